@@ -1,0 +1,240 @@
+"""The parts of the U: convolution blocks, the stages of the encoder and the decoder, and what joins them."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unet_diffusion.attention import SelfAttention
+
+MAX_GROUPS = 32  # of GroupNorm (Wu & He 2018)
+CONVOLUTIONS_PER_BLOCK = 2
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What all blocks of a network share; the fields are the config keys of `UNet`, which documents them."""
+
+    block: str
+    norm: str
+    activation: str
+    padding: str
+    head_channels: int
+    embed_dim: int | None  # size of the condition embedding; None: the blocks know no timestep
+
+    @property
+    def border(self) -> int:
+        """Pixels that each side of a map loses in one 3x3 convolution."""
+        return 1 if self.padding == "valid" else 0
+
+    def conv(self, in_channels: int, out_channels: int) -> nn.Conv2d:
+        """A 3x3 convolution of stride 1."""
+        return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1 - self.border)
+
+    def make_norm(self, channels: int) -> nn.Module:
+        """The normalisation over a map of `channels` channels."""
+        if self.norm == "group":
+            return nn.GroupNorm(group_count(channels), channels)
+        return nn.BatchNorm2d(channels) if self.norm == "batch" else nn.Identity()
+
+    def make_activation(self) -> nn.Module:
+        """The elementwise nonlinearity."""
+        return nn.ReLU() if self.activation == "relu" else nn.SiLU()
+
+
+def group_count(channels: int) -> int:
+    """The largest number of groups up to 32 that divides `channels` and leaves at least two channels a group.
+
+    Two, because a group of one channel has a single value at 1x1 pixel, which cannot be normalised.
+    """
+    return max(groups for groups in range(1, MAX_GROUPS + 1) if channels % groups == 0 and 2 * groups <= channels)
+
+
+def fit(x: Tensor, like: Tensor) -> Tensor:
+    """Crops or zero-pads `x` (..., h, w) around its centre to the height and width of `like` (..., H, W).
+
+    One unconditional pad with negative amounts, since a branch on the size would recompile at every parity. Of an odd
+    difference the larger part is at the far end, where pooling rounded.
+    """
+    height, width = like.shape[-2] - x.shape[-2], like.shape[-1] - x.shape[-1]
+    top, left = -(-height // 2), -(-width // 2)
+    return F.pad(x, (left, width - left, top, height - top))
+
+
+class ScaleShift(nn.Module):
+    """Multiplies and shifts each channel by what the condition says (AdaGN, Dhariwal & Nichol 2021)."""
+
+    def __init__(self, channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embed_dim, 2 * channels)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map (B, C, H, W) and embedding (B, E) to a map of the same shape."""
+        scale, shift = self.linear(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
+        return torch.addcmul(shift, x, 1 + scale)
+
+
+class PlainBlock(nn.Module):
+    """Convolution, activation, convolution, activation (Ronneberger et al. 2015, figure 1, blue arrows).
+
+    A timestep, which that network did not have, scales and shifts the map between the two.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, style: BlockStyle) -> None:
+        super().__init__()
+        self.conv1 = style.conv(in_channels, out_channels)
+        self.norm1 = style.make_norm(out_channels)
+        self.scale_shift = None if style.embed_dim is None else ScaleShift(out_channels, style.embed_dim)
+        self.conv2 = style.conv(out_channels, out_channels)
+        self.norm2 = style.make_norm(out_channels)
+        self.activation = style.make_activation()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H, W), or 4 pixels a side smaller without padding."""
+        x = self.activation(self.norm1(self.conv1(x)))
+        if self.scale_shift is not None:
+            x = self.scale_shift(x, embedding)
+        return self.dropout(self.activation(self.norm2(self.conv2(x))))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut, with the timestep between them (Dhariwal & Nichol 2021, section 3).
+
+    The second convolution starts at zero, so that an untrained block passes its input on.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, style: BlockStyle) -> None:
+        super().__init__()
+        self.norm1 = style.make_norm(in_channels)
+        self.conv1 = style.conv(in_channels, out_channels)
+        self.norm2 = style.make_norm(out_channels)
+        self.scale_shift = None if style.embed_dim is None else ScaleShift(out_channels, style.embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = style.conv(out_channels, out_channels)
+        self.activation = style.make_activation()
+        widen = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        crop = nn.ZeroPad2d(-CONVOLUTIONS_PER_BLOCK * style.border) if style.border else nn.Identity()
+        self.shortcut = nn.Sequential(crop, widen)
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H, W), or 4 pixels a side smaller without padding."""
+        h = self.norm2(self.conv1(self.activation(self.norm1(x))))
+        if self.scale_shift is not None:
+            h = self.scale_shift(h, embedding)
+        return self.shortcut(x) + self.conv2(self.dropout(self.activation(h)))
+
+
+BLOCKS: dict[str, type[PlainBlock] | type[ResidualBlock]] = {"plain": PlainBlock, "residual": ResidualBlock}
+
+
+class Blocks(nn.Module):
+    """The blocks of one resolution, each followed by self-attention where the config asks for it.
+
+    Args:
+        in_channels: channels of the map that comes in.
+        out_channels: channels of the map that goes out.
+        count: number of blocks.
+        attention: whether self-attention follows each block.
+        dropout: share of values dropped in training.
+        style: what all blocks of the network share.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        count: int,
+        attention: bool,
+        dropout: float,
+        style: BlockStyle,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * count
+        self.blocks = nn.ModuleList(BLOCKS[style.block](i, o, dropout, style) for i, o in zip(widths, widths[1:]))
+        self.attentions = nn.ModuleList(
+            SelfAttention(out_channels, style.head_channels, style.make_norm(out_channels))
+            if attention
+            else nn.Identity()
+            for _ in range(count)
+        )
+        self.gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing sets it
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """Map (B, C_in, H, W) and embedding (B, E) to a map (B, C_out, H, W)."""
+        for block, attention in zip(self.blocks, self.attentions):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x, embedding)
+                x = self._gradient_checkpointing_func(attention, x)
+            else:
+                x = attention(block(x, embedding))
+        return x
+
+
+class Downsample(nn.Sequential):
+    """Halves height and width: 2x2 max pooling (2015) or a strided convolution.
+
+    Sizes round up in a padded network, so that no row is lost, and down in an unpadded one.
+    """
+
+    def __init__(self, kind: str, channels: int, style: BlockStyle) -> None:
+        padded = style.border == 0
+        if kind == "max_pool":
+            layer: nn.Module = nn.MaxPool2d(kernel_size=2, ceil_mode=padded)
+        elif padded:
+            layer = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+        else:
+            layer = nn.Conv2d(channels, channels, kernel_size=2, stride=2)
+        super().__init__(layer)
+
+
+class Upsample(nn.Sequential):
+    """Doubles height and width by the up-convolution of 2015, in either of its two readings.
+
+    "transposed": a transposed 2x2 convolution of stride 2, as in the authors' network. "nearest": every value
+    quadrupled, then a 2x2 convolution (padded by one zero row and column at the far end to keep the size).
+    """
+
+    def __init__(self, kind: str, in_channels: int, out_channels: int) -> None:
+        if kind == "transposed":
+            super().__init__(nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2))
+        else:
+            super().__init__(
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.ZeroPad2d((0, 1, 0, 1)),
+                nn.Conv2d(in_channels, out_channels, kernel_size=2),
+            )
+
+
+class EncoderStage(nn.Module):
+    """One resolution of the contracting path: blocks, then downsampling."""
+
+    def __init__(self, blocks: Blocks, downsample: Downsample) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.downsample = downsample
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Map (B, C_in, H, W) to the downsampled map (B, C, H / 2, W / 2) and the skip connection (B, C, H, W)."""
+        skip = self.blocks(x, embedding)
+        return self.downsample(skip), skip
+
+
+class DecoderStage(nn.Module):
+    """One resolution of the expanding path: upsampling, concatenation with the skip connection, blocks."""
+
+    def __init__(self, upsample: Upsample, blocks: Blocks, crop_skip: bool) -> None:
+        super().__init__()
+        self.upsample = upsample
+        self.blocks = blocks
+        self.crop_skip = crop_skip  # unpadded convolutions made the map smaller than the skip
+
+    def forward(self, x: Tensor, skip: Tensor, embedding: Tensor | None) -> Tensor:
+        """Map (B, C_in, H / 2, W / 2) and skip connection (B, C, H, W) to a map (B, C, H, W)."""
+        x = self.upsample(x)
+        if self.crop_skip:
+            skip = fit(skip, x)
+        else:
+            x = fit(x, skip)  # one row or column less where downsampling rounded up
+        return self.blocks(torch.cat([skip, x], dim=1), embedding)

@@ -1,0 +1,127 @@
+"""What the config of a `UNet` may say: its checks, its presets and the sizes that follow from it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from typing import Any
+
+from unet_diffusion.blocks import CONVOLUTIONS_PER_BLOCK
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "block": ("residual", "plain"),
+    "norm": ("group", "batch", "none"),
+    "activation": ("silu", "relu"),
+    "padding": ("same", "valid"),
+    "downsample": ("max_pool", "conv"),
+    "upsample": ("transposed", "nearest"),
+    "time_embedding": ("sinusoidal", "fourier", None),
+}
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether `value` is an integer (not a bool) of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is an int or a float (not a bool)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names the value, the rule and the fix for the first value that cannot be built."""
+
+    def require(valid: bool, key: str, rule: str) -> None:
+        if not valid:
+            raise ValueError(f"{key} is {config[key]!r}, but {rule}.")
+
+    for key, choices in CHOICES.items():
+        require(config[key] in choices, key, "must be one of " + ", ".join(map(repr, choices)))
+
+    for key in ("in_channels", "blocks_per_stage", "head_channels"):
+        require(is_count(config[key]), key, "must be an integer of at least 1")
+    for key in ("out_channels", "num_class_embeds"):
+        require(config[key] is None or is_count(config[key]), key, "must be an integer of at least 1, or None")
+    for key in ("dropout", "label_dropout"):
+        require(is_number(config[key]) and 0 <= config[key] < 1, key, "must be a share from 0 up to, not including, 1")
+
+    size = config["sample_size"]
+    sides = size if isinstance(size, (tuple, list)) else (size, size)
+    require(len(sides) == 2 and all(map(is_count, sides)), "sample_size", "must be a side or (height, width) in pixels")
+
+    channels = config["channels"]
+    require(
+        isinstance(channels, (tuple, list)) and len(channels) >= 2 and all(is_count(width, 2) for width in channels),
+        "channels",
+        "must be two or more widths of at least 2, one per resolution, such as (64, 128, 256)",
+    )
+    attention = config["attention"]
+    require(
+        attention is None or (len(attention) == len(channels) and all(isinstance(a, bool) for a in attention)),
+        "attention",
+        f"must be one bool per resolution, {len(channels)} as channels has, or None for the bridge only",
+    )
+    attends = attention or [*[False] * (len(channels) - 1), True]
+    for width in (width for width, attend in zip(channels, attends) if attend):
+        require(
+            width % config["head_channels"] == 0,
+            "head_channels",
+            f"must divide the width {width} of a resolution with attention; change it, channels or attention",
+        )
+
+    classes = config["num_classes"]
+    require(classes is None or is_count(classes, 2), "num_classes", "must be at least 2, background included, or None")
+    if config["out_channels"] is None:
+        require(classes is not None, "num_classes", "a network without a noise head (out_channels=None) needs it")
+    if config["time_embedding"] is None:
+        rule = "needs a timestep embedding; set time_embedding='sinusoidal', or leave it out"
+        require(config["num_class_embeds"] is None, "num_class_embeds", rule)
+        require(config["segmentation_timestep"] == 0, "segmentation_timestep", rule)
+    if config["num_class_embeds"] is None:
+        require(config["label_dropout"] == 0, "label_dropout", "needs num_class_embeds; set it, or leave this at 0")
+    timestep = config["segmentation_timestep"]
+    require(is_number(timestep) and timestep >= 0, "segmentation_timestep", "must be a number of at least 0")
+
+
+def load_preset(name: str, keys: Iterable[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The config values of a preset with some replaced.
+
+    Args:
+        name: a file name in `unet_diffusion/presets` without its suffix.
+        keys: the config keys that exist.
+        overrides: values that replace the preset's.
+
+    Raises:
+        ValueError: an unknown preset or an unknown key, with those that exist.
+    """
+    presets = {path.name.removesuffix(".json"): path for path in files("unet_diffusion").joinpath("presets").iterdir()}
+    if name not in presets:
+        raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(sorted(presets))}.")
+    known = sorted(set(keys) - {"self"})
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"there is no config value {key!r}; choose from {', '.join(known)}.")
+    return {**json.loads(presets[name].read_text(encoding="utf-8")), **overrides}
+
+
+def output_side(config: Mapping[str, Any], side: int) -> int:
+    """Pixels a side of the output for `side` pixels of input; 0 where a map on the way would vanish."""
+    if config["padding"] == "same":
+        return side
+    stage_loss = 2 * CONVOLUTIONS_PER_BLOCK * config["blocks_per_stage"]
+    depth = len(config["channels"]) - 1
+    side -= 2 if config["block"] == "residual" else 0  # the stem
+    for _ in range(depth):
+        side = max(side - stage_loss, 0) // 2
+    side -= stage_loss
+    for _ in range(depth):
+        side = 2 * max(side, 0) - stage_loss
+    return max(side, 0)
+
+
+def smallest_side(config: Mapping[str, Any]) -> int:
+    """The smallest height and width, in pixels, that the network takes."""
+    side = 1
+    while output_side(config, side) == 0:
+        side += 1
+    return side

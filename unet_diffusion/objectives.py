@@ -1,0 +1,85 @@
+"""What a noise predictor minimises: the target, its weight and the loss.
+
+The forward process is q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Ho et al. 2020, eq. 4), with abar_t the
+`alphas_cumprod` of a diffusers scheduler. The signal-to-noise ratio is abar_t / (1 - abar_t).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def signal_to_noise(scheduler: Any, timesteps: Tensor) -> Tensor:
+    """The signal-to-noise ratio at `timesteps` (B,), float32 (B,)."""
+    abar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
+    return abar / (1 - abar)
+
+
+def prediction_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the network should return, (B, C, H, W): the noise, the velocity (Salimans & Ho 2022) or the clean picture.
+
+    Raises:
+        ValueError: a prediction type that is none of the three.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(clean, noise, timesteps)
+    if kind == "sample":
+        return clean
+    raise ValueError(f"prediction_type is {kind!r}, but must be one of {', '.join(PREDICTION_TYPES)}.")
+
+
+def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """Min-SNR-gamma (Hang et al. 2023, section 3.4): every type is weighted as min(snr, gamma) in clean-picture space.
+
+    An error in the noise is snr times that error in the clean picture, one in the velocity snr + 1 times; hence the
+    three divisors. At snr 0 (zero terminal SNR) the noise weight takes its limit, 1.
+    """
+    capped = snr.clamp(max=gamma)
+    if prediction_type == "sample":
+        return capped
+    if prediction_type == "v_prediction":
+        return capped / (snr + 1)
+    return torch.where(snr > 0, capped / snr.clamp(min=torch.finfo(snr.dtype).tiny), torch.ones_like(snr))
+
+
+def noise_prediction_loss(
+    unet: nn.Module,
+    scheduler: Any,
+    clean: Tensor,
+    noise: Tensor | None = None,
+    timesteps: Tensor | None = None,
+    class_labels: Tensor | None = None,
+    min_snr_gamma: float | None = None,
+) -> Tensor:
+    """L_simple of DDPM (Ho et al. 2020, eq. 14), for any of the three targets, optionally weighted.
+
+    Args:
+        unet: called as `unet(noisy, timesteps, class_labels, head="noise").sample`.
+        scheduler: a diffusers `DDPMScheduler`.
+        clean: pictures in [-1, 1], (B, C, H, W).
+        noise: standard normal, (B, C, H, W); None draws it.
+        timesteps: int64 (B,), from 0 to `num_train_timesteps - 1`; None draws them uniformly.
+        class_labels: class indices (B,), or None.
+        min_snr_gamma: the gamma of min-SNR weighting; None weighs all timesteps alike.
+
+    Returns:
+        The mean over batch and pixels, a float32 scalar. An untrained network has 1 for the noise.
+    """
+    clean = clean.float()  # noise is added in float32, whatever precision the network runs in
+    noise = torch.randn_like(clean) if noise is None else noise.float()
+    if timesteps is None:
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, clean.shape[:1], device=clean.device)
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    predicted = unet(noisy, timesteps, class_labels, head="noise").sample
+    target = prediction_target(scheduler, clean, noise, timesteps)
+    loss = (predicted.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
+    if min_snr_gamma is not None:
+        snr = signal_to_noise(scheduler, timesteps)
+        loss = loss * min_snr_weight(snr, min_snr_gamma, scheduler.config.prediction_type)
+    return loss.mean()

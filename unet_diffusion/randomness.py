@@ -1,0 +1,26 @@
+"""Randomness that is keyed, not stored: every draw follows from a seed and the place where it is used.
+
+Noise, timesteps, augmentation and the order of the pictures come from generators keyed by (seed, purpose, step or
+epoch, index). A run that is resumed, or spread over another number of processes or workers, therefore draws the same
+numbers without saving any random state.
+"""
+
+import hashlib
+
+import torch
+
+
+def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
+    """A CPU generator that depends on `seed` and `key` alone.
+
+    Args:
+        seed: the run's seed.
+        key: what the numbers are for, such as `("noise", step, index)`.
+    """
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # 63 bits: manual_seed takes an int64
+
+
+def keyed_permutation(length: int, seed: int, *key: int | str) -> torch.Tensor:
+    """A permutation of `range(length)`, int64 (length,), that depends on `seed` and `key` alone."""
+    return torch.randperm(length, generator=keyed_generator(seed, *key))

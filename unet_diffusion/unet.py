@@ -1,0 +1,339 @@
+"""The U-Net: one trunk with a noise head and a segmentation head.
+
+The path of this module, `unet_diffusion.unet`, is written into every saved pipeline; do not move the class.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from unet_diffusion.attention import SelfAttention
+from unet_diffusion.blocks import (
+    Blocks,
+    BlockStyle,
+    DecoderStage,
+    Downsample,
+    EncoderStage,
+    ResidualBlock,
+    Upsample,
+)
+from unet_diffusion.config import check_config, load_preset, output_side, smallest_side
+from unet_diffusion.embeddings import ConditionEmbedding
+
+CACHE_LINE = 64  # bytes
+HEADS = ("noise", "segmentation", "both", "features")
+
+
+@dataclass
+class UNetOutput(BaseOutput):
+    """What `UNet` returns; a field that was not asked for is None.
+
+    Attributes:
+        sample: the noise head's prediction, (B, out_channels, H, W).
+        logits: the segmentation head's scores before softmax, (B, num_classes, H, W).
+        features: one map per decoder stage, finest last; `UNet.feature_info` tells channels and stride.
+    """
+
+    sample: Tensor | None = None
+    logits: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None
+
+
+class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # upstream bases disagree
+    """The U-Net of Ronneberger, Fischer and Brox (2015), also as a noise predictor (Ho et al. 2020).
+
+    The defaults give a padded residual network that predicts noise; `from_preset("ronneberger-2015")` is the network of
+    the paper. Padded networks take every height and width from 1 pixel up.
+
+    Args:
+        sample_size: height and width of the pictures to generate, in pixels.
+        in_channels: channels of the picture that comes in.
+        out_channels: channels that the noise head predicts; None: no noise head.
+        channels: width of each resolution, finest first; N entries make N - 1 downsamplings, the last is the bridge's.
+        blocks_per_stage: convolution blocks per resolution, in encoder, bridge and decoder alike.
+        attention: whether self-attention follows the blocks of each resolution, one bool per entry of `channels`;
+            None: in the bridge only.
+        head_channels: channels per attention head.
+        block: "residual" (pre-activation with a shortcut) or "plain" (2015: convolution, activation, twice).
+        norm: "group" (at least two channels per group, at most 32 groups), "batch" or "none".
+        activation: "silu" or "relu".
+        padding: "same" keeps the size; "valid" is the unpadded network of 2015, whose output is smaller.
+        downsample: "max_pool" (2x2) or "conv" (strided).
+        upsample: "transposed" (2x2, stride 2) or "nearest" (every value quadrupled, then a 2x2 convolution).
+        dropout: share of values dropped in training; inside every residual block, or, in plain networks, at the end of
+            the contracting path (last encoder stage and bridge), as in 2015.
+        time_embedding: "sinusoidal" for timesteps, "fourier" for continuous noise levels, None for neither.
+        num_class_embeds: number of classes that generation can be conditioned on, or None.
+        label_dropout: probability that training replaces a class by the null class; above 0, `class_labels` may be left
+            out and guidance works.
+        num_classes: number of classes of the segmentation head, background included; None: no such head yet.
+        segmentation_timestep: the timestep (or noise level) that segmentation runs at.
+
+    Raises:
+        ValueError: a value that is not among those above, named with the rule and the fix.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["EncoderStage", "DecoderStage", "Blocks"]
+    _repeated_blocks = ["ResidualBlock", "PlainBlock"]
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 64,
+        in_channels: int = 3,
+        out_channels: int | None = 3,
+        channels: tuple[int, ...] = (64, 128, 256, 512),
+        blocks_per_stage: int = 1,
+        attention: tuple[bool, ...] | None = None,
+        head_channels: int = 32,
+        block: str = "residual",
+        norm: str = "group",
+        activation: str = "silu",
+        padding: str = "same",
+        downsample: str = "max_pool",
+        upsample: str = "transposed",
+        dropout: float = 0.0,
+        time_embedding: str | None = "sinusoidal",
+        num_class_embeds: int | None = None,
+        label_dropout: float = 0.0,
+        num_classes: int | None = None,
+        segmentation_timestep: float = 0,
+    ) -> None:
+        super().__init__()
+        check_config(self.config)
+        residual = block == "residual"
+        embed_dim = None if time_embedding is None else 4 * channels[0]
+        style = BlockStyle(block, norm, activation, padding, head_channels, embed_dim)
+
+        *finer, deepest = channels
+        *attend, attend_deepest = attention or [False] * len(finer) + [True]
+        inner_dropout = dropout if residual else 0.0
+        dropouts = [inner_dropout] * (len(finer) - 1) + [dropout]  # the contracting path ends with the last of finer
+
+        self.stem = style.conv(in_channels, channels[0]) if residual else nn.Identity()
+        width = channels[0] if residual else in_channels  # in 2015 the first block sees the picture itself
+        self.time_embed = (
+            None if time_embedding is None else ConditionEmbedding(time_embedding, embed_dim, num_class_embeds)
+        )
+
+        self.encoder = nn.ModuleList()
+        for wider, attends, drop in zip(finer, attend, dropouts):
+            blocks = Blocks(width, wider, blocks_per_stage, attends, drop, style)
+            self.encoder.append(EncoderStage(blocks, Downsample(downsample, wider, style)))
+            width = wider
+
+        self.bridge = Blocks(width, deepest, blocks_per_stage, attend_deepest, dropout, style)
+        width = deepest
+
+        self.decoder = nn.ModuleList()
+        for narrower, attends in zip(reversed(finer), reversed(attend)):
+            blocks = Blocks(2 * narrower, narrower, blocks_per_stage, attends, inner_dropout, style)
+            self.decoder.append(DecoderStage(Upsample(upsample, width, narrower), blocks, padding == "valid"))
+            width = narrower
+
+        self.norm_out = style.make_norm(width) if residual else nn.Identity()
+        self.activation_out = style.make_activation() if residual else nn.Identity()
+        self.noise_head = None if out_channels is None else nn.Conv2d(width, out_channels, kernel_size=1)
+        self.segmentation_head = None if num_classes is None else nn.Conv2d(width, num_classes, kernel_size=1)
+        self.active_head = "segmentation" if out_channels is None else "noise"  # state of this object, never saved
+        self.smallest_side = smallest_side(self.config)
+        self._initialise()
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int | None = None,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+        *,
+        head: str | None = None,
+    ) -> UNetOutput | tuple[Any, ...]:
+        """Runs the trunk and one head, or both.
+
+        Args:
+            sample: pictures in [-1, 1] or their noisy versions, (B, in_channels, H, W).
+            timestep: a number or a tensor of shape (), (1,) or (B,), integer or not; None means
+                `config.segmentation_timestep` and is allowed where no noise is predicted.
+            class_labels: class indices, int64 (B,); None means the null class.
+            return_dict: whether to return a `UNetOutput` rather than a tuple of its fields that are not None.
+            head: "noise", "segmentation", "both" or "features"; None: the active head.
+
+        Raises:
+            ValueError: a head that the network lacks, a size or channel count that it cannot take, a missing timestep,
+                or class labels where there are no classes.
+        """
+        head = head or self.active_head
+        self._check_input(sample, timestep, class_labels, head)
+        embedding = self._embed(timestep, class_labels, sample)  # (B, 4 * C0)
+        x = self.stem(sample)  # (B, C0, H, W)
+
+        skips = []
+        for stage in self.encoder:  # stage s works at (B, C[s], H / 2**s, W / 2**s), rounded up
+            x, skip = stage(x, embedding)
+            skips.append(skip)
+
+        x = self.bridge(x, embedding)  # (B, C[-1], H / 2**S, W / 2**S)
+
+        features = []
+        for stage in self.decoder:
+            x = stage(x, skips.pop(), embedding)
+            features.append(x)
+
+        x = self.activation_out(self.norm_out(x))  # (B, C0, H, W)
+        output = UNetOutput(
+            sample=self.noise_head(x) if head in ("noise", "both") else None,
+            logits=self.segmentation_head(x) if head in ("segmentation", "both") else None,
+            features=tuple(features) if head == "features" else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def to_segmentation(self, num_classes: int | None = None, replace: bool = False) -> "UNet":
+        """Makes the segmentation head the active one, adding it where there is none; returns the network.
+
+        Call it before the optimizer, the moving average and `Accelerator.prepare` see the parameters.
+
+        Args:
+            num_classes: classes of the head, background included; None keeps the head that is there.
+            replace: whether a head with another number of classes is thrown away for a new one.
+
+        Raises:
+            ValueError: there is no head and no `num_classes`, or the head has another number of classes.
+        """
+        present = self.config.num_classes
+        wanted = present if num_classes is None else num_classes
+        if wanted is None:
+            raise ValueError("the network has no segmentation head yet; say how many classes: to_segmentation(K).")
+        if present not in (None, wanted) and not replace:
+            raise ValueError(
+                f"num_classes is {wanted}, but the segmentation head has {present} classes; "
+                f"call to_segmentation({wanted}, replace=True) to start a new head."
+            )
+        if wanted != present:
+            check_config({**self.config, "num_classes": wanted})
+            self.register_to_config(num_classes=wanted)
+            head = nn.Conv2d(self.channels_out, wanted, kernel_size=1)
+            parameter = next(self.parameters())
+            self.segmentation_head = head.to(parameter.device, parameter.dtype).train(self.training)
+        self.active_head = "segmentation"
+        return self
+
+    def to_diffusion(self) -> "UNet":
+        """Makes the noise head the active one again; returns the network.
+
+        Raises:
+            ValueError: the network was built without a noise head.
+        """
+        if self.noise_head is None:
+            raise ValueError("the network has no noise head (out_channels is None), so it cannot predict noise.")
+        self.active_head = "noise"
+        return self
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "UNet":
+        """Builds an untrained network from one of the configs that come with the package.
+
+        Args:
+            name: such as "ronneberger-2015" or "small-32".
+            overrides: config values that differ from the preset's.
+
+        Raises:
+            ValueError: there is no preset or no config value of that name.
+        """
+        return cls(**load_preset(name, cls._get_init_keys(cls), overrides))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads a network as `ModelMixin.from_pretrained` does, and computes bit for bit what the saved one computed.
+
+        Weights that are mapped from a file lie at any address, and the kernels round differently off a cache line; so
+        those are copied to memory of their own.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        unet = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+        for tensor in (*unet.parameters(), *unet.buffers()):
+            if tensor.device.type == "cpu" and tensor.data_ptr() % CACHE_LINE:
+                tensor.data = tensor.data.clone()
+        return loaded
+
+    @property
+    def channels_out(self) -> int:
+        """Channels of the map that both heads read."""
+        return int(self.config.channels[0])
+
+    @property
+    def feature_info(self) -> list[dict[str, int]]:
+        """Channels and stride (input pixels per feature pixel) of each map in `UNetOutput.features`."""
+        finer = list(self.config.channels[:-1])
+        return [{"channels": width, "stride": 2**level} for level, width in reversed(list(enumerate(finer)))]
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what the heads return for a picture of the given height and width."""
+        return output_side(self.config, height), output_side(self.config, width)
+
+    def _embed(self, timestep: Tensor | float | int | None, class_labels: Tensor | None, sample: Tensor) -> Any:
+        if self.time_embed is None:
+            return None
+        if timestep is None:
+            timestep = self.config.segmentation_timestep
+        batch = sample.shape[0]
+        timesteps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1).expand(batch)
+        if self.config.num_class_embeds is not None and class_labels is None:
+            class_labels = torch.full((batch,), self.config.num_class_embeds, device=sample.device)  # the null class
+        return self.time_embed(timesteps, class_labels, sample.dtype)
+
+    def _check_input(self, sample: Tensor, timestep: Any, class_labels: Tensor | None, head: str) -> None:
+        config = self.config
+        if head not in HEADS:
+            raise ValueError(f"head is {head!r}, but must be one of {', '.join(HEADS)}.")
+        if head in ("noise", "both") and self.noise_head is None:
+            raise ValueError(f"head is {head!r}, but the network has no noise head: out_channels is None.")
+        if head in ("segmentation", "both") and self.segmentation_head is None:
+            raise ValueError(f"head is {head!r}, but there is no segmentation head; call to_segmentation(K) first.")
+        if timestep is None and head in ("noise", "both"):
+            raise ValueError(f"head is {head!r}, but no timestep was given; noise is predicted at a timestep.")
+        if timestep is not None and self.time_embed is None:
+            raise ValueError("a timestep was given, but the network knows none (time_embedding is None); leave it out.")
+        if class_labels is not None and config.num_class_embeds is None:
+            raise ValueError("class_labels were given, but the network has no classes: num_class_embeds is None.")
+        if class_labels is None and config.num_class_embeds is not None and config.label_dropout == 0:
+            raise ValueError(
+                "class_labels are missing and the null class was not trained (label_dropout is 0); pass class_labels, "
+                "or train with label_dropout > 0."
+            )
+        if sample.ndim != 4 or sample.shape[1] != config.in_channels:
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}, but must be (batch, {config.in_channels}, height, width)."
+            )
+        if config.padding == "valid" and min(sample.shape[2:]) < self.smallest_side:
+            raise ValueError(
+                f"sample is {sample.shape[2]}x{sample.shape[3]}, but unpadded convolutions over "
+                f"{len(config.channels) - 1} downsamplings need at least {self.smallest_side} pixels a side; "
+                "pad it, or set padding='same'."
+            )
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Plain networks as in 2015, section 3: deviation sqrt(2 / fan-in). Residual branches start at zero."""
+        for module in self.modules():
+            if self.config.block == "plain" and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                taps = 1 if isinstance(module, nn.ConvTranspose2d) else module.kernel_size[0] * module.kernel_size[1]
+                nn.init.normal_(module.weight, std=(2 / (module.in_channels * taps)) ** 0.5)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+            elif isinstance(module, SelfAttention):
+                nn.init.zeros_(module.to_out[0].weight)
+                nn.init.zeros_(module.to_out[0].bias)
+        if self.noise_head is not None:  # an untrained network predicts zero
+            nn.init.zeros_(self.noise_head.weight)
+            nn.init.zeros_(self.noise_head.bias)
