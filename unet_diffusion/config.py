@@ -83,25 +83,24 @@ def check_config(config: Mapping[str, Any]) -> None:
     require(is_number(timestep) and timestep >= 0, "segmentation_timestep", "must be a number of at least 0")
 
 
-def load_preset(name: str, keys: Iterable[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The config values of a preset with some replaced.
-
-    Args:
-        name: a file name in `unet_diffusion/presets` without its suffix.
-        keys: the config keys that exist.
-        overrides: values that replace the preset's.
+def load_preset(name: str) -> dict[str, Any]:
+    """The config values of a preset: a JSON file in `unet_diffusion/presets`.
 
     Raises:
-        ValueError: an unknown preset or an unknown key, with those that exist.
+        ValueError: an unknown preset, with those that exist.
     """
     presets = {path.name.removesuffix(".json"): path for path in files("unet_diffusion").joinpath("presets").iterdir()}
     if name not in presets:
         raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(sorted(presets))}.")
-    known = sorted(set(keys) - {"self"})
-    for key in overrides:
+    return json.loads(presets[name].read_text(encoding="utf-8"))
+
+
+def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a ValueError for the first key that is no config value."""
+    known = sorted(known)
+    for key in keys:
         if key not in known:
             raise ValueError(f"there is no config value {key!r}; choose from {', '.join(known)}.")
-    return {**json.loads(presets[name].read_text(encoding="utf-8")), **overrides}
 
 
 def output_side(config: Mapping[str, Any], side: int) -> int:

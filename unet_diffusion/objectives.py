@@ -4,12 +4,12 @@ The forward process is q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Ho et
 `alphas_cumprod` of a diffusers scheduler. The signal-to-noise ratio is abar_t / (1 - abar_t).
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
 def signal_to_noise(scheduler: Any, timesteps: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def prediction_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: T
         return scheduler.get_velocity(clean, noise, timesteps)
     if kind == "sample":
         return clean
-    raise ValueError(f"prediction_type is {kind!r}, but must be one of {', '.join(PREDICTION_TYPES)}.")
+    raise ValueError(f"prediction_type is {kind!r}, but must be one of {', '.join(get_args(PredictionType))}.")
 
 
 def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:

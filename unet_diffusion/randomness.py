@@ -10,6 +10,12 @@ import hashlib
 import torch
 
 
+def keyed_seed(seed: int, *key: int | str) -> int:
+    """A seed from 0 to 2**63 - 1 that depends on `seed` and `key` alone."""
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # 63 bits, since torch takes an int64
+
+
 def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
     """A CPU generator that depends on `seed` and `key` alone.
 
@@ -17,8 +23,7 @@ def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
         seed: the run's seed.
         key: what the numbers are for, such as `("noise", step, index)`.
     """
-    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # 63 bits: manual_seed takes an int64
+    return torch.Generator().manual_seed(keyed_seed(seed, *key))
 
 
 def keyed_permutation(length: int, seed: int, *key: int | str) -> torch.Tensor:

@@ -24,7 +24,7 @@ from unet_diffusion.blocks import (
     ResidualBlock,
     Upsample,
 )
-from unet_diffusion.config import check_config, load_preset, output_side, smallest_side
+from unet_diffusion.config import check_config, check_keys, load_preset, output_side, smallest_side
 from unet_diffusion.embeddings import ConditionEmbedding
 
 CACHE_LINE = 64  # bytes
@@ -248,7 +248,9 @@ class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: 
         Raises:
             ValueError: there is no preset or no config value of that name.
         """
-        return cls(**load_preset(name, cls._get_init_keys(cls), overrides))
+        values = {**load_preset(name), **overrides}
+        check_keys(values, cls._get_init_keys(cls) - {"self"})
+        return cls(**values)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Train a DDPM; the same as `unet-diffusion train-ddpm`."""
+
+from unet_diffusion.cli import run
+
+if __name__ == "__main__":
+    run("train-ddpm")

@@ -1,0 +1,134 @@
+import json
+import logging
+import pickle
+
+import pytest
+import torch
+
+from unet_diffusion.checkpoints import (
+    Checkpoint,
+    DamagedCheckpoint,
+    load_latest,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    saved_checkpoints,
+)
+
+
+def checkpoint(step: int) -> Checkpoint:
+    tensors = {"model": {"weight": torch.full((3, 2), float(step))}, "ema": {"weight": torch.randn(2)}}
+    return Checkpoint(step=step, tensors=tensors, state={"loss_sum": 0.1, "scaler": None})
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
+    saved = checkpoint(7)
+    save_checkpoint(tmp_path, saved, keep=2)
+    loaded = load_latest(tmp_path)
+    assert loaded.step == 7 and loaded.state["loss_sum"] == 0.1
+    for part, tensors in saved.tensors.items():
+        for name, value in tensors.items():
+            assert torch.equal(loaded.tensors[part][name], value)
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 10, 9):
+        save_checkpoint(tmp_path, checkpoint(step), keep=2)
+    assert [path.name for path in saved_checkpoints(tmp_path)] == ["step-00000009", "step-00000010"]
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "empty_json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, harm, caplog):
+    save_checkpoint(tmp_path, checkpoint(1), keep=2)
+    path = save_checkpoint(tmp_path, checkpoint(2), keep=2)
+    file = path / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    if harm == "flip":
+        data[-1] ^= 1
+        file.write_bytes(data)
+    elif harm == "truncate":
+        file.write_bytes(data[:-5])
+    elif harm == "remove":
+        file.unlink()
+    else:
+        (path / "checksums.json").write_text("")
+    with caplog.at_level(logging.WARNING):
+        assert load_latest(tmp_path).step == 1
+    assert "step-00000002 is damaged" in caplog.text
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(1), keep=2)
+    (path / "state.json").write_text("{}")
+    with pytest.raises(DamagedCheckpoint, match="all 1 checkpoints"):
+        load_latest(tmp_path)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert load_latest(tmp_path / "absent") is None
+
+
+def test_a_later_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("unet_diffusion.checkpoints.FORMAT", 2)
+    save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="format 2, but this version reads format 1"):
+        load_latest(tmp_path)
+
+
+def test_a_failed_write_leaves_earlier_checkpoints_and_no_rest(tmp_path):
+    save_checkpoint(tmp_path, checkpoint(1), keep=2)
+    broken = checkpoint(2)
+    broken.tensors["optimizer"] = {"shared": torch.zeros(3).expand(2, 3), "bad/../name": torch.zeros(1)}
+    (tmp_path / "blocked").write_text("")
+    with pytest.raises(OSError, match="checkpoint of step 2 could not be written"):
+        save_checkpoint(tmp_path / "blocked", broken, keep=2)  # a file where the folder should be
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step-00000001"]
+
+
+def test_a_pickle_in_place_of_weights_is_not_executed(tmp_path):
+    """A crafted file with right checksums is refused by the reader; the payload does not run."""
+
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    (path / "model.safetensors").write_bytes(pickle.dumps(Payload()))
+    checksums = json.loads((path / "checksums.json").read_text())
+    from unet_diffusion.checkpoints import sha256
+
+    checksums["model.safetensors"] = sha256(path / "model.safetensors")
+    (path / "checksums.json").write_text(json.dumps(checksums))
+    with pytest.raises(DamagedCheckpoint):
+        load_latest(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_goes_on_bit_for_bit(fused):
+    def trained(steps: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(steps):
+            model(torch.full((1, 4), float(step))).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def new():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 4)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+
+    def names(model: torch.nn.Module) -> dict:
+        return {parameter: name for name, parameter in model.named_parameters()}
+
+    model, optimizer = new()
+    trained(3, model, optimizer)
+    tensors = {key: value.clone() for key, value in optimizer_tensors(optimizer, names(model)).items()}
+    other, other_optimizer = new()
+    other.load_state_dict(model.state_dict())
+    restore_optimizer(other_optimizer, names(other), tensors)
+    for each in ((model, optimizer), (other, other_optimizer)):
+        trained(3, *each)
+    assert torch.equal(model.weight, other.weight)
+    with pytest.raises(ValueError, match="which the network lacks"):
+        restore_optimizer(other_optimizer, names(other), {"missing/exp_avg": torch.zeros(1)})

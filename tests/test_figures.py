@@ -1,0 +1,42 @@
+import numpy as np
+from PIL import Image
+
+from unet_diffusion.figures import array_pictures, colour, grid, mask_picture, overlay, save_curves, viewable
+
+
+def test_a_grid_has_the_pictures_where_they_belong():
+    pictures = [Image.new("L", (4, 3), value) for value in (10, 20, 30)]
+    sheet = grid(pictures, columns=2, gap=1)
+    assert sheet.size == (2 * 5 + 1, 2 * 4 + 1)
+    assert [sheet.getpixel(place)[0] for place in ((1, 1), (6, 1), (1, 5), (6, 5), (0, 0))] == [10, 20, 30, 255, 255]
+
+
+def test_sixteen_bit_and_float_pictures_are_stretched_to_be_seen():
+    values = np.array([[100, 200], [300, 300]])
+    for dtype in (np.uint16, np.float32):
+        seen = np.asarray(viewable(Image.fromarray(values.astype(dtype))))
+        assert seen[..., 0].tolist() == [[0, 128], [255, 255]]
+
+
+def test_a_mask_picture_keeps_the_indices_and_shows_the_palette():
+    mask = np.array([[0, 1], [2, 255]])
+    picture = mask_picture(mask)
+    assert np.asarray(picture).tolist() == mask.tolist()
+    assert picture.convert("RGB").getpixel((1, 0)) == colour(1)
+
+
+def test_an_overlay_changes_labelled_pixels_only():
+    shown = np.asarray(overlay(Image.new("L", (2, 1), 100), np.array([[0, 1]]), opacity=0.5))
+    assert shown[0, 0].tolist() == [100, 100, 100]
+    assert shown[0, 1].tolist() == [round((100 + channel) / 2) for channel in colour(1)]
+
+
+def test_arrays_of_any_channel_count_can_be_seen():
+    modes = [array_pictures(np.full((1, 2, 2, channels), 0.5))[0].mode for channels in (1, 2, 3, 4, 7)]
+    assert modes == ["L", "L", "RGB", "RGB", "RGB"]
+
+
+def test_curves_are_drawn_for_what_was_logged(tmp_path):
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 5)]
+    save_curves(rows, tmp_path / "curves.png", {"loss": ("loss", "absent"), "nothing": ("absent",)})
+    assert Image.open(tmp_path / "curves.png").size == (500, 320)

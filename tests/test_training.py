@@ -1,0 +1,321 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from unet_diffusion.data import DataConfig
+from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
+from unet_diffusion.metrics_log import read_metrics, series
+from unet_diffusion.pipelines import ImageGenerationPipeline
+from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.training_config import TrainingConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> str:
+    """A JSON config small enough for many runs."""
+    path = tmp_path_factory.mktemp("network") / "network.json"
+    path.write_text(json.dumps({"channels": [8, 16], "head_channels": 8, "dropout": 0.1}))
+    return str(path)
+
+
+@pytest.fixture
+def options(tmp_path, network) -> TrainDDPM:
+    training = TrainingConfig(
+        steps=6,
+        batch_size=4,
+        warmup_steps=2,
+        log_every=2,
+        validate_every=3,
+        preview_every=100,
+        checkpoint_every=2,
+        trackers=(),
+    )
+    return TrainDDPM(
+        output=tmp_path / "run",
+        model=network,
+        data=DataConfig(max_images=60, validation_fraction=0.1, image_size=8),
+        diffusion=DiffusionConfig(preview_pictures=4),
+        training=training,
+    )
+
+
+def final_state(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """Weights, moving average and optimizer after the last step, and the weights for use."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    parts = {part: load_file(folder / f"{part}.safetensors") for part in ("model", "ema", "optimizer")}
+    parts["exported"] = load_file(run / "unet" / "diffusion_pytorch_model.safetensors")
+    return {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
+
+
+def metrics(run: Path) -> list[dict]:
+    """The logged numbers, but for the time that things took."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+
+
+def assert_same_run(a: Path, b: Path, step: int) -> None:
+    before, after = final_state(a, step), final_state(b, step)
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert metrics(a) == metrics(b)
+
+
+def test_a_run_is_a_pipeline_folder_with_pictures_and_numbers(options, monkeypatch):
+    run = train_ddpm(options)
+    for name in ("README.md", "curves.png", "samples.png", "config.json", "previews/step-00000006.png"):
+        assert (run / name).stat().st_size > 0
+    assert [row["step"] for row in metrics(run)] == [2, 3, 4, 6, 6]
+    assert json.loads((run / "config.json").read_text())["training"]["steps"] == 6
+    seeds = {"generator": torch.manual_seed(1), "num_inference_steps": 3, "output_type": "np"}
+    ours = ImageGenerationPipeline.from_pretrained(run)
+    assert ours.pixel_range.high == (255.0,)
+    stock = DDPMPipeline.from_pretrained(run)
+    first = stock(**seeds).images
+    assert (first == DDPMPipeline(stock.unet, stock.scheduler)(**seeds | {"generator": torch.manual_seed(1)}).images).all()
+
+
+def test_the_saved_weights_are_the_moving_average(options):
+    run = train_ddpm(options)
+    state = final_state(run, 6)
+    names = [name.removeprefix("ema.") for name in state if name.startswith("ema.")]
+    assert names
+    for name in names:
+        assert torch.equal(state[f"ema.{name}"], state[f"exported.{name}"])
+    assert any(not torch.equal(state[f"ema.{name}"], state[f"model.{name}"]) for name in names)
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, monkeypatch):
+    """The loss raises in the middle of step 5, after the checkpoint of step 4 and a half-filled log interval."""
+    options.training = replace(options.training, accumulate=2, log_every=3)
+    whole = train_ddpm(replace(options, output=tmp_path / "whole"))
+    compute, calls = DiffusionTask.loss, []
+
+    def failing(self, *arguments):
+        calls.append(1)
+        if len(calls) == 10:
+            raise RuntimeError("power cut")
+        return compute(self, *arguments)
+
+    monkeypatch.setattr(DiffusionTask, "loss", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_ddpm(options)
+    monkeypatch.undo()
+    assert_same_run(train_ddpm(options), whole, 6)
+
+
+def test_loader_processes_change_nothing(options, tmp_path):
+    with_workers = replace(options, output=tmp_path / "workers", data=replace(options.data, num_workers=1))
+    a, b = train_ddpm(options), train_ddpm(with_workers)
+    assert_same_run(a, b, 6)
+
+
+def test_a_run_can_be_lengthened_but_not_changed(options):
+    options.training = replace(options.training, schedule="constant")
+    train_ddpm(options)
+    train_ddpm(replace(options, training=replace(options.training, steps=8)))
+    assert metrics(options.output)[-1]["step"] == 8
+    with pytest.raises(ValueError, match="learning_rate is 0.5, but the run in .* was started with 0.001"):
+        train_ddpm(replace(options, training=replace(options.training, learning_rate=0.5)))
+
+
+def test_a_finished_run_is_not_trained_again(options):
+    run = train_ddpm(options)
+    before = metrics(run)
+    train_ddpm(options)
+    assert metrics(run) == before
+
+
+def test_a_second_run_in_the_folder_is_refused(options):
+    options.output.mkdir()
+    with FileLock(options.output / ".lock"), pytest.raises(RuntimeError, match="another process is training"):
+        train_ddpm(options)
+
+
+def test_the_learning_rate_follows_the_schedule_in_optimizer_steps(options):
+    """Against diffusers' own schedule, whatever the accumulation and wherever the run was resumed."""
+    options.training = replace(options.training, accumulate=2, log_every=1)
+    run = train_ddpm(options)
+    reference = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], options.training.learning_rate)
+    schedule = get_cosine_schedule_with_warmup(reference, 2, 6)
+    expected = []
+    for _ in range(6):
+        reference.step()
+        schedule.step()
+        expected.append(schedule.get_last_lr()[0])
+    assert series(metrics(run), "learning_rate")[1] == pytest.approx(expected, abs=1e-12)
+
+
+def test_accumulation_sees_the_same_pictures_and_noise_as_one_large_batch(options, tmp_path, network):
+    """Without dropout two halves give the loss of the whole: the same draws, averaged."""
+    config = json.loads(Path(network).read_text()) | {"dropout": 0.0}
+    options.model = str(tmp_path / "without_dropout.json")
+    Path(options.model).write_text(json.dumps(config))
+    halves = replace(options, output=tmp_path / "halves", training=replace(options.training, batch_size=2, accumulate=2))
+    losses = [series(metrics(train_ddpm(each)), "loss")[1] for each in (options, halves)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_training_lowers_the_loss(options):
+    options.training = replace(options.training, steps=60, warmup_steps=5, learning_rate=5e-3, log_every=20)
+    losses = series(metrics(train_ddpm(options)), "loss")[1]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_half_precision_stays_near_the_full_loss(options, tmp_path, precision):
+    half = replace(options, output=tmp_path / precision, training=replace(options.training, mixed_precision=precision))
+    losses = [series(metrics(train_ddpm(each)), "loss")[1] for each in (options, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_class_labels_are_learnt_and_saved(options):
+    options.diffusion = replace(options.diffusion, class_conditional=True)
+    pipe = ImageGenerationPipeline.from_pretrained(train_ddpm(options))
+    assert pipe.class_names == [str(digit) for digit in range(10)]
+    assert pipe.unet.config.num_class_embeds == 10
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(batch_size=2, class_labels=["3", "7"], guidance_scale=2.0, num_inference_steps=2).images
+    assert len(images) == 2
+
+
+def test_a_run_can_start_from_the_weights_of_another(options, tmp_path):
+    run = train_ddpm(options)
+    second = replace(options, output=tmp_path / "second", model=str(run), training=replace(options.training, steps=1))
+    train_ddpm(second)
+    with pytest.raises(ValueError, match="in_channels is 3 for these data .* has 1"):
+        train_ddpm(replace(second, output=tmp_path / "third", data=replace(options.data, channels=3)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_saves_before_leaving(options, number, monkeypatch):
+    compute, calls = DiffusionTask.loss, []
+
+    def stopped(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return compute(self, *arguments)
+
+    monkeypatch.setattr(DiffusionTask, "loss", stopped)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        train_ddpm(options)
+    assert (options.output / "checkpoints" / "step-00000003").is_dir()
+    assert signal.getsignal(number) not in (None, stopped)
+
+
+def test_signals_are_left_alone_outside_the_main_thread(options):
+    thread = threading.Thread(target=train_ddpm, args=(options,))
+    thread.start()
+    thread.join()
+    assert (options.output / "model_index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"schedule": "step"}, "'cosine' or 'constant'"),
+        ({"mixed_precision": "fp8"}, "'no', 'bf16' or 'fp16'"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+    ],
+)
+def test_wrong_training_options_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prediction_type": "flow"}, "epsilon, v_prediction, sample"),
+        ({"beta_schedule": "sigmoid"}, "squaredcos_cap_v2"),
+        ({"zero_terminal_snr": True, "prediction_type": "epsilon"}, "use prediction_type='v_prediction'"),
+        ({"min_snr_gamma": 0.0}, "min_snr_gamma is 0.0"),
+        ({"label_dropout": 1.0}, "label_dropout is 1.0"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps is 0"),
+    ],
+)
+def test_wrong_diffusion_options_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        DiffusionConfig(**wrong)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_every_objective_makes_a_scheduler_that_stock_pipelines_take(prediction_type, beta_schedule):
+    config = DiffusionConfig(prediction_type=prediction_type, beta_schedule=beta_schedule)
+    scheduler = config.make_scheduler()
+    assert scheduler.config.prediction_type == prediction_type
+    assert scheduler.config.beta_schedule == beta_schedule
+    zero = replace(config, zero_terminal_snr=prediction_type != "epsilon").make_scheduler()
+    assert (zero.alphas_cumprod[-1] < 1e-7) == (prediction_type != "epsilon")
+
+
+# --- through the real command ---
+
+
+def command(options: TrainDDPM, steps: int) -> list[str]:
+    training = options.training
+    return [
+        *(str(ROOT / "scripts" / "train_ddpm.py"), "--output", str(options.output), "--model", options.model),
+        *("--max-images", "60", "--validation-fraction", "0.1", "--image-size", "8", "--preview-pictures", "4"),
+        *("--steps", str(steps), "--batch-size", str(training.batch_size), "--warmup-steps", "2", "--log-every", "2"),
+        *("--validate-every", "3", "--preview-every", "100", "--checkpoint-every", "2", "--trackers"),
+    ]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **more}
+
+
+@pytest.mark.slow
+def test_a_killed_run_started_again_ends_with_the_same_weights(options, tmp_path):
+    """SIGKILL, then the same command; bit for bit on a CPU."""
+    steps = 60
+    whole = replace(options, output=tmp_path / "whole")
+    subprocess.run([sys.executable, *command(whole, steps)], check=True, env=environment())
+    process = subprocess.Popen([sys.executable, *command(options, steps)], env=environment())
+    while not (options.output / "checkpoints" / "step-00000010").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (options.output / "model_index.json").exists()
+    subprocess.run([sys.executable, *command(options, steps)], check=True, env=environment())
+    assert_same_run(options.output, whole.output, steps)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(options, tmp_path, network):
+    config = json.loads(Path(network).read_text()) | {"dropout": 0.0}
+    options.model = str(tmp_path / "without_dropout.json")
+    Path(options.model).write_text(json.dumps(config))
+    one = replace(options, output=tmp_path / "one", training=replace(options.training, batch_size=8))
+    subprocess.run([sys.executable, *command(one, 6)], check=True, env=environment())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    result = subprocess.run(
+        [*launch, *command(options, 6)], check=True, env=environment(), capture_output=True, text=True
+    )
+    assert json.loads((options.output / "processes.json").read_text()) == 2, result.stderr
+    for quantity in ("loss", "validation_loss", "learning_rate"):
+        single, double = (series(metrics(run.output), quantity) for run in (one, options))
+        assert single[0] == double[0]
+        assert single[1] == pytest.approx(double[1], rel=1e-4)

@@ -1,0 +1,45 @@
+"""The command `unet-diffusion`: every job of the library, its options made from a dataclass."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from unet_diffusion.generation import Sample, sample
+from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
+    "train-ddpm": (TrainDDPM, train_ddpm),
+    "sample": (Sample, sample),
+}
+
+
+def run(command: str, arguments: list[str] | None = None) -> None:
+    """Runs one command with the arguments given, or those of the program.
+
+    What a user got wrong ends the program with one sentence and status 2.
+    """
+    options, job = COMMANDS[command]
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    program = f"unet-diffusion {command}"
+    try:
+        result = job(tyro.cli(options, args=arguments, prog=program, config=(tyro.conf.OmitArgPrefixes,)))
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        raise SystemExit(f"{program}: {error}") from error
+    print(result)
+
+
+def main() -> None:
+    """The entry point: the first argument names the command."""
+    names = "\n".join(
+        f"  {name:20} {(options.__doc__ or '').split('.')[0]}." for name, (options, _) in COMMANDS.items()
+    )
+    usage = f"usage: unet-diffusion COMMAND [OPTIONS]\n\n{names}\n\nunet-diffusion COMMAND --help lists the options."
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(usage)
+        return
+    if sys.argv[1] not in COMMANDS:
+        raise SystemExit(f"unet-diffusion: there is no command {sys.argv[1]!r}.\n\n{usage}")
+    run(sys.argv[1], sys.argv[2:])

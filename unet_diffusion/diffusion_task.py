@@ -1,0 +1,190 @@
+"""Learning to predict noise: the task, its options, and the run as one call."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from PIL import Image
+from torch import Tensor
+
+from unet_diffusion.atomic import merged_into
+from unet_diffusion.data import ImageSets
+from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
+from unet_diffusion.loading import training_batches
+from unet_diffusion.model_card import diffusion_card
+from unet_diffusion.objectives import PredictionType, noise_prediction_loss
+from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
+from unet_diffusion.randomness import keyed_generator, keyed_seed
+from unet_diffusion.sampling import sampler
+from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.unet import UNet
+
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+PREVIEW_STEPS = 20  # of the fast sampler
+CURVES = {
+    "loss": ("loss", "validation_loss"),
+    "learning rate": ("learning_rate",),
+    "images per second": ("images_per_second",),
+}
+
+
+@dataclass
+class DiffusionConfig:
+    """What the network predicts, and how noise is added."""
+
+    prediction_type: PredictionType = "v_prediction"
+    """"epsilon" (the noise: DDPM), "v_prediction" or "sample" (the clean picture)."""
+    min_snr_gamma: float | None = 5.0
+    """Min-SNR weight of the timesteps; None weighs them alike, as DDPM does."""
+    beta_schedule: BetaSchedule = "squaredcos_cap_v2"
+    """"linear" (DDPM), "scaled_linear" or "squaredcos_cap_v2" (the cosine schedule)."""
+    zero_terminal_snr: bool = False
+    """Rescale the betas so that the last timestep is pure noise (Lin et al. 2023); needs v_prediction or sample."""
+    num_train_timesteps: int = 1000
+    """Timesteps of the forward process."""
+    class_conditional: bool = False
+    """Condition on the data's class labels."""
+    label_dropout: float = 0.1
+    """Share of the labels replaced by "no class" in training, so that guidance works; with class_conditional."""
+    validation_pictures: int = 256
+    """Held-out pictures that the validation loss is measured on, each at one fixed timestep with fixed noise."""
+    preview_pictures: int = 16
+    """Pictures in a preview."""
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        for name, choices in (("prediction_type", get_args(PredictionType)), ("beta_schedule", get_args(BetaSchedule))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}.")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout is {self.label_dropout}, but must be from 0 up to, not including, 1.")
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "zero_terminal_snr is set and prediction_type is 'epsilon', but without signal the noise tells nothing "
+                "of the picture; use prediction_type='v_prediction'."
+            )
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
+            raise ValueError(f"min_snr_gamma is {self.min_snr_gamma}, but must be above 0, or None for no weighting.")
+        for name in ("num_train_timesteps", "validation_pictures", "preview_pictures"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+
+    def make_scheduler(self) -> DDPMScheduler:
+        """The forward process as a diffusers scheduler, which is saved with the run."""
+        return DDPMScheduler(
+            num_train_timesteps=self.num_train_timesteps,
+            beta_schedule=self.beta_schedule,
+            prediction_type=self.prediction_type,
+            rescale_betas_zero_snr=self.zero_terminal_snr,
+            timestep_spacing="trailing" if self.zero_terminal_snr else "leading",
+        )
+
+
+class DiffusionTask:
+    """Noise prediction on pictures, for `unet_diffusion.training.Trainer`.
+
+    Args:
+        unet: the network; its segmentation head, if it has one, is frozen.
+        data: pictures to learn from and held-out ones.
+        config: the objective.
+        num_workers: processes that load pictures ahead.
+    """
+
+    def __init__(self, unet: UNet, data: ImageSets, config: DiffusionConfig, num_workers: int = 0) -> None:
+        self.unet = unet.to_diffusion()
+        if unet.segmentation_head is not None:
+            unet.segmentation_head.requires_grad_(False)
+        self.data, self.config, self.num_workers = data, config, num_workers
+        self.pixel_range, self.class_names = data.train.pixel_range, data.train.class_names
+        self.scheduler = config.make_scheduler()
+
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
+        """Micro-batches of stored pictures `image` (B, C, H, W) and classes `label` (B,), on the device."""
+        return training_batches(self.data.train, accelerator, config, start_step, self.num_workers)
+
+    def loss(self, unet: torch.nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
+        """The weighted noise-prediction loss; timestep, noise and label dropout come from each sample's generator."""
+        clean = self.pixel_range.to_model(batch["image"])
+        last = self.config.num_train_timesteps
+        timesteps = torch.stack([torch.randint(last, (), generator=generator) for generator in generators])
+        noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
+        labels = None
+        if self.config.class_conditional:
+            dropped = torch.stack([torch.rand((), generator=generator) for generator in generators])
+            null = torch.full_like(batch["label"], self.unet.config.num_class_embeds)
+            labels = torch.where((dropped < self.config.label_dropout).to(clean.device), null, batch["label"])
+        return noise_prediction_loss(
+            unet,
+            self.scheduler,
+            clean,
+            noise.to(clean.device, non_blocking=True),
+            timesteps.to(clean.device, non_blocking=True),
+            labels,
+            self.config.min_snr_gamma,
+        )
+
+    def validate(self, unet: UNet, accelerator: Accelerator) -> dict[str, float]:
+        """The loss on held-out pictures, at timesteps spread evenly over all, with noise that is always the same."""
+        pictures = self.data.validation
+        if pictures is None:
+            return {}
+        count = min(len(pictures), self.config.validation_pictures)
+        total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+        for index in range(accelerator.process_index, count, accelerator.num_processes):
+            item = pictures[index]
+            clean = self.pixel_range.to_model(item["image"][None].to(accelerator.device))
+            noise = torch.randn(clean.shape[1:], generator=keyed_generator(0, "validation", index))[None]
+            timestep = torch.tensor([int((index + 0.5) / count * self.config.num_train_timesteps)])
+            labels = torch.tensor([item["label"]]) if self.config.class_conditional else None
+            loss = noise_prediction_loss(
+                unet,
+                self.scheduler,
+                clean,
+                noise.to(clean.device),
+                timestep.to(clean.device),
+                None if labels is None else labels.to(clean.device),
+                self.config.min_snr_gamma,
+            )
+            total += loss.double()
+        return {"validation_loss": accelerator.reduce(total, "sum").item() / count}
+
+    def pipeline(self, unet: UNet) -> ImageGenerationPipeline:
+        """The pipeline that a run saves."""
+        names = list(self.class_names) if self.config.class_conditional and self.class_names else None
+        pipe = ImageGenerationPipeline(unet, self.scheduler, self.pixel_range.to_dict(), names)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def sample(self, unet: UNet, count: int) -> list[Image.Image]:
+        """Pictures that the network makes with the fast sampler; the same noise at every call."""
+        pipe = self.pipeline(unet)
+        pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
+        labels = None
+        if self.config.class_conditional:
+            labels = [i % unet.config.num_class_embeds for i in range(count)]
+        generators = [torch.Generator(unet.device).manual_seed(keyed_seed(0, "preview", i)) for i in range(count)]
+        images = pipe(
+            batch_size=count,
+            num_inference_steps=PREVIEW_STEPS,
+            class_labels=labels,
+            generator=generators,
+            output_type="np",
+        ).images
+        return array_pictures(np.asarray(images))
+
+    def preview(self, unet: UNet, path: Path) -> None:
+        """A grid of generated pictures."""
+        save_picture(grid(self.sample(unet, self.config.preview_pictures)), path)
+
+    def export(self, unet: UNet, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
+        """The run's folder as a diffusers pipeline, with curves, a grid of samples and a model card."""
+        with merged_into(folder) as aside:
+            self.pipeline(unet).save_pretrained(aside)
+            save_curves(rows, aside / "curves.png", CURVES)
+            save_picture(grid(self.sample(unet, 64)), aside / "samples.png")
+            (aside / "README.md").write_text(diffusion_card(folder.name, unet, rows, config), encoding="utf-8")

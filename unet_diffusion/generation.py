@@ -1,0 +1,92 @@
+"""Pictures from a finished run, written as files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unet_diffusion.atomic import written_aside
+from unet_diffusion.figures import grid, save_picture, viewable
+from unet_diffusion.pipelines.image_generation import PIL_MODES, ImageGenerationPipeline
+from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.sampling import SamplerName, sampler
+
+
+@dataclass
+class Sample:
+    """Generate pictures with a trained run. Picture i depends on the seed and i alone."""
+
+    run: Path = Path("runs/ddpm")
+    """Folder of the run, or of any saved pipeline with a UNet."""
+    output: Path | None = None
+    """Folder for the pictures; by default `samples` in the run's folder."""
+    count: int = 16
+    """Number of pictures."""
+    sampler: SamplerName = "dpm-solver++"
+    """How the noise is removed; "ddpm" is the original, with --steps 1000."""
+    steps: int = 20
+    """Steps of the sampler."""
+    seed: int = 0
+    """Everything random follows from it."""
+    class_labels: tuple[str, ...] = ()
+    """Classes to generate, by name or index, in turn; for class-conditional runs."""
+    guidance_scale: float = 1.0
+    """Strength of classifier-free guidance; 1 is none."""
+    max_batch: int = 64
+    """Pictures made at once."""
+    device: str = "auto"
+    """Where to compute: "auto", "cpu", "cuda", "mps"."""
+    overwrite: bool = False
+    """Replace pictures that are there already."""
+
+    def __post_init__(self) -> None:
+        """Checks the number of pictures; the pipeline checks the rest."""
+        if self.count < 1:
+            raise ValueError(f"count is {self.count}, but must be at least 1.")
+
+
+def sample(config: Sample) -> Path:
+    """Writes `00000.png`, ... and `grid.png`, and returns their folder.
+
+    Pictures have the training data's channels and depth; with channels that PNG does not know they are `.npy` arrays
+    (C, H, W) of stored values.
+
+    Raises:
+        ValueError: an option that does not fit the run, or pictures that would be overwritten.
+    """
+    output = config.output or config.run / "samples"
+    if not (config.run / "model_index.json").is_file():
+        raise ValueError(f"run is {config.run}, but there is no model_index.json; give the folder of a finished run.")
+    if any(output.glob("[0-9]*.*")) and not config.overwrite:
+        raise ValueError(f"{output} holds pictures already; set overwrite, or choose another output.")
+    pipe = ImageGenerationPipeline.from_pretrained(config.run).to(best_device(config.device))
+    pipe.scheduler = sampler(config.sampler, pipe.scheduler)
+    generators = [torch.Generator().manual_seed(keyed_seed(config.seed, "picture", i)) for i in range(config.count)]
+    labels = [int(label) if label.isdigit() else label for label in config.class_labels]
+    pixel_range = pipe.pixel_range
+    as_png = (pixel_range.dtype, pipe.unet.config.in_channels) in PIL_MODES and pixel_range.dtype != "float32"
+    images = pipe(
+        batch_size=config.count,
+        num_inference_steps=config.steps,
+        class_labels=[labels[i % len(labels)] for i in range(config.count)] if labels else None,
+        guidance_scale=config.guidance_scale,
+        generator=generators,
+        max_batch=config.max_batch,
+        output_type="pil" if as_png else "stored",
+    ).images
+    for i, image in enumerate(images):
+        with written_aside(output / f"{i:05d}{'.png' if as_png else '.npy'}") as aside:
+            image.save(aside) if as_png else np.save(aside, image.cpu().numpy())
+    shown = images if as_png else [Image.fromarray(image[0].float().cpu().numpy()) for image in images]
+    save_picture(grid([viewable(picture) for picture in shown[:256]]), output / "grid.png")
+    return output
+
+
+def best_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the accelerator that PyTorch sees, or else the CPU."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    return torch.device(name)

@@ -1,0 +1,103 @@
+"""Stored pictures as a torch data set whose items depend on the seed, the epoch and the index alone."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unet_diffusion.image_cache import ImageCache
+from unet_diffusion.pixels import PixelRange
+from unet_diffusion.randomness import keyed_generator
+
+
+def augment(picture: np.ndarray, size: tuple[int, int], generator: torch.Generator | None, *, flip: bool) -> np.ndarray:
+    """A picture (C, h, w), at least as large as `size`, cut to (C, height, width) and perhaps mirrored; a copy.
+
+    The place of the cut is drawn from the generator, and so is the mirroring, left to right, of half of the pictures if
+    `flip` is true. Without a generator the centre is cut and nothing mirrored.
+    """
+    spare_height, spare_width = picture.shape[1] - size[0], picture.shape[2] - size[1]
+    top, left, mirror = spare_height // 2, spare_width // 2, 0
+    if generator is not None:
+        top, left, mirror = (
+            int(torch.randint(choices, (), generator=generator)) for choices in (spare_height + 1, spare_width + 1, 2)
+        )
+    cut = picture[:, top : top + size[0], left : left + size[1]]
+    return np.array(cut[:, :, ::-1] if mirror and flip else cut, order="C")
+
+
+class ImageDataset(Dataset):
+    """Pictures of one size, in their stored dtype.
+
+    Args:
+        cache: the decoded pictures.
+        rows: int64 (N,), which of them belong to this set.
+        size: height and width of the items.
+        pixel_range: what maps the stored values to [-1, 1].
+        name: of the source.
+        class_names: of the labels, or None.
+        labels: int64 (N,), class indices or -1; by default the cache's.
+        random: whether `dataset[epoch, index]` cuts pictures that are larger than `size` at random places and mirrors.
+        flip: whether it mirrors.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        cache: ImageCache,
+        rows: np.ndarray,
+        size: tuple[int, int],
+        pixel_range: PixelRange,
+        *,
+        name: str,
+        class_names: tuple[str, ...] | None = None,
+        labels: np.ndarray | None = None,
+        random: bool = False,
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.cache = cache
+        self.rows = rows
+        self.channels = cache.channels
+        self.height, self.width = size
+        self.pixel_range = pixel_range
+        self.name = name
+        self.class_names = class_names
+        self.labels = cache.labels[rows] if labels is None else labels
+        self.random = random
+        self.flip = flip
+        self.seed = seed
+        self.fingerprint = hashlib.sha256(cache.fingerprint.encode() + rows.tobytes()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, index: int, generator: torch.Generator | None = None) -> dict[str, Any]:
+        """Picture `index`, cut and mirrored as the generator says, or undisturbed without one.
+
+        Returns:
+            `{"image": Tensor (C, H, W) of the stored dtype, "label": int, -1 where there is none}`.
+        """
+        picture = self.cache.picture(self.rows[index])
+        image = augment(picture, (self.height, self.width), generator, flip=self.flip)
+        return {"image": torch.from_numpy(image), "label": int(self.labels[index])}
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """Item (epoch, index), which depends on nothing else than these and the seed; an index alone: undisturbed."""
+        if isinstance(key, tuple):
+            epoch, index = key
+            return self.fetch(index, keyed_generator(self.seed, "augment", epoch, index) if self.random else None)
+        if not -len(self) <= key < len(self):
+            raise IndexError(f"index {key} of {len(self)} pictures")
+        return self.fetch(key)
+
+
+def to_batch(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Items to `{"image": (B, C, H, W) of the stored dtype, "label": int64 (B,)}`."""
+    return {
+        "image": torch.stack([item["image"] for item in items]),
+        "label": torch.tensor([item["label"] for item in items], dtype=torch.int64),
+    }

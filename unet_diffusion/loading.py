@@ -1,0 +1,47 @@
+"""Batches of a run, from any step on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from unet_diffusion.global_batches import GlobalBatches
+from unet_diffusion.image_dataset import to_batch
+from unet_diffusion.streaming import StreamingImages
+from unet_diffusion.training_config import TrainingConfig
+
+
+def training_batches(
+    dataset: Any, accelerator: Accelerator, config: TrainingConfig, start_step: int, num_workers: int = 0
+) -> Iterator[dict[str, Tensor]]:
+    """The micro-batches of this process for ever, on its device, from the first of optimizer step `start_step` on.
+
+    The order is a function of the seed and the step; so a run goes on where it stopped, and several processes share the
+    pictures. Accelerate's own sharding and skipping are not used.
+
+    Args:
+        dataset: `StreamingImages`, or a data set whose items are asked for as `dataset[epoch, index]`.
+        accelerator: tells the process and the device.
+        config: batch size, accumulation and seed.
+        start_step: optimizer steps that are done.
+        num_workers: processes that load ahead.
+    """
+    loading = {"num_workers": num_workers, "pin_memory": accelerator.device.type == "cuda"}
+    if isinstance(dataset, StreamingImages):
+        dataset.start = start_step * config.batch_size * config.accumulate
+        loader = DataLoader(dataset, batch_size=config.batch_size, collate_fn=to_batch, **loading)
+    else:
+        order = GlobalBatches(
+            len(dataset),
+            config.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.accumulate,
+            config.seed,
+            start_step,
+        )
+        loader = DataLoader(dataset, batch_sampler=order, collate_fn=to_batch, **loading)
+    for batch in loader:
+        yield {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}

@@ -1,0 +1,112 @@
+"""The README that a run writes beside its weights."""
+
+import json
+import shlex
+import sys
+from typing import Any
+
+from unet_diffusion.metrics_log import series
+from unet_diffusion.unet import UNet
+from unet_diffusion.version import __version__
+
+FRONT_MATTER = """\
+---
+library_name: diffusers
+tags:
+- unet-diffusion
+- {tag}
+---
+"""
+
+
+def diffusion_card(name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    """The card of a noise predictor.
+
+    Args:
+        name: title of the card.
+        unet: the trained network.
+        rows: the lines of its `metrics.jsonl`.
+        config: the resolved configuration of the run.
+    """
+    return f"""{FRONT_MATTER.format(tag="unconditional-image-generation")}
+# {name}
+
+A U-Net of {parameters(unet)} parameters that generates pictures of {size(unet)} pixels with \
+{unet.config.in_channels} channel(s), trained as a noise predictor (DDPM) with unet-diffusion {__version__}.
+
+![64 samples, 20 steps of DPM-Solver++](samples.png)
+
+## Use
+
+```python
+import torch
+import unet_diffusion
+from diffusers import DDPMPipeline
+
+pipe = DDPMPipeline.from_pretrained("{name}")  # this folder
+pipe(generator=torch.manual_seed(0)).images[0].save("sample.png")
+```
+
+Faster, in 20 steps: `unet-diffusion sample --run {name}`.
+
+## Training
+
+{training_facts(rows, config)}
+
+![Curves](curves.png)
+"""
+
+
+def segmentation_card(name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    """The card of a segmentation run; arguments as for `diffusion_card`."""
+    also = "It also still holds the noise head.\n" if unet.noise_head is not None else ""
+    return f"""{FRONT_MATTER.format(tag="image-segmentation")}
+# {name}
+
+A U-Net of {parameters(unet)} parameters that gives every pixel one of {unet.config.num_classes} classes, trained with \
+unet-diffusion {__version__}. {also}
+![Pictures, their masks and the predictions](masks.png)
+
+## Use
+
+```python
+from unet_diffusion.pipelines import SegmentationPipeline
+
+pipe = SegmentationPipeline.from_pretrained("{name}")  # this folder
+pipe("picture.png").masks[0].save("mask.png")
+```
+
+## Training
+
+{training_facts(rows, config)}
+
+![Curves](curves.png)
+"""
+
+
+def training_facts(rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    """Data, command, steps, losses and the whole configuration, as Markdown."""
+    training = config["training"]
+    facts = {
+        "Data": config["data"]["data"],
+        "Command": f"`{shlex.join(sys.argv)}`" if sys.argv[0] else "a call from Python",
+        "Optimizer steps": str(rows[-1]["step"]),
+        "Batch per process": f"{training['batch_size']} x {training['accumulate']} accumulated",
+    }
+    for quantity in ("loss", "validation_loss", "mean_iou"):
+        values = series(rows, quantity)[1]
+        if values:
+            facts[quantity.replace("_", " ").capitalize()] = f"{values[-1]:.5f} at the last step"
+    lines = [f"- {label}: {text}" for label, text in facts.items()]
+    return "\n".join([*lines, "", "```json", json.dumps(config, indent=2, default=str), "```"])
+
+
+def parameters(unet: UNet) -> str:
+    """The number of parameters, with separators."""
+    return f"{sum(parameter.numel() for parameter in unet.parameters()):,}"
+
+
+def size(unet: UNet) -> str:
+    """The pictures' size as height x width."""
+    sides = unet.config.sample_size
+    return f"{sides}x{sides}" if isinstance(sides, int) else f"{sides[0]}x{sides[1]}"

@@ -1,0 +1,84 @@
+"""Bringing decoded pictures to the size and the number of channels that a run asks for."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from unet_diffusion.pixels import LARGEST
+
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pillow's convert("L")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done once to every picture, before it is stored.
+
+    Args:
+        image_size: length of the shorter side in pixels, smaller pictures being enlarged; None keeps the size.
+        crop: "center" cuts the square in the middle; "random" keeps the longer side, to be cut anew in every epoch.
+        channels: 1 or 3 converts between grey and colour; None keeps the channels.
+    """
+
+    image_size: int | None = None
+    crop: Literal["center", "random"] = "center"
+    channels: int | None = None
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """Picture (H, W, C) to (H', W', C') of the same dtype; unchanged where nothing is asked for."""
+        if self.channels is not None:
+            picture = convert_channels(picture, self.channels)
+        if self.image_size is None:
+            return picture
+        height, width = picture.shape[:2]
+        side = min(height, width)
+        if self.crop == "center":
+            top, left = (height - side) // 2, (width - side) // 2
+            return resize(picture[top : top + side, left : left + side], self.image_size, self.image_size)
+        return resize(picture, round(height * self.image_size / side), round(width * self.image_size / side))
+
+
+def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Picture (H, W, C) to (height, width, C) by Pillow's Lanczos filter, antialiased, each channel for itself.
+
+    Computed in float32 whatever the dtype, so that 16-bit and float pictures lose nothing. The filter's overshoot is
+    clipped to the values that the channel had.
+    """
+    if picture.shape[:2] == (height, width):
+        return picture
+    planes = (Image.fromarray(plane) for plane in np.moveaxis(picture, 2, 0).astype(np.float32))
+    resized = np.stack(
+        [np.asarray(plane.resize((width, height), Image.Resampling.LANCZOS)) for plane in planes], axis=2
+    )
+    resized = resized.clip(picture.min(axis=(0, 1)), picture.max(axis=(0, 1)))
+    return _as_dtype(resized, picture.dtype)
+
+
+def convert_channels(picture: np.ndarray, channels: int) -> np.ndarray:
+    """Picture (H, W, C) to (H, W, channels): grey is repeated, colour becomes luma, alpha is laid on white.
+
+    Raises:
+        ValueError: if there is no such conversion, as from 7 channels.
+    """
+    found = picture.shape[2]
+    if found == channels:
+        return picture
+    opaque = _on_white(picture) if found in (2, 4) and picture.dtype.name in LARGEST else picture
+    if channels == 3 and opaque.shape[2] == 1:
+        return np.repeat(opaque, 3, axis=2)
+    if channels == 1 and opaque.shape[2] == 3:
+        return _as_dtype(opaque.astype(np.float32) @ LUMA, picture.dtype)[:, :, None]
+    if opaque.shape[2] == channels:
+        return opaque
+    raise ValueError(f"{found} channels of {picture.dtype} cannot be converted to {channels}.")
+
+
+def _on_white(picture: np.ndarray) -> np.ndarray:
+    white = LARGEST[picture.dtype.name]
+    alpha = picture[:, :, -1:].astype(np.float32) / white
+    return _as_dtype(picture[:, :, :-1] * alpha + white * (1 - alpha), picture.dtype)
+
+
+def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return (values.round() if dtype.kind == "u" else values).astype(dtype)

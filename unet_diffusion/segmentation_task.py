@@ -1,0 +1,100 @@
+"""Learning to segment: the second task of the training loop, on the same network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unet_diffusion.atomic import merged_into
+from unet_diffusion.figures import array_pictures, grid, overlay, save_curves, save_picture
+from unet_diffusion.loading import training_batches
+from unet_diffusion.metrics import SegmentationMetrics
+from unet_diffusion.model_card import segmentation_card
+from unet_diffusion.pixels import PixelRange
+from unet_diffusion.segmentation import cross_entropy, cut_to
+from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.unet import UNet
+
+CURVES = {"loss": ("loss",), "mean IoU": ("mean_iou",), "learning rate": ("learning_rate",)}
+PREVIEW_COLUMNS = 3  # picture, mask, prediction
+
+
+class SegmentationTask:
+    """Pixel-wise classification with masks, for `unet_diffusion.training.Trainer`.
+
+    Args:
+        unet: a network with a segmentation head, which becomes the active one; a noise head is frozen.
+        train: items `{"image": (C, H, W) stored values, "mask": int64 (H, W)}`, asked for as `train[epoch, index]`.
+        validation: items of the same form, asked for as `validation[index]`.
+        pixel_range: how stored values map to [-1, 1].
+        num_workers: processes that load pictures ahead.
+        preview_pictures: validation pictures in a preview.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        train: Dataset,
+        validation: Dataset,
+        pixel_range: PixelRange,
+        num_workers: int = 0,
+        preview_pictures: int = 12,
+    ) -> None:
+        self.unet = unet.to_segmentation()
+        if unet.noise_head is not None:
+            unet.noise_head.requires_grad_(False)
+        self.train, self.validation, self.pixel_range = train, validation, pixel_range
+        self.num_classes = unet.config.num_classes
+        self.num_workers, self.preview_pictures = num_workers, preview_pictures
+
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
+        """Micro-batches of stored pictures `image` (B, C, H, W) and masks `mask` (B, H, W), on the device."""
+        return training_batches(self.train, accelerator, config, start_step, self.num_workers)
+
+    def loss(self, unet: torch.nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
+        """Softmax cross-entropy over the pixels (Ronneberger et al. 2015, eq. 1)."""
+        images = self.pixel_range.to_model(batch["image"])
+        (logits,) = unet(images, head="segmentation", return_dict=False)
+        return cross_entropy(logits, batch["mask"])
+
+    def validate(self, unet: UNet, accelerator: Accelerator) -> dict[str, float]:
+        """The scores of the held-out pictures, pooled over all their pixels."""
+        metrics = SegmentationMetrics(self.num_classes)
+        for index in range(accelerator.process_index, len(self.validation), accelerator.num_processes):
+            item = self.validation[index]
+            predicted = self.predict(unet, item["image"])
+            metrics.update(predicted[None], cut_to(item["mask"], predicted)[None])
+        metrics.sum_over_processes(lambda x: accelerator.reduce(x.to(accelerator.device), "sum").cpu())
+        scores = metrics.compute()
+        return {name: scores[f"pooled/{name}"] for name in ("mean_iou", "mean_dice", "accuracy")}
+
+    def predict(self, unet: UNet, image: Tensor) -> Tensor:
+        """The mask, int64 (H, W) on the CPU, of one stored picture (C, H, W)."""
+        images = self.pixel_range.to_model(image[None].to(unet.device))
+        (logits,) = unet(images, head="segmentation", return_dict=False)
+        return logits[0].argmax(dim=0).cpu()
+
+    def preview(self, unet: UNet, path: Path) -> None:
+        """Held-out pictures, each beside its mask and the prediction."""
+        shown = []
+        for index in range(min(self.preview_pictures, len(self.validation))):
+            item = self.validation[index]
+            predicted = self.predict(unet, item["image"])
+            image = self.pixel_range.to_model(cut_to(item["image"], predicted))
+            picture = array_pictures((image / 2 + 0.5).permute(1, 2, 0)[None].numpy())[0]
+            mask = cut_to(item["mask"], predicted)
+            shown += [picture, overlay(picture, mask.numpy(), opacity=0.8), overlay(picture, predicted.numpy(), 0.8)]
+        rows = max(1, round((len(shown) / PREVIEW_COLUMNS) ** 0.5))
+        save_picture(grid(shown, columns=PREVIEW_COLUMNS * -(-len(shown) // PREVIEW_COLUMNS // rows)), path)
+
+    def export(self, unet: UNet, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
+        """The run's folder as a pipeline, with curves, masks of held-out pictures and a model card."""
+        with merged_into(folder) as aside:
+            self.pipeline(unet).save_pretrained(aside)
+            save_curves(rows, aside / "curves.png", CURVES)
+            self.preview(unet, aside / "masks.png")
+            (aside / "README.md").write_text(segmentation_card(folder.name, unet, rows, config), encoding="utf-8")

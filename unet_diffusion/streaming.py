@@ -1,0 +1,146 @@
+"""Pictures read while training, for sets too large to be stored."""
+
+import logging
+from collections.abc import Iterator
+from itertools import count, islice
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import IterableDataset, get_worker_info
+
+from unet_diffusion.image_cache import NO_LABEL
+from unet_diffusion.image_dataset import augment
+from unet_diffusion.pixels import PixelRange, decode_image
+from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.resizing import Preparation
+from unet_diffusion.sources import class_names, picture_reader
+
+logger = logging.getLogger(__name__)
+
+FEWEST_ROWS_JUDGED = 100  # the share of broken pictures is of at least so many
+
+
+class StreamingImages(IterableDataset):
+    """An endless stream of prepared pictures: one process's share of every epoch, shuffled within a buffer.
+
+    A broken picture is named in a warning and its place taken by the next usable one, so that places in the stream are
+    rows of the source, and skipping needs no decoding. Resuming is exact with no or one worker process (whose orders
+    differ); more are refused.
+
+    Args:
+        dataset: from `open_source(..., streaming=True)`.
+        preparation: with an `image_size`.
+        pixel_range: what maps the stored values to [-1, 1].
+        channels: of the prepared pictures.
+        name: of the source, for messages.
+        fingerprint: of the source and the preparation.
+        seed: of the run.
+        flip: mirror half of the pictures left to right.
+        shuffle_buffer: rows among which the next one is drawn.
+        max_broken: share of broken pictures above which the stream stops.
+        process_index: this process, counted from 0.
+        num_processes: number of processes.
+
+    Attributes:
+        start: pictures of this process's stream to skip, of all epochs together; set it to resume.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        preparation: Preparation,
+        pixel_range: PixelRange,
+        *,
+        channels: int,
+        name: str,
+        fingerprint: str,
+        seed: int,
+        flip: bool,
+        shuffle_buffer: int,
+        max_broken: float,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        if preparation.image_size is None:
+            raise ValueError("image_size is None; while streaming, pictures are resized as they come, so give it.")
+        self.class_names = class_names(dataset)
+        self.height = self.width = preparation.image_size
+        self.channels = channels
+        self.preparation = preparation
+        self.pixel_range = pixel_range
+        self.name = name
+        self.fingerprint = fingerprint
+        self.seed = seed
+        self.flip = flip
+        self.max_broken = max_broken
+        self.process_index = process_index
+        self.start = 0
+        self._read = picture_reader(dataset)
+        shuffled = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
+        self._rows = split_dataset_by_node(shuffled, rank=process_index, world_size=num_processes)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Items `{"image": Tensor (C, H, W) of the stored dtype, "label": int, -1 where there is none}`."""
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise ValueError(
+                f"num_workers is {worker.num_workers}; a stream is read in order by no or one worker: use 1."
+            )
+        waiting: list[int] = []  # places whose own picture is broken
+        broken = 0
+        for place, row in enumerate(islice(self._endless(), self.start, None), start=self.start):
+            waiting.append(place)
+            try:
+                picture = self._usable(row["image"])
+            except ValueError as error:
+                broken += 1
+                logger.warning("left out of %s: %s", self.name, error)
+                self._check_share(broken, place + 1 - self.start)
+                continue
+            for each in waiting:
+                generator = keyed_generator(self.seed, "augment", self.process_index, each)
+                image = augment(picture, (self.height, self.width), generator, flip=self.flip)
+                label = row.get("label")
+                yield {"image": torch.from_numpy(image), "label": NO_LABEL if label is None else int(label)}
+            waiting.clear()
+
+    def _endless(self) -> Iterator[dict[str, Any]]:
+        for epoch in count():
+            self._rows.set_epoch(epoch)
+            row = None
+            for row in self._rows:
+                yield row
+            if row is None:
+                raise ValueError(f"{self.name} has no rows for process {self.process_index}; use fewer processes.")
+
+    def _usable(self, value: Any) -> np.ndarray:
+        """The prepared picture (C, H, W); ValueError if it cannot be used."""
+        picture = self.preparation(decode_image(self._read(value)))
+        if picture.shape[2] != self.channels or picture.dtype.name != self.pixel_range.dtype:
+            raise ValueError(
+                f"a picture has {picture.shape[2]} channels of {picture.dtype}, "
+                f"the first {self.channels} of {self.pixel_range.dtype}."
+            )
+        return np.moveaxis(picture, 2, 0)
+
+    def _check_share(self, broken: int, rows: int) -> None:
+        if broken > self.max_broken * max(rows, FEWEST_ROWS_JUDGED):
+            raise ValueError(
+                f"{broken} of the last {rows} pictures of {self.name} cannot be used, more than "
+                f"max_broken={self.max_broken} allows; repair or remove them, or raise max_broken."
+            )
+
+
+def first_usable(dataset: datasets.IterableDataset, preparation: Preparation, name: str) -> np.ndarray:
+    """The first picture (H, W, C) that can be decoded, which says what the others have to be like."""
+    read = picture_reader(dataset)
+    problem = "it has no rows"
+    for row in dataset:
+        try:
+            return preparation(decode_image(read(row["image"])))
+        except ValueError as error:
+            problem = str(error)
+    raise ValueError(f"{name} has no usable picture: {problem}")

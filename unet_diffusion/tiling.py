@@ -1,0 +1,269 @@
+"""Pictures of any size through a network, window by window (the overlap-tile strategy of Ronneberger et al. 2015).
+
+How far a pixel of the output looks into the picture follows from the network (`context`), and so does where windows may
+start: at multiples of its stride, or pooling would join other pixels than it does in the whole picture. Windows of a
+padded network are cut inside the picture, so that its zero padding lies where it lies for the whole picture; those of
+an unpadded network reach over the border, where the picture is mirrored, and keep valid output only.
+
+Without attention and without statistics over space, the tiled result equals that of the whole picture but for rounding
+(about 1e-6 of the largest logit). Otherwise every pixel depends on all others, so that the values of a window depend on
+where it ends: neighbouring windows are then blended by raised cosines, and a difference remains.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unet_diffusion.attention import SelfAttention
+from unet_diffusion.blocks import CONVOLUTIONS_PER_BLOCK
+from unet_diffusion.randomness import keyed_generator
+
+MEMORY = 512 * 2**20  # bytes that a window chosen by us may take in the network
+MAPS = 10  # float32 maps of the finest width that are alive at once, by measurement
+BLOCK = 64  # pixels a side of the blocks that noise is drawn in
+
+Read = Callable[[slice, slice], Tensor]  # rows and columns inside the picture -> (B, C, rows, columns)
+Predict = Callable[[Tensor], Tensor]  # (B, C, h, w) -> (B, K, h, w), or smaller where the network is unpadded
+
+
+def context(unet: Any) -> tuple[int, int] | None:
+    """How many input pixels before and after an output pixel can change it, along each side; None: all of them.
+
+    All of them, where there is attention or a normalisation that takes its statistics from the picture: GroupNorm, and
+    BatchNorm in training mode.
+    """
+    for module in unet.modules():
+        statistics = isinstance(module, nn.GroupNorm) or (isinstance(module, nn.BatchNorm2d) and module.training)
+        if statistics or isinstance(module, SelfAttention):
+            return None
+    return context_of_convolutions(unet.config)
+
+
+def context_of_convolutions(config: Mapping[str, Any]) -> tuple[int, int]:
+    """The context of a `UNet` with this config if it had neither attention nor statistics over space.
+
+    Follows an output pixel back through the U as an interval of pixels of each map. The interval depends on where the
+    pixel lies in its cell of the coarsest map, so the widest over all places counts.
+    """
+    deepest = len(config["channels"]) - 1
+    radius = CONVOLUTIONS_PER_BLOCK * config["blocks_per_stage"]  # of the 3x3 convolutions of a stage
+    one_sided = 1 if config["upsample"] == "nearest" else 0  # its 2x2 convolution also reads the next pixel
+    strided = 1 if config["downsample"] == "conv" and config["padding"] == "same" else 0  # 3x3 around the first of two
+
+    def needed(level: int, low: int, high: int) -> tuple[int, int]:
+        """What pixels low..high of the map that leaves the decoder at a level need of the map that enters it there."""
+        low, high = low - radius, high + radius
+        if level == deepest:
+            return low, high
+        coarse_low, coarse_high = needed(level + 1, low // 2, (high + one_sided) // 2)
+        low, high = min(low, 2 * coarse_low - strided), max(high, 2 * coarse_high + 1)
+        return low - radius, high + radius
+
+    stem = 1 if config["block"] == "residual" else 0
+    reach = [(pixel, *needed(0, pixel, pixel)) for pixel in range(2**deepest)]
+    return max(p - low for p, low, _ in reach) + stem, max(high - p for p, _, high in reach) + stem
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a window's output along one side."""
+
+    start: int
+    stop: int
+    weights: Tensor  # float32 (stop - start,); those of the windows that share the part sum to 1
+    finished: bool  # whether no later window adds to it
+
+
+@dataclass(frozen=True)
+class Span:
+    """A window along one side: the picture's pixels from start to stop, and the parts of its output that are used."""
+
+    start: int
+    stop: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How windows of a network lie on a picture.
+
+    Args:
+        stride: pixels of the picture per pixel of the network's coarsest map; windows start at its multiples.
+        tile: pixels that each further window adds along a side; a multiple of the stride.
+        before: pixels at a window's begin whose output is not used, unless the picture begins there.
+        after: the same at its end.
+        ramp: half the width over which neighbouring windows are blended, at most a quarter of the tile; 0: a sharp cut.
+        smallest: input side of the smallest window of an unpadded network; 0: padded.
+        margin: pixels that an unpadded network loses at each end.
+        lead: pixels before the output that an unpadded network is given: its margin or, by whole strides, more.
+        trail: pixels after the output that it is given at least.
+    """
+
+    stride: int
+    tile: int
+    before: int = 0
+    after: int = 0
+    ramp: int = 0
+    smallest: int = 0
+    margin: int = 0
+    lead: int = 0
+    trail: int = 0
+
+    @classmethod
+    def of(cls, unet: Any, tile_size: int | None = None, symmetric: bool = False) -> "Tiling":
+        """The tiling for a network.
+
+        Args:
+            unet: a `UNet`, or a network with its `config` and `feature_info`.
+            tile_size: output pixels a side of a tile, rounded down to a multiple of the network's stride (but not to
+                0). None: so that a window with its context takes about 512 MiB in the network; a constant, whatever the
+                picture.
+            symmetric: whether the windows will be flipped too, so that both ends need the longer context.
+
+        Raises:
+            ValueError: a tile size that is not an integer of at least 1.
+        """
+        if tile_size is not None and (not isinstance(tile_size, int) or tile_size < 1):
+            raise ValueError(f"tile_size is {tile_size!r}, but must be an integer of at least 1 (output pixels), or None.")
+        finest = unet.feature_info[-1]
+        stride = 2 * max(info["stride"] for info in unet.feature_info)
+        reach = context(unet)
+        before, after = reach or (2 * stride, 2 * stride)
+        ramp = 0 if reach else 2 * stride
+        if symmetric:
+            before = after = max(before, after)
+        if tile_size is None:
+            side = int((MEMORY / (4 * MAPS * finest["channels"])) ** 0.5)
+            tile_size = max(side - before - after - 2 * ramp, 4 * ramp)
+        tile = max(tile_size // stride, 1) * stride
+        ramp = min(ramp, tile // 4)
+        if unet.config.get("padding", "same") == "same":
+            return cls(stride, tile, before, after, ramp)
+        before, after = context_of_convolutions(unet.config)
+        if symmetric:
+            before = after = max(before, after)
+        smallest = unet.smallest_side  # its sides are even at every pooling, so the margins are equal
+        margin = (smallest - unet.output_size(smallest, smallest)[0]) // 2
+        lead = margin + -(-(before - margin) // stride) * stride
+        return cls(stride, tile, 0, 0, ramp, smallest, margin, lead, after)
+
+    def spans(self, side: int) -> list[Span]:
+        """The windows along a side of the picture, in order.
+
+        Their length is that of the side modulo the stride. Thus the offset from the picture's end is a multiple of the
+        stride as well, and a flipped picture is cut as it would be by itself.
+        """
+        shared = self.before + self.after + 2 * self.ramp  # the least that neighbours have in common
+        length = self.tile + shared
+        length += (side - length) % self.stride
+        steps = max(side - length, 0) // self.stride
+        count = 1 + -(-steps * self.stride // self.tile)
+        starts = [i * steps // max(count - 1, 1) * self.stride for i in range(count)]
+        stops = [min(start + length, side) for start in starts]
+        cuts = [start + self.before + (stop - start - self.before - self.after) // 2 for start, stop in zip(starts[1:], stops)]
+        edges = [0, *cuts, side]
+        return [
+            Span(start, stop, self._pieces(i, edges)) for i, (start, stop) in enumerate(zip(starts, stops))
+        ]
+
+    def _pieces(self, window: int, edges: list[int]) -> tuple[Piece, ...]:
+        """What window number i gives: the blend with its predecessor, its own part, the blend with its successor."""
+        low, high = edges[window], edges[window + 1]
+        rise = torch.sin((torch.arange(2 * self.ramp) + 0.5) / (2 * self.ramp) * (torch.pi / 2)).square()
+        first, last = low == 0, high == edges[-1]
+        own_low, own_high = low + (0 if first else self.ramp), high - (0 if last else self.ramp)
+        pieces = [Piece(own_low, own_high, torch.ones(own_high - own_low), True)]
+        if self.ramp and not first:
+            pieces.insert(0, Piece(low - self.ramp, own_low, rise, True))
+        if self.ramp and not last:
+            pieces.append(Piece(own_high, high + self.ramp, rise.flip(0), False))
+        return tuple(pieces)
+
+    def input_range(self, span: Span) -> range:
+        """The pixels that the network must be given for a window's output; beyond the picture if it is unpadded."""
+        if not self.smallest:
+            return range(span.start, span.stop)
+        wanted = max(self.lead + span.stop - span.start + self.trail, self.smallest)
+        side = self.smallest + -(-(wanted - self.smallest) // self.stride) * self.stride
+        return range(span.start - self.lead, span.start - self.lead + side)
+
+
+def tiled(
+    predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Runs a network over a picture of any size and yields what is finished, part by part.
+
+    Every pixel is yielded once. What is held beside the running window are the strips along the shorter side of the
+    picture in which windows are blended; so memory does not grow with the picture.
+
+    Args:
+        predict: the network, on one window: (B, C, h, w) in [-1, 1] to (B, K, h, w), or smaller if it is unpadded.
+        read: rows and columns inside the picture to that part of it, (B, C, rows, columns).
+        size: height and width of the picture.
+        tiling: where the windows lie.
+
+    Yields:
+        Rows, columns and their values, (B, K, rows, columns).
+    """
+    rows, columns = tiling.spans(size[0]), tiling.spans(size[1])
+    tall = size[0] >= size[1]
+    offset = tiling.lead - tiling.margin  # of the output that is used, in what an unpadded network returns
+    pending: dict[tuple[int, int], Tensor] = {}
+    for first, second in product(rows, columns) if tall else product(columns, rows):
+        row, column = (first, second) if tall else (second, first)
+        values = predict(read_mirrored(read, size, tiling.input_range(row), tiling.input_range(column)))
+        for r, c in product(row.pieces, column.pieces):
+            place = (r.start, c.start)
+            top, left = r.start - row.start + offset, c.start - column.start + offset
+            part = values[..., top : top + r.stop - r.start, left : left + c.stop - c.start]
+            part = part * (r.weights[:, None] * c.weights).to(part.device, part.dtype)
+            part = part + pending.pop(place, 0)
+            if r.finished and c.finished:
+                yield slice(r.start, r.stop), slice(c.start, c.stop), part
+            else:
+                pending[place] = part
+    assert not pending
+
+
+def read_mirrored(read: Read, size: tuple[int, int], rows: range, columns: range) -> Tensor:
+    """A window (B, C, rows, columns) that may reach beyond the picture, which is mirrored there as often as needed.
+
+    The border pixel itself is not repeated: `numpy.pad(mode="reflect")`.
+    """
+    if rows.start >= 0 and columns.start >= 0 and rows.stop <= size[0] and columns.stop <= size[1]:
+        return read(slice(rows.start, rows.stop), slice(columns.start, columns.stop))
+    row, column = (mirrored(torch.tensor(places), side) for places, side in zip((rows, columns), size))
+    top, left = int(row.min()), int(column.min())
+    window = read(slice(top, int(row.max()) + 1), slice(left, int(column.max()) + 1))
+    return window[..., (row - top)[:, None], column - left]
+
+
+def mirrored(places: Tensor, side: int) -> Tensor:
+    """Positions on an endless line to those in 0..side-1, going back and forth without repeating the ends."""
+    period = max(2 * (side - 1), 1)
+    places = places % period
+    return torch.where(places < side, places, period - places)
+
+
+def noise_window(seed: int, draw: int, channels: int, rows: slice, columns: slice) -> Tensor:
+    """A window (channels, rows, columns) of an endless field of unit Gaussian noise, float32.
+
+    The value at a pixel depends on the seed, the draw and the place alone, so that all windows see the same noise.
+    """
+    across = range(columns.start // BLOCK, -(-columns.stop // BLOCK))
+    down = range(rows.start // BLOCK, -(-rows.stop // BLOCK))
+    field = torch.cat(
+        [
+            torch.cat(
+                [torch.randn(channels, BLOCK, BLOCK, generator=keyed_generator(seed, draw, i, j)) for j in across], dim=2
+            )
+            for i in down
+        ],
+        dim=1,
+    )
+    top, left = rows.start - down.start * BLOCK, columns.start - across.start * BLOCK
+    return field[:, top : top + rows.stop - rows.start, left : left + columns.stop - columns.start]

@@ -1,0 +1,299 @@
+"""The training loop: one for every task, through Accelerate.
+
+A task says which network learns, what a batch costs, how to validate and what to show. The loop does the rest:
+accumulation, clipping, the learning rate, the moving average, precision, logging, checkpoints and going on after a
+stop. All counts are optimizer steps.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from filelock import FileLock, Timeout
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from unet_diffusion.atomic import remove_leftovers, write_json
+from unet_diffusion.checkpoints import Checkpoint, load_latest, optimizer_tensors, restore_optimizer, save_checkpoint
+from unet_diffusion.metrics_log import MetricsLog, read_metrics
+from unet_diffusion.randomness import keyed_generator, keyed_seed
+from unet_diffusion.stopping import stop_requests
+from unet_diffusion.training_config import FREE_TO_CHANGE, TrainingConfig
+from unet_diffusion.unet import UNet
+
+
+class Task(Protocol):
+    """What the loop asks of a task."""
+
+    unet: UNet
+
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
+        """Micro-batches of this process for ever, from the first of `start_step` on."""
+        ...
+
+    def loss(self, unet: torch.nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
+        """The scalar to minimise; all that is random about sample i comes from `generators[i]`."""
+        ...
+
+    def validate(self, unet: UNet, accelerator: Accelerator) -> dict[str, float]:
+        """Numbers of the held-out pictures, averaged over processes."""
+        ...
+
+    def preview(self, unet: UNet, path: Path) -> None:
+        """A PNG that shows what the network can do."""
+        ...
+
+    def export(self, unet: UNet, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
+        """The pipeline, its model card and the curves of the run."""
+        ...
+
+
+def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
+    """The Accelerator of a run."""
+    return Accelerator(
+        gradient_accumulation_steps=config.accumulate,
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
+    )
+
+
+class Trainer:
+    """Trains a task in a folder, going on from the newest checkpoint there.
+
+    Args:
+        task: what is learnt.
+        config: how the run goes.
+        output: the run's folder.
+        resolved: the whole configuration of the run, kept as `config.json`; a run is only continued by an equal one.
+        accelerator: from `make_accelerator`, made before the task so that its data know their process.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration.
+        RuntimeError: another process is training in the folder.
+    """
+
+    def __init__(
+        self, task: Task, config: TrainingConfig, output: Path, resolved: dict[str, Any], accelerator: Accelerator
+    ) -> None:
+        self.task, self.config, self.output, self.accelerator = task, config, output, accelerator
+        self.resolved = json.loads(json.dumps(resolved, default=str))
+        self.step = 0
+        self.loss_sum, self.loss_count = torch.zeros((), device=accelerator.device), 0  # since the last log line
+
+        task.unet.to(accelerator.device)
+        if accelerator.device.type == "cuda":
+            task.unet.to(memory_format=torch.channels_last)
+        self.ema = EMAModel(task.unet.parameters(), decay=config.ema_decay, foreach=True)
+        self.ema.to(accelerator.device)
+        trained = [parameter for parameter in task.unet.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        if config.compile:
+            task.unet.compile_repeated_blocks()
+        self.unet, self.optimizer = accelerator.prepare(task.unet, optimizer)
+        self.schedule = get_scheduler(  # not prepared: Accelerate would step it once per process
+            {"cosine": "cosine", "constant": "constant_with_warmup"}[config.schedule],
+            self.optimizer.optimizer,
+            num_warmup_steps=config.warmup_steps,
+            num_training_steps=config.steps,
+        )
+
+    def run(self) -> Path:
+        """Trains to the last step and writes the pipeline; returns the run's folder."""
+        with self._only_run_in_folder(), stop_requests() as stop:
+            self._start()
+            batches = self.task.batches(self.accelerator, self.config, self.step)
+            with self._progress_bar() as bar:
+                while self.step < self.config.steps:
+                    self._train_step(batches)
+                    bar.update()
+                    if self._due(self.config.log_every):
+                        self._log(bar)
+                    if self._due(self.config.validate_every):
+                        self._validate()
+                    if self._due(self.config.preview_every):
+                        self._preview()
+                    stopping = self._any_process(bool(stop))
+                    if self._due(self.config.checkpoint_every) or stopping:
+                        self._save()
+                    if stopping:
+                        stop.leave()
+            self._export()
+        self.accelerator.end_training()
+        return self.output
+
+    def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> None:
+        accelerator, config = self.accelerator, self.config
+        self.unet.train()
+        for micro in range(config.accumulate):
+            batch = next(batches)
+            first = (micro * accelerator.num_processes + accelerator.process_index) * config.batch_size
+            generators = [
+                keyed_generator(config.seed, "sample", self.step, first + i) for i in range(config.batch_size)
+            ]
+            torch.manual_seed(keyed_seed(config.seed, "dropout", self.step, first))
+            with accelerator.accumulate(self.unet):
+                loss = self.task.loss(self.unet, batch, generators)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.unet.parameters(), config.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.loss_sum += loss.detach()
+            self.loss_count += 1
+        self.schedule.step()
+        self.ema.step(self.task.unet.parameters())
+        self.step += 1
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _any_process(self, flag: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device), "sum").item())
+
+    def _log(self, bar: tqdm) -> None:
+        loss = self.accelerator.reduce(self.loss_sum / self.loss_count, reduction="mean").item()
+        self.loss_sum.zero_()
+        self.loss_count = 0
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {self.step}; the last checkpoint is kept. Lower learning_rate, or use "
+                "mixed_precision='no'."
+            )
+        rate = bar.format_dict["rate"] or 0.0
+        pictures = rate * self.config.batch_size * self.config.accumulate * self.accelerator.num_processes
+        bar.set_postfix(loss=f"{loss:.4f}", images_per_second=f"{pictures:.0f}")
+        self._record(loss=loss, learning_rate=self.schedule.get_last_lr()[0], images_per_second=round(pictures, 1))
+
+    def _validate(self) -> None:
+        with self._averaged_weights() as unet:
+            self._record(**self.task.validate(unet, self.accelerator))
+
+    def _preview(self) -> None:
+        with self._averaged_weights() as unet:
+            if self.accelerator.is_main_process:
+                self.task.preview(unet, self.output / "previews" / f"step-{self.step:08d}.png")
+        self.accelerator.wait_for_everyone()
+
+    def _record(self, **values: float) -> None:
+        if self.accelerator.is_main_process:
+            self.metrics.append(self.step, **values)
+        self.accelerator.log(values, step=self.step)
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[UNet]:
+        """The network in evaluation mode with the moving average of its weights, for the length of a block."""
+        unet = self.task.unet
+        self.ema.store(unet.parameters())
+        self.ema.copy_to(unet.parameters())
+        unet.eval()
+        try:
+            with torch.no_grad():
+                yield unet
+        finally:
+            self.ema.restore(unet.parameters())
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            unet = self.task.unet
+            names = [name for name, _ in unet.named_parameters()]
+            scaler = self.accelerator.scaler
+            checkpoint = Checkpoint(
+                step=self.step,
+                tensors={
+                    "model": unet.state_dict(),
+                    "ema": dict(zip(names, self.ema.shadow_params)),
+                    "optimizer": optimizer_tensors(self.optimizer.optimizer, self._names()),
+                },
+                state={
+                    "ema_steps": self.ema.optimization_step,
+                    "loss_sum": self.loss_sum.item(),
+                    "loss_count": self.loss_count,
+                    "scaler": scaler.state_dict() if scaler else None,
+                },
+            )
+            save_checkpoint(self.output / "checkpoints", checkpoint, self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def _names(self) -> dict[Tensor, str]:
+        return {parameter: name for name, parameter in self.task.unet.named_parameters()}
+
+    def _start(self) -> None:
+        """Goes on from the newest checkpoint, or starts."""
+        if self.accelerator.is_main_process:
+            self._check_same_run()
+            remove_leftovers(self.output)
+            write_json(self.output / "config.json", self.resolved)
+        self.accelerator.wait_for_everyone()
+        checkpoint = load_latest(self.output / "checkpoints")
+        if checkpoint:
+            self._restore(checkpoint)
+        if self.accelerator.is_main_process:
+            self.metrics = MetricsLog(self.output / "metrics.jsonl", self.step)
+        self.accelerator.init_trackers("metrics")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        unet, state = self.task.unet, checkpoint.state
+        unet.load_state_dict(checkpoint.tensors["model"])
+        for (name, _), average in zip(unet.named_parameters(), self.ema.shadow_params):
+            average.copy_(checkpoint.tensors["ema"][name])
+        self.ema.optimization_step = state["ema_steps"]
+        restore_optimizer(self.optimizer.optimizer, self._names(), checkpoint.tensors["optimizer"])
+        self.loss_sum.fill_(state["loss_sum"])
+        self.loss_count = state["loss_count"]
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = checkpoint.step
+        self.schedule.last_epoch = self.step - 1  # the schedule is a function of the step; this sets it to `step`
+        self.schedule.step()
+
+    def _check_same_run(self) -> None:
+        path = self.output / "config.json"
+        if not path.exists():
+            return
+        before, now = json.loads(path.read_text(encoding="utf-8")), self.resolved
+        for section, values in now.items():
+            if section == "training":
+                values = {key: value for key, value in values.items() if key not in FREE_TO_CHANGE}
+            for key, value in values.items() if isinstance(values, dict) else [(section, values)]:
+                then = before.get(section, {}).get(key) if isinstance(values, dict) else before.get(section)
+                if then != value:
+                    raise ValueError(
+                        f"{key} is {value!r}, but the run in {self.output} was started with {then!r}; "
+                        "use the same value to go on with it, or another output folder."
+                    )
+
+    def _export(self) -> None:
+        if self.accelerator.is_main_process:
+            with self._averaged_weights() as unet:
+                self.task.export(unet, self.output, read_metrics(self.metrics.path), self.resolved)
+        self.accelerator.wait_for_everyone()
+
+    def _progress_bar(self) -> tqdm:
+        hidden = not self.accelerator.is_main_process
+        return tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
+
+    @contextmanager
+    def _only_run_in_folder(self) -> Iterator[None]:
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.output / ".lock")
+        try:
+            lock.acquire(timeout=0)  # the operating system lets go of it when the process dies, however it dies
+        except Timeout:
+            raise RuntimeError(f"another process is training in {self.output}; choose another output folder.") from None
+        try:
+            yield
+        finally:
+            lock.release()
