@@ -41,6 +41,9 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         norm: normalisation applied before the projections.
     """
 
+    processor: SelfAttentionProcessor
+    to_qkv: nn.Linear  # while the projections are fused
+
     _default_processor_cls = SelfAttentionProcessor
     _available_processors = [SelfAttentionProcessor]
 
@@ -54,7 +57,7 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list, since diffusers' tools look for to_out.0
-        self.set_processor(SelfAttentionProcessor())
+        self.processor = SelfAttentionProcessor()
 
     def forward(self, x: Tensor) -> Tensor:
         """A map (B, C, H, W) to a map of the same shape."""

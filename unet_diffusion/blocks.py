@@ -1,5 +1,6 @@
 """The parts of the U: convolution blocks, the stages of the encoder and the decoder, and what joins them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -141,6 +142,8 @@ class Blocks(nn.Module):
         style: what all blocks of the network share.
     """
 
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by ModelMixin.enable_gradient_checkpointing
+
     def __init__(
         self,
         in_channels: int,
@@ -159,7 +162,7 @@ class Blocks(nn.Module):
             else nn.Identity()
             for _ in range(count)
         )
-        self.gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing sets it
+        self.gradient_checkpointing = False  # likewise
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Map (B, C_in, H, W) and embedding (B, E) to a map (B, C_out, H, W)."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
@@ -53,8 +52,8 @@ class DiffusionConfig:
     """Share of the labels replaced by "no class" in training, so that guidance works; with class_conditional."""
     validation_pictures: int = 256
     """Held-out pictures that the validation loss is measured on, each at one fixed timestep with fixed noise."""
-    preview_pictures: int = 16
-    """Pictures in a preview."""
+    preview_pictures: int = 36
+    """Pictures in a preview and in the model card."""
 
     def __post_init__(self) -> None:
         """Checks every value."""
@@ -168,14 +167,15 @@ class DiffusionTask:
         if self.config.class_conditional:
             labels = [i % unet.config.num_class_embeds for i in range(count)]
         generators = [torch.Generator(unet.device).manual_seed(keyed_seed(0, "preview", i)) for i in range(count)]
-        images = pipe(
+        (images,) = pipe(
             batch_size=count,
             num_inference_steps=PREVIEW_STEPS,
             class_labels=labels,
             generator=generators,
             output_type="np",
-        ).images
-        return array_pictures(np.asarray(images))
+            return_dict=False,
+        )
+        return array_pictures(images)
 
     def preview(self, unet: UNet, path: Path) -> None:
         """A grid of generated pictures."""
@@ -186,5 +186,5 @@ class DiffusionTask:
         with merged_into(folder) as aside:
             self.pipeline(unet).save_pretrained(aside)
             save_curves(rows, aside / "curves.png", CURVES)
-            save_picture(grid(self.sample(unet, 64)), aside / "samples.png")
+            save_picture(grid(self.sample(unet, self.config.preview_pictures)), aside / "samples.png")
             (aside / "README.md").write_text(diffusion_card(folder.name, unet, rows, config), encoding="utf-8")

@@ -34,7 +34,7 @@ def diffusion_card(name: str, unet: UNet, rows: list[dict[str, Any]], config: di
 A U-Net of {parameters(unet)} parameters that generates pictures of {size(unet)} pixels with \
 {unet.config.in_channels} channel(s), trained as a noise predictor (DDPM) with unet-diffusion {__version__}.
 
-![64 samples, 20 steps of DPM-Solver++](samples.png)
+![Samples, 20 steps of DPM-Solver++](samples.png)
 
 ## Use
 

@@ -47,12 +47,14 @@ def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if picture.shape[:2] == (height, width):
         return picture
-    planes = (Image.fromarray(plane) for plane in np.moveaxis(picture, 2, 0).astype(np.float32))
-    resized = np.stack(
-        [np.asarray(plane.resize((width, height), Image.Resampling.LANCZOS)) for plane in planes], axis=2
-    )
-    resized = resized.clip(picture.min(axis=(0, 1)), picture.max(axis=(0, 1)))
+    planes = np.ascontiguousarray(np.moveaxis(picture, 2, 0)).astype(np.float32)  # (C, H, W)
+    resized = np.stack([_resize_plane(plane, height, width) for plane in planes], axis=2)
+    resized = resized.clip(planes.min(axis=(1, 2)), planes.max(axis=(1, 2)))
     return _as_dtype(resized, picture.dtype)
+
+
+def _resize_plane(plane: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def convert_channels(picture: np.ndarray, channels: int) -> np.ndarray:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from unet_diffusion.atomic import merged_into
 from unet_diffusion.figures import array_pictures, grid, overlay, save_curves, save_picture
@@ -38,8 +37,8 @@ class SegmentationTask:
     def __init__(
         self,
         unet: UNet,
-        train: Dataset,
-        validation: Dataset,
+        train: Any,
+        validation: Any,
         pixel_range: PixelRange,
         num_workers: int = 0,
         preview_pictures: int = 12,

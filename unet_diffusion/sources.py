@@ -76,7 +76,8 @@ def picture_reader(dataset: Dataset | IterableDataset) -> Callable[[Any], Any]:
 
 def _open(source: str, split: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
     if source == DIGITS:
-        return _only_split(_open_digits(cache_dir), source, split)
+        _check_only_split(source, split)
+        return _open_digits(cache_dir)
     path = Path(source).expanduser()
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(str(path))

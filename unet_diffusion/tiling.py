@@ -23,7 +23,8 @@ from unet_diffusion.blocks import CONVOLUTIONS_PER_BLOCK
 from unet_diffusion.randomness import keyed_generator
 
 MEMORY = 512 * 2**20  # bytes that a window chosen by us may take in the network
-MAPS = 10  # float32 maps of the finest width that are alive at once, by measurement
+MAPS = 12  # float32 maps of the finest width that are alive at once, by measurement
+ATTENDED = 64  # positions a side of a window chosen by us where it attends: the cost grows with their fourth power
 BLOCK = 64  # pixels a side of the blocks that noise is drawn in
 
 Read = Callable[[slice, slice], Tensor]  # rows and columns inside the picture -> (B, C, rows, columns)
@@ -120,8 +121,8 @@ class Tiling:
         Args:
             unet: a `UNet`, or a network with its `config` and `feature_info`.
             tile_size: output pixels a side of a tile, rounded down to a multiple of the network's stride (but not to
-                0). None: so that a window with its context takes about 512 MiB in the network; a constant, whatever the
-                picture.
+                0). None: so that a window takes about 512 MiB in the network and has at most 64 x 64 positions where
+                it attends; constants, whatever the picture.
             symmetric: whether the windows will be flipped too, so that both ends need the longer context.
 
         Raises:
@@ -129,27 +130,31 @@ class Tiling:
         """
         if tile_size is not None and (not isinstance(tile_size, int) or tile_size < 1):
             raise ValueError(f"tile_size is {tile_size!r}, but must be an integer of at least 1 (output pixels), or None.")
-        finest = unet.feature_info[-1]
         stride = 2 * max(info["stride"] for info in unet.feature_info)
         reach = context(unet)
-        before, after = reach or (2 * stride, 2 * stride)
         ramp = 0 if reach else 2 * stride
-        if symmetric:
-            before = after = max(before, after)
-        if tile_size is None:
-            side = int((MEMORY / (4 * MAPS * finest["channels"])) ** 0.5)
-            tile_size = max(side - before - after - 2 * ramp, 4 * ramp)
-        tile = max(tile_size // stride, 1) * stride
-        ramp = min(ramp, tile // 4)
         if unet.config.get("padding", "same") == "same":
-            return cls(stride, tile, before, after, ramp)
-        before, after = context_of_convolutions(unet.config)
+            before, after = reach or (stride, stride)
+            smallest = margin = lead = trail = 0
+        else:
+            before = after = 0
+            smallest = unet.smallest_side  # its sides are even at every pooling, so the margins are equal
+            margin = lead = (smallest - unet.output_size(smallest, smallest)[0]) // 2
+            spoilt = stride - 1 if unet.config.upsample == "nearest" else 0  # at the end, by its one-sided padding
+            trail = margin + spoilt
+            if symmetric and spoilt:
+                lead += stride
         if symmetric:
             before = after = max(before, after)
-        smallest = unet.smallest_side  # its sides are even at every pooling, so the margins are equal
-        margin = (smallest - unet.output_size(smallest, smallest)[0]) // 2
-        lead = margin + -(-(before - margin) // stride) * stride
-        return cls(stride, tile, 0, 0, ramp, smallest, margin, lead, after)
+
+        if tile_size is None:
+            side = int((MEMORY / (4 * MAPS * unet.feature_info[-1]["channels"])) ** 0.5)
+            if any(isinstance(module, SelfAttention) for module in unet.modules()):
+                attends = unet.config.get("attention")
+                side = min(side, ATTENDED * (2 ** list(attends).index(True) if attends else stride))
+            tile_size = side - before - after - 2 * ramp - lead - trail
+        tile = max(tile_size // stride, 1) * stride
+        return cls(stride, tile, before, after, min(ramp, tile // 4), smallest, margin, lead, trail)
 
     def spans(self, side: int) -> list[Span]:
         """The windows along a side of the picture, in order.

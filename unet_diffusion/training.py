@@ -6,6 +6,7 @@ stop. All counts are optimizer steps.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from filelock import FileLock, Timeout
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from unet_diffusion.atomic import remove_leftovers, write_json
@@ -57,6 +60,7 @@ class Task(Protocol):
 
 def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
     """The Accelerator of a run."""
+    AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
     return Accelerator(
         gradient_accumulation_steps=config.accumulate,
         mixed_precision=config.mixed_precision,
@@ -87,6 +91,7 @@ class Trainer:
         self.resolved = json.loads(json.dumps(resolved, default=str))
         self.step = 0
         self.loss_sum, self.loss_count = torch.zeros((), device=accelerator.device), 0  # since the last log line
+        self.seconds = 0.0  # of training since then
 
         task.unet.to(accelerator.device)
         if accelerator.device.type == "cuda":
@@ -98,12 +103,6 @@ class Trainer:
         if config.compile:
             task.unet.compile_repeated_blocks()
         self.unet, self.optimizer = accelerator.prepare(task.unet, optimizer)
-        self.schedule = get_scheduler(  # not prepared: Accelerate would step it once per process
-            {"cosine": "cosine", "constant": "constant_with_warmup"}[config.schedule],
-            self.optimizer.optimizer,
-            num_warmup_steps=config.warmup_steps,
-            num_training_steps=config.steps,
-        )
 
     def run(self) -> Path:
         """Trains to the last step and writes the pipeline; returns the run's folder."""
@@ -130,7 +129,7 @@ class Trainer:
         return self.output
 
     def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> None:
-        accelerator, config = self.accelerator, self.config
+        accelerator, config, started = self.accelerator, self.config, time.perf_counter()
         self.unet.train()
         for micro in range(config.accumulate):
             batch = next(batches)
@@ -151,6 +150,7 @@ class Trainer:
         self.schedule.step()
         self.ema.step(self.task.unet.parameters())
         self.step += 1
+        self.seconds += time.perf_counter() - started
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -162,6 +162,7 @@ class Trainer:
 
     def _log(self, bar: tqdm) -> None:
         loss = self.accelerator.reduce(self.loss_sum / self.loss_count, reduction="mean").item()
+        count = self.loss_count
         self.loss_sum.zero_()
         self.loss_count = 0
         if loss != loss or loss in (float("inf"), float("-inf")):
@@ -169,10 +170,10 @@ class Trainer:
                 f"the loss is {loss} at step {self.step}; the last checkpoint is kept. Lower learning_rate, or use "
                 "mixed_precision='no'."
             )
-        rate = bar.format_dict["rate"] or 0.0
-        pictures = rate * self.config.batch_size * self.config.accumulate * self.accelerator.num_processes
-        bar.set_postfix(loss=f"{loss:.4f}", images_per_second=f"{pictures:.0f}")
-        self._record(loss=loss, learning_rate=self.schedule.get_last_lr()[0], images_per_second=round(pictures, 1))
+        rate = count * self.config.batch_size * self.accelerator.num_processes / self.seconds
+        self.seconds = 0.0
+        bar.set_postfix(loss=f"{loss:.4f}", images_per_second=f"{rate:.0f}")
+        self._record(loss=loss, learning_rate=float(self.schedule.get_last_lr()[0]), images_per_second=round(rate, 1))
 
     def _validate(self) -> None:
         with self._averaged_weights() as unet:
@@ -237,6 +238,7 @@ class Trainer:
         checkpoint = load_latest(self.output / "checkpoints")
         if checkpoint:
             self._restore(checkpoint)
+        self.schedule = self._make_schedule()
         if self.accelerator.is_main_process:
             self.metrics = MetricsLog(self.output / "metrics.jsonl", self.step)
         self.accelerator.init_trackers("metrics")
@@ -253,8 +255,15 @@ class Trainer:
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = checkpoint.step
-        self.schedule.last_epoch = self.step - 1  # the schedule is a function of the step; this sets it to `step`
-        self.schedule.step()
+
+    def _make_schedule(self) -> LRScheduler:
+        """The learning rate from `step` on. It is not prepared: Accelerate would step it once per process."""
+        optimizer, config = self.optimizer.optimizer, self.config
+        for group in optimizer.param_groups:
+            group["initial_lr"] = config.learning_rate
+        if config.schedule == "constant":
+            return get_constant_schedule_with_warmup(optimizer, config.warmup_steps, last_epoch=self.step - 1)
+        return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps, last_epoch=self.step - 1)
 
     def _check_same_run(self) -> None:
         path = self.output / "config.json"

@@ -46,7 +46,7 @@ class UNetOutput(BaseOutput):
     features: tuple[Tensor, ...] | None = None
 
 
-class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # upstream bases disagree
+class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     """The U-Net of Ronneberger, Fischer and Brox (2015), also as a noise predictor (Ho et al. 2020).
 
     The defaults give a padded residual network that predicts noise; `from_preset("ronneberger-2015")` is the network of
@@ -85,6 +85,10 @@ class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: 
     _repeated_blocks = ["ResidualBlock", "PlainBlock"]
     _skip_layerwise_casting_patterns = ["norm"]
 
+    time_embed: ConditionEmbedding | Any  # these three are None where the config asks for none
+    noise_head: nn.Conv2d | Any
+    segmentation_head: nn.Conv2d | Any
+
     @register_to_config
     def __init__(
         self,
@@ -111,7 +115,7 @@ class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: 
         super().__init__()
         check_config(self.config)
         residual = block == "residual"
-        embed_dim = None if time_embedding is None else 4 * channels[0]
+        embed_dim = 4 * channels[0] if time_embedding else None
         style = BlockStyle(block, norm, activation, padding, head_channels, embed_dim)
 
         *finer, deepest = channels
@@ -121,9 +125,9 @@ class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: 
 
         self.stem = style.conv(in_channels, channels[0]) if residual else nn.Identity()
         width = channels[0] if residual else in_channels  # in 2015 the first block sees the picture itself
-        self.time_embed = (
-            None if time_embedding is None else ConditionEmbedding(time_embedding, embed_dim, num_class_embeds)
-        )
+        self.time_embed = None
+        if time_embedding is not None:
+            self.time_embed = ConditionEmbedding(time_embedding, 4 * channels[0], num_class_embeds)
 
         self.encoder = nn.ModuleList()
         for wider, attends, drop in zip(finer, attend, dropouts):
@@ -325,17 +329,17 @@ class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: 
     @torch.no_grad()
     def _initialise(self) -> None:
         """Plain networks as in 2015, section 3: deviation sqrt(2 / fan-in). Residual branches start at zero."""
+        zero: list[Any] = [] if self.noise_head is None else [self.noise_head]  # an untrained network predicts zero
         for module in self.modules():
             if self.config.block == "plain" and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 taps = 1 if isinstance(module, nn.ConvTranspose2d) else module.kernel_size[0] * module.kernel_size[1]
                 nn.init.normal_(module.weight, std=(2 / (module.in_channels * taps)) ** 0.5)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.conv2.weight)
-                nn.init.zeros_(module.conv2.bias)
+                zero.append(module.conv2)
             elif isinstance(module, SelfAttention):
-                nn.init.zeros_(module.to_out[0].weight)
-                nn.init.zeros_(module.to_out[0].bias)
-        if self.noise_head is not None:  # an untrained network predicts zero
-            nn.init.zeros_(self.noise_head.weight)
-            nn.init.zeros_(self.noise_head.bias)
+                zero.append(module.to_out[0])
+        for layer in zero:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,33 @@
+# Two commands that work from a bare clone: `make quickstart` and `make test`.
+# They need Python 3.11 or newer, make and a package index.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+
+.PHONY: quickstart test test-slow lint clean
+
+quickstart: $(INSTALLED)  ## train on digits, generate, segment; pictures in runs/quickstart
+	$(RUN) scripts/quickstart.py
+
+test: $(INSTALLED) lint  ## the default tests
+	$(RUN) -m pytest
+
+test-slow: $(INSTALLED)  ## the tests that take longer: killed runs, several processes, installed wheels
+	$(RUN) -m pytest -m slow
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# torch first and pinned, since an open range may bring gigabytes of CUDA to a machine without a GPU.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt torch
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(INSTALLED)
+
+clean:  ## remove the environment, not the runs
+	rm -rf $(VENV)

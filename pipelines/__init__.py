@@ -1,0 +1,5 @@
+"""Our pipelines, one a file; they are resolved as `unet_diffusion.pipelines`."""
+
+from unet_diffusion.pipelines.image_generation import ImageGenerationOutput, ImageGenerationPipeline
+
+__all__ = ["ImageGenerationOutput", "ImageGenerationPipeline"]

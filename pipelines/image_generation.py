@@ -1,0 +1,329 @@
+"""Noise to pictures with any scheduler of diffusers, by class and with guidance where the network has classes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from unet_diffusion.pixels import PixelRange
+from unet_diffusion.sampling import check_classes, check_scheduler, step_arguments
+from unet_diffusion.unet import UNet
+
+OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
+PIL_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16", ("float32", 1): "F"}
+PRIVATE_KEYS = {"_pixel_range": "pixel_range", "_class_names": "class_names"}  # stock pipelines pass over private keys
+
+
+@dataclass
+class ImageGenerationOutput(BaseOutput):
+    """What `ImageGenerationPipeline` returns.
+
+    Attributes:
+        images: the pictures; the type follows from `output_type`, which `ImageGenerationPipeline.__call__` explains.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+
+
+class ImageGenerationPipeline(DiffusionPipeline):
+    """Generates pictures from noise (Ho et al. 2020), with any scheduler of diffusers whose `step` needs no more.
+
+    Example:
+        >>> import torch
+        >>> from diffusers import DDPMScheduler
+        >>> from unet_diffusion import UNet
+        >>> from unet_diffusion.pipelines import ImageGenerationPipeline
+        >>> from unet_diffusion.sampling import sampler
+
+        >>> pipe = ImageGenerationPipeline(UNet.from_preset("tiny"), DDPMScheduler())
+        >>> pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> images = pipe(batch_size=2, num_inference_steps=5, generator=torch.manual_seed(0)).images
+        >>> [image.size for image in images]
+        [(28, 28), (28, 28)]
+
+    Args:
+        unet: a network with a noise head and a timestep embedding.
+        scheduler: the sampler; `unet_diffusion.sampling.sampler` makes one from the scheduler of the training.
+        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit pictures.
+        class_names: names of the classes that pictures can be generated of, in the order of their indices.
+
+    Raises:
+        ValueError: a network that cannot turn noise into pictures, or a bad pixel range.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        unet: UNet,
+        scheduler: SchedulerMixin,
+        pixel_range: dict | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        config = unet.config
+        timeless = config.get("time_embedding", "sinusoidal") is None
+        unpadded = config.get("padding", "same") != "same"
+        if config.out_channels != config.in_channels or timeless or unpadded:
+            raise ValueError(
+                f"the network has in_channels={config.in_channels}, out_channels={config.out_channels}, "
+                f"time_embedding={config.get('time_embedding')!r} and padding={config.get('padding')!r}, but "
+                "generation needs as many channels out as in, a timestep embedding and padding='same'; train such a one."
+            )
+        if pixel_range is not None:
+            PixelRange.from_dict(pixel_range)
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(_pixel_range=pixel_range, _class_names=class_names)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Reads the arguments that are saved under private keys, which stock pipelines pass over without a warning."""
+        return super().extract_init_dict({PRIVATE_KEYS.get(k, k): v for k, v in config_dict.items()}, **kwargs)
+
+    @property
+    def pixel_range(self) -> PixelRange:
+        """How stored values map to the network's [-1, 1]."""
+        saved = self.config["_pixel_range"]
+        return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, in the order of their indices."""
+        return self.config["_class_names"]
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance of the running call; a callback may set `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """How often the network runs for a picture; more than the steps with Heun and its like."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the rest of the running call is left out; a callback may set `_interrupt`."""
+        return self._interrupt
+
+    def check_inputs(
+        self,
+        batch_size: int,
+        num_inference_steps: int,
+        class_labels: list[int] | None,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float] | None,
+        height: int,
+        width: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None,
+        max_batch: int,
+        eta: float | None,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
+        """Raises a ValueError that names the value, the rule and the fix for the first argument that is wrong."""
+        config = self.unet.config
+        counts = {
+            "batch_size": batch_size,
+            "num_inference_steps": num_inference_steps,
+            "height": height,
+            "width": width,
+            "max_batch": max_batch,
+        }
+        for name, count in counts.items():
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} is {count!r}, but must be an integer of at least 1.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}, but must be one of {', '.join(OUTPUT_TYPES)}.")
+        if output_type == "pil" and (self.pixel_range.dtype, config.in_channels) not in PIL_MODES:
+            raise ValueError(
+                f"PIL has no mode for {config.in_channels} channels of {self.pixel_range.dtype}; "
+                "use output_type='np' or 'pt' (values in [0, 1]), or 'stored' (values as in the files)."
+            )
+
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"there are {len(generator)} generators, but batch_size is {batch_size}; pass one or all.")
+        shape = (batch_size, config.in_channels, height, width)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
+        check_classes(config, batch_size, class_labels, guidance_scale, guidance_interval)
+        check_scheduler(self.scheduler, eta)
+        unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {unknown}, but must be among {self._callback_tensor_inputs}."
+            )
+
+    def prepare_latents(
+        self,
+        shape: tuple[int, int, int, int],
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """The noise that sampling starts from, float32 (B, C, H, W), at the scheduler's first noise level.
+
+        Args:
+            shape: (B, C, H, W).
+            device: where the network runs.
+            generator: one, or one per picture; None: PyTorch's global one.
+            latents: unit noise to use instead of drawing it.
+        """
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        latents = latents.to(device, torch.float32)
+        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow-matching schedulers have none: 1
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 20,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        max_batch: int = 64,
+        eta: float | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[["ImageGenerationPipeline", int, Any, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImageGenerationOutput | tuple:
+        """Generates `batch_size` pictures.
+
+        Args:
+            batch_size: number of pictures.
+            num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1000 for plain DDPM.
+            class_labels: a class for all pictures or one each, as index or as one of `class_names`; None: no class.
+            guidance_scale: w in uncond + w (cond - uncond), classifier-free guidance (Ho & Salimans 2022); 1: none.
+            guidance_interval: (low, high), the part of the steps that is guided, as shares of the schedule: 0 is its
+                noisy begin, 1 its end (Kynkaanniemi et al. 2024); None: all of it.
+            height: in pixels; None: `unet.config.sample_size`.
+            width: in pixels; None: `unet.config.sample_size`.
+            generator: one, or a list with one per picture: then a picture depends on its own generator alone, in
+                whatever batch it is made.
+            latents: unit noise to start from, (B, C, H, W); None: drawn from `generator`.
+            max_batch: pictures that the network sees at once; twice that with guidance.
+            eta: the noise that DDIM (eq. 16 of Song et al. 2020) or TCD adds; None: the scheduler's own default.
+            output_type: "pil": a list of pictures (1, 3 or 4 channels); "np": float32 (B, H, W, C) in [0, 1];
+                "pt": float32 (B, C, H, W) in [0, 1]; "stored": (B, C, H, W) in the data type and values of the training
+                files; "latent": float32 (B, C, H, W) around [-1, 1] as the sampler leaves it.
+            return_dict: whether to return an `ImageGenerationOutput` rather than a tuple.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step of each batch; returns
+                the tensors to go on with.
+            callback_on_step_end_tensor_inputs: names of the tensors that the callback is given.
+
+        Raises:
+            ValueError: an argument that does not fit the others, the network or the scheduler.
+        """
+        config = self.unet.config
+        size = config.sample_size
+        default_height, default_width = (size, size) if isinstance(size, int) else size
+        height, width = height or default_height, width or default_width
+        labels = self._class_indices(class_labels, batch_size)
+        self.check_inputs(
+            batch_size,
+            num_inference_steps,
+            labels,
+            guidance_scale,
+            guidance_interval,
+            height,
+            width,
+            generator,
+            latents,
+            max_batch,
+            eta,
+            output_type,
+            list(callback_on_step_end_tensor_inputs),
+        )
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        device = self._execution_device
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        noise = self.prepare_latents((batch_size, config.in_channels, height, width), device, generator, latents)
+        classes = None if labels is None else torch.tensor(labels, device=device)
+
+        finished = []
+        starts = range(0, batch_size, max_batch)
+        with self.progress_bar(total=len(starts) * self._num_timesteps) as progress:
+            for start in starts:
+                part = slice(start, start + max_batch)
+                latents = noise[part]
+                part_classes = None if classes is None else classes[part]
+                part_generator = generator[part] if isinstance(generator, list) else generator
+                self.scheduler.set_timesteps(num_inference_steps, device=device)  # forgets the steps of the last batch
+                if hasattr(self.scheduler, "set_begin_index"):
+                    self.scheduler.set_begin_index(0)  # else a timestep that occurs twice starts at its second place
+                for i, t in enumerate(self.scheduler.timesteps):
+                    if self.interrupt:
+                        break
+                    guidance = self._guidance_at(i, guidance_interval)
+                    prediction = self._predict(latents, t, part_classes, guidance)
+                    arguments = step_arguments(self.scheduler, i, part_generator, eta)
+                    latents = self.scheduler.step(prediction, t, latents, **arguments).prev_sample
+                    if callback_on_step_end is not None:
+                        tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
+                        latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+                    progress.update()
+                finished.append(latents)
+
+        images = self._postprocess(torch.cat(finished).float(), output_type)
+        self.maybe_free_model_hooks()
+        return ImageGenerationOutput(images=images) if return_dict else (images,)
+
+    def _guidance_at(self, step: int, interval: tuple[float, float] | None) -> float:
+        """The guidance of a step: none outside of the interval."""
+        low, high = interval or (0.0, 1.0)
+        return self.guidance_scale if low <= step / self.num_timesteps < high else 1.0
+
+    def _predict(self, latents: Tensor, timestep: Any, classes: Tensor | None, guidance: float) -> Tensor:
+        """What the network predicts, float32 (B, C, H, W), guided by the class where `guidance` is not 1."""
+        scale = getattr(self.scheduler, "scale_model_input", lambda sample, _: sample)  # flow matching has none
+        sample = scale(latents, timestep).to(self.unet.dtype)
+        if guidance == 1 or classes is None:
+            return self.unet(sample, timestep, class_labels=classes, head="noise").sample.float()
+        null = torch.full_like(classes, self.unet.config.num_class_embeds)
+        both = self.unet(torch.cat([sample, sample]), timestep, class_labels=torch.cat([classes, null]), head="noise")
+        conditional, unconditional = both.sample.float().chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def _class_indices(self, class_labels: Any, batch_size: int) -> list[int] | None:
+        """One index per picture, from indices and names."""
+        if class_labels is None:
+            return None
+        if isinstance(class_labels, Tensor):
+            class_labels = class_labels.tolist()
+        given = [class_labels] * batch_size if isinstance(class_labels, (int, str)) else list(class_labels)
+        names = self.class_names or []
+        for label in given:
+            if isinstance(label, str) and label not in names:
+                raise ValueError(f"there is no class named {label!r}; choose from {names}, or pass an index.")
+        return [names.index(label) if isinstance(label, str) else int(label) for label in given]
+
+    def _postprocess(self, images: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
+        """From float32 (B, C, H, W) around [-1, 1] to what `output_type` asks for."""
+        if output_type == "latent":
+            return images
+        if output_type in ("pt", "np"):
+            images = (images / 2 + 0.5).clamp(0, 1)
+            return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
+        stored = self.pixel_range.to_stored(images)
+        if output_type == "stored":
+            return stored
+        arrays = stored.permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]

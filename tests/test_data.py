@@ -1,0 +1,338 @@
+"""Sets of pictures: what is kept, held out, refused and cached, and the order in which a run sees it."""
+
+import io
+import logging
+import pickle
+import shutil
+from itertools import islice
+from multiprocessing import get_context
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from unet_diffusion import image_cache
+from unet_diffusion.data import DataConfig, GlobalBatches, load_images, to_batch
+from unet_diffusion.pixels import PixelRange
+from unet_diffusion.randomness import keyed_generator
+
+datasets.disable_progress_bars()
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue()
+
+
+def save(folder, pictures, labels=None, names=("a", "b")) -> str:
+    """A `save_to_disk` folder; a picture is an array or the bytes of a file."""
+    rows = [{"bytes": p if isinstance(p, bytes) else encoded(p), "path": None} for p in pictures]
+    features = Features({"image": datasets.Image(decode=False)})
+    columns = {"image": rows}
+    if labels is not None:
+        features["label"] = ClassLabel(names=list(names))
+        columns["label"] = labels
+    Dataset.from_dict(columns, features=features).save_to_disk(folder)
+    return str(folder)
+
+
+def numbered(count, shape=(6, 5, 1), dtype=np.uint8) -> list[np.ndarray]:
+    """Pictures of one value each: their number."""
+    return [np.full(shape, number, dtype=dtype) for number in range(count)]
+
+
+@pytest.fixture
+def load(tmp_path):
+    return lambda data, seed=0, **options: load_images(DataConfig(data=data, cache_dir=str(tmp_path), **options), seed)
+
+
+# what a set holds
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_pictures_keep_channels_precision_and_values(tmp_path, load, channels, dtype):
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 5, channels)).astype(dtype)
+    train = load(save(tmp_path / "set", pictures), validation_fraction=0.0, value_range=(0.0, 255.0)).train
+    assert (len(train), train.channels, train.height, train.width) == (5, channels, 6, 5)
+    assert train.pixel_range == PixelRange((0.0,), (255.0,), dtype)
+    batch = to_batch([train[i] for i in range(5)])
+    assert batch["image"].dtype == getattr(torch, dtype)
+    assert np.array_equal(batch["image"].numpy(), np.moveaxis(pictures, 3, 1))
+    assert batch["label"].tolist() == [-1] * 5
+    back = train.pixel_range.to_stored(train.pixel_range.to_model(batch["image"]))
+    torch.testing.assert_close(back, batch["image"], rtol=0, atol=255 * 2**-23 if dtype == "float32" else 0)
+
+
+def test_held_out_pictures_do_not_depend_on_the_seed_and_are_not_trained_on(tmp_path, load):
+    source = save(tmp_path / "set", numbered(20), labels=[0, 1] * 10)
+    first, second = (load(source, seed=seed, validation_fraction=0.2) for seed in (1, 2))
+    held_out = [first.validation[i]["image"][0, 0, 0].item() for i in range(4)]
+    assert held_out == [second.validation[i]["image"][0, 0, 0].item() for i in range(4)]
+    trained_on = [first.train[i]["image"][0, 0, 0].item() for i in range(16)]
+    assert sorted(held_out + trained_on) == list(range(20))
+    assert [first.train[i]["label"] for i in range(16)] == [number % 2 for number in trained_on]
+    assert first.train.fingerprint == second.train.fingerprint != first.validation.fingerprint
+
+
+def test_named_validation_takes_the_range_and_the_classes_of_training(tmp_path, load):
+    train = save(tmp_path / "train", numbered(4, dtype=np.float32), [0, 1, 2, 1], names=["a", "b", "c"])
+    other = save(tmp_path / "other", numbered(2, dtype=np.float32), [1, 0], names=["a", "c"])
+    sets = load(train, validation_data=other, percentiles=(0.0, 100.0))
+    assert len(sets.train) == 4
+    assert sets.validation.pixel_range == sets.train.pixel_range == PixelRange((0.0,), (3.0,), "float32")
+    assert [sets.validation[i]["label"] for i in range(2)] == [2, 0]  # c and a, as indices into a, b, c
+
+    unknown = save(tmp_path / "unknown", numbered(2, dtype=np.float32), [1, 0], names=["a", "d"])
+    sixteen = save(tmp_path / "sixteen", numbered(2, dtype=np.uint16))
+    smaller = save(tmp_path / "smaller", numbered(2, shape=(4, 4, 1), dtype=np.float32))
+    for validation, message in ((unknown, "not trained on: d"), (sixteen, "1 channels of uint16"), (smaller, "4x4")):
+        with pytest.raises(ValueError, match=message):
+            load(train, validation_data=validation, value_range=(0.0, 1.0))
+
+
+def test_named_validation_split(tmp_path, load):
+    pictures = Dataset.from_dict({"image": [encoded(picture) for picture in numbered(5)]})
+    DatasetDict(train=pictures, test=pictures.select([4])).save_to_disk(tmp_path / "splits")
+    sets = load(str(tmp_path / "splits"), validation_split="test")
+    assert (len(sets.train), len(sets.validation)) == (5, 1)
+    assert sets.validation[0]["image"].max() == 4
+
+
+def test_max_images_takes_the_first(tmp_path, load):
+    train = load(save(tmp_path / "set", numbered(9)), max_images=3, validation_fraction=0.0).train
+    assert [int(train[i]["image"].max()) for i in range(len(train))] == [0, 1, 2]
+
+
+def test_real_pictures(shared_data, load):
+    sets = load(str(shared_data / "fruits64"), split="test", max_images=40, image_size=16)
+    assert (len(sets.train), sets.train.channels, sets.train.height) == (39, 3, 16)
+    assert sets.train.class_names == ("apple", "cherry", "tomato")
+    images = sets.train.pixel_range.to_model(torch.stack([sets.train[i]["image"] for i in range(39)]))
+    assert images.max() > 0.9  # their background is white
+    assert images[:, :, 0, 0].mean() > 0.9
+
+
+# ranges
+
+
+def test_percentiles_are_measured_per_channel_on_training_pictures(tmp_path, load):
+    pictures = np.random.default_rng(0).normal(size=(40, 8, 8, 2)).astype(np.float32) * [1, 100]
+    sets = load(save(tmp_path / "set", pictures), percentiles=(1.0, 99.0), validation_fraction=0.25)
+    values = np.stack([sets.train[i]["image"].numpy() for i in range(30)], axis=1).reshape(2, -1)
+    np.testing.assert_allclose(sets.train.pixel_range.low, np.percentile(values, 1, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(sets.train.pixel_range.high, np.percentile(values, 99, axis=1), rtol=1e-6)
+
+
+def test_floats_need_a_range_and_dark_16_bit_pictures_a_warning(tmp_path, load, caplog):
+    with pytest.raises(ValueError, match=r"floats from 0 to 9.*value_range"):
+        load(save(tmp_path / "floats", numbered(10, dtype=np.float32)), validation_fraction=0.0)
+    twelve_bits = save(tmp_path / "twelve", [np.array([[0, 4095]], dtype=np.uint16)] * 3)
+    assert load(twelve_bits).train.pixel_range == PixelRange.full("uint16")
+    assert "only 0 to 4095 of 0 to 65535" in caplog.text
+    caplog.clear()
+    assert load(twelve_bits, value_range=(0.0, 4095.0)).train.pixel_range.high == (4095.0,)
+    load(save(tmp_path / "sixteen", [np.array([[0, 60000]], dtype=np.uint16)] * 3))
+    assert not caplog.text
+
+
+# size, cut, mirror
+
+
+def test_sizes_that_differ_need_image_size(tmp_path, load):
+    source = save(tmp_path / "set", [np.zeros((4, 6), dtype=np.uint8), np.zeros((5, 5), dtype=np.uint8)])
+    with pytest.raises(ValueError, match="row 1 has 5x5 pixels, the rows before 6x4; give image_size"):
+        load(source)
+    assert load(source, image_size=3, validation_fraction=0.0).train[1]["image"].shape == (1, 3, 3)
+
+
+def test_random_cuts_and_mirrors_depend_on_seed_epoch_and_index_alone(tmp_path, load):
+    wide, tall = np.tile(np.arange(12, dtype=np.uint8), (4, 1)), np.tile(np.arange(9, dtype=np.uint8)[:, None], (1, 4))
+    source = save(tmp_path / "set", [wide, tall])
+    options = {"image_size": 4, "crop": "random", "flip": True, "validation_fraction": 0.0}
+    train, again = (load(source, seed=3, **options).train for _ in range(2))
+    keys = [(epoch, index) for epoch in range(30) for index in (0, 1)]
+    cuts = {key: train[key]["image"] for key in keys}
+    for key in reversed(keys):
+        assert torch.equal(again[key]["image"], cuts[key])
+        assert torch.equal(again.fetch(key[1], keyed_generator(3, "augment", *key))["image"], cuts[key])
+    rows = [cuts[epoch, 0][0, 0].tolist() for epoch in range(30)]
+    assert all(np.abs(np.diff(row)).tolist() == [1, 1, 1] for row in rows)  # pieces of the ramp, bit-exact
+    assert {row[1] > row[0] for row in rows} == {True, False}
+    assert len({min(row) for row in rows}) > 4  # of 9 places
+    assert not all(torch.equal(load(source, seed=4, **options).train[key]["image"], cuts[key]) for key in keys)
+    assert train[0]["image"][0, 0].tolist() == [4, 5, 6, 7]  # undisturbed: the middle
+
+
+def test_center_crop_is_not_random(tmp_path, load):
+    train = load(save(tmp_path / "set", numbered(2, shape=(4, 9, 1))), image_size=4, validation_fraction=0.0).train
+    assert torch.equal(train[0, 1]["image"], train[5, 1]["image"])
+
+
+# broken pictures
+
+
+def test_broken_pictures_are_named_and_left_out_up_to_a_share(tmp_path, load, caplog):
+    pictures = [*numbered(8), b"", np.zeros((6, 5, 3), dtype=np.uint8), np.zeros((6, 5, 1), dtype=np.uint16)]
+    source = save(tmp_path / "set", pictures)
+    with pytest.raises(ValueError, match="3 of the 11 pictures.*row 8: .*empty.*row 9: .*3 channels.*row 10: .*uint16"):
+        load(source, max_broken=0.2)
+    for _ in range(2):  # warnings come back when the pictures come from the cache
+        caplog.clear()
+        train = load(source, max_broken=0.3, validation_fraction=0.0).train
+        assert [int(train[i]["image"].max()) for i in range(len(train))] == list(range(8))
+        assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
+        assert "row 8" in caplog.text
+    assert len(load(source, max_broken=0.3, channels=3, validation_fraction=0.0).train) == 9
+
+
+def test_no_usable_picture_is_an_error_at_once(tmp_path, load):
+    with pytest.raises(ValueError, match="no usable picture among 2. row 0.*empty.*row 1.*cannot be decoded"):
+        load(save(tmp_path / "broken", [b"", b"no picture"]), max_broken=1.0)
+    no_rows = Dataset.from_dict({"image": []}, features=Features({"image": datasets.Image()}))
+    no_rows.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="no data"):
+        load(str(tmp_path / "train.parquet"))
+    with pytest.raises(ValueError, match="none is left to train on"):
+        load(save(tmp_path / "one", numbered(1)))
+
+
+# cache
+
+
+def test_second_start_reads_no_picture(tmp_path, load):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("L", (5, 5), number).save(folder / f"{number}.png")
+    before = load(str(folder), validation_fraction=0.0).train
+    for file in folder.iterdir():  # the same names, sizes and times, but nothing to decode in them
+        state = file.stat()
+        file.write_bytes(bytes(state.st_size))
+        image_cache.os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    after = load(str(folder), validation_fraction=0.0).train
+    assert after.fingerprint == before.fingerprint
+    assert all(torch.equal(after[i]["image"], before[i]["image"]) for i in range(4))
+    shutil.rmtree(tmp_path / "unet_diffusion")
+    with pytest.raises(ValueError, match=r"0\.png cannot be decoded"):
+        load(str(folder))
+
+
+def test_other_settings_are_cached_apart(tmp_path, load):
+    source = save(tmp_path / "set", numbered(3))
+    fingerprints = {load(source, **options).train.fingerprint for options in ({}, {"image_size": 3}, {"channels": 3})}
+    assert len(fingerprints) == 3
+
+
+def test_a_decoding_that_was_killed_leaves_nothing_behind(tmp_path, load):
+    source = save(tmp_path / "set", numbered(3))
+    train = load(source).train
+    home = train.cache.folder.parent
+    train.cache.folder.rename(home / ".writing-1-pictures")  # as if the process had died before the renaming
+    again = load(source).train
+    assert sorted(path.name for path in home.iterdir()) == ["lock", "pictures"]
+    assert again.fingerprint == train.fingerprint
+
+
+def load_length(source: str, cache_dir: str) -> tuple[int, str]:
+    train = load_images(DataConfig(data=source, cache_dir=cache_dir, validation_fraction=0.0)).train
+    return len(train), train.fingerprint
+
+
+def test_processes_that_start_at_once_share_one_cache(tmp_path):
+    source = save(tmp_path / "set", numbered(50))
+    with get_context("fork").Pool(3) as pool:
+        results = pool.starmap(load_length, [(source, str(tmp_path))] * 3)
+    assert results == [results[0]] * 3
+    assert results[0][0] == 50
+
+
+def test_worker_processes_read_the_same_items(tmp_path, load):
+    train = load(save(tmp_path / "set", numbered(12)), flip=True, validation_fraction=0.0).train
+    assert len(pickle.dumps(train)) < 5000  # a path, not the pictures
+    assert torch.equal(pickle.loads(pickle.dumps(train))[3, 5]["image"], train[3, 5]["image"])
+    alone, workers = (
+        DataLoader(train, batch_sampler=GlobalBatches(12, 4), collate_fn=to_batch, num_workers=n) for n in (0, 2)
+    )
+    for one, other in islice(zip(alone, workers), 5):
+        assert torch.equal(one["image"], other["image"])
+
+
+# order
+
+
+def draws(steps: int, **options) -> list[list[tuple[int, int]]]:
+    """What each optimizer step sees, all processes together, in the order of the stream."""
+    processes, accumulate = options.get("num_processes", 1), options.get("accumulate", 1)
+    streams = [iter(GlobalBatches(process_index=process, **options)) for process in range(processes)]
+    return [sum((next(stream) for _ in range(accumulate) for stream in streams), []) for _ in range(steps)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    length=st.integers(1, 30),
+    batch=st.integers(1, 5),
+    processes=st.integers(1, 3),
+    accumulate=st.integers(1, 3),
+    start=st.integers(0, 4),
+    seed=st.integers(0, 3),
+)
+def test_a_step_sees_the_same_pictures_however_they_are_divided(length, batch, processes, accumulate, start, seed):
+    together = draws(7, length=length, batch_size=batch * processes * accumulate, seed=seed)
+    divided = draws(
+        7 - start,
+        length=length,
+        batch_size=batch,
+        num_processes=processes,
+        accumulate=accumulate,
+        seed=seed,
+        start_step=start,
+    )
+    assert divided == together[start:]
+    stream = sum(together, [])
+    epochs = [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
+    assert all(sorted(seen) == [(epoch, index) for index in range(length)] for epoch, seen in enumerate(epochs))
+
+
+def test_order_changes_with_epoch_and_seed():
+    first, second = draws(2, length=50, batch_size=50)
+    other = draws(1, length=50, batch_size=50, seed=1)[0]
+    orders = [[index for _, index in batch] for batch in (first, second, other)]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_wrong_counts_are_refused():
+    for options in ({"length": 0}, {"batch_size": 0}, {"process_index": 2}, {"accumulate": 0}, {"start_step": -1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            GlobalBatches(**{"length": 4, "batch_size": 2, "num_processes": 2, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": 0},
+        {"crop": "middle"},
+        {"channels": 4},
+        {"validation_fraction": 1.0},
+        {"max_broken": 2.0},
+        {"max_images": 0},
+        {"shuffle_buffer": 0},
+        {"num_workers": -1},
+        {"streaming": True, "image_size": 8, "num_workers": 2},
+        {"value_range": (1.0, 1.0)},
+        {"percentiles": (50.0, 101.0)},
+        {"value_range": (0.0, 1.0), "percentiles": (0.0, 99.0)},
+        {"streaming": True},
+        {"streaming": True, "image_size": 8, "percentiles": (0.0, 99.0)},
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_read(options):
+    with pytest.raises(ValueError):
+        DataConfig(**options)

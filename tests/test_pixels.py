@@ -1,0 +1,292 @@
+"""Decoding keeps channels and precision; ranges map exactly; resizing changes neither dtype nor bounds."""
+
+import importlib.util
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unet_diffusion.pixels import PixelRange, decode_image
+from unet_diffusion.resizing import Preparation, convert_channels, resize
+
+scientific = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("tifffile", "imagecodecs")),
+    reason="needs tifffile and imagecodecs (extra scientific)",
+)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def tiff(array: np.ndarray, **options) -> bytes:
+    import tifffile
+
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
+
+
+def colour_png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """PNG, colour type 2, bit depth 16, filter 0 in every line (PNG specification, sections 5 and 11)."""
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+# ranges
+
+
+@pytest.mark.parametrize(("dtype", "count"), [("uint8", 256), ("uint16", 65536)])
+def test_every_integer_of_the_full_range_comes_back(dtype, count):
+    stored = torch.arange(count).to(getattr(torch, dtype)).reshape(1, 1, 16, -1)
+    pixel_range = PixelRange.full(dtype)
+    images = pixel_range.to_model(stored)
+    assert images.dtype == torch.float32
+    assert (images.min(), images.max()) == (-1, 1)
+    back = pixel_range.to_stored(images)
+    assert back.dtype == stored.dtype
+    assert torch.equal(back.int(), stored.int())
+
+
+def test_12_bit_values_in_16_bits_fill_minus_one_to_one():
+    stored = torch.arange(4096).to(torch.uint16).reshape(1, 64, 64)
+    pixel_range = PixelRange((0.0,), (4095.0,), "uint16")
+    images = pixel_range.to_model(stored)
+    assert (images.min(), images.max()) == (-1, 1)
+    assert torch.equal(pixel_range.to_stored(images).int(), stored.int())
+    above = torch.full((1, 1, 1), 5000).to(torch.uint16)
+    assert pixel_range.to_model(above).item() == 1  # clipped
+    assert pixel_range.to_stored(torch.full((1, 1, 1), 7.0)).item() == 4095
+
+
+def test_each_channel_has_its_own_range():
+    pixel_range = PixelRange((0.0, -10.0), (1.0, 10.0), "float32")
+    stored = torch.tensor([0.25, 5.0]).reshape(1, 2, 1, 1)
+    images = pixel_range.to_model(stored)
+    torch.testing.assert_close(images.flatten(), torch.tensor([-0.5, 0.5]))  # 2 (v - low) / (high - low) - 1
+    torch.testing.assert_close(pixel_range.to_stored(images), stored)
+    with pytest.raises(ValueError, match="for 2 channels"):
+        pixel_range.to_model(torch.zeros(1, 3, 4, 4))
+
+
+def test_integers_between_bounds_that_are_none_come_back():  # percentiles are seldom whole numbers
+    pixel_range = PixelRange((100.4,), (60000.7,), "uint16")
+    stored = torch.arange(101, 60001).to(torch.uint16)[None, None]
+    assert torch.equal(pixel_range.to_stored(pixel_range.to_model(stored)).int(), stored.int())
+
+
+def test_a_range_beyond_the_dtype_does_not_wrap_round():
+    assert PixelRange((-10.0,), (300.0,), "uint8").to_stored(torch.tensor([[[-1.0, 1.0]]])).tolist() == [[[0, 255]]]
+
+
+def test_range_survives_json_and_is_checked():
+    pixel_range = PixelRange((0.0, 1.5), (2.0, 3.0), "float32")
+    assert PixelRange.from_dict(pixel_range.to_dict()) == pixel_range
+    assert pixel_range.to_dict() == {"low": [0.0, 1.5], "high": [2.0, 3.0], "dtype": "float32"}
+    for fields in ({"low": [1], "high": [1]}, {"low": [0, 1], "high": [2]}, {"low": [], "high": []}, {"low": [0]}):
+        with pytest.raises(ValueError):
+            PixelRange.from_dict({"dtype": "uint8", **fields})
+    with pytest.raises(ValueError, match="int8"):
+        PixelRange((0.0,), (1.0,), "int8")
+    with pytest.raises(ValueError, match="no natural range"):
+        PixelRange.full("float32")
+
+
+# decoding
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4)])
+def test_png_keeps_its_channels(mode, channels):
+    pixels = np.arange(5 * 4 * channels, dtype=np.uint8).reshape(5, 4, channels)
+    image = Image.fromarray(pixels.squeeze(), mode)
+    for source in (image, encoded(image, "PNG"), {"bytes": encoded(image, "PNG"), "path": None}):
+        assert np.array_equal(decode_image(source), pixels)
+
+
+def test_other_modes_of_pillow():
+    assert decode_image(Image.new("1", (3, 2), 1)).tolist() == [[[255]] * 3] * 2
+    assert decode_image(Image.new("CMYK", (3, 2))).shape == (2, 3, 3)
+    palette = Image.new("P", (3, 2))
+    palette.putpalette([10, 20, 30])
+    assert decode_image(palette)[0, 0].tolist() == [10, 20, 30]
+    assert decode_image(encoded(palette, "PNG", transparency=0))[0, 0].tolist() == [10, 20, 30, 0]
+
+
+def test_16_bit_and_float_pictures_keep_their_precision(tmp_path):
+    grey = np.array([[0, 1, 256], [4095, 40000, 65535]], dtype=np.uint16)
+    for kind in ("PNG", "TIFF"):
+        decoded = decode_image(encoded(Image.fromarray(grey), kind))
+        assert decoded.dtype == np.uint16
+        assert np.array_equal(decoded[:, :, 0], grey)
+    floats = np.array([[0.1, -2.5, 1e-7]], dtype=np.float32)
+    assert np.array_equal(decode_image(encoded(Image.fromarray(floats), "TIFF"))[:, :, 0], floats)
+    path = tmp_path / "seven.npy"
+    path.write_bytes(npy(np.arange(42.0).reshape(2, 3, 7)))
+    decoded = decode_image(path)
+    assert decoded.dtype == np.float32
+    assert decoded.shape == (2, 3, 7)
+    assert decode_image(Image.fromarray(np.array([[70, 65535]], dtype=np.int32))).dtype == np.uint16  # mode I
+
+
+@scientific
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (np.arange(90, dtype=np.uint16).reshape(5, 6, 3) * 700, {"photometric": "rgb"}),
+        (np.arange(90, dtype=np.float32).reshape(5, 6, 3), {"photometric": "rgb"}),
+        (np.arange(210, dtype=np.uint8).reshape(5, 6, 7), {"photometric": "minisblack", "planarconfig": "contig"}),
+    ],
+)
+def test_tiff_with_what_pillow_lacks(pixels, options):
+    decoded = decode_image(tiff(pixels, **options))
+    assert decoded.dtype == pixels.dtype
+    assert np.array_equal(decoded, pixels)
+
+
+@scientific
+def test_pages_of_a_tiff_are_channels_unless_they_are_depth():
+    pages = np.arange(210, dtype=np.uint16).reshape(7, 5, 6)
+    assert np.array_equal(decode_image(tiff(pages)), np.moveaxis(pages, 0, 2))
+    with pytest.raises(ValueError, match="not one picture"):
+        decode_image(tiff(pages, imagej=True, metadata={"axes": "ZYX"}))
+
+
+@scientific
+def test_16_bit_colour_png_is_not_reduced_to_8_bits(tmp_path):
+    pixels = np.arange(60, dtype=np.uint16).reshape(4, 5, 3) * 1001
+    assert np.array_equal(decode_image(colour_png_of_16_bits(pixels)), pixels)
+    with (
+        pytest.raises(ValueError, match="16-bit colours"),
+        Image.open(io.BytesIO(colour_png_of_16_bits(pixels))) as image,
+    ):
+        decode_image(image)
+
+
+def test_16_bit_colour_ppm_is_refused_rather_than_reduced():
+    with pytest.raises(ValueError, match="16-bit colours"):
+        decode_image(b"P6 2 1 65535\n" + bytes(12))
+
+
+def test_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    assert decode_image(encoded(Image.new("RGB", (6, 4)), "JPEG", exif=exif)).shape == (6, 4, 3)
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("L", (3, 2), value) for value in (10, 200)]
+    decoded = decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert decoded.shape[:2] == (2, 3)
+    assert (decoded == 10).all()
+
+
+def test_arrays_of_other_dtypes():
+    assert decode_image(np.array([[True, False]]))[:, :, 0].tolist() == [[255, 0]]
+    assert decode_image(np.array([[0, 65535]])).dtype == np.uint16
+    assert decode_image(np.zeros((2, 3), dtype=np.float64)).dtype == np.float32
+    for array, message in [
+        (np.array([[-1]]), "-1"),
+        (np.array([[70000]]), "70000"),
+        (np.zeros((2, 3), dtype=complex), "complex"),
+        (np.zeros((1, 2, 3, 3)), "shape"),
+        (np.zeros((0, 3)), "shape"),
+        (np.array([[np.nan]]), "NaN"),
+        (np.array([[1e300]]), "infinite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            decode_image(array)
+
+
+def test_broken_files_are_named(tmp_path):
+    whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8)), "PNG")
+    contents = {
+        "empty.png": b"",
+        "text.png": b"not a picture at all",
+        "truncated.png": whole[: len(whole) // 2],
+        "nan.npy": npy(np.array([[np.inf]])),
+        "pickled.npy": npy(np.array([{}], dtype=object)),
+        "bad.tif": b"II*\0" + bytes(20),
+    }
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=name):
+            decode_image(tmp_path / name)
+    with pytest.raises(ValueError, match="absent.png"):
+        decode_image({"bytes": None, "path": str(tmp_path / "absent.png")})
+    with pytest.raises(ValueError, match="neither bytes nor a path"):
+        decode_image({"bytes": None, "path": None})
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs_are_refused(monkeypatch):
+    data = encoded(Image.new("L", (40, 30)), "PNG")
+    for limit in (1000, 500):  # Pillow warns above its limit and raises above twice its limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ValueError, match="decompression bomb"):
+            decode_image(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1200)
+    assert decode_image(data).shape == (30, 40, 1)
+
+
+# size and channels
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_a_constant_picture_stays_constant_when_resized(dtype, channels):
+    values = np.arange(1, channels + 1).astype(dtype) * 9
+    picture = np.broadcast_to(values, (13, 10, channels))
+    resized = resize(picture, 5, 8)
+    assert resized.dtype == picture.dtype
+    np.testing.assert_allclose(resized, np.broadcast_to(values, (5, 8, channels)), rtol=1e-6)
+
+
+def test_resizing_keeps_16_bits_and_does_not_overshoot():
+    ramp = np.linspace(1000, 1900, 64).round().astype(np.uint16)  # 900 grey levels: 3 of them in 8 bits
+    resized = resize(np.tile(ramp, (64, 1))[:, :, None], 32, 32)
+    expected = (ramp[0::2].astype(float) + ramp[1::2]) / 2
+    np.testing.assert_allclose(resized[16, 3:-3, 0], expected[3:-3], atol=1)  # a ramp is resampled to itself
+    edge = np.zeros((32, 32, 1), dtype=np.float32)
+    edge[:, 16:] = 5
+    resized = resize(edge, 24, 24)
+    assert (resized.min(), resized.max()) == (0, 5)
+
+
+def test_shorter_side_becomes_image_size():
+    picture = np.arange(20 * 10, dtype=np.uint8).reshape(20, 10, 1)
+    assert Preparation(5, "center")(picture).shape == (5, 5, 1)
+    assert Preparation(5, "random")(picture).shape == (10, 5, 1)
+    assert np.array_equal(Preparation(10, "center")(picture), picture[5:15])  # a cut alone changes no value
+    assert Preparation()(picture) is picture
+
+
+def test_channels_are_converted_only_when_asked():
+    grey = np.full((1, 1, 1), 100, dtype=np.uint8)
+    assert convert_channels(grey, 3).tolist() == [[[100, 100, 100]]]
+    colour = np.array([[[255, 0, 0]]], dtype=np.uint8)
+    assert convert_channels(colour, 1).item() == 76  # 0.299 * 255
+    half_red = np.array([[[65535, 0, 0, 0]]], dtype=np.uint16)
+    assert convert_channels(half_red, 3).tolist() == [[[65535, 65535, 65535]]]  # transparent: white
+    assert convert_channels(np.array([[[40, 255]]], dtype=np.uint8), 1).item() == 40
+    with pytest.raises(ValueError, match="7 channels"):
+        convert_channels(np.zeros((1, 1, 7), dtype=np.uint8), 3)

@@ -1,0 +1,238 @@
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from unet_diffusion.segmentation import (
+    IGNORE_INDEX,
+    border_weight_map,
+    class_counts,
+    class_weights_from_counts,
+    connected_components,
+    cross_entropy,
+    dice_loss,
+    segmentation_loss,
+    separate_instances,
+)
+
+
+def random_batch(num_classes=3, size=(6, 7)):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, num_classes, *size, generator=generator)
+    masks = torch.randint(0, num_classes, (2, *size), generator=generator)
+    return logits, masks
+
+
+def sure_logits(masks, num_classes):
+    return 200.0 * F.one_hot(masks, num_classes).movedim(-1, 1).float()  # softmax is 0 or 1 to float32 precision
+
+
+def test_cross_entropy_of_equal_logits_is_log_of_the_number_of_classes():
+    _, masks = random_batch(num_classes=5)
+    assert cross_entropy(torch.zeros(2, 5, 6, 7), masks).item() == pytest.approx(math.log(5), rel=1e-6)
+
+
+def test_cross_entropy_is_the_mean_over_pixels_that_are_not_ignored():
+    logits, masks = random_batch()
+    masks[0, :3] = IGNORE_INDEX
+    expected = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX)
+    torch.testing.assert_close(cross_entropy(logits, masks), expected)
+
+
+def test_class_and_pixel_weights_multiply_and_the_divisor_stays_the_number_of_pixels():
+    masks = torch.tensor([[[0, 1, 1, IGNORE_INDEX]]])
+    weights = torch.tensor([[[[1.0, 2.0, 3.0, 1000.0]]]])
+    loss = cross_entropy(torch.zeros(1, 2, 1, 4), masks, torch.tensor([0.5, 4.0]), weights)
+    assert loss.item() == pytest.approx((0.5 * 1 + 4 * 2 + 4 * 3) / 3 * math.log(2), rel=1e-6)
+
+
+def test_losses_of_half_precision_logits_are_computed_in_float32():
+    logits, masks = random_batch()
+    half = logits.bfloat16()
+    for loss in ("cross_entropy", "dice", "both"):
+        value = segmentation_loss(half, masks, loss)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, segmentation_loss(half.float(), masks, loss), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dice", "both"])
+def test_a_batch_of_ignored_pixels_costs_nothing_and_keeps_the_graph(loss):
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    value = segmentation_loss(logits, torch.full((2, 4, 4), IGNORE_INDEX), loss)
+    value.backward()
+    assert value.item() == 0
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dice", "both"])
+def test_ignored_pixels_get_no_gradient_and_others_do(loss):
+    logits, masks = random_batch()
+    masks[:, 2] = IGNORE_INDEX
+    logits.requires_grad_()
+    segmentation_loss(logits, masks, loss).backward()
+    assert not logits.grad[:, :, 2].any()
+    assert logits.grad[:, :, :2].abs().sum(dim=1).gt(0).all()
+
+
+def test_dice_of_1100_against_1111_is_two_thirds():
+    masks = torch.tensor([[[1, 1, 1, 1]]])
+    loss = dice_loss(sure_logits(torch.tensor([[[1, 1, 0, 0]]]), 2), masks)  # class 0 occurs in no mask: left out
+    assert loss.item() == pytest.approx(1 - 2 / 3, rel=1e-6)
+
+
+def test_dice_pools_the_batch_and_averages_the_classes_that_occur():
+    masks = torch.tensor([[[0, 0, 1, 1]], [[0, 0, 0, IGNORE_INDEX]]])
+    predicted = torch.tensor([[[0, 0, 1, 0]], [[0, 2, 0, 1]]])
+    # class 0: 4 of 5 true, 5 predicted, so 8 / 10; class 1: 1 of 2 true, 1 predicted, so 2 / 3; class 2: in no mask
+    assert dice_loss(sure_logits(predicted, 3), masks).item() == pytest.approx(1 - (0.8 + 2 / 3) / 2, rel=1e-6)
+
+
+def test_soft_dice_of_equal_logits():
+    masks = torch.tensor([[[0, 0, 0, 1]]])
+    # p is 1/2 everywhere: class 0 gives 2 * 1.5 / (2 + 3), class 1 gives 2 * 0.5 / (2 + 1)
+    assert dice_loss(torch.zeros(1, 2, 1, 4), masks).item() == pytest.approx(1 - (3 / 5 + 1 / 3) / 2, rel=1e-6)
+
+
+def test_a_right_and_sure_prediction_costs_nothing():
+    _, masks = random_batch()
+    assert segmentation_loss(sure_logits(masks, 3), masks, "both").item() == pytest.approx(0, abs=1e-6)
+
+
+def test_both_is_the_sum():
+    logits, masks = random_batch()
+    both = segmentation_loss(logits, masks, "both", class_weights=torch.tensor([1.0, 2.0, 3.0]))
+    parts = cross_entropy(logits, masks, torch.tensor([1.0, 2.0, 3.0])) + dice_loss(logits, masks)
+    torch.testing.assert_close(both, parts)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dice", "both"])
+def test_targets_of_an_unpadded_network_are_cut_at_the_centre(loss):
+    logits, masks = random_batch(size=(6, 7))
+    outside = F.pad(masks, (92, 92, 92, 92), value=1)  # 572 - 388 = 184 pixels, as in the 2015 network
+    torch.testing.assert_close(segmentation_loss(logits, outside, loss), segmentation_loss(logits, masks, loss))
+
+
+def test_pixel_weights_are_cut_with_the_mask():
+    logits, masks = random_batch(size=(6, 7))
+    weights = torch.rand(2, 1, 6, 7)
+    expected = cross_entropy(logits, masks, pixel_weights=weights)
+    padded = cross_entropy(logits, F.pad(masks, (2, 2, 2, 2)), pixel_weights=F.pad(weights, (2, 2, 2, 2), value=9.0))
+    torch.testing.assert_close(padded, expected)
+
+
+def test_masks_smaller_than_the_logits_are_refused():
+    logits, masks = random_batch(size=(6, 7))
+    with pytest.raises(ValueError, match="5x7.*6x7"):
+        cross_entropy(logits, masks[:, :5])
+
+
+def test_unknown_loss_and_weights_without_a_place_are_refused():
+    logits, masks = random_batch()
+    with pytest.raises(ValueError, match="'focal'.*'cross_entropy', 'dice', 'both'"):
+        segmentation_loss(logits, masks, "focal")
+    with pytest.raises(ValueError, match="takes no class or pixel weights"):
+        segmentation_loss(logits, masks, "dice", class_weights=torch.ones(3))
+
+
+def test_class_weights_have_mean_one_over_the_pixels_and_equal_shares():
+    masks = torch.tensor([[0] * 6 + [1] * 3 + [3] + [IGNORE_INDEX] * 5])
+    counts = class_counts(masks, 4)
+    assert counts.tolist() == [6, 3, 0, 1]
+    weights = class_weights_from_counts(counts)
+    torch.testing.assert_close(weights, torch.tensor([10 / 18, 10 / 9, 1.0, 10 / 3]))
+    assert (weights * counts).sum().item() == pytest.approx(10)
+
+
+def test_class_weights_of_nothing_are_one():
+    assert class_weights_from_counts(torch.zeros(2)).tolist() == [1, 1]
+
+
+def test_class_counts_refuse_an_index_without_a_class():
+    with pytest.raises(ValueError, match="0..7.*2 classes"):
+        class_counts(torch.tensor([[0, 7]]), 2)
+
+
+def two_squares():
+    instances = np.zeros((7, 13), dtype=np.int32)
+    instances[2:5, 2:5] = 1
+    instances[2:5, 8:11] = 7  # numbers need not be consecutive
+    return instances
+
+
+def test_border_weights_of_two_squares_by_hand():
+    weights = border_weight_map(two_squares(), w0=10, sigma=5, class_weights=(0.5, 2.0))
+    between = 0.5 + 10 * math.exp(-(4**2) / 50)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights[3, 5:8], between, rtol=1e-6)  # d1 + d2 = 1 + 3, 2 + 2, 3 + 1
+    corner = math.hypot(2, 2)  # from (0, 6) to (2, 4) and to (2, 8)
+    assert weights[0, 6] == pytest.approx(0.5 + 10 * math.exp(-((2 * corner) ** 2) / 50), rel=1e-6)
+    assert weights[3, 0] == pytest.approx(0.5 + 10 * math.exp(-((2 + 8) ** 2) / 50), rel=1e-6)
+    assert (weights[two_squares() > 0] == 2).all()
+
+
+def test_border_weights_of_a_binary_mask_are_those_of_its_components():
+    np.testing.assert_array_equal(border_weight_map(two_squares() > 0), border_weight_map(two_squares()))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_border_weights_do_not_depend_on_the_integer_type(dtype):
+    np.testing.assert_array_equal(border_weight_map(two_squares().astype(dtype)), border_weight_map(two_squares()))
+
+
+def test_one_instance_or_none_has_no_border():
+    assert (border_weight_map(two_squares() == 1) == 1).all()
+    assert (border_weight_map(np.zeros((4, 5), dtype=np.uint16)) == 1).all()
+
+
+def test_border_weights_equal_the_formula_with_all_distances():
+    points = np.random.default_rng(0).random((60, 70)) > 0.995
+    instances = connected_components(ndimage.binary_dilation(points, iterations=2))
+    labels = np.unique(instances[instances > 0])
+    assert len(labels) >= 10
+    distances = np.sort([ndimage.distance_transform_edt(instances != label) for label in labels], axis=0)
+    expected = 1 + 10 * np.exp(-((distances[0] + distances[1]) ** 2) / (2 * 1.5**2)) * (instances == 0)
+    weights = border_weight_map(instances, sigma=1.5)  # windows of 9 pixels, so far pixels lie outside them
+    np.testing.assert_allclose(weights, expected, rtol=2e-6)
+
+
+def test_memory_of_the_border_map_does_not_grow_with_the_number_of_instances():
+    instances = np.zeros((512, 512), dtype=np.int32)
+    for label, (y, x) in enumerate(np.ndindex(14, 15), start=1):
+        instances[36 * y : 36 * y + 20, 34 * x : 34 * x + 20] = label
+    tracemalloc.start()
+    border_weight_map(instances)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * instances.size  # bytes: a few arrays of the map's size; one float32 for each of 210 would be 840
+
+
+def test_bad_instance_maps_are_refused():
+    for instances in (np.zeros((2, 3, 3), dtype=int), np.zeros((3, 3)), np.full((3, 3), -1)):
+        with pytest.raises(ValueError, match="instance map has shape"):
+            border_weight_map(instances)
+    with pytest.raises(ValueError, match="sigma is 0"):
+        border_weight_map(two_squares(), sigma=0)
+
+
+def test_touching_instances_lose_one_pixel_each_whatever_their_numbers():
+    instances = np.zeros((5, 8), dtype=np.uint16)
+    instances[1:4, 1:4] = 1
+    instances[1:4, 4:7] = 2
+    expected = instances.copy()
+    expected[:, 3:5] = 0
+    np.testing.assert_array_equal(separate_instances(instances), expected)
+    swapped = np.array([0, 2, 1], dtype=np.uint16)
+    np.testing.assert_array_equal(separate_instances(swapped[instances]), swapped[expected])
+
+
+def test_instances_apart_are_left_as_they_are():
+    np.testing.assert_array_equal(separate_instances(two_squares()), two_squares())
+
+
+def test_components_join_by_edges_only():
+    assert connected_components(np.array([[1, 0], [0, 1]], dtype=bool)).max() == 2
+    assert connected_components(np.array([[1, 1], [0, 1]], dtype=bool)).max() == 1

@@ -1,0 +1,135 @@
+"""Samplers: which scheduler of diffusers removes the noise, with settings that fit, and how its `step` is called."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+SamplerName = Literal["dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm"]
+
+# The steps are spaced evenly from the noisiest timestep on ("trailing": Lin et al. 2024, table 2): a schedule that ends
+# at zero signal needs the first of them, and with the exact predictor of a Gaussian it is the only spacing that is good
+# with every noise schedule. The last step goes to sigma = 0, since one that stops at the smallest sigma of the training
+# leaves noise behind. Second order, because third order gains nothing with a trained network.
+SOLVER = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), False)
+SETTINGS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
+    "dpm-solver++": (
+        DPMSolverMultistepScheduler,
+        {**SOLVER, "algorithm_type": "dpmsolver++", "solver_order": 2, "use_lu_lambdas": False},
+    ),
+    "unipc": (UniPCMultistepScheduler, {**SOLVER, "solver_order": 2}),
+    "heun": (HeunDiscreteScheduler, SOLVER),
+    "euler": (EulerDiscreteScheduler, SOLVER),
+    "ddim": (DDIMScheduler, {"set_alpha_to_one": True}),
+    "ddpm": (DDPMScheduler, {}),
+}
+STEP_ARGUMENTS = {"self", "model_output", "timestep", "sample"}  # what every scheduler's step is given
+
+
+def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
+    """A new scheduler that samples with the noise schedule and prediction type of `scheduler`, which is left as it is.
+
+    Args:
+        name: "dpm-solver++" (Lu et al. 2022; 20 steps are enough), "unipc" (Zhao et al. 2023; 20), "euler" and "heun"
+            (Karras et al. 2022; heun runs the network twice a step), "ddim" (Song et al. 2020; 50 to 100) or "ddpm" (Ho
+            et al. 2020; 1000).
+        scheduler: of the training, or one that was made of it.
+
+    Raises:
+        ValueError: an unknown name, a scheduler without a noise schedule of betas, or one that ends at zero signal
+            together with noise prediction or a sampler that does not know it.
+    """
+    if name not in SETTINGS:
+        raise ValueError(f"there is no sampler {name!r}; choose one of {', '.join(get_args(SamplerName))}.")
+    kind, settings = SETTINGS[name]
+    config = dict(scheduler.config)
+    if "beta_schedule" not in config:
+        raise ValueError(
+            f"{type(scheduler).__name__} has no schedule of betas, so its network needs a sampler of its own kind; "
+            "give a scheduler such as DDPMScheduler."
+        )
+    if config.get("rescale_betas_zero_snr"):
+        if config["prediction_type"] == "epsilon":
+            raise ValueError(
+                "the noise schedule ends at zero signal, where the noise does not tell the picture, so prediction_type "
+                "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
+            )
+        if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
+            raise ValueError(
+                f"{kind.__name__} does not know noise schedules that end at zero signal (rescale_betas_zero_snr); "
+                "use 'dpm-solver++', 'unipc', 'euler', 'ddim' or 'ddpm'."
+            )
+    known = inspect.signature(kind).parameters
+    fixed = {key: value for key, value in settings.items() if key in known}
+    if "final_sigmas_type" in known:
+        fixed["final_sigmas_type"] = "zero"
+    return kind.from_config(config, timestep_spacing="trailing", **fixed)
+
+
+def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
+    """Raises a ValueError if the scheduler's `step` needs more than a prediction, or is given an `eta` it has not."""
+    name = type(scheduler).__name__
+    if not hasattr(scheduler, "step"):
+        raise ValueError(f"{name} has no step(); use the pipeline that diffusers has for it.")
+    arguments = inspect.signature(scheduler.step).parameters
+    needed = [key for key, value in arguments.items() if value.default is value.empty and key not in STEP_ARGUMENTS]
+    if needed:
+        raise ValueError(f"{name}.step also needs {', '.join(needed)}; use the pipeline that diffusers has for it.")
+    if eta is not None and "eta" not in arguments:
+        raise ValueError(f"eta is {eta}, but {name}.step takes none; leave it out, or use DDIMScheduler.")
+
+
+def step_arguments(scheduler: SchedulerMixin, step: int, generator: Any, eta: float | None) -> dict[str, Any]:
+    """What the scheduler's `step` takes beside prediction, timestep and sample, among generator, eta and what follows.
+
+    Args:
+        scheduler: after `set_timesteps`.
+        step: index into `scheduler.timesteps`.
+        generator: one, or one per picture.
+        eta: None leaves the scheduler's own default.
+    """
+    following = scheduler.timesteps[step + 1] if step + 1 < len(scheduler.timesteps) else None
+    offered = {"generator": generator, "prev_timestep": following, **({} if eta is None else {"eta": eta})}
+    taken = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in offered.items() if name in taken}
+
+
+def check_classes(
+    config: Mapping[str, Any],
+    batch_size: int,
+    class_labels: list[int] | None,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float] | None,
+) -> None:
+    """Raises a ValueError if classes and guidance do not fit the network's config or each other."""
+    classes, label_dropout = config["num_class_embeds"], config.get("label_dropout", 0)
+    if class_labels is None:
+        if classes is not None and label_dropout == 0:
+            raise ValueError(
+                "class_labels are missing and the network was trained without label dropout, so it cannot generate "
+                f"without a class; pass class_labels from 0 to {classes - 1}, or train with label_dropout > 0."
+            )
+        if guidance_scale != 1:
+            raise ValueError(f"guidance_scale is {guidance_scale}, but no class to guide to; pass class_labels.")
+    else:
+        if classes is None:
+            raise ValueError("class_labels were given, but the network has no classes: num_class_embeds is None.")
+        if len(class_labels) != batch_size:
+            raise ValueError(f"there are {len(class_labels)} class_labels, but batch_size is {batch_size}.")
+        for label in class_labels:
+            if not 0 <= label < classes:
+                raise ValueError(f"class label {label} is not between 0 and {classes - 1}.")
+        if guidance_scale != 1 and label_dropout == 0:
+            raise ValueError(
+                f"guidance_scale is {guidance_scale}, but the null class that guidance needs was not trained; "
+                "set it to 1, or train with label_dropout > 0."
+            )
+    if guidance_interval is not None and not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
+        raise ValueError(f"guidance_interval is {guidance_interval}, but must be 0 <= low < high <= 1.")
