@@ -78,7 +78,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
             raise ValueError(
                 f"the network has in_channels={config.in_channels}, out_channels={config.out_channels}, "
                 f"time_embedding={config.get('time_embedding')!r} and padding={config.get('padding')!r}, but "
-                "generation needs as many channels out as in, a timestep embedding and padding='same'; train such a one."
+                "generation needs as many channels out as in, a timestep embedding and padding='same'; train such."
             )
         if pixel_range is not None:
             PixelRange.from_dict(pixel_range)

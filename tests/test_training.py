@@ -86,7 +86,9 @@ def test_a_run_is_a_pipeline_folder_with_pictures_and_numbers(options):
     assert ours.pixel_range.high == (255.0,)
     stock = DDPMPipeline.from_pretrained(run)
     first = stock(**seeds).images
-    assert (first == DDPMPipeline(stock.unet, stock.scheduler)(**seeds | {"generator": torch.manual_seed(1)}).images).all()
+    assert (
+        first == DDPMPipeline(stock.unet, stock.scheduler)(**seeds | {"generator": torch.manual_seed(1)}).images
+    ).all()
 
 
 def test_the_saved_weights_are_the_moving_average(options):
@@ -165,7 +167,9 @@ def test_accumulation_sees_the_same_pictures_and_noise_as_one_large_batch(option
     config = json.loads(Path(network).read_text()) | {"dropout": 0.0}
     options.model = str(tmp_path / "without_dropout.json")
     Path(options.model).write_text(json.dumps(config))
-    halves = replace(options, output=tmp_path / "halves", training=replace(options.training, batch_size=2, accumulate=2))
+    halves = replace(
+        options, output=tmp_path / "halves", training=replace(options.training, batch_size=2, accumulate=2)
+    )
     losses = [series(metrics(train_ddpm(each)), "loss")[1] for each in (options, halves)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 

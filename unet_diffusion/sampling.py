@@ -14,10 +14,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 SamplerName = Literal["dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm"]
 
-# The steps are spaced evenly from the noisiest timestep on ("trailing": Lin et al. 2024, table 2): a schedule that ends
-# at zero signal needs the first of them, and with the exact predictor of a Gaussian it is the only spacing that is good
-# with every noise schedule. The last step goes to sigma = 0, since one that stops at the smallest sigma of the training
-# leaves noise behind. Second order, because third order gains nothing with a trained network.
+# The steps are spaced evenly from the noisiest timestep on ("trailing"; Lin et al. 2024, table 2), as a schedule that ends
+# at zero signal needs, and the last goes to sigma = 0: one that stops at the smallest sigma of the training leaves noise
+# behind. Schedules even in log(sigma), or Karras', and third order are better with exact predictors of simple
+# distributions, but worse with a trained network.
 SOLVER = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), False)
 SETTINGS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "dpm-solver++": (
@@ -55,21 +55,35 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
             f"{type(scheduler).__name__} has no schedule of betas, so its network needs a sampler of its own kind; "
             "give a scheduler such as DDPMScheduler."
         )
+    known = inspect.signature(kind).parameters
     if config.get("rescale_betas_zero_snr"):
         if config["prediction_type"] == "epsilon":
             raise ValueError(
                 "the noise schedule ends at zero signal, where the noise does not tell the picture, so prediction_type "
                 "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
             )
-        if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
+        if "rescale_betas_zero_snr" not in known:
             raise ValueError(
                 f"{kind.__name__} does not know noise schedules that end at zero signal (rescale_betas_zero_snr); "
                 "use 'dpm-solver++', 'unipc', 'euler', 'ddim' or 'ddpm'."
             )
-    known = inspect.signature(kind).parameters
+    if config["prediction_type"] == "epsilon" and config["beta_schedule"] == "squaredcos_cap_v2" and name == "euler":
+        raise ValueError(
+            "noise prediction on the cosine schedule diverges at its noisy end without clipping, which Euler's scheduler "
+            "lacks; use 'dpm-solver++', 'unipc', 'ddim' or 'ddpm'."
+        )
     fixed = {key: value for key, value in settings.items() if key in known}
     if "final_sigmas_type" in known:
         fixed["final_sigmas_type"] = "zero"
+    # The predicted clean picture is clipped to [-1, 1] wherever the training's scheduler does: at the noisy end of the
+    # cosine schedule an error in the noise is one 20,000 times larger in the picture. With sample_max_value = 1, the
+    # default, thresholding is exactly that clipping.
+    clips = config.get("clip_sample", config.get("thresholding", False)) and config.get("clip_sample_range", 1.0) == 1.0
+    for key in ("clip_sample", "thresholding"):
+        if key in known:
+            fixed[key] = clips
+            break
+    config.pop("_use_default_values", None)  # else from_config gives these values up for the defaults of the new class
     return kind.from_config(config, timestep_spacing="trailing", **fixed)
 
 

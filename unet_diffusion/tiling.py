@@ -16,13 +16,14 @@ from itertools import product
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from unet_diffusion.attention import SelfAttention
 from unet_diffusion.blocks import CONVOLUTIONS_PER_BLOCK
 from unet_diffusion.randomness import keyed_generator
 
-MEMORY = 512 * 2**20  # bytes that a window chosen by us may take in the network
+MEMORY = 2**30  # bytes that a window chosen by us may take in the network
 MAPS = 12  # float32 maps of the finest width that are alive at once, by measurement
 ATTENDED = 64  # positions a side of a window chosen by us where it attends: the cost grows with their fourth power
 BLOCK = 64  # pixels a side of the blocks that noise is drawn in
@@ -121,7 +122,7 @@ class Tiling:
         Args:
             unet: a `UNet`, or a network with its `config` and `feature_info`.
             tile_size: output pixels a side of a tile, rounded down to a multiple of the network's stride (but not to
-                0). None: so that a window takes about 512 MiB in the network and has at most 64 x 64 positions where
+                0). None: so that a window takes about 1 GiB in the network and has at most 64 x 64 positions where
                 it attends; constants, whatever the picture.
             symmetric: whether the windows will be flipped too, so that both ends need the longer context.
 
@@ -129,7 +130,7 @@ class Tiling:
             ValueError: a tile size that is not an integer of at least 1.
         """
         if tile_size is not None and (not isinstance(tile_size, int) or tile_size < 1):
-            raise ValueError(f"tile_size is {tile_size!r}, but must be an integer of at least 1 (output pixels), or None.")
+            raise ValueError(f"tile_size is {tile_size!r}, but must be at least 1 output pixel, as an integer, or None.")
         stride = 2 * max(info["stride"] for info in unet.feature_info)
         reach = context(unet)
         ramp = 0 if reach else 2 * stride
@@ -152,7 +153,8 @@ class Tiling:
             if any(isinstance(module, SelfAttention) for module in unet.modules()):
                 attends = unet.config.get("attention")
                 side = min(side, ATTENDED * (2 ** list(attends).index(True) if attends else stride))
-            tile_size = side - before - after - 2 * ramp - lead - trail
+            lost = before + after + 2 * ramp + lead + trail
+            tile_size = max(side - lost, lost // 2)
         tile = max(tile_size // stride, 1) * stride
         return cls(stride, tile, before, after, min(ramp, tile // 4), smallest, margin, lead, trail)
 
@@ -169,7 +171,7 @@ class Tiling:
         count = 1 + -(-steps * self.stride // self.tile)
         starts = [i * steps // max(count - 1, 1) * self.stride for i in range(count)]
         stops = [min(start + length, side) for start in starts]
-        cuts = [start + self.before + (stop - start - self.before - self.after) // 2 for start, stop in zip(starts[1:], stops)]
+        cuts = [(start + stop + self.before - self.after) // 2 for start, stop in zip(starts[1:], stops)]
         edges = [0, *cuts, side]
         return [
             Span(start, stop, self._pieces(i, edges)) for i, (start, stop) in enumerate(zip(starts, stops))
@@ -259,16 +261,12 @@ def noise_window(seed: int, draw: int, channels: int, rows: slice, columns: slic
 
     The value at a pixel depends on the seed, the draw and the place alone, so that all windows see the same noise.
     """
-    across = range(columns.start // BLOCK, -(-columns.stop // BLOCK))
     down = range(rows.start // BLOCK, -(-rows.stop // BLOCK))
-    field = torch.cat(
-        [
-            torch.cat(
-                [torch.randn(channels, BLOCK, BLOCK, generator=keyed_generator(seed, draw, i, j)) for j in across], dim=2
-            )
-            for i in down
-        ],
-        dim=1,
-    )
+    across = range(columns.start // BLOCK, -(-columns.stop // BLOCK))
+    blocks = [
+        torch.randn(channels, BLOCK, BLOCK, generator=keyed_generator(seed, "noise", draw, i, j))
+        for i, j in product(down, across)
+    ]
+    field = rearrange(blocks, "(down across) c h w -> c (down h) (across w)", down=len(down))
     top, left = rows.start - down.start * BLOCK, columns.start - across.start * BLOCK
     return field[:, top : top + rows.stop - rows.start, left : left + columns.stop - columns.start]

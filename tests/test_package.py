@@ -1,0 +1,73 @@
+"""What an installed copy holds, and what a saved pipeline says of it."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+from diffusers import DDPMPipeline, DDPMScheduler
+
+import unet_diffusion
+from unet_diffusion import UNet
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_saved_pipeline_names_the_class_by_its_module():  # this path is part of the checkpoint format
+    assert DDPMPipeline(UNet.from_preset("tiny"), DDPMScheduler()).config["unet"] == ("unet_diffusion.unet", "UNet")
+
+
+def test_importing_the_package_is_enough_to_load_a_pipeline(tmp_path):
+    """In a new process, with `import unet_diffusion` alone; nothing is logged or warned."""
+    DDPMPipeline(UNet.from_preset("tiny"), DDPMScheduler()).save_pretrained(tmp_path)
+    code = f"import unet_diffusion, diffusers; diffusers.DDPMPipeline.from_pretrained({str(tmp_path)!r})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    noise = [line for line in result.stderr.splitlines() if line.strip() and "Loading pipeline components" not in line]
+    assert noise == []
+
+
+def test_version_is_stated_once():
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert metadata["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "unet_diffusion.version.__version__"}
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## \[{re.escape(unet_diffusion.__version__)}\]", changelog, re.M)
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.*)$", citation, re.M) == [unet_diffusion.__version__]
+
+
+def test_pipelines_is_a_relative_link_in_a_checkout():
+    assert (ROOT / "unet_diffusion" / "pipelines").readlink() == Path("../pipelines")
+
+
+def test_no_file_is_much_longer_than_a_reader_likes():
+    files = [*ROOT.glob("unet_diffusion/*.py"), *ROOT.glob("pipelines/*.py"), *ROOT.glob("scripts/*.py")]
+    lengths = {path.name: len(path.read_text().splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_everything_that_is_imported(tmp_path):
+    """Built from a copy, installed without the checkout, every module imported and every preset read."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".*", "runs", "build", "*.egg-info"))
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "environment", with_pip=True, system_site_packages=False)
+    python = tmp_path / "environment" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    modules = [f"unet_diffusion.{path.stem}" for path in (ROOT / "unet_diffusion").glob("[a-z]*.py")]
+    modules += [f"unet_diffusion.pipelines.{path.stem}" for path in (ROOT / "pipelines").glob("[a-z]*.py")]
+    code = (
+        f"import sys; sys.path.append({next(p for p in sys.path if p.endswith('site-packages'))!r})\n"  # dependencies
+        "import importlib, unet_diffusion\n"
+        f"assert 'environment' in unet_diffusion.__file__, unet_diffusion.__file__\n"
+        f"for name in {sorted(modules)!r}: importlib.import_module(name)\n"
+        f"for name in {sorted(p.stem for p in (ROOT / 'unet_diffusion' / 'presets').glob('*.json'))!r}:\n"
+        "    unet_diffusion.UNet.from_preset(name, channels=(16, 32), attention=(False, False))\n"
+    )
+    subprocess.run([python, "-I", "-c", code], check=True, cwd=tmp_path)

@@ -1,0 +1,117 @@
+"""Each command runs for a few steps on a few pictures, and what it wrote can be read."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet_diffusion import cli
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SHORT = [
+    "--max-images",
+    "40",
+    "--validation-fraction",
+    "0.1",
+    "--image-size",
+    "8",
+    "--preview-pictures",
+    "4",
+    "--batch-size",
+    "4",
+    "--steps",
+    "2",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    network = folder / "network.json"
+    network.write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
+    cli.run("train-ddpm", ["--output", str(folder / "run"), "--model", str(network), *SHORT, "--class-conditional"])
+    return folder / "run"
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sample_writes_pictures_that_depend_on_seed_and_index_alone(run, tmp_path, capsys):
+    arguments = ["--run", str(run), "--steps", "2", "--class-labels", "3", "7"]
+    cli.run("sample", [*arguments, "--count", "3", "--output", str(tmp_path / "three")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "three")
+    cli.run("sample", [*arguments, "--count", "2", "--max-batch", "1", "--output", str(tmp_path / "two")])
+    for name in ("00000.png", "00001.png"):
+        three, two = (np.asarray(Image.open(tmp_path / folder / name), dtype=int) for folder in ("three", "two"))
+        assert three.shape == (8, 8)
+        assert abs(three - two).max() <= 1  # a batch of another size may round differently
+    assert (tmp_path / "three" / "grid.png").exists()
+
+
+def test_sample_overwrites_nothing_unless_told(run, tmp_path):
+    (tmp_path / "00000.png").write_bytes(b"mine")
+    arguments = ["--run", str(run), "--steps", "1", "--count", "1", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match="holds pictures already; set overwrite"):
+        cli.run("sample", arguments)
+    assert (tmp_path / "00000.png").read_bytes() == b"mine"
+    cli.run("sample", [*arguments, "--overwrite"])
+    assert Image.open(tmp_path / "00000.png").size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("train-ddpm", ["--steps", "0"], "train-ddpm: steps is 0"),
+        ("train-ddpm", ["--model", "absent"], "there is no preset 'absent'; choose one of ddpm-32"),
+        ("train-ddpm", ["--data", "/absent/folder"], "absent"),
+        ("sample", ["--run", "absent"], "sample: run is absent, but there is no model_index.json"),
+        ("sample", ["--count", "0"], "count is 0"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(command, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        cli.run(command, arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_command_has_help(capsys):
+    for command in cli.COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.run(command, ["--help"])
+        assert "--output" in capsys.readouterr().out
+
+
+def test_the_program_lists_its_commands(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["unet-diffusion"])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in cli.COMMANDS)
+    monkeypatch.setattr(sys, "argv", ["unet-diffusion", "fly"])
+    with pytest.raises(SystemExit, match="no command 'fly'"):
+        cli.main()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_has_a_script(command):
+    text = (SCRIPTS / f"{command.replace('-', '_')}.py").read_text()
+    assert f'run("{command}")' in text
+
+
+def test_the_quickstart_leaves_its_pictures_and_figures(tmp_path):
+    quickstart = load_script("quickstart")
+    options = quickstart.Quickstart(tmp_path / "quickstart", diffusion_steps=2, segmentation_steps=2, max_images=40)
+    figures = quickstart.quickstart(options)
+    for name in ("samples.png", "masks.png", "curves.png"):
+        assert Image.open(options.output / name).size[0] > 100
+    assert json.loads((options.output / "metrics.json").read_text()) == figures
+    assert 0 <= figures["mean_iou"] <= 1
