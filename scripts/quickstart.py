@@ -67,7 +67,7 @@ def learn_to_generate(options: Quickstart) -> Path:
     return train_ddpm(
         TrainDDPM(
             output=options.output / "ddpm",
-            model=str(Path(__file__).with_name("quickstart.json")),
+            model=str(Path(__file__).parent / "networks" / "digits.json"),
             data=DataConfig(data="mnist-5000", max_images=options.max_images),
             diffusion=DiffusionConfig(class_conditional=True, preview_pictures=20),
             training=TrainingConfig(

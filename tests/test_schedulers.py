@@ -27,11 +27,13 @@ from torch import Tensor
 from unet_diffusion import UNetOutput
 from unet_diffusion.pipelines import ImageGenerationPipeline
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+
 MEAN, STD = 0.2, 0.5
 PICTURES, SIDE = 4, 64
 SAMPLES = PICTURES * SIDE**2  # 16384 independent pixels
 # Four standard errors of the sample mean and of the sample standard deviation of a Gaussian, plus 2 % of s for the
-# finite number of steps: a scheduler used wrongly (input not scaled, noise not scaled, wrong prediction) is off by more.
+# finite number of steps: a scheduler used wrongly (input or noise not scaled, wrong prediction) is off by more.
 SOLVER_ERROR = 0.02 * STD
 MEAN_TOLERANCE = 4 * STD / SAMPLES**0.5 + SOLVER_ERROR
 STD_TOLERANCE = 4 * STD / (2 * SAMPLES) ** 0.5 + SOLVER_ERROR
@@ -222,6 +224,7 @@ NOT_APPLICABLE = {
     "RePaintScheduler": "fills in a masked picture; use `RePaintPipeline`",
     "SCMScheduler": "needs a TrigFlow network and the loop of its own pipelines",
     "ScoreSdeVeScheduler": "has no `step`; use `ScoreSdeVePipeline`",
+    "ScoreSdeVpScheduler": "withdrawn by diffusers",
     "VQDiffusionScheduler": TOKENS,
 }
 

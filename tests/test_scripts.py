@@ -12,20 +12,8 @@ from PIL import Image
 from unet_diffusion import cli
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-SHORT = [
-    "--max-images",
-    "40",
-    "--validation-fraction",
-    "0.1",
-    "--image-size",
-    "8",
-    "--preview-pictures",
-    "4",
-    "--batch-size",
-    "4",
-    "--steps",
-    "2",
-]
+SHORT = ["--max-images", "40", "--validation-fraction", "0.1", "--image-size", "8", "--preview-pictures", "4"]
+SHORT += ["--batch-size", "4", "--steps", "2"]
 
 
 @pytest.fixture(scope="module")

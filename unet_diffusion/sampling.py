@@ -14,10 +14,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 SamplerName = Literal["dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm"]
 
-# The steps are spaced evenly from the noisiest timestep on ("trailing"; Lin et al. 2024, table 2), as a schedule that ends
-# at zero signal needs, and the last goes to sigma = 0: one that stops at the smallest sigma of the training leaves noise
-# behind. Schedules even in log(sigma), or Karras', and third order are better with exact predictors of simple
-# distributions, but worse with a trained network.
+# The steps are spaced evenly from the noisiest timestep on ("trailing"; Lin et al. 2024, table 2), as a schedule that
+# ends at zero signal needs, and the last goes to sigma = 0: one that stops at the smallest sigma of the training leaves
+# noise behind. Schedules even in log(sigma), or Karras', and third order are better with exact predictors of simple
+# distributions, but no better with a trained network.
 SOLVER = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), False)
 SETTINGS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "dpm-solver++": (
@@ -69,8 +69,8 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
             )
     if config["prediction_type"] == "epsilon" and config["beta_schedule"] == "squaredcos_cap_v2" and name == "euler":
         raise ValueError(
-            "noise prediction on the cosine schedule diverges at its noisy end without clipping, which Euler's scheduler "
-            "lacks; use 'dpm-solver++', 'unipc', 'ddim' or 'ddpm'."
+            "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
+            "EulerDiscreteScheduler lacks; use 'dpm-solver++', 'unipc', 'ddim' or 'ddpm'."
         )
     fixed = {key: value for key, value in settings.items() if key in known}
     if "final_sigmas_type" in known:

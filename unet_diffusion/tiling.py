@@ -130,7 +130,9 @@ class Tiling:
             ValueError: a tile size that is not an integer of at least 1.
         """
         if tile_size is not None and (not isinstance(tile_size, int) or tile_size < 1):
-            raise ValueError(f"tile_size is {tile_size!r}, but must be at least 1 output pixel, as an integer, or None.")
+            raise ValueError(
+                f"tile_size is {tile_size!r}, but must be at least 1 output pixel, as an integer, or None."
+            )
         stride = 2 * max(info["stride"] for info in unet.feature_info)
         reach = context(unet)
         ramp = 0 if reach else 2 * stride
@@ -158,14 +160,27 @@ class Tiling:
         tile = max(tile_size // stride, 1) * stride
         return cls(stride, tile, before, after, min(ramp, tile // 4), smallest, margin, lead, trail)
 
+    @property
+    def shared(self) -> int:
+        """The least number of pixels that neighbouring windows have in common along a side."""
+        return self.before + self.after + 2 * self.ramp
+
+    def batch_size(self, height: int, width: int) -> int:
+        """How many pictures of a size take about the memory of one full window; 1 for those that are cut in windows."""
+        window = self.tile + self.shared + self.lead + self.trail
+        return max(window**2 // ((height + self.lead + self.trail) * (width + self.lead + self.trail)), 1)
+
+    def count(self, height: int, width: int) -> int:
+        """How many windows a picture of a size takes."""
+        return len(self.spans(height)) * len(self.spans(width))
+
     def spans(self, side: int) -> list[Span]:
         """The windows along a side of the picture, in order.
 
         Their length is that of the side modulo the stride. Thus the offset from the picture's end is a multiple of the
         stride as well, and a flipped picture is cut as it would be by itself.
         """
-        shared = self.before + self.after + 2 * self.ramp  # the least that neighbours have in common
-        length = self.tile + shared
+        length = self.tile + self.shared
         length += (side - length) % self.stride
         steps = max(side - length, 0) // self.stride
         count = 1 + -(-steps * self.stride // self.tile)
@@ -173,9 +188,7 @@ class Tiling:
         stops = [min(start + length, side) for start in starts]
         cuts = [(start + stop + self.before - self.after) // 2 for start, stop in zip(starts[1:], stops)]
         edges = [0, *cuts, side]
-        return [
-            Span(start, stop, self._pieces(i, edges)) for i, (start, stop) in enumerate(zip(starts, stops))
-        ]
+        return [Span(start, stop, self._pieces(i, edges)) for i, (start, stop) in enumerate(zip(starts, stops))]
 
     def _pieces(self, window: int, edges: list[int]) -> tuple[Piece, ...]:
         """What window number i gives: the blend with its predecessor, its own part, the blend with its successor."""
@@ -199,9 +212,7 @@ class Tiling:
         return range(span.start - self.lead, span.start - self.lead + side)
 
 
-def tiled(
-    predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling
-) -> Iterator[tuple[slice, slice, Tensor]]:
+def tiled(predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling) -> Iterator[tuple[slice, slice, Tensor]]:
     """Runs a network over a picture of any size and yields what is finished, part by part.
 
     Every pixel is yielded once. What is held beside the running window are the strips along the shorter side of the

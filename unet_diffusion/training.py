@@ -88,7 +88,9 @@ class Trainer:
         self, task: Task, config: TrainingConfig, output: Path, resolved: dict[str, Any], accelerator: Accelerator
     ) -> None:
         self.task, self.config, self.output, self.accelerator = task, config, output, accelerator
-        self.resolved = json.loads(json.dumps(resolved, default=str))
+        pictures = config.batch_size * config.accumulate * accelerator.num_processes
+        facts = {"processes": accelerator.num_processes, "pictures_per_step": pictures}
+        self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
         self.step = 0
         self.loss_sum, self.loss_count = torch.zeros((), device=accelerator.device), 0  # since the last log line
         self.seconds = 0.0  # of training since then
@@ -269,17 +271,13 @@ class Trainer:
         path = self.output / "config.json"
         if not path.exists():
             return
-        before, now = json.loads(path.read_text(encoding="utf-8")), self.resolved
-        for section, values in now.items():
-            if section == "training":
-                values = {key: value for key, value in values.items() if key not in FREE_TO_CHANGE}
-            for key, value in values.items() if isinstance(values, dict) else [(section, values)]:
-                then = before.get(section, {}).get(key) if isinstance(values, dict) else before.get(section)
-                if then != value:
-                    raise ValueError(
-                        f"{key} is {value!r}, but the run in {self.output} was started with {then!r}; "
-                        "use the same value to go on with it, or another output folder."
-                    )
+        before, now = (flat(config) for config in (json.loads(path.read_text(encoding="utf-8")), self.resolved))
+        for key, value in now.items():
+            if key not in FREE_TO_CHANGE and before.get(key) != value:
+                raise ValueError(
+                    f"{key} is {value!r}, but the run in {self.output} was started with {before.get(key)!r}; "
+                    "use the same value to go on with it, or another output folder."
+                )
 
     def _export(self) -> None:
         if self.accelerator.is_main_process:
@@ -306,3 +304,11 @@ class Trainer:
             yield
         finally:
             lock.release()
+
+
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of all sections of a run's configuration by their own names."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        values |= value if isinstance(value, dict) else {key: value}
+    return values

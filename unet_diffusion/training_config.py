@@ -4,7 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 EVERY = ("log_every", "validate_every", "preview_every", "checkpoint_every")
-FREE_TO_CHANGE = {"steps", "keep_checkpoints", "trackers", *EVERY}  # when a run goes on
+FREE_TO_CHANGE = {  # when a run goes on; a step keeps its number of pictures, however they are spread
+    *EVERY,
+    *("steps", "batch_size", "accumulate", "processes"),
+    *("output", "keep_checkpoints", "trackers", "num_workers", "cache_dir"),
+}
 
 
 @dataclass

@@ -1,0 +1,122 @@
+"""Samplers keep what the network was trained with, and clip where that saves them."""
+
+import inspect
+from typing import get_args
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+
+from unet_diffusion import UNet
+from unet_diffusion.sampling import SamplerName, check_classes, sampler, step_arguments
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+NAMES = get_args(SamplerName)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("settings", [{}, {"beta_schedule": "scaled_linear", "beta_start": 0.001, "beta_end": 0.01}])
+def test_noise_schedule_and_prediction_type_are_those_of_the_training(name, settings):
+    # In diffusers, HeunDiscreteScheduler.from_config(DDPMScheduler().config) has another noise schedule: values that
+    # the first class had by default are replaced by the defaults of the second.
+    training = DDPMScheduler(prediction_type="v_prediction", **settings)
+    made = sampler(name, training)
+    torch.testing.assert_close(made.alphas_cumprod, training.alphas_cumprod)
+    assert made.config.prediction_type == "v_prediction"
+    assert made.config.timestep_spacing == "trailing"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampler_of_a_sampler_is_that_of_the_training(name):
+    training = DDPMScheduler(beta_schedule="scaled_linear")
+    direct = sampler(name, training)
+    for other in NAMES:
+        roundabout = sampler(name, sampler(other, training))
+        torch.testing.assert_close(roundabout.alphas_cumprod, direct.alphas_cumprod)
+        images = []
+        for scheduler in (direct, roundabout):
+            scheduler.set_timesteps(3)
+            t = scheduler.timesteps[0]
+            sample = torch.full((1, 1, 2, 2), 2.0) * scheduler.init_noise_sigma
+            arguments = step_arguments(scheduler, 0, torch.Generator().manual_seed(0), None)
+            noise = torch.zeros(1, 1, 2, 2)
+            scheduler.scale_model_input(sample, t)
+            images.append(scheduler.step(noise, t, sample, **arguments).prev_sample)
+        if other != "euler":  # which cannot say whether the training clips
+            torch.testing.assert_close(images[1], images[0])
+
+
+def test_given_scheduler_is_left_as_it_is():
+    training = DDPMScheduler()
+    before = dict(training.config)
+    made = sampler("dpm-solver++", training)
+    made.set_timesteps(5)
+    assert dict(training.config) == before
+    assert training.num_inference_steps is None
+
+
+@pytest.mark.parametrize("name", ["dpm-solver++", "unipc", "ddim", "ddpm"])
+def test_cosine_schedule_survives_an_error_in_the_noise(name):
+    # At its noisy end alpha is 5e-5: an error of 0.01 in the noise is one of 200 in the clean picture, unless clipped.
+    scheduler = sampler(name, DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
+    scheduler.set_timesteps(10)
+    t = scheduler.timesteps[0]
+    assert t == 999
+    noise = torch.randn(1, 1, 8, 8)
+    arguments = step_arguments(scheduler, 0, torch.Generator().manual_seed(0), None)
+    following = scheduler.step(noise + 0.01, t, noise, **arguments).prev_sample
+    assert following.abs().max() < 6
+
+
+def test_training_that_does_not_clip_is_sampled_without_clipping():
+    training = DDPMScheduler(clip_sample=False)
+    assert not sampler("dpm-solver++", training).config.thresholding
+    assert not sampler("ddim", training).config.clip_sample
+    assert sampler("dpm-solver++", DDPMScheduler()).config.thresholding
+
+
+@pytest.mark.parametrize("name", ["dpm-solver++", "unipc", "euler", "ddim", "ddpm"])
+def test_schedule_that_ends_at_zero_signal_starts_there(name):
+    training = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    scheduler = sampler(name, training)
+    scheduler.set_timesteps(7)
+    assert scheduler.timesteps[0] == 999
+    assert scheduler.alphas_cumprod[999] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "message"),
+    [
+        ("dpm", DDPMScheduler(), "choose one of dpm-solver"),
+        ("ddim", FlowMatchEulerDiscreteScheduler(), "no schedule of betas"),
+        ("ddim", EDMEulerScheduler(), "no schedule of betas"),
+        ("ddim", DDPMScheduler(rescale_betas_zero_snr=True), "train with 'v_prediction'"),
+        ("heun", DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="sample"), "HeunDiscreteScheduler"),
+        ("euler", DDPMScheduler(beta_schedule="squaredcos_cap_v2"), "EulerDiscreteScheduler lacks"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(name, scheduler, message):
+    with pytest.raises(ValueError, match=message):
+        sampler(name, scheduler)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_step_is_given_what_it_takes(name):
+    scheduler = sampler(name, DDPMScheduler())
+    scheduler.set_timesteps(3)
+    arguments = step_arguments(scheduler, 0, torch.Generator(), None)
+    assert set(arguments) <= set(inspect.signature(scheduler.step).parameters)
+    assert ("generator" in arguments) == (name in ("dpm-solver++", "euler", "ddim", "ddpm"))
+
+
+def test_classes_are_checked_against_the_network():
+    config = UNet.from_preset("tiny", num_class_embeds=3).config
+    check_classes(config, 2, [0, 2], 1.0, None)
+    for arguments, message in (
+        ((2, None, 1.0, None), "from 0 to 2, or train with label_dropout"),
+        ((2, [0], 1.0, None), "there are 1 class_labels, but batch_size is 2"),
+        ((1, [3], 1.0, None), "class label 3"),
+        ((1, [0], 2.0, None), "train with label_dropout"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_classes(config, *arguments)

@@ -1,0 +1,138 @@
+"""Pictures and masks too large for memory, read and written in windows: NumPy files, TIFF, Zarr, any array."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_diffusion.pixels import CHANNEL_AXES
+
+CHUNK = 1024  # pixels a side of the chunks of a Zarr mask
+
+
+@dataclass(frozen=True)
+class LargePicture:
+    """A picture of which any window can be read.
+
+    Args:
+        shape: (H, W, C).
+        dtype: of its values.
+        read: rows and columns to an array (rows, columns, C) in memory, of the machine's byte order.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    read: Callable[[slice, slice], np.ndarray]
+
+
+class MappedFile:
+    """An array in a file, mapped anew for every window, so that pages once touched do not stay in memory.
+
+    Args:
+        map_file: opens the memory map, whatever the library that knows the format.
+    """
+
+    def __init__(self, map_file: Callable[[], np.ndarray]) -> None:
+        self.map_file = map_file
+        mapped = map_file()
+        self.shape, self.dtype = mapped.shape, mapped.dtype
+
+    def __getitem__(self, window: Any) -> np.ndarray:
+        return np.array(self.map_file()[window])
+
+    def __setitem__(self, window: Any, values: np.ndarray) -> None:
+        self.map_file()[window] = values
+
+
+def open_picture(source: Any) -> LargePicture:
+    """Opens a picture without reading it.
+
+    Args:
+        source: path of a `.npy` file, a TIFF (memory-mapped if it is not compressed, else by its tiles or strips), or a
+            Zarr array; or any array (H, W) or (H, W, C) with a shape, a dtype and slices.
+
+    Raises:
+        ValueError: a file that is missing or of another format, or a shape that is not a picture's.
+        ImportError: for TIFF and Zarr without the extra `scientific`.
+    """
+    if not isinstance(source, (str, Path)):
+        return _as_picture(source, "YX" if len(source.shape) == 2 else "YXC", "the array")
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist.")
+    if path.suffix == ".npy":
+        mapped = MappedFile(lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+        return _as_picture(mapped, "YX" if len(mapped.shape) == 2 else "YXC", str(path))
+    if path.suffix == ".zarr":
+        array = _zarr().open_array(path, mode="r")
+        return _as_picture(array, "YX" if len(array.shape) == 2 else "YXC", str(path))
+    if path.suffix.lower() in (".tif", ".tiff"):
+        tifffile = _tifffile()
+        with tifffile.TiffFile(path) as tiff:
+            axes = tiff.series[0].axes
+        try:
+            array = MappedFile(lambda: tifffile.memmap(path, mode="r"))
+        except ValueError:  # compressed
+            array = _zarr().open_array(tifffile.imread(path, aszarr=True, level=0), mode="r")
+        return _as_picture(array, axes, str(path))
+    raise ValueError(f"{path} cannot be read in windows; give a .npy, .tif or .zarr file, or an array.")
+
+
+def create_mask(path: Path, height: int, width: int) -> Any:
+    """Creates a mask uint8 (H, W) that windows can be assigned to; the suffix says the format: .npy, .tif or .zarr.
+
+    Raises:
+        ValueError: another suffix.
+        ImportError: for TIFF and Zarr without the extra `scientific`.
+    """
+    shape = (height, width)
+    if path.suffix == ".npy":
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        return MappedFile(lambda: np.load(path, mmap_mode="r+", allow_pickle=False))
+    if path.suffix == ".zarr":
+        return _zarr().create_array(path, shape=shape, chunks=(CHUNK, CHUNK), dtype="uint8")
+    if path.suffix.lower() in (".tif", ".tiff"):
+        tifffile = _tifffile()
+        tifffile.memmap(path, shape=shape, dtype=np.uint8, photometric="minisblack")
+        return MappedFile(lambda: tifffile.memmap(path, mode="r+"))
+    raise ValueError(f"{path} cannot be written in windows; end its name with .npy, .tif or .zarr.")
+
+
+def _as_picture(array: Any, axes: str, name: str) -> LargePicture:
+    """An array whose axes are named by letters, Y and X among them and at most one more."""
+    sizes = dict(zip(axes, array.shape))
+    others = axes.replace("Y", "").replace("X", "")
+    named = len(array.shape) == len(axes) == len(others) + 2 and len(others) <= 1 and not others.strip(CHANNEL_AXES)
+    if not named or 0 in array.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(array.shape)} and axes {axes}; "
+            "a picture is (height, width) and has at most channels beside."
+        )
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+
+    def read(rows: slice, columns: slice) -> np.ndarray:
+        place = tuple({"Y": rows, "X": columns}.get(axis, slice(None)) for axis in axes)
+        window = np.asarray(array[place], dtype=dtype)
+        return np.moveaxis(window, axes.index(others), -1) if others else window[..., None]
+
+    return LargePicture((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read)
+
+
+def _tifffile() -> Any:
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ImportError("TIFF files in windows need tifffile: pip install unet-diffusion[scientific]") from error
+    return tifffile
+
+
+def _zarr() -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImportError(
+            "Zarr arrays and compressed TIFF files in windows need zarr: pip install unet-diffusion[scientific]"
+        ) from error
+    return zarr
