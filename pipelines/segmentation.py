@@ -128,7 +128,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             if not hasattr(self.scheduler, "add_noise"):
                 raise ValueError(
                     "timesteps were given, but the pipeline has no scheduler that adds noise; "
-                    "set pipe.scheduler, such as DDPMScheduler(), or leave timesteps out."
+                    "build it with the scheduler of the training, or leave timesteps out."
                 )
             if self.unet.config.get("time_embedding", "sinusoidal") is None:
                 raise ValueError(

@@ -42,8 +42,7 @@ def test_sampler_of_a_sampler_is_that_of_the_training(name):
             noise = torch.zeros(1, 1, 2, 2)
             scheduler.scale_model_input(sample, t)
             images.append(scheduler.step(noise, t, sample, **arguments).prev_sample)
-        if other != "euler":  # which cannot say whether the training clips
-            torch.testing.assert_close(images[1], images[0])
+        torch.testing.assert_close(images[1], images[0])
 
 
 def test_given_scheduler_is_left_as_it_is():
@@ -55,24 +54,38 @@ def test_given_scheduler_is_left_as_it_is():
     assert training.num_inference_steps is None
 
 
-@pytest.mark.parametrize("name", ["dpm-solver++", "unipc", "ddim", "ddpm"])
+@pytest.mark.parametrize("name", ["dpm-solver++", "unipc", "heun", "ddim", "ddpm"])
 def test_cosine_schedule_survives_an_error_in_the_noise(name):
     # At its noisy end alpha is 5e-5: an error of 0.01 in the noise is one of 200 in the clean picture, unless clipped.
+    # One that is clipped gives a next sample of at most |alpha| + |sigma noise| + what the sampler adds.
     scheduler = sampler(name, DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
     scheduler.set_timesteps(10)
     t = scheduler.timesteps[0]
     assert t == 999
     noise = torch.randn(1, 1, 8, 8)
+    noisy = noise * scheduler.init_noise_sigma
+    scheduler.scale_model_input(noisy, t)
     arguments = step_arguments(scheduler, 0, torch.Generator().manual_seed(0), None)
-    following = scheduler.step(noise + 0.01, t, noise, **arguments).prev_sample
-    assert following.abs().max() < 6
+    following = scheduler.step(noise + 0.01, t, noisy, **arguments).prev_sample
+    sigma = scheduler.sigmas[1] if name == "heun" else 1.0  # Heun's samples are not scaled to unit variance
+    assert (following / max(sigma, 1.0)).abs().max() < 6
 
 
-def test_training_that_does_not_clip_is_sampled_without_clipping():
-    training = DDPMScheduler(clip_sample=False)
-    assert not sampler("dpm-solver++", training).config.thresholding
-    assert not sampler("ddim", training).config.clip_sample
-    assert sampler("dpm-solver++", DDPMScheduler()).config.thresholding
+def test_clipping_is_for_noise_prediction_where_the_training_clips():
+    for training, clips in (
+        (DDPMScheduler(), True),
+        (DDPMScheduler(clip_sample=False), False),
+        (DDPMScheduler(prediction_type="v_prediction"), False),
+    ):
+        assert sampler("dpm-solver++", training).config.thresholding is clips
+        assert sampler("ddim", training).config.clip_sample is clips
+        assert sampler("ddpm", training).config.clip_sample is training.config.clip_sample
+
+
+def test_thresholding_of_diffusers_is_clipping_to_the_range_of_pictures():
+    scheduler = sampler("dpm-solver++", DDPMScheduler())
+    pictures = 3 * torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(scheduler._threshold_sample(pictures), pictures.clamp(-1, 1))
 
 
 @pytest.mark.parametrize("name", ["dpm-solver++", "unipc", "euler", "ddim", "ddpm"])

@@ -15,17 +15,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from unet_diffusion import UNetOutput
 from unet_diffusion.pipelines import ImageGenerationPipeline
+from unet_diffusion.sampling import SamplerName, sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
 
@@ -296,6 +298,19 @@ def test_gaussian_comes_back_from_its_exact_predictor(name, prediction):
     found = result(name, prediction)
     assert found.mean == pytest.approx(MEAN, abs=MEAN_TOLERANCE)
     assert found.std == pytest.approx(STD, abs=STD_TOLERANCE)
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("name", get_args(SamplerName))
+def test_samplers_need_no_more_steps_than_they_are_said_to(name, beta_schedule):
+    training = DDPMScheduler(prediction_type="v_prediction", beta_schedule=beta_schedule, clip_sample=False)
+    unet = GaussianPredictor("vp", "v_prediction", alphas_cumprod=tuple(training.alphas_cumprod.tolist()))
+    pipe = ImageGenerationPipeline(unet, sampler(name, training))
+    pipe.set_progress_bar_config(disable=True)
+    steps = {"ddpm": 250, "ddim": 100, "euler": 100}.get(name, 20)
+    images = pipe(PICTURES, steps, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    assert images.mean().item() == pytest.approx(MEAN, abs=MEAN_TOLERANCE)
+    assert images.std().item() == pytest.approx(STD, abs=STD_TOLERANCE + 0.04 * STD)  # so few steps are 5 % off
 
 
 @pytest.mark.parametrize("name", ["CogVideoXDPMScheduler", "RePaintScheduler", "ScoreSdeVeScheduler"])

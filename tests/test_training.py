@@ -331,7 +331,7 @@ def test_two_processes_give_the_losses_of_one(options, tmp_path, network):
     Path(options.model).write_text(json.dumps(config))
     one = replace(options, output=tmp_path / "one", training=replace(options.training, batch_size=8))
     subprocess.run([sys.executable, *command(one, 6)], check=True, env=environment())
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
         [*launch, *command(options, 6)], check=True, env=environment(), capture_output=True, text=True
     )

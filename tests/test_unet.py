@@ -107,7 +107,7 @@ def test_any_size_comes_back(height, width, batch):
 
 
 def test_odd_sizes_stay_aligned_with_the_picture():
-    """A picture with a row and column more than even, zero there, gives the even picture's result away from that edge."""
+    """One row and column of zeros more change nothing away from that edge."""
     unet = randomised(small(norm="none", attention=(False, False))).eval()
     x = torch.randn(1, 1, 32, 32)
     odd = torch.zeros(1, 1, 33, 33)

@@ -8,11 +8,13 @@ from typing import Any
 import tyro
 
 from unet_diffusion.generation import Sample, sample
+from unet_diffusion.segment import Segment, segment
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "train-ddpm": (TrainDDPM, train_ddpm),
     "sample": (Sample, sample),
+    "segment": (Segment, segment),
 }
 
 

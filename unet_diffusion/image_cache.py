@@ -4,12 +4,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -19,6 +19,8 @@ from unet_diffusion.atomic import remove_leftovers, written_aside
 from unet_diffusion.pixels import DTypeName, decode_image
 from unet_diffusion.resizing import Preparation
 from unet_diffusion.sources import class_names, picture_reader
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +83,25 @@ def cache_images(
     Raises:
         ValueError: if more pictures are broken, if none is usable, or if sizes differ and nothing is resized.
     """
-    key = json.dumps([FORMAT, dataset._fingerprint, asdict(preparation)], sort_keys=True)
+    key = [FORMAT, dataset._fingerprint, asdict(preparation)]
+    folder = written_once("pictures", key, cache_dir, lambda aside: _write(dataset, preparation, name, aside))
+    cache = ImageCache(folder)
+    report_broken(cache, name, max_broken)
+    return cache
+
+
+def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Callable[[Path], None]) -> Path:
+    """A folder of the cache, filled by `write` unless an earlier call did it.
+
+    Args:
+        name: of the folder; its parent's name is a hash of the key.
+        key: JSON values that say all that the contents depend on.
+        cache_dir: as in `cache_images`.
+        write: fills an empty folder; what it wrote is renamed into place when it returns.
+    """
     home = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "unet_diffusion"
-    home /= hashlib.sha256(key.encode()).hexdigest()[:32]
-    folder = home / "pictures"
+    home /= hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    folder = home / name
     if not folder.is_dir():
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / "lock"):
@@ -92,8 +109,12 @@ def cache_images(
                 remove_leftovers(home)
                 with written_aside(folder) as aside:
                     aside.mkdir()
-                    _write(dataset, preparation, name, aside)
-    cache = ImageCache(folder)
+                    write(aside)
+    return folder
+
+
+def report_broken(cache: ImageCache, name: str, max_broken: float) -> None:
+    """Warns of each picture that was left out; ValueError if they are more than the share `max_broken`."""
     total = len(cache) + len(cache.broken)
     if len(cache.broken) > max_broken * total:
         raise ValueError(
@@ -104,76 +125,93 @@ def cache_images(
         logger.warning("left out of %s: %s", name, sentence)
     if len(cache.broken) > SHOWN:
         logger.warning("left out of %s: %d more pictures", name, len(cache.broken) - SHOWN)
-    return cache
+
+
+class PictureWriter:
+    """Writes the files of an `ImageCache`, one picture after the other.
+
+    Args:
+        folder: an empty folder.
+        one_size: refuse pictures of another size than the first.
+    """
+
+    def __init__(self, folder: Path, one_size: bool) -> None:
+        self.folder = folder
+        self.one_size = one_size
+        self.broken: list[str] = []
+        self.sizes: list[tuple[int, ...]] = []
+        self.labels: list[int] = []
+        self.first: np.ndarray | None = None
+        self.file = open(folder / "pixels.bin", "wb")  # noqa: SIM115  (closed by `finish`)
+
+    def append(self, row: int, picture: np.ndarray, label: int | None) -> None:
+        """Adds a picture (H, W, C); ValueError if it is of another kind than the first, and cannot be used."""
+        self.first = picture if self.first is None else self.first
+        _check_same_kind(picture, self.first)
+        if self.one_size and picture.shape[:2] != self.first.shape[:2]:
+            sizes = ["x".join(map(str, each.shape[1::-1])) for each in (picture, self.first)]
+            raise SizesDiffer(
+                f"row {row} has {sizes[0]} pixels, the rows before {sizes[1]}; give image_size to resize them."
+            )
+        self.file.write(np.ascontiguousarray(np.moveaxis(picture, 2, 0)).data)
+        self.sizes.append(picture.shape[:2])
+        self.labels.append(NO_LABEL if label is None else label)
+
+    def leave_out(self, row: int, problem: ValueError) -> None:
+        """Notes that a row cannot be used."""
+        self.broken.append(f"row {row}: {problem}")
+
+    def finish(self, name: str, total: int, class_names: tuple[str, ...] | None) -> None:
+        """Writes what is known when all pictures are; ValueError if there is none."""
+        self.file.close()
+        if self.first is None or not self.labels:
+            raise ValueError(f"{name} has no usable picture among {total}. {' '.join(self.broken[:SHOWN])}".rstrip())
+        np.save(self.folder / "sizes.npy", np.array(self.sizes, dtype=np.int64))
+        np.save(self.folder / "labels.npy", np.array(self.labels, dtype=np.int64))
+        info = {
+            "name": name,
+            "dtype": self.first.dtype.name,
+            "channels": self.first.shape[2],
+            "class_names": class_names,
+            "broken": self.broken,
+        }
+        (self.folder / "info.json").write_text(json.dumps(info, indent=2) + "\n")
+
+
+def each_row(dataset: datasets.Dataset, prepare: Callable[[dict[str, Any]], T]) -> Iterator[T | ValueError]:
+    """What `prepare` makes of each row, in order, or the ValueError that it raised; several threads at once."""
+
+    def prepare_all(rows: list[dict[str, Any]]) -> list[T | ValueError]:
+        results: list[T | ValueError] = []
+        for row in rows:
+            try:
+                results.append(prepare(row))
+            except ValueError as error:
+                results.append(error)
+        return results
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoders and resizing release the interpreter's lock
+        for columns in dataset.iter(batch_size=ROWS_AT_ONCE):
+            rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+            tasks = [rows[start : start + ROWS_A_TASK] for start in range(0, len(rows), ROWS_A_TASK)]
+            yield from chain.from_iterable(threads.map(prepare_all, tasks))
 
 
 def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folder: Path) -> None:
-    broken: list[str] = []
-    sizes: list[tuple[int, ...]] = []
-    labels: list[int] = []
-    first: np.ndarray | None = None
-    with open(folder / "pixels.bin", "wb") as file:
-        for row, (picture, label) in enumerate(_decoded(dataset, preparation)):
-            if isinstance(picture, np.ndarray):
-                first = picture if first is None else first
-                picture = _same_kind(picture, first, preparation, row)
-            if isinstance(picture, ValueError):
-                broken.append(f"row {row}: {picture}")
-                continue
-            _append(file, picture)
-            sizes.append(picture.shape[:2])
-            labels.append(NO_LABEL if label is None else label)
-    if first is None:
-        raise ValueError(f"{name} has no usable picture among {len(dataset)}. {' '.join(broken[:SHOWN])}".rstrip())
-    np.save(folder / "sizes.npy", np.array(sizes, dtype=np.int64))
-    np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
-    info = {
-        "name": name,
-        "dtype": first.dtype.name,
-        "channels": first.shape[2],
-        "class_names": class_names(dataset),
-        "broken": broken,
-    }
-    (folder / "info.json").write_text(json.dumps(info, indent=2) + "\n")
-
-
-def _decoded(
-    dataset: datasets.Dataset, preparation: Preparation
-) -> Iterator[tuple[np.ndarray | ValueError, int | None]]:
-    """Pictures (H, W, C) or what is wrong with them, and their labels, in order."""
     read = picture_reader(dataset)
 
-    def prepare(value: Any) -> np.ndarray | ValueError:
+    def prepare(row: dict[str, Any]) -> tuple[np.ndarray, int | None]:
+        return preparation(decode_image(read(row["image"]))), row.get("label")
+
+    writer = PictureWriter(folder, one_size=preparation.image_size is None)
+    for row, prepared in enumerate(each_row(dataset, prepare)):
+        if isinstance(prepared, ValueError):
+            writer.leave_out(row, prepared)
+            continue
         try:
-            return preparation(decode_image(read(value)))
-        except ValueError as error:
-            return error
-
-    def prepare_all(values: list[Any]) -> list[np.ndarray | ValueError]:
-        return [prepare(value) for value in values]
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoders and resizing release the interpreter's lock
-        for rows in dataset.iter(batch_size=ROWS_AT_ONCE):
-            values = rows["image"]
-            tasks = [values[start : start + ROWS_A_TASK] for start in range(0, len(values), ROWS_A_TASK)]
-            pictures = chain.from_iterable(threads.map(prepare_all, tasks))
-            yield from zip(pictures, rows.get("label", [None] * len(values)))
-
-
-def _same_kind(picture: np.ndarray, first: np.ndarray, preparation: Preparation, row: int) -> np.ndarray | ValueError:
-    if preparation.image_size is None and picture.shape[:2] != first.shape[:2]:
-        sizes = ["x".join(map(str, each.shape[1::-1])) for each in (picture, first)]
-        raise ValueError(
-            f"row {row} has {sizes[0]} pixels, the rows before {sizes[1]}; give image_size to resize them."
-        )
-    if picture.shape[2] != first.shape[2]:
-        return ValueError(
-            f"it has {picture.shape[2]} channels, the pictures before {first.shape[2]}; channels=1 or 3 converts them."
-        )
-    if picture.dtype != first.dtype:
-        return ValueError(f"its pixels are {picture.dtype}, those of the pictures before {first.dtype}.")
-    return picture
-
-
-def _append(file: BinaryIO, picture: np.ndarray) -> None:
-    file.write(np.ascontiguousarray(np.moveaxis(picture, 2, 0)).data)
+            writer.append(row, *prepared)
+        except SizesDiffer:
+            raise
+        except ValueError as problem:
+            writer.leave_out(row, problem)
+    writer.finish(name, len(dataset), class_names(dataset))

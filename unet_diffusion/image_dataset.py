@@ -96,8 +96,8 @@ class ImageDataset(Dataset):
 
 
 def to_batch(items: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Items to `{"image": (B, C, H, W) of the stored dtype, "label": int64 (B,)}`."""
-    return {
-        "image": torch.stack([item["image"] for item in items]),
-        "label": torch.tensor([item["label"] for item in items], dtype=torch.int64),
-    }
+    """Items to tensors with a first axis for the batch: `{"image": (B, C, H, W) as stored, "label": int64 (B,)}`.
+
+    Whatever else the items hold is stacked likewise, such as `mask` and `weights`.
+    """
+    return {name: torch.stack([torch.as_tensor(item[name]) for item in items]) for name in items[0]}

@@ -6,6 +6,7 @@ A picture keeps its own channels and precision: 8-bit, 16-bit or float, with 1, 
 import io
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -110,7 +111,7 @@ class PixelRange:
         return low, high
 
 
-def decode_image(source: ImageLike) -> np.ndarray:
+def decode_image(source: ImageLike, *, keep_indices: bool = False) -> np.ndarray:
     """The pixels of one picture, with its own channels and precision.
 
     Grey gives 1 channel, grey with alpha 2, colour 3, with alpha 4; palettes become colour (with alpha where they have
@@ -122,6 +123,7 @@ def decode_image(source: ImageLike) -> np.ndarray:
     Args:
         source: a PIL image, an array, the bytes of a file, a path or URL, or the `{"bytes", "path"}` of a
             `datasets.Image(decode=False)` column.
+        keep_indices: give the indices of a palette picture, 1 channel, rather than its colours.
 
     Returns:
         Array (H, W, C), uint8, uint16 or float32.
@@ -131,52 +133,61 @@ def decode_image(source: ImageLike) -> np.ndarray:
             pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
         ImportError: for a TIFF or 16-bit colour PNG that needs the extra `scientific`.
     """
-    if isinstance(source, Mapping):
-        data, path = source.get("bytes"), source.get("path")
-        if data is not None:
-            return _decode_bytes(data, str(path or f"a picture of {len(data)} bytes"))
-        if path is not None:
-            return _decode_file(path)
-        raise ValueError("the picture is missing: neither bytes nor a path.")
     if isinstance(source, np.ndarray):
         return _checked(source, "the array")
     if isinstance(source, Image.Image):
-        return _checked(_pixels(source), getattr(source, "filename", "") or "the picture")
+        return _checked(_pixels(source, keep_indices), getattr(source, "filename", "") or "the picture")
+    return _decode_bytes(*_read(source), keep_indices)
+
+
+def read_header(source: ImageLike) -> Image.Image | None:
+    """A picture as Pillow opens it, pixels not decoded, for its palette or EXIF; None where Pillow cannot open it."""
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, np.ndarray):
+        with suppress(Exception):  # decoders raise nearly every class on damaged bytes
+            return Image.open(io.BytesIO(_read(source)[0]))
+    return None
+
+
+def _read(source: ImageLike) -> tuple[bytes, str]:
+    """The bytes of a file and its name for messages."""
+    if isinstance(source, Mapping):
+        data, path = source.get("bytes"), source.get("path")
+        if data is not None:
+            return data, str(path or f"a picture of {len(data)} bytes")
+        if path is not None:
+            return _read(path)
+        raise ValueError("the picture is missing: neither bytes nor a path.")
     if isinstance(source, bytes):
-        return _decode_bytes(source, f"a picture of {len(source)} bytes")
-    if isinstance(source, (str, Path)):
-        return _decode_file(source)
-    raise ValueError(
-        f"a picture cannot be read from {type(source).__name__}; give a path, bytes, an array or a PIL image."
-    )
-
-
-def _decode_file(path: str | Path) -> np.ndarray:
+        return source, f"a picture of {len(source)} bytes"
+    if not isinstance(source, (str, Path)):
+        raise ValueError(
+            f"a picture cannot be read from {type(source).__name__}; give a path, bytes, an array or a PIL image."
+        )
     try:
-        if "://" in str(path):
-            with fsspec.open(str(path), "rb") as file:
-                data = file.read()
-        else:
-            data = Path(path).read_bytes()
+        if "://" in str(source):
+            with fsspec.open(str(source), "rb") as file:
+                return file.read(), str(source)
+        return Path(source).read_bytes(), str(source)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    return _decode_bytes(data, str(path))
+        raise ValueError(f"{source} cannot be read: {error}") from error
 
 
-def _decode_bytes(data: bytes, name: str) -> np.ndarray:
+def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> np.ndarray:
     if not data:
         raise ValueError(f"{name} is empty (0 bytes).")
     try:
         if data.startswith(NPY_MAGIC):
             pixels = np.load(io.BytesIO(data), allow_pickle=False)
         elif data.startswith(TIFF_MAGICS):
-            pixels = _decode_tiff(data)
+            pixels = _decode_tiff(data, keep_indices)
         else:
             with Image.open(io.BytesIO(data)) as image:
                 if image.format == "PNG" and _loses_depth(image):
                     pixels = _decode_deep_png(image, data)
                 else:
-                    pixels = _pixels(image)
+                    pixels = _pixels(image, keep_indices)
     except (ImportError, MemoryError):
         raise
     except (
@@ -186,14 +197,14 @@ def _decode_bytes(data: bytes, name: str) -> np.ndarray:
     return _checked(pixels, name)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: Image.Image, keep_indices: bool) -> np.ndarray:
     _check_pixel_count(*image.size)
     if _loses_depth(image):
         raise ValueError(
             "Pillow would reduce its 16-bit colours to 8 bits; store it as PNG, TIFF or .npy and give the path."
         )
     ImageOps.exif_transpose(image, in_place=True) if image.getexif().get(0x0112, 1) != 1 else image.load()
-    if image.mode == "P":
+    if image.mode == "P" and not keep_indices:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif image.mode in CONVERTED_MODES:
         image = image.convert(CONVERTED_MODES[image.mode])
@@ -221,11 +232,11 @@ def _decode_deep_png(image: Image.Image, data: bytes) -> np.ndarray:
     return png_decode(data)
 
 
-def _decode_tiff(data: bytes) -> np.ndarray:
+def _decode_tiff(data: bytes, keep_indices: bool) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if getattr(image, "n_frames", 1) == 1 and not _loses_depth(image):
-                return _pixels(image)
+                return _pixels(image, keep_indices)
     except Image.UnidentifiedImageError:
         pass  # Pillow knows neither N channels nor float colour
     try:

@@ -29,14 +29,24 @@ class Preparation:
         """Picture (H, W, C) to (H', W', C') of the same dtype; unchanged where nothing is asked for."""
         if self.channels is not None:
             picture = convert_channels(picture, self.channels)
+        window, size = self._geometry(*picture.shape[:2])
+        return resize(picture[window], *size)
+
+    def labels(self, mask: np.ndarray) -> np.ndarray:
+        """A mask (H, W), cut and resized as its picture is, by nearest neighbour: no label is mixed from others."""
+        window, (height, width) = self._geometry(*mask.shape)
+        return resize_labels(mask[window], height, width)
+
+    def _geometry(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[int, int]]:
+        """The window that is cut out, and the size it is brought to."""
         if self.image_size is None:
-            return picture
-        height, width = picture.shape[:2]
+            return (slice(None), slice(None)), (height, width)
         side = min(height, width)
         if self.crop == "center":
             top, left = (height - side) // 2, (width - side) // 2
-            return resize(picture[top : top + side, left : left + side], self.image_size, self.image_size)
-        return resize(picture, round(height * self.image_size / side), round(width * self.image_size / side))
+            return (slice(top, top + side), slice(left, left + side)), (self.image_size, self.image_size)
+        size = round(height * self.image_size / side), round(width * self.image_size / side)
+        return (slice(None), slice(None)), size
 
 
 def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -51,6 +61,14 @@ def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     resized = np.stack([_resize_plane(plane, height, width) for plane in planes], axis=2)
     resized = resized.clip(planes.min(axis=(1, 2)), planes.max(axis=(1, 2)))
     return _as_dtype(resized, picture.dtype)
+
+
+def resize_labels(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Mask (H, W) to (height, width): each pixel takes the label at its centre, the same place as in `resize`."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip((height, width), mask.shape)
+    )
+    return mask[rows[:, None], columns]
 
 
 def _resize_plane(plane: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -17,15 +17,18 @@ SamplerName = Literal["dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm"]
 # The steps are spaced evenly from the noisiest timestep on ("trailing"; Lin et al. 2024, table 2), as a schedule that
 # ends at zero signal needs, and the last goes to sigma = 0: one that stops at the smallest sigma of the training leaves
 # noise behind. Schedules even in log(sigma), or Karras', and third order are better with exact predictors of simple
-# distributions, but no better with a trained network.
-SOLVER = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), False)
+# distributions, but no better with a trained network, except for Heun's method.
+SOLVER = {
+    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), False),
+    "final_sigmas_type": "zero",
+}
 SETTINGS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "dpm-solver++": (
         DPMSolverMultistepScheduler,
         {**SOLVER, "algorithm_type": "dpmsolver++", "solver_order": 2, "use_lu_lambdas": False},
     ),
     "unipc": (UniPCMultistepScheduler, {**SOLVER, "solver_order": 2}),
-    "heun": (HeunDiscreteScheduler, SOLVER),
+    "heun": (HeunDiscreteScheduler, {**SOLVER, "use_exponential_sigmas": True}),  # the cosine schedule needs it
     "euler": (EulerDiscreteScheduler, SOLVER),
     "ddim": (DDIMScheduler, {"set_alpha_to_one": True}),
     "ddpm": (DDPMScheduler, {}),
@@ -43,8 +46,8 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
         scheduler: of the training, or one that was made of it.
 
     Raises:
-        ValueError: an unknown name, a scheduler without a noise schedule of betas, or one that ends at zero signal
-            together with noise prediction or a sampler that does not know it.
+        ValueError: an unknown name, a scheduler without a noise schedule of betas, or a noise schedule that the sampler
+            or noise prediction cannot handle.
     """
     if name not in SETTINGS:
         raise ValueError(f"there is no sampler {name!r}; choose one of {', '.join(get_args(SamplerName))}.")
@@ -70,19 +73,17 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
     if config["prediction_type"] == "epsilon" and config["beta_schedule"] == "squaredcos_cap_v2" and name == "euler":
         raise ValueError(
             "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
-            "EulerDiscreteScheduler lacks; use 'dpm-solver++', 'unipc', 'ddim' or 'ddpm'."
+            "EulerDiscreteScheduler lacks; use 'dpm-solver++', 'unipc', 'heun', 'ddim' or 'ddpm'."
         )
     fixed = {key: value for key, value in settings.items() if key in known}
-    if "final_sigmas_type" in known:
-        fixed["final_sigmas_type"] = "zero"
-    # The predicted clean picture is clipped to [-1, 1] wherever the training's scheduler does: at the noisy end of the
-    # cosine schedule an error in the noise is one 20,000 times larger in the picture. With sample_max_value = 1, the
-    # default, thresholding is exactly that clipping.
+    # Where the training's scheduler clips and the network predicts noise, the clean picture that follows is clipped to
+    # [-1, 1]: at the noisy end of the cosine schedule an error in the noise is one 20,000 times larger in the picture.
+    # Other predictions have no such factor, and clipping DDIM makes their pictures worse. Thresholding with the default
+    # sample_max_value = 1 is exactly that clipping. DDPM keeps what the training's scheduler has.
     clips = config.get("clip_sample", config.get("thresholding", False)) and config.get("clip_sample_range", 1.0) == 1.0
-    for key in ("clip_sample", "thresholding"):
-        if key in known:
-            fixed[key] = clips
-            break
+    if name != "ddpm":
+        key = "clip_sample" if "clip_sample" in known else "thresholding"
+        config[key] = bool(clips and config["prediction_type"] == "epsilon")
     config.pop("_use_default_values", None)  # else from_config gives these values up for the defaults of the new class
     return kind.from_config(config, timestep_spacing="trailing", **fixed)
 

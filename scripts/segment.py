@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Segment picture files with a trained run; the same as `unet-diffusion segment`."""
+
+from unet_diffusion.cli import run
+
+if __name__ == "__main__":
+    run("segment")

@@ -1,0 +1,513 @@
+import csv
+import io
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from PIL import Image
+from torch import nn
+
+from unet_diffusion import UNet
+from unet_diffusion.large_pictures import open_picture
+from unet_diffusion.palette import colour
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationOutput, SegmentationPipeline
+from unet_diffusion.pixels import PixelRange
+from unet_diffusion.segment import Segment, find_pictures, output_names, segment
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SMALL = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "channels": (4, 8), "head_channels": 8}
+
+
+def network(num_classes: int = 3, **overrides) -> UNet:
+    unet = UNet(**{**SMALL, **overrides})
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            if parameter.abs().max() == 0:
+                nn.init.normal_(parameter, std=0.3)
+    unet = unet.to_segmentation(num_classes).eval()
+    nn.init.normal_(unet.segmentation_head.weight, std=1.0)
+    unet.active_head = "noise" if unet.noise_head is not None else "segmentation"
+    return unet
+
+
+def pipeline(unet: UNet | None = None, **arguments) -> SegmentationPipeline:
+    pipe = SegmentationPipeline(unet or network(), **arguments)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def expected_probabilities(unet: UNet, pixels: np.ndarray) -> torch.Tensor:
+    """What the pipeline should compute, in one line of torch: (K, H, W)."""
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        return unet(images, head="segmentation").logits.softmax(dim=1)[0]
+
+
+# --- what it computes ---
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 30), (33, 8)])
+def test_probabilities_masks_and_uncertainty_are_those_of_the_network(size):
+    pipe = pipeline()
+    pixels = picture(*size)
+    expected = expected_probabilities(pipe.unet, pixels)
+    output = pipe(pixels, output_type="pt")
+    assert isinstance(output, SegmentationOutput)
+    torch.testing.assert_close(output.probabilities[0], expected, rtol=0, atol=1e-5)
+    assert torch.equal(output.masks[0], output.probabilities[0].argmax(dim=0))
+    entropy = -(expected * expected.log()).sum(dim=0) / np.log(3)
+    torch.testing.assert_close(output.uncertainty[0], entropy, rtol=0, atol=1e-4)
+
+
+def test_uncertainty_is_1_for_equal_scores_and_0_for_certain_ones():
+    pipe = pipeline()
+    nn.init.zeros_(pipe.unet.segmentation_head.weight)
+    nn.init.zeros_(pipe.unet.segmentation_head.bias)
+    assert pipe(picture(8, 8), output_type="np").uncertainty[0] == pytest.approx(np.ones((8, 8)), abs=1e-6)
+    pipe.unet.segmentation_head.bias.data[1] = 200.0
+    output = pipe(picture(8, 8), output_type="np")
+    assert not output.uncertainty[0].any()
+    assert (output.masks[0] == 1).all()
+
+
+def test_every_kind_of_input_gives_the_same_mask(tmp_path):
+    pipe = pipeline(network(in_channels=3, out_channels=3))
+    pixels = picture(20, 14, 3)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    inputs = [
+        pixels,
+        Image.fromarray(pixels),
+        str(tmp_path / "picture.png"),
+        tmp_path / "picture.png",
+        tensor,
+        tensor[None],
+        [pixels],
+    ]
+    masks = [pipe(image, output_type="np").masks for image in inputs]
+    assert all(len(mask) == 1 and np.array_equal(mask[0], masks[0][0]) for mask in masks)
+    assert masks[0][0].shape == (20, 14)
+
+
+def test_a_list_of_different_sizes_gives_each_its_own_mask_and_batching_changes_nothing():
+    pipe = pipeline()
+    sizes = [(9, 12), (9, 12), (20, 5), (9, 12)]
+    pictures = [picture(*size, seed=seed) for seed, size in enumerate(sizes)]
+    together = pipe(pictures, output_type="np")
+    assert [mask.shape for mask in together.masks] == sizes
+    for pixels, probabilities in zip(pictures, together.probabilities):
+        np.testing.assert_allclose(pipe(pixels, output_type="np").probabilities[0], probabilities, atol=1e-5)
+
+
+def test_grey_pictures_may_lack_the_channel_axis():
+    pipe = pipeline()
+    pixels = picture(11, 7)
+    assert np.array_equal(pipe(pixels[..., 0], output_type="np").masks[0], pipe(pixels, output_type="np").masks[0])
+
+
+def test_orientation_by_exif_is_applied(tmp_path):
+    pixels = picture(6, 10)
+    image = Image.fromarray(pixels[..., 0])
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert pipeline()(tmp_path / "turned.png").masks[0].size == (6, 10)
+
+
+def test_stored_values_are_mapped_by_the_pixel_range():
+    """12-bit values in 16 bits: 0..4095 to [-1, 1], as 8-bit values that are the same share of their range."""
+    unet = network()
+    eight = np.arange(0, 256, 17, dtype=np.uint8).reshape(4, 4, 1)  # 0, 17, ... 255 = 15 * 17; 4095 = 15 * 273
+    twelve = eight.astype(np.uint16) // 17 * 273
+    deep = pipeline(unet, pixel_range=PixelRange((0.0,), (4095.0,), "uint16").to_dict())
+    expected = pipeline(unet)(eight, output_type="np").probabilities[0]
+    np.testing.assert_allclose(deep(twelve, output_type="np").probabilities[0], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="uint8, but the network was trained on uint16"):
+        deep(eight)
+
+
+# --- output ---
+
+
+def test_pil_masks_hold_the_indices_and_the_palette():
+    palette = [[0, 0, 0], [10, 20, 30], [200, 100, 50]]
+    mask = pipeline(palette=palette)(picture(30, 30)).masks[0]
+    indices = np.asarray(mask)
+    assert mask.mode == "P"
+    assert np.array_equal(np.asarray(mask.convert("RGB")), np.array(palette, dtype=np.uint8)[indices])
+    assert len(np.unique(indices)) > 1
+
+
+def test_output_types():
+    pipe = pipeline()
+    assert pipe(picture(8, 9), output_type="np").masks[0].dtype == np.uint8
+    assert pipe(picture(8, 9), output_type="pt").masks[0].dtype == torch.int64
+    masks, probabilities, uncertainty = pipe(picture(8, 9), return_dict=False)
+    assert (masks[0].size, probabilities[0].shape, uncertainty[0].shape) == ((9, 8), (3, 8, 9), (8, 9))
+    lean = pipe(picture(8, 9), return_probabilities=False)
+    assert (lean.masks, lean.probabilities, lean.uncertainty) == (masks, None, None)
+
+
+def test_overlay_shows_classes_over_the_picture():
+    pipe = pipeline()
+    shown = np.asarray(pipe.overlay(np.full((1, 2), 100, dtype=np.uint8), np.array([[0, 1]]), opacity=0.25))
+    assert shown[0, 0].tolist() == [100, 100, 100]
+    assert shown[0, 1].tolist() == [round(75 + 0.25 * channel) for channel in colour(1)]
+    with pytest.raises(ValueError, match="4x4"):
+        pipe.overlay(picture(4, 4), np.zeros((4, 5)))
+
+
+# --- tiles, augmentation, noise ---
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_tiles_give_what_the_whole_gives(augment):
+    pipe = pipeline(network(norm="none", attention=(False, False)), scheduler=DDPMScheduler())
+    arguments = {"augment": augment, "timesteps": [3, 200], "num_draws": 2, "output_type": "np"}
+    pixels = picture(61, 87)
+    whole = pipe(pixels, generator=torch.manual_seed(5), **arguments)
+    tiles = pipe(pixels, tile_size=16, generator=torch.manual_seed(5), **arguments)
+    np.testing.assert_allclose(tiles.probabilities[0], whole.probabilities[0], atol=1e-5)
+
+
+def test_unpadded_networks_segment_pictures_of_any_size():
+    unet = network(
+        out_channels=None, num_classes=3, padding="valid", norm="none", attention=(False, False), time_embedding=None
+    )
+    pipe = pipeline(unet)
+    for size in [(1, 1), (5, 40), (50, 33)]:
+        whole = pipe(picture(*size), output_type="np")
+        tiles = pipe(picture(*size), tile_size=8, output_type="np")
+        assert whole.masks[0].shape == size
+        np.testing.assert_allclose(tiles.probabilities[0], whole.probabilities[0], atol=1e-5)
+
+
+def test_augmentation_is_the_mean_over_the_eight_symmetries():
+    pipe = pipeline()
+    pixels = picture(10, 7)
+    means = []
+    for quarters in range(4):
+        for mirror in (False, True):
+            seen = np.rot90(pixels, quarters)
+            seen = np.ascontiguousarray(seen[:, ::-1] if mirror else seen)
+            chances = expected_probabilities(pipe.unet, seen).numpy()
+            means.append(np.rot90(chances[..., ::-1] if mirror else chances, -quarters, axes=(1, 2)))
+    output = pipe(pixels, augment=True, output_type="np")
+    np.testing.assert_allclose(output.probabilities[0], np.mean(means, axis=0), atol=1e-5)
+
+
+def test_augmented_masks_turn_with_the_picture():
+    pipe = pipeline()
+    pixels = picture(12, 12)
+    upright = pipe(pixels, augment=True, output_type="np").probabilities[0]
+    turned = pipe(np.ascontiguousarray(np.rot90(pixels)), augment=True, output_type="np").probabilities[0]
+    np.testing.assert_allclose(turned, np.rot90(upright, axes=(1, 2)), atol=1e-5)
+
+
+def test_timestep_0_without_noise_is_the_clean_picture():
+    """A schedule whose first beta is 0 adds no noise at t = 0, the network's own segmentation timestep."""
+    pipe = pipeline(scheduler=DDPMScheduler(trained_betas=np.linspace(0, 0.02, 1000)))
+    clean = pipe(picture(8, 8), output_type="np").probabilities[0]
+    noisy = pipe(picture(8, 8), timesteps=[0], output_type="np").probabilities[0]
+    np.testing.assert_allclose(noisy, clean, atol=1e-6)
+
+
+def test_draws_and_timesteps_are_averaged_and_follow_the_generator():
+    pipe = pipeline(scheduler=DDIMScheduler())
+    pixels = picture(16, 16)
+
+    def chances(seed: int, **arguments) -> np.ndarray:
+        return pipe(pixels, generator=torch.manual_seed(seed), output_type="np", **arguments).probabilities[0]
+
+    one = chances(1, timesteps=[500])
+    assert np.array_equal(one, chances(1, timesteps=[500]))
+    assert not np.allclose(one, chances(2, timesteps=[500]), atol=1e-3)
+    both = chances(1, timesteps=[500, 500])
+    assert np.array_equal(both, chances(1, timesteps=[500], num_draws=2))
+    spread = [np.std([chances(s, timesteps=[500], num_draws=n) for s in range(8)], axis=0).mean() for n in (1, 16)]
+    assert spread[1] / spread[0] == pytest.approx(1 / 4, rel=0.5)  # the mean of 16 draws has a quarter of the spread
+
+
+def test_the_network_is_left_as_it_was():
+    unet = network()
+    pipe = pipeline(unet, scheduler=DDPMScheduler())
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    pipe(picture(9, 9), augment=True, timesteps=[1], tile_size=8)
+    assert unet.active_head == "noise"
+    assert not unet.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+    assert all(parameter.is_contiguous() for parameter in unet.parameters())
+    assert unet(torch.zeros(1, 1, 8, 8), 1).sample is not None
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"image": np.zeros((4, 4, 3), dtype=np.uint8)},
+            r'3 channels, but the network takes 1; pass image.convert\("L"\)',
+        ),
+        ({"image": np.zeros((4, 4), dtype=np.float32)}, "float32, but the network was trained on uint8"),
+        ({"image": torch.zeros(4, 4, dtype=torch.uint8)}, r"\(C, H, W\) or \(B, C, H, W\)"),
+        ({"image": torch.full((1, 4, 4), torch.nan)}, "NaN"),
+        ({"image": "nowhere.png"}, "nowhere.png cannot be read"),
+        ({"tile_size": 0}, "tile_size is 0"),
+        ({"output_type": "jpg"}, "output_type is 'jpg'"),
+        ({"num_draws": 0}, "num_draws is 0"),
+        ({"num_draws": 2}, "num_draws is 2.*pass timesteps"),
+        ({"timesteps": [1]}, "no scheduler"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline()(**{"image": np.zeros((4, 4), dtype=np.uint8), **arguments})
+
+
+def test_wrong_timesteps_are_refused():
+    with pytest.raises(ValueError, match="from 0 to 999"):
+        pipeline(scheduler=DDPMScheduler())(picture(4, 4), timesteps=[1000])
+    timeless = network(time_embedding=None, out_channels=None, num_classes=3)
+    with pytest.raises(ValueError, match="time_embedding is None"):
+        pipeline(timeless, scheduler=DDPMScheduler())(picture(4, 4), timesteps=[1])
+
+
+@pytest.mark.parametrize("option", [{"norm": "batch"}, {"dropout": 0.5}])
+def test_a_network_in_training_mode_is_refused_where_it_matters(option):
+    pipe = pipeline(network(**option).train())
+    with pytest.raises(ValueError, match=r"call pipe.unet.eval\(\)"):
+        pipe(picture(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"unet": UNet(**SMALL)}, r"to_segmentation\(K\)"),
+        ({"class_names": ["a"]}, "class_names has 1 entries.*3 classes"),
+        ({"palette": [[0, 0, 0]]}, "palette has 1 entries"),
+        ({"palette": [[0, 0, 0], [0, 0], [0, 0, 0]]}, "red, green and blue"),
+        ({"pixel_range": {"low": [1], "high": [0], "dtype": "uint8"}}, "range is 1.0 to 0.0"),
+    ],
+)
+def test_wrong_components_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**arguments)
+
+
+# --- saving and loading ---
+
+
+def saved(folder: Path) -> SegmentationPipeline:
+    pipe = pipeline(
+        scheduler=DDPMScheduler(),
+        pixel_range=PixelRange((0.0,), (200.0,), "uint8").to_dict(),
+        class_names=["ground", "cell", "border"],
+        palette=[[0, 0, 0], [1, 2, 3], [4, 5, 6]],
+    )
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def test_a_fresh_process_loads_it_without_a_warning_and_computes_the_same(tmp_path):
+    pipe = saved(tmp_path / "run")
+    np.save(tmp_path / "picture.npy", picture(20, 15))
+    program = f"""
+import numpy as np, unet_diffusion
+from unet_diffusion.pipelines import SegmentationPipeline
+pipe = SegmentationPipeline.from_pretrained({str(tmp_path / "run")!r})
+np.save({str(tmp_path / "out.npy")!r}, pipe({str(tmp_path / "picture.npy")!r}, output_type="np").probabilities[0])
+print(pipe.class_names, pipe.palette, pipe.pixel_range.high)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    warnings = [line for line in done.stderr.splitlines() if line.strip() and "it/s" not in line]
+    assert warnings == []
+    assert done.stdout.strip() == "['ground', 'cell', 'border'] [[0, 0, 0], [1, 2, 3], [4, 5, 6]] (200.0,)"
+    expected = pipe(picture(20, 15), output_type="np").probabilities[0]
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_the_scheduler_is_optional(tmp_path):
+    pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == [None, None]
+    assert index["unet"] == ["unet_diffusion.unet", "UNet"]
+    assert SegmentationPipeline.from_pretrained(tmp_path).scheduler is None
+
+
+def test_stock_and_generating_pipelines_load_what_it_saved(tmp_path, caplog):
+    saved(tmp_path)
+    logging.getLogger("diffusers").propagate = True
+    try:
+        assert DDPMPipeline.from_pretrained(tmp_path).unet.config.num_classes == 3
+        assert ImageGenerationPipeline.from_pretrained(tmp_path).pixel_range.high == (200.0,)
+    finally:
+        logging.getLogger("diffusers").propagate = False
+    assert not [record.getMessage() for record in caplog.records if "_palette" in record.getMessage()]
+
+
+def test_it_works_as_a_custom_pipeline(tmp_path):
+    pipe = saved(tmp_path)
+    custom = DiffusionPipeline.from_pretrained(
+        tmp_path, custom_pipeline=str(REPOSITORY / "pipelines" / "segmentation.py"), trust_remote_code=True
+    )
+    expected = pipe(picture(9, 9), output_type="np").masks[0]
+    assert np.array_equal(custom(picture(9, 9), output_type="np").masks[0], expected)
+    assert custom.class_names == ["ground", "cell", "border"]
+
+
+def test_from_pipe_keeps_range_names_and_palette(tmp_path):
+    again = SegmentationPipeline.from_pipe(saved(tmp_path))
+    assert again.class_names == ["ground", "cell", "border"]
+    assert again.palette[2] == [4, 5, 6]
+    assert again.pixel_range.high == (200.0,)
+
+
+# --- pictures larger than memory ---
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".zarr"])
+def test_files_are_segmented_window_by_window(tmp_path, suffix):
+    pytest.importorskip({".npy": "numpy", ".tif": "tifffile", ".zarr": "zarr"}[suffix])
+    pipe = pipeline(network(norm="none", attention=(False, False)))
+    pixels = picture(70, 41)
+    expected = pipe(pixels, output_type="np").masks[0]
+    source, target = tmp_path / f"picture{suffix}", tmp_path / f"mask{suffix}"
+    if suffix == ".npy":
+        np.save(source, pixels)
+    elif suffix == ".tif":
+        import tifffile
+
+        tifffile.imwrite(source, pixels[..., 0], tile=(16, 16), compression="zlib")
+    else:
+        import zarr
+
+        zarr.create_array(source, data=pixels, chunks=(16, 16, 1))
+    pipe.segment_file(source, target, tile_size=16)
+    assert np.array_equal(open_picture(target).read(slice(0, 70), slice(0, 41))[..., 0], expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, target.name])
+    with pytest.raises(ValueError, match="exists already"):
+        pipe.segment_file(source, target)
+
+
+def test_any_array_will_do_for_reading_and_writing():
+    pipe = pipeline(network(norm="none", attention=(False, False)))
+    pixels, mask = picture(50, 41), np.full((50, 41), 9, dtype=np.uint8)
+    pipe.segment_file(pixels, mask, tile_size=16)
+    assert np.array_equal(mask, pipe(pixels, output_type="np").masks[0])
+    with pytest.raises(ValueError, match=r"target has shape \(3, 3\)"):
+        pipe.segment_file(pixels, mask[:3, :3])
+
+
+def test_planar_tiff_channels_and_other_byte_orders_are_understood(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.arange(3 * 20 * 30, dtype=np.uint16).reshape(3, 20, 30)
+    tifffile.imwrite(tmp_path / "p.tif", values, photometric="rgb", planarconfig="separate", byteorder=">")
+    opened = open_picture(tmp_path / "p.tif")
+    assert (opened.shape, opened.dtype) == ((20, 30, 3), np.dtype("uint16"))
+    assert np.array_equal(opened.read(slice(3, 9), slice(5, 30)), np.moveaxis(values, 0, 2)[3:9, 5:30])
+
+
+@pytest.mark.parametrize(("name", "message"), [("a.jpg", "cannot be read in windows"), ("b.npy", "does not exist")])
+def test_files_that_cannot_be_read_in_windows_are_refused(tmp_path, name, message):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ValueError, match=message):
+        open_picture(tmp_path / name)
+
+
+def test_a_failed_run_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="channels"):
+        pipeline().segment_file(picture(9, 9, 3), tmp_path / "mask.npy")
+    with pytest.raises(ValueError, match="cannot be written in windows"):
+        pipeline().segment_file(picture(9, 9), tmp_path / "mask.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the command ---
+
+
+def folder_of_pictures(folder: Path) -> Path:
+    for name, seed in (("a/x.png", 0), ("b/x.png", 1), ("b/y.png", 2)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(12, 10, seed=seed)[..., 0]).save(folder / name)
+    return folder
+
+
+def test_the_command_writes_masks_overlays_and_areas_and_goes_on_after_a_bad_file(tmp_path):
+    pipe = saved(tmp_path / "run")
+    pictures = folder_of_pictures(tmp_path / "pictures")
+    (pictures / "b" / "broken.png").write_bytes(b"no picture")
+    output = tmp_path / "out"
+    arguments = ["--run", tmp_path / "run", "--inputs", pictures, "--output", output, "--device", "cpu"]
+    command = [sys.executable, REPOSITORY / "scripts" / "segment.py", *arguments]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "1 of 4 inputs failed" in done.stderr
+    assert "broken.png cannot be decoded" in done.stderr
+    stems = ("x", "x-2", "y")
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        ["areas.csv", *(f"{stem}.png" for stem in stems), *(f"{stem}-overlay.png" for stem in stems)]
+    )
+    for stem, name in zip(stems, ("a/x.png", "b/x.png", "b/y.png")):
+        expected = np.asarray(pipe(pictures / name).masks[0])
+        assert np.array_equal(np.asarray(Image.open(output / f"{stem}.png")), expected)
+        rows = [
+            row
+            for row in csv.DictReader(io.StringIO((output / "areas.csv").read_text()))
+            if row["mask"] == f"{stem}.png"
+        ]
+        assert [row["class"] for row in rows] == ["ground", "cell", "border"]
+        assert [int(row["pixels"]) for row in rows] == np.bincount(expected.ravel(), minlength=3).tolist()
+        assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=2e-6)
+        assert {row["file"] for row in rows} == {str(pictures / name)}
+
+
+def test_results_are_not_overwritten_unless_told(tmp_path):
+    saved(tmp_path / "run")
+    pictures = folder_of_pictures(tmp_path / "pictures")
+    options = {"run": tmp_path / "run", "output": tmp_path / "out", "device": "cpu"}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "y.png").write_bytes(b"mine")
+    with pytest.raises(RuntimeError, match=r"y.png exists already"):
+        segment(Segment(inputs=(str(pictures / "b"),), **options))
+    assert (tmp_path / "out" / "y.png").read_bytes() == b"mine"
+    assert (tmp_path / "out" / "x.png").exists()
+    with pytest.raises(ValueError, match="holds results already"):
+        segment(Segment(inputs=(str(pictures / "a"),), **options))
+    segment(Segment(inputs=(str(pictures / "b" / "*.png"),), overwrite=True, **options))
+    assert Image.open(tmp_path / "out" / "y.png").mode == "P"
+
+
+def test_pictures_in_the_output_folder_are_not_taken_for_inputs(tmp_path):
+    pictures = folder_of_pictures(tmp_path)
+    found = find_pictures([str(pictures)], output=pictures / "a")
+    assert [path.name for path in found[str(pictures)]] == ["x.png", "y.png"]
+
+
+def test_no_two_outputs_share_a_name():
+    paths = [Path(name) for name in ("a/x.png", "b/x.tif", "x-overlay.png", "X.png", "x-2.png", "..png")]
+    names = output_names(paths)
+    files = [f"{name}{end}".casefold() for name in names.values() for end in (".png", "-overlay.png")]
+    assert len(set(files)) == len(files)
+    assert all("/" not in name for name in names.values())
+
+
+def test_inputs_that_are_missing_are_named(tmp_path):
+    saved(tmp_path / "run")
+    with pytest.raises(ValueError, match="there is no picture"):
+        segment(Segment(run=tmp_path / "run", inputs=(str(tmp_path / "nowhere"),), device="cpu"))
+    with pytest.raises(ValueError, match="inputs is empty"):
+        Segment()
+    with pytest.raises(ValueError, match="no model_index.json"):
+        segment(Segment(run=tmp_path, inputs=("x",)))
