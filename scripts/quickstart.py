@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import tyro
+from diffusers import DDPMScheduler
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -113,6 +114,8 @@ def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
         DigitMasks(data.train),
         DigitMasks(data.validation),
         data.train.pixel_range,
+        class_names=["paper", *"0123456789"],
+        scheduler=DDPMScheduler.from_pretrained(pretrained / "scheduler"),
     )
     resolved = {"data": vars(data_config), "training": vars(config), "pretrained": str(pretrained)}
     return Trainer(task, config, output, resolved, make_accelerator(config, output)).run()

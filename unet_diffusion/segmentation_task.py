@@ -13,6 +13,7 @@ from unet_diffusion.figures import array_pictures, grid, overlay, save_curves, s
 from unet_diffusion.loading import training_batches
 from unet_diffusion.metrics import SegmentationMetrics
 from unet_diffusion.model_card import segmentation_card
+from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pixels import PixelRange
 from unet_diffusion.segmentation import cross_entropy, cut_to
 from unet_diffusion.training_config import TrainingConfig
@@ -30,6 +31,8 @@ class SegmentationTask:
         train: items `{"image": (C, H, W) stored values, "mask": int64 (H, W)}`, asked for as `train[epoch, index]`.
         validation: items of the same form, asked for as `validation[index]`.
         pixel_range: how stored values map to [-1, 1].
+        class_names: of the classes, background first; saved with the pipeline.
+        scheduler: of a DDPM run that the network comes from; saved with the pipeline, which then still generates.
         num_workers: processes that load pictures ahead.
         preview_pictures: validation pictures in a preview.
     """
@@ -40,6 +43,8 @@ class SegmentationTask:
         train: Any,
         validation: Any,
         pixel_range: PixelRange,
+        class_names: list[str] | None = None,
+        scheduler: Any = None,
         num_workers: int = 0,
         preview_pictures: int = 12,
     ) -> None:
@@ -48,6 +53,7 @@ class SegmentationTask:
             unet.noise_head.requires_grad_(False)
         self.train, self.validation, self.pixel_range = train, validation, pixel_range
         self.num_classes = unet.config.num_classes
+        self.class_names, self.scheduler = class_names, scheduler
         self.num_workers, self.preview_pictures = num_workers, preview_pictures
 
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
@@ -89,6 +95,10 @@ class SegmentationTask:
             shown += [picture, overlay(picture, mask.numpy(), opacity=0.8), overlay(picture, predicted.numpy(), 0.8)]
         rows = max(1, round((len(shown) / PREVIEW_COLUMNS) ** 0.5))
         save_picture(grid(shown, columns=PREVIEW_COLUMNS * -(-len(shown) // PREVIEW_COLUMNS // rows)), path)
+
+    def pipeline(self, unet: UNet) -> SegmentationPipeline:
+        """The pipeline that a run saves."""
+        return SegmentationPipeline(unet, self.scheduler, self.pixel_range.to_dict(), self.class_names)
 
     def export(self, unet: UNet, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
         """The run's folder as a pipeline, with curves, masks of held-out pictures and a model card."""
