@@ -42,7 +42,7 @@ class Quickstart:
     """Folder for everything that is written."""
     diffusion_steps: int = 800
     """Optimizer steps of noise prediction."""
-    segmentation_steps: int = 250
+    segmentation_steps: int = 350
     """Optimizer steps of segmentation."""
     max_images: int | None = None
     """Use the first so many digits only (for a quick test)."""
@@ -99,12 +99,12 @@ def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
     """A segmentation run that starts from the weights of the DDPM run."""
     config = TrainingConfig(
         steps=options.segmentation_steps,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         warmup_steps=20,
         ema_decay=0.98,
-        validate_every=125,
-        preview_every=125,
-        checkpoint_every=125,
+        validate_every=50,
+        preview_every=175,
+        checkpoint_every=175,
     )
     output = options.output / "segmentation"
     data_config = DataConfig(data="mnist-5000", validation_fraction=0.1, max_images=options.max_images)
@@ -128,7 +128,10 @@ def quickstart(options: Quickstart) -> dict[str, float]:
     save_picture(draw_samples(ddpm), options.output / "samples.png")
     generated = time.monotonic()
     segmentation = learn_to_segment(options, ddpm)
-    save_picture(Image.open(segmentation / "masks.png"), options.output / "masks.png")
+    masks = Image.open(segmentation / "masks.png")
+    save_picture(
+        masks.resize((2 * masks.width, 2 * masks.height), Image.Resampling.NEAREST), options.output / "masks.png"
+    )
 
     diffusion_rows, segmentation_rows = (read_metrics(run / "metrics.jsonl") for run in (ddpm, segmentation))
     rows = [{"step": row["step"], **{f"segmentation {k}": v for k, v in row.items()}} for row in segmentation_rows]

@@ -173,8 +173,8 @@ CASES = {
     ),
     "DDIMParallelScheduler": Case(250),
     "DDIMScheduler": Case(250),
-    "DDPMParallelScheduler": Case(250, predictions=("epsilon",)),
-    "DDPMScheduler": Case(250),
+    "DDPMParallelScheduler": Case(500, predictions=("epsilon",)),
+    "DDPMScheduler": Case(500),
     "DEISMultistepScheduler": Case(50),
     "DPMSolverMultistepScheduler": Case(50),
     "DPMSolverSDEScheduler": Case(

@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unet_diffusion import UNet
 from unet_diffusion.data import DataConfig
@@ -204,6 +208,50 @@ def test_half_precision_stays_near_the_full_loss(options, tmp_path, precision):
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
+def test_fp16_needs_a_gpu_and_says_so(options):
+    if torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator, where fp16 works")
+    options.training = replace(options.training, mixed_precision="fp16")
+    with pytest.raises(ValueError, match="there is only a CPU, which has no fp16"):
+        train_ddpm(options)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(options, monkeypatch):
+    compute, calls = DiffusionTask.loss, []
+
+    def poisoned(self, *arguments):
+        calls.append(1)
+        return compute(self, *arguments) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(DiffusionTask, "loss", poisoned)
+    with pytest.raises(FloatingPointError, match="the loss became nan before step 4; the last checkpoint is kept"):
+        train_ddpm(options)
+    assert [path.name for path in (options.output / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_metrics_reach_tensorboard(options):
+    options.training = replace(options.training, steps=2, trackers=("tensorboard",))
+    events = EventAccumulator(str(train_ddpm(options) / "logs" / "metrics")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2]
+
+
+def test_a_stream_trains_and_goes_on_where_it_stopped(options, tmp_path):
+    """Pictures read while training, from an Arrow file; a run in two parts equals one in a whole."""
+    pictures = [Image.fromarray(np.full((8, 8), 10 * i, dtype=np.uint8)) for i in range(20)]
+    Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()})).save_to_disk(
+        tmp_path / "arrow"
+    )
+    (arrow,) = (tmp_path / "arrow").glob("*.arrow")
+    options.data = DataConfig(data=str(arrow), streaming=True, image_size=8, shuffle_buffer=8)
+    options.training = replace(options.training, schedule="constant")
+    whole = train_ddpm(replace(options, output=tmp_path / "whole"))
+    train_ddpm(replace(options, training=replace(options.training, steps=3)))
+    train_ddpm(options)
+    assert series(metrics(options.output), "loss")[1][-1] == series(metrics(whole), "loss")[1][-1]
+    weights = [final_state(run, 6) for run in (options.output, whole)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_class_labels_are_learnt_and_saved(options):
     options.diffusion = replace(options.diffusion, class_conditional=True)
     pipe = ImageGenerationPipeline.from_pretrained(train_ddpm(options))
@@ -322,6 +370,16 @@ def test_a_killed_run_started_again_ends_with_the_same_weights(options, tmp_path
     assert not (options.output / "model_index.json").exists()
     subprocess.run([sys.executable, *command(options, steps)], check=True, env=environment())
     assert_same_run(options.output, whole.output, steps)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_as_eager_ones(options, tmp_path, network):
+    config = json.loads(Path(network).read_text()) | {"dropout": 0.0}
+    options.model = str(tmp_path / "without_dropout.json")
+    Path(options.model).write_text(json.dumps(config))
+    compiled = replace(options, output=tmp_path / "compiled", training=replace(options.training, compile=True))
+    losses = [series(metrics(train_ddpm(each)), "loss")[1] for each in (options, compiled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.slow

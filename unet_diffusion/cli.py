@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from unet_diffusion.doctor import Doctor, Report, doctor
 from unet_diffusion.generation import Sample, sample
 from unet_diffusion.segment import Segment, segment
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
@@ -15,22 +16,25 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "train-ddpm": (TrainDDPM, train_ddpm),
     "sample": (Sample, sample),
     "segment": (Segment, segment),
+    "doctor": (Doctor, doctor),
 }
 
 
 def run(command: str, arguments: list[str] | None = None) -> None:
     """Runs one command with the arguments given, or those of the program.
 
-    What a user got wrong ends the program with one sentence and status 2.
+    What a user got wrong ends the program with one sentence.
     """
     options, job = COMMANDS[command]
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     program = f"unet-diffusion {command}"
     try:
         result = job(tyro.cli(options, args=arguments, prog=program, config=(tyro.conf.OmitArgPrefixes,)))
-    except (ValueError, ImportError, RuntimeError, OSError) as error:
+    except (ValueError, ImportError, RuntimeError, OSError, FloatingPointError) as error:
         raise SystemExit(f"{program}: {error}") from error
     print(result)
+    if isinstance(result, Report) and result.errors:
+        raise SystemExit(1)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from unet_diffusion.data_config import DataConfig
+from unet_diffusion.data_config import DataConfig, PictureOptions
 from unet_diffusion.global_batches import GlobalBatches
 from unet_diffusion.image_cache import NO_LABEL, ImageCache, cache_images
 from unet_diffusion.image_dataset import ImageDataset, to_batch
@@ -66,8 +66,8 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
     if config.streaming:
         return _stream_images(config, seed, process_index, num_processes)
     cache = _cached(config, config.data, config.split, config.max_images)
-    rows, held_out = _hold_out(len(cache), config)
-    pixel_range = _pixel_range(config, cache, rows)
+    rows, held_out = hold_out(len(cache), config)
+    pixel_range = find_range(config, cache, rows)
     name = _name(config.data, config.split)
     size = _item_size(config, cache)
     train = ImageDataset(
@@ -81,7 +81,7 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
         flip=config.flip,
         seed=seed,
     )
-    if _names_validation(config):
+    if config.names_validation:
         return ImageSets(train, _named_validation(config, train))
     if not len(held_out):
         return ImageSets(train, None)
@@ -90,14 +90,15 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
 
 
 def _cached(config: DataConfig, source: str, split: str, max_images: int | None) -> ImageCache:
-    dataset = _open(config, source, split, streaming=False)
+    dataset = open_rows(config, source, split, streaming=False)
     assert isinstance(dataset, Dataset)
     if max_images is not None and max_images < len(dataset):
         dataset = dataset.select(range(max_images))
     return cache_images(dataset, config.preparation, _name(source, split), config.max_broken, config.cache_dir)
 
 
-def _open(config: DataConfig, source: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+def open_rows(config: DataConfig, source: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+    """The undecoded rows of one split, as `open_source` gives them."""
     return open_source(
         source,
         split,
@@ -119,13 +120,9 @@ def _item_size(config: DataConfig, cache: ImageCache) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _names_validation(config: DataConfig) -> bool:
-    return config.validation_data is not None or config.validation_split is not None
-
-
-def _hold_out(length: int, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(length: int, config: PictureOptions) -> tuple[np.ndarray, np.ndarray]:
     """The rows to train on and those held out, each in ascending order."""
-    if _names_validation(config) or config.validation_fraction == 0:
+    if config.names_validation or config.validation_fraction == 0:
         return np.arange(length), np.arange(0)
     held_out = max(1, round(config.validation_fraction * length))
     if held_out >= length:
@@ -174,7 +171,12 @@ def _translate(cache: ImageCache, names: tuple[str, ...] | None, source: str) ->
     return table[cache.labels]
 
 
-def _pixel_range(config: DataConfig, cache: ImageCache, rows: np.ndarray) -> PixelRange:
+def find_range(config: PictureOptions, cache: ImageCache, rows: np.ndarray) -> PixelRange:
+    """What maps the stored values to [-1, 1]: as the config says, or else the whole range of the dtype.
+
+    Raises:
+        ValueError: for float pictures without a range.
+    """
     if config.percentiles is None and (config.value_range is not None or cache.dtype == "uint8"):
         return _unmeasured_range(config, cache.dtype)
     values = _measured_values(cache, rows)
@@ -199,7 +201,7 @@ def _pixel_range(config: DataConfig, cache: ImageCache, rows: np.ndarray) -> Pix
     return pixel_range
 
 
-def _unmeasured_range(config: DataConfig, dtype: DTypeName) -> PixelRange:
+def _unmeasured_range(config: PictureOptions, dtype: DTypeName) -> PixelRange:
     if config.value_range is not None:
         low, high = config.value_range
         return PixelRange((float(low),), (float(high),), dtype)
@@ -213,7 +215,7 @@ def _measured_values(cache: ImageCache, rows: np.ndarray) -> np.ndarray:
 
 
 def _stream_images(config: DataConfig, seed: int, process_index: int, num_processes: int) -> ImageSets:
-    dataset = _open(config, config.data, config.split, streaming=True)
+    dataset = open_rows(config, config.data, config.split, streaming=True)
     assert isinstance(dataset, IterableDataset)
     if config.max_images is not None:
         dataset = dataset.take(config.max_images)
@@ -234,4 +236,4 @@ def _stream_images(config: DataConfig, seed: int, process_index: int, num_proces
         process_index=process_index,
         num_processes=num_processes,
     )
-    return ImageSets(train, _named_validation(config, train) if _names_validation(config) else None)
+    return ImageSets(train, _named_validation(config, train) if config.names_validation else None)

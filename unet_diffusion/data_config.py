@@ -7,31 +7,25 @@ from unet_diffusion.resizing import Preparation
 
 
 @dataclass
-class DataConfig:
-    """Which pictures, and what is done to them before they reach the network."""
+class PictureOptions:
+    """What every kind of picture set has: where it is, what is held out, and its channels and range."""
 
-    data: str = "mnist-5000"
-    """"mnist-5000" (5,000 digits, extra `digits`), a folder of pictures, a file, glob or folder of Parquet, Arrow or
-    WebDataset tar files, a `save_to_disk` folder, or the name of a data set on the Hugging Face Hub."""
+    data: str
+    """A folder of pictures, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
+    or the name of a data set on the Hugging Face Hub."""
     split: str = "train"
     """Split to train on; "train" where the source has no splits."""
-    validation_fraction: float = 0.02
-    """Share of the pictures held out, at least one, if no validation set is named and nothing is streamed; 0: none."""
+    validation_fraction: float = 0.0
+    """Share of the pictures held out, at least one, if no validation set is named; 0: none."""
     validation_data: str | None = None
     """Validation set: a source like `data`, read at `validation_split` or else "train"."""
     validation_split: str | None = None
     """Validation set: a split of `validation_data`, or else of `data`."""
     image_column: str | None = None
     """Column of the pictures; by default `image`, or the only one of type Image."""
-    label_column: str | None = None
-    """Column of the classes; by default `label`, or the only one of type ClassLabel."""
     image_size: int | None = None
-    """Pictures are resized (Lanczos) until the shorter side has so many pixels; by default they keep their size, which
-    must then be the same for all."""
-    crop: Literal["center", "random"] = "center"
-    """Which square of a resized picture is used: the middle, or another one in every epoch."""
-    flip: bool = False
-    """Mirror half of the pictures left to right, drawn anew in every epoch."""
+    """Length of the shorter side in pixels, to which pictures are resized (Lanczos); by default they keep their
+    size."""
     channels: int | None = None
     """1 or 3 converts between grey and colour, laying alpha on white; by default the pictures' own are kept."""
     value_range: tuple[float, float] | None = None
@@ -41,22 +35,14 @@ class DataConfig:
     """Take these percentiles of each channel of the training pictures as the range, such as 0.1 and 99.9."""
     max_broken: float = 0.01
     """Share of the pictures that may be unusable; they are named in warnings and left out."""
-    max_images: int | None = None
-    """Use the first so many pictures only."""
-    streaming: bool = False
-    """Read the pictures while training instead of decoding them into the cache once."""
-    shuffle_buffer: int = 10_000
-    """Pictures among which the next one is drawn while streaming."""
     cache_dir: str | None = None
     """Where downloads and decoded pictures are kept; by default the cache of `datasets`."""
     num_workers: int = 0
-    """Processes that load batches ahead; stored pictures rarely need any, streamed ones take at most 1."""
+    """Processes that load batches ahead; stored pictures rarely need any."""
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}; a picture has at least 1 pixel a side.")
-        if self.crop not in ("center", "random"):
-            raise ValueError(f"crop is {self.crop!r}; it is 'center' or 'random'.")
         if self.channels not in (None, 1, 3):
             raise ValueError(
                 f"channels is {self.channels}; give 1 or 3 to convert, or nothing to keep the pictures' own."
@@ -65,18 +51,58 @@ class DataConfig:
             raise ValueError(f"validation_fraction is {self.validation_fraction}; it is from 0 to below 1.")
         if not 0 <= self.max_broken <= 1:
             raise ValueError(f"max_broken is {self.max_broken}; it is a share, from 0 to 1.")
-        if self.max_images is not None and self.max_images < 1:
-            raise ValueError(f"max_images is {self.max_images}; at least 1 picture is needed.")
-        if self.shuffle_buffer < 1:
-            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}; it holds at least 1 picture.")
-        if self.num_workers < 0 or (self.streaming and self.num_workers > 1):
-            raise ValueError(f"num_workers is {self.num_workers}; it is 0 or more, and 0 or 1 while streaming.")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}; it is 0 or more.")
         if self.value_range is not None and self.percentiles is not None:
             raise ValueError("value_range and percentiles are both given; each sets the range, so give one.")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ValueError(f"value_range is {self.value_range}; the first value must be below the second.")
         if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError(f"percentiles are {self.percentiles}; they lie in 0 to 100, the lower one first.")
+
+    @property
+    def names_validation(self) -> bool:
+        """Whether a validation set is named, rather than held out."""
+        return self.validation_data is not None or self.validation_split is not None
+
+
+@dataclass
+class DataConfig(PictureOptions):
+    """Which pictures, and what is done to them before they reach the network."""
+
+    data: str = "mnist-5000"
+    """"mnist-5000" (5,000 digits, extra `digits`), a folder of pictures, a file, glob or folder of Parquet, Arrow or
+    WebDataset tar files, a `save_to_disk` folder, or the name of a data set on the Hugging Face Hub."""
+    validation_fraction: float = 0.02
+    """Share of the pictures held out, at least one, if no validation set is named and nothing is streamed; 0: none."""
+    image_size: int | None = None
+    """Pictures are resized (Lanczos) until the shorter side has so many pixels; by default they keep their size, which
+    must then be the same for all."""
+    label_column: str | None = None
+    """Column of the classes; by default `label`, or the only one of type ClassLabel."""
+    crop: Literal["center", "random"] = "center"
+    """Which square of a resized picture is used: the middle, or another one in every epoch."""
+    flip: bool = False
+    """Mirror half of the pictures left to right, drawn anew in every epoch."""
+    max_images: int | None = None
+    """Use the first so many pictures only."""
+    streaming: bool = False
+    """Read the pictures while training instead of decoding them into the cache once."""
+    shuffle_buffer: int = 10_000
+    """Pictures among which the next one is drawn while streaming."""
+    num_workers: int = 0
+    """Processes that load batches ahead; stored pictures rarely need any, streamed ones take at most 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop not in ("center", "random"):
+            raise ValueError(f"crop is {self.crop!r}; it is 'center' or 'random'.")
+        if self.max_images is not None and self.max_images < 1:
+            raise ValueError(f"max_images is {self.max_images}; at least 1 picture is needed.")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}; it holds at least 1 picture.")
+        if self.streaming and self.num_workers > 1:
+            raise ValueError(f"num_workers is {self.num_workers}; it is 0 or 1 while streaming.")
         if self.streaming and self.image_size is None:
             raise ValueError("image_size is not given; while streaming, pictures are resized as they come, so give it.")
         if self.streaming and self.percentiles is not None:

@@ -128,31 +128,41 @@ def report_broken(cache: ImageCache, name: str, max_broken: float) -> None:
 
 
 class PictureWriter:
-    """Writes the files of an `ImageCache`, one picture after the other.
+    """Writes the files of an `ImageCache`, one picture after the other; use it in a `with`.
 
     Args:
         folder: an empty folder.
-        one_size: refuse pictures of another size than the first.
     """
 
-    def __init__(self, folder: Path, one_size: bool) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.one_size = one_size
         self.broken: list[str] = []
         self.sizes: list[tuple[int, ...]] = []
         self.labels: list[int] = []
         self.first: np.ndarray | None = None
-        self.file = open(folder / "pixels.bin", "wb")  # noqa: SIM115  (closed by `finish`)
 
-    def append(self, row: int, picture: np.ndarray, label: int | None) -> None:
-        """Adds a picture (H, W, C); ValueError if it is of another kind than the first, and cannot be used."""
-        self.first = picture if self.first is None else self.first
-        _check_same_kind(picture, self.first)
-        if self.one_size and picture.shape[:2] != self.first.shape[:2]:
-            sizes = ["x".join(map(str, each.shape[1::-1])) for each in (picture, self.first)]
-            raise SizesDiffer(
-                f"row {row} has {sizes[0]} pixels, the rows before {sizes[1]}; give image_size to resize them."
+    def __enter__(self) -> "PictureWriter":
+        self.file = open(self.folder / "pixels.bin", "wb")  # noqa: SIM115  (closed by __exit__)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+
+    def check(self, picture: np.ndarray) -> None:
+        """Raises ValueError unless a picture (H, W, C) has the channels and the dtype of those before."""
+        if self.first is None:
+            return
+        if picture.shape[2] != self.first.shape[2]:
+            raise ValueError(
+                f"it has {picture.shape[2]} channels, the pictures before {self.first.shape[2]}; "
+                "channels=1 or 3 converts them."
             )
+        if picture.dtype != self.first.dtype:
+            raise ValueError(f"its pixels are {picture.dtype}, those of the pictures before {self.first.dtype}.")
+
+    def append(self, picture: np.ndarray, label: int | None = None) -> None:
+        """Adds a picture that `check` passed."""
+        self.first = picture if self.first is None else self.first
         self.file.write(np.ascontiguousarray(np.moveaxis(picture, 2, 0)).data)
         self.sizes.append(picture.shape[:2])
         self.labels.append(NO_LABEL if label is None else label)
@@ -161,10 +171,10 @@ class PictureWriter:
         """Notes that a row cannot be used."""
         self.broken.append(f"row {row}: {problem}")
 
-    def finish(self, name: str, total: int, class_names: tuple[str, ...] | None) -> None:
+    def finish(self, name: str, class_names: tuple[str, ...] | None = None) -> None:
         """Writes what is known when all pictures are; ValueError if there is none."""
-        self.file.close()
-        if self.first is None or not self.labels:
+        if self.first is None:
+            total = len(self.broken)
             raise ValueError(f"{name} has no usable picture among {total}. {' '.join(self.broken[:SHOWN])}".rstrip())
         np.save(self.folder / "sizes.npy", np.array(self.sizes, dtype=np.int64))
         np.save(self.folder / "labels.npy", np.array(self.labels, dtype=np.int64))
@@ -203,15 +213,26 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
     def prepare(row: dict[str, Any]) -> tuple[np.ndarray, int | None]:
         return preparation(decode_image(read(row["image"]))), row.get("label")
 
-    writer = PictureWriter(folder, one_size=preparation.image_size is None)
-    for row, prepared in enumerate(each_row(dataset, prepare)):
-        if isinstance(prepared, ValueError):
-            writer.leave_out(row, prepared)
-            continue
-        try:
-            writer.append(row, *prepared)
-        except SizesDiffer:
-            raise
-        except ValueError as problem:
-            writer.leave_out(row, problem)
-    writer.finish(name, len(dataset), class_names(dataset))
+    with PictureWriter(folder) as writer:
+        for row, prepared in enumerate(each_row(dataset, prepare)):
+            if isinstance(prepared, ValueError):
+                writer.leave_out(row, prepared)
+                continue
+            picture, label = prepared
+            if preparation.image_size is None and writer.first is not None:
+                _check_same_size(picture, writer.first, row)
+            try:
+                writer.check(picture)
+            except ValueError as problem:
+                writer.leave_out(row, problem)
+            else:
+                writer.append(picture, label)
+        writer.finish(name, class_names(dataset))
+
+
+def _check_same_size(picture: np.ndarray, first: np.ndarray, row: int) -> None:
+    if picture.shape[:2] != first.shape[:2]:
+        sizes = ["x".join(map(str, each.shape[1::-1])) for each in (picture, first)]
+        raise ValueError(
+            f"row {row} has {sizes[0]} pixels, the rows before {sizes[1]}; give image_size to resize them."
+        )

@@ -40,7 +40,7 @@ class MappedFile:
         self.shape, self.dtype = mapped.shape, mapped.dtype
 
     def __getitem__(self, window: Any) -> np.ndarray:
-        return np.array(self.map_file()[window])
+        return self.map_file()[window]
 
     def __setitem__(self, window: Any, values: np.ndarray) -> None:
         self.map_file()[window] = values
@@ -114,7 +114,7 @@ def _as_picture(array: Any, axes: str, name: str) -> LargePicture:
 
     def read(rows: slice, columns: slice) -> np.ndarray:
         place = tuple({"Y": rows, "X": columns}.get(axis, slice(None)) for axis in axes)
-        window = np.asarray(array[place], dtype=dtype)
+        window = np.array(array[place], dtype=dtype)  # a copy, so that no file stays mapped
         return np.moveaxis(window, axes.index(others), -1) if others else window[..., None]
 
     return LargePicture((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read)

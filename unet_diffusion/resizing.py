@@ -29,24 +29,25 @@ class Preparation:
         """Picture (H, W, C) to (H', W', C') of the same dtype; unchanged where nothing is asked for."""
         if self.channels is not None:
             picture = convert_channels(picture, self.channels)
-        window, size = self._geometry(*picture.shape[:2])
-        return resize(picture[window], *size)
+        if self.image_size is None:
+            return picture
+        window, (height, width) = self._window(picture.shape[0], picture.shape[1], self.image_size)
+        return resize(picture[window], height, width)
 
     def labels(self, mask: np.ndarray) -> np.ndarray:
         """A mask (H, W), cut and resized as its picture is, by nearest neighbour: no label is mixed from others."""
-        window, (height, width) = self._geometry(*mask.shape)
+        if self.image_size is None:
+            return mask
+        window, (height, width) = self._window(mask.shape[0], mask.shape[1], self.image_size)
         return resize_labels(mask[window], height, width)
 
-    def _geometry(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[int, int]]:
-        """The window that is cut out, and the size it is brought to."""
-        if self.image_size is None:
-            return (slice(None), slice(None)), (height, width)
+    def _window(self, height: int, width: int, shorter: int) -> tuple[tuple[slice, slice], tuple[int, int]]:
+        """The part that is kept, and the height and width it is brought to."""
         side = min(height, width)
         if self.crop == "center":
             top, left = (height - side) // 2, (width - side) // 2
-            return (slice(top, top + side), slice(left, left + side)), (self.image_size, self.image_size)
-        size = round(height * self.image_size / side), round(width * self.image_size / side)
-        return (slice(None), slice(None)), size
+            return (slice(top, top + side), slice(left, left + side)), (shorter, shorter)
+        return (slice(height), slice(width)), (round(height * shorter / side), round(width * shorter / side))
 
 
 def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:

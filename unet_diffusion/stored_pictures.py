@@ -29,7 +29,8 @@ def stored_pictures(image: Any) -> Iterator[Tensor]:
             raise ValueError("the tensor has values that are NaN or infinite.")
         yield from image if image.ndim == 4 else [image]
     else:
-        yield torch.from_numpy(decode_image(image)).permute(2, 0, 1)
+        pixels = decode_image(image)
+        yield torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
 
 
 def dtype_name(picture: Tensor) -> str:

@@ -59,14 +59,21 @@ class Task(Protocol):
 
 
 def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
-    """The Accelerator of a run."""
+    """The Accelerator of a run.
+
+    Raises:
+        ValueError: fp16 on a CPU, which Accelerate would replace by float32 in silence.
+    """
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
-    return Accelerator(
+    accelerator = Accelerator(
         gradient_accumulation_steps=config.accumulate,
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
     )
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision is 'fp16', but there is only a CPU, which has no fp16; use 'bf16' or 'no'.")
+    return accelerator
 
 
 class Trainer:
@@ -163,15 +170,11 @@ class Trainer:
         return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device), "sum").item())
 
     def _log(self, bar: tqdm) -> None:
+        self._check_finite()
         loss = self.accelerator.reduce(self.loss_sum / self.loss_count, reduction="mean").item()
         count = self.loss_count
         self.loss_sum.zero_()
         self.loss_count = 0
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {self.step}; the last checkpoint is kept. Lower learning_rate, or use "
-                "mixed_precision='no'."
-            )
         rate = count * self.config.batch_size * self.accelerator.num_processes / self.seconds
         self.seconds = 0.0
         bar.set_postfix(loss=f"{loss:.4f}", images_per_second=f"{rate:.0f}")
@@ -205,7 +208,16 @@ class Trainer:
         finally:
             self.ema.restore(unet.parameters())
 
+    def _check_finite(self) -> None:
+        """Stops a run whose numbers are lost, before it saves them."""
+        if not self.loss_sum.isfinite():
+            raise FloatingPointError(
+                f"the loss became {self.loss_sum.item()} before step {self.step}; the last checkpoint is kept. "
+                "Lower learning_rate, or use mixed_precision='no'."
+            )
+
     def _save(self) -> None:
+        self._check_finite()
         if self.accelerator.is_main_process:
             unet = self.task.unet
             names = [name for name, _ in unet.named_parameters()]

@@ -1,0 +1,290 @@
+"""The doctor finds each planted fault, says nothing of healthy sets, and tells errors from what is merely odd."""
+
+import io
+import re
+
+import datasets
+import numpy as np
+import pytest
+import tyro
+from datasets import Dataset, Features
+from PIL import Image
+
+from unet_diffusion import doctor_facts
+from unet_diffusion.data import DataConfig
+from unet_diffusion.doctor import Doctor, doctor, examine, refuse_errors
+from unet_diffusion.masked_data import MaskedDataConfig, load_masked
+
+datasets.disable_progress_bars()
+
+FIELD = datasets.Image(decode=False)
+ROWS = 10
+
+
+def npy(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue()
+
+
+def field(value) -> dict | None:
+    return value if value is None else {"bytes": value if isinstance(value, bytes) else npy(value), "path": None}
+
+
+def save(folder, **columns) -> str:
+    rows = {name: [field(value) for value in values] for name, values in columns.items()}
+    Dataset.from_dict(rows, features=Features(dict.fromkeys(rows, FIELD))).save_to_disk(folder)
+    return str(folder)
+
+
+def healthy(seed=0, classes=2) -> tuple[list, list]:
+    """Ten different pictures with masks of two classes, in no way remarkable."""
+    generator = np.random.default_rng(seed)
+    pictures = generator.integers(0, 256, (ROWS, 12, 14), dtype=np.uint8)
+    return list(pictures), list(generator.integers(0, classes, (ROWS, 12, 14)).astype(np.uint8))
+
+
+@pytest.fixture
+def look(tmp_path):
+    def look(data, plain=False, **options):
+        options = {"cache_dir": str(tmp_path / "cache"), **options}
+        kind = DataConfig if plain else MaskedDataConfig
+        return examine(kind(data=data, **options))
+
+    return look
+
+
+def sentences(report, severity) -> str:
+    return "\n".join(str(finding) for finding in report.findings if finding.severity == severity)
+
+
+def test_a_healthy_set_has_no_errors_and_no_warnings(tmp_path, look):
+    pictures, masks = healthy()
+    report = look(save(tmp_path / "set", image=pictures, mask=masks))
+    assert [finding.severity for finding in report.findings] == ["note"]  # the balance of classes
+    ones = np.mean(masks)
+    assert f"class 0 {1 - ones:.1%}, class 1 {ones:.1%}" in str(report)
+    assert str(report).endswith("0 errors, 0 warnings, 1 note")
+    plain = look(save(tmp_path / "plain", image=pictures), plain=True)
+    assert plain.findings == ()
+    assert str(plain).startswith("examined: 10 pictures of ")
+
+
+BINARY = np.array([0, 255], dtype=np.uint8)
+OVERLAPPING = np.ones((12, 14, 2), dtype=np.uint8)
+NOT_A_NUMBER = np.full((12, 14), np.nan, dtype=np.float32)
+
+
+def plant(fault: str, pictures: list, masks: list) -> None:
+    """Puts one fault into row 3, or into all rows where it is one of the whole set."""
+    if fault == "0/255 as indices":
+        masks[:] = [BINARY[mask] for mask in masks]
+    elif fault == "values outside":
+        masks[3] = masks[3] + 6
+    elif fault == "mask size":
+        masks[3] = masks[3][:, :9]
+    elif fault == "empty mask":
+        masks[3] = masks[3] * 0
+    elif fault == "one class":
+        masks[3] = masks[3] * 0 + 1
+    elif fault == "unreadable":
+        pictures[3] = npy(pictures[3])[:90]
+    elif fault == "channels":
+        pictures[3] = np.repeat(pictures[3][:, :, None], 3, axis=2)
+    elif fault == "duplicate":
+        pictures[3], masks[3] = pictures[5], masks[5]
+    elif fault == "missing mask":
+        masks[3] = None
+    elif fault == "colours":
+        masks[:] = [np.array([(0, 0, 0), (255, 0, 0)], dtype=np.uint8)[mask] for mask in masks]
+    elif fault == "multi-label":
+        masks[3] = OVERLAPPING
+    elif fault == "NaN":
+        pictures[3] = NOT_A_NUMBER
+    elif fault == "dark 16 bits":
+        pictures[:] = [picture.astype(np.uint16) for picture in pictures]
+    elif fault == "floats":
+        pictures[:] = [picture.astype(np.float32) for picture in pictures]
+    elif fault == "constant":
+        pictures[3] = pictures[3] * 0 + 7
+    elif fault == "picture sizes":
+        pictures[3], masks[3] = pictures[3][:8], masks[3][:8]
+    elif fault == "rare class":
+        masks[:] = [mask * 0 for mask in masks]
+        masks[3][0, :5] = 1
+    elif fault == "ignored":
+        masks[3] = masks[3] * 0 + 255
+    elif fault == "mixed binary":
+        masks[3] = BINARY[masks[3]]
+    elif fault == "many values":
+        masks[:] = [mask + np.arange(168, dtype=np.uint8).reshape(12, 14) for mask in masks]
+    else:
+        raise AssertionError(fault)
+
+
+INDICES = {"mask_encoding": "indices"}
+FAULTS = [
+    ("0/255 as indices", INDICES, "error", "hold 0 and 255, and 255 is taken for pixels to ignore.*'binary'"),
+    (
+        "values outside",
+        {"num_classes": 2},
+        "error",
+        r"outside the classes, which are 0..1: 1.\n    row 3: 6..7",
+    ),
+    ("mask size", {}, "error", r"another size than their picture: 1.\n    row 3: mask 9x12, picture 14x12"),
+    ("empty mask", {}, "note", r"empty, class 0 everywhere: 1 of 10.\n    row 3"),
+    ("one class", {}, "warning", r"all one class: 1.\n    row 3: class 1"),
+    ("unreadable", {}, "error", r"cannot be read: 1 of 10.\n    row 3: .*cannot be decoded"),
+    ("channels", {}, "error", r"another number of channels.*: 1 \(found: 1, 3\).*\n    row 3: 3 channels"),
+    ("duplicate", {}, "warning", r"duplicates inside a split.*: 1\..*\n    row 3 of .* = row 5 of"),
+    ("missing mask", {}, "error", r"have no mask: 1.*\n    row 3"),
+    ("colours", INDICES, "error", r"'indices', but masks hold the colours \(255, 0, 0\); use 'palette'"),
+    ("multi-label", {}, "error", r"row 3: the mask has 2 channels of uint8, and they overlap at 168 pixels"),
+    ("NaN", {}, "error", "row 3: .*NaN"),
+    ("dark 16 bits", {}, "warning", "use only 0 to 255 of 0 to 65535"),
+    ("dark 16 bits", {}, "note", "16-bit pictures .* no more levels than 8 bits hold: 10"),
+    ("dark 16 bits", {"value_range": (0, 99)}, "warning", "outside value_range 0 to 99, which are clipped: 10"),
+    ("floats", {}, "error", "floats from 0 to 255.*give value_range"),
+    ("constant", {}, "warning", r"constant.*: 1.\n    row 3: 7 everywhere"),
+    ("picture sizes", {}, "error", r"sizes .* differ \(2\).*\n    14x12: 9 pictures\n    14x8: 1 pictures"),
+    ("picture sizes", {"crop_size": 4}, "note", "2 different sizes"),
+    ("rare class", {}, "warning", "class 1: 0.30%"),
+    ("rare class", {"num_classes": 3}, "warning", r"do not occur .*: 1.\n    class 2"),
+    ("ignored", {}, "warning", r"ignored \(255\) everywhere: 1.\n    row 3"),
+    ("mixed binary", {}, "warning", r"hold only 0 and 255, while others hold class indices: 1.*\n    row 3"),
+    ("many values", {}, "error", r"masks hold 0..168, which would be 169 classes.*'instances'"),
+]
+
+
+@pytest.mark.parametrize(("fault", "options", "severity", "message"), FAULTS)
+def test_each_planted_fault_is_found(tmp_path, look, fault, options, severity, message):
+    pictures, masks = healthy()
+    plant(fault, pictures, masks)
+    report = look(save(tmp_path / "set", image=pictures, mask=masks), **options)
+    found = sentences(report, severity)
+    assert re.search(message, found), str(report)
+    if severity != "error":
+        assert not report.errors, str(report)
+
+
+@pytest.mark.parametrize(
+    "fault", ["0/255 as indices", "values outside", "mask size", "unreadable", "channels", "missing mask", "colours",
+              "multi-label", "NaN", "floats", "picture sizes", "many values"],
+)  # fmt: skip
+def test_what_is_an_error_stops_a_run(tmp_path, fault):
+    pictures, masks = healthy()
+    plant(fault, pictures, masks)
+    options = next(options for name, options, *_ in FAULTS if name == fault)
+    source = save(tmp_path / "set", image=pictures, mask=masks)
+    config = MaskedDataConfig(data=source, cache_dir=str(tmp_path / "cache"), validation_split="train", **options)
+    with pytest.raises(ValueError):
+        load_masked(config)
+    with pytest.raises(ValueError, match="cannot be trained on.\nerror: "):
+        refuse_errors(config)
+
+
+def test_several_faults_are_found_at_once(tmp_path, look):
+    pictures, masks = healthy()
+    plant("unreadable", pictures, masks)
+    masks[4], masks[6], pictures[7] = None, masks[6][:5], pictures[8]
+    report = look(save(tmp_path / "set", image=pictures, mask=masks))
+    text = str(report)
+    for part in ("cannot be read", "have no mask", "another size than their picture", "inside a split", "contradict"):
+        assert part in text
+    assert text.index("error:") < text.index("warning:") < text.index("note:")
+    assert text.endswith("3 errors, 2 warnings, 1 note")
+
+
+def test_few_broken_rows_are_only_a_warning(tmp_path, look):
+    pictures, masks = healthy()
+    plant("unreadable", pictures, masks)
+    source = save(tmp_path / "set", image=pictures, mask=masks)
+    assert not look(source, max_broken=0.1).errors
+    assert "cannot be read" in sentences(look(source, max_broken=0.1), "warning")
+
+
+def test_duplicates_across_splits_and_masks_that_contradict(tmp_path, look):
+    pictures, masks = healthy()
+    others, other_masks = healthy(seed=1)
+    others[2] = pictures[6]
+    train = save(tmp_path / "train", image=pictures, mask=masks)
+    validation = save(tmp_path / "validation", image=others, mask=other_masks)
+    warnings = sentences(look(train, validation_data=validation), "warning")
+    assert "duplicates across splits, equal pixel by pixel: 1." in warnings
+    assert "row 6 of " in warnings
+    assert "contradict" in warnings
+    plain = look(train, plain=True, validation_data=validation)
+    assert "duplicates across splits" in str(plain)
+
+
+def test_validation_masks_are_judged_by_the_classes_of_training(tmp_path, look):
+    pictures, masks = healthy()
+    others, other_masks = healthy(seed=1, classes=4)
+    train = save(tmp_path / "train", image=pictures, mask=masks)
+    report = look(train, validation_data=save(tmp_path / "validation", image=others, mask=other_masks))
+    assert len(report.errors) == 1
+    assert "values outside the classes, which are 0..1" in str(report.errors[0])
+    assert len(report.errors[0].examples) == ROWS
+    assert "and 5 more" in str(report)
+
+
+def test_masks_without_pictures_palettes_and_orientation(tmp_path, look):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    pictures, masks = healthy()
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down: the size does not tell
+    for number, (picture, mask) in enumerate(zip(pictures, masks)):
+        Image.fromarray(picture).save(tmp_path / "images" / f"{number}.png", exif=exif if number == 2 else None)
+        image = Image.fromarray(mask, mode="P")
+        image.putpalette([0, 0, 0, *((255, 0, 0) if number != 4 else (0, 0, 255))])
+        image.save(tmp_path / "masks" / f"{number}.png")
+    (tmp_path / "images" / "9.png").unlink()
+    report = look(str(tmp_path / "images"), masks=str(tmp_path / "masks"))
+    assert "have no picture: 1.\n    9.png" in sentences(report, "warning")
+    assert "row 4 (4.png): index 1 is (0, 0, 255), before (255, 0, 0)" in sentences(report, "error")
+    assert "state an EXIF orientation" in sentences(report, "note")
+    assert "row 2 (2.png)" in sentences(report, "note")
+
+
+def test_instance_maps_are_examined_too(tmp_path, look):
+    pictures, masks = healthy()
+    maps = [mask.astype(np.uint16) * 400 for mask in masks]
+    maps[3] = maps[3][:4]
+    source = save(tmp_path / "set", image=pictures, mask=masks, cells=maps)
+    report = look(source, instances_column="cells")
+    assert "row 3: its instance map has 14x4 pixels, the picture 14x12" in sentences(report, "error")
+    maps[3] = maps[2]
+    source = save(tmp_path / "maps", image=pictures, mask=maps)
+    assert not look(source, mask_encoding="instances").errors
+
+
+def test_a_second_look_decodes_nothing(tmp_path, look, monkeypatch):
+    pictures, masks = healthy()
+    source = save(tmp_path / "set", image=pictures, mask=masks)
+    first = look(source)
+    monkeypatch.setattr(doctor_facts, "decode_image", lambda *_: pytest.fail("decoded again"))
+    assert str(look(source, crop_size=4)) == str(first)
+
+
+def test_the_command_takes_its_data_first_and_may_leave_out_all_but_errors(tmp_path):
+    pictures, masks = healthy()
+    plant("constant", pictures, masks)
+    source = save(tmp_path / "set", image=pictures, mask=masks)
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    options = tyro.cli(Doctor, args=[source, *cache])
+    assert "constant" in str(doctor(options))
+    assert doctor(tyro.cli(Doctor, args=[source, "--errors-only", *cache])).findings == ()
+    plain = doctor(tyro.cli(Doctor, args=[source, "--plain", "--max-labels", "4", *cache]))
+    assert plain.examined == (f"4 pictures of {source} (train)",)
+    with pytest.raises(ValueError, match="no such file or folder"):
+        doctor(Doctor(data="/absent/folder"))
+
+
+def test_real_sets_are_healthy(shared_data, look):
+    for name, options in (
+        ("isbi2012", {"max_labels": 3}),
+        ("dsb2018", {"max_labels": 5, "instances_column": "instances"}),
+        ("wbc", {"max_labels": 5}),
+    ):
+        assert not look(str(shared_data / name), **options).errors

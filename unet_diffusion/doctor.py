@@ -1,0 +1,107 @@
+"""A look at a data set before training: what is wrong with it, in sentences."""
+
+from dataclasses import dataclass, fields
+
+from datasets import Dataset
+from tyro.conf import Positional
+
+from unet_diffusion.data import open_rows
+from unet_diffusion.data_config import DataConfig, PictureOptions
+from unet_diffusion.doctor_facts import RowFacts, gather_facts
+from unet_diffusion.doctor_masks import agreed_encoding, mask_findings
+from unet_diffusion.doctor_pictures import duplicate_findings, picture_findings
+from unet_diffusion.findings import Finding, Report, about, sort_findings
+from unet_diffusion.masked_data import MaskedDataConfig, open_part
+
+__all__ = ["Doctor", "Finding", "Report", "doctor", "examine", "refuse_errors"]
+
+
+@dataclass
+class Doctor(MaskedDataConfig):
+    """Look at a data set before training, and say in sentences what is wrong with it."""
+
+    data: Positional[str]
+    """A folder of pictures, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
+    or the name of a data set on the Hugging Face Hub."""
+    plain: bool = False
+    """The pictures have no masks, or these do not matter: examine the pictures alone."""
+    errors_only: bool = False
+    """Leave out warnings and notes."""
+
+
+def doctor(options: Doctor) -> Report:
+    """Examines what the options name; the report's text is for people.
+
+    Raises:
+        ValueError: if there is nothing to examine: no such source, split or column.
+    """
+    config: PictureOptions = options
+    if options.plain:
+        shared = {field.name: getattr(options, field.name) for field in fields(PictureOptions)}
+        config = DataConfig(**shared, max_images=options.max_labels)
+    return examine(config, options.errors_only)
+
+
+def refuse_errors(config: PictureOptions) -> None:
+    """Raises ValueError with all errors that `examine` finds; for trainers, before anything else is done."""
+    errors = examine(config, errors_only=True).errors
+    if errors:
+        raise ValueError("\n".join(["the data cannot be trained on.", *map(str, errors)]))
+
+
+def examine(config: PictureOptions, errors_only: bool = False) -> Report:
+    """Looks at every picture and mask of the split to train on and of the validation set, if one is named.
+
+    What is noted of each row is kept beside the decoded pictures, so that a second look is quick. Sources are read
+    whole, those that a run would stream included.
+
+    Args:
+        config: a `DataConfig`, or a `MaskedDataConfig` for pictures with masks.
+        errors_only: leave out warnings and notes.
+
+    Raises:
+        ValueError: if there is nothing to examine: no such source, split or column.
+    """
+    parts: dict[str, list[RowFacts]] = {}
+    found: list[Finding] = []
+    reading = config.mask_reading if isinstance(config, MaskedDataConfig) else None
+    for part in ("train", "validation") if config.names_validation else ("train",):
+        dataset, name, orphans = _open(config, part)
+        facts = gather_facts(dataset, reading, config.cache_dir)
+        parts[name] = facts
+        found += about("warning", f"masks of {name} that have no picture: {{count}}.", orphans)
+        found += picture_findings(facts, name, config, _needs_one_size(config, part))
+    if isinstance(config, MaskedDataConfig):
+        encoding = None
+        try:
+            encoding = agreed_encoding(next(iter(parts.values())), config)
+        except ValueError as error:
+            found.append(Finding("error", str(error)))
+        for name, facts in parts.items():
+            found += mask_findings(facts, name, config, encoding)
+    found += duplicate_findings(parts)
+    kept = [finding for finding in found if finding.severity == "error" or not errors_only]
+    examined = [f"{len(facts)} pictures{' with masks' if reading else ''} of {name}" for name, facts in parts.items()]
+    return Report(sort_findings(kept), tuple(examined))
+
+
+def _open(config: PictureOptions, part: str) -> tuple[Dataset, str, list[str]]:
+    """The rows of a split, its name, and masks without a picture."""
+    if isinstance(config, MaskedDataConfig):
+        dataset, orphans, name = open_part(config, "train" if part == "train" else "validation")
+        return dataset, name, [path.name for path in orphans]
+    assert isinstance(config, DataConfig)
+    source, split = config.data, config.split
+    if part == "validation":
+        source, split = config.validation_data or config.data, config.validation_split or "train"
+    rows = open_rows(config, source, split, streaming=False)
+    assert isinstance(rows, Dataset)
+    if part == "train" and config.max_images is not None and config.max_images < len(rows):
+        rows = rows.select(range(config.max_images))
+    return rows, f"{source} ({split})", []
+
+
+def _needs_one_size(config: PictureOptions, part: str) -> bool:
+    if config.image_size is not None:
+        return False
+    return not isinstance(config, MaskedDataConfig) or (config.crop_size is None and part == "train")

@@ -1,0 +1,161 @@
+"""What the doctor notes of every row of a data set, before any judgement."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from unet_diffusion.image_cache import each_row, written_once
+from unet_diffusion.masks import QUARTER_TURNED, Colour, decode_instances, decode_mask, fit_orientation, orientation
+from unet_diffusion.pixels import decode_image
+from unet_diffusion.sources import picture_reader
+
+FORMAT = 1  # of the stored facts
+
+
+@dataclass
+class RowFacts:
+    """One row as it is in the source, before resizing.
+
+    Attributes:
+        name: of the row for messages: its number and the name of its file.
+        picture_problem: why the picture cannot be used; the fields of the picture are then empty.
+        mask_problem: likewise for the mask, or the instance map.
+        no_mask: there is no mask, though there should be.
+        size: width and height of the upright picture.
+        channels: of the picture.
+        dtype: of the picture.
+        low: smallest value of the picture.
+        high: largest value of the picture.
+        levels: different values of the picture.
+        digest: hash of its pixels and shape.
+        mask_size: width and height of the mask; zeros if there is none.
+        keys: pixels of each key of the mask, as pairs.
+        palette: colours of its indices, as pairs.
+        mask_digest: hash of its keys.
+        may_be_turned: the picture states an orientation, the mask none, and their sizes do not tell whether the mask
+            was drawn on the upright picture.
+    """
+
+    name: str
+    picture_problem: str | None = None
+    mask_problem: str | None = None
+    no_mask: bool = False
+    size: tuple[int, int] = (0, 0)
+    channels: int = 0
+    dtype: str = ""
+    low: float = 0.0
+    high: float = 0.0
+    levels: int = 0
+    digest: str = ""
+    mask_size: tuple[int, int] = (0, 0)
+    keys: list[tuple[int, int]] = field(default_factory=list)
+    palette: list[tuple[int, Colour]] = field(default_factory=list)
+    mask_digest: str = ""
+    may_be_turned: bool = False
+
+    def __post_init__(self) -> None:
+        """JSON has lists only."""
+        self.size, self.mask_size = (self.size[0], self.size[1]), (self.mask_size[0], self.mask_size[1])
+        self.keys = [(key, count) for key, count in self.keys]
+        self.palette = [(key, (red, green, blue)) for key, (red, green, blue) in self.palette]
+
+
+def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str | Path | None) -> list[RowFacts]:
+    """The facts of all rows, or what an earlier call found.
+
+    Args:
+        dataset: undecoded columns `image`, and with an encoding `mask` and perhaps `instances`.
+        encoding: how masks are read: "palette", "instances" or another; None: there are none.
+        cache_dir: as in `cache_images`.
+    """
+    reading = encoding if encoding in ("palette", "instances", None) else "values"
+
+    def write(folder: Path) -> None:
+        facts = []
+        for row, found in enumerate(each_row(dataset, _examiner(dataset, reading))):
+            assert isinstance(found, RowFacts)
+            found.name = f"row {row}{f' ({found.name})' if found.name else ''}"
+            facts.append(asdict(found))
+        (folder / "facts.json").write_text(json.dumps(facts))
+
+    key = ["doctor", FORMAT, dataset._fingerprint, reading]
+    text = (written_once("facts", key, cache_dir, write) / "facts.json").read_text()
+    return [RowFacts(**fields) for fields in json.loads(text)]
+
+
+def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[str, Any]], RowFacts]:
+    readers = {column: picture_reader(dataset, column) for column in dataset.features if column != "label"}
+
+    def examine(row: dict[str, Any]) -> RowFacts:
+        facts = RowFacts(name=_file_name(row["image"]))
+        source = readers["image"](row["image"])
+        try:
+            _note_picture(facts, decode_image(source))
+        except ValueError as error:
+            facts.picture_problem = str(error)
+        if reading is not None:
+            facts.no_mask = any(_is_missing(row[column]) for column in ("mask", "instances") if column in row)
+            if not facts.no_mask:
+                try:
+                    _note_mask(facts, row, readers, reading)
+                except ValueError as error:
+                    facts.mask_problem = str(error)
+        return facts
+
+    return examine
+
+
+def _note_picture(facts: RowFacts, picture: np.ndarray) -> None:
+    facts.size, facts.channels, facts.dtype = (picture.shape[1], picture.shape[0]), picture.shape[2], picture.dtype.name
+    facts.low, facts.high = float(picture.min()), float(picture.max())
+    facts.levels = len(np.unique(picture))
+    facts.digest = hash_array(picture)
+
+
+def _note_mask(facts: RowFacts, row: dict[str, Any], readers: dict[str, Callable[[Any], Any]], reading: str) -> None:
+    source, mask_source = readers["image"](row["image"]), readers["mask"](row["mask"])
+    size = facts.size[::-1]
+    if reading == "instances":
+        keys = (decode_instances(mask_source) > 0).astype(np.int64)
+    else:
+        decoded = decode_mask(mask_source, colours=reading == "palette")
+        keys = decoded.keys
+        facts.palette = list(decoded.palette.items())
+    drawn_size = keys.shape
+    if facts.picture_problem is None:
+        keys = fit_orientation(keys, (size[0], size[1]), source)
+        turned = orientation(source)
+        told = turned in QUARTER_TURNED and drawn_size != drawn_size[::-1]
+        facts.may_be_turned = turned != 1 and not told and orientation(mask_source) == 1
+    values, counts = np.unique(keys, return_counts=True)
+    facts.keys = list(zip(values.tolist(), counts.tolist()))
+    facts.mask_size = (keys.shape[1], keys.shape[0])
+    facts.mask_digest = hash_array(keys)
+    if "instances" in row:
+        instances = decode_instances(readers["instances"](row["instances"]))
+        shape = fit_orientation(instances, (size[0], size[1]), source).shape
+        if facts.picture_problem is None and shape != size:
+            raise ValueError(
+                f"its instance map has {shape[1]}x{shape[0]} pixels, the picture {facts.size[0]}x{facts.size[1]}."
+            )
+
+
+def hash_array(values: np.ndarray) -> str:
+    """A hash of an array's shape, dtype and values."""
+    content = hashlib.blake2b(repr((values.shape, values.dtype.name)).encode(), digest_size=16)
+    content.update(np.ascontiguousarray(values).data)
+    return content.hexdigest()
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None)
+
+
+def _file_name(value: Any) -> str:
+    return Path(value["path"]).name if isinstance(value, dict) and value.get("path") else ""

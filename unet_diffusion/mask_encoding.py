@@ -1,0 +1,164 @@
+"""Which class each value of the masks stands for: found from the training masks, or stated."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import ImageColor
+
+from unet_diffusion.masks import COLOURED, Colour, colour_key, describe, key_colour
+from unet_diffusion.palette import colour
+from unet_diffusion.segmentation import IGNORE_INDEX
+
+ENCODINGS = ("auto", "indices", "binary", "palette", "instances")
+MANY_CLASSES = 64  # as many are rather instance numbers or JPEG artefacts, unless the user says that they are classes
+
+
+@dataclass(frozen=True)
+class MaskEncoding:
+    """Which class each key stands for.
+
+    Attributes:
+        classes: class of each key; `IGNORE_INDEX` for those that count nowhere.
+        num_classes: the background included.
+        palette: red, green and blue of each class, or None where the masks do not say.
+    """
+
+    classes: Mapping[int, int]
+    num_classes: int
+    palette: tuple[Colour, ...] | None = None
+
+    def table(self, keys: Sequence[int]) -> np.ndarray:
+        """The class of each key, uint8 (256,), for `table[positions in keys]`.
+
+        Raises:
+            ValueError: naming the keys that stand for no class.
+        """
+        unknown = [key for key in keys if key not in self.classes]
+        if unknown:
+            raise ValueError(
+                f"masks hold {describe(unknown)}, which {'is' if len(unknown) == 1 else 'are'} no class; "
+                f"the classes are {describe([key for key in self.classes if self.classes[key] != IGNORE_INDEX])}"
+                f"{f' and {IGNORE_INDEX} (ignored)' if IGNORE_INDEX in self.classes.values() else ''}. "
+                "Repair the masks, or give mask_encoding, mask_colours or num_classes that fit."
+            )
+        table = np.full(256, IGNORE_INDEX, dtype=np.uint8)
+        table[: len(keys)] = [self.classes[key] for key in keys]
+        return table
+
+
+def find_encoding(
+    keys: Collection[int],
+    encoding: str = "auto",
+    *,
+    num_classes: int | None = None,
+    colours: Mapping[Colour, int] | None = None,
+    palette: Mapping[int, Colour] | None = None,
+) -> MaskEncoding:
+    """What the keys of a set of training masks mean.
+
+    Args:
+        keys: all that occur.
+        encoding: "indices": keys are class indices, and 255 is ignored. "binary": of two keys the lower is class 0 and
+            the higher class 1. "palette": each colour or grey value is a class, in ascending order of (red, green,
+            blue), black first. "instances": the masks were read as 0 and 1. "auto": "palette" if there are colours or
+            `colours` is given, "binary" for exactly 0 and 255, otherwise "indices".
+        num_classes: the background included; by default as many as occur, at least 2.
+        colours: class of each colour, `IGNORE_INDEX` allowed, instead of those that are found.
+        palette: colours of class indices, as palette files state them.
+
+    Raises:
+        ValueError: for an unknown encoding; if the keys do not fit it, or fit "auto" only by being very many classes;
+            if there are more classes than `num_classes` or than 255.
+    """
+    check_encoding(encoding, colours)
+    found = sorted(set(keys))
+    if encoding == "auto":
+        encoding = _guess(found, num_classes, colours)
+    if encoding == "palette":
+        return _palette_encoding(found, num_classes, colours)
+    coloured = [key for key in found if key >= COLOURED]
+    if coloured:
+        raise ValueError(
+            f"mask_encoding is {encoding!r}, but masks hold the colours {describe(coloured)}; use 'palette'."
+        )
+    if encoding == "binary":
+        if len(found) != 2:
+            raise ValueError(
+                f"mask_encoding is 'binary', but masks hold {describe(found)}; it takes exactly two values. Masks "
+                "saved as JPEG have values in between: save them as PNG."
+            )
+        return MaskEncoding({found[0]: 0, found[1]: 1}, num_classes or 2)
+    count = num_classes or max(2, 1 + max((key for key in found if key != IGNORE_INDEX), default=0))
+    _check_count(count)
+    stated = palette or {}
+    shown = tuple(stated.get(label, colour(label)) for label in range(count)) if stated else None
+    return MaskEncoding({**{label: label for label in range(count)}, IGNORE_INDEX: IGNORE_INDEX}, count, shown)
+
+
+def check_encoding(encoding: str, colours: Mapping[Colour, int] | None) -> None:
+    """Raises ValueError for an unknown encoding, or for colours with one that has none."""
+    if encoding not in ENCODINGS:
+        raise ValueError(f"mask_encoding is {encoding!r}; it is one of {', '.join(map(repr, ENCODINGS))}.")
+    if colours is not None and encoding not in ("auto", "palette"):
+        raise ValueError(f"mask_colours are given, but mask_encoding is {encoding!r}; set it to 'palette'.")
+
+
+def parse_colours(colours: Mapping[str, int]) -> dict[Colour, int]:
+    """Colours as text, such as "#ff0000" or "black", to (red, green, blue); ValueError for what is no colour."""
+    parsed: dict[Colour, int] = {}
+    for text, label in colours.items():
+        try:
+            red, green, blue = ImageColor.getrgb(text)[:3]
+        except ValueError as error:
+            raise ValueError(f"mask_colours has {text!r}, which is no colour; write it as '#ff0000'.") from error
+        parsed[red, green, blue] = label
+    return parsed
+
+
+def _guess(found: list[int], num_classes: int | None, colours: Mapping[Colour, int] | None) -> str:
+    if colours is not None or (found and found[-1] >= COLOURED):
+        if colours is None and len(found) > MANY_CLASSES:
+            raise ValueError(
+                f"masks hold {len(found)} different colours; masks have few. Saved as JPEG they blend: save them as "
+                "PNG. If all are classes, give mask_encoding='palette' or mask_colours."
+            )
+        return "palette"
+    if found == [0, 255]:
+        return "binary"
+    highest = max((key for key in found if key != IGNORE_INDEX), default=0)
+    if highest >= MANY_CLASSES and num_classes is None:
+        raise ValueError(
+            f"masks hold {describe(found)}, which would be {highest + 1} classes. Say what they are by mask_encoding: "
+            "'indices' for so many classes, 'instances' for instance numbers, 'palette' if each value is a class, "
+            "'binary' for two values."
+        )
+    return "indices"
+
+
+def _palette_encoding(found: list[int], num_classes: int | None, colours: Mapping[Colour, int] | None) -> MaskEncoding:
+    if colours is None:
+        ordered = sorted(found, key=lambda key: key_colour(key) if key >= COLOURED or key <= 255 else (key, 0, 0))
+        classes = {key: label for label, key in enumerate(ordered)}
+    else:
+        classes = {colour_key(value): label for value, label in colours.items()}
+    count = max((label + 1 for label in classes.values() if label != IGNORE_INDEX), default=0)
+    if min(classes.values(), default=0) < 0 or (num_classes is not None and count > num_classes):
+        raise ValueError(
+            f"the colours of the masks stand for {count} classes, but num_classes is {num_classes}; raise it, or give "
+            "mask_colours, with 255 for colours to ignore."
+        )
+    count = max(2, num_classes or count)
+    _check_count(count)
+    shown = [colour(label) for label in range(count)]
+    for key, label in reversed(classes.items()):  # so that the first colour of a class is shown
+        if label != IGNORE_INDEX:
+            shown[label] = key_colour(min(key, 255) if key < COLOURED else key)
+    return MaskEncoding(classes, count, tuple(shown))
+
+
+def _check_count(count: int) -> None:
+    if not 2 <= count <= IGNORE_INDEX:
+        raise ValueError(
+            f"the masks have {count} classes; from 2 to {IGNORE_INDEX} are possible, the background included."
+        )

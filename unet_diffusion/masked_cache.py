@@ -1,0 +1,256 @@
+"""Pictures and their masks, decoded once and kept as memory-mapped files."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from unet_diffusion.image_cache import ImageCache, PictureWriter, each_row, report_broken, written_once
+from unet_diffusion.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
+from unet_diffusion.pixels import decode_image
+from unet_diffusion.resizing import Preparation
+from unet_diffusion.segmentation import separate_instances
+from unet_diffusion.sources import picture_reader
+
+FORMAT = 1  # of the files below; a change makes old caches unread
+MOST_KEYS = 256  # different ones in a set, so that masks take one byte a pixel
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, decoded and prepared.
+
+    Attributes:
+        picture: (H, W, C).
+        mask: keys (H, W), as `unet_diffusion.masks` says.
+        instances: uint16 (H, W), or None.
+    """
+
+    picture: np.ndarray
+    mask: DecodedMask
+    instances: np.ndarray | None
+
+
+class MaskedCache:
+    """The usable pictures of a source with their masks.
+
+    Args:
+        folder: written by `cache_masked`: the files of an `ImageCache`, and beside them `codes.bin`, for each pixel
+            the position of its key among `keys`, uint8, `counts.npy` (N, len(keys)), `rows.npy` (N,), `masks.json`,
+            and with instances `instances.bin`, uint16, and `touching.bin`, uint8.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        info = json.loads((folder / "masks.json").read_text())
+        self.folder = folder
+        self.pictures = ImageCache(folder)
+        self.fingerprint = self.pictures.fingerprint
+        self.keys: list[int] = info["keys"]
+        self.palette: dict[int, Colour] = {int(key): tuple(value) for key, value in info["palette"].items()}
+        self.sizes = self.pictures.sizes  # int64 (N, 2): height and width
+        self.counts = np.load(folder / "counts.npy")  # int64 (N, len(keys)): pixels of each key
+        self.rows = np.load(folder / "rows.npy")  # int64 (N,): rows of the source
+        self.has_instances: bool = info["has_instances"]
+        self.codes = PixelFile(folder / "codes.bin", "uint8", self.sizes)  # positions in `keys`
+        if self.has_instances:
+            self.instances = PixelFile(folder / "instances.bin", "uint16", self.sizes)
+            self.touching = PixelFile(folder / "touching.bin", "uint8", self.sizes)  # 1 where two instances touch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __reduce__(self) -> Any:
+        return MaskedCache, (self.folder,)
+
+
+class PixelFile:
+    """Maps (H, W) of different sizes, one after the other in a memory-mapped file.
+
+    Args:
+        path: of the file.
+        dtype: of the values.
+        sizes: int64 (N, 2), height and width of each.
+    """
+
+    def __init__(self, path: Path, dtype: str, sizes: np.ndarray) -> None:
+        self.path, self.dtype, self.sizes = path, dtype, sizes
+        self.ends = np.cumsum(sizes.prod(axis=1))
+        self.values = np.memmap(path, dtype=dtype, mode="r", shape=(int(self.ends[-1]),))
+
+    def __reduce__(self) -> Any:
+        return PixelFile, (self.path, self.dtype, self.sizes)  # a worker process maps the file again
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Map `index` as a read-only view of the file."""
+        height, width = self.sizes[index]
+        return self.values[self.ends[index] - height * width : self.ends[index]].reshape(height, width)
+
+
+def write_pixels(path: Path, maps: Iterator[np.ndarray]) -> None:
+    """Writes what `PixelFile` reads."""
+    with open(path, "wb") as file:
+        for values in maps:
+            file.write(np.ascontiguousarray(values).data)
+
+
+def example_reader(
+    dataset: datasets.Dataset, preparation: Preparation, encoding: str
+) -> Callable[[dict[str, Any]], Example]:
+    """What turns a row of an opened source into an `Example`; ValueError for a row that cannot be used.
+
+    Args:
+        dataset: from `open_masked_source`.
+        preparation: of pictures and masks alike.
+        encoding: "instances" reads the masks as instance maps, "palette" their colours.
+    """
+    readers = {column: picture_reader(dataset, column) for column in dataset.features}
+
+    def read(row: dict[str, Any]) -> Example:
+        source = readers["image"](row["image"])
+        picture = decode_image(source)
+        size = picture.shape[:2]
+        instances = None
+        if encoding == "instances":
+            instances = _fitting(decode_instances(_present(row, "mask", readers)), size, source, "mask")
+            mask = DecodedMask((instances > 0).astype(np.int64))
+        else:
+            decoded = decode_mask(_present(row, "mask", readers), colours=encoding == "palette")
+            mask = DecodedMask(_fitting(decoded.keys, size, source, "mask"), decoded.palette)
+            if "instances" in row:
+                instances = decode_instances(_present(row, "instances", readers))
+                instances = _fitting(instances, size, source, "instance map")
+        return Example(
+            preparation(picture),
+            DecodedMask(preparation.labels(mask.keys), mask.palette),
+            None if instances is None else preparation.labels(instances),
+        )
+
+    return read
+
+
+def cache_masked(
+    dataset: datasets.Dataset,
+    preparation: Preparation,
+    name: str,
+    *,
+    encoding: str = "auto",
+    max_broken: float = 0.0,
+    cache_dir: str | Path | None = None,
+) -> MaskedCache:
+    """Decodes and prepares all pictures and masks of a source, or opens what an earlier call wrote.
+
+    What the masks' values mean is not decided here, so that another encoding needs no decoding, except for "palette"
+    and "instances", which read the files otherwise.
+
+    Args:
+        dataset: from `open_masked_source`.
+        preparation: of pictures and masks alike.
+        name: of the source, for messages.
+        encoding: as in `example_reader`.
+        max_broken: share of the rows that may be unusable; each is named in a warning.
+        cache_dir: as in `cache_images`.
+
+    Raises:
+        ValueError: if more rows are broken, or none is usable.
+    """
+    reading = encoding if encoding in ("instances", "palette") else "values"
+    key = ["masked", FORMAT, dataset._fingerprint, asdict(preparation), reading]
+    folder = written_once("masked", key, cache_dir, lambda aside: _write(dataset, preparation, name, reading, aside))
+    cache = MaskedCache(folder)
+    report_broken(cache.pictures, name, max_broken)
+    return cache
+
+
+class KeyTable:
+    """The keys that occur in a set, in the order in which they were met.
+
+    Attributes:
+        positions: of each key.
+        palette: its colour, where palette files state it.
+    """
+
+    def __init__(self) -> None:
+        self.positions: dict[int, int] = {}
+        self.palette: dict[int, Colour] = {}
+
+    def encode(self, mask: DecodedMask) -> tuple[np.ndarray, dict[int, int]]:
+        """Positions of the keys of a mask, uint8 (H, W), and the pixels of each key.
+
+        Raises:
+            ValueError: if the set would have too many keys, or indices of two palettes.
+        """
+        keys, inverse, counts = np.unique(mask.keys, return_inverse=True, return_counts=True)
+        new = [key for key in keys.tolist() if key not in self.positions]
+        if len(self.positions) + len(new) > MOST_KEYS:
+            raise ValueError(
+                f"its mask brings the different values of the masks to {len(self.positions) + len(new)} "
+                f"({describe(new)}), but classes are {MOST_KEYS - 1} at most; for instance numbers give "
+                "mask_encoding='instances'; masks saved as JPEG have to be saved as PNG."
+            )
+        for key, value in mask.palette.items():
+            if self.palette.get(key, value) != value:
+                raise ValueError(
+                    f"index {key} of its mask has the colour {value} in its palette and {self.palette[key]} in those "
+                    "before, so that indices mean different classes; give mask_encoding='palette' to read colours."
+                )
+        self.palette.update(mask.palette)
+        for key in new:
+            self.positions[key] = len(self.positions)
+        positions = np.array([self.positions[key] for key in keys.tolist()], dtype=np.uint8)
+        return positions[inverse].reshape(mask.keys.shape), dict(zip(keys.tolist(), counts.tolist()))
+
+
+def _present(row: dict[str, Any], column: str, readers: dict[str, Callable[[Any], Any]]) -> Any:
+    value = row[column]
+    if value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None):
+        raise ValueError(f"it has no {'instance map' if column == 'instances' else 'mask'}.")
+    return readers[column](value)
+
+
+def _fitting(labels: np.ndarray, size: tuple[int, ...], source: Any, name: str) -> np.ndarray:
+    labels = fit_orientation(labels, (size[0], size[1]), source)
+    if labels.shape != size:
+        raise ValueError(
+            f"its {name} has {labels.shape[1]}x{labels.shape[0]} pixels, the picture {size[1]}x{size[0]}; they must "
+            "be equal."
+        )
+    return labels
+
+
+def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, reading: str, folder: Path) -> None:
+    table = KeyTable()
+    rows: list[int] = []
+    counted: list[dict[int, int]] = []
+    has_instances = reading == "instances" or "instances" in dataset.features
+    with ExitStack() as stack:
+        writer = stack.enter_context(PictureWriter(folder))
+        names = ["codes", "instances", "touching"] if has_instances else ["codes"]
+        files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
+        for row, example in enumerate(each_row(dataset, example_reader(dataset, preparation, reading))):
+            try:
+                if isinstance(example, ValueError):
+                    raise example
+                writer.check(example.picture)
+                codes, counts = table.encode(example.mask)
+            except ValueError as problem:
+                writer.leave_out(row, problem)
+                continue
+            writer.append(example.picture)
+            files["codes"].write(codes.data)
+            if example.instances is not None:
+                separated = separate_instances(example.instances)
+                files["instances"].write(np.ascontiguousarray(example.instances).data)
+                files["touching"].write((separated != example.instances).astype(np.uint8).data)
+            rows.append(row)
+            counted.append(counts)
+        writer.finish(name)
+    keys = list(table.positions)
+    np.save(folder / "rows.npy", np.array(rows, dtype=np.int64))
+    np.save(folder / "counts.npy", np.array([[counts.get(key, 0) for key in keys] for counts in counted]))
+    info = {"keys": keys, "palette": table.palette, "has_instances": has_instances}
+    (folder / "masks.json").write_text(json.dumps(info, indent=2) + "\n")

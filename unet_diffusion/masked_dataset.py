@@ -1,0 +1,152 @@
+"""Stored pictures with masks as a torch data set whose items depend on the seed, the epoch and the index alone."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unet_diffusion.image_cache import written_once
+from unet_diffusion.masked_cache import MaskedCache, PixelFile, write_pixels
+from unet_diffusion.pixels import PixelRange
+from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.segmentation import IGNORE_INDEX, border_weight_map
+
+ROWS_AT_ONCE = 64  # whose border weights are computed in parallel; bounds the memory
+
+
+class MaskedDataset(Dataset):
+    """Pictures with masks, in their stored dtype and size.
+
+    Args:
+        cache: the decoded pictures and masks.
+        rows: int64 (N,), which of them belong to this set.
+        table: uint8 (256,), the class of each code of the cache.
+        num_classes: the background included.
+        pixel_range: what maps the stored values to [-1, 1].
+        name: of the source.
+        crop_size: side of the square that `dataset[epoch, index]` cuts out at a random place; None: whole pictures.
+        separate: set pixels where two instances touch to class 0 (`separate_instances`).
+        weights: border weights of all pictures of the cache, or None.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        cache: MaskedCache,
+        rows: np.ndarray,
+        table: np.ndarray,
+        num_classes: int,
+        pixel_range: PixelRange,
+        *,
+        name: str,
+        crop_size: int | None = None,
+        separate: bool = False,
+        weights: PixelFile | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.cache = cache
+        self.rows = rows
+        self.table = table
+        self.num_classes = num_classes
+        self.pixel_range = pixel_range
+        self.name = name
+        self.crop_size = crop_size
+        self.separate = separate
+        self.weights = weights
+        self.seed = seed
+        self.channels = cache.pictures.channels
+        self.height, self.width = (crop_size, crop_size) if crop_size else map(int, cache.sizes[rows[0]])
+        content = cache.fingerprint.encode() + rows.tobytes() + table.tobytes()
+        self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def class_counts(self) -> Tensor:
+        """Pixels of each class in the masks of this set, int64 (num_classes,), ignored ones left out."""
+        counts = np.zeros(256, dtype=np.int64)
+        np.add.at(counts, self.table[: len(self.cache.keys)], self.cache.counts[self.rows].sum(axis=0))
+        return torch.from_numpy(counts[: self.num_classes])
+
+    def fetch(self, index: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Picture `index` with its mask, whole, or a crop whose place the generator says.
+
+        A picture smaller than the crop is mirrored beyond its border to the size of the crop; there the mask is
+        `IGNORE_INDEX` and the weights are 0.
+
+        Returns:
+            `{"image": (C, H, W) of the stored dtype, "mask": int64 (H, W)}`, and `"weights"`, float32 (1, H, W), where
+            there are border weights.
+        """
+        row = self.rows[index]
+        height, width = map(int, self.cache.sizes[row])
+        window, padding = (slice(height), slice(width)), ((0, 0), (0, 0))
+        if generator is not None and self.crop_size is not None:
+            places = [place(side, self.crop_size, generator) for side in (height, width)]
+            window, padding = (places[0][0], places[1][0]), (places[0][1], places[1][1])
+        picture = self.cache.pictures.picture(row)[(slice(None), *window)]
+        mask = self.table[self.cache.codes[row][window]]
+        if self.separate:
+            mask[self.cache.touching[row][window] > 0] = 0
+        item = {
+            "image": torch.from_numpy(np.pad(picture, ((0, 0), *padding), mode="reflect")),
+            "mask": torch.from_numpy(np.pad(mask, padding, constant_values=IGNORE_INDEX)).to(torch.int64),
+        }
+        if self.weights is not None:
+            item["weights"] = torch.from_numpy(np.pad(self.weights[row][window], padding))[None]
+        return item
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        """Item (epoch, index), which depends on nothing else than these and the seed; an index alone: whole."""
+        if isinstance(key, tuple):
+            epoch, index = key
+            return self.fetch(index, keyed_generator(self.seed, "crop", epoch, index) if self.crop_size else None)
+        if not -len(self) <= key < len(self):
+            raise IndexError(f"index {key} of {len(self)} pictures")
+        return self.fetch(key)
+
+
+def place(side: int, crop: int, generator: torch.Generator) -> tuple[slice, tuple[int, int]]:
+    """Where a crop lies along one side: the part of the picture, and the pixels to add before and after.
+
+    A longer side is cut at a random place; a shorter one comes whole, at a random place of the crop.
+    """
+    offset = int(torch.randint(abs(side - crop) + 1, (), generator=generator))
+    if side >= crop:
+        return slice(offset, offset + crop), (0, 0)
+    return slice(side), (offset, crop - side - offset)
+
+
+def border_weights(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None) -> PixelFile:
+    """Border weights (`border_weight_map`) of all pictures of a cache, computed once.
+
+    Of the instances, those that touch being separated; without instance maps, of the connected components of all that
+    is neither class 0 nor ignored.
+
+    Args:
+        cache: the decoded pictures and masks.
+        table: the class of each code of the cache.
+        cache_dir: as in `cache_images`.
+    """
+
+    def weights(index: int) -> np.ndarray:
+        if cache.has_instances:
+            return border_weight_map(np.where(cache.touching[index] > 0, 0, cache.instances[index]))
+        classes = table[cache.codes[index]]
+        return border_weight_map((classes != 0) & (classes != IGNORE_INDEX))
+
+    def write(folder: Path) -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            blocks = (
+                range(start, min(start + ROWS_AT_ONCE, len(cache))) for start in range(0, len(cache), ROWS_AT_ONCE)
+            )
+            write_pixels(folder / "weights.bin", (each for block in blocks for each in threads.map(weights, block)))
+
+    key: list[Any] = ["border weights", cache.fingerprint, None if cache.has_instances else table.tolist()]
+    return PixelFile(written_once("weights", key, cache_dir, write) / "weights.bin", "float32", cache.sizes)

@@ -1,0 +1,125 @@
+"""Where pictures with masks come from: columns of a data set, two folders, or one folder with a suffix."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, Features
+
+from unet_diffusion.sources import find_column, find_pictures, listing, of_files, open_all_columns, undecoded
+
+MISSING = {"bytes": None, "path": None}
+SHOWN = 5  # files named one by one
+
+
+def open_masked_source(
+    source: str | Path,
+    split: str = "train",
+    *,
+    image_column: str | None = None,
+    mask_column: str | None = None,
+    instances_column: str | None = None,
+    masks: str | Path | None = None,
+    mask_suffix: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[Dataset, list[Path]]:
+    """Opens pictures with masks as a data set with the columns `image`, `mask` and perhaps `instances`, undecoded.
+
+    Args:
+        source: as `open_source` takes it; a folder of pictures if `masks` or `mask_suffix` is given.
+        split: name of the split; for folders, a subfolder of both.
+        image_column: by default the column `image`, or else the only one of type Image.
+        mask_column: by default the column `mask`, or else the only other one of type Image.
+        instances_column: column of instance maps; none by default.
+        masks: folder of masks, whose names are those of the pictures without regard to the ending (`a/1.jpg` and
+            `a/1.png`).
+        mask_suffix: what the name of a mask has in addition, before the ending (`1.jpg` and `1_mask.png`); without
+            `masks`, masks lie beside their pictures.
+        cache_dir: where `datasets` keeps what it converts and downloads.
+
+    Returns:
+        The data set, in which a picture without a mask has an empty one, and the masks without a picture.
+
+    Raises:
+        ValueError: if the source, the split or a column does not exist, or two files have one name.
+    """
+    if masks is not None or mask_suffix is not None:
+        if mask_column is not None or instances_column is not None:
+            raise ValueError("mask_column and instances_column are for data sets with columns; folders have masks.")
+        return _open_folders(Path(source).expanduser(), split, masks, mask_suffix or "")
+    opened = open_all_columns(str(source), split, False, None if cache_dir is None else str(cache_dir))
+    assert isinstance(opened, Dataset)
+    image = find_column(opened.features, "image", datasets.Image, image_column, str(source))
+    if image is None:
+        raise ValueError(
+            f"{source} has no single column of pictures; name it by image_column. {listing(opened.features)}"
+        )
+    columns = {"image": image, "mask": _mask_column(opened.features, image, mask_column, str(source))}
+    if instances_column is not None:
+        find_column(opened.features, "instances", datasets.Image, instances_column, str(source))
+        columns["instances"] = instances_column
+        if instances_column in (image, columns["mask"]):
+            raise ValueError(
+                f"instances_column is {instances_column!r}, the column of the pictures or masks; for masks that are "
+                "instance maps give mask_encoding='instances' alone."
+            )
+    opened = opened.select_columns(list(columns.values()))
+    for name, column in columns.items():
+        opened = undecoded(opened, column, f"{name}_column")
+    return opened.rename_columns({old: new for new, old in columns.items() if old != new}), []
+
+
+def _mask_column(features: Features, image: str, stated: str | None, source: str) -> str:
+    others = [name for name, kind in features.items() if isinstance(kind, datasets.Image) and name != image]
+    if stated is None and "mask" not in features and len(others) != 1:
+        raise ValueError(
+            f"{source} has no column of masks, or several; name it by mask_column, or for folders of files give masks "
+            f"(a folder) or mask_suffix. {listing(features)}"
+        )
+    found = find_column(
+        features, "mask", datasets.Image, stated or ("mask" if "mask" in features else others[0]), source
+    )
+    assert found is not None
+    return found
+
+
+def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: str) -> tuple[Dataset, list[Path]]:
+    if not folder.is_dir():
+        raise ValueError(f"data is {folder}, which is no folder; masks and mask_suffix are for folders of pictures.")
+    if masks is None:
+        home, files = find_pictures(folder, split)
+        mask_home, mask_files = home, [file for file in files if file.stem.endswith(suffix)]
+        files = [file for file in files if not file.stem.endswith(suffix)]
+    else:
+        mask_folder = Path(masks).expanduser()
+        if not mask_folder.is_dir():
+            raise ValueError(f"masks is {mask_folder}, which is no folder.")
+        home, files = find_pictures(folder, split)
+        mask_home, mask_files = find_pictures(mask_folder, split)
+    pictures = _by_name(files, home, "")
+    found = _by_name([file for file in mask_files if file.stem.endswith(suffix)], mask_home, suffix)
+    if not pictures.keys() & found.keys():
+        raise ValueError(
+            f"no picture of {home} has a mask in {mask_home}: the first names are "
+            f"{', '.join(sorted(pictures)[:SHOWN]) or 'none'} and {', '.join(sorted(found)[:SHOWN]) or 'none'}"
+            f"{f', without the suffix {suffix!r}' if suffix else ''}; they must be equal but for the ending."
+        )
+    orphans = [found[name] for name in sorted(found.keys() - pictures.keys())]
+    rows: dict[str, list[Any]] = {
+        "image": [{"bytes": None, "path": str(pictures[name])} for name in pictures],
+        "mask": [{"bytes": None, "path": str(found[name])} if name in found else MISSING for name in pictures],
+    }
+    features = Features({"image": datasets.Image(decode=False), "mask": datasets.Image(decode=False)})
+    used = [*pictures.values(), *(found[name] for name in pictures if name in found)]
+    return of_files(rows, features, used), orphans
+
+
+def _by_name(files: list[Path], home: Path, suffix: str) -> dict[str, Path]:
+    """Files by their path below `home`, without the ending and the suffix."""
+    named: dict[str, Path] = {}
+    for file in files:
+        name = file.relative_to(home).with_suffix("").as_posix().removesuffix(suffix)
+        if name in named:
+            raise ValueError(f"{named[name]} and {file} have the same name but for the ending; remove or rename one.")
+        named[name] = file
+    return named

@@ -1,0 +1,169 @@
+"""Masks: how a mask file becomes numbers.
+
+Class indices, black and white, colours, palettes and instance numbers are all read into one kind of number a pixel, a
+*key*: a grey value or an index is its own key, a colour has a key above all grey values. What the keys mean is decided
+once for a whole set, from its training masks (`unet_diffusion.mask_encoding`).
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from unet_diffusion.pixels import LARGEST, ImageLike, decode_image, read_header
+
+Colour: TypeAlias = tuple[int, int, int]
+
+COLOURED = 1 << 24  # added to red * 65536 + green * 256 + blue in the key of a colour that is not grey
+SHOWN = 6  # keys named one by one
+EXIF_ORIENTATION = 0x0112
+QUARTER_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+
+
+@dataclass(frozen=True)
+class DecodedMask:
+    """One mask as read.
+
+    Attributes:
+        keys: int64 (H, W).
+        palette: colours of the indices that a palette file states; empty for other files.
+    """
+
+    keys: np.ndarray
+    palette: Mapping[int, Colour] = field(default_factory=dict)
+
+
+def decode_mask(source: ImageLike, *, colours: bool = False) -> DecodedMask:
+    """The keys of one mask.
+
+    Grey pictures give their values (8 or 16 bits; whole floats too), palette pictures their indices, colour pictures
+    the keys of their colours; transparent pixels count as black. Black-and-white pictures and bool arrays give 0 and
+    255.
+
+    Args:
+        source: as `decode_image` takes it.
+        colours: read the colours of palette pictures instead of their indices.
+
+    Raises:
+        ValueError: if the file cannot be decoded; if it holds fractions, colours of 16 bits or half-transparent pixels;
+            if it has a channel for each class (multi-label), which says whether classes overlap.
+    """
+    header = read_header(source)
+    has_palette = header is not None and header.mode == "P" and not colours
+    pixels = decode_image(source, keep_indices=has_palette)
+    if pixels.dtype.kind == "f":
+        pixels = _whole(pixels)
+    if pixels.shape[2] == 1:
+        keys = pixels[:, :, 0].astype(np.int64)
+        palette = _palette(header, np.unique(keys)) if has_palette and header is not None else {}
+        return DecodedMask(keys, palette)
+    return DecodedMask(_colour_keys(pixels))
+
+
+def decode_instances(source: ImageLike) -> np.ndarray:
+    """Instance numbers, uint16 (H, W), 0 being the background, of a grey or palette picture or an array.
+
+    Raises:
+        ValueError: if the file cannot be decoded, or holds colours or fractions.
+    """
+    keys = decode_mask(source).keys
+    if keys.max() > LARGEST["uint16"]:
+        raise ValueError("the instance map is in colour; it has one channel of instance numbers, 0 for the background.")
+    return keys.astype(np.uint16)
+
+
+def fit_orientation(labels: np.ndarray, size: tuple[int, int], picture: ImageLike) -> np.ndarray:
+    """Turns a mask (H, W) upright as its picture, but only where the sizes say that it has to be turned.
+
+    Pictures are turned upright by their EXIF orientation, and so are masks that state one. A mask without one may have
+    been drawn on the upright picture, as viewers show it, or on the pixels as they are stored. If it has the size of
+    the upright picture it is left alone. If it has that size with height and width exchanged, and the picture states a
+    quarter turn, it was drawn on the stored pixels and is turned alike. (Where the turn leaves the size as it was, the
+    two cannot be told apart, and the doctor says so.)
+
+    Args:
+        labels: as decoded.
+        size: height and width of the upright picture.
+        picture: its source.
+    """
+    if labels.shape == size or labels.shape != size[::-1]:
+        return labels
+    turns = {5: labels.T, 6: np.rot90(labels, -1), 7: np.rot90(labels.T, 2), 8: np.rot90(labels)}
+    return np.ascontiguousarray(turns.get(orientation(picture), labels))
+
+
+def orientation(source: ImageLike) -> int:
+    """The EXIF orientation that a picture states, 1 to 8; 1, upright, if it states none."""
+    header = read_header(source)
+    return 1 if header is None else header.getexif().get(EXIF_ORIENTATION, 1)
+
+
+def describe(keys: Collection[int]) -> str:
+    """Keys as a reader knows them: runs of numbers, and colours."""
+    runs: list[list[int]] = []
+    for key in sorted(keys):
+        if runs and key == runs[-1][1] + 1 and key < COLOURED:
+            runs[-1][1] = key
+        else:
+            runs.append([key, key])
+    shown = [str(key_colour(low)) if low >= COLOURED else f"{low}" if low == high else f"{low}..{high}"
+             for low, high in runs[:SHOWN]]  # fmt: skip
+    return ", ".join(shown) + (f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else "")
+
+
+def key_colour(key: int) -> Colour:
+    """The colour of a key: grey for a grey value of 8 bits."""
+    packed = key - COLOURED if key >= COLOURED else key * 0x010101
+    return packed >> 16 & 255, packed >> 8 & 255, packed & 255
+
+
+def colour_key(value: Colour) -> int:
+    """The key of a colour."""
+    red, green, blue = value
+    return red if red == green == blue else COLOURED + (red << 16) + (green << 8) + blue
+
+
+def _whole(pixels: np.ndarray) -> np.ndarray:
+    fractions = pixels[(pixels != np.floor(pixels)) | (pixels < 0) | (pixels > LARGEST["uint16"])]
+    if fractions.size:
+        raise ValueError(f"the mask holds the value {fractions.flat[0]:g}; classes are whole numbers from 0 up.")
+    return pixels.astype(np.uint16)
+
+
+def _palette(image: Image.Image, used: np.ndarray) -> dict[int, Colour]:
+    values = image.getpalette() or []
+    colours = {int(index): values[3 * index : 3 * index + 3] for index in used}
+    return {index: (red, green, blue) for index, (red, green, blue) in colours.items() if len(colours[index]) == 3}
+
+
+def _colour_keys(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, C) of 2 or more channels to keys (H, W)."""
+    if pixels.shape[2] in (2, 4) and pixels.dtype == np.uint8 and pixels.max() > 1:
+        pixels = _without_alpha(pixels)
+    channels = pixels.shape[2]
+    is_grey = (pixels == pixels[:, :, :1]).all()
+    if channels in (1, 3) and (is_grey or (pixels.dtype == np.uint8 and pixels.max() > 1)):
+        red, green, blue = (pixels[:, :, min(channel, channels - 1)].astype(np.int64) for channel in range(3))
+        return np.where((red == green) & (green == blue), red, COLOURED + (red << 16) + (green << 8) + blue)
+    overlaps = int(((pixels > 0).sum(axis=2) > 1).sum())
+    reason = (
+        f"they overlap at {overlaps} pixels (multi-label), and a softmax over classes learns one class a pixel"
+        if overlaps
+        else "a channel for each class is not read"
+    )
+    raise ValueError(
+        f"the mask has {channels} channels of {pixels.dtype}, and {reason}; store one channel of class indices, "
+        "or 8-bit colours."
+    )
+
+
+def _without_alpha(pixels: np.ndarray) -> np.ndarray:
+    alpha = pixels[:, :, -1:]
+    if not np.isin(alpha, (0, 255)).all():
+        raise ValueError(
+            f"the mask has {pixels.shape[2]} channels, the last of which is no alpha of 0 or 255; store one channel of "
+            "class indices, or 8-bit colours (overlapping classes, multi-label masks, cannot be learned by softmax)."
+        )
+    return np.where(alpha == 0, 0, pixels[:, :, :-1]).astype(np.uint8)
