@@ -13,13 +13,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from unet_diffusion.pipeline_config import PrivateArguments
 from unet_diffusion.pixels import PixelRange
 from unet_diffusion.sampling import check_classes, check_scheduler, step_arguments
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
 PIL_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16", ("float32", 1): "F"}
-PRIVATE_KEYS = {"_pixel_range": "pixel_range", "_class_names": "class_names"}  # stock pipelines pass over private keys
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ImageGenerationOutput(BaseOutput):
     images: list[Image.Image] | np.ndarray | Tensor
 
 
-class ImageGenerationPipeline(DiffusionPipeline):
+class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
     """Generates pictures from noise (Ho et al. 2020), with any scheduler of diffusers whose `step` needs no more.
 
     Example:
@@ -54,7 +54,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
         unet: a network with a noise head and a timestep embedding.
         scheduler: the sampler; `unet_diffusion.sampling.sampler` makes one from the scheduler of the training.
         pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit pictures.
-        class_names: names of the classes that pictures can be generated of, in the order of their indices.
+        label_names: names of the classes that pictures can be generated of, in the order of their indices.
 
     Raises:
         ValueError: a network that cannot turn noise into pictures, or a bad pixel range.
@@ -68,7 +68,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
         unet: UNet,
         scheduler: SchedulerMixin,
         pixel_range: dict | None = None,
-        class_names: list[str] | None = None,
+        label_names: list[str] | None = None,
     ) -> None:
         super().__init__()
         config = unet.config
@@ -83,23 +83,12 @@ class ImageGenerationPipeline(DiffusionPipeline):
         if pixel_range is not None:
             PixelRange.from_dict(pixel_range)
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(_pixel_range=pixel_range, _class_names=class_names)
-
-    @classmethod
-    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
-        """Reads the arguments that are saved under private keys, which stock pipelines pass over without a warning."""
-        return super().extract_init_dict({PRIVATE_KEYS.get(k, k): v for k, v in config_dict.items()}, **kwargs)
+        self.register_to_config(_pixel_range=pixel_range, _label_names=label_names)
 
     @property
-    def pixel_range(self) -> PixelRange:
-        """How stored values map to the network's [-1, 1]."""
-        saved = self.config["_pixel_range"]
-        return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names of the classes, in the order of their indices."""
-        return self.config["_class_names"]
+    def label_names(self) -> list[str] | None:
+        """Names of the class labels, in the order of their indices."""
+        return self.config["_label_names"]
 
     @property
     def guidance_scale(self) -> float:
@@ -209,7 +198,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
         Args:
             batch_size: number of pictures.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1000 for plain DDPM.
-            class_labels: a class for all pictures or one each, as index or as one of `class_names`; None: no class.
+            class_labels: a class for all pictures or one each, as index or as one of `label_names`; None: no class.
             guidance_scale: w in uncond + w (cond - uncond), classifier-free guidance (Ho & Salimans 2022); 1: none.
             guidance_interval: (low, high), the part of the steps that is guided, as shares of the schedule: 0 is its
                 noisy begin, 1 its end (Kynkaanniemi et al. 2024); None: all of it.
@@ -309,7 +298,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
         if isinstance(class_labels, Tensor):
             class_labels = class_labels.tolist()
         given = [class_labels] * batch_size if isinstance(class_labels, (int, str)) else list(class_labels)
-        names = self.class_names or []
+        names = self.label_names or []
         for label in given:
             if isinstance(label, str) and label not in names:
                 raise ValueError(f"there is no class named {label!r}; choose from {names}, or pass an index.")

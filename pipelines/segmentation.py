@@ -104,6 +104,11 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         )
 
     @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes of the masks, in the order of their indices."""
+        return self.config["_class_names"]
+
+    @property
     def palette(self) -> list[list[int]] | None:
         """Red, green and blue of each class, or None for the default colours."""
         return self.config["_palette"]

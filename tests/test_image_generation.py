@@ -166,7 +166,7 @@ def test_guidance_interval_is_a_part_of_the_steps():
 
 
 def test_classes_by_index_name_list_and_tensor():
-    pipe = pipeline(class_network(), class_names=["cat", "dog", "hen"])
+    pipe = pipeline(class_network(), label_names=["cat", "dog", "hen"])
     noise = torch.randn(2, 1, 8, 8)
 
     def images(class_labels):
@@ -323,22 +323,22 @@ def test_networks_that_cannot_generate_are_refused():
 
 def test_saved_pipeline_comes_back_whole_and_without_warning(tmp_path, diffusers_log):
     names = ["cat", "dog", "hen"]
-    pipe = pipeline(class_network(), pixel_range=PIXELS_12_BIT, class_names=names)
+    pipe = pipeline(class_network(), pixel_range=PIXELS_12_BIT, label_names=names)
     pipe.save_pretrained(tmp_path)
     again = ImageGenerationPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
     assert again.pixel_range == PixelRange.from_dict(PIXELS_12_BIT)
-    assert again.class_names == names
+    assert again.label_names == names
     expected, images = (p(2, 3, "dog", generator=seeded(0, 1), output_type="pt").images for p in (pipe, again))
     assert torch.equal(images, expected)
 
     again.save_pretrained(tmp_path / "again")
-    assert json.loads((tmp_path / "again/model_index.json").read_text())["_class_names"] == names
+    assert json.loads((tmp_path / "again/model_index.json").read_text())["_label_names"] == names
     assert not diffusers_log.records
 
 
 def test_stock_pipeline_loads_the_same_folder_without_warning(tmp_path, diffusers_log):
-    pipe = pipeline(scheduler=DDPMScheduler(), pixel_range=PIXELS_12_BIT, class_names=["a"])
+    pipe = pipeline(scheduler=DDPMScheduler(), pixel_range=PIXELS_12_BIT, label_names=["a"])
     pipe.save_pretrained(tmp_path)
     stock = DDPMPipeline.from_pretrained(tmp_path)
     stock.set_progress_bar_config(disable=True)
@@ -357,12 +357,12 @@ def test_arguments_of_from_pretrained_win_over_the_saved_ones(tmp_path, diffuser
 
 
 def test_from_pipe_keeps_components_and_settings(diffusers_log):
-    pipe = pipeline(pixel_range=PIXELS_12_BIT, class_names=["a", "b"])
+    pipe = pipeline(pixel_range=PIXELS_12_BIT, label_names=["a", "b"])
     stock = DDPMPipeline.from_pipe(pipe, unet=pipe.unet)
     for source in (pipe, stock):
         made = ImageGenerationPipeline.from_pipe(source)
         assert made.unet is pipe.unet and made.scheduler is pipe.scheduler
-        assert made.pixel_range == pipe.pixel_range and made.class_names == ["a", "b"]
+        assert made.pixel_range == pipe.pixel_range and made.label_names == ["a", "b"]
 
 
 def test_file_works_as_custom_pipeline(tmp_path, monkeypatch, diffusers_log):

@@ -255,7 +255,7 @@ def test_a_stream_trains_and_goes_on_where_it_stopped(options, tmp_path):
 def test_class_labels_are_learnt_and_saved(options):
     options.diffusion = replace(options.diffusion, class_conditional=True)
     pipe = ImageGenerationPipeline.from_pretrained(train_ddpm(options))
-    assert pipe.class_names == [str(digit) for digit in range(10)]
+    assert pipe.label_names == [str(digit) for digit in range(10)]
     assert pipe.unet.config.num_class_embeds == 10
     pipe.set_progress_bar_config(disable=True)
     images = pipe(batch_size=2, class_labels=["3", "7"], guidance_scale=2.0, num_inference_steps=2).images

@@ -1,4 +1,4 @@
-"""What our pipelines save beside their components: how pictures are stored, and the names of classes."""
+"""What our pipelines save beside their components: how pictures are stored, names, colours."""
 
 import inspect
 from typing import Any
@@ -27,8 +27,3 @@ class PrivateArguments:
         """How stored values map to the network's [-1, 1]."""
         saved = self.config["_pixel_range"]
         return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names of the classes, in the order of their indices."""
-        return self.config["_class_names"]
