@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unet_diffusion import UNet
-from unet_diffusion.data import DataConfig
+from unet_diffusion.data import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import ImageGenerationPipeline
-from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.train_ddpm import TrainDDPM, make_unet, train_ddpm
 from unet_diffusion.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -260,6 +260,15 @@ def test_class_labels_are_learnt_and_saved(options):
     pipe.set_progress_bar_config(disable=True)
     images = pipe(batch_size=2, class_labels=["3", "7"], guidance_scale=2.0, num_inference_steps=2).images
     assert len(images) == 2
+
+
+def test_labels_that_are_dropped_or_missing_are_the_null_class(options):
+    options.diffusion = replace(options.diffusion, class_conditional=True)
+    data = load_images(options.data)
+    unet = make_unet(options, 8, 8, 1, data.train.class_names)
+    task = DiffusionTask(unet, data, options.diffusion)
+    labels = task._labels(torch.tensor([4, -1, 7]), torch.tensor([False, False, True]))
+    assert labels.tolist() == [4, 10, 10]
 
 
 def test_a_run_can_start_from_the_weights_of_another(options, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.atomic import merged_into
-from unet_diffusion.data import ImageSets
+from unet_diffusion.data import NO_LABEL, ImageSets, to_batch
 from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.loading import training_batches
 from unet_diffusion.model_card import diffusion_card
@@ -25,6 +25,7 @@ from unet_diffusion.unet import UNet
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PREVIEW_STEPS = 20  # of the fast sampler
+VALIDATION_BATCH = 64  # pictures at once
 CURVES = {
     "loss": ("loss", "validation_loss"),
     "learning rate": ("learning_rate",),
@@ -114,9 +115,8 @@ class DiffusionTask:
         noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
         labels = None
         if self.config.class_conditional:
-            dropped = torch.stack([torch.rand((), generator=generator) for generator in generators])
-            null = torch.full_like(batch["label"], self.unet.config.num_class_embeds)
-            labels = torch.where((dropped < self.config.label_dropout).to(clean.device), null, batch["label"])
+            draws = torch.stack([torch.rand((), generator=generator) for generator in generators])
+            labels = self._labels(batch["label"], (draws < self.config.label_dropout).to(clean.device))
         return noise_prediction_loss(
             unet,
             self.scheduler,
@@ -134,23 +134,29 @@ class DiffusionTask:
             return {}
         count = min(len(pictures), self.config.validation_pictures)
         total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
-        for index in range(accelerator.process_index, count, accelerator.num_processes):
-            item = pictures[index]
-            clean = self.pixel_range.to_model(item["image"][None].to(accelerator.device))
-            noise = torch.randn(clean.shape[1:], generator=keyed_generator(0, "validation", index))[None]
-            timestep = torch.tensor([int((index + 0.5) / count * self.config.num_train_timesteps)])
-            labels = torch.tensor([item["label"]]) if self.config.class_conditional else None
+        mine = range(accelerator.process_index, count, accelerator.num_processes)
+        for indices in (mine[start : start + VALIDATION_BATCH] for start in range(0, len(mine), VALIDATION_BATCH)):
+            batch = to_batch([pictures[index] for index in indices])
+            batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+            clean = self.pixel_range.to_model(batch["image"])
+            noise = [torch.randn(clean.shape[1:], generator=keyed_generator(0, "validation", i)) for i in indices]
+            timesteps = [int((index + 0.5) / count * self.config.num_train_timesteps) for index in indices]
             loss = noise_prediction_loss(
                 unet,
                 self.scheduler,
                 clean,
-                noise.to(clean.device),
-                timestep.to(clean.device),
-                None if labels is None else labels.to(clean.device),
+                torch.stack(noise).to(clean.device),
+                torch.tensor(timesteps, device=clean.device),
+                self._labels(batch["label"]) if self.config.class_conditional else None,
                 self.config.min_snr_gamma,
             )
-            total += loss.double()
+            total += len(indices) * loss.double()
         return {"validation_loss": accelerator.reduce(total, "sum").item() / count}
+
+    def _labels(self, labels: Tensor, dropped: Tensor | bool = False) -> Tensor:
+        """Class indices (B,) with the null class where a label is dropped or missing."""
+        null = torch.full_like(labels, self.unet.config.num_class_embeds)
+        return torch.where((labels == NO_LABEL) | dropped, null, labels)
 
     def pipeline(self, unet: UNet) -> ImageGenerationPipeline:
         """The pipeline that a run saves."""
