@@ -22,10 +22,11 @@ from unet_diffusion.atomic import write_json
 from unet_diffusion.data import DataConfig, ImageDataset, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.figures import grid, save_curves, save_picture
+from unet_diffusion.masked_data import MaskedSets
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.sampling import sampler
-from unet_diffusion.segmentation_task import SegmentationTask
+from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.training import Trainer, make_accelerator
 from unet_diffusion.training_config import TrainingConfig
@@ -49,7 +50,7 @@ class Quickstart:
 
 
 class DigitMasks(Dataset):
-    """The digits with the class of every pixel: 0 for paper, 1 + digit for ink."""
+    """The digits with the class of every pixel: 0 for paper, 1 + digit for ink, so that the labels are real."""
 
     def __init__(self, images: ImageDataset) -> None:
         self.images = images
@@ -109,12 +110,18 @@ def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
     output = options.output / "segmentation"
     data_config = DataConfig(data="mnist-5000", validation_fraction=0.1, max_images=options.max_images)
     data = load_images(data_config, config.seed)
-    task = SegmentationTask(
-        UNet.from_pretrained(pretrained / "unet").to_segmentation(NUM_CLASSES),
+    masked = MaskedSets(
         DigitMasks(data.train),
         DigitMasks(data.validation),
-        data.train.pixel_range,
-        class_names=["paper", *"0123456789"],
+        NUM_CLASSES,
+        class_names=("paper", *"0123456789"),
+        palette=None,
+        pixel_range=data.train.pixel_range,
+    )
+    task = SegmentationTask(
+        UNet.from_pretrained(pretrained / "unet").to_segmentation(NUM_CLASSES),
+        masked,
+        SegmentationConfig(),
         scheduler=DDPMScheduler.from_pretrained(pretrained / "scheduler"),
     )
     resolved = {"data": vars(data_config), "training": vars(config), "pretrained": str(pretrained)}

@@ -11,10 +11,12 @@ from unet_diffusion.doctor import Doctor, Report, doctor
 from unet_diffusion.generation import Sample, sample
 from unet_diffusion.segment import Segment, segment
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "train-ddpm": (TrainDDPM, train_ddpm),
     "sample": (Sample, sample),
+    "train-segmentation": (TrainSegmentation, train_segmentation),
     "segment": (Segment, segment),
     "doctor": (Doctor, doctor),
 }
