@@ -39,7 +39,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def save_curves(rows: list[dict[str, Any]], path: Path, panels: Mapping[str, Sequence[str]]) -> None:
-    """Plots quantities of a `metrics.jsonl` against the step.
+    """Plots quantities of a `metrics.jsonl` against the step, losses on a logarithmic axis.
 
     Args:
         rows: its lines.
@@ -51,6 +51,8 @@ def save_curves(rows: list[dict[str, Any]], path: Path, panels: Mapping[str, Seq
     figure = Figure(figsize=(5 * max(len(panels), 1), 3.2), layout="constrained")
     for position, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), position)
+        if all(name.endswith("loss") for name in names):
+            axes.set_yscale("log")
         for name in names:
             steps, values = series(rows, name)
             axes.plot(steps, values, label=name.replace("_", " "), marker="." if len(steps) < 40 else None)
