@@ -1,9 +1,13 @@
 """What all tests share: one thread a process, so that results do not depend on the machine, and the shared data."""
 
-from pathlib import Path
+import os
 
-import pytest
-import torch
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
