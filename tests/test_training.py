@@ -60,6 +60,13 @@ def options(tmp_path, network) -> TrainDDPM:
     )
 
 
+def without_dropout(network: str, folder: Path) -> str:
+    """The same network as a config without dropout, whose losses do not depend on how a step is spread."""
+    path = folder / "without_dropout.json"
+    path.write_text(json.dumps(json.loads(Path(network).read_text()) | {"dropout": 0.0}))
+    return str(path)
+
+
 def final_state(run: Path, step: int) -> dict[str, torch.Tensor]:
     """Weights, moving average and optimizer after the last step, and the weights for use."""
     folder = run / "checkpoints" / f"step-{step:08d}"
@@ -156,6 +163,18 @@ def test_a_run_can_be_lengthened_but_not_changed(options):
         train_ddpm(replace(options, training=replace(options.training, learning_rate=0.5)))
 
 
+def test_a_resumed_run_may_spread_a_step_differently_but_not_change_its_size(options, tmp_path):
+    options.training = replace(options.training, schedule="constant", log_every=1)
+    options.model = without_dropout(options.model, tmp_path)
+    whole = train_ddpm(replace(options, output=tmp_path / "whole"))
+    train_ddpm(replace(options, training=replace(options.training, steps=3)))
+    train_ddpm(replace(options, training=replace(options.training, batch_size=2, accumulate=2)))
+    losses = [series(metrics(run), "loss")[1] for run in (options.output, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    with pytest.raises(ValueError, match="pictures_per_step is 8, but the run in .* was started with 4"):
+        train_ddpm(replace(options, training=replace(options.training, batch_size=8)))
+
+
 def test_a_finished_run_is_not_trained_again(options):
     run = train_ddpm(options)
     before = metrics(run)
@@ -185,9 +204,7 @@ def test_the_learning_rate_follows_the_schedule_in_optimizer_steps(options):
 
 def test_accumulation_sees_the_same_pictures_and_noise_as_one_large_batch(options, tmp_path, network):
     """Without dropout two halves give the loss of the whole: the same draws, averaged."""
-    config = json.loads(Path(network).read_text()) | {"dropout": 0.0}
-    options.model = str(tmp_path / "without_dropout.json")
-    Path(options.model).write_text(json.dumps(config))
+    options.model = without_dropout(network, tmp_path)
     halves = replace(
         options, output=tmp_path / "halves", training=replace(options.training, batch_size=2, accumulate=2)
     )
@@ -383,9 +400,7 @@ def test_a_killed_run_started_again_ends_with_the_same_weights(options, tmp_path
 
 @pytest.mark.slow
 def test_compiled_blocks_learn_as_eager_ones(options, tmp_path, network):
-    config = json.loads(Path(network).read_text()) | {"dropout": 0.0}
-    options.model = str(tmp_path / "without_dropout.json")
-    Path(options.model).write_text(json.dumps(config))
+    options.model = without_dropout(network, tmp_path)
     compiled = replace(options, output=tmp_path / "compiled", training=replace(options.training, compile=True))
     losses = [series(metrics(train_ddpm(each)), "loss")[1] for each in (options, compiled)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -393,9 +408,7 @@ def test_compiled_blocks_learn_as_eager_ones(options, tmp_path, network):
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(options, tmp_path, network):
-    config = json.loads(Path(network).read_text()) | {"dropout": 0.0}
-    options.model = str(tmp_path / "without_dropout.json")
-    Path(options.model).write_text(json.dumps(config))
+    options.model = without_dropout(network, tmp_path)
     one = replace(options, output=tmp_path / "one", training=replace(options.training, batch_size=8))
     subprocess.run([sys.executable, *command(one, 6)], check=True, env=environment())
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
