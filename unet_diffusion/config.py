@@ -56,8 +56,9 @@ def check_config(config: Mapping[str, Any]) -> None:
         "must be two or more widths of at least 2, one per resolution, such as (64, 128, 256)",
     )
     attention = config["attention"]
+    bools = isinstance(attention, (tuple, list)) and all(isinstance(attend, bool) for attend in attention)
     require(
-        attention is None or (len(attention) == len(channels) and all(isinstance(a, bool) for a in attention)),
+        attention is None or (bools and len(attention) == len(channels)),
         "attention",
         f"must be one bool per resolution, {len(channels)} as channels has, or None for the bridge only",
     )
