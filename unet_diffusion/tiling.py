@@ -7,9 +7,7 @@ an unpadded network reach over the border, where the picture is mirrored, and ke
 
 Without attention and without statistics over space, the tiled result equals that of the whole picture but for rounding
 (about 1e-6 of the largest logit). Otherwise every pixel depends on all others, and windows see only their own:
-neighbouring windows are then blended by raised cosines, and a difference remains. Measured on the 512x512 electron
-micrographs of ISBI 2012 (validation), a small network with GroupNorm and attention: windows of 128, 192 and 256 pixels
-a side change 2.2, 1.5 and 1.2 % of the labels, and the pixel accuracy from 0.911 to 0.904, 0.909 and 0.907. A wider
+neighbouring windows are then blended by raised cosines, and a difference remains, which shrinks as windows grow. A wider
 overlap does not help: the difference comes from what the windows do not see, not from their borders.
 """
 
