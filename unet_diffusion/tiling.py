@@ -7,7 +7,7 @@ an unpadded network reach over the border, where the picture is mirrored, and ke
 
 Without attention and without statistics over space, the tiled result equals that of the whole picture but for rounding
 (about 1e-6 of the largest logit). Otherwise every pixel depends on all others, and windows see only their own:
-neighbouring windows are then blended by raised cosines, and a difference remains, which shrinks as windows grow. A wider
+neighbouring windows are then blended by raised cosines, and a difference remains that shrinks as windows grow. A wider
 overlap does not help: the difference comes from what the windows do not see, not from their borders.
 """
 
