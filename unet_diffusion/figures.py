@@ -10,7 +10,7 @@ from PIL import Image
 
 from unet_diffusion.atomic import written_aside
 from unet_diffusion.metrics_log import series
-from unet_diffusion.palette import colour, mask_picture, overlay, viewable  # noqa: F401  # found here too
+from unet_diffusion.palette import viewable
 
 
 def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2, scale: int = 1) -> Image.Image:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unet_diffusion.atomic import written_aside
-from unet_diffusion.figures import grid, save_picture, viewable
+from unet_diffusion.figures import grid, save_picture
 from unet_diffusion.pipelines.image_generation import PIL_MODES, ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.sampling import SamplerName, sampler
@@ -80,7 +80,7 @@ def sample(config: Sample) -> Path:
         with written_aside(output / f"{i:05d}{'.png' if as_png else '.npy'}") as aside:
             image.save(aside) if as_png else np.save(aside, image.cpu().numpy())
     shown = images if as_png else [Image.fromarray(image[0].float().cpu().numpy()) for image in images]
-    save_picture(grid([viewable(picture) for picture in shown[:256]]), output / "grid.png")
+    save_picture(grid(shown[:256]), output / "grid.png")
     return output
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from unet_diffusion.atomic import merged_into
 from unet_diffusion.augmentation import AugmentationConfig, augment
-from unet_diffusion.figures import array_pictures, grid, overlay, save_curves, save_picture
+from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.loading import training_batches
 from unet_diffusion.metrics import SegmentationMetrics
 from unet_diffusion.model_card import segmentation_card
+from unet_diffusion.palette import overlay
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation import class_weights_from_counts, cut_to, segmentation_loss
 from unet_diffusion.training_config import TrainingConfig
