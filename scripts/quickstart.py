@@ -33,6 +33,7 @@ from unet_diffusion.training_config import TrainingConfig
 
 INK = 127  # stored values above it are ink
 NUM_CLASSES = 11  # background and ten digits
+HELD_OUT = 0.1  # share of the digits that neither half learns from
 
 
 @dataclass
@@ -64,13 +65,18 @@ class DigitMasks(Dataset):
         return {"image": item["image"], "mask": torch.where(ink, item["label"] + 1, 0)}
 
 
+def digits(options: Quickstart) -> DataConfig:
+    """The same digits for both halves, so that masks are judged on pictures that the network has never seen."""
+    return DataConfig(data="mnist-5000", validation_fraction=HELD_OUT, max_images=options.max_images)
+
+
 def learn_to_generate(options: Quickstart) -> Path:
     """A DDPM run on the digits."""
     return train_ddpm(
         TrainDDPM(
             output=options.output / "ddpm",
             model=str(Path(__file__).parent / "networks" / "digits.json"),
-            data=DataConfig(data="mnist-5000", max_images=options.max_images),
+            data=digits(options),
             diffusion=DiffusionConfig(class_conditional=True, preview_pictures=20),
             training=TrainingConfig(
                 steps=options.diffusion_steps,
@@ -90,8 +96,8 @@ def draw_samples(run: Path) -> Image.Image:
     pipe = ImageGenerationPipeline.from_pretrained(run)
     pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
     generator = torch.Generator().manual_seed(0)
-    digits = [i // 6 for i in range(60)]
-    pictures = pipe(60, class_labels=digits, guidance_scale=2.0, generator=generator).images
+    labels = [i // 6 for i in range(60)]
+    pictures = pipe(60, class_labels=labels, guidance_scale=2.0, generator=generator).images
     pictures += pipe(4, generator=generator).images
     return grid(pictures, columns=8, scale=3)
 
@@ -108,7 +114,7 @@ def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
         checkpoint_every=175,
     )
     output = options.output / "segmentation"
-    data_config = DataConfig(data="mnist-5000", validation_fraction=0.1, max_images=options.max_images)
+    data_config = digits(options)
     data = load_images(data_config, config.seed)
     masked = MaskedSets(
         DigitMasks(data.train),
