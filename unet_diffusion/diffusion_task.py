@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet_diffusion.atomic import merged_into
 from unet_diffusion.data import NO_LABEL, ImageSets, to_batch
@@ -95,19 +95,26 @@ class DiffusionTask:
         num_workers: processes that load pictures ahead.
     """
 
+    best_by: str | None = None  # the validation loss says little about the pictures, so the last weights are exported
+    patience: int | None = None
+
     def __init__(self, unet: UNet, data: ImageSets, config: DiffusionConfig, num_workers: int = 0) -> None:
-        self.unet = unet.to_diffusion()
+        self.network = unet.to_diffusion()
         if unet.segmentation_head is not None:
             unet.segmentation_head.requires_grad_(False)
         self.data, self.config, self.num_workers = data, config, num_workers
         self.pixel_range, self.class_names = data.train.pixel_range, data.train.class_names
         self.scheduler = config.make_scheduler()
 
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """All but the segmentation head, alike."""
+        return [([parameter for parameter in self.network.parameters() if parameter.requires_grad], 1.0)]
+
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
         """Micro-batches of stored pictures `image` (B, C, H, W) and classes `label` (B,), on the device."""
         return training_batches(self.data.train, accelerator, config, start_step, self.num_workers)
 
-    def loss(self, unet: torch.nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
+    def loss(self, unet: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
         """The weighted noise-prediction loss; timestep, noise and label dropout come from each sample's generator."""
         clean = self.pixel_range.to_model(batch["image"])
         last = self.config.num_train_timesteps
@@ -155,7 +162,7 @@ class DiffusionTask:
 
     def _labels(self, labels: Tensor, dropped: Tensor | bool = False) -> Tensor:
         """Class indices (B,) with the null class where a label is dropped or missing."""
-        null = torch.full_like(labels, self.unet.config.num_class_embeds)
+        null = torch.full_like(labels, self.network.config.num_class_embeds)
         return torch.where((labels == NO_LABEL) | dropped, null, labels)
 
     def pipeline(self, unet: UNet) -> ImageGenerationPipeline:

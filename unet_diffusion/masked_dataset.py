@@ -1,5 +1,6 @@
 """Stored pictures with masks as a torch data set whose items depend on the seed, the epoch and the index alone."""
 
+import copy
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,9 @@ class MaskedDataset(Dataset):
         separate: set pixels where two instances touch to class 0 (`separate_instances`).
         weights: border weights of all pictures of the cache, or None.
         seed: of the run.
+
+    Attributes:
+        margin: pixels by which pictures are mirrored beyond their border before `dataset[epoch, index]` cuts them.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class MaskedDataset(Dataset):
         self.separate = separate
         self.weights = weights
         self.seed = seed
+        self.margin = 0
         self.channels = cache.pictures.channels
         self.height, self.width = (crop_size, crop_size) if crop_size else map(int, cache.sizes[rows[0]])
         content = cache.fingerprint.encode() + rows.tobytes() + table.tobytes()
@@ -68,6 +73,15 @@ class MaskedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def mirrored(self, margin: int) -> "MaskedDataset":
+        """The same set with another margin: that of an unpadded network, whose output then reaches the border.
+
+        So Ronneberger et al. 2015 cut their tiles; in the margin the mask is `IGNORE_INDEX`.
+        """
+        dataset = copy.copy(self)
+        dataset.margin = margin
+        return dataset
+
     def class_counts(self) -> Tensor:
         """Pixels of each class in the masks of this set, int64 (num_classes,), ignored ones left out."""
         counts = np.zeros(256, dtype=np.int64)
@@ -75,7 +89,7 @@ class MaskedDataset(Dataset):
         return torch.from_numpy(counts[: self.num_classes])
 
     def fetch(self, index: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Picture `index` with its mask, whole, or a crop whose place the generator says.
+        """Picture `index` with its mask, whole, or a crop, with the margin, whose place the generator says.
 
         A picture smaller than the crop is mirrored beyond its border to the size of the crop; there the mask is
         `IGNORE_INDEX` and the weights are 0.
@@ -87,8 +101,8 @@ class MaskedDataset(Dataset):
         row = self.rows[index]
         height, width = map(int, self.cache.sizes[row])
         window, padding = (slice(height), slice(width)), ((0, 0), (0, 0))
-        if generator is not None and self.crop_size is not None:
-            places = [place(side, self.crop_size, generator) for side in (height, width)]
+        if generator is not None:
+            places = [place(side, self.crop_size, self.margin, generator) for side in (height, width)]
             window, padding = (places[0][0], places[1][0]), (places[0][1], places[1][1])
         picture = self.cache.pictures.picture(row)[(slice(None), *window)]
         mask = self.table[self.cache.codes[row][window]]
@@ -106,21 +120,23 @@ class MaskedDataset(Dataset):
         """Item (epoch, index), which depends on nothing else than these and the seed; an index alone: whole."""
         if isinstance(key, tuple):
             epoch, index = key
-            return self.fetch(index, keyed_generator(self.seed, "crop", epoch, index) if self.crop_size else None)
+            return self.fetch(index, keyed_generator(self.seed, "crop", epoch, index))
         if not -len(self) <= key < len(self):
             raise IndexError(f"index {key} of {len(self)} pictures")
         return self.fetch(key)
 
 
-def place(side: int, crop: int, generator: torch.Generator) -> tuple[slice, tuple[int, int]]:
+def place(side: int, crop: int | None, margin: int, generator: torch.Generator) -> tuple[slice, tuple[int, int]]:
     """Where a crop lies along one side: the part of the picture, and the pixels to add before and after.
 
-    A longer side is cut at a random place; a shorter one comes whole, at a random place of the crop.
+    A side with its margins is cut at a random place; one that is shorter than the crop comes whole, at a random place
+    of it. Without a crop: the side with its margins.
     """
-    offset = int(torch.randint(abs(side - crop) + 1, (), generator=generator))
-    if side >= crop:
-        return slice(offset, offset + crop), (0, 0)
-    return slice(side), (offset, crop - side - offset)
+    length = side + 2 * margin if crop is None else crop
+    low, high = sorted((-margin, side + margin - length))
+    start = low + int(torch.randint(high - low + 1, (), generator=generator))
+    stop = start + length
+    return slice(max(start, 0), min(stop, side)), (max(-start, 0), max(stop - side, 0))
 
 
 def border_weights(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None) -> PixelFile:

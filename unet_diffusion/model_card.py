@@ -58,7 +58,7 @@ Faster, in 20 steps: `unet-diffusion sample --run {name}`.
 
 
 def segmentation_card(name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
-    """The card of a segmentation run; arguments as for `diffusion_card`."""
+    """The card of a segmentation run, whose weights are those of the best validation; arguments as `diffusion_card`."""
     also = "It also still holds the noise head.\n" if unet.noise_head is not None else ""
     return f"""{FRONT_MATTER.format(tag="image-segmentation")}
 # {name}
@@ -93,10 +93,14 @@ def training_facts(rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
         "Optimizer steps": str(rows[-1]["step"]),
         "Batch per process": f"{training['batch_size']} x {training['accumulate']} accumulated",
     }
-    for quantity in ("loss", "validation_loss", "mean_iou"):
+    for quantity in ("loss", "validation_loss"):
         values = series(rows, quantity)[1]
         if values:
             facts[quantity.replace("_", " ").capitalize()] = f"{values[-1]:.5f} at the last step"
+    steps, scores = series(rows, "mean_iou")
+    if scores:
+        best = max(range(len(scores)), key=scores.__getitem__)
+        facts["Mean IoU"] = f"{scores[best]:.5f} on held-out pictures, at step {steps[best]}, whose weights these are"
     lines = [f"- {label}: {text}" for label, text in facts.items()]
     return "\n".join([*lines, "", "```json", json.dumps(config, indent=2, default=str), "```"])
 

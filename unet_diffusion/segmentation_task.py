@@ -1,13 +1,13 @@
 """Learning to segment: the second task of the training loop, on the same network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet_diffusion.atomic import merged_into
 from unet_diffusion.augmentation import AugmentationConfig, augment
@@ -17,22 +17,38 @@ from unet_diffusion.metrics import SegmentationMetrics
 from unet_diffusion.model_card import segmentation_card
 from unet_diffusion.palette import overlay
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
-from unet_diffusion.segmentation import class_weights_from_counts, cut_to, segmentation_loss
+from unet_diffusion.segmentation import LOSSES, class_weights_from_counts, segmentation_loss
+from unet_diffusion.tiling import Tiling
 from unet_diffusion.training_config import TrainingConfig
-from unet_diffusion.unet import UNet
 
 CURVES = {"loss": ("loss",), "mean IoU": ("mean_iou",), "learning rate": ("learning_rate",)}
 PREVIEW_COLUMNS = 3  # picture, mask, prediction
+HEAD = ("segmentation_head.",)
+LEARN = {  # what the names of the parameters start with
+    "everything": ("",),
+    "decoder": ("decoder.", "norm_out.", *HEAD),
+    "head": HEAD,
+}
 
 
 @dataclass
 class SegmentationConfig:
-    """What a segmentation step minimises, and what is shown."""
+    """What a segmentation step minimises, which part of the network learns, and when to stop."""
 
     loss: Literal["cross_entropy", "dice", "both"] = "cross_entropy"
     """Pixel-wise softmax cross-entropy (2015), soft Dice, or their sum."""
     balance_classes: bool = False
     """Weigh classes by the inverse of their share of the training pixels, in the cross-entropy."""
+    learn: Literal["everything", "decoder", "head"] = "everything"
+    """Which part learns: "everything", the "decoder" with the segmentation head, or the "head" alone; the rest is
+    frozen."""
+    trunk_rate: float = 1.0
+    """Learning rate of all but the segmentation head, as a share of learning_rate; below 1 it spares pretrained
+    weights."""
+    timestep: float | None = None
+    """Timestep that the network is told while it segments; by default its own (0 for those made here)."""
+    patience: int | None = None
+    """Stop after so many validations in a row without a higher mean IoU; by default the run goes to its last step."""
     preview_pictures: int = 12
     """Validation pictures in a preview."""
 
@@ -40,97 +56,143 @@ class SegmentationConfig:
         """Checks every value."""
         if self.loss == "dice" and self.balance_classes:
             raise ValueError("loss is 'dice', which takes no class weights; set loss='both', or leave balance_classes.")
-        if self.preview_pictures < 1:
-            raise ValueError(f"preview_pictures is {self.preview_pictures}, but must be at least 1.")
+        for name, choices in (("loss", LOSSES), ("learn", tuple(LEARN))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}.")
+        if not 0 < self.trunk_rate <= 1:
+            raise ValueError(
+                f"trunk_rate is {self.trunk_rate}, but must be above 0 and at most 1; to freeze the trunk, set "
+                "learn='head'."
+            )
+        if self.learn == "head" and self.trunk_rate != 1:
+            raise ValueError(
+                f"trunk_rate is {self.trunk_rate}, but with learn='head' the trunk is frozen; leave it out."
+            )
+        for name in ("patience", "preview_pictures"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
 
 
 class SegmentationTask:
     """Pixel-wise classification with masks, for `unet_diffusion.training.Trainer`.
 
     Args:
-        unet: a network with a segmentation head, which becomes the active one; a noise head is frozen.
+        network: a `UNet` with a segmentation head, which becomes the active one; a noise head is frozen.
         data: pictures with masks, such as `unet_diffusion.masked_data.MaskedSets`: `train[epoch, index]` and
             `validation[index]` give `{"image": (C, H, W) stored values, "mask": int64 (H, W)}`, with `"weights"`
             float32 (1, H, W) where pixels have weights; `pixel_range`, `class_names` and `palette` go with them.
-        config: the loss.
+        config: the loss and what learns.
         augmentation: how training pictures are varied; None: not at all.
         scheduler: of a DDPM run that the network comes from; saved with the pipeline, which then still generates.
         num_workers: processes that load pictures ahead.
 
     Raises:
-        ValueError: border weights with a loss that takes none.
+        ValueError: a timestep for a network that knows none.
     """
+
+    best_by: str | None = "mean_iou"
 
     def __init__(
         self,
-        unet: UNet,
+        network: Any,
         data: Any,
         config: SegmentationConfig,
         augmentation: AugmentationConfig | None = None,
         scheduler: Any = None,
         num_workers: int = 0,
     ) -> None:
-        self.unet = unet.to_segmentation()
-        if unet.noise_head is not None:
-            unet.noise_head.requires_grad_(False)
+        self.network = network.to_segmentation()
         self.train, self.validation, self.pixel_range = data.train, data.validation, data.pixel_range
-        self.class_names, self.palette = data.class_names, data.palette
-        self.config, self.augmentation = config, augmentation
+        self.num_classes, self.class_names, self.palette = data.num_classes, data.class_names, data.palette
+        self.config, self.augmentation, self.patience = config, augmentation, config.patience
         self.scheduler, self.num_workers = scheduler, num_workers
         self.class_weights = class_weights_from_counts(data.train.class_counts()) if config.balance_classes else None
+        self.frozen = freeze(network, LEARN[config.learn])
+        if config.timestep is not None:
+            if network.time_embed is None:
+                raise ValueError(
+                    f"timestep is {config.timestep}, but the network knows none (time_embedding is None); leave it out."
+                )
+            network.register_to_config(segmentation_timestep=config.timestep)
+        if network.config.padding == "valid":  # so that what it gives covers the picture to its border, as in 2015
+            self.train = data.train.mirrored(Tiling.of(network).margin)
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The trunk and the segmentation head, each with its share of the learning rate."""
+        trunk: list[nn.Parameter] = []
+        head: list[nn.Parameter] = []
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                (head if name.startswith(HEAD) else trunk).append(parameter)
+        return [(group, rate) for group, rate in ((trunk, self.config.trunk_rate), (head, 1.0)) if group]
 
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
         """Micro-batches of stored pictures `image` (B, C, H, W) and masks `mask` (B, H, W), on the device."""
         return training_batches(self.train, accelerator, config, start_step, self.num_workers)
 
-    def loss(self, unet: torch.nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
+    def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
         """The segmentation loss of a batch that is varied as each sample's generator says."""
+        for module in self.frozen:
+            module.eval()  # else its dropout and its BatchNorm would go on as in training
         images, masks, weights = self.pixel_range.to_model(batch["image"]), batch["mask"], batch.get("weights")
         if self.augmentation is not None:
             images, masks, weights = augment(images, masks, self.augmentation, generators, weights)
-        (logits,) = unet(images, head="segmentation", return_dict=False)
+        (logits,) = network(images, head="segmentation", return_dict=False)
         class_weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         return segmentation_loss(logits, masks, self.config.loss, class_weights, weights)
 
-    def validate(self, unet: UNet, accelerator: Accelerator) -> dict[str, float]:
+    def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
         """The scores of the held-out pictures, pooled over all their pixels."""
-        metrics = SegmentationMetrics(self.unet.config.num_classes)
+        metrics = SegmentationMetrics(self.num_classes)
+        predict = self.predictor(network)
         for index in range(accelerator.process_index, len(self.validation), accelerator.num_processes):
             item = self.validation[index]
-            predicted = self.predict(unet, item["image"])
-            metrics.update(predicted[None], cut_to(item["mask"], predicted)[None])
+            metrics.update(predict(item["image"])[None], item["mask"][None])
         metrics.sum_over_processes(lambda x: accelerator.reduce(x.to(accelerator.device), "sum").cpu())
         scores = metrics.compute()
         return {name: scores[f"pooled/{name}"] for name in ("mean_iou", "mean_dice", "accuracy")}
 
-    def predict(self, unet: UNet, image: Tensor) -> Tensor:
-        """The mask, int64 (H, W) on the CPU, of one stored picture (C, H, W)."""
-        images = self.pixel_range.to_model(image[None].to(unet.device))
-        (logits,) = unet(images, head="segmentation", return_dict=False)
-        return logits[0].argmax(dim=0).cpu()
+    def predictor(self, network: Any) -> Callable[[Tensor], Tensor]:
+        """What gives the mask, int64 (H, W) on the CPU, of a stored picture (C, H, W), as users of the run will."""
+        pipe = self.pipeline(network)
+        pipe.set_progress_bar_config(disable=True)
+        return lambda image: pipe(image, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
 
-    def preview(self, unet: UNet, path: Path) -> None:
+    def preview(self, network: Any, path: Path) -> None:
         """Held-out pictures, each beside its mask and the prediction."""
         shown = []
+        predict = self.predictor(network)
         for index in range(min(self.config.preview_pictures, len(self.validation))):
             item = self.validation[index]
-            predicted = self.predict(unet, item["image"])
-            image = self.pixel_range.to_model(cut_to(item["image"], predicted))
+            image = self.pixel_range.to_model(item["image"])
             picture = array_pictures((image / 2 + 0.5).permute(1, 2, 0)[None].numpy())[0]
-            mask = cut_to(item["mask"], predicted)
-            shown += [picture, overlay(picture, mask.numpy(), opacity=0.8), overlay(picture, predicted.numpy(), 0.8)]
+            masks = (item["mask"], predict(item["image"]))
+            shown += [picture, *(overlay(picture, mask.numpy(), 0.8, self.palette) for mask in masks)]
         rows = max(1, round((len(shown) / PREVIEW_COLUMNS) ** 0.5))
         save_picture(grid(shown, columns=PREVIEW_COLUMNS * -(-len(shown) // PREVIEW_COLUMNS // rows)), path)
 
-    def pipeline(self, unet: UNet) -> SegmentationPipeline:
+    def pipeline(self, network: Any) -> SegmentationPipeline:
         """The pipeline that a run saves."""
         names, palette = (None if x is None else list(x) for x in (self.class_names, self.palette))
-        return SegmentationPipeline(unet, self.scheduler, self.pixel_range.to_dict(), names, palette)
+        return SegmentationPipeline(network, self.scheduler, self.pixel_range.to_dict(), names, palette)
 
-    def export(self, unet: UNet, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
+    def export(self, network: Any, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
         """The run's folder as a pipeline, with curves, masks of held-out pictures and a model card."""
+        pipe = self.pipeline(network)
         with merged_into(folder) as aside:
-            self.pipeline(unet).save_pretrained(aside)
+            pipe.save_pretrained(aside)
             save_curves(rows, aside / "curves.png", CURVES)
-            self.preview(unet, aside / "masks.png")
-            (aside / "README.md").write_text(segmentation_card(folder.name, unet, rows, config), encoding="utf-8")
+            self.preview(network, aside / "masks.png")
+            (aside / "README.md").write_text(segmentation_card(folder.name, pipe.unet, rows, config), encoding="utf-8")
+
+
+def freeze(network: nn.Module, learning: tuple[str, ...]) -> list[nn.Module]:
+    """Freezes the noise head, and all parameters but those whose names start as given.
+
+    Returns:
+        The modules of which nothing learns.
+    """
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(learning) and not name.startswith("noise_head."))
+    groups = [(module, list(module.parameters())) for module in network.modules()]
+    return [module for module, own in groups if own and not any(parameter.requires_grad for parameter in own)]

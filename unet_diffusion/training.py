@@ -8,7 +8,7 @@ stop. All counts are optimizer steps.
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,44 +16,56 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from filelock import FileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from unet_diffusion.atomic import remove_leftovers, write_json
+from unet_diffusion.best_weights import BestWeights
 from unet_diffusion.checkpoints import Checkpoint, load_latest, optimizer_tensors, restore_optimizer, save_checkpoint
 from unet_diffusion.metrics_log import MetricsLog, read_metrics
 from unet_diffusion.randomness import keyed_generator, keyed_seed
+from unet_diffusion.run_folder import claim, only_run_in
 from unet_diffusion.stopping import stop_requests
-from unet_diffusion.training_config import FREE_TO_CHANGE, TrainingConfig
-from unet_diffusion.unet import UNet
+from unet_diffusion.training_config import TrainingConfig
 
 
 class Task(Protocol):
-    """What the loop asks of a task."""
+    """What the loop asks of a task.
 
-    unet: UNet
+    Attributes:
+        network: what learns.
+        best_by: the number of `validate` whose highest value tells the weights to export; None: the last ones.
+        patience: validations in a row without a higher one after which training ends; None: it goes to the last step.
+    """
+
+    network: ModelMixin
+    best_by: str | None
+    patience: int | None
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The parameters that learn, in groups, each with its share of the learning rate."""
+        ...
 
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
         """Micro-batches of this process for ever, from the first of `start_step` on."""
         ...
 
-    def loss(self, unet: torch.nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
+    def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
         """The scalar to minimise; all that is random about sample i comes from `generators[i]`."""
         ...
 
-    def validate(self, unet: UNet, accelerator: Accelerator) -> dict[str, float]:
+    def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
         """Numbers of the held-out pictures, averaged over processes."""
         ...
 
-    def preview(self, unet: UNet, path: Path) -> None:
+    def preview(self, network: Any, path: Path) -> None:
         """A PNG that shows what the network can do."""
         ...
 
-    def export(self, unet: UNet, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
+    def export(self, network: Any, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
         """The pipeline, its model card and the curves of the run."""
         ...
 
@@ -102,24 +114,27 @@ class Trainer:
         self.loss_sum, self.loss_count = torch.zeros((), device=accelerator.device), 0  # since the last log line
         self.seconds = 0.0  # of training since then
 
-        task.unet.to(accelerator.device)
+        self.best = BestWeights(task.patience)
+
+        task.network.to(accelerator.device)
         if accelerator.device.type == "cuda":
-            task.unet.to(memory_format=torch.channels_last)
-        self.ema = EMAModel(task.unet.parameters(), decay=config.ema_decay, foreach=True)
+            task.network.to(memory_format=torch.channels_last)
+        self.ema = EMAModel(task.network.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
-        trained = [parameter for parameter in task.unet.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        groups = [{"params": parameters, "share": share} for parameters, share in task.parameter_groups()]
+        optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay, fused=True)
         if config.compile:
-            task.unet.compile_repeated_blocks()
-        self.unet, self.optimizer = accelerator.prepare(task.unet, optimizer)
+            task.network.compile_repeated_blocks()
+        self.network, self.optimizer = accelerator.prepare(task.network, optimizer)
 
     def run(self) -> Path:
         """Trains to the last step and writes the pipeline; returns the run's folder."""
-        with self._only_run_in_folder(), stop_requests() as stop:
+        alone = only_run_in(self.output) if self.accelerator.is_main_process else nullcontext()
+        with alone, stop_requests() as stop:
             self._start()
             batches = self.task.batches(self.accelerator, self.config, self.step)
             with self._progress_bar() as bar:
-                while self.step < self.config.steps:
+                while self.step < self.config.steps and not self.best.exhausted:
                     self._train_step(batches)
                     bar.update()
                     if self._due(self.config.log_every):
@@ -129,7 +144,7 @@ class Trainer:
                     if self._due(self.config.preview_every):
                         self._preview()
                     stopping = self._any_process(bool(stop))
-                    if self._due(self.config.checkpoint_every) or stopping:
+                    if self._due(self.config.checkpoint_every) or stopping or self.best.exhausted:
                         self._save()
                     if stopping:
                         stop.leave()
@@ -139,7 +154,7 @@ class Trainer:
 
     def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> None:
         accelerator, config, started = self.accelerator, self.config, time.perf_counter()
-        self.unet.train()
+        self.network.train()
         for micro in range(config.accumulate):
             batch = next(batches)
             first = (micro * accelerator.num_processes + accelerator.process_index) * config.batch_size
@@ -147,17 +162,17 @@ class Trainer:
                 keyed_generator(config.seed, "sample", self.step, first + i) for i in range(config.batch_size)
             ]
             torch.manual_seed(keyed_seed(config.seed, "dropout", self.step, first))
-            with accelerator.accumulate(self.unet):
-                loss = self.task.loss(self.unet, batch, generators)
+            with accelerator.accumulate(self.network):
+                loss = self.task.loss(self.network, batch, generators)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.unet.parameters(), config.max_grad_norm)
+                    accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             self.loss_sum += loss.detach()
             self.loss_count += 1
         self.schedule.step()
-        self.ema.step(self.task.unet.parameters())
+        self.ema.step(self.task.network.parameters())
         self.step += 1
         self.seconds += time.perf_counter() - started
 
@@ -178,16 +193,19 @@ class Trainer:
         rate = count * self.config.batch_size * self.accelerator.num_processes / self.seconds
         self.seconds = 0.0
         bar.set_postfix(loss=f"{loss:.4f}", images_per_second=f"{rate:.0f}")
-        self._record(loss=loss, learning_rate=float(self.schedule.get_last_lr()[0]), images_per_second=round(rate, 1))
+        self._record(loss=loss, learning_rate=float(max(self.schedule.get_last_lr())), images_per_second=round(rate, 1))
 
     def _validate(self) -> None:
-        with self._averaged_weights() as unet:
-            self._record(**self.task.validate(unet, self.accelerator))
+        with self._averaged_weights() as network:
+            scores = self.task.validate(network, self.accelerator)
+            if self.task.best_by is not None:
+                self.best.offer(scores[self.task.best_by], self.step, network)
+        self._record(**scores)
 
     def _preview(self) -> None:
-        with self._averaged_weights() as unet:
+        with self._averaged_weights() as network:
             if self.accelerator.is_main_process:
-                self.task.preview(unet, self.output / "previews" / f"step-{self.step:08d}.png")
+                self.task.preview(network, self.output / "previews" / f"step-{self.step:08d}.png")
         self.accelerator.wait_for_everyone()
 
     def _record(self, **values: float) -> None:
@@ -196,17 +214,17 @@ class Trainer:
         self.accelerator.log(values, step=self.step)
 
     @contextmanager
-    def _averaged_weights(self) -> Iterator[UNet]:
+    def _averaged_weights(self) -> Iterator[ModelMixin]:
         """The network in evaluation mode with the moving average of its weights, for the length of a block."""
-        unet = self.task.unet
-        self.ema.store(unet.parameters())
-        self.ema.copy_to(unet.parameters())
-        unet.eval()
+        network = self.task.network
+        self.ema.store(network.parameters())
+        self.ema.copy_to(network.parameters())
+        network.eval()
         try:
             with torch.no_grad():
-                yield unet
+                yield network
         finally:
-            self.ema.restore(unet.parameters())
+            self.ema.restore(network.parameters())
 
     def _check_finite(self) -> None:
         """Stops a run whose numbers are lost, before it saves them."""
@@ -219,17 +237,19 @@ class Trainer:
     def _save(self) -> None:
         self._check_finite()
         if self.accelerator.is_main_process:
-            unet = self.task.unet
-            names = [name for name, _ in unet.named_parameters()]
+            network = self.task.network
+            names = [name for name, _ in network.named_parameters()]
             scaler = self.accelerator.scaler
             checkpoint = Checkpoint(
                 step=self.step,
                 tensors={
-                    "model": unet.state_dict(),
+                    "model": network.state_dict(),
                     "ema": dict(zip(names, self.ema.shadow_params)),
                     "optimizer": optimizer_tensors(self.optimizer.optimizer, self._names()),
+                    **({"best": self.best.tensors} if self.best.tensors else {}),
                 },
                 state={
+                    "best": self.best.state(),
                     "ema_steps": self.ema.optimization_step,
                     "loss_sum": self.loss_sum.item(),
                     "loss_count": self.loss_count,
@@ -240,14 +260,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _names(self) -> dict[Tensor, str]:
-        return {parameter: name for name, parameter in self.task.unet.named_parameters()}
+        return {parameter: name for name, parameter in self.task.network.named_parameters()}
 
     def _start(self) -> None:
         """Goes on from the newest checkpoint, or starts."""
         if self.accelerator.is_main_process:
-            self._check_same_run()
-            remove_leftovers(self.output)
-            write_json(self.output / "config.json", self.resolved)
+            claim(self.output, self.resolved)
         self.accelerator.wait_for_everyone()
         checkpoint = load_latest(self.output / "checkpoints")
         if checkpoint:
@@ -258,12 +276,13 @@ class Trainer:
         self.accelerator.init_trackers("metrics")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        unet, state = self.task.unet, checkpoint.state
-        unet.load_state_dict(checkpoint.tensors["model"])
-        for (name, _), average in zip(unet.named_parameters(), self.ema.shadow_params):
+        network, state = self.task.network, checkpoint.state
+        network.load_state_dict(checkpoint.tensors["model"])
+        for (name, _), average in zip(network.named_parameters(), self.ema.shadow_params):
             average.copy_(checkpoint.tensors["ema"][name])
         self.ema.optimization_step = state["ema_steps"]
         restore_optimizer(self.optimizer.optimizer, self._names(), checkpoint.tensors["optimizer"])
+        self.best.restore(state["best"], checkpoint.tensors.get("best", {}))
         self.loss_sum.fill_(state["loss_sum"])
         self.loss_count = state["loss_count"]
         if self.accelerator.scaler and state["scaler"]:
@@ -274,53 +293,18 @@ class Trainer:
         """The learning rate from `step` on. It is not prepared: Accelerate would step it once per process."""
         optimizer, config = self.optimizer.optimizer, self.config
         for group in optimizer.param_groups:
-            group["initial_lr"] = config.learning_rate
+            group["initial_lr"] = group["share"] * config.learning_rate
         if config.schedule == "constant":
             return get_constant_schedule_with_warmup(optimizer, config.warmup_steps, last_epoch=self.step - 1)
         return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps, last_epoch=self.step - 1)
 
-    def _check_same_run(self) -> None:
-        path = self.output / "config.json"
-        if not path.exists():
-            return
-        before, now = (flat(config) for config in (json.loads(path.read_text(encoding="utf-8")), self.resolved))
-        for key, value in now.items():
-            if key not in FREE_TO_CHANGE and before.get(key) != value:
-                raise ValueError(
-                    f"{key} is {value!r}, but the run in {self.output} was started with {before.get(key)!r}; "
-                    "use the same value to go on with it, or another output folder."
-                )
-
     def _export(self) -> None:
         if self.accelerator.is_main_process:
-            with self._averaged_weights() as unet:
-                self.task.export(unet, self.output, read_metrics(self.metrics.path), self.resolved)
+            with self._averaged_weights() as network:
+                self.best.load_into(network)
+                self.task.export(network, self.output, read_metrics(self.metrics.path), self.resolved)
         self.accelerator.wait_for_everyone()
 
     def _progress_bar(self) -> tqdm:
         hidden = not self.accelerator.is_main_process
         return tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
-
-    @contextmanager
-    def _only_run_in_folder(self) -> Iterator[None]:
-        if not self.accelerator.is_main_process:
-            yield
-            return
-        self.output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.output / ".lock")
-        try:
-            lock.acquire(timeout=0)  # the operating system lets go of it when the process dies, however it dies
-        except Timeout:
-            raise RuntimeError(f"another process is training in {self.output}; choose another output folder.") from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-
-def flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of all sections of a run's configuration by their own names."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        values |= value if isinstance(value, dict) else {key: value}
-    return values

@@ -1,0 +1,60 @@
+"""The folder of a run: one process at a time, one configuration from its start to its end."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from unet_diffusion.atomic import remove_leftovers, write_json
+from unet_diffusion.training_config import FREE_TO_CHANGE
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder for the length of a block.
+
+    Raises:
+        RuntimeError: another process is training there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)  # the operating system lets go of it when the process dies, however it dies
+    except Timeout:
+        raise RuntimeError(f"another process is training in {folder}; choose another output folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim(folder: Path, resolved: dict[str, Any]) -> None:
+    """Writes the whole configuration of a run as `config.json`, or checks that it equals the one that is there.
+
+    What a killed run left half written is removed.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration.
+    """
+    path = folder / "config.json"
+    if path.exists():
+        before, now = (flat(config) for config in (json.loads(path.read_text(encoding="utf-8")), resolved))
+        for key, value in now.items():
+            if key not in FREE_TO_CHANGE and before.get(key) != value:
+                raise ValueError(
+                    f"{key} is {value!r}, but the run in {folder} was started with {before.get(key)!r}; "
+                    "use the same value to go on with it, or another output folder."
+                )
+    remove_leftovers(folder)
+    write_json(path, resolved)
+
+
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of all sections of a run's configuration by their own names."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        values |= value if isinstance(value, dict) else {key: value}
+    return values
