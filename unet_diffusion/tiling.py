@@ -36,11 +36,12 @@ Predict = Callable[[Tensor], Tensor]  # (B, C, h, w) -> (B, K, h, w), or smaller
 def context(unet: Any) -> tuple[int, int] | None:
     """How many input pixels before and after an output pixel can change it, along each side; None: all of them.
 
-    All of them, where there is attention or a normalisation that takes its statistics from the picture: GroupNorm, and
-    BatchNorm in training mode.
+    All of them, where there is attention or a normalisation that takes its statistics from the picture: GroupNorm,
+    InstanceNorm, and BatchNorm in training mode.
     """
     for module in unet.modules():
-        statistics = isinstance(module, nn.GroupNorm) or (isinstance(module, nn.BatchNorm2d) and module.training)
+        of_picture = isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))
+        statistics = of_picture or (isinstance(module, nn.BatchNorm2d) and module.training)
         if statistics or isinstance(module, SelfAttention):
             return None
     return context_of_convolutions(unet.config)
