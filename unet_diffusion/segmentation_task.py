@@ -114,7 +114,7 @@ class SegmentationTask:
                     f"timestep is {config.timestep}, but the network knows none (time_embedding is None); leave it out."
                 )
             network.register_to_config(segmentation_timestep=config.timestep)
-        if network.config.get("padding") == "valid":  # so that what it gives covers the picture to its border, as in 2015
+        if network.config.get("padding") == "valid":  # so that its output covers pictures to their border, as in 2015
             self.train = data.train.mirrored(Tiling.of(network).margin)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:

