@@ -1,7 +1,7 @@
 """Pictures of any size to masks, with test-time augmentation and an uncertainty map."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,17 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.atomic import written_aside
 from unet_diffusion.large_pictures import create_mask, open_picture
 from unet_diffusion.palette import mask_picture, overlay
-from unet_diffusion.pipeline_config import PrivateArguments
+from unet_diffusion.pipeline_config import PrivateArguments, check_class_details
 from unet_diffusion.pixels import PixelRange
-from unet_diffusion.segmentation_inference import TURNS, Segmenter, random_seeds
+from unet_diffusion.segmentation_inference import Segmenter, check_evaluation_mode, check_levels, check_picture
 from unet_diffusion.stored_pictures import dtype_name, stored_pictures
-from unet_diffusion.tiling import Read, Tiling
+from unet_diffusion.tiling import Read
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -59,18 +60,21 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         ('P', (30, 40))
 
     Args:
-        unet: a network with a segmentation head.
-        scheduler: adds noise to the picture where timesteps are asked for; not needed otherwise.
+        unet: a network with a segmentation head, or, beside a classifier, a noise predictor.
+        scheduler: adds noise to the picture, where timesteps are asked for and for a classifier; not needed otherwise.
         pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit pictures.
         class_names: names of the classes, in the order of their indices.
         palette: red, green and blue of each class, 0 to 255; None: colours that colour-blind readers can tell apart.
+        classifier: reads the network's features of noisy pictures, instead of a segmentation head. The noise is the
+            same for every picture and at every call, so that masks are too.
 
     Raises:
-        ValueError: a network without a segmentation head, a bad pixel range, or not one name or colour per class.
+        ValueError: a network without a segmentation head, or a classifier that was made for another network or has no
+            scheduler; a bad pixel range, or not one name or colour per class.
     """
 
     model_cpu_offload_seq = "unet"
-    _optional_components = ["scheduler"]
+    _optional_components = ["scheduler", "classifier"]
 
     def __init__(
         self,
@@ -79,29 +83,31 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         pixel_range: dict | None = None,
         class_names: list[str] | None = None,
         palette: list[list[int]] | None = None,
+        classifier: PixelClassifier | None = None,
     ) -> None:
         super().__init__()
-        classes = unet.config.get("num_classes")
+        if classifier is not None:
+            classifier.check_trunk(unet, scheduler)
+        classes = (unet if classifier is None else classifier).config.get("num_classes")
         if classes is None or classes > MAX_CLASSES:
             raise ValueError(
                 f"the network has num_classes={classes}, but segmentation needs a head of 2 to {MAX_CLASSES} classes; "
-                "call unet.to_segmentation(K) and train it."
+                "call unet.to_segmentation(K) and train it, or give a classifier."
             )
         if pixel_range is not None:
             PixelRange.from_dict(pixel_range)
-        for name, values in (("class_names", class_names), ("palette", palette)):
-            if values is not None and len(values) != classes:
-                raise ValueError(
-                    f"{name} has {len(values)} entries, but the network has {classes} classes; give one each."
-                )
-        if palette is not None and not all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in palette):
-            raise ValueError(f"palette is {palette}, but each entry must be red, green and blue from 0 to 255.")
-        self.register_modules(unet=unet, scheduler=scheduler)
+        check_class_details(classes, class_names, palette)
+        self.register_modules(unet=unet, scheduler=scheduler, classifier=classifier)
         self.register_to_config(
             _pixel_range=pixel_range,
             _class_names=None if class_names is None else list(class_names),
             _palette=None if palette is None else [list(entry) for entry in palette],
         )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the masks, background included."""
+        return (self.unet if self.classifier is None else self.classifier).config.num_classes
 
     @property
     def class_names(self) -> list[str] | None:
@@ -125,31 +131,14 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             raise ValueError(f"tile_size is {tile_size!r}, but must be an integer of at least 1, or None.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}, but must be one of {', '.join(OUTPUT_TYPES)}.")
-        if not isinstance(num_draws, int) or num_draws < 1:
-            raise ValueError(f"num_draws is {num_draws!r}, but must be an integer of at least 1.")
-        if timesteps is None and num_draws > 1:
-            raise ValueError(f"num_draws is {num_draws}, but the picture gets noise at timesteps only; pass timesteps.")
-        if timesteps is not None:
-            if not hasattr(self.scheduler, "add_noise"):
-                raise ValueError(
-                    "timesteps were given, but the pipeline has no scheduler that adds noise; "
-                    "build it with the scheduler of the training, or leave timesteps out."
-                )
-            if self.unet.config.get("time_embedding", "sinusoidal") is None:
-                raise ValueError(
-                    "timesteps were given, but the network knows none (time_embedding is None); leave them out."
-                )
-            limit = self.scheduler.config.num_train_timesteps
-            if not timesteps or not all(0 <= t < limit for t in timesteps):
-                raise ValueError(f"timesteps are {list(timesteps)}, but must be one or more from 0 to {limit - 1}.")
-        for module in self.unet.modules():
-            if module.training and (
-                isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Dropout) and module.p > 0)
-            ):
-                raise ValueError(
-                    f"the network is in training mode, where its {type(module).__name__} layers are random or learn; "
-                    "call pipe.unet.eval() first."
-                )
+        if self.classifier is None:
+            check_levels(self.unet, self.scheduler, num_draws, timesteps)
+        elif timesteps is not None or num_draws != 1:
+            raise ValueError(
+                f"timesteps are {timesteps} and num_draws is {num_draws}, but the classifier has its own: one noisy "
+                f"version at each of {list(self.classifier.config.timesteps)}; leave both out."
+            )
+        check_evaluation_mode(self.unet)
 
     @torch.no_grad()
     def __call__(
@@ -173,9 +162,10 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 not larger than a tile with its context are run whole.
             num_draws: noisy versions of the picture per timestep.
             timesteps: where noise is added to the picture before it is segmented; the probabilities are averaged. None:
-                the clean picture at the timestep that the network was trained to segment at.
+                the clean picture at the timestep that the network was trained to segment at, or, with a classifier, the
+                timesteps that it was trained with.
             augment: average over the 8 flips and rotations of the picture, at 8 times the cost.
-            generator: where the noise comes from; None: PyTorch's global one.
+            generator: where the noise at `timesteps` comes from; None: PyTorch's global one.
             output_type: "pil": PIL masks of mode P with the palette; "np": uint8 masks; "pt": int64 masks, on the CPU.
             return_probabilities: whether to return probabilities and uncertainty, 4 (K + 1) bytes per pixel.
             return_dict: whether to return a `SegmentationOutput` rather than a tuple.
@@ -188,14 +178,14 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         masks: list[Tensor] = []
         probabilities: list[Tensor] = []
         uncertainty: list[Tensor] = []
-        for batch in self._batches(stored_pictures(image), segmenter.tiling):
+        for batch in segmenter.batches(stored_pictures(image)):
             count, (height, width) = len(batch), batch[0].shape[1:]
 
             def read(rows: slice, columns: slice, batch: list[Tensor] = batch) -> Tensor:
                 return torch.stack([picture[:, rows, columns] for picture in batch])
 
             mask = torch.empty(count, height, width, dtype=torch.uint8)
-            chances = torch.empty(count if return_probabilities else 0, self.unet.config.num_classes, height, width)
+            chances = torch.empty(count if return_probabilities else 0, self.num_classes, height, width)
             entropy = torch.empty(len(chances), height, width)
             for rows, columns, part in self._regions(segmenter, read, (height, width), count, generator):
                 mask[:, rows, columns] = part.argmax(dim=1)
@@ -246,7 +236,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         self.check_inputs(tile_size, num_draws, timesteps)
         picture = open_picture(source)
         size = picture.shape[:2]
-        self._check_picture(picture.shape[2], "float32" if picture.dtype.kind == "f" else picture.dtype.name)
+        dtype = "float32" if picture.dtype.kind == "f" else picture.dtype.name
+        check_picture(self.unet, self.pixel_range, picture.shape[2], dtype)
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment)
 
         def read(rows: slice, columns: slice) -> Tensor:
@@ -287,7 +278,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             )
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}, but must be from 0 to 1.")
-        self._check_picture(len(pictures[0]), dtype_name(pictures[0]))
+        check_picture(self.unet, self.pixel_range, len(pictures[0]), dtype_name(pictures[0]))
         shown = PixelRange.full("uint8").to_stored(self.pixel_range.to_model(pictures[0])).permute(1, 2, 0).numpy()
         base = Image.fromarray(shown[..., :3] if shown.shape[2] >= 3 else shown[..., 0])
         return overlay(base, labels, opacity, self.palette)
@@ -301,15 +292,9 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
     def _segmenter(
         self, tile_size: int | None, num_draws: int, timesteps: Sequence[int] | None, augment: bool
     ) -> Segmenter:
-        return Segmenter(
-            unet=self.unet,
-            pixel_range=self.pixel_range,
-            tiling=Tiling.of(self.unet, tile_size, symmetric=augment),
-            device=self._execution_device,
-            turns=tuple(TURNS if augment else TURNS[:1]),
-            scheduler=self.scheduler,
-            levels=tuple(t for t in timesteps or () for _ in range(num_draws)),
-        )
+        levels = [t for t in timesteps or () for _ in range(num_draws)]
+        device, classifier = self._execution_device, self.classifier
+        return Segmenter.of(self.unet, self.pixel_range, device, self.scheduler, classifier, tile_size, augment, levels)
 
     def _regions(
         self,
@@ -320,32 +305,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         generator: torch.Generator | None,
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """`Segmenter.regions` with a progress bar where there are several windows."""
-        seeds = random_seeds(count, generator) if segmenter.levels else []
+        seeds = segmenter.seeds(count, generator)
         windows = segmenter.tiling.count(*size)
         with self.progress_bar(total=windows) if windows > 1 else nullcontext() as progress:
             yield from segmenter.regions(read, size, seeds, progress.update if progress else lambda: None)
-
-    def _batches(self, pictures: Iterable[Tensor], tiling: Tiling) -> Iterator[list[Tensor]]:
-        """Neighbouring pictures of one size, as many as take the memory of one window; (C, H, W) each."""
-        batch: list[Tensor] = []
-        for picture in pictures:
-            self._check_picture(len(picture), dtype_name(picture))
-            if batch and (picture.shape != batch[0].shape or len(batch) >= tiling.batch_size(*picture.shape[1:])):
-                yield batch
-                batch = []
-            batch.append(picture)
-        if batch:
-            yield batch
-
-    def _check_picture(self, channels: int, dtype: str) -> None:
-        """Raises a ValueErr."""
-        wanted, stored = self.unet.config.in_channels, self.pixel_range.dtype
-        if channels != wanted:
-            modes = {1: "L", 3: "RGB", 4: "RGBA"}
-            fix = f'image.convert("{modes[wanted]}")' if wanted in modes else f"a picture of {wanted} channels"
-            raise ValueError(f"the picture has {channels} channels, but the network takes {wanted}; pass {fix}.")
-        if dtype != stored:
-            raise ValueError(
-                f"the picture holds {dtype}, but the network was trained on {stored} in the range "
-                f"{list(self.pixel_range.low)} to {list(self.pixel_range.high)}; pass stored values of that data type."
-            )

@@ -1,6 +1,8 @@
 """What our pipelines save beside their components: how pictures are stored, names, colours."""
 
 import inspect
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from unet_diffusion.pixels import PixelRange
@@ -16,14 +18,37 @@ class PrivateArguments:
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
-        """Gives the arguments of `__init__` that are saved under private keys their public names."""
+        """Gives the arguments of `__init__` that are saved under private keys their public names.
+
+        Components that only another pipeline of ours has, such as a classifier, are passed over.
+        """
         arguments = inspect.signature(cls.__init__).parameters
         private = {f"_{name}": name for name in arguments}
         renamed = {private.get(key, key): value for key, value in config_dict.items()}
-        return super().extract_init_dict(renamed, **kwargs)  # type: ignore[misc]  # of the pipeline beside this mixin
+        known = {key: value for key, value in renamed.items() if key in arguments or key.startswith("_")}
+        return super().extract_init_dict(known, **kwargs)  # type: ignore[misc]  # of the pipeline beside this mixin
+
+    def to_json_string(self) -> str:
+        """What `model_index.json` says: of missing components only the scheduler, which stock pipelines know."""
+        index = json.loads(super().to_json_string())  # type: ignore[misc]  # of the pipeline beside this mixin
+        named = {key: value for key, value in index.items() if value != [None, None] or key == "scheduler"}
+        return json.dumps(named, indent=2, sort_keys=True) + "\n"
 
     @property
     def pixel_range(self) -> PixelRange:
         """How stored values map to the network's [-1, 1]."""
         saved = self.config["_pixel_range"]
         return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
+
+
+def check_class_details(
+    num_classes: int, class_names: Sequence[str] | None, palette: Sequence[Sequence[int]] | None
+) -> None:
+    """Raises a ValueError unless there is one name and one colour, 0 to 255, per class, or None."""
+    for name, values in (("class_names", class_names), ("palette", palette)):
+        if values is not None and len(values) != num_classes:
+            raise ValueError(
+                f"{name} has {len(values)} entries, but the network has {num_classes} classes; give one each."
+            )
+    if palette is not None and not all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in palette):
+        raise ValueError(f"palette is {palette}, but each entry must be red, green and blue from 0 to 255.")

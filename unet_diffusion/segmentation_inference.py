@@ -1,15 +1,18 @@
 """Class probabilities of pictures of any size, averaged over turns and noisy versions of the picture."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet_diffusion.pixels import PixelRange
-from unet_diffusion.tiling import Read, Tiling, noise_window, tiled
+from unet_diffusion.stored_pictures import dtype_name
+from unet_diffusion.tiling import MEMORY, Read, Tiling, noise_window, tiled
+
+CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that are alive at once in a pixel classifier
+CLASSIFIER_SEED = 0  # of the noise that a pixel classifier sees: the same for every picture and at every call
 
 Turn = tuple[int, bool]  # quarter turns, and whether the picture is mirrored after them
 TURNS: list[Turn] = [(quarters, mirror) for quarters in range(4) for mirror in (False, True)]
@@ -27,6 +30,8 @@ class Segmenter:
         turns: rotations and mirror images of the picture that are averaged.
         scheduler: whose `add_noise` makes the noisy versions; None without levels.
         levels: the timestep of each noisy version; none: the clean picture at the network's own timestep.
+        classifier: a `PixelClassifier` that reads the network's features at all levels, which are its timesteps; None:
+            the segmentation head, whose probabilities at the levels are averaged.
     """
 
     unet: Any
@@ -36,6 +41,60 @@ class Segmenter:
     turns: tuple[Turn, ...] = ((0, False),)
     scheduler: Any = None
     levels: tuple[int, ...] = ()
+    classifier: Any = None
+
+    @classmethod
+    def of(
+        cls,
+        unet: Any,
+        pixel_range: PixelRange,
+        device: torch.device,
+        scheduler: Any = None,
+        classifier: Any = None,
+        tile_size: int | None = None,
+        augment: bool = False,
+        levels: Sequence[int] = (),
+    ) -> "Segmenter":
+        """A segmenter with the windows that suit its network.
+
+        Args:
+            unet: as above.
+            pixel_range: as above.
+            device: as above.
+            scheduler: as above.
+            classifier: as above; it brings its own levels.
+            tile_size: output pixels a side of a tile, or None, as in `Tiling.of`.
+            augment: average over the 8 flips and rotations.
+            levels: as above.
+        """
+        tiling = Tiling.of(unet, tile_size, symmetric=augment)
+        if classifier is not None:
+            levels = classifier.config.timesteps
+            tiling = tiling if tile_size is not None else tiling_for_classifier(tiling, classifier)
+        turns = tuple(TURNS if augment else TURNS[:1])
+        return cls(unet, pixel_range, tiling, device, turns, scheduler, tuple(levels), classifier)
+
+    def batches(self, pictures: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        """Neighbouring stored pictures of one size, as many as take the memory of one window; (C, H, W) each.
+
+        Raises:
+            ValueError: a picture that does not fit the network.
+        """
+        batch: list[Tensor] = []
+        for picture in pictures:
+            check_picture(self.unet, self.pixel_range, len(picture), dtype_name(picture))
+            if batch and (picture.shape != batch[0].shape or len(batch) >= self.tiling.batch_size(*picture.shape[1:])):
+                yield batch
+                batch = []
+            batch.append(picture)
+        if batch:
+            yield batch
+
+    def seeds(self, count: int, generator: torch.Generator | None) -> list[int]:
+        """Where the noise of so many pictures comes from: the generator, or, for a classifier, always the same."""
+        if self.classifier is not None:
+            return [CLASSIFIER_SEED] * count
+        return random_seeds(count, generator) if self.levels else []
 
     def regions(
         self, read_stored: Read, size: tuple[int, int], seeds: list[int], window_done: Callable[[], Any]
@@ -72,17 +131,83 @@ class Segmenter:
 
     def _averaged(self, clean: Tensor, noises: list[Tensor]) -> Tensor:
         """Probabilities (B, K, h, w) of a window (B, C, h, w) in [-1, 1] and the noise of its noisy versions."""
+        total, count = torch.zeros((), device=clean.device), 0
+        for turn in self.turns:
+            for logits in self._logits(turned(clean, turn), [turned(noise, turn) for noise in noises]):
+                total, count = total + turned_back(logits.float().softmax(dim=1), turn), count + 1
+        return total / count
+
+    def _logits(self, clean: Tensor, noises: list[Tensor]) -> Iterator[Tensor]:
+        """The classifier's scores, or those of the segmentation head for each noisy version."""
+        if self.classifier is not None:
+            features = self.classifier.features(self.unet, self.scheduler, clean, noises)
+            yield self.classifier(features, clean.shape[2:])
+            return
         versions: list[tuple[int | None, Tensor]] = [(None, clean)]
         if self.levels:
             steps = [torch.full((len(clean),), level, device=clean.device) for level in self.levels]
             noisy = [self.scheduler.add_noise(clean, noise, step) for noise, step in zip(noises, steps)]
             versions = list(zip(self.levels, noisy))
-        total = torch.zeros((), device=clean.device)
-        for (timestep, images), turn in product(versions, self.turns):
-            images = turned(images, turn).to(self.unet.dtype).contiguous(memory_format=torch.channels_last)  # faster
-            logits = self.unet(images, timestep, head="segmentation").logits
-            total = total + turned_back(logits.float().softmax(dim=1), turn)
-        return total / (len(versions) * len(self.turns))
+        for timestep, images in versions:
+            images = images.to(self.unet.dtype).contiguous(memory_format=torch.channels_last)  # faster
+            yield self.unet(images, timestep, head="segmentation").logits
+
+
+def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
+    """The tiling of a network with tiles so small that a window takes about 1 GiB in a pixel classifier too.
+
+    The context stays: for upsampling, an output pixel reads the pixels of each map next to its own, but the output of
+    the network reads them as well, by the two 3x3 convolutions or more of every finer stage.
+    """
+    side = int((MEMORY / (4 * CLASSIFIER_MAPS * classifier.config.hidden[0])) ** 0.5)
+    tile = max(min(tiling.tile, side - tiling.shared) // tiling.stride, 1) * tiling.stride
+    return replace(tiling, tile=tile, ramp=min(tiling.ramp, tile // 4))
+
+
+def check_picture(unet: Any, pixel_range: PixelRange, channels: int, dtype: str) -> None:
+    """Raises a ValueError for a picture of other channels or another data type than the network was trained on."""
+    wanted, stored = unet.config.in_channels, pixel_range.dtype
+    if channels != wanted:
+        modes = {1: "L", 3: "RGB", 4: "RGBA"}
+        fix = f'image.convert("{modes[wanted]}")' if wanted in modes else f"a picture of {wanted} channels"
+        raise ValueError(f"the picture has {channels} channels, but the network takes {wanted}; pass {fix}.")
+    if dtype != stored:
+        raise ValueError(
+            f"the picture holds {dtype}, but the network was trained on {stored} in the range "
+            f"{list(pixel_range.low)} to {list(pixel_range.high)}; pass stored values of that data type."
+        )
+
+
+def check_levels(unet: Any, scheduler: Any, num_draws: int, timesteps: Sequence[int] | None) -> None:
+    """Raises a ValueError for timesteps that a network with a segmentation head cannot segment noisy pictures at."""
+    if not isinstance(num_draws, int) or num_draws < 1:
+        raise ValueError(f"num_draws is {num_draws!r}, but must be an integer of at least 1.")
+    if timesteps is None:
+        if num_draws > 1:
+            raise ValueError(f"num_draws is {num_draws}, but the picture gets noise at timesteps only; pass timesteps.")
+        return
+    if not hasattr(scheduler, "add_noise"):
+        raise ValueError(
+            "timesteps were given, but the pipeline has no scheduler that adds noise; "
+            "build it with the scheduler of the training, or leave timesteps out."
+        )
+    if unet.config.get("time_embedding", "sinusoidal") is None:
+        raise ValueError("timesteps were given, but the network knows none (time_embedding is None); leave them out.")
+    limit = scheduler.config.num_train_timesteps
+    if not timesteps or not all(0 <= t < limit for t in timesteps):
+        raise ValueError(f"timesteps are {list(timesteps)}, but must be one or more from 0 to {limit - 1}.")
+
+
+def check_evaluation_mode(unet: nn.Module) -> None:
+    """Raises a ValueError if the network holds layers that are random or learn in the mode that it is in."""
+    for module in unet.modules():
+        if module.training and (
+            isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Dropout) and module.p > 0)
+        ):
+            raise ValueError(
+                f"the network is in training mode, where its {type(module).__name__} layers are random or learn; "
+                "call pipe.unet.eval() first."
+            )
 
 
 def turned(images: Tensor, turn: Turn) -> Tensor:

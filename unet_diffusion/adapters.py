@@ -1,0 +1,266 @@
+"""Masks from the features of a frozen noise predictor, by a small classifier of single pixels.
+
+The label-efficient recipe of Baranchuk et al. 2022 (section 4): given a picture with the noise of a few timesteps, the
+decoder of a trained noise predictor holds maps that tell what each pixel belongs to, and a classifier that learns from
+a handful of masks reads them. Theirs are ten classifiers that vote, on the stored features of all pictures; here it is
+one, and features pass by, one timestep at a time.
+
+The path of this module, `unet_diffusion.adapters`, is written into saved pipelines; do not move the class.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from torch import Tensor, nn
+
+from unet_diffusion.config import is_count
+
+
+class PixelClassifier(ModelMixin, ConfigMixin):
+    """Class scores of each pixel from what a network's decoder holds at several timesteps.
+
+    It computes what a perceptron does with the features of all timesteps and stages, each brought to the picture's size
+    and joined: but its first layer is linear, as is bilinear upsampling, so the order of the two is free. Every map is
+    normalised and projected at its own resolution, projections of one resolution are added up, and only their sums are
+    upsampled. Nothing is as wide as the features but the features of one timestep.
+
+    It takes no statistics from the batch or from the picture: a pixel's scores depend on the features around it alone.
+
+    Args:
+        channels: channels of each map that is taken from the decoder.
+        strides: pixels of the picture per pixel of each of these maps.
+        stages: which maps these are, as indices into `UNet.feature_info`.
+        timesteps: where noise is added to the picture before the network sees it.
+        hidden: widths of the hidden layers.
+        num_classes: the background included.
+
+    Raises:
+        ValueError: a value that no classifier can be built of, named with the rule and the fix.
+    """
+
+    _no_split_modules = ["Projection"]
+    _repeated_blocks = ["Projection"]
+
+    @register_to_config
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        stages: tuple[int, ...],
+        timesteps: tuple[int, ...],
+        num_classes: int,
+        hidden: tuple[int, ...] = (128, 32),
+    ) -> None:
+        super().__init__()
+        check_recipe(timesteps, hidden, stages)
+        if not len(channels) == len(strides) == len(stages) or not all(is_count(v) for v in (*channels, *strides)):
+            raise ValueError(
+                f"channels are {channels}, strides {strides} and stages {stages}, but each stage has one number of "
+                "channels and one stride; PixelClassifier.beside(unet, ...) reads them from a network."
+            )
+        if not is_count(num_classes, 2):
+            raise ValueError(f"num_classes is {num_classes!r}, but must be at least 2, background included.")
+        first, *further = hidden
+        self.projections = nn.ModuleList(
+            nn.ModuleList(Projection(width, first) for width in channels) for _ in timesteps
+        )
+        self.bias = nn.Parameter(torch.zeros(first, 1, 1))  # one for all projections, whose sum is the first layer
+        self.layers = nn.Sequential(nn.ReLU(inplace=True))
+        for before, after in zip(hidden, further):
+            self.layers.extend([nn.Conv2d(before, after, kernel_size=1), nn.ReLU(inplace=True)])
+        self.head = nn.Conv2d(hidden[-1], num_classes, kernel_size=1)
+        self._initialise()
+
+    @classmethod
+    def beside(
+        cls,
+        unet: Any,
+        num_classes: int,
+        timesteps: Sequence[int],
+        hidden: Sequence[int] = (128, 32),
+        stages: Sequence[int] | None = None,
+    ) -> "PixelClassifier":
+        """An untrained classifier for the features of a network.
+
+        Args:
+            unet: a `UNet`, or a network with its `feature_info`.
+            num_classes: the background included.
+            timesteps: where noise is added.
+            hidden: widths of the hidden layers.
+            stages: indices into `unet.feature_info`; None: all of them.
+
+        Raises:
+            ValueError: a stage that the network lacks, or a value that no classifier can be built of.
+        """
+        info = unet.feature_info
+        stages = tuple(range(len(info)) if stages is None else stages)
+        check_recipe(timesteps, hidden, stages)
+        check_stages(stages, info)
+        channels, strides = (tuple(info[stage][key] for stage in stages) for key in ("channels", "stride"))
+        return cls(channels, strides, stages, tuple(timesteps), num_classes, tuple(hidden))
+
+    def check_trunk(self, unet: Any, scheduler: Any) -> None:
+        """Raises a ValueError if the classifier cannot read this network's features, or the scheduler add noise."""
+        config, own = unet.config, self.config
+        if not hasattr(scheduler, "add_noise"):
+            raise ValueError(
+                "a pixel classifier reads pictures with noise, but there is no scheduler that adds it; "
+                "pass the scheduler that the noise predictor was trained with."
+            )
+        limit = scheduler.config.num_train_timesteps
+        if max(own.timesteps) >= limit:
+            raise ValueError(f"timesteps are {list(own.timesteps)}, but the scheduler knows 0 to {limit - 1} only.")
+        if config.get("padding", "same") != "same" or config.get("time_embedding", "sinusoidal") is None:
+            raise ValueError(
+                f"the network has padding {config.get('padding')!r} and time_embedding "
+                f"{config.get('time_embedding')!r}, but a pixel classifier reads noise predictors, which are padded "
+                "and know timesteps; give the network of a DDPM run."
+            )
+        if config.get("num_class_embeds") is not None and config.get("label_dropout", 0) == 0:
+            raise ValueError(
+                "the network was trained with a class for every picture (label_dropout is 0), and pictures to segment "
+                "have none; use a noise predictor that was trained without classes, or with label_dropout above 0."
+            )
+        check_stages(own.stages, unet.feature_info)
+        wanted = [{"channels": width, "stride": stride} for width, stride in zip(own.channels, own.strides)]
+        found = [unet.feature_info[stage] for stage in own.stages]
+        if found != wanted:
+            raise ValueError(
+                f"the classifier reads {wanted} at stages {list(own.stages)}, but the network has {found} there; "
+                "use the network that it was trained with."
+            )
+
+    def features(
+        self, unet: Any, scheduler: Any, clean: Tensor, noises: Iterable[Tensor]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """What the decoder holds of noisy pictures, one timestep after the other, each computed as it is asked for.
+
+        Args:
+            unet: the network, in evaluation mode; it gets no gradients.
+            scheduler: whose `add_noise` makes the noisy versions.
+            clean: float32 pictures in [-1, 1], (B, C, H, W).
+            noises: standard normal, (B, C, H, W), one for each timestep.
+
+        Yields:
+            The maps of the stages that the classifier takes, (B, C_stage, H / stride, W / stride), sizes rounded up.
+        """
+        for timestep, noise in zip(self.config.timesteps, noises):
+            yield noisy_features(unet, scheduler, clean, noise, timestep, self.config.stages)
+
+    def forward(self, features: Iterable[Sequence[Tensor]], size: Sequence[int]) -> Tensor:
+        """Class scores before softmax, (B, K, H, W).
+
+        Without gradients, the maps of one timestep are let go of before those of the next are asked for; with them,
+        the normalised maps stay for the backward pass.
+
+        Args:
+            features: for each timestep the maps of all stages, such as `features` gives.
+            size: height and width of the picture.
+
+        Raises:
+            ValueError: maps are missing, or not of the size that belongs to the picture.
+        """
+        maps_of_timesteps = iter(features)
+        sums: list[Any] = [0] * len(self.config.stages)  # (B, hidden, H / stride, W / stride) each
+        for projections in self.projections:
+            _add(sums, projections, next(maps_of_timesteps, ()))  # without a name here that would keep the maps
+        hidden: Tensor = self.bias
+        for total, stride in zip(sums, self.config.strides):
+            hidden = hidden + upsampled(total, stride, size)  # (B, hidden, H, W)
+        return self.head(self.layers(hidden))
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """The projections as one layer (He et al. 2015), whatever their number; the head at zero."""
+        fan_in = len(self.projections) * sum(self.config.channels)
+        for module in self.modules():
+            if isinstance(module, Projection):
+                nn.init.normal_(module.linear.weight, std=(2 / fan_in) ** 0.5)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
+
+
+class Projection(nn.Module):
+    """The share of one map in the first layer, computed at the map's own resolution.
+
+    Each pixel's features are normalised first (Ba et al. 2016), since their scales differ between stages and timesteps.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)  # the linear layer that follows can do that
+        self.linear = nn.Conv2d(channels, width, kernel_size=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, hidden, h, w)."""
+        normal = self.norm(rearrange(x, "b c h w -> b h w c"))
+        return self.linear(rearrange(normal, "b h w c -> b c h w"))
+
+
+@torch.no_grad()
+def noisy_features(
+    unet: Any, scheduler: Any, clean: Tensor, noise: Tensor, timestep: int, stages: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """The decoder's maps (B, C_stage, h, w) of pictures (B, C, H, W) in [-1, 1] with the noise of one timestep."""
+    steps = torch.full((len(clean),), timestep, device=clean.device)
+    noisy = scheduler.add_noise(clean, noise, steps).to(unet.dtype)
+    maps = unet(noisy.contiguous(memory_format=torch.channels_last), timestep, head="features").features  # faster
+    return tuple(maps[stage] for stage in stages)
+
+
+def upsampled(x: Tensor, stride: int, size: Sequence[int]) -> Tensor:
+    """Enlarges a map (B, C, h, w) bilinearly to the height and width of the picture, (B, C, H, W).
+
+    Pixel p of the map stands for pixels stride * p to stride * p + stride - 1 of the picture, of which the last map
+    pixel may reach beyond the border, since sizes round up. So the map is enlarged by exactly the stride and cut at the
+    far end. Enlarged to the size itself it would be squeezed wherever that is no multiple of the stride, and a window
+    would not get what the whole picture gets.
+
+    Raises:
+        ValueError: a map that does not belong to a picture of that size.
+    """
+    height, width = size
+    if x.shape[2:] != (-(-height // stride), -(-width // stride)):
+        raise ValueError(
+            f"a map of stride {stride} is {x.shape[2]}x{x.shape[3]}, but the picture is {height}x{width}; "
+            "give the size of the picture that the features come from."
+        )
+    if stride == 1:
+        return x
+    return F.interpolate(x, scale_factor=stride, mode="bilinear", align_corners=False)[..., :height, :width]
+
+
+def check_recipe(timesteps: Sequence[int], hidden: Sequence[int], stages: Sequence[int] | None) -> None:
+    """Raises a ValueError unless timesteps, hidden widths and stages (None: all) are such as a classifier can have."""
+    for name, values in (("timesteps", timesteps), ("stages", stages)):
+        if values is None:
+            continue
+        if not values or not all(is_count(value, 0) for value in values) or len(set(values)) < len(values):
+            raise ValueError(f"{name} are {values}, but must be one or more integers of at least 0, each once.")
+    if not hidden or not all(is_count(width) for width in hidden):
+        raise ValueError(f"hidden is {hidden}, but must be one or more widths of at least 1, such as (128, 32).")
+
+
+def check_stages(stages: Sequence[int], feature_info: Sequence[Any]) -> None:
+    """Raises a ValueError for a stage that a network does not have."""
+    if max(stages) >= len(feature_info):
+        raise ValueError(
+            f"stages are {list(stages)}, but the network's decoder has stages 0 to {len(feature_info) - 1}, the last "
+            "the finest."
+        )
+
+
+def _add(sums: list[Any], projections: Any, maps: Sequence[Tensor]) -> None:
+    """Adds what the maps of a timestep contribute to the sum of each stage."""
+    if len(maps) != len(projections):
+        raise ValueError(
+            f"there are {len(maps)} maps of a timestep, but the classifier takes {len(projections)} of each of its "
+            "timesteps; give what its method `features` gives."
+        )
+    for stage, (projection, x) in enumerate(zip(projections, maps)):
+        sums[stage] += projection(x)
