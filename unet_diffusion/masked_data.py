@@ -5,6 +5,7 @@ masks' values mean) and `MaskedDataset` (items); `GlobalBatches` orders them.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,115 +14,20 @@ import numpy as np
 from datasets import Dataset
 
 from unet_diffusion.data import find_range, hold_out
-from unet_diffusion.data_config import PictureOptions
-from unet_diffusion.mask_encoding import MaskEncoding, check_encoding, find_encoding, parse_colours
+from unet_diffusion.mask_encoding import MaskEncoding, find_encoding
 from unet_diffusion.masked_cache import MaskedCache, cache_masked
+from unet_diffusion.masked_config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.masked_dataset import MaskedDataset, border_weights
 from unet_diffusion.masked_sources import open_masked_source
-from unet_diffusion.masks import Colour
+from unet_diffusion.masks import COLOURED, Colour
 from unet_diffusion.pixels import PixelRange
-from unet_diffusion.resizing import Preparation
 from unet_diffusion.segmentation import IGNORE_INDEX
 
-__all__ = ["MaskedDataConfig", "MaskedDataset", "MaskedSets", "load_masked"]
+__all__ = ["MaskedDataConfig", "MaskedDataset", "MaskedOptions", "MaskedSets", "load_labelled", "load_masked"]
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 5  # rows or files named one by one
-
-
-@dataclass
-class MaskedDataConfig(PictureOptions):
-    """Which pictures with masks, and what is done to both before they reach the network."""
-
-    validation_fraction: float = 0.1
-    """Share of the pictures held out, at least one, if no validation set is named."""
-    image_size: int | None = None
-    """Pictures are resized (Lanczos; masks by nearest neighbour) until the shorter side has so many pixels, and without
-    crop_size cut to the square in the middle; by default they keep their size, which without crop_size must then be the
-    same for all that are trained on."""
-    crop_size: int | None = None
-    """Train on squares of so many pixels a side, cut at another place in every epoch; smaller pictures are mirrored
-    beyond their border, which is then ignored. Validation pictures stay whole."""
-    mask_column: str | None = None
-    """Column of the masks; by default `mask`, or the only other one of type Image."""
-    instances_column: str | None = None
-    """Column of instance maps (0: background); where two touch, training masks get background between them."""
-    masks: str | None = None
-    """Folder of masks, named like their pictures but for the ending; `data` is then a folder of pictures."""
-    mask_suffix: str | None = None
-    """What the names of masks have in addition before the ending, such as "_mask"; without `masks`, they lie beside
-    their pictures."""
-    validation_masks: str | None = None
-    """Folder of the masks of `validation_data`."""
-    mask_encoding: str = "auto"
-    """What mask values mean: "indices" of classes (255: ignored), "binary" (two values), "palette" (each colour or
-    value a class, black first), "instances" (0: background, above: class 1). "auto" takes colours for a palette,
-    exactly 0 and 255 for binary, and the rest for indices."""
-    mask_colours: dict[str, int] | None = None
-    """Class of each colour, such as "#000000" 0 "#ff0000" 1; 255 ignores. By default the colours that are found."""
-    num_classes: int | None = None
-    """Classes, background included; by default as many as the training masks show."""
-    class_names: tuple[str, ...] | None = None
-    """Names of the classes, in the order of their indices."""
-    max_labels: int | None = None
-    """Train on the first so many rows only, as if the others had no masks."""
-    border_weights: bool = False
-    """Give the weight map of the 2015 paper with each training picture, which presses for the background between
-    neighbouring instances (connected components where there are no instance maps)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.names_validation and self.validation_fraction == 0:
-            raise ValueError(
-                "there is nothing to validate on, and the best weights are chosen by validation; give "
-                "validation_split, validation_data, or a validation_fraction above 0."
-            )
-        for name in ("crop_size", "max_labels"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed.")
-        if self.num_classes is not None and not 2 <= self.num_classes <= IGNORE_INDEX:
-            raise ValueError(f"num_classes is {self.num_classes}; it is from 2 to {IGNORE_INDEX}, background included.")
-        if self.class_names is not None:
-            if self.num_classes not in (None, len(self.class_names)):
-                raise ValueError(
-                    f"class_names has {len(self.class_names)} entries, but num_classes is {self.num_classes}; give one "
-                    "name each."
-                )
-            if len(self.class_names) < 2:
-                raise ValueError(f"class_names are {self.class_names}; name 2 classes or more, the background first.")
-        if self.mask_suffix == "" or (self.mask_suffix is not None and "/" in self.mask_suffix):
-            raise ValueError(f"mask_suffix is {self.mask_suffix!r}; it is a part of a name, such as '_mask'.")
-        if self.mask_encoding == "instances" and self.instances_column is not None:
-            raise ValueError(
-                "mask_encoding is 'instances', so that the masks are the instance maps; leave out instances_column."
-            )
-        if (self.validation_masks is not None) != (self.masks is not None and self.validation_data is not None):
-            raise ValueError(
-                f"validation_masks is {self.validation_masks}; it is given if, and only if, masks and validation_data "
-                "are: each names a folder of its own."
-            )
-        check_encoding(self.mask_encoding, self.colours)
-
-    @property
-    def colours(self) -> dict[Colour, int] | None:
-        """`mask_colours` as red, green and blue."""
-        return None if self.mask_colours is None else parse_colours(self.mask_colours)
-
-    @property
-    def mask_reading(self) -> str:
-        """How mask files are read: `mask_encoding`, or "palette" where colours are given."""
-        return self.mask_encoding if self.mask_colours is None else "palette"
-
-    @property
-    def known_classes(self) -> int | None:
-        """The number of classes, where the user states it or their names."""
-        return self.num_classes if self.class_names is None else len(self.class_names)
-
-    @property
-    def preparation(self) -> Preparation:
-        """What is done to every picture and mask before they are stored."""
-        return Preparation(self.image_size, "center" if self.crop_size is None else "random", self.channels)
 
 
 @dataclass(frozen=True)
@@ -162,7 +68,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
             have other channels, dtype or mask values.
         ImportError: if a file needs a package that is not installed.
     """
-    cache, name = _cached(config, "train")
+    cache, name = _cached(config, *open_part(config, "train"))
     encoding = find_encoding(
         cache.keys,
         config.mask_encoding,
@@ -189,11 +95,79 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
     )
     _check_classes(train)
     if config.names_validation:
-        cache, name = _cached(config, "validation")
+        cache, name = _cached(config, *open_part(config, "validation"))
         _check_agreement(cache, train, name)
         table, held_out = _table(encoding, cache, name), np.arange(len(cache))
     validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     return MaskedSets(train, validation, encoding.num_classes, config.class_names, encoding.palette, pixel_range)
+
+
+def load_labelled(
+    options: MaskedOptions,
+    *,
+    num_classes: int,
+    channels: int,
+    pixel_range: PixelRange,
+    palette: Sequence[Sequence[int]] | None = None,
+) -> MaskedDataset:
+    """Opens one whole set of pictures and masks for a network that is trained, such as a test set.
+
+    What the masks' values mean must not follow from this set: a class may be missing in it, and the colours after that
+    one would be taken for others.
+
+    Args:
+        options: which pictures.
+        num_classes: of the network, the background included.
+        channels: that the network takes.
+        pixel_range: what maps stored values to the network's [-1, 1].
+        palette: red, green and blue of each class of the network, for masks in colour without `mask_colours`.
+
+    Raises:
+        ValueError: if the source, the split or a column does not exist; if too many rows are broken; if the pictures
+            have other channels or another dtype; if the masks hold values that are no class, label nothing, or cannot
+            be told to mean the classes of the network.
+        ImportError: if a file needs a package that is not installed.
+    """
+    cache, name = _cached(options, *_open(options, options.data, options.split, options.masks))
+    found, expected = (cache.pictures.channels, cache.pictures.dtype), (channels, pixel_range.dtype)
+    if found != expected:
+        raise ValueError(
+            f"pictures of {name} have {found[0]} channels of {found[1]}, but the network takes {expected[0]} of "
+            f"{expected[1]}; channels=1 or 3 converts colours."
+        )
+    encoding = _encoding_for(options, cache, num_classes, palette, name)
+    table = _table(encoding, cache, f"{name}, for a network of {num_classes} classes")
+    dataset = MaskedDataset(cache, np.arange(len(cache)), table, num_classes, pixel_range, name=name)
+    if not dataset.class_counts().any():
+        raise ValueError(
+            f"the masks of {name} label no pixel: all are {IGNORE_INDEX}, which is ignored; if that is a class, give "
+            "mask_colours."
+        )
+    return dataset
+
+
+def _encoding_for(
+    options: MaskedOptions,
+    cache: MaskedCache,
+    num_classes: int,
+    palette: Sequence[Sequence[int]] | None,
+    name: str,
+) -> MaskEncoding:
+    """What the masks mean as classes of a network; ValueError where only the masks it learnt from could tell."""
+    encoding, colours = options.mask_encoding, options.colours
+    if colours is None:
+        auto = encoding == "auto"
+        if encoding == "palette" or (auto and max(cache.keys) >= COLOURED):
+            if palette is None:
+                raise ValueError(f"the masks of {name} are colours, and the run knows none; give mask_colours.")
+            # of equal colours the first is one that was found in training, the others only stand for missing ones
+            colours = {(red, green, blue): label for label, (red, green, blue) in reversed([*enumerate(palette)])}
+        elif num_classes > 2 and (encoding in ("binary", "instances") or (auto and sorted(cache.keys) == [0, 255])):
+            raise ValueError(
+                f"the masks of {name} tell one class from the background, but the network has {num_classes} classes; "
+                "give masks of all of them, or mask_encoding='indices' if 255 marks pixels to ignore."
+            )
+    return find_encoding(cache.keys, encoding, num_classes=num_classes, colours=colours, palette=cache.palette)
 
 
 def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> tuple[Dataset, list[Path], str]:
@@ -206,23 +180,27 @@ def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) ->
     if part == "validation":
         source, split = config.validation_data or config.data, config.validation_split or "train"
         masks = config.validation_masks or config.masks
+    dataset, orphans, name = _open(config, source, split, masks)
+    if part == "train" and config.max_labels is not None and config.max_labels < len(dataset):
+        dataset = dataset.select(range(config.max_labels))
+    return dataset, orphans, name
+
+
+def _open(options: MaskedOptions, source: str, split: str, masks: str | None) -> tuple[Dataset, list[Path], str]:
     dataset, orphans = open_masked_source(
         source,
         split,
-        image_column=config.image_column,
-        mask_column=config.mask_column,
-        instances_column=config.instances_column,
+        image_column=options.image_column,
+        mask_column=options.mask_column,
+        instances_column=options.instances_column,
         masks=masks,
-        mask_suffix=config.mask_suffix,
-        cache_dir=config.cache_dir,
+        mask_suffix=options.mask_suffix,
+        cache_dir=options.cache_dir,
     )
-    if part == "train" and config.max_labels is not None and config.max_labels < len(dataset):
-        dataset = dataset.select(range(config.max_labels))
     return dataset, orphans, f"{source} ({split})"
 
 
-def _cached(config: MaskedDataConfig, part: Literal["train", "validation"]) -> tuple[MaskedCache, str]:
-    dataset, orphans, name = open_part(config, part)
+def _cached(config: MaskedOptions, dataset: Dataset, orphans: list[Path], name: str) -> tuple[MaskedCache, str]:
     if orphans:
         logger.warning(
             "%d masks of %s have no picture: %s", len(orphans), name, ", ".join(path.name for path in orphans[:SHOWN])

@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Score a trained run on pictures with masks; the same as `unet-diffusion evaluate`."""
+
+from unet_diffusion.cli import run
+
+if __name__ == "__main__":
+    run("evaluate")

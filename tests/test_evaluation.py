@@ -1,0 +1,335 @@
+"""Scores of masks over a set, the command that writes them, and labelled sets for a network that is trained."""
+
+import json
+import math
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from unet_diffusion import UNet, cli
+from unet_diffusion.evaluate import Evaluate, evaluate
+from unet_diffusion.evaluation import score_masks
+from unet_diffusion.masked_data import MaskedOptions, load_labelled
+from unet_diffusion.pipelines import SegmentationPipeline
+from unet_diffusion.pixels import PixelRange
+
+datasets.disable_progress_bars()
+
+GREEN, RED = (0, 200, 0), (255, 0, 0)
+
+
+def save(folder: Path, pictures, masks) -> dict[str, str]:
+    """Two folders of PNG files; gives the options that name them."""
+    for name, arrays in (("images", pictures), ("masks", masks)):
+        (folder / name).mkdir(parents=True)
+        for number, pixels in enumerate(arrays):
+            Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(folder / name / f"{number}.png")
+    return {"data": str(folder / "images"), "masks": str(folder / "masks"), "cache_dir": str(folder / "cache")}
+
+
+def save_instances(folder: Path, instances, mask=None) -> dict[str, str]:
+    """One `save_to_disk` folder with a mask and an instance map; the picture shows the instances in white."""
+    rows = {"image": 255 * (instances > 0), "mask": 1 * (instances > 0) if mask is None else mask, "nuclei": instances}
+    features = datasets.Features(dict.fromkeys(rows, datasets.Array2D(instances.shape, "uint8")))
+    datasets.Dataset.from_dict({name: [value] for name, value in rows.items()}, features=features).save_to_disk(folder)
+    return {"data": str(folder), "instances_column": "nuclei", "cache_dir": str(folder / "cache")}
+
+
+def load(options: dict, num_classes: int = 2, **network):
+    wanted = {"num_classes": num_classes, "channels": 1, "pixel_range": PixelRange.full("uint8"), **network}
+    return load_labelled(MaskedOptions(**options), **wanted)
+
+
+def white(picture: torch.Tensor) -> torch.Tensor:
+    """Predicts class 1 where a picture is white."""
+    return (picture[0] == 255).long()
+
+
+# scores
+
+
+def test_a_square_two_pixels_too_far_to_the_right(tmp_path):
+    square, nothing = np.zeros((20, 20)), np.zeros((10, 10))
+    square[5:11, 5:11] = 1  # 36 pixels, of which 24 are hit and 12 missed, and 12 more are false
+    dataset = load(save(tmp_path, [255 * square, nothing], [square, nothing]))
+    scores = score_masks(lambda picture: white(picture).roll(2, dims=1), dataset)
+
+    iou, dice = {0: 352 / 376, 1: 24 / 48}, {0: 2 * 352 / (2 * 364), 1: 2 * 24 / 72}
+    first, second = scores.pictures
+    assert (first["row"], second["row"]) == (0, 1)
+    assert first["accuracy"] == pytest.approx(376 / 400)
+    for label in (0, 1):
+        assert first[f"iou_{label}"] == pytest.approx(iou[label])
+        assert first[f"dice_{label}"] == pytest.approx(dice[label])
+    assert first["boundary_f1"] == 1  # nowhere farther than the 2 pixels that are allowed
+    assert score_masks(lambda picture: white(picture).roll(9, dims=1), dataset).pictures[0]["boundary_f1"] < 0.5
+
+    assert second["accuracy"] == second["iou_0"] == 1
+    assert math.isnan(second["iou_1"])
+    assert math.isnan(second["boundary_f1"])
+    assert scores.pooled["accuracy"] == pytest.approx(476 / 500)
+    assert scores.pooled["iou_0"] == pytest.approx((352 + 100) / (376 + 100))
+    assert scores.pooled["iou_1"] == scores.per_picture["iou_1"] == pytest.approx(0.5)
+    assert scores.per_picture["accuracy"] == pytest.approx((0.94 + 1) / 2)
+    assert scores.per_picture["iou_0"] == pytest.approx((352 / 376 + 1) / 2)
+    assert scores.per_picture["boundary_f1"] == 1  # of the one picture that has a boundary
+    assert "boundary_f1" not in scores.pooled
+    assert not any(name.startswith(("cell", "instance")) for name in scores.per_picture)
+
+
+def test_undefined_scores_are_null_in_json_and_empty_in_the_table(tmp_path):
+    nothing = np.zeros((6, 7))
+    scores = score_masks(white, load(save(tmp_path, [nothing], [nothing]), num_classes=3))
+    written = json.loads(json.dumps(scores.to_dict(["ground", "a", "b"]), allow_nan=False))
+    assert written["pooled"] == {"accuracy": 1, "mean_iou": 1, "mean_dice": 1}
+    assert written["per_picture"] == {"accuracy": 1, "mean_iou": 1, "mean_dice": 1, "boundary_f1": None}
+    known, unknown = {"iou": 1, "dice": 1}, {"iou": None, "dice": None}
+    assert written["classes"] == [
+        {"name": "ground", "pooled": known, "per_picture": known},
+        {"name": "a", "pooled": unknown, "per_picture": unknown},
+        {"name": "b", "pooled": unknown, "per_picture": unknown},
+    ]
+    assert written["pictures"][0]["iou_2"] is None
+    assert written["boundary_tolerance"] == 2
+    lines = scores.to_table().splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| IoU of 0 | 1.0000 | 1.0000 |" in lines
+    assert "| IoU of 1 |  |  |" in lines
+    assert "| boundary F1, within 2 pixels |  |  |" in lines
+
+
+def test_a_gap_in_the_membrane_merges_its_cells(tmp_path):
+    membrane = np.zeros((15, 15))
+    membrane[:, 7] = 1
+    broken = membrane.copy()
+    broken[10:] = 0
+    thick = membrane.copy()
+    thick[:, 6:9] = 1
+    half = membrane.copy()
+    half[:, 8:] = 255  # nothing is known of the second cell
+    dataset = load(save(tmp_path, [255 * broken, 255 * thick, 255 * broken], [membrane, membrane, half]))
+    scores = score_masks(white, dataset, membrane=1)
+    merged, wide, ignored = scores.pictures
+    together = 2 * 105 * 104  # ordered pairs of pixels within the two cells of 7 x 15 pixels
+    error = 1 - 2 * together / (together + 210 * 209)
+    assert merged["cell_rand_error"] == pytest.approx(error)
+    assert (merged["cell_splits"], merged["cell_merges"]) == pytest.approx((0, 1))  # one bit says which cell it is
+    for scored in (wide, ignored):
+        assert (scored["cell_rand_error"], scored["cell_splits"], scored["cell_merges"]) == (0, 0, 0)
+    assert scores.per_picture["cell_rand_error"] == pytest.approx(error / 3)
+    assert "| adapted Rand error, cells |  | 0.1" in scores.to_table()
+    other = score_masks(lambda picture: 1 - white(picture), load_swapped(tmp_path), membrane=0)
+    assert other.per_picture["cell_rand_error"] == pytest.approx(error / 2)
+
+
+def load_swapped(folder: Path):
+    """The first two pictures of the test above, the membrane being class 0."""
+    pictures = [np.asarray(Image.open(folder / "images" / f"{number}.png")) for number in (0, 1)]
+    masks = [1 - np.asarray(Image.open(folder / "masks" / f"{number}.png")) for number in (0, 1)]
+    return load(save(folder / "swapped", pictures, masks))
+
+
+def test_touching_instances_found_as_one(tmp_path):
+    instances = np.zeros((12, 12))
+    instances[2:6, 2:6], instances[2:6, 6:10] = 1, 2  # 16 pixels each
+    dataset = load(save_instances(tmp_path / "both", instances))
+    (scores,) = score_masks(white, dataset).pictures
+    assert scores["accuracy"] == 1
+    together = 2 * 16 * 15
+    assert scores["instance_rand_error"] == pytest.approx(1 - 2 * together / (together + 32 * 31))
+    assert (scores["instance_splits"], scores["instance_merges"]) == pytest.approx((0, 1))
+
+    def apart(picture: torch.Tensor) -> torch.Tensor:
+        mask = white(picture)
+        mask[:, 6] = 0  # a quarter of the second nucleus is lost
+        return mask
+
+    (scores,) = score_masks(apart, dataset).pictures
+    pairs = 16 * 15 + 12 * 11 + 4 * 3  # together in truth and in the prediction, where the lost part is background
+    assert scores["instance_rand_error"] == pytest.approx(1 - 2 * pairs / (together + pairs))
+    assert scores["instance_merges"] == 0
+
+    mask = 1 * (instances > 0)
+    mask[:, 6:] = 255  # nothing is known of the second nucleus
+    (scores,) = score_masks(white, load(save_instances(tmp_path / "one", instances, mask))).pictures
+    assert (scores["instance_rand_error"], scores["instance_splits"], scores["instance_merges"]) == (0, 0, 0)
+
+
+def test_options_that_fit_no_set_are_refused(tmp_path):
+    dataset = load(save(tmp_path, [np.zeros((4, 4))], [np.zeros((4, 4))]))
+    with pytest.raises(ValueError, match=r"membrane is 2, but the classes are 0\.\.1"):
+        score_masks(white, dataset, membrane=2)
+    with pytest.raises(ValueError, match="boundary_tolerance is -1"):
+        score_masks(white, dataset, boundary_tolerance=-1)
+    with pytest.raises(ValueError, match="must be the same"):
+        score_masks(lambda picture: white(picture)[:2], dataset)
+
+
+def test_the_points_of_reference_of_a_real_set(shared_data, tmp_path):
+    """All interior reaches 0.804 of the pixels, says the README of the data, and has one cell for all."""
+    dataset = load({"data": str(shared_data / "isbi2012" / "test.parquet"), "cache_dir": str(tmp_path)})
+    scores = score_masks(lambda picture: torch.ones(picture.shape[1:], dtype=torch.int64), dataset, membrane=0)
+    assert len(scores.pictures) == 6
+    assert scores.pooled["accuracy"] == pytest.approx(0.804, abs=0.0005)
+    assert scores.per_picture["cell_splits"] == pytest.approx(0, abs=1e-9)
+    assert scores.per_picture["cell_merges"] > 4  # bits, of cells of all sizes
+
+
+# labelled sets
+
+
+def test_colours_mean_what_they_meant_in_training(tmp_path):
+    mask, other = np.zeros((2, 4, 5, 3))
+    mask[1:3], other[1:3] = RED, GREEN
+    options = save(tmp_path, [np.zeros((4, 5))], [mask])
+    palette = [(0, 0, 0), GREEN, RED, GREEN]  # green is missing in this set, and nothing is known of class 3
+    for reading in ("auto", "palette"):
+        item = load({**options, "mask_encoding": reading}, num_classes=4, palette=palette)[0]
+        assert item["mask"].unique().tolist() == [0, 2]
+    green = save(tmp_path / "green", [np.zeros((4, 5))], [other])
+    assert load(green, num_classes=4, palette=palette)[0]["mask"].unique().tolist() == [0, 1]
+    stated = load({**options, "mask_colours": {"black": 1, "red": 0}}, palette=None)
+    assert torch.equal(stated[0]["mask"][:, 0], torch.tensor([1, 0, 0, 1]))
+    with pytest.raises(ValueError, match="the run knows none; give mask_colours"):
+        load(options, num_classes=4)
+    with pytest.raises(ValueError, match=r"for a network of 2 classes: masks hold \(255, 0, 0\), which is no class"):
+        load(options, palette=[(0, 0, 0), GREEN])
+
+
+def test_sets_that_do_not_fit_the_network_are_refused(tmp_path):
+    picture, mask = np.zeros((4, 5)), np.zeros((4, 5))
+    mask[1:3] = 2
+    indices = save(tmp_path / "indices", [picture, picture], [np.zeros((4, 5)), mask])
+    with pytest.raises(ValueError, match=r"network of 2 classes: masks hold 2, which is no class.*in 1 of 2.*rows 1\."):
+        load(indices)
+    assert load(indices, num_classes=3)[1]["mask"].max() == 2
+    binary = save(tmp_path / "binary", [picture], [255 * (mask > 0)])
+    assert load(binary)[0]["mask"].unique().tolist() == [0, 1]
+    for reading in ("auto", "binary", "instances"):
+        with pytest.raises(ValueError, match="one class from the background, but the network has 3 classes"):
+            load({**binary, "mask_encoding": reading}, num_classes=3)
+    ignoring = load({**binary, "mask_encoding": "indices"}, num_classes=3)
+    assert ignoring[0]["mask"].unique().tolist() == [0, 255]
+    with pytest.raises(ValueError, match="label no pixel"):
+        load(save(tmp_path / "ignored", [picture], [np.full((4, 5), 255)]))
+    with pytest.raises(ValueError, match="1 channels of uint8, but the network takes 3 of uint8"):
+        load(indices, num_classes=3, channels=3)
+    assert load({**indices, "channels": 3}, num_classes=3, channels=3)[0]["image"].shape == (3, 4, 5)
+    with pytest.raises(ValueError, match="1 channels of uint8, but the network takes 1 of uint16"):
+        load(indices, num_classes=3, pixel_range=PixelRange.full("uint16"))
+
+
+def test_pictures_are_resized_but_never_cut(tmp_path):
+    options = save(tmp_path, [np.zeros((6, 12))], [np.eye(6, 12)])
+    assert load(options)[0]["mask"].shape == (6, 12)
+    assert load({**options, "image_size": 3})[0]["mask"].shape == (3, 6)
+
+
+# the command
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run of three classes that calls every pixel class 1."""
+    unet = UNet(sample_size=8, in_channels=1, out_channels=None, channels=(4, 8), head_channels=8, num_classes=3)
+    with torch.no_grad():
+        unet.segmentation_head.weight.zero_()
+        unet.segmentation_head.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    SegmentationPipeline(unet, class_names=["ground", "cell", "nucleus"]).save_pretrained(tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def labelled(tmp_path) -> dict[str, str]:
+    """Three pictures of 9 x 12 with 12, 24 and 36 of 108 pixels of class 1."""
+    random = np.random.default_rng(0)
+    masks = [np.repeat([1, 0], [count, 9 - count])[:, None] * np.ones((1, 12)) for count in (1, 2, 3)]
+    return save(tmp_path / "set", [random.integers(0, 256, (9, 12)) for _ in masks], masks)
+
+
+def arguments(labelled: dict[str, str]) -> list[str]:
+    return [word for name, value in labelled.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def test_the_command_writes_scores_and_a_table(run, labelled, tmp_path, capsys):
+    cli.run("evaluate", ["--run", str(run), *arguments(labelled)])
+    written = json.loads((run / "evaluation.json").read_text())
+    assert written["count"] == 3
+    assert (written["options"]["run"], written["options"]["data"]["masks"]) == (str(run), labelled["masks"])
+    assert len(written["fingerprint"]) == 16
+    masks = written["masks"]
+    ground, cell, nucleus = masks["classes"]
+    assert [each["name"] for each in masks["classes"]] == ["ground", "cell", "nucleus"]
+    assert masks["pooled"]["accuracy"] == cell["pooled"]["iou"] == pytest.approx(72 / 324)
+    assert ground["pooled"] == {"iou": 0, "dice": 0}
+    assert nucleus["pooled"] == nucleus["per_picture"] == {"iou": None, "dice": None}
+    assert [each["accuracy"] for each in masks["pictures"]] == pytest.approx([1 / 9, 2 / 9, 3 / 9])
+    assert masks["per_picture"]["boundary_f1"] == 0
+    text = (run / "evaluation.md").read_text()
+    assert text.startswith(f"# run on {labelled['data']} (train)\n")
+    assert "| IoU of cell | 0.2222 | 0.2222 |" in text
+    assert capsys.readouterr().out == text + "\n"
+
+
+def test_the_command_predicts_as_the_pipeline_does(run, labelled, tmp_path):
+    pipe = SegmentationPipeline.from_pretrained(run)
+    for parameter in pipe.unet.parameters():
+        if parameter.abs().max() == 0:
+            nn.init.normal_(parameter, std=0.3)
+    nn.init.zeros_(pipe.unet.segmentation_head.bias)
+    pipe.save_pretrained(tmp_path / "random")
+    images, masks = (sorted(Path(labelled[name]).iterdir()) for name in ("data", "masks"))
+    expected = {}
+    for augment in (False, True):
+        options = Evaluate(
+            MaskedOptions(**labelled), tmp_path / "random", tmp_path / f"out-{augment}", tile_size=6, augment=augment
+        )
+        evaluate(options)
+        hits = [
+            (pipe(str(image), tile_size=6, augment=augment, output_type="np").masks[0] == np.asarray(Image.open(mask)))
+            for image, mask in zip(images, masks)
+        ]
+        expected[augment] = [hit.mean() for hit in hits]
+        pictures = json.loads((options.output / "evaluation.json").read_text())["masks"]["pictures"]
+        assert [each["accuracy"] for each in pictures] == pytest.approx(expected[augment])
+    assert expected[False] != expected[True]
+
+
+def test_cells_and_instances_reach_the_files(run, tmp_path):
+    instances = np.zeros((8, 8))
+    instances[:4, :4], instances[5:, 5:] = 1, 2
+    evaluate(Evaluate(MaskedOptions(**save_instances(tmp_path / "nuclei", instances)), run, membrane=2))
+    means = json.loads((run / "evaluation.json").read_text())["masks"]["per_picture"]
+    assert means["instance_merges"] == pytest.approx(-(16 / 25) * np.log2(16 / 25) - (9 / 25) * np.log2(9 / 25))
+    assert means["cell_rand_error"] == 0  # no membrane in either: one cell
+    assert "| variation of information, merges, bits, instances |  | 0.94" in (run / "evaluation.md").read_text()
+
+
+def test_an_evaluation_is_not_overwritten_unless_told(run, labelled):
+    (run / "evaluation.md").write_text("mine")
+    command = ["--run", str(run), *arguments(labelled)]
+    with pytest.raises(SystemExit, match="evaluation.md exists already; set overwrite, or choose another output"):
+        cli.run("evaluate", command)
+    assert (run / "evaluation.md").read_text() == "mine"
+    assert not (run / "evaluation.json").exists()
+    cli.run("evaluate", [*command, "--overwrite"])
+    assert (run / "evaluation.md").read_text() != "mine"
+
+
+def test_mistakes_end_with_one_sentence_and_no_file(run, labelled, tmp_path):
+    mask = np.full((4, 5), 3)
+    others = save(tmp_path / "others", [mask], [mask])
+    for given, options, message in (
+        (labelled, ["--run", "absent"], "run is absent, but there is no model_index.json"),
+        (labelled, ["--tile-size", "0"], "tile_size is 0"),
+        (labelled, ["--membrane", "3"], r"membrane is 3, but the classes are 0\.\.2"),
+        (others, [], "for a network of 3 classes: masks hold 3, which is no class"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            cli.run("evaluate", ["--run", str(run), *arguments(given), *options])
+    assert not list(run.glob("evaluation*"))
