@@ -1,0 +1,204 @@
+#!/usr/bin/env python
+"""Our networks, a peer and a threshold on one labelled set: same steps, batches, augmentation, loss and evaluation.
+
+Trains each network on `train.parquet`, keeps its weights of the best mean IoU on `validation.parquet`, and scores them
+once on `test.parquet`. Writes `comparison.json`, `comparison.md` and `overlays.png`; a network whose run is finished is
+not trained again.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from peers import MonaiUNet
+from PIL import Image
+from skimage.filters import threshold_multiotsu
+from torch import Tensor
+
+from unet_diffusion import UNet
+from unet_diffusion.atomic import write_json, write_text
+from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.evaluation import Scores, score_masks
+from unet_diffusion.figures import grid, save_picture
+from unet_diffusion.masked_config import MaskedOptions
+from unet_diffusion.masked_data import MaskedDataConfig, MaskedDataset, MaskedSets, load_labelled, load_masked
+from unet_diffusion.networks import load_unet
+from unet_diffusion.pipelines import SegmentationPipeline
+from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
+from unet_diffusion.training import Trainer, make_accelerator
+from unet_diffusion.training_config import TrainingConfig
+
+NETWORKS = Path(__file__).parent / "networks"
+OURS = {"ours": "half-width.json", "ronneberger-2015": "ronneberger-quarter.json"}
+PEER = "monai-basic-unet"
+SHOWN = (0, 20, 40, 60)  # pictures of the test set, modulo its size
+COLOURED = 1.0  # mean difference of the channels, in grey levels, above which a picture has colours
+DARK = 110  # mean grey level below which a grey picture shows bright things on black
+
+Predict = Callable[[Tensor], Tensor]  # a stored picture (C, H, W) to its mask (H, W)
+
+
+@dataclass
+class Comparison:
+    """Train and score several networks on one labelled set."""
+
+    data: Path
+    """Folder with `train.parquet`, `validation.parquet` and `test.parquet`."""
+    output: Path
+    """Folder for the runs and the results."""
+    networks: tuple[Literal["ours", "ronneberger-2015", "monai-basic-unet"], ...] = ("ours", "ronneberger-2015", PEER)
+    """Which networks."""
+    crop_size: int = 128
+    """Side of the training squares in pixels; the unpadded network is given 188 more, for about the same output."""
+    steps: int = 1200
+    """Optimizer steps of each."""
+    batch_size: int = 4
+    """Squares per step."""
+    learning_rate: float = 1e-3
+    """Highest learning rate of AdamW, the same for all."""
+    instances: bool = False
+    """The set has a column `instances`: the network of 2015 learns with border weights."""
+    membrane: int | None = None
+    """Class of the membrane between cells, as in `unet-diffusion evaluate`."""
+    seed: int = 0
+    """Of initialisation, order, crops and augmentation."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
+def compare(options: Comparison) -> str:
+    """Trains what is not trained yet, scores all on the test set, and returns the table."""
+    pipes = {name: train(options, name) for name in options.networks}
+    first = next(iter(pipes.values()))
+    test = load_labelled(
+        MaskedOptions(
+            data=str(options.data / "test.parquet"), instances_column="instances" if options.instances else None
+        ),
+        num_classes=first.num_classes,
+        channels=first.unet.config.in_channels,
+        pixel_range=first.pixel_range,
+        palette=first.palette,
+    )
+    predictors: dict[str, Predict] = {
+        "most frequent class": most_frequent(test),
+        "threshold": threshold(test.num_classes),
+    }
+    predictors |= {name: predictor(pipe) for name, pipe in pipes.items()}
+    scores = {name: score_masks(predict, test, membrane=options.membrane) for name, predict in predictors.items()}
+    parameters = {name: sum(p.numel() for p in pipe.unet.parameters()) for name, pipe in pipes.items()}
+    save_picture(overlays(test, {name: predictors[name] for name in pipes}, first), options.output / "overlays.png")
+    results = {
+        "options": asdict(options),
+        "parameters": parameters,
+        "scores": {name: each.to_dict() for name, each in scores.items()},
+    }
+    write_json(options.output / "comparison.json", results)
+    text = table(scores, parameters)
+    write_text(options.output / "comparison.md", text)
+    return text
+
+
+def train(options: Comparison, name: str) -> SegmentationPipeline:
+    """A network's weights of the best validation, in a pipeline."""
+    unpadded = name == "ronneberger-2015"
+    config = MaskedDataConfig(
+        data=str(options.data / "train.parquet"),
+        validation_data=str(options.data / "validation.parquet"),
+        crop_size=options.crop_size + 188 if unpadded else options.crop_size,
+        instances_column="instances" if options.instances and unpadded else None,
+        border_weights=options.instances and unpadded,
+    )
+    training = TrainingConfig(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup_steps=50,
+        ema_decay=0.99,
+        validate_every=200,
+        preview_every=options.steps,
+        checkpoint_every=200,
+        keep_checkpoints=1,
+        seed=options.seed,
+    )
+    output = options.output / name
+    accelerator = make_accelerator(training, output)
+    data = load_masked(config, options.seed)
+    torch.manual_seed(keyed_seed(options.seed, "initialisation"))
+    task = SegmentationTask(network(name, data), data, SegmentationConfig(), options.augmentation)
+    Trainer(task, training, output, {"data": asdict(config), "training": asdict(training)}, accelerator).run()
+    kind = MonaiUNet if name == PEER else UNet
+    return task.pipeline(kind.from_pretrained(output / "unet"))
+
+
+def network(name: str, data: MaskedSets) -> UNet | MonaiUNet:
+    """An untrained network for the channels and classes of the data."""
+    channels = data.train.channels
+    if name == PEER:
+        return MonaiUNet(channels, data.num_classes)
+    wanted = {"in_channels": channels, "out_channels": None, "num_classes": data.num_classes}
+    return load_unet(str(NETWORKS / OURS[name]), wanted)
+
+
+def predictor(pipe: SegmentationPipeline) -> Predict:
+    """The masks of a pipeline, without test-time augmentation."""
+    pipe.set_progress_bar_config(disable=True)
+    return lambda picture: pipe(picture, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
+
+
+def most_frequent(test: MaskedDataset) -> Predict:
+    """The same class everywhere: the one that most pixels have."""
+    label = int(test.class_counts().argmax())
+    return lambda picture: torch.full(picture.shape[1:], label)
+
+
+def threshold(num_classes: int) -> Predict:
+    """Otsu's thresholds of each picture by itself, with what a person knows of the three sets.
+
+    The darker part of an electron micrograph (one channel) is class 0, the membrane. Of colour pictures class 0 is the
+    brightest part of the green channel, as in blood smears, but the darkest in fluorescence: grey and dark pictures.
+    """
+
+    def predict(picture: Tensor) -> Tensor:
+        values = picture.numpy()  # integers, so that every grey level is a bin of its own
+        level = values[1] if len(values) == 3 else values[0]  # the green channel
+        found = np.digitize(level, threshold_multiotsu(level, num_classes), right=True)
+        fluorescence = (
+            len(values) == 3 and np.ptp(values.astype(np.int64), axis=0).mean() < COLOURED and values.mean() < DARK
+        )
+        ascending = len(values) == 1 or fluorescence
+        return torch.from_numpy(found if ascending else num_classes - 1 - found)
+
+    return predict
+
+
+def overlays(test: MaskedDataset, predictors: dict[str, Predict], pipe: SegmentationPipeline) -> Image.Image:
+    """Pictures of the test set, each in a row with its mask and what each network made of it."""
+    shown: list[Any] = []
+    for index in sorted({index % len(test) for index in SHOWN}):
+        picture, mask = test[index]["image"], test[index]["mask"]
+        masks = [mask, *(predict(picture) for predict in predictors.values())]
+        shown += [pipe.overlay(picture, np.zeros(mask.shape, np.uint8))]
+        shown += [pipe.overlay(picture, each.numpy(), opacity=0.7) for each in masks]
+    return grid(shown, columns=len(predictors) + 2)
+
+
+def table(scores: dict[str, Scores], parameters: dict[str, int]) -> str:
+    """One line for each network, as Markdown."""
+    first = next(iter(scores.values()))
+    names = ["accuracy", "mean_iou", "mean_dice", *(f"iou_{label}" for label in range(first.num_classes))]
+    others = [key for key in ("boundary_f1", "cell_rand_error", "instance_rand_error") if key in first.per_picture]
+    lines = ["| network | parameters | " + " | ".join([*names, *others]) + " |"]
+    lines += ["| --- " * (len(names) + len(others) + 2) + "|"]
+    for name, each in scores.items():
+        figures = [each.pooled[key] for key in names] + [each.per_picture[key] for key in others]
+        count = f"{parameters[name]:,}" if name in parameters else ""
+        lines.append(f"| {name} | {count} | " + " | ".join(f"{figure:.4f}" for figure in figures) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(compare(tyro.cli(Comparison, config=(tyro.conf.OmitArgPrefixes,))))

@@ -1,0 +1,64 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from test_scripts import SCRIPTS, load_script
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    sys.path.insert(0, str(SCRIPTS))  # as when the script is run
+    yield load_script("compare_segmentation")
+    sys.path.remove(str(SCRIPTS))
+
+
+def blobs(folder, name: str, count: int) -> None:
+    """Dark grey pictures with one bright square, which is class 1 and instance 1."""
+    random = np.random.default_rng(len(name))
+    columns: dict[str, list] = {"image": [], "mask": [], "instances": []}
+    for _ in range(count):
+        mask = np.zeros((48, 48), dtype=np.uint8)
+        top, left = random.integers(4, 34, 2)
+        mask[top : top + 10, left : left + 10] = 1
+        grey = random.integers(0, 60, (48, 48)) + 150 * mask
+        columns["image"].append(np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2))
+        columns["mask"].append(mask)
+        columns["instances"].append(mask)
+    features = Features({key: ImageFeature() for key in columns})
+    Dataset.from_dict(columns, features=features).to_parquet(folder / f"{name}.parquet")
+
+
+def test_every_network_is_trained_and_scored_on_the_same_test_set(comparison, tmp_path):
+    for name, count in (("train", 4), ("validation", 2), ("test", 3)):
+        blobs(tmp_path, name, count)
+    options = comparison.Comparison(
+        data=tmp_path, output=tmp_path / "out", crop_size=32, steps=2, batch_size=2, instances=True
+    )
+    text = comparison.compare(options)
+    results = json.loads((options.output / "comparison.json").read_text())
+    assert results["scores"]["threshold"]["pooled"]["mean_iou"] > 0.99  # the square is far brighter than the noise
+    assert results["scores"]["most frequent class"]["pooled"]["accuracy"] == pytest.approx(1 - 100 / 48**2)
+    counts = results["parameters"]
+    assert set(counts) == {"ours", "ronneberger-2015", "monai-basic-unet"}
+    assert max(counts.values()) < 1.05 * min(counts.values())  # about equal, as the documents say
+    assert text.count("\n| ") == 5 + 1 and (options.output / "overlays.png").stat().st_size > 0
+    assert len(results["scores"]["ours"]["pictures"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("picture", "num_classes", "expected"),
+    [
+        ([[[10, 200]]], 2, [[0, 1]]),  # electron microscopy: the dark is class 0
+        ([[[10, 90]]] * 3, 2, [[0, 1]]),  # fluorescence: the bright is class 1
+        ([[[250, 190]]] * 3, 2, [[0, 1]]),  # bright field: the dark is class 1
+        ([[[250, 120, 20]], [[240, 130, 10]], [[60, 50, 40]]], 3, [[0, 1, 2]]),  # blood: the darker, the higher
+    ],
+)
+def test_the_threshold_knows_what_is_dark_in_each_kind_of_picture(comparison, picture, num_classes, expected):
+    jitter = torch.arange(40).reshape(40, 1) % 5 - 2  # forty rows of the same, a few grey levels apart
+    stored = (torch.tensor(picture) + jitter).to(torch.uint8)
+    assert comparison.threshold(num_classes)(stored).tolist() == expected * 40
