@@ -176,6 +176,74 @@ def test_center_crop_is_not_random(tmp_path, load):
     assert torch.equal(train[0, 1]["image"], train[5, 1]["image"])
 
 
+def ramps(*sizes: tuple[int, int]) -> list[np.ndarray]:
+    """Pictures whose values are 16 * row + column, so that a piece tells where it was cut."""
+    return [(16 * np.arange(height)[:, None] + np.arange(width)).astype(np.uint8) for height, width in sizes]
+
+
+def test_pieces_are_cut_bit_exactly_from_pictures_of_any_size(tmp_path, load):
+    pictures = ramps((9, 12), (6, 5), (15, 5))
+    source = save(tmp_path / "set", pictures)
+    train = load(source, crop_size=5, validation_fraction=0.0).train
+    assert (train.height, train.width) == (5, 5)
+    for index, picture in enumerate(pictures):
+        spare = picture.shape[0] - 5, picture.shape[1] - 5
+        pieces = [train[epoch, index]["image"][0].numpy() for epoch in range(40)]
+        places = {tuple(map(int, divmod(piece[0, 0], 16))) for piece in pieces}
+        assert len(places) > min(10, spare[0])
+        assert all(top <= spare[0] and left <= spare[1] for top, left in places)
+        for piece in pieces:
+            top, left = divmod(int(piece[0, 0]), 16)
+            assert np.array_equal(piece, picture[top : top + 5, left : left + 5])
+        middle = picture[spare[0] // 2 :, spare[1] // 2 :][:5, :5]
+        assert np.array_equal(train[index]["image"][0], middle)  # undisturbed, as validation pictures are
+
+
+def test_pieces_depend_on_seed_epoch_and_index_alone(tmp_path, load):
+    source = save(tmp_path / "set", ramps((15, 12), (15, 12)))
+    train, again, other = (load(source, seed, crop_size=4, validation_fraction=0.0).train for seed in (3, 3, 4))
+    keys = [(epoch, index) for epoch in range(10) for index in (0, 1)]
+    pieces = {key: train[key]["image"] for key in keys}
+    assert all(torch.equal(again[key]["image"], pieces[key]) for key in reversed(keys))
+    assert not all(torch.equal(other[key]["image"], pieces[key]) for key in keys)
+    assert not all(torch.equal(pieces[epoch, 0], pieces[epoch, 1]) for epoch in range(10))
+
+
+def test_pictures_smaller_than_the_pieces_are_mirrored(tmp_path, load):
+    source = save(tmp_path / "set", [np.tile(np.arange(3, dtype=np.uint8), (6, 1))])
+    train = load(source, crop_size=5, validation_fraction=0.0).train
+    assert train[0]["image"][0].tolist() == [[1, 0, 1, 2, 1]] * 5
+    seen = {tuple(train[epoch, 0]["image"][0, 0].tolist()) for epoch in range(30)}
+    assert seen == {(2, 1, 0, 1, 2), (1, 0, 1, 2, 1), (0, 1, 2, 1, 0)}  # the three places of 3 pixels in 5
+
+
+def test_pieces_of_resized_pictures_come_from_their_whole_length(tmp_path, load):
+    wide = np.repeat(np.arange(8, dtype=np.uint8) * 20, 10)[None].repeat(40, axis=0)  # 40x80, to be 4x8
+    train = load(save(tmp_path / "set", [wide]), image_size=4, crop_size=3, validation_fraction=0.0).train
+    assert {round(int(train[epoch, 0]["image"][0, 0, 0]) / 20) for epoch in range(60)} == {0, 1, 2, 3, 4, 5}
+
+
+def test_a_set_that_was_cut_is_still_refused_whole(tmp_path, load):
+    source = save(tmp_path / "set", ramps((4, 6), (5, 5)))
+    assert len(load(source, crop_size=3, validation_fraction=0.0).train) == 2
+    with pytest.raises(ValueError, match="row 1 has 5x5 pixels.* or crop_size to train on pieces"):
+        load(source)
+
+
+def test_named_validation_pictures_are_cut_in_the_middle_to_the_size_of_training(tmp_path, load):
+    train, other = (save(tmp_path / name, ramps(size)) for name, size in (("train", (9, 9)), ("other", (5, 12))))
+    sets = load(train, validation_data=other, crop_size=3)
+    assert sets.validation[0]["image"][0].tolist() == [[20, 21, 22], [36, 37, 38], [52, 53, 54]]
+
+
+def test_a_stream_is_cut_at_the_size_of_its_files(tmp_path, load):
+    stream = load(save(tmp_path / "set", ramps((9, 12), (6, 5))), streaming=True, crop_size=4, max_images=2).train
+    pieces = [item["image"] for item in islice(stream, 20)]
+    assert {piece.shape for piece in pieces} == {(1, 4, 4)}
+    assert all((piece[0].diff(dim=0) == 16).all() and (piece[0].diff(dim=1) == 1).all() for piece in pieces)
+    assert len({int(piece[0, 0, 0]) for piece in pieces}) > 5
+
+
 # broken pictures
 
 
@@ -319,6 +387,9 @@ def test_wrong_counts_are_refused():
     [
         {"image_size": 0},
         {"crop": "middle"},
+        {"crop": "random"},
+        {"crop": "random", "image_size": 8, "crop_size": 4},
+        {"crop_size": 0},
         {"channels": 4},
         {"validation_fraction": 1.0},
         {"max_broken": 2.0},

@@ -55,6 +55,26 @@ def test_sample_overwrites_nothing_unless_told(run, tmp_path):
     assert Image.open(tmp_path / "00000.png").size == (8, 8)
 
 
+def test_generated_pictures_are_compared_with_real_ones_and_with_the_counts(run, tmp_path, capsys):
+    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--image-size", "8"]
+    arguments += ["--output", str(tmp_path / "figures.json")]
+    cli.run("evaluate-generation", [*arguments, "--max-images", "80", "--validation-fraction", "0"])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["features"] == "efficientnet-lite0"
+    assert figures["figures"]["Frechet distance"]["value"] > 1  # an untrained network draws noise
+    assert figures["figures"]["Frechet distance"]["real_count"] == 64
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in figures["figures"])
+    with pytest.raises(SystemExit, match="exists already; set overwrite"):
+        cli.run("evaluate-generation", arguments)
+
+
+def test_real_pictures_of_other_channels_are_refused(run, tmp_path):
+    arguments = ["--run", str(run), "--count", "64", "--image-size", "8", "--channels", "3", "--max-images", "70"]
+    with pytest.raises(SystemExit, match="the real pictures have 3 channels, but the run generates 1; set channels"):
+        cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "figures.json")])
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [

@@ -8,6 +8,8 @@ from typing import Any
 import tyro
 
 from unet_diffusion.doctor import Doctor, Report, doctor
+from unet_diffusion.evaluate import Evaluate, evaluate
+from unet_diffusion.evaluate_generation import EvaluateGeneration, evaluate_generation
 from unet_diffusion.generation import Sample, sample
 from unet_diffusion.segment import Segment, segment
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
@@ -18,6 +20,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "sample": (Sample, sample),
     "train-segmentation": (TrainSegmentation, train_segmentation),
     "segment": (Segment, segment),
+    "evaluate": (Evaluate, evaluate),
+    "evaluate-generation": (EvaluateGeneration, evaluate_generation),
     "doctor": (Doctor, doctor),
 }
 
@@ -42,7 +46,7 @@ def run(command: str, arguments: list[str] | None = None) -> None:
 def main() -> None:
     """The entry point: the first argument names the command."""
     names = "\n".join(
-        f"  {name:20} {(options.__doc__ or '').split('.')[0]}." for name, (options, _) in COMMANDS.items()
+        f"  {name:22} {(options.__doc__ or '').split('.')[0]}." for name, (options, _) in COMMANDS.items()
     )
     usage = f"usage: unet-diffusion COMMAND [OPTIONS]\n\n{names}\n\nunet-diffusion COMMAND --help lists the options."
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):

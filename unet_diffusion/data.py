@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -60,7 +60,8 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
 
     Raises:
         ValueError: if the source, a split or a column does not exist; if too many pictures are broken or none is
-            usable; if sizes differ and `image_size` is not given; if float pictures come without a range.
+            usable; if sizes differ and neither `crop_size` nor `image_size` is given; if float pictures come without a
+            range.
         ImportError: if the source needs a package that is not installed.
     """
     if config.streaming:
@@ -77,7 +78,7 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
         pixel_range,
         name=name,
         class_names=cache.class_names,
-        random=config.flip or config.crop == "random",
+        random=config.flip or config.crop == "random" or config.crop_size is not None,
         flip=config.flip,
         seed=seed,
     )
@@ -114,8 +115,8 @@ def _name(source: str, split: str) -> str:
 
 
 def _item_size(config: DataConfig, cache: ImageCache) -> tuple[int, int]:
-    if config.image_size is not None:
-        return config.image_size, config.image_size
+    if config.side is not None:
+        return config.side, config.side
     height, width = cache.sizes[0]
     return int(height), int(width)
 
@@ -134,6 +135,26 @@ def hold_out(length: int, config: PictureOptions) -> tuple[np.ndarray, np.ndarra
     return np.sort(order[:-held_out]), np.sort(order[-held_out:])
 
 
+def rows_without(cache: ImageCache, others: ImageCache, rows: np.ndarray) -> np.ndarray:
+    """The rows of a cache whose pictures are, pixel by pixel, none of those that `rows` of another cache name."""
+    held_out: dict[Any, list[np.ndarray]] = {}
+    for picture in map(others.picture, rows):
+        held_out.setdefault(_probe(picture), []).append(picture)
+    return np.array(
+        [
+            row
+            for row, picture in enumerate(map(cache.picture, range(len(cache))))
+            if not any(np.array_equal(picture, other) for other in held_out.get(_probe(picture), ()))
+        ],
+        dtype=np.int64,
+    )
+
+
+def _probe(picture: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    """What equal pictures have in common, from few of their pixels: their size and middle rows."""
+    return picture.shape, picture[:, picture.shape[1] // 2].tobytes()
+
+
 def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages) -> ImageDataset:
     source, split = config.validation_data or config.data, config.validation_split or "train"
     cache = _cached(config, source, split, max_images=None)
@@ -144,10 +165,13 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
             f"validation pictures of {source} have {found[0]} channels of {found[1]}, "
             f"those to train on {expected[0]} of {expected[1]}; they must agree."
         )
+    unknown = sorted(set(cache.class_names or ()) - set(train.class_names or cache.class_names or ()))
+    if unknown:
+        raise ValueError(f"validation pictures of {source} have classes not trained on: {', '.join(unknown)}.")
     if size != (train.height, train.width):
         raise ValueError(
             f"validation pictures of {source} have {size[1]}x{size[0]} pixels, those to train on "
-            f"{train.width}x{train.height}; give image_size to resize both."
+            f"{train.width}x{train.height}; give crop_size to cut both, or image_size to resize them."
         )
     return ImageDataset(
         cache,
@@ -156,19 +180,15 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
         train.pixel_range,
         name=_name(source, split),
         class_names=train.class_names,
-        labels=_translate(cache, train.class_names, source),
+        labels=labels_among(train.class_names, cache),
     )
 
 
-def _translate(cache: ImageCache, names: tuple[str, ...] | None, source: str) -> np.ndarray:
-    """The cache's labels as indices into other class names, int64 (N,)."""
-    if names is None or cache.class_names is None:
-        return np.full(len(cache), NO_LABEL)
-    unknown = sorted(set(cache.class_names) - set(names))
-    if unknown:
-        raise ValueError(f"validation pictures of {source} have classes not trained on: {', '.join(unknown)}.")
-    table = np.array([names.index(name) for name in cache.class_names] + [NO_LABEL])  # NO_LABEL takes the last entry
-    return table[cache.labels]
+def labels_among(names: tuple[str, ...] | None, cache: ImageCache) -> np.ndarray:
+    """The cache's labels as indices into other class names, int64 (N,); `NO_LABEL` where a class is not among them."""
+    known = {name: index for index, name in enumerate(names or ())}
+    table = np.array([known.get(name, NO_LABEL) for name in cache.class_names or ()] + [NO_LABEL])
+    return table[cache.labels]  # NO_LABEL itself takes the last entry
 
 
 def find_range(config: PictureOptions, cache: ImageCache, rows: np.ndarray) -> PixelRange:
@@ -222,9 +242,11 @@ def _stream_images(config: DataConfig, seed: int, process_index: int, num_proces
     name = _name(config.data, config.split)
     first = first_usable(dataset, config.preparation, name)
     key = json.dumps([config.data, config.split, config.max_images, asdict(config.preparation)])
+    assert config.side is not None
     train = StreamingImages(
         dataset,
         config.preparation,
+        (config.side, config.side),
         _unmeasured_range(config, cast(DTypeName, first.dtype.name)),
         channels=first.shape[2],
         name=name,

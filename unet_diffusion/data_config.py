@@ -7,20 +7,14 @@ from unet_diffusion.resizing import Preparation
 
 
 @dataclass
-class PictureOptions:
-    """What every kind of picture set has: where it is, what is held out, and its channels and range."""
+class SourceOptions:
+    """Where pictures are, and what is done to each before it is stored."""
 
     data: str
     """A folder of pictures, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
     or the name of a data set on the Hugging Face Hub."""
     split: str = "train"
-    """Split to train on; "train" where the source has no splits."""
-    validation_fraction: float = 0.0
-    """Share of the pictures held out, at least one, if no validation set is named; 0: none."""
-    validation_data: str | None = None
-    """Validation set: a source like `data`, read at `validation_split` or else "train"."""
-    validation_split: str | None = None
-    """Validation set: a split of `validation_data`, or else of `data`."""
+    """Split to use; "train" where the source has no splits."""
     image_column: str | None = None
     """Column of the pictures; by default `image`, or the only one of type Image."""
     image_size: int | None = None
@@ -28,17 +22,10 @@ class PictureOptions:
     size."""
     channels: int | None = None
     """1 or 3 converts between grey and colour, laying alpha on white; by default the pictures' own are kept."""
-    value_range: tuple[float, float] | None = None
-    """Stored values that become -1 and 1; by default the whole range of 8 or 16 bits. Float pictures need it, or
-    percentiles."""
-    percentiles: tuple[float, float] | None = None
-    """Take these percentiles of each channel of the training pictures as the range, such as 0.1 and 99.9."""
     max_broken: float = 0.01
     """Share of the pictures that may be unusable; they are named in warnings and left out."""
     cache_dir: str | None = None
     """Where downloads and decoded pictures are kept; by default the cache of `datasets`."""
-    num_workers: int = 0
-    """Processes that load batches ahead; stored pictures rarely need any."""
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
@@ -47,10 +34,32 @@ class PictureOptions:
             raise ValueError(
                 f"channels is {self.channels}; give 1 or 3 to convert, or nothing to keep the pictures' own."
             )
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction is {self.validation_fraction}; it is from 0 to below 1.")
         if not 0 <= self.max_broken <= 1:
             raise ValueError(f"max_broken is {self.max_broken}; it is a share, from 0 to 1.")
+
+
+@dataclass
+class PictureOptions(SourceOptions):
+    """What every kind of picture set of a run has besides: what is held out, and the range of values."""
+
+    validation_fraction: float = 0.0
+    """Share of the pictures held out, at least one, if no validation set is named; 0: none."""
+    validation_data: str | None = None
+    """Validation set: a source like `data`, read at `validation_split` or else "train"."""
+    validation_split: str | None = None
+    """Validation set: a split of `validation_data`, or else of `data`."""
+    value_range: tuple[float, float] | None = None
+    """Stored values that become -1 and 1; by default the whole range of 8 or 16 bits. Float pictures need it, or
+    percentiles."""
+    percentiles: tuple[float, float] | None = None
+    """Take these percentiles of each channel of the training pictures as the range, such as 0.1 and 99.9."""
+    num_workers: int = 0
+    """Processes that load batches ahead; stored pictures rarely need any."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction is {self.validation_fraction}; it is from 0 to below 1.")
         if self.num_workers < 0:
             raise ValueError(f"num_workers is {self.num_workers}; it is 0 or more.")
         if self.value_range is not None and self.percentiles is not None:
@@ -77,11 +86,14 @@ class DataConfig(PictureOptions):
     """Share of the pictures held out, at least one, if no validation set is named and nothing is streamed; 0: none."""
     image_size: int | None = None
     """Pictures are resized (Lanczos) until the shorter side has so many pixels; by default they keep their size, which
-    must then be the same for all."""
+    without crop_size must then be the same for all."""
     label_column: str | None = None
     """Column of the classes; by default `label`, or the only one of type ClassLabel."""
     crop: Literal["center", "random"] = "center"
-    """Which square of a resized picture is used: the middle, or another one in every epoch."""
+    """Which square of image_size is used: the middle, or another one in every epoch."""
+    crop_size: int | None = None
+    """Train on squares of so many pixels a side, cut at another place in every epoch from pictures of any size; smaller
+    ones are mirrored beyond their border. Validation pictures are cut in the middle."""
     flip: bool = False
     """Mirror half of the pictures left to right, drawn anew in every epoch."""
     max_images: int | None = None
@@ -97,18 +109,32 @@ class DataConfig(PictureOptions):
         super().__post_init__()
         if self.crop not in ("center", "random"):
             raise ValueError(f"crop is {self.crop!r}; it is 'center' or 'random'.")
+        if self.crop_size is not None and self.crop_size < 1:
+            raise ValueError(f"crop_size is {self.crop_size}; at least 1 is needed.")
+        if self.crop == "random" and (self.crop_size is not None or self.image_size is None):
+            raise ValueError(
+                f"crop is 'random', image_size {self.image_size} and crop_size {self.crop_size}; a random crop is the "
+                "square of image_size, so give that one alone, or crop_size without crop."
+            )
         if self.max_images is not None and self.max_images < 1:
             raise ValueError(f"max_images is {self.max_images}; at least 1 picture is needed.")
         if self.shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}; it holds at least 1 picture.")
         if self.streaming and self.num_workers > 1:
             raise ValueError(f"num_workers is {self.num_workers}; it is 0 or 1 while streaming.")
-        if self.streaming and self.image_size is None:
-            raise ValueError("image_size is not given; while streaming, pictures are resized as they come, so give it.")
+        if self.streaming and self.image_size is None and self.crop_size is None:
+            raise ValueError(
+                "image_size is not given; while streaming, pictures are resized as they come, so give it, or crop_size."
+            )
         if self.streaming and self.percentiles is not None:
             raise ValueError("percentiles cannot be measured while streaming; give value_range.")
 
     @property
+    def side(self) -> int | None:
+        """Pixels a side of what the network learns from; None: pictures keep the size that they have in common."""
+        return self.crop_size or self.image_size
+
+    @property
     def preparation(self) -> Preparation:
         """What is done to every picture before it is stored."""
-        return Preparation(self.image_size, self.crop, self.channels)
+        return Preparation(self.image_size, self.crop if self.crop_size is None else "random", self.channels)

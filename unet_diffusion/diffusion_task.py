@@ -1,5 +1,6 @@
-"""Learning to predict noise: the task, its options, and the run as one call."""
+"""Learning to predict noise: the task and its options."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,31 @@ class DiffusionConfig:
         )
 
 
+def saved_objective(run: Path, unet: UNet, scheduler: DDPMScheduler) -> DiffusionConfig:
+    """What a saved noise predictor was trained for.
+
+    In the folder of a run, its `config.json` says it. In that of a pipeline alone, network and scheduler do, but for
+    the weighting of timesteps, which is then the default.
+
+    Args:
+        run: the folder.
+        unet: its network.
+        scheduler: its scheduler.
+    """
+    path = run / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8")).get("diffusion") if path.is_file() else None
+    if saved is not None:
+        return DiffusionConfig(**saved)
+    return DiffusionConfig(
+        prediction_type=scheduler.config.prediction_type,
+        beta_schedule=scheduler.config.beta_schedule,
+        zero_terminal_snr=scheduler.config.rescale_betas_zero_snr,
+        num_train_timesteps=scheduler.config.num_train_timesteps,
+        class_conditional=unet.config.num_class_embeds is not None,
+        label_dropout=unet.config.label_dropout,
+    )
+
+
 class DiffusionTask:
     """Noise prediction on pictures, for `unet_diffusion.training.Trainer`.
 
@@ -93,18 +119,26 @@ class DiffusionTask:
         data: pictures to learn from and held-out ones.
         config: the objective.
         num_workers: processes that load pictures ahead.
+        scheduler: of an earlier run with this objective; None: made as `config` says.
     """
 
     best_by: str | None = None  # the validation loss says little about the pictures, so the last weights are exported
     patience: int | None = None
 
-    def __init__(self, unet: UNet, data: ImageSets, config: DiffusionConfig, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        unet: UNet,
+        data: ImageSets,
+        config: DiffusionConfig,
+        num_workers: int = 0,
+        scheduler: DDPMScheduler | None = None,
+    ) -> None:
         self.network = unet.to_diffusion()
         if unet.segmentation_head is not None:
             unet.segmentation_head.requires_grad_(False)
         self.data, self.config, self.num_workers = data, config, num_workers
         self.pixel_range, self.class_names = data.train.pixel_range, data.train.class_names
-        self.scheduler = config.make_scheduler()
+        self.scheduler = config.make_scheduler() if scheduler is None else scheduler
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """All but the segmentation head, alike."""

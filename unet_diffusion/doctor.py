@@ -38,7 +38,7 @@ def doctor(options: Doctor) -> Report:
     config: PictureOptions = options
     if options.plain:
         shared = {field.name: getattr(options, field.name) for field in fields(PictureOptions)}
-        config = DataConfig(**shared, max_images=options.max_labels)
+        config = DataConfig(**shared, crop_size=options.crop_size, max_images=options.max_labels)
     return examine(config, options.errors_only)
 
 
@@ -104,4 +104,6 @@ def _open(config: PictureOptions, part: str) -> tuple[Dataset, str, list[str]]:
 def _needs_one_size(config: PictureOptions, part: str) -> bool:
     if config.image_size is not None:
         return False
-    return not isinstance(config, MaskedDataConfig) or (config.crop_size is None and part == "train")
+    assert isinstance(config, (DataConfig, MaskedDataConfig))
+    whole = isinstance(config, MaskedDataConfig) and part == "validation"
+    return config.crop_size is None and not whole

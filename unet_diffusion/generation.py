@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,11 @@ from unet_diffusion.sampling import SamplerName, sampler
 
 
 @dataclass
-class Sample:
-    """Generate pictures with a trained run. Picture i depends on the seed and i alone."""
+class GenerationOptions:
+    """Which pictures to generate. Picture i depends on the seed and i alone."""
 
     run: Path = Path("runs/ddpm")
     """Folder of the run, or of any saved pipeline with a UNet."""
-    output: Path | None = None
-    """Folder for the pictures; by default `samples` in the run's folder."""
     count: int = 16
     """Number of pictures."""
     sampler: SamplerName = "dpm-solver++"
@@ -38,13 +37,52 @@ class Sample:
     """Pictures made at once."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
-    overwrite: bool = False
-    """Replace pictures that are there already."""
 
     def __post_init__(self) -> None:
         """Checks the number of pictures; the pipeline checks the rest."""
         if self.count < 1:
             raise ValueError(f"count is {self.count}, but must be at least 1.")
+
+    def pipeline(self) -> ImageGenerationPipeline:
+        """The run's pipeline with the sampler, on the device.
+
+        Raises:
+            ValueError: the folder holds no finished run, or the sampler does not fit it.
+        """
+        if not (self.run / "model_index.json").is_file():
+            raise ValueError(f"run is {self.run}, but there is no model_index.json; give the folder of a finished run.")
+        pipe = ImageGenerationPipeline.from_pretrained(self.run).to(best_device(self.device))
+        pipe.scheduler = sampler(self.sampler, pipe.scheduler)
+        return pipe
+
+    def generate(self, pipe: ImageGenerationPipeline, output_type: str) -> Any:
+        """All pictures, in a form that the pipeline knows.
+
+        Raises:
+            ValueError: an option that does not fit the run.
+        """
+        labels = [int(label) if label.isdigit() else label for label in self.class_labels]
+        (images,) = pipe(
+            batch_size=self.count,
+            num_inference_steps=self.steps,
+            class_labels=[labels[i % len(labels)] for i in range(self.count)] if labels else None,
+            guidance_scale=self.guidance_scale,
+            generator=[torch.Generator().manual_seed(keyed_seed(self.seed, "picture", i)) for i in range(self.count)],
+            max_batch=self.max_batch,
+            output_type=output_type,
+            return_dict=False,
+        )
+        return images
+
+
+@dataclass
+class Sample(GenerationOptions):
+    """Generate pictures with a trained run. Picture i depends on the seed and i alone."""
+
+    output: Path | None = None
+    """Folder for the pictures; by default `samples` in the run's folder."""
+    overwrite: bool = False
+    """Replace pictures that are there already."""
 
 
 def sample(config: Sample) -> Path:
@@ -57,25 +95,12 @@ def sample(config: Sample) -> Path:
         ValueError: an option that does not fit the run, or pictures that would be overwritten.
     """
     output = config.output or config.run / "samples"
-    if not (config.run / "model_index.json").is_file():
-        raise ValueError(f"run is {config.run}, but there is no model_index.json; give the folder of a finished run.")
     if any(output.glob("[0-9]*.*")) and not config.overwrite:
         raise ValueError(f"{output} holds pictures already; set overwrite, or choose another output.")
-    pipe = ImageGenerationPipeline.from_pretrained(config.run).to(best_device(config.device))
-    pipe.scheduler = sampler(config.sampler, pipe.scheduler)
-    generators = [torch.Generator().manual_seed(keyed_seed(config.seed, "picture", i)) for i in range(config.count)]
-    labels = [int(label) if label.isdigit() else label for label in config.class_labels]
+    pipe = config.pipeline()
     pixel_range = pipe.pixel_range
     as_png = (pixel_range.dtype, pipe.unet.config.in_channels) in PIL_MODES and pixel_range.dtype != "float32"
-    images = pipe(
-        batch_size=config.count,
-        num_inference_steps=config.steps,
-        class_labels=[labels[i % len(labels)] for i in range(config.count)] if labels else None,
-        guidance_scale=config.guidance_scale,
-        generator=generators,
-        max_batch=config.max_batch,
-        output_type="pil" if as_png else "stored",
-    ).images
+    images = config.generate(pipe, "pil" if as_png else "stored")
     for i, image in enumerate(images):
         with written_aside(output / f"{i:05d}{'.png' if as_png else '.npy'}") as aside:
             image.save(aside) if as_png else np.save(aside, image.cpu().numpy())

@@ -81,7 +81,7 @@ def cache_images(
         cache_dir: parent of the folder; by default `unet_diffusion` in the cache of `datasets`.
 
     Raises:
-        ValueError: if more pictures are broken, if none is usable, or if sizes differ and nothing is resized.
+        ValueError: if more pictures are broken, if none is usable, or if sizes differ and nothing is resized or cut.
     """
     key = [FORMAT, dataset._fingerprint, asdict(preparation)]
     folder = written_once("pictures", key, cache_dir, lambda aside: _write(dataset, preparation, name, aside))
@@ -219,8 +219,8 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
                 writer.leave_out(row, prepared)
                 continue
             picture, label = prepared
-            if preparation.image_size is None and writer.first is not None:
-                _check_same_size(picture, writer.first, row)
+            if preparation.image_size is None and preparation.crop == "center" and writer.first is not None:
+                _check_same_size(picture, writer.first, row)  # a random crop is cut later, from any size
             try:
                 writer.check(picture)
             except ValueError as problem:
@@ -234,5 +234,6 @@ def _check_same_size(picture: np.ndarray, first: np.ndarray, row: int) -> None:
     if picture.shape[:2] != first.shape[:2]:
         sizes = ["x".join(map(str, each.shape[1::-1])) for each in (picture, first)]
         raise ValueError(
-            f"row {row} has {sizes[0]} pixels, the rows before {sizes[1]}; give image_size to resize them."
+            f"row {row} has {sizes[0]} pixels, the rows before {sizes[1]}; give image_size to resize them, or "
+            "crop_size to train on pieces of one size."
         )

@@ -14,23 +14,36 @@ from unet_diffusion.randomness import keyed_generator
 
 
 def augment(picture: np.ndarray, size: tuple[int, int], generator: torch.Generator | None, *, flip: bool) -> np.ndarray:
-    """A picture (C, h, w), at least as large as `size`, cut to (C, height, width) and perhaps mirrored; a copy.
+    """A picture (C, h, w) cut to (C, height, width) and perhaps mirrored; a copy.
 
     The place of the cut is drawn from the generator, and so is the mirroring, left to right, of half of the pictures if
-    `flip` is true. Without a generator the centre is cut and nothing mirrored.
+    `flip` is true. Without a generator the centre is cut and nothing mirrored. A picture that is smaller is mirrored
+    beyond its border.
     """
-    spare_height, spare_width = picture.shape[1] - size[0], picture.shape[2] - size[1]
-    top, left, mirror = spare_height // 2, spare_width // 2, 0
+    places = [place(side, length, 0, generator) for side, length in zip(picture.shape[1:], size)]
+    mirror = generator is not None and torch.randint(2, (), generator=generator) == 1
+    (rows, columns), padding = zip(*places)
+    cut = np.pad(picture[:, rows, columns], ((0, 0), *padding), mode="reflect")
+    return np.ascontiguousarray(cut[:, :, ::-1]) if mirror and flip else cut
+
+
+def place(side: int, crop: int | None, margin: int, generator: torch.Generator | None) -> tuple[slice, tuple[int, int]]:
+    """Where a crop lies along one side: the part of the picture, and the pixels to add before and after.
+
+    A side with its margins is cut at a random place; one that is shorter than the crop comes whole, at a random place
+    of it. Without a generator both are in the middle. Without a crop: the side with its margins.
+    """
+    length = side + 2 * margin if crop is None else crop
+    low, high = sorted((-margin, side + margin - length))
+    start = (low + high) // 2
     if generator is not None:
-        top, left, mirror = (
-            int(torch.randint(choices, (), generator=generator)) for choices in (spare_height + 1, spare_width + 1, 2)
-        )
-    cut = picture[:, top : top + size[0], left : left + size[1]]
-    return np.array(cut[:, :, ::-1] if mirror and flip else cut, order="C")
+        start = low + int(torch.randint(high - low + 1, (), generator=generator))
+    stop = start + length
+    return slice(max(start, 0), min(stop, side)), (max(-start, 0), max(stop - side, 0))
 
 
 class ImageDataset(Dataset):
-    """Pictures of one size, in their stored dtype.
+    """Pictures cut to one size, in their stored dtype.
 
     Args:
         cache: the decoded pictures.
@@ -40,7 +53,7 @@ class ImageDataset(Dataset):
         name: of the source.
         class_names: of the labels, or None.
         labels: int64 (N,), class indices or -1; by default the cache's.
-        random: whether `dataset[epoch, index]` cuts pictures that are larger than `size` at random places and mirrors.
+        random: whether `dataset[epoch, index]` cuts pictures of other sizes at random places and mirrors.
         flip: whether it mirrors.
         seed: of the run.
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unet_diffusion.image_cache import written_once
+from unet_diffusion.image_dataset import place
 from unet_diffusion.masked_cache import MaskedCache, PixelFile, write_pixels
 from unet_diffusion.pixels import PixelRange
 from unet_diffusion.randomness import keyed_generator
@@ -124,19 +125,6 @@ class MaskedDataset(Dataset):
         if not -len(self) <= key < len(self):
             raise IndexError(f"index {key} of {len(self)} pictures")
         return self.fetch(key)
-
-
-def place(side: int, crop: int | None, margin: int, generator: torch.Generator) -> tuple[slice, tuple[int, int]]:
-    """Where a crop lies along one side: the part of the picture, and the pixels to add before and after.
-
-    A side with its margins is cut at a random place; one that is shorter than the crop comes whole, at a random place
-    of it. Without a crop: the side with its margins.
-    """
-    length = side + 2 * margin if crop is None else crop
-    low, high = sorted((-margin, side + margin - length))
-    start = low + int(torch.randint(high - low + 1, (), generator=generator))
-    stop = start + length
-    return slice(max(start, 0), min(stop, side)), (max(-start, 0), max(stop - side, 0))
 
 
 def border_weights(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None) -> PixelFile:

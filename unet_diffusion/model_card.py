@@ -5,6 +5,8 @@ import shlex
 import sys
 from typing import Any
 
+from torch import nn
+
 from unet_diffusion.metrics_log import series
 from unet_diffusion.unet import UNet
 from unet_diffusion.version import __version__
@@ -57,14 +59,17 @@ Faster, in 20 steps: `unet-diffusion sample --run {name}`.
 """
 
 
-def segmentation_card(name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+def segmentation_card(name: str, pipe: Any, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
     """The card of a segmentation run, whose weights are those of the best validation; arguments as `diffusion_card`."""
+    unet, classifier = pipe.unet, pipe.classifier
     also = "It also still holds the noise head.\n" if unet.noise_head is not None else ""
+    what = f"A U-Net of {parameters(unet)} parameters"
+    if classifier is not None:
+        what = f"A classifier of {parameters(classifier)} parameters beside a frozen U-Net of {parameters(unet)}"
     return f"""{FRONT_MATTER.format(tag="image-segmentation")}
 # {name}
 
-A U-Net of {parameters(unet)} parameters that gives every pixel one of {unet.config.num_classes} classes, trained with \
-unet-diffusion {__version__}. {also}
+{what} that gives every pixel one of {pipe.num_classes} classes, trained with unet-diffusion {__version__}. {also}
 ![Pictures, their masks and the predictions](masks.png)
 
 ## Use
@@ -105,9 +110,9 @@ def training_facts(rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "```json", json.dumps(config, indent=2, default=str), "```"])
 
 
-def parameters(unet: UNet) -> str:
+def parameters(network: nn.Module) -> str:
     """The number of parameters, with separators."""
-    return f"{sum(parameter.numel() for parameter in unet.parameters()):,}"
+    return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
 
 
 def size(unet: UNet) -> str:

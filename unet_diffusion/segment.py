@@ -153,7 +153,7 @@ def _segment_picture(pipe: SegmentationPipeline, config: Segment, path: Path, ou
     )[0]
     save_picture(mask, mask_path)
     save_picture(pipe.overlay(pixels, mask, config.opacity), overlay_path)
-    classes = pipe.class_names or [str(label) for label in range(pipe.unet.config.num_classes)]
+    classes = pipe.class_names or [str(label) for label in range(pipe.num_classes)]
     counts = np.bincount(np.asarray(mask).ravel(), minlength=len(classes))
     return [
         (path, mask_path.name, label, int(count), f"{count / counts.sum():.6f}")

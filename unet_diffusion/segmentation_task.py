@@ -39,9 +39,9 @@ class SegmentationConfig:
     """Pixel-wise softmax cross-entropy (2015), soft Dice, or their sum."""
     balance_classes: bool = False
     """Weigh classes by the inverse of their share of the training pixels, in the cross-entropy."""
-    learn: Literal["everything", "decoder", "head"] = "everything"
+    learn: Literal["everything", "decoder", "head", "pixel_classifier"] = "everything"
     """Which part learns: "everything", the "decoder" with the segmentation head, or the "head" alone; the rest is
-    frozen."""
+    frozen. Or a "pixel_classifier" on features of the frozen network of a DDPM run, for a handful of masks."""
     trunk_rate: float = 1.0
     """Learning rate of all but the segmentation head, as a share of learning_rate; below 1 it spares pretrained
     weights."""
@@ -56,7 +56,7 @@ class SegmentationConfig:
         """Checks every value."""
         if self.loss == "dice" and self.balance_classes:
             raise ValueError("loss is 'dice', which takes no class weights; set loss='both', or leave balance_classes.")
-        for name, choices in (("loss", LOSSES), ("learn", tuple(LEARN))):
+        for name, choices in (("loss", LOSSES), ("learn", (*LEARN, "pixel_classifier"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}.")
         if not 0 < self.trunk_rate <= 1:
@@ -101,12 +101,8 @@ class SegmentationTask:
         scheduler: Any = None,
         num_workers: int = 0,
     ) -> None:
+        self._take(data, config, augmentation, scheduler, num_workers)
         self.network = network.to_segmentation()
-        self.train, self.validation, self.pixel_range = data.train, data.validation, data.pixel_range
-        self.num_classes, self.class_names, self.palette = data.num_classes, data.class_names, data.palette
-        self.config, self.augmentation, self.patience = config, augmentation, config.patience
-        self.scheduler, self.num_workers = scheduler, num_workers
-        self.class_weights = class_weights_from_counts(data.train.class_counts()) if config.balance_classes else None
         self.frozen = freeze(network, LEARN[config.learn])
         if config.timestep is not None:
             if network.time_embed is None:
@@ -116,6 +112,14 @@ class SegmentationTask:
             network.register_to_config(segmentation_timestep=config.timestep)
         if network.config.get("padding") == "valid":  # so that its output covers pictures to their border, as in 2015
             self.train = data.train.mirrored(Tiling.of(network).margin)
+
+    def _take(self, data: Any, config: SegmentationConfig, augmentation: Any, scheduler: Any, num_workers: int) -> None:
+        """Keeps what does not depend on the part that learns."""
+        self.train, self.validation, self.pixel_range = data.train, data.validation, data.pixel_range
+        self.num_classes, self.class_names, self.palette = data.num_classes, data.class_names, data.palette
+        self.config, self.augmentation, self.patience = config, augmentation, config.patience
+        self.scheduler, self.num_workers = scheduler, num_workers
+        self.class_weights = class_weights_from_counts(data.train.class_counts()) if config.balance_classes else None
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """The trunk and the segmentation head, each with its share of the learning rate."""
@@ -137,9 +141,13 @@ class SegmentationTask:
         images, masks, weights = self.pixel_range.to_model(batch["image"]), batch["mask"], batch.get("weights")
         if self.augmentation is not None:
             images, masks, weights = augment(images, masks, self.augmentation, generators, weights)
-        (logits,) = network(images, head="segmentation", return_dict=False)
+        logits = self.logits(network, images, generators)
         class_weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         return segmentation_loss(logits, masks, self.config.loss, class_weights, weights)
+
+    def logits(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Class scores (B, K, H, W) of pictures (B, C, H, W) in [-1, 1]; generators as for `loss`."""
+        return network(images, head="segmentation", return_dict=False)[0]
 
     def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
         """The scores of the held-out pictures, pooled over all their pixels."""
@@ -183,7 +191,7 @@ class SegmentationTask:
             pipe.save_pretrained(aside)
             save_curves(rows, aside / "curves.png", CURVES)
             self.preview(network, aside / "masks.png")
-            (aside / "README.md").write_text(segmentation_card(folder.name, pipe.unet, rows, config), encoding="utf-8")
+            (aside / "README.md").write_text(segmentation_card(folder.name, pipe, rows, config), encoding="utf-8")
 
 
 def freeze(network: nn.Module, learning: tuple[str, ...]) -> list[nn.Module]:

@@ -32,7 +32,8 @@ class StreamingImages(IterableDataset):
 
     Args:
         dataset: from `open_source(..., streaming=True)`.
-        preparation: with an `image_size`.
+        preparation: what is done to every picture before it is cut.
+        size: height and width of the items.
         pixel_range: what maps the stored values to [-1, 1].
         channels: of the prepared pictures.
         name: of the source, for messages.
@@ -52,6 +53,7 @@ class StreamingImages(IterableDataset):
         self,
         dataset: datasets.IterableDataset,
         preparation: Preparation,
+        size: tuple[int, int],
         pixel_range: PixelRange,
         *,
         channels: int,
@@ -64,10 +66,8 @@ class StreamingImages(IterableDataset):
         process_index: int = 0,
         num_processes: int = 1,
     ) -> None:
-        if preparation.image_size is None:
-            raise ValueError("image_size is None; while streaming, pictures are resized as they come, so give it.")
         self.class_names = class_names(dataset)
-        self.height = self.width = preparation.image_size
+        self.height, self.width = size
         self.channels = channels
         self.preparation = preparation
         self.pixel_range = pixel_range

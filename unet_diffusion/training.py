@@ -53,8 +53,13 @@ class Task(Protocol):
         """Micro-batches of this process for ever, from the first of `start_step` on."""
         ...
 
-    def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
-        """The scalar to minimise; all that is random about sample i comes from `generators[i]`."""
+    def loss(
+        self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
+    ) -> Tensor | dict[str, Tensor]:
+        """The scalar to minimise, or that one as "loss" among others by name, which are logged beside it.
+
+        All that is random about sample i comes from `generators[i]`.
+        """
         ...
 
     def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
@@ -111,7 +116,8 @@ class Trainer:
         facts = {"processes": accelerator.num_processes, "pictures_per_step": pictures}
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
         self.step = 0
-        self.loss_sum, self.loss_count = torch.zeros((), device=accelerator.device), 0  # since the last log line
+        self.loss_sums: dict[str, Tensor] = {}  # since the last log line
+        self.loss_count = 0
         self.seconds = 0.0  # of training since then
 
         self.best = BestWeights(task.patience)
@@ -163,13 +169,14 @@ class Trainer:
             ]
             torch.manual_seed(keyed_seed(config.seed, "dropout", self.step, first))
             with accelerator.accumulate(self.network):
-                loss = self.task.loss(self.network, batch, generators)
-                accelerator.backward(loss)
+                losses = self.task.loss(self.network, batch, generators)
+                losses = losses if isinstance(losses, dict) else {"loss": losses}
+                accelerator.backward(losses["loss"])
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            self.loss_sum += loss.detach()
+            self.loss_sums = {name: self.loss_sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
             self.loss_count += 1
         self.schedule.step()
         self.ema.step(self.task.network.parameters())
@@ -186,14 +193,15 @@ class Trainer:
 
     def _log(self, bar: tqdm) -> None:
         self._check_finite()
-        loss = self.accelerator.reduce(self.loss_sum / self.loss_count, reduction="mean").item()
+        means = {name: total / self.loss_count for name, total in self.loss_sums.items()}
+        losses = {name: self.accelerator.reduce(mean, reduction="mean").item() for name, mean in means.items()}
         count = self.loss_count
-        self.loss_sum.zero_()
-        self.loss_count = 0
+        self.loss_sums, self.loss_count = {}, 0
         rate = count * self.config.batch_size * self.accelerator.num_processes / self.seconds
         self.seconds = 0.0
-        bar.set_postfix(loss=f"{loss:.4f}", images_per_second=f"{rate:.0f}")
-        self._record(loss=loss, learning_rate=float(max(self.schedule.get_last_lr())), images_per_second=round(rate, 1))
+        bar.set_postfix(loss=f"{losses['loss']:.4f}", images_per_second=f"{rate:.0f}")
+        learning_rate = float(max(self.schedule.get_last_lr()))
+        self._record(**losses, learning_rate=learning_rate, images_per_second=round(rate, 1))
 
     def _validate(self) -> None:
         with self._averaged_weights() as network:
@@ -228,9 +236,10 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """Stops a run whose numbers are lost, before it saves them."""
-        if not self.loss_sum.isfinite():
+        total = sum(self.loss_sums.values(), torch.zeros(()))
+        if not total.isfinite():
             raise FloatingPointError(
-                f"the loss became {self.loss_sum.item()} before step {self.step}; the last checkpoint is kept. "
+                f"the loss became {total.item()} before step {self.step}; the last checkpoint is kept. "
                 "Lower learning_rate, or use mixed_precision='no'."
             )
 
@@ -251,7 +260,7 @@ class Trainer:
                 state={
                     "best": self.best.state(),
                     "ema_steps": self.ema.optimization_step,
-                    "loss_sum": self.loss_sum.item(),
+                    "loss_sums": {name: total.item() for name, total in self.loss_sums.items()},
                     "loss_count": self.loss_count,
                     "scaler": scaler.state_dict() if scaler else None,
                 },
@@ -283,7 +292,9 @@ class Trainer:
         self.ema.optimization_step = state["ema_steps"]
         restore_optimizer(self.optimizer.optimizer, self._names(), checkpoint.tensors["optimizer"])
         self.best.restore(state["best"], checkpoint.tensors.get("best", {}))
-        self.loss_sum.fill_(state["loss_sum"])
+        self.loss_sums = {
+            name: torch.tensor(total, device=self.accelerator.device) for name, total in state["loss_sums"].items()
+        }
         self.loss_count = state["loss_count"]
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Compare generated pictures with real ones; the same as `unet-diffusion evaluate-generation`."""
+
+from unet_diffusion.cli import run
+
+if __name__ == "__main__":
+    run("evaluate-generation")

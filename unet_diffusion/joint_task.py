@@ -1,0 +1,206 @@
+"""Learning masks and noise prediction in the same steps, on one network with both heads.
+
+The checkpoint then segments and still generates, and pictures without masks go on teaching the trunk what the pictures
+of a domain look like.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from unet_diffusion.atomic import merged_into
+from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.data import ImageSets
+from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
+from unet_diffusion.figures import save_curves
+from unet_diffusion.model_card import FRONT_MATTER, parameters, size, training_facts
+from unet_diffusion.pipelines.segmentation import SegmentationPipeline
+from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
+from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.unet import UNet
+from unet_diffusion.version import __version__
+
+CURVES = {
+    "losses": ("segmentation_loss", "denoising_loss", "validation_loss"),
+    "mean IoU": ("mean_iou",),
+    "learning rate": ("learning_rate",),
+}
+SHARED = ("everything", "decoder")  # ways to learn in which both heads teach the trunk
+PREFIX = "unlabelled_"  # of what a batch holds of the pictures without masks
+
+
+@dataclass
+class JointConfig:
+    """Whether noise prediction goes on beside the masks, and on which pictures."""
+
+    denoising_weight: float = 0.0
+    """Weight of the noise-prediction loss; above 0, every step also predicts the noise of as many pictures without
+    masks, so that the network generates as well and learns from them."""
+    unlabelled: str | None = None
+    """Pictures without masks, a source like `data`; by default all of `data`, those beyond max_labels too. What is held
+    out for validation is left out of them."""
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        if not self.denoising_weight >= 0:
+            raise ValueError(f"denoising_weight is {self.denoising_weight}, but must be at least 0.")
+        if self.unlabelled is not None and self.denoising_weight == 0:
+            raise ValueError(
+                f"unlabelled is {self.unlabelled!r}, but denoising_weight is 0, so that nothing learns from these "
+                "pictures; set it above 0, or leave unlabelled out."
+            )
+
+
+class JointTask:
+    """A `SegmentationTask` and a `DiffusionTask` on one network, for `unet_diffusion.training.Trainer`.
+
+    A step makes two forward passes, of labelled pictures through the segmentation head and of noisy ones through the
+    noise head, and one backward pass from the sum of both losses.
+
+    Args:
+        network: a padded `UNet` with both heads and a timestep embedding.
+        labelled: as `SegmentationTask` takes it.
+        unlabelled: pictures for noise prediction, of the same channels and range of values; those held out from them
+            are the ones that `validation_loss` is measured on.
+        denoising_weight: factor of the noise-prediction loss, above 0.
+        segmentation: the loss of the masks, what learns, and how many pictures and samples a preview shows.
+        diffusion: the objective of noise prediction.
+        augmentation: how labelled pictures are varied; None: not at all.
+        scheduler: of the run that the network comes from; None: as `diffusion` says.
+        num_workers: processes that load pictures ahead, for each of the two sets.
+
+    Raises:
+        ValueError: a network that cannot predict noise, or a trunk that does not learn.
+    """
+
+    best_by: str | None = "mean_iou"
+
+    def __init__(
+        self,
+        network: UNet,
+        labelled: Any,
+        unlabelled: ImageSets,
+        denoising_weight: float,
+        segmentation: SegmentationConfig,
+        diffusion: DiffusionConfig,
+        augmentation: AugmentationConfig | None = None,
+        scheduler: Any = None,
+        num_workers: int = 0,
+    ) -> None:
+        check_generates(network, denoising_weight)
+        if segmentation.learn not in SHARED:
+            raise ValueError(
+                f"learn is {segmentation.learn!r} and denoising_weight {denoising_weight}, but noise prediction helps "
+                f"masks by what both heads share; set learn to one of {', '.join(SHARED)}, or leave denoising_weight "
+                "out."
+            )
+        diffusion = replace(diffusion, preview_pictures=segmentation.preview_pictures)
+        self.diffusion = DiffusionTask(network, unlabelled, diffusion, num_workers, scheduler)
+        self.segmentation = SegmentationTask(
+            network, labelled, segmentation, augmentation, self.diffusion.scheduler, num_workers
+        )
+        network.noise_head.requires_grad_(True)  # which learning masks alone had frozen
+        self.segmentation.frozen.remove(network.noise_head)
+        self.network, self.denoising_weight, self.patience = network, denoising_weight, segmentation.patience
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """As in segmentation; the noise head belongs to the trunk."""
+        return self.segmentation.parameter_groups()
+
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
+        """Micro-batches of `SegmentationTask`, with `unlabelled_image` (B, C, H, W) and `unlabelled_label` (B,)."""
+        other_order = replace(config, seed=keyed_seed(config.seed, "unlabelled"))  # or equal sets would go in step
+        labelled = self.segmentation.batches(accelerator, config, start_step)
+        unlabelled = self.diffusion.batches(accelerator, other_order, start_step)
+        for batch, other in zip(labelled, unlabelled):
+            yield batch | {f"{PREFIX}{name}": value for name, value in other.items()}
+
+    def loss(
+        self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
+    ) -> dict[str, Tensor]:
+        """The segmentation loss and the weighted noise-prediction loss added up, and each without the weight."""
+        unlabelled = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
+        masks = self.segmentation.loss(network, batch, generators)
+        noise = self.diffusion.loss(network, unlabelled, generators)
+        return {
+            "loss": masks + self.denoising_weight * noise,
+            "segmentation_loss": masks,
+            "denoising_loss": noise,
+        }
+
+    def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
+        """The scores of the masks, and the noise-prediction loss where pictures are held out."""
+        return self.segmentation.validate(network, accelerator) | self.diffusion.validate(network, accelerator)
+
+    def preview(self, network: Any, path: Path) -> None:
+        """Masks of held-out pictures, and beside that file one of samples, `<name>-samples.png`."""
+        self.segmentation.preview(network, path)
+        self.diffusion.preview(network, path.with_stem(f"{path.stem}-samples"))
+
+    def pipeline(self, network: Any) -> SegmentationPipeline:
+        """The pipeline that a run saves; `ImageGenerationPipeline` finds in it what it needs, its label names too."""
+        pipe = self.segmentation.pipeline(network)
+        pipe.register_to_config(_label_names=self.diffusion.pipeline(network).label_names)
+        return pipe
+
+    def export(self, network: Any, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
+        """The run's folder as a pipeline, with curves, masks of held-out pictures, samples and a model card."""
+        with merged_into(folder) as aside:
+            self.pipeline(network).save_pretrained(aside)
+            save_curves(rows, aside / "curves.png", CURVES)
+            self.segmentation.preview(network, aside / "masks.png")
+            self.diffusion.preview(network, aside / "samples.png")
+            (aside / "README.md").write_text(joint_card(folder.name, network, rows, config), encoding="utf-8")
+
+
+def check_generates(network: UNet, denoising_weight: float) -> None:
+    """Raises a ValueError if a network cannot predict noise."""
+    config = network.config
+    if network.noise_head is None or network.time_embed is None or config.padding != "same":
+        raise ValueError(
+            f"denoising_weight is {denoising_weight}, but the network has out_channels={config.out_channels}, "
+            f"time_embedding={config.time_embedding!r} and padding={config.padding!r}, and noise prediction needs a "
+            "noise head, a timestep embedding and padding='same'; start from a DDPM run or another preset, or leave "
+            "denoising_weight out."
+        )
+
+
+def joint_card(name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    """The card of a network that segments and generates; arguments as `unet_diffusion.model_card.diffusion_card`."""
+    return f"""{FRONT_MATTER.format(tag="image-segmentation")}
+# {name}
+
+A U-Net of {parameters(unet)} parameters that gives every pixel one of {unet.config.num_classes} classes, and also \
+generates pictures of {size(unet)} pixels with {unet.config.in_channels} channel(s); trained for both at once with \
+unet-diffusion {__version__}.
+
+![Pictures, their masks and the predictions](masks.png)
+
+![Samples, 20 steps of DPM-Solver++](samples.png)
+
+## Use
+
+```python
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
+
+pipe = SegmentationPipeline.from_pretrained("{name}")  # this folder
+pipe("picture.png").masks[0].save("mask.png")
+
+pipe = ImageGenerationPipeline.from_pretrained("{name}")  # diffusers' own DDPMPipeline takes it as well
+pipe(num_inference_steps=1000).images[0].save("sample.png")
+```
+
+Faster, in 20 steps: `unet-diffusion sample --run {name}`.
+
+## Training
+
+{training_facts(rows, config)}
+
+![Curves](curves.png)
+"""
