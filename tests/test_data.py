@@ -156,7 +156,7 @@ def test_sizes_that_differ_need_image_size(tmp_path, load):
 def test_random_cuts_and_mirrors_depend_on_seed_epoch_and_index_alone(tmp_path, load):
     wide, tall = np.tile(np.arange(12, dtype=np.uint8), (4, 1)), np.tile(np.arange(9, dtype=np.uint8)[:, None], (1, 4))
     source = save(tmp_path / "set", [wide, tall])
-    options = {"image_size": 4, "crop": "random", "flip": True, "validation_fraction": 0.0}
+    options = {"image_size": 4, "crop_size": 4, "flip": True, "validation_fraction": 0.0}
     train, again = (load(source, seed=3, **options).train for _ in range(2))
     keys = [(epoch, index) for epoch in range(30) for index in (0, 1)]
     cuts = {key: train[key]["image"] for key in keys}
@@ -386,9 +386,6 @@ def test_wrong_counts_are_refused():
     "options",
     [
         {"image_size": 0},
-        {"crop": "middle"},
-        {"crop": "random"},
-        {"crop": "random", "image_size": 8, "crop_size": 4},
         {"crop_size": 0},
         {"channels": 4},
         {"validation_fraction": 1.0},

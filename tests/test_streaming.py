@@ -58,7 +58,7 @@ def test_resuming_equals_the_undisturbed_stream(tmp_path, workers):
     pictures = [png(value) for value in range(12)]
     pictures[4] = {"bytes": b"", "path": "four.png"}  # its place is taken by another
     source = arrow(tmp_path, pictures)
-    options = {"crop": "random", "flip": True, "max_broken": 0.1}
+    options = {"crop_size": 4, "flip": True, "max_broken": 0.1}
 
     def seen(start: int, batches: int) -> list[tuple[int, int]]:
         images = stream(source, **options)
@@ -77,9 +77,9 @@ def test_cuts_are_resumed_too(tmp_path):
     ramp = io.BytesIO()
     np.save(ramp, np.tile(np.arange(30, dtype=np.uint8), (4, 1)))
     source = arrow(tmp_path, [{"bytes": ramp.getvalue(), "path": None}] * 6)
-    undisturbed = [item["image"] for item in islice(stream(source, crop="random", flip=True), 20)]
+    undisturbed = [item["image"] for item in islice(stream(source, crop_size=4, flip=True), 20)]
     assert len({int(image.min()) for image in undisturbed}) > 5
-    resumed = stream(source, crop="random", flip=True)
+    resumed = stream(source, crop_size=4, flip=True)
     resumed.start = 8
     assert all(torch.equal(a["image"], b) for a, b in zip(resumed, undisturbed[8:]))
 

@@ -78,7 +78,7 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
         pixel_range,
         name=name,
         class_names=cache.class_names,
-        random=config.flip or config.crop == "random" or config.crop_size is not None,
+        random=config.flip or config.crop_size is not None,
         flip=config.flip,
         seed=seed,
     )

@@ -1,7 +1,6 @@
 """The options that say which pictures a run uses."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from unet_diffusion.resizing import Preparation
 
@@ -89,11 +88,10 @@ class DataConfig(PictureOptions):
     without crop_size must then be the same for all."""
     label_column: str | None = None
     """Column of the classes; by default `label`, or the only one of type ClassLabel."""
-    crop: Literal["center", "random"] = "center"
-    """Which square of image_size is used: the middle, or another one in every epoch."""
     crop_size: int | None = None
     """Train on squares of so many pixels a side, cut at another place in every epoch from pictures of any size; smaller
-    ones are mirrored beyond their border. Validation pictures are cut in the middle."""
+    ones are mirrored beyond their border. Validation pictures are cut in the middle, and so are all that are resized
+    without crop_size."""
     flip: bool = False
     """Mirror half of the pictures left to right, drawn anew in every epoch."""
     max_images: int | None = None
@@ -107,15 +105,8 @@ class DataConfig(PictureOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop not in ("center", "random"):
-            raise ValueError(f"crop is {self.crop!r}; it is 'center' or 'random'.")
         if self.crop_size is not None and self.crop_size < 1:
             raise ValueError(f"crop_size is {self.crop_size}; at least 1 is needed.")
-        if self.crop == "random" and (self.crop_size is not None or self.image_size is None):
-            raise ValueError(
-                f"crop is 'random', image_size {self.image_size} and crop_size {self.crop_size}; a random crop is the "
-                "square of image_size, so give that one alone, or crop_size without crop."
-            )
         if self.max_images is not None and self.max_images < 1:
             raise ValueError(f"max_images is {self.max_images}; at least 1 picture is needed.")
         if self.shuffle_buffer < 1:
@@ -137,4 +128,4 @@ class DataConfig(PictureOptions):
     @property
     def preparation(self) -> Preparation:
         """What is done to every picture before it is stored."""
-        return Preparation(self.image_size, self.crop if self.crop_size is None else "random", self.channels)
+        return Preparation(self.image_size, "center" if self.crop_size is None else "random", self.channels)
