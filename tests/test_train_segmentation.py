@@ -9,9 +9,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.frozen_features_task import FrozenFeaturesConfig
+from unet_diffusion.joint_task import JointConfig
 from unet_diffusion.masked_data import MaskedDataConfig
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
+from unet_diffusion.segment import Segment, segment
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.train_ddpm import DataConfig, DiffusionConfig, TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
@@ -67,17 +70,21 @@ def test_training_finds_the_squares_and_saves_a_pipeline(options, tmp_path):
     assert (predicted == np.asarray(Image.open(mask))).mean() > 0.9
 
 
-def test_a_ddpm_run_keeps_its_noise_head_and_still_generates(options, tmp_path):
-    training = replace(options.training, steps=2)
-    ddpm = train_ddpm(
+def noise_predictor(options: TrainSegmentation, folder: Path) -> Path:
+    """A DDPM run of two steps on the pictures."""
+    return train_ddpm(
         TrainDDPM(
-            output=tmp_path / "ddpm",
+            output=folder,
             model=options.model,
             data=DataConfig(data=options.data.data, validation_fraction=0.2),
             diffusion=DiffusionConfig(preview_pictures=2),
-            training=training,
+            training=replace(options.training, steps=2),
         )
     )
+
+
+def test_a_ddpm_run_keeps_its_noise_head_and_still_generates(options, tmp_path):
+    ddpm = noise_predictor(options, tmp_path / "ddpm")
     run = train_segmentation(replace(options, model=str(ddpm)))
     before, after = weights(ddpm), weights(run)
     assert torch.equal(before["noise_head.weight"], after["noise_head.weight"])
@@ -85,6 +92,29 @@ def test_a_ddpm_run_keeps_its_noise_head_and_still_generates(options, tmp_path):
     pipe = ImageGenerationPipeline.from_pretrained(run)
     assert len(pipe(batch_size=2, num_inference_steps=2).images) == 2
     assert pipe.unet.active_head == "noise"
+
+
+def test_a_pixel_classifier_learns_beside_a_ddpm_run(options, tmp_path):
+    ddpm = noise_predictor(options, tmp_path / "ddpm")
+    config = SegmentationConfig(learn="pixel_classifier")
+    few = replace(options, model=str(ddpm), segmentation=config, frozen_features=FrozenFeaturesConfig((10, 100)))
+    run = train_segmentation(few)
+    before, after = weights(ddpm), weights(run)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    pipe = SegmentationPipeline.from_pretrained(run)
+    assert pipe.classifier.config.timesteps == [10, 100] and pipe.num_classes == 2
+    assert "one of 2 classes" in (run / "README.md").read_text()
+    masks = segment(Segment(run=run, inputs=(options.data.data,)))
+    assert len(list(masks.glob("*-overlay.png"))) == 12
+
+
+def test_options_of_another_way_to_learn_are_refused(options):
+    with pytest.raises(ValueError, match="reads no features; set learn='pixel_classifier'"):
+        train_segmentation(replace(options, frozen_features=FrozenFeaturesConfig(timesteps=(5,))))
+    joint = JointConfig(denoising_weight=1.0)
+    with pytest.raises(ValueError, match="learn is 'pixel_classifier' and denoising_weight 1.0"):
+        train_segmentation(replace(options, joint=joint, segmentation=SegmentationConfig(learn="pixel_classifier")))
+    assert not options.output.exists()
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, monkeypatch):

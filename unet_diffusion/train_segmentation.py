@@ -77,18 +77,19 @@ def make_task(config: TrainSegmentation, data: MaskedSets) -> Task:
     Raises:
         ValueError: options, data or a network that do not go together.
     """
+    learn = config.segmentation.learn
+    if learn != "pixel_classifier" and config.frozen_features != FrozenFeaturesConfig():
+        raise ValueError(
+            f"frozen_features is {config.frozen_features}, but learn is {learn!r}, which reads no features; set "
+            "learn='pixel_classifier', or leave timesteps, stages and hidden out."
+        )
     if config.joint.denoising_weight > 0:
         return make_joint_task(config, data)
     augmentation = config.augmentation if config.augment else None
     scheduler, workers = saved_scheduler(Path(config.model), data), config.data.num_workers
-    if config.segmentation.learn == "pixel_classifier":
+    if learn == "pixel_classifier":
         unet, features = load_unet(config.model, {"in_channels": data.train.channels}), config.frozen_features
         return FrozenFeaturesTask(unet, data, config.segmentation, features, augmentation, scheduler, workers)
-    if config.frozen_features != FrozenFeaturesConfig():
-        raise ValueError(
-            f"frozen_features is {config.frozen_features}, but learn is {config.segmentation.learn!r}, which reads no "
-            "features; set learn='pixel_classifier', or leave timesteps, stages and hidden out."
-        )
     return SegmentationTask(make_unet(config.model, data), data, config.segmentation, augmentation, scheduler, workers)
 
 
