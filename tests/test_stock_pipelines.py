@@ -1,4 +1,4 @@
-"""Every unconditional pipeline of diffusers takes our network: it runs, is saved, and gives the same after reloading."""
+"""Every unconditional pipeline of diffusers takes our network: it runs, is saved, and reloads to the same."""
 
 import subprocess
 import sys
