@@ -12,6 +12,7 @@ class PrivateArguments:
     """A mixin for pipelines whose plain arguments are saved under private keys (`_pixel_range` for `pixel_range`).
 
     Stock pipelines pass over private keys of `model_index.json`; public ones that they do not know make them warn.
+    Lists are saved as `{"list": [...]}`, since diffusers, loading from the Hub, takes every list for a component.
     """
 
     config: Any
@@ -24,7 +25,7 @@ class PrivateArguments:
         """
         arguments = inspect.signature(cls.__init__).parameters
         private = {f"_{name}": name for name in arguments}
-        renamed = {private.get(key, key): value for key, value in config_dict.items()}
+        renamed = {private.get(key, key): from_index(value) for key, value in config_dict.items()}
         known = {key: value for key, value in renamed.items() if key in arguments or key.startswith("_")}
         return super().extract_init_dict(known, **kwargs)  # type: ignore[misc]  # of the pipeline beside this mixin
 
@@ -32,6 +33,7 @@ class PrivateArguments:
         """What `model_index.json` says: of missing components only the scheduler, which stock pipelines know."""
         index = json.loads(super().to_json_string())  # type: ignore[misc]  # of the pipeline beside this mixin
         named = {key: value for key, value in index.items() if value != [None, None] or key == "scheduler"}
+        named = {key: to_index(key, value) for key, value in named.items()}
         return json.dumps(named, indent=2, sort_keys=True) + "\n"
 
     @property
@@ -39,6 +41,16 @@ class PrivateArguments:
         """How stored values map to the network's [-1, 1]."""
         saved = self.config["_pixel_range"]
         return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
+
+
+def to_index(key: str, value: Any) -> Any:
+    """A value as `model_index.json` holds it."""
+    return {"list": value} if key.startswith("_") and isinstance(value, list) else value
+
+
+def from_index(value: Any) -> Any:
+    """The value that `to_index` was given."""
+    return value["list"] if isinstance(value, dict) and value.keys() == {"list"} else value
 
 
 def check_class_details(

@@ -17,6 +17,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from unet_diffusion.randomness import keyed_generator
 MEMORY = 2**30  # bytes that a window chosen by us may take in the network
 MAPS = 12  # float32 maps of the finest width that are alive at once, by measurement
 ATTENDED = 64  # positions a side of a window chosen by us where it attends: the cost grows with their fourth power
+ATTENTION = (SelfAttention, Attention)  # that of our networks and of stock ones
 BLOCK = 64  # pixels a side of the blocks that noise is drawn in
 
 Read = Callable[[slice, slice], Tensor]  # rows and columns inside the picture -> (B, C, rows, columns)
@@ -42,7 +44,7 @@ def context(unet: Any) -> tuple[int, int] | None:
     for module in unet.modules():
         of_picture = isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))
         statistics = of_picture or (isinstance(module, nn.BatchNorm2d) and module.training)
-        if statistics or isinstance(module, SelfAttention):
+        if statistics or isinstance(module, ATTENTION):
             return None
     return context_of_convolutions(unet.config)
 
@@ -154,7 +156,7 @@ class Tiling:
 
         if tile_size is None:
             side = int((MEMORY / (4 * MAPS * unet.feature_info[-1]["channels"])) ** 0.5)
-            if any(isinstance(module, SelfAttention) for module in unet.modules()):
+            if any(isinstance(module, ATTENTION) for module in unet.modules()):
                 attends = unet.config.get("attention")
                 side = min(side, ATTENDED * (2 ** list(attends).index(True) if attends else stride))
             lost = before + after + 2 * ramp + lead + trail

@@ -18,6 +18,7 @@ from unet_diffusion.image_cache import cache_images
 from unet_diffusion.joint_task import JointConfig, JointTask
 from unet_diffusion.masked_data import MaskedDataConfig, MaskedSets, load_masked, open_part
 from unet_diffusion.networks import load_unet
+from unet_diffusion.pipeline_config import from_index
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
@@ -110,7 +111,7 @@ def make_joint_task(config: TrainSegmentation, data: MaskedSets) -> JointTask:
                 "predictor is saved with; start from a DDPM run, or leave denoising_weight out."
             )
         diffusion = saved_objective(run, network, scheduler)
-        label_names = ImageGenerationPipeline.load_config(run).get("_label_names")
+        label_names = from_index(ImageGenerationPipeline.load_config(run).get("_label_names"))
     return JointTask(
         network,
         data,

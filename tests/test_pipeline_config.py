@@ -1,0 +1,42 @@
+import json
+
+import pytest
+from diffusers import DDPMScheduler
+
+from unet_diffusion import UNet
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
+
+NAMES = ["paper", "ink"]
+
+
+def pipelines() -> list:
+    unet = UNet.from_preset("tiny", num_classes=2, num_class_embeds=2)
+    generation = ImageGenerationPipeline(unet, DDPMScheduler(), label_names=NAMES)
+    return [generation, SegmentationPipeline(unet, class_names=NAMES, palette=[[0, 0, 0], [9, 9, 9]])]
+
+
+@pytest.mark.parametrize("pipe", pipelines(), ids=lambda pipe: type(pipe).__name__)
+def test_lists_in_the_index_are_components_alone(pipe, tmp_path):
+    """Loading from the Hub, diffusers takes every list for a component and looks for its folder."""
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert {key for key, value in index.items() if isinstance(value, list)} == {"unet", "scheduler"}
+
+
+def test_names_and_colours_come_back(tmp_path):
+    generation, segmentation = pipelines()
+    generation.save_pretrained(tmp_path / "generation")
+    segmentation.save_pretrained(tmp_path / "segmentation")
+    assert ImageGenerationPipeline.from_pretrained(tmp_path / "generation").label_names == NAMES
+    again = SegmentationPipeline.from_pretrained(tmp_path / "segmentation")
+    assert (again.class_names, again.palette) == (NAMES, [[0, 0, 0], [9, 9, 9]])
+
+
+def test_runs_of_earlier_versions_load(tmp_path):
+    segmentation = pipelines()[1]
+    segmentation.save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    index = json.loads(path.read_text())
+    index["_class_names"] = NAMES  # a plain list, as it was
+    path.write_text(json.dumps(index))
+    assert SegmentationPipeline.from_pretrained(tmp_path).class_names == NAMES
