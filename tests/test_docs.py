@@ -44,3 +44,12 @@ def test_local_links_lead_somewhere(document):
 def test_the_readme_names_every_preset_and_no_other():
     named = set(re.findall(r"^\| `([\w-]+)` \|", (ROOT / "README.md").read_text(), re.M))
     assert named == {path.stem for path in (ROOT / "unet_diffusion" / "presets").glob("*.json")}
+
+
+def test_the_page_on_diffusers_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "diffusers.md").read_text(), re.S)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)  # one after the other, as a reader would
+    assert names["mask"].size == (30, 40) and len(names["images"]) == 2

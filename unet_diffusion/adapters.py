@@ -1,11 +1,13 @@
-"""Masks from the features of a frozen noise predictor, by a small classifier of single pixels.
+"""What gives a trained noise predictor masks: a `UNet2DAdapter` around a stock one, a `PixelClassifier` beside any.
+
+The classifier reads the features of a frozen noise predictor, pixel by pixel.
 
 The label-efficient recipe of Baranchuk et al. 2022 (section 4): given a picture with the noise of a few timesteps, the
 decoder of a trained noise predictor holds maps that tell what each pixel belongs to, and a classifier that learns from
 a handful of masks reads them. Theirs are ten classifiers that vote, on the stored features of all pictures; here it is
 one, and features pass by, one timestep at a time.
 
-The path of this module, `unet_diffusion.adapters`, is written into saved pipelines; do not move the class.
+The path of this module, `unet_diffusion.adapters`, is written into pipelines saved with a classifier; do not move it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +21,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unet_diffusion.config import is_count
+from unet_diffusion.stock_unet import UNet2DAdapter
+
+__all__ = ["PixelClassifier", "UNet2DAdapter"]
 
 
 class PixelClassifier(ModelMixin, ConfigMixin):

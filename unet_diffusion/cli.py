@@ -10,6 +10,7 @@ import tyro
 from unet_diffusion.doctor import Doctor, Report, doctor
 from unet_diffusion.evaluate import Evaluate, evaluate
 from unet_diffusion.evaluate_generation import EvaluateGeneration, evaluate_generation
+from unet_diffusion.export import Export, export
 from unet_diffusion.generation import Sample, sample
 from unet_diffusion.segment import Segment, segment
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
@@ -22,6 +23,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "segment": (Segment, segment),
     "evaluate": (Evaluate, evaluate),
     "evaluate-generation": (EvaluateGeneration, evaluate_generation),
+    "export": (Export, export),
     "doctor": (Doctor, doctor),
 }
 

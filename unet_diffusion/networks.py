@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diffusers import UNet2DModel
+
 from unet_diffusion.config import check_keys
+from unet_diffusion.stock_unet import UNet2DAdapter
 from unet_diffusion.unet import UNet
 
 
@@ -13,7 +16,7 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
 
     Args:
         source: name of a preset; path of a JSON file of config values; or a folder that a run or `save_pretrained`
-            wrote, whose weights are loaded.
+            wrote, whose weights are loaded. A `UNet2DModel` of diffusers becomes a `UNet2DAdapter`.
         wanted: config values that the run needs. They override a preset's or a file's; saved weights must agree with
             them, but for `sample_size`, which any padded network can change.
 
@@ -22,7 +25,7 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
     """
     path = Path(source)
     if path.is_dir():
-        unet = UNet.from_pretrained(saved_unet_folder(path))
+        unet = load_saved(saved_unet_folder(path))
         for key, value in wanted.items():
             if key != "sample_size" and unet.config[key] != value:
                 raise ValueError(
@@ -38,6 +41,21 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
         check_keys(values, UNet._get_init_keys(UNet) - {"self"})
         return UNet(**{**values, **wanted})
     return UNet.from_preset(source, **wanted)
+
+
+def load_saved(folder: Path) -> UNet:
+    """The network in a folder with its weights and `config.json`, of the class that this file names.
+
+    Raises:
+        ValueError: a class that is neither ours nor a `UNet2DModel`.
+    """
+    name = json.loads((folder / "config.json").read_text("utf-8")).get("_class_name")
+    if name == UNet2DModel.__name__:
+        return UNet2DAdapter.from_stock(UNet2DModel.from_pretrained(folder, use_safetensors=True))
+    for network in (UNet, UNet2DAdapter):
+        if name == network.__name__:
+            return network.from_pretrained(folder)
+    raise ValueError(f"the network in {folder} is a {name}, but must be a UNet, or a UNet2DModel of diffusers.")
 
 
 def saved_unet_folder(run: Path) -> Path:

@@ -20,6 +20,7 @@ from unet_diffusion.masked_data import MaskedDataConfig, MaskedSets, load_masked
 from unet_diffusion.networks import load_unet
 from unet_diffusion.pipeline_config import from_index
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
+from unet_diffusion.pixels import PixelRange
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.sources import open_source
@@ -201,9 +202,11 @@ def make_unet(model: str, data: MaskedSets, generates: bool = False) -> UNet:
 
 def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
     """The scheduler of a DDPM run, or None; warns where that run saw pictures in another range of values."""
-    if not (run / "scheduler").is_dir():
+    saved_in = [folder for folder in (run / "scheduler", run) if (folder / "scheduler_config.json").is_file()]
+    if not saved_in:
         return None
-    pixel_range = ImageGenerationPipeline.from_pretrained(run).pixel_range
+    saved = ImageGenerationPipeline.load_config(run).get("_pixel_range")
+    pixel_range = PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
     if pixel_range != data.pixel_range:
         logger.warning(
             "the network of %s learnt from %s, but these pictures are mapped by %s; value_range makes them agree",
@@ -211,4 +214,4 @@ def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
             pixel_range,
             data.pixel_range,
         )
-    return DDPMScheduler.from_pretrained(run / "scheduler")
+    return DDPMScheduler.from_pretrained(saved_in[0])

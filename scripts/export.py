@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Write a trained run with the code that loads it; the same as `unet-diffusion export`."""
+
+from unet_diffusion.cli import run
+
+if __name__ == "__main__":
+    run("export")

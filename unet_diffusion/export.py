@@ -1,0 +1,178 @@
+"""A trained run in another form, for where this package is not installed."""
+
+import importlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusers.models.modeling_utils import ModelMixin
+from tyro.conf import Positional
+
+from unet_diffusion import pipelines
+from unet_diffusion.atomic import PREFIX, written_aside
+from unet_diffusion.source_bundle import PACKAGE, bundle, of_package
+from unet_diffusion.version import __version__
+
+README = """\
+---
+library_name: diffusers
+tags:
+- unet-diffusion
+---
+
+# {name}
+
+Made with unet-diffusion {version}, which is not needed to use it: the code lies beside the weights.
+
+```bash
+pip install torch "diffusers>=0.42" accelerate einops
+```
+
+```python
+{loading}
+```
+
+The network alone:
+
+```python
+from diffusers import AutoModel
+
+unet = AutoModel.from_pretrained("{name}/unet", trust_remote_code=True)
+```
+
+`trust_remote_code=True` lets diffusers run the Python files of this folder; read them first. They are under the Apache
+License, Version 2.0, as each of them says at its top.
+"""
+STOCK = """\
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("{name}", trust_remote_code=True)  # this folder
+pipe().images[0].save("sample.png")"""
+OWN = """\
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)  # this folder
+pipe("picture.png").masks[0].save("mask.png")"""
+BOTH = f"""\
+{STOCK}
+
+# with any scheduler, classes and guidance
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(
+    "{{name}}", custom_pipeline="{{code}}", trust_remote_code=True
+)"""
+
+
+@dataclass
+class Export:
+    """Write a trained run in another form, for where this package is not installed."""
+
+    run: Positional[Path]
+    """Folder of the run, or of any saved pipeline with a network of this package."""
+    folder: Positional[Path]
+    """Folder to write, which is not there yet."""
+    format: Literal["self-contained"] = "self-contained"
+    """"self-contained": the code beside the weights, for diffusers with `trust_remote_code=True`."""
+
+
+def export(config: Export) -> Path:
+    """Writes a run in the form that is asked for; returns the folder, which appears when it is complete.
+
+    Raises:
+        ValueError: no run, a folder that exists, or a run that cannot be written in that form.
+    """
+    if config.format not in FORMATS:
+        raise ValueError(f"format is {config.format!r}, but must be one of {', '.join(FORMATS)}.")
+    if not (config.run / "model_index.json").is_file():
+        raise ValueError(f"run is {config.run}, but there is no model_index.json; give the folder of a finished run.")
+    if config.folder.exists():
+        raise ValueError(f"{config.folder} exists already; remove it, or choose another name.")
+    with written_aside(config.folder) as aside:
+        aside.mkdir()
+        FORMATS[config.format](config.run, aside, config.folder.name)
+    return config.folder
+
+
+def write_self_contained(run: Path, target: Path, name: str) -> None:
+    """Fills a folder that diffusers loads without this package.
+
+    Weights are copied as they are. Beside those of each network of this package lies one file with its code
+    (`source_bundle`), which `config.json` names for `AutoModel` and `model_index.json` for pipelines. Our pipeline has
+    such a file too. A generation run then calls itself a `DDPMPipeline`, as it can be loaded by that name, and ours is
+    the custom pipeline that the README names.
+
+    Args:
+        run: folder of a saved pipeline.
+        target: an empty folder.
+        name: what the README calls it.
+
+    Raises:
+        ValueError: a pipeline without a network of this package, or without its weights.
+    """
+    index = json.loads((run / "model_index.json").read_text(encoding="utf-8"))
+    named = {key: entry for key, entry in index.items() if isinstance(entry, list) and not key.startswith("_")}
+    components = {key: entry for key, entry in named.items() if entry[0] is not None}
+    networks = {key: network_class(*entry) for key, entry in components.items() if of_package(entry[0])}
+    if not networks:
+        raise ValueError(f"{run} holds no network that needs {PACKAGE}; diffusers loads it as it is.")
+    for key in components:
+        if not any((run / key).glob("*.safetensors" if key in networks else "*.json")):
+            raise ValueError(f"{run / key} holds no weights or no config; give the folder of a finished run.")
+        shutil.copytree(run / key, target / key, ignore=shutil.ignore_patterns(f"{PREFIX}*"))
+
+    for key, network in networks.items():
+        code = write_code(network, target / key)
+        index[key] = [code, network.__name__]
+        path = target / key / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["auto_map"] = {"AutoModel": f"{code}.{network.__name__}"}
+        config["_use_default_values"] = ["auto_map"]  # for `AutoModel`; the network is not given it, or would warn
+        write_sorted(path, config)
+
+    own = getattr(pipelines, index["_class_name"], None)
+    code = "" if own is None else write_code(own, target)
+    loading = STOCK
+    if own is pipelines.ImageGenerationPipeline:
+        index["_class_name"], loading = "DDPMPipeline", BOTH
+    elif own is not None:
+        index["_class_name"], loading = [code, own.__name__], OWN
+    write_sorted(target / "model_index.json", index)
+    loading = loading.format(name=name, pipeline=index["_class_name"], code=code)
+    readme = README.format(name=name, version=__version__, loading=loading)
+    (target / "README.md").write_text(readme, encoding="utf-8")
+
+
+FORMATS: dict[str, Callable[[Path, Path, str], None]] = {"self-contained": write_self_contained}
+
+
+def network_class(module: str, name: str) -> type:
+    """The class of a component that a saved pipeline says is in this package.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    kind = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+        raise ValueError(f"model_index.json names {module}.{name}, but there is no such network; update {PACKAGE}.")
+    return kind
+
+
+def write_code(kind: type, folder: Path) -> str:
+    """Writes the file that defines a class; returns its name without the suffix.
+
+    The version is in the name, since diffusers loads all files of one name into one module, with what is there already.
+    """
+    version = re.sub(r"\W", "_", __version__)
+    stem = f"{PACKAGE}_{kind.__module__.rpartition('.')[2]}_{version}"
+    (folder / f"{stem}.py").write_text(bundle(kind), encoding="utf-8")
+    return stem
+
+
+def write_sorted(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes JSON as diffusers does."""
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,327 @@
+"""A `UNet2DModel` of diffusers as a `UNet`: its trunk and its noise head, and a segmentation head beside them.
+
+The stock blocks stand where `UNet` has its own, so that `UNet.forward` runs them, and whatever takes a `UNet` takes a
+`UNet2DAdapter`. Only the skips differ: the stock decoder takes one for every residual block and one for what entered
+the stage, so a stage of the encoder hands all of them over as one tuple.
+
+The path of this module, `unet_diffusion.stock_unet`, is written into saved pipelines; do not move the class.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from unet_diffusion.config import check_keys, is_count, is_number
+from unet_diffusion.tiling import mirrored
+from unet_diffusion.unet import UNet, UNetOutput
+
+STOCK_KEYS = UNet2DModel._get_init_keys(UNet2DModel) - {"self"}
+OWN_KEYS = {"num_classes", "segmentation_timestep"}
+WORDS_OF_UNET = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # they repeat the stock config
+TRUNK_BLOCKS = {  # those whose only path from picture to prediction is the trunk
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+}
+
+
+class UNet2DAdapter(UNet):
+    """A stock `UNet2DModel`, such as the `google/ddpm-*` checkpoints, with the heads and the calls of `UNet`.
+
+    Noise prediction is bit for bit that of the stock model, at the sizes that it takes: multiples of its stride. Others
+    are refused, since the noise beyond the border would have to be made up. Masks and features come at any size; there
+    the picture is continued to the next multiple by its mirror image, and the maps are cut.
+
+    A class-conditional stock model has no null class, so noise prediction needs `class_labels`. Masks do not: there the
+    mean of the embeddings of all classes stands for "no class".
+
+    Args:
+        num_classes: number of classes of the segmentation head, background included; None: no such head yet.
+        segmentation_timestep: the timestep (or noise level) that segmentation runs at.
+        stock: the config of the `UNet2DModel`; what is left out has that class's defaults.
+
+    Raises:
+        ValueError: a value that is not among those above, blocks that are not those of a plain U-Net, or classes that
+            are not told by an index; named with the rule and the fix.
+    """
+
+    _no_split_modules = ["StockEncoderStage", "UNetMidBlock2D", "StockDecoderStage"]
+    _repeated_blocks = ["ResnetBlock2D", "Attention"]
+
+    bridge: Any  # the stock middle block, or none
+
+    def __init__(self, num_classes: int | None = None, segmentation_timestep: float = 0, **stock: Any) -> None:
+        ModelMixin.__init__(self)  # not that of `UNet`, which builds blocks of its own
+        check_keys(stock, STOCK_KEYS)
+        model = UNet2DModel(**stock)
+        config = {key: model.config[key] for key in STOCK_KEYS}
+        check_stock(config)
+        if not is_number(segmentation_timestep) or segmentation_timestep < 0:
+            raise ValueError(f"segmentation_timestep is {segmentation_timestep!r}, but must be a number of at least 0.")
+        self.register_to_config(
+            **config, **in_words_of_unet(config), num_classes=None, segmentation_timestep=segmentation_timestep
+        )
+        self.stem = model.conv_in
+        self.time_embed = StockEmbedding(model)
+        self.encoder = nn.ModuleList(StockEncoderStage(block) for block in model.down_blocks)
+        self.bridge = NoBridge() if model.mid_block is None else model.mid_block
+        self.decoder = nn.ModuleList(StockDecoderStage(block) for block in model.up_blocks)
+        self.norm_out, self.activation_out = model.conv_norm_out, model.conv_act
+        self.noise_head, self.segmentation_head = model.conv_out, None
+        if num_classes is not None:
+            self._start_head(num_classes)
+        self.active_head = "noise"
+        self.smallest_side = 1
+
+    @classmethod
+    def from_stock(cls, stock: UNet2DModel) -> "UNet2DAdapter":
+        """The adapter of a stock model, with a copy of its weights.
+
+        Raises:
+            ValueError: a model that is not a plain U-Net.
+        """
+        adapter = cls(**{key: stock.config[key] for key in STOCK_KEYS})
+        adapter.load_state_dict(copied(stock.state_dict(), adapter._names()), assign=True)
+        return adapter.train(stock.training)
+
+    def to_stock(self) -> UNet2DModel:
+        """The stock model, with a copy of the weights of trunk and noise head; the segmentation head stays behind."""
+        stock = UNet2DModel(**{key: self.config[key] for key in STOCK_KEYS})
+        back = [(theirs, ours) for ours, theirs in self._names()]
+        stock.load_state_dict(copied(self.state_dict(), back), assign=True)
+        return stock.train(self.training)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int | None = None,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+        *,
+        head: str | None = None,
+    ) -> UNetOutput | tuple[Any, ...]:
+        """As `UNet.forward`.
+
+        Raises:
+            ValueError: as there; a size that the stock model cannot predict noise at; no noise level for a network that
+                takes its logarithm.
+        """
+        head = head or self.active_head
+        predicts_noise = head in ("noise", "both")
+        if class_labels is None and not predicts_noise and self.config.num_class_embeds is not None:
+            class_labels = torch.full(sample.shape[:1], self.config.num_class_embeds, device=sample.device)
+        self._check_input(sample, timestep, class_labels, head)
+        if not predicts_noise:
+            given = enlarged(sample, self.stride)
+        else:  # a stock model may ask for values in [0, 1]; the trunk never sees but [-1, 1]
+            given = 2 * sample - 1 if self.config.center_input_sample else sample
+        output: Any = super().forward(given, timestep, class_labels, head=head)
+        size = sample.shape[2:]
+        if head == "features":
+            maps = zip(output.features, self.feature_info)
+            output = UNetOutput(features=tuple(cut(x, size, info["stride"]) for x, info in maps))
+        elif head == "segmentation":
+            output = UNetOutput(logits=cut(output.logits, size))
+        elif self.config.time_embedding_type == "fourier":  # where the stock model divides by the noise level at last
+            level = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1, 1, 1, 1)
+            output = UNetOutput(sample=(output.sample / level).to(sample.dtype), logits=output.logits)
+        return output if return_dict else output.to_tuple()
+
+    def to_segmentation(self, num_classes: int | None = None, replace: bool = False) -> "UNet2DAdapter":
+        """As `UNet.to_segmentation`."""
+        present = self.config.num_classes
+        if num_classes is not None and num_classes != present and (present is None or replace):
+            self._start_head(num_classes)
+        super().to_segmentation(num_classes, replace)
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the picture per pixel of the coarsest map."""
+        return 2 ** (len(self.config.channels) - 1)
+
+    @property
+    def feature_info(self) -> list[dict[str, int]]:
+        """Channels and stride of each map in `UNetOutput.features`; a stock stage ends with its upsampling."""
+        strides = [2**level for level in reversed(range(len(self.config.channels) - 1))] + [1]
+        return [{"channels": c, "stride": s} for c, s in zip(reversed(self.config.channels), strides)]
+
+    @staticmethod
+    def _get_init_keys(input_class: Any) -> set[str]:
+        """What the config is made of: `ConfigMixin` would read it off the signature."""
+        return STOCK_KEYS | OWN_KEYS | {"self"}
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+        """As `ConfigMixin.extract_init_dict`; what only repeats the stock config in other words is left out.
+
+        Raises:
+            ValueError: the config of a saved stock model, whose weights have other names and would not be loaded.
+        """
+        if config_dict.get("_class_name") == UNet2DModel.__name__:
+            raise ValueError(
+                "this is a saved UNet2DModel, not a UNet2DAdapter; load it as what it is and give it to the adapter: "
+                "UNet2DAdapter.from_stock(UNet2DModel.from_pretrained(folder))."
+            )
+        return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in WORDS_OF_UNET}, **kwargs)
+
+    def _start_head(self, num_classes: int) -> None:
+        """An untrained segmentation head, of the trunk's dtype and on its device."""
+        if not is_count(num_classes, 2):
+            raise ValueError(f"num_classes is {num_classes!r}, but must be at least 2, background included, or None.")
+        self.register_to_config(num_classes=num_classes)
+        head = nn.Conv2d(self.channels_out, num_classes, kernel_size=1)
+        self.segmentation_head = head.to(self.device, self.dtype).train(self.training)
+
+    def _names(self) -> list[tuple[str, str]]:
+        """How the names of the weights begin: in the stock model, and here."""
+        return [
+            ("conv_in.", "stem."),
+            ("time_", "time_embed.time_"),
+            ("class_", "time_embed.class_"),
+            *((f"down_blocks.{i}.", f"encoder.{i}.block.") for i in range(len(self.encoder))),
+            ("mid_block.", "bridge."),
+            *((f"up_blocks.{i}.", f"decoder.{i}.block.") for i in range(len(self.decoder))),
+            ("conv_norm_out.", "norm_out."),
+            ("conv_out.", "noise_head."),
+        ]
+
+    def _check_input(self, sample: Tensor, timestep: Any, class_labels: Tensor | None, head: str) -> None:
+        super()._check_input(sample, timestep, class_labels, head)
+        height, width = sample.shape[2:]
+        if head in ("noise", "both") and (height % self.stride or width % self.stride):
+            raise ValueError(
+                f"sample is {height}x{width} and head {head!r}, but this network predicts noise at multiples of "
+                f"{self.stride} pixels only; resize or crop it. Masks and features come at any size."
+            )
+        if timestep is None and self.config.time_embedding == "fourier" and self.config.segmentation_timestep == 0:
+            raise ValueError(
+                "segmentation_timestep is 0, but this network takes the logarithm of a noise level; set it to a small "
+                "one, such as 0.01, or pass a timestep."
+            )
+
+
+class StockEmbedding(nn.Module):
+    """Timestep and class as one vector, in the steps of `UNet2DModel.forward`, with a null class besides.
+
+    Args:
+        model: whose modules these are.
+    """
+
+    def __init__(self, model: UNet2DModel) -> None:
+        super().__init__()
+        self.time_proj, self.time_embedding = model.time_proj, model.time_embedding
+        self.class_embedding: Any = model.class_embedding
+
+    def forward(self, timestep: Tensor, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Timesteps (B,) and class indices (B,) to an embedding (B, D); the index after the last is the null class."""
+        if isinstance(self.time_proj, nn.Embedding):
+            timestep = timestep.long()
+        embedding = self.time_embedding(self.time_proj(timestep).to(dtype))
+        if self.class_embedding is None:
+            return embedding
+        classes = torch.arange(self.class_embedding.num_embeddings, device=embedding.device)
+        rows = self.class_embedding(classes)  # by its own call, which offloading and storage in 8 bits hook into
+        rows = torch.cat([rows, rows.mean(dim=0, keepdim=True)])
+        return embedding + rows[class_labels].to(dtype)
+
+
+class StockEncoderStage(nn.Module):
+    """A stock stage of the encoder, which hands what entered it to the skips, and not what leaves it.
+
+    Args:
+        block: residual blocks, and a downsampling but for the coarsest.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Map (B, C, h, w) to the next stage's, and the maps for the decoder, all (., ., h, w)."""
+        lower, maps = self.block(x, embedding)
+        return lower, (x, *maps[: len(self.block.resnets)])
+
+
+class StockDecoderStage(nn.Module):
+    """A stock stage of the decoder.
+
+    Args:
+        block: residual blocks, each of which takes a skip, and an upsampling but for the finest.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, skips: tuple[Tensor, ...], embedding: Tensor) -> Tensor:
+        """Map (B, C, h, w) and the maps of the encoder's stage, last first, to the next stage's map."""
+        learns = torch.is_grad_enabled() and self.block.resnets[0].norm1.weight.requires_grad
+        if learns and not x.requires_grad:  # behind a frozen encoder: there PyTorch 2.13 crashes on a CPU in the
+            x = x.contiguous()  # backward pass of GroupNorm, where maps are channels_last, as attention makes them
+        return self.block(x, skips, embedding)
+
+
+class NoBridge(nn.Module):
+    """What stands between encoder and decoder of a stock model without a middle block."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The map (B, C, h, w) as it is."""
+        return x
+
+
+def in_words_of_unet(stock: Mapping[str, Any]) -> dict[str, Any]:
+    """What training, tiling and pipelines ask the config of a `UNet`, from that of a stock model."""
+    attention = ["Attn" in kind for kind in stock["down_block_types"]]
+    attention[-1] |= stock["mid_block_type"] is not None and stock["add_attention"]
+    kind = stock["time_embedding_type"]
+    return {
+        "channels": list(stock["block_out_channels"]),
+        "attention": attention,
+        "padding": "same",
+        "time_embedding": "sinusoidal" if kind == "positional" else kind,
+        "label_dropout": 0.0,
+    }
+
+
+def check_stock(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a stock model that is not a plain U-Net."""
+    for key, known in TRUNK_BLOCKS.items():
+        for kind in config[key]:
+            if kind not in known:
+                raise ValueError(
+                    f"{key} has {kind!r}, but only a network of {', '.join(known)} has a trunk that all of its "
+                    "prediction is read off; use another checkpoint."
+                )
+    if config["class_embed_type"] is not None:
+        raise ValueError(
+            f"class_embed_type is {config['class_embed_type']!r}, but classes must be told by an index (None); "
+            "use another checkpoint."
+        )
+
+
+def copied(weights: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """Copies of those weights that the other side has, under its names."""
+    return {
+        new + name.removeprefix(old): tensor.clone()
+        for name, tensor in weights.items()
+        for old, new in names
+        if name.startswith(old)
+    }
+
+
+def enlarged(sample: Tensor, stride: int) -> Tensor:
+    """Pictures (B, C, H, W) whose far ends are continued to the next multiple of the stride by their mirror image."""
+    rows, columns = (
+        mirrored(torch.arange(-(-side // stride) * stride, device=sample.device), side) for side in sample.shape[2:]
+    )
+    return sample[:, :, rows[:, None], columns]
+
+
+def cut(x: Tensor, size: Sequence[int], stride: int = 1) -> Tensor:
+    """The part (B, C, H / stride, W / stride), rounded up, of a map that belongs to a picture of a size."""
+    height, width = (-(-side // stride) for side in size)
+    return x[..., :height, :width]
