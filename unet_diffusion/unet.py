@@ -4,6 +4,7 @@ The path of this module, `unet_diffusion.unet`, is written into every saved pipe
 """
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -269,6 +270,20 @@ class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             if tensor.device.type == "cpu" and tensor.data_ptr() % CACHE_LINE:
                 tensor.data = tensor.data.clone()
         return loaded
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles every convolution block as `ModelMixin.compile_repeated_blocks` does, each with graphs of its own.
+
+        The blocks of a U-Net differ in width and size, so none can use another's graph: in one common cache they count
+        as recompilations of each other, and a deep network meets the limit on those. Where PyTorch cannot keep the
+        caches apart, raise `torch._dynamo.config.recompile_limit` to the number of blocks.
+
+        Args:
+            args: as `torch.compile` takes them.
+            kwargs: likewise.
+        """
+        apart = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+        super().compile_repeated_blocks(*args, **{**apart, **kwargs})
 
     @property
     def channels_out(self) -> int:

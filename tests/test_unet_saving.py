@@ -1,0 +1,175 @@
+"""What diffusers' saving and loading promises, with the network: shards, variants, offloading, the Hub, old files."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import diffusers.models.modeling_utils
+import diffusers.utils.hub_utils
+import pytest
+import torch
+from accelerate.utils import compute_module_sizes
+from diffusers.training_utils import EMAModel
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import load_file
+
+from unet_diffusion import UNet
+
+KEPT = Path(__file__).parent / "fixtures" / "unet-checkpoint"  # written by version 0.42.1 of diffusers, never again
+
+
+def network(**overrides) -> UNet:
+    """A network with random weights in every layer, as after training."""
+    unet = UNet(
+        **{"sample_size": 8, "in_channels": 1, "out_channels": 1, "channels": (8, 16), "head_channels": 8, **overrides}
+    )
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.normal_(std=0.1)
+    return unet.eval()
+
+
+@torch.no_grad()
+def prediction(unet: UNet) -> torch.Tensor:
+    return unet(torch.linspace(-1, 1, 126).reshape(2, 1, 9, 7), 5).sample
+
+
+@pytest.mark.parametrize("variant", [None, "ema"])
+@pytest.mark.parametrize("max_shard_size", ["10GB", "10KB"])
+def test_shards_and_variants_come_back(tmp_path, variant, max_shard_size):
+    unet = network()
+    unet.save_pretrained(tmp_path, variant=variant, max_shard_size=max_shard_size)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 or max_shard_size == "10GB"
+    loaded = UNet.from_pretrained(tmp_path, variant=variant)
+    assert torch.equal(prediction(loaded), prediction(unet))
+
+
+def test_a_variant_is_loaded_only_by_its_name(tmp_path):
+    network().save_pretrained(tmp_path, variant="ema")
+    with pytest.raises(OSError, match="no file named"):
+        UNet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_load_in_the_dtype_asked_for(tmp_path, dtype):
+    unet = network()
+    unet.save_pretrained(tmp_path)
+    loaded = UNet.from_pretrained(tmp_path, dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    sample = torch.zeros(1, 1, 8, 8, dtype=dtype)
+    assert loaded(sample, 3).sample.dtype == dtype  # the timestep embedding follows
+
+
+class Intruder:
+    def __reduce__(self):
+        return os.putenv, ("UNET_INTRUDER", "was here")
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    unet = network()
+    unet.save_config(tmp_path)
+    torch.save(unet.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
+        UNet.from_pretrained(tmp_path, use_safetensors=True)
+    torch.save({**unet.state_dict(), "extra": Intruder()}, tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(
+        (OSError, ValueError, RuntimeError)
+    ):  # even by diffusers' own fallback to such files no code runs
+        UNet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_device_map_puts_on_disk_what_memory_cannot_hold(tmp_path, share):
+    unet = network(channels=(8, 16, 16), blocks_per_stage=2)
+    unet.save_pretrained(tmp_path / "saved")
+    memory = {"cpu": int(share * compute_module_sizes(unet)[""])}
+    folder = str(tmp_path / "offload")
+    loaded = UNet.from_pretrained(tmp_path / "saved", device_map="auto", max_memory=memory, offload_folder=folder)
+    assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
+    torch.testing.assert_close(prediction(loaded), prediction(unet), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Path:
+    """A folder in the place of the Hub: what is uploaded lies under the name of its repository."""
+
+    class Url:
+        def __init__(self, repo_id: str) -> None:
+            self.repo_id = repo_id
+
+    def create_repo(repo_id, **_):
+        (tmp_path / "hub" / repo_id).mkdir(parents=True, exist_ok=True)
+        return Url(repo_id)
+
+    def upload_folder(*, repo_id, folder_path, **_):
+        shutil.copytree(folder_path, tmp_path / "hub" / repo_id, dirs_exist_ok=True)
+
+    def load_card(repo_id, **_):
+        raise EntryNotFoundError(f"{repo_id} has no README.md yet")
+
+    monkeypatch.setattr(diffusers.utils.hub_utils.ModelCard, "load", load_card)
+    for module in (diffusers.models.modeling_utils, diffusers.utils.hub_utils):
+        monkeypatch.setattr(module, "create_repo", create_repo)
+    monkeypatch.setattr(diffusers.utils.hub_utils, "upload_folder", upload_folder)
+    return tmp_path / "hub"
+
+
+def test_push_to_hub_uploads_what_loads_again(hub, tmp_path):
+    unet = network()
+    unet.push_to_hub("somebody/unet")
+    unet.save_pretrained(str(tmp_path / "local"), push_to_hub=True, repo_id="somebody/other")
+    for name in ("unet", "other"):
+        assert torch.equal(prediction(UNet.from_pretrained(hub / "somebody" / name)), prediction(unet))
+        assert "library_name: diffusers" in (hub / "somebody" / name / "README.md").read_text()
+
+
+def test_moving_average_is_saved_and_loaded_as_a_network(tmp_path):
+    unet = network()
+    average = EMAModel(unet.parameters(), decay=0.5, model_cls=UNet, model_config=unet.config)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(1)
+    average.step(unet.parameters())
+    average.save_pretrained(tmp_path)
+    loaded = EMAModel.from_pretrained(tmp_path, UNet)
+    assert loaded.optimization_step == 1
+    for kept, expected in zip(loaded.shadow_params, average.shadow_params):
+        assert torch.equal(kept, expected)
+    network_of_averages = UNet.from_pretrained(tmp_path)
+    average.copy_to(unet.parameters())
+    assert torch.equal(prediction(network_of_averages), prediction(unet))
+
+
+def test_a_config_survives_keys_that_another_version_wrote(tmp_path):
+    unet = network(num_classes=3, segmentation_timestep=7)
+    unet.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "of_a_later_version": [1, 2]}))
+    loaded = UNet.from_pretrained(tmp_path)
+    assert {key: loaded.config[key] for key in config if key[0] != "_"} == {
+        key: list(value) if isinstance(value := unet.config[key], tuple) else value for key in config if key[0] != "_"
+    }
+    assert torch.equal(prediction(loaded), prediction(unet))
+
+
+def test_a_config_may_lack_keys_that_have_a_default(tmp_path):
+    unet = network()
+    unet.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("num_classes", "segmentation_timestep", "label_dropout", "blocks_per_stage"):
+        del config[key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(prediction(UNet.from_pretrained(tmp_path)), prediction(unet))
+
+
+def test_the_checkpoint_kept_from_the_first_format_still_predicts_the_same():
+    example = load_file(KEPT / "example.safetensors")
+    unet, report = UNet.from_pretrained(KEPT, output_loading_info=True)
+    assert not any(report.values())
+    with torch.no_grad():
+        output = unet(example["sample"], 7, example["class_labels"], head="both")
+    torch.testing.assert_close(
+        output.sample, example["noise"], rtol=1e-4, atol=1e-5
+    )  # other machines round differently
+    torch.testing.assert_close(output.logits, example["logits"], rtol=1e-4, atol=1e-5)
