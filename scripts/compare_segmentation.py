@@ -36,6 +36,7 @@ from unet_diffusion.training_config import TrainingConfig
 NETWORKS = Path(__file__).parent / "networks"
 OURS = {"ours": "half-width.json", "ronneberger-2015": "ronneberger-quarter.json"}
 PEER = "monai-basic-unet"
+OTHERS = ("ronneberger-2015", PEER)  # what ours is compared with, picture by picture
 SHOWN = (0, 20, 40, 60)  # pictures of the test set, modulo its size
 COLOURED = 1.0  # mean difference of the channels, in grey levels, above which a picture has colours
 DARK = 110  # mean grey level below which a grey picture shows bright things on black
@@ -97,7 +98,7 @@ def compare(options: Comparison) -> str:
         "scores": {name: each.to_dict() for name, each in scores.items()},
     }
     write_json(options.output / "comparison.json", results)
-    text = table(scores, parameters)
+    text = table(scores, parameters) + "\n" + differences(scores)
     write_text(options.output / "comparison.md", text)
     return text
 
@@ -197,6 +198,22 @@ def table(scores: dict[str, Scores], parameters: dict[str, int]) -> str:
         figures = [each.pooled[key] for key in names] + [each.per_picture[key] for key in others]
         count = f"{parameters[name]:,}" if name in parameters else ""
         lines.append(f"| {name} | {count} | " + " | ".join(f"{figure:.4f}" for figure in figures) + " |")
+    return "\n".join(lines)
+
+
+def differences(scores: dict[str, Scores]) -> str:
+    """How far ours lies above each other network on the same pictures, with 95% intervals, as Markdown."""
+    lines = []
+    for other in (name for name in OTHERS if name in scores and "ours" in scores):
+        parts = []
+        for key in ("mean_iou", "boundary_f1", "cell_rand_error", "instance_rand_error"):
+            pairs = zip(scores["ours"].pictures, scores[other].pictures)
+            found = np.array([ours[key] - theirs[key] for ours, theirs in pairs if key in ours])
+            found = found[~np.isnan(found)]
+            if len(found) > 1:
+                interval = 1.96 * found.std(ddof=1) / len(found) ** 0.5
+                parts.append(f"{key} {found.mean():+.4f} +- {interval:.4f}")
+        lines.append(f"\nours minus {other}, mean over pictures: {', '.join(parts)}")
     return "\n".join(lines)
 
 

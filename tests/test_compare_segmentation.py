@@ -49,6 +49,16 @@ def test_every_network_is_trained_and_scored_on_the_same_test_set(comparison, tm
     assert len(results["scores"]["ours"]["pictures"]) == 3
 
 
+def test_differences_are_taken_picture_by_picture(comparison):
+    def scores(*values: float):
+        pictures = tuple({"mean_iou": value, "boundary_f1": float("nan")} for value in values)
+        return comparison.Scores(2, 2.0, {}, {}, pictures)
+
+    # differences 0.1, 0.1, 0.4: mean 0.2, deviation 0.1 sqrt(3), so the interval is 1.96 * 0.1
+    text = comparison.differences({"ours": scores(0.5, 0.6, 0.9), "monai-basic-unet": scores(0.4, 0.5, 0.5)})
+    assert text.strip() == "ours minus monai-basic-unet, mean over pictures: mean_iou +0.2000 +- 0.1960"
+
+
 @pytest.mark.parametrize(
     ("picture", "num_classes", "expected"),
     [

@@ -106,6 +106,16 @@ def test_any_size_comes_back(height, width, batch):
     assert small()(x, 3).sample.shape == x.shape
 
 
+@pytest.mark.parametrize("size", [(8, 8), (7, 8), (8, 5), (1, 1)])
+def test_pooling_rounds_up_as_ceil_mode_does(size):
+    x = torch.randn(2, 8, *size, requires_grad=True)
+    ours, expected = small().encoder[0].downsample(x), nn.MaxPool2d(2, ceil_mode=True)(x)
+    assert torch.equal(ours, expected)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((pooled * weight).sum(), x)[0] for pooled in (ours, expected)]
+    assert torch.equal(*gradients)
+
+
 def test_odd_sizes_stay_aligned_with_the_picture():
     """One row and column of zeros more change nothing away from that edge."""
     unet = randomised(small(norm="none", attention=(False, False))).eval()

@@ -58,9 +58,9 @@ def test_forward_never_asks_a_tensor_for_its_value(timestep, options):
         torch.tensor(5).item()
 
 
-def graphs(unet: UNet) -> list[int]:
+def graphs(unet: UNet, backend: str) -> list[int]:
     """The number of graphs after each of SIZES, with outputs equal to the network's own."""
-    compiled = torch.compile(unet, fullgraph=True, dynamic=True, backend="eager")  # fullgraph: a graph break raises
+    compiled = torch.compile(unet, fullgraph=True, dynamic=True, backend=backend)  # fullgraph: a graph break raises
     seen = []
     for batch, height, width in SIZES:
         sample, timestep = torch.randn(batch, 1, height, width), torch.tensor(5)
@@ -73,7 +73,14 @@ def graphs(unet: UNet) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"downsample": "conv", "upsample": "nearest"}, {"padding": "valid"}])
 def test_compiles_at_most_three_graphs_and_none_for_parity(options):
-    assert graphs(network(**options)) == [1, 2, 2, 2, 2, 3, 3]  # a square, any sizes, a batch of one
+    seen = graphs(network(**options), "eager")
+    assert seen == [1, 2, 2, 2, 2, 3, 3]  # a square, any size, a batch of one
+
+
+@pytest.mark.slow
+def test_the_default_compiler_adds_no_graph_for_parity():
+    """It guards more than the tracing does: on the sizes that its kernels are made for."""
+    assert graphs(network(attention=(False, False)), "inductor") == [1, 2, 2, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("example", [(2, 16, 16), (2, 17, 13)])

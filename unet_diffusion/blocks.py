@@ -178,18 +178,20 @@ class Blocks(nn.Module):
 class Downsample(nn.Sequential):
     """Halves height and width: 2x2 max pooling (2015) or a strided convolution.
 
-    Sizes round up in a padded network, so that no row is lost, and down in an unpadded one.
+    Sizes round up in a padded network, so that no row is lost, and down in an unpadded one. Pooling rounds up by a row
+    and a column of -inf at the far end, which an even size drops again: with `ceil_mode`, which gives the same values,
+    the default compiler makes a graph for each parity.
     """
 
     def __init__(self, kind: str, channels: int, style: BlockStyle) -> None:
         padded = style.border == 0
         if kind == "max_pool":
-            layer: nn.Module = nn.MaxPool2d(kernel_size=2, ceil_mode=padded)
+            far_end = nn.ConstantPad2d((0, 1, 0, 1), -torch.inf) if padded else nn.Identity()
+            super().__init__(far_end, nn.MaxPool2d(kernel_size=2))
         elif padded:
-            layer = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+            super().__init__(nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1))
         else:
-            layer = nn.Conv2d(channels, channels, kernel_size=2, stride=2)
-        super().__init__(layer)
+            super().__init__(nn.Conv2d(channels, channels, kernel_size=2, stride=2))
 
 
 class Upsample(nn.Sequential):
