@@ -22,7 +22,7 @@ from torch import Tensor
 from unet_diffusion import UNet
 from unet_diffusion.atomic import write_json, write_text
 from unet_diffusion.augmentation import AugmentationConfig
-from unet_diffusion.evaluation import Scores, score_masks
+from unet_diffusion.evaluation import Scores, predictor, score_masks
 from unet_diffusion.figures import grid, save_picture
 from unet_diffusion.masked_config import MaskedOptions
 from unet_diffusion.masked_data import MaskedDataConfig, MaskedDataset, MaskedSets, load_labelled, load_masked
@@ -142,12 +142,6 @@ def network(name: str, data: MaskedSets) -> UNet | MonaiUNet:
         return MonaiUNet(channels, data.num_classes)
     wanted = {"in_channels": channels, "out_channels": None, "num_classes": data.num_classes}
     return load_unet(str(NETWORKS / OURS[name]), wanted)
-
-
-def predictor(pipe: SegmentationPipeline) -> Predict:
-    """The masks of a pipeline, without test-time augmentation."""
-    pipe.set_progress_bar_config(disable=True)
-    return lambda picture: pipe(picture, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
 
 
 def most_frequent(test: MaskedDataset) -> Predict:

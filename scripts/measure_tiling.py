@@ -25,6 +25,7 @@ from unet_diffusion import UNet
 from unet_diffusion.atomic import write_json
 from unet_diffusion.masked_data import MaskedOptions, load_labelled
 from unet_diffusion.metrics import SegmentationMetrics
+from unet_diffusion.networks import check_run
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.tiling import Tiling, tiled
@@ -184,8 +185,7 @@ def measure_blending(options: Blending) -> Rows:
     Raises:
         ValueError: a folder that is no run, data that do not fit it, or windows too small for its network.
     """
-    if not (options.run / "model_index.json").is_file():
-        raise ValueError(f"run is {options.run}, but there is no model_index.json; give the folder of a finished run.")
+    check_run(options.run)
     pipe = SegmentationPipeline.from_pretrained(options.run)
     pipe.set_progress_bar_config(disable=True)
     tiles: dict[str, int | None] = {"whole": None}

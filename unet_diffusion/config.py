@@ -28,6 +28,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def check_num_classes(num_classes: Any) -> None:
+    """Raises a ValueError unless a segmentation head can have so many classes, or it is None."""
+    if num_classes is not None and not is_count(num_classes, 2):
+        raise ValueError(f"num_classes is {num_classes!r}, but must be at least 2, background included, or None.")
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     """Raises a ValueError that names the value, the rule and the fix for the first value that cannot be built."""
 
@@ -71,7 +77,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         )
 
     classes = config["num_classes"]
-    require(classes is None or is_count(classes, 2), "num_classes", "must be at least 2, background included, or None")
+    check_num_classes(classes)
     if config["out_channels"] is None:
         require(classes is not None, "num_classes", "a network without a noise head (out_channels=None) needs it")
     if config["time_embedding"] is None:

@@ -9,6 +9,7 @@ from unet_diffusion.atomic import write_json, write_text
 from unet_diffusion.evaluation import score_masks
 from unet_diffusion.generation import best_device
 from unet_diffusion.masked_data import MaskedOptions, load_labelled
+from unet_diffusion.networks import check_run
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 
 
@@ -46,8 +47,7 @@ def evaluate(config: Evaluate) -> str:
             would be overwritten.
         ImportError: if a file needs a package that is not installed.
     """
-    if not (config.run / "model_index.json").is_file():
-        raise ValueError(f"run is {config.run}, but there is no model_index.json; give the folder of a finished run.")
+    check_run(config.run)
     output = config.output or config.run
     for path in (output / "evaluation.json", output / "evaluation.md"):
         if path.exists() and not config.overwrite:

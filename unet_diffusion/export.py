@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 from unet_diffusion import pipelines
 from unet_diffusion.atomic import PREFIX, written_aside
+from unet_diffusion.networks import check_run
 from unet_diffusion.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.version import __version__
 
@@ -88,8 +89,7 @@ def export(config: Export) -> Path:
     """
     if config.format not in FORMATS:
         raise ValueError(f"format is {config.format!r}, but must be one of {', '.join(FORMATS)}.")
-    if not (config.run / "model_index.json").is_file():
-        raise ValueError(f"run is {config.run}, but there is no model_index.json; give the folder of a finished run.")
+    check_run(config.run)
     if config.folder.exists():
         raise ValueError(f"{config.folder} exists already; remove it, or choose another name.")
     with written_aside(config.folder) as aside:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from unet_diffusion.atomic import written_aside
 from unet_diffusion.figures import grid, save_picture
+from unet_diffusion.networks import check_run
 from unet_diffusion.pipelines.image_generation import PIL_MODES, ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.sampling import SamplerName, sampler
@@ -49,8 +50,7 @@ class GenerationOptions:
         Raises:
             ValueError: the folder holds no finished run, or the sampler does not fit it.
         """
-        if not (self.run / "model_index.json").is_file():
-            raise ValueError(f"run is {self.run}, but there is no model_index.json; give the folder of a finished run.")
+        check_run(self.run)
         pipe = ImageGenerationPipeline.from_pretrained(self.run).to(best_device(self.device))
         pipe.scheduler = sampler(self.sampler, pipe.scheduler)
         return pipe

@@ -58,6 +58,12 @@ def load_saved(folder: Path) -> UNet:
     raise ValueError(f"the network in {folder} is a {name}, but must be a UNet, or a UNet2DModel of diffusers.")
 
 
+def check_run(run: Path) -> None:
+    """Raises a ValueError unless the folder holds a saved pipeline."""
+    if not (run / "model_index.json").is_file():
+        raise ValueError(f"run is {run}, but there is no model_index.json; give the folder of a finished run.")
+
+
 def saved_unet_folder(run: Path) -> Path:
     """Where the weights of a run or of a saved network are.
 

@@ -13,6 +13,7 @@ import numpy as np
 from unet_diffusion.atomic import write_text
 from unet_diffusion.figures import save_picture
 from unet_diffusion.generation import best_device
+from unet_diffusion.networks import check_run
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pixels import decode_image
 from unet_diffusion.randomness import keyed_generator
@@ -65,8 +66,7 @@ def segment(config: Segment) -> Path:
         ValueError: an option that does not fit the run, no picture at all, or an `areas.csv` that would be overwritten.
         RuntimeError: after the last picture, if some failed; it names them. An output that would be overwritten counts.
     """
-    if not (config.run / "model_index.json").is_file():
-        raise ValueError(f"run is {config.run}, but there is no model_index.json; give the folder of a finished run.")
+    check_run(config.run)
     output = config.output or config.run / "masks"
     if (output / "areas.csv").exists() and not config.overwrite:
         raise ValueError(f"{output} holds results already; set overwrite, or choose another output.")

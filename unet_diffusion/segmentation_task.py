@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.atomic import merged_into
 from unet_diffusion.augmentation import AugmentationConfig, augment
+from unet_diffusion.evaluation import predictor
 from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.loading import training_batches
 from unet_diffusion.metrics import SegmentationMetrics
@@ -162,9 +163,7 @@ class SegmentationTask:
 
     def predictor(self, network: Any) -> Callable[[Tensor], Tensor]:
         """What gives the mask, int64 (H, W) on the CPU, of a stored picture (C, H, W), as users of the run will."""
-        pipe = self.pipeline(network)
-        pipe.set_progress_bar_config(disable=True)
-        return lambda image: pipe(image, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
+        return predictor(self.pipeline(network))
 
     def preview(self, network: Any, path: Path) -> None:
         """Held-out pictures, each beside its mask and the prediction."""

@@ -15,7 +15,7 @@ from diffusers import UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unet_diffusion.config import check_keys, is_count, is_number
+from unet_diffusion.config import check_keys, is_number
 from unet_diffusion.tiling import mirrored
 from unet_diffusion.unet import UNet, UNetOutput
 
@@ -130,14 +130,6 @@ class UNet2DAdapter(UNet):
             output = UNetOutput(sample=(output.sample / level).to(sample.dtype), logits=output.logits)
         return output if return_dict else output.to_tuple()
 
-    def to_segmentation(self, num_classes: int | None = None, replace: bool = False) -> "UNet2DAdapter":
-        """As `UNet.to_segmentation`."""
-        present = self.config.num_classes
-        if num_classes is not None and num_classes != present and (present is None or replace):
-            self._start_head(num_classes)
-        super().to_segmentation(num_classes, replace)
-        return self
-
     @property
     def stride(self) -> int:
         """Pixels of the picture per pixel of the coarsest map."""
@@ -167,14 +159,6 @@ class UNet2DAdapter(UNet):
                 "UNet2DAdapter.from_stock(UNet2DModel.from_pretrained(folder))."
             )
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in WORDS_OF_UNET}, **kwargs)
-
-    def _start_head(self, num_classes: int) -> None:
-        """An untrained segmentation head, of the trunk's dtype and on its device."""
-        if not is_count(num_classes, 2):
-            raise ValueError(f"num_classes is {num_classes!r}, but must be at least 2, background included, or None.")
-        self.register_to_config(num_classes=num_classes)
-        head = nn.Conv2d(self.channels_out, num_classes, kernel_size=1)
-        self.segmentation_head = head.to(self.device, self.dtype).train(self.training)
 
     def _names(self) -> list[tuple[str, str]]:
         """How the names of the weights begin: in the stock model, and here."""

@@ -25,7 +25,7 @@ from unet_diffusion.blocks import (
     ResidualBlock,
     Upsample,
 )
-from unet_diffusion.config import check_config, check_keys, load_preset, output_side, smallest_side
+from unet_diffusion.config import check_config, check_keys, check_num_classes, load_preset, output_side, smallest_side
 from unet_diffusion.embeddings import ConditionEmbedding
 
 CACHE_LINE = 64  # bytes
@@ -223,13 +223,17 @@ class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 f"call to_segmentation({wanted}, replace=True) to start a new head."
             )
         if wanted != present:
-            check_config({**self.config, "num_classes": wanted})
-            self.register_to_config(num_classes=wanted)
-            head = nn.Conv2d(self.channels_out, wanted, kernel_size=1)
-            parameter = next(self.parameters())
-            self.segmentation_head = head.to(parameter.device, parameter.dtype).train(self.training)
+            self._start_head(wanted)
         self.active_head = "segmentation"
         return self
+
+    def _start_head(self, num_classes: int) -> None:
+        """An untrained segmentation head, of the trunk's dtype and on its device."""
+        check_num_classes(num_classes)
+        self.register_to_config(num_classes=num_classes)
+        head = nn.Conv2d(self.channels_out, num_classes, kernel_size=1)
+        parameter = next(self.parameters())
+        self.segmentation_head = head.to(parameter.device, parameter.dtype).train(self.training)
 
     def to_diffusion(self) -> "UNet":
         """Makes the noise head the active one again; returns the network.
