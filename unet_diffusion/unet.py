@@ -8,7 +8,8 @@ from inspect import signature
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers import UNet2DModel
+from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
@@ -47,11 +48,13 @@ class UNetOutput(BaseOutput):
     features: tuple[Tensor, ...] | None = None
 
 
-class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
+class UNet(UNet2DModel, AttentionMixin, PeftAdapterMixin):
     """The U-Net of Ronneberger, Fischer and Brox (2015), also as a noise predictor (Ho et al. 2020).
 
     The defaults give a padded residual network that predicts noise; `from_preset("ronneberger-2015")` is the network of
     the paper. Padded networks take every height and width from 1 pixel up.
+
+    It is a `UNet2DModel` by its calls, since pipelines of diffusers ask for that class; layers and config are its own.
 
     Args:
         sample_size: height and width of the pictures to generate, in pixels.
@@ -113,7 +116,7 @@ class UNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         num_classes: int | None = None,
         segmentation_timestep: float = 0,
     ) -> None:
-        super().__init__()
+        ModelMixin.__init__(self)  # that of UNet2DModel would build its layers
         check_config(self.config)
         residual = block == "residual"
         embed_dim = 4 * channels[0] if time_embedding else None
