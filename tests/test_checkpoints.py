@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unet_diffusion.checkpoints import (
+    FORMAT,
     Checkpoint,
     DamagedCheckpoint,
     load_latest,
@@ -69,10 +70,10 @@ def test_no_checkpoint_is_none(tmp_path):
 
 
 def test_a_later_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("unet_diffusion.checkpoints.FORMAT", 2)
+    monkeypatch.setattr("unet_diffusion.checkpoints.FORMAT", FORMAT + 1)
     save_checkpoint(tmp_path, checkpoint(1), keep=1)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 2, but this version reads format 1"):
+    with pytest.raises(ValueError, match=f"format {FORMAT + 1}, but this version reads format {FORMAT}"):
         load_latest(tmp_path)
 
 

@@ -22,7 +22,7 @@ from unet_diffusion.atomic import write_json, written_aside
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the folder; a reader refuses a format that it does not know
+FORMAT = 2  # of the folder; a reader refuses a format that it does not know
 
 
 @dataclass

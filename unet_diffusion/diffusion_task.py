@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unet_diffusion.atomic import merged_into
 from unet_diffusion.data import NO_LABEL, ImageSets, to_batch
 from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
-from unet_diffusion.loading import training_batches
+from unet_diffusion.loading import pictures_of_step, training_batches
 from unet_diffusion.model_card import diffusion_card
 from unet_diffusion.objectives import PredictionType, noise_prediction_loss
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
@@ -151,8 +151,7 @@ class DiffusionTask:
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
         """The weighted noise-prediction loss; timestep, noise and label dropout come from each sample's generator."""
         clean = self.pixel_range.to_model(batch["image"])
-        last = self.config.num_train_timesteps
-        timesteps = torch.stack([torch.randint(last, (), generator=generator) for generator in generators])
+        timesteps = self._timesteps(generators)
         noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
         labels = None
         if self.config.class_conditional:
@@ -167,6 +166,18 @@ class DiffusionTask:
             labels,
             self.config.min_snr_gamma,
         )
+
+    def describe(
+        self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
+    ) -> str:
+        """The timesteps and the pictures of a step of this process."""
+        timesteps = ", ".join(str(timestep) for timestep in self._timesteps(generators).tolist())
+        return f"timesteps {timesteps}; {pictures_of_step(self.data.train, accelerator, config, step)}"
+
+    def _timesteps(self, generators: list[torch.Generator]) -> Tensor:
+        """One timestep from each generator, int64 (B,), the first number that is drawn from it."""
+        last = self.config.num_train_timesteps
+        return torch.stack([torch.randint(last, (), generator=generator) for generator in generators])
 
     def validate(self, unet: UNet, accelerator: Accelerator) -> dict[str, float]:
         """The loss on held-out pictures, at timesteps spread evenly over all, with noise that is always the same."""

@@ -115,9 +115,8 @@ class JointTask:
 
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
         """Micro-batches of `SegmentationTask`, with `unlabelled_image` (B, C, H, W) and `unlabelled_label` (B,)."""
-        other_order = replace(config, seed=keyed_seed(config.seed, "unlabelled"))  # or equal sets would go in step
         labelled = self.segmentation.batches(accelerator, config, start_step)
-        unlabelled = self.diffusion.batches(accelerator, other_order, start_step)
+        unlabelled = self.diffusion.batches(accelerator, other_order(config), start_step)
         for batch, other in zip(labelled, unlabelled):
             yield batch | {f"{PREFIX}{name}": value for name, value in other.items()}
 
@@ -126,13 +125,21 @@ class JointTask:
     ) -> dict[str, Tensor]:
         """The segmentation loss and the weighted noise-prediction loss added up, and each without the weight."""
         unlabelled = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
+        noise = self.diffusion.loss(network, unlabelled, generators)  # first, as `describe` has it
         masks = self.segmentation.loss(network, batch, generators)
-        noise = self.diffusion.loss(network, unlabelled, generators)
         return {
             "loss": masks + self.denoising_weight * noise,
             "segmentation_loss": masks,
             "denoising_loss": noise,
         }
+
+    def describe(
+        self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
+    ) -> str:
+        """The labelled and the unlabelled pictures of a step of this process, and the timesteps of these."""
+        labelled = self.segmentation.describe(accelerator, config, step, generators)
+        unlabelled = self.diffusion.describe(accelerator, other_order(config), step, generators)
+        return f"with masks {labelled}; for noise prediction {unlabelled}"
 
     def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
         """The scores of the masks, and the noise-prediction loss where pictures are held out."""
@@ -157,6 +164,11 @@ class JointTask:
             self.segmentation.preview(network, aside / "masks.png")
             self.diffusion.preview(network, aside / "samples.png")
             (aside / "README.md").write_text(joint_card(folder.name, network, rows, config), encoding="utf-8")
+
+
+def other_order(config: TrainingConfig) -> TrainingConfig:
+    """The configuration with another order of the pictures, or labelled and unlabelled ones would go in step."""
+    return replace(config, seed=keyed_seed(config.seed, "unlabelled"))
 
 
 def check_generates(network: UNet, denoising_weight: float) -> None:

@@ -1,6 +1,7 @@
 """Batches of a run, from any step on."""
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 from accelerate import Accelerator
@@ -28,20 +29,38 @@ def training_batches(
         start_step: optimizer steps that are done.
         num_workers: processes that load ahead.
     """
-    loading = {"num_workers": num_workers, "pin_memory": accelerator.device.type == "cuda"}
+    loading: dict[str, Any] = {"num_workers": num_workers, "pin_memory": accelerator.device.type == "cuda"}
     if isinstance(dataset, StreamingImages):
         dataset.start = start_step * config.batch_size * config.accumulate
         loader = DataLoader(dataset, batch_size=config.batch_size, collate_fn=to_batch, **loading)
     else:
-        order = GlobalBatches(
-            len(dataset),
-            config.batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-            config.accumulate,
-            config.seed,
-            start_step,
-        )
+        order = global_batches(dataset, accelerator, config, start_step)
         loader = DataLoader(dataset, batch_sampler=order, collate_fn=to_batch, **loading)
     for batch in loader:
         yield {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+
+
+def global_batches(dataset: Any, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> GlobalBatches:
+    """The order in which this process sees the pictures, from an optimizer step on."""
+    return GlobalBatches(
+        len(dataset),
+        config.batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+        config.accumulate,
+        config.seed,
+        start_step,
+    )
+
+
+def pictures_of_step(dataset: Any, accelerator: Accelerator, config: TrainingConfig, step: int) -> str:
+    """The pictures that this process sees in an optimizer step, for a message; arguments as `training_batches`."""
+    if isinstance(dataset, StreamingImages):
+        count = config.batch_size * config.accumulate
+        return (
+            f"pictures {step * count} to {(step + 1) * count - 1} of the stream {dataset.name} in process "
+            f"{accelerator.process_index}"
+        )
+    batches = islice(global_batches(dataset, accelerator, config, step), config.accumulate)
+    indices = ", ".join(str(dataset.rows[index]) for _, index in chain.from_iterable(batches))
+    return f"pictures {indices} of {dataset.name}, counted from 0 among the usable ones"

@@ -13,7 +13,7 @@ from unet_diffusion.atomic import merged_into
 from unet_diffusion.augmentation import AugmentationConfig, augment
 from unet_diffusion.evaluation import predictor
 from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
-from unet_diffusion.loading import training_batches
+from unet_diffusion.loading import pictures_of_step, training_batches
 from unet_diffusion.metrics import SegmentationMetrics
 from unet_diffusion.model_card import segmentation_card
 from unet_diffusion.palette import overlay
@@ -145,6 +145,12 @@ class SegmentationTask:
         logits = self.logits(network, images, generators)
         class_weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         return segmentation_loss(logits, masks, self.config.loss, class_weights, weights)
+
+    def describe(
+        self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
+    ) -> str:
+        """The pictures of a step of this process."""
+        return pictures_of_step(self.train, accelerator, config, step)
 
     def logits(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Class scores (B, K, H, W) of pictures (B, C, H, W) in [-1, 1]; generators as for `loss`."""

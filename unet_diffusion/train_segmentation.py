@@ -24,7 +24,8 @@ from unet_diffusion.pixels import PixelRange
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.sources import open_source
-from unet_diffusion.training import Task, Trainer, make_accelerator
+from unet_diffusion.task import Task
+from unet_diffusion.training import Trainer, make_accelerator
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unet import UNet
 

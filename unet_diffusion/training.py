@@ -1,16 +1,17 @@
 """The training loop: one for every task, through Accelerate.
 
-A task says which network learns, what a batch costs, how to validate and what to show. The loop does the rest:
+A task (`unet_diffusion.task`) says what is learnt and how it is measured and shown. The loop does the rest:
 accumulation, clipping, the learning rate, the moving average, precision, logging, checkpoints and going on after a
 stop. All counts are optimizer steps.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +20,7 @@ from accelerate.utils import ProjectConfiguration
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
@@ -28,51 +29,10 @@ from unet_diffusion.checkpoints import Checkpoint, load_latest, optimizer_tensor
 from unet_diffusion.metrics_log import MetricsLog, read_metrics
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.run_folder import claim, only_run_in
+from unet_diffusion.skipped_steps import SkippedSteps
 from unet_diffusion.stopping import stop_requests
+from unet_diffusion.task import Task
 from unet_diffusion.training_config import TrainingConfig
-
-
-class Task(Protocol):
-    """What the loop asks of a task.
-
-    Attributes:
-        network: what learns.
-        best_by: the number of `validate` whose highest value tells the weights to export; None: the last ones.
-        patience: validations in a row without a higher one after which training ends; None: it goes to the last step.
-    """
-
-    network: ModelMixin
-    best_by: str | None
-    patience: int | None
-
-    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """The parameters that learn, in groups, each with its share of the learning rate."""
-        ...
-
-    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
-        """Micro-batches of this process for ever, from the first of `start_step` on."""
-        ...
-
-    def loss(
-        self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
-    ) -> Tensor | dict[str, Tensor]:
-        """The scalar to minimise, or that one as "loss" among others by name, which are logged beside it.
-
-        All that is random about sample i comes from `generators[i]`.
-        """
-        ...
-
-    def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
-        """Numbers of the held-out pictures, averaged over processes."""
-        ...
-
-    def preview(self, network: Any, path: Path) -> None:
-        """A PNG that shows what the network can do."""
-        ...
-
-    def export(self, network: Any, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
-        """The pipeline, its model card and the curves of the run."""
-        ...
 
 
 def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
@@ -121,6 +81,7 @@ class Trainer:
         self.seconds = 0.0  # of training since then
 
         self.best = BestWeights(task.patience)
+        self.skipped = SkippedSteps(config.max_skipped_steps)
 
         task.network.to(accelerator.device)
         if accelerator.device.type == "cuda":
@@ -161,27 +122,47 @@ class Trainer:
     def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> None:
         accelerator, config, started = self.accelerator, self.config, time.perf_counter()
         self.network.train()
+        buffers = [buffer.clone() for buffer in self.task.network.buffers()]  # such as running means
+        sums, finite = dict(self.loss_sums), torch.tensor(True, device=accelerator.device)
         for micro in range(config.accumulate):
             batch = next(batches)
-            first = (micro * accelerator.num_processes + accelerator.process_index) * config.batch_size
-            generators = [
-                keyed_generator(config.seed, "sample", self.step, first + i) for i in range(config.batch_size)
-            ]
-            torch.manual_seed(keyed_seed(config.seed, "dropout", self.step, first))
+            torch.manual_seed(keyed_seed(config.seed, "dropout", self.step, self._first_sample(micro)))
             with accelerator.accumulate(self.network):
-                losses = self.task.loss(self.network, batch, generators)
+                losses = self.task.loss(self.network, batch, self._generators(micro))
                 losses = losses if isinstance(losses, dict) else {"loss": losses}
                 accelerator.backward(losses["loss"])
+                finite &= losses["loss"].isfinite()
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
-                self.optimizer.step()
+                    finite &= accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm).isfinite()
+                    lost = self._any_process(not finite)
+                    if not lost or accelerator.scaler:  # which skips by itself, and lowers its scale for the next step
+                        self.optimizer.step()
                 self.optimizer.zero_grad()
-            self.loss_sums = {name: self.loss_sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
-            self.loss_count += 1
+            sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
+        if lost:
+            for buffer, before in zip(self.task.network.buffers(), buffers):
+                buffer.copy_(before)
+            self.skipped.add(self.step, self._describe())
+        else:
+            self.skipped.in_a_row = 0
+            self.loss_sums, self.loss_count = sums, self.loss_count + config.accumulate
+            self.ema.step(self.task.network.parameters())
         self.schedule.step()
-        self.ema.step(self.task.network.parameters())
         self.step += 1
         self.seconds += time.perf_counter() - started
+
+    def _first_sample(self, micro: int) -> int:
+        """Place of a micro-batch's first sample among all of its step."""
+        return (micro * self.accelerator.num_processes + self.accelerator.process_index) * self.config.batch_size
+
+    def _generators(self, micro: int) -> list[torch.Generator]:
+        """One for each sample of a micro-batch of this step."""
+        places = range(self._first_sample(micro), self._first_sample(micro) + self.config.batch_size)
+        return [keyed_generator(self.config.seed, "sample", self.step, place) for place in places]
+
+    def _describe(self) -> str:
+        generators = [generator for micro in range(self.config.accumulate) for generator in self._generators(micro)]
+        return self.task.describe(self.accelerator, self.config, self.step, generators)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -192,16 +173,19 @@ class Trainer:
         return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device), "sum").item())
 
     def _log(self, bar: tqdm) -> None:
-        self._check_finite()
         means = {name: total / self.loss_count for name, total in self.loss_sums.items()}
         losses = {name: self.accelerator.reduce(mean, reduction="mean").item() for name, mean in means.items()}
         count = self.loss_count
         self.loss_sums, self.loss_count = {}, 0
         rate = count * self.config.batch_size * self.accelerator.num_processes / self.seconds
         self.seconds = 0.0
-        bar.set_postfix(loss=f"{losses['loss']:.4f}", images_per_second=f"{rate:.0f}")
-        learning_rate = float(max(self.schedule.get_last_lr()))
-        self._record(**losses, learning_rate=learning_rate, images_per_second=round(rate, 1))
+        bar.set_postfix(loss=f"{losses.get('loss', math.nan):.4f}", images_per_second=f"{rate:.0f}")
+        self._record(
+            **losses,  # none, if all steps since the last line were skipped
+            skipped_steps=self.skipped.total,
+            learning_rate=float(max(self.schedule.get_last_lr())),
+            images_per_second=round(rate, 1),
+        )
 
     def _validate(self) -> None:
         with self._averaged_weights() as network:
@@ -234,17 +218,7 @@ class Trainer:
         finally:
             self.ema.restore(network.parameters())
 
-    def _check_finite(self) -> None:
-        """Stops a run whose numbers are lost, before it saves them."""
-        total = sum(self.loss_sums.values(), torch.zeros(()))
-        if not total.isfinite():
-            raise FloatingPointError(
-                f"the loss became {total.item()} before step {self.step}; the last checkpoint is kept. "
-                "Lower learning_rate, or use mixed_precision='no'."
-            )
-
     def _save(self) -> None:
-        self._check_finite()
         if self.accelerator.is_main_process:
             network = self.task.network
             names = [name for name, _ in network.named_parameters()]
@@ -259,6 +233,7 @@ class Trainer:
                 },
                 state={
                     "best": self.best.state(),
+                    "skipped": self.skipped.state(),
                     "ema_steps": self.ema.optimization_step,
                     "loss_sums": {name: total.item() for name, total in self.loss_sums.items()},
                     "loss_count": self.loss_count,
@@ -292,6 +267,7 @@ class Trainer:
         self.ema.optimization_step = state["ema_steps"]
         restore_optimizer(self.optimizer.optimizer, self._names(), checkpoint.tensors["optimizer"])
         self.best.restore(state["best"], checkpoint.tensors.get("best", {}))
+        self.skipped.restore(state["skipped"])
         self.loss_sums = {
             name: torch.tensor(total, device=self.accelerator.device) for name, total in state["loss_sums"].items()
         }

@@ -7,7 +7,7 @@ EVERY = ("log_every", "validate_every", "preview_every", "checkpoint_every")
 FREE_TO_CHANGE = {  # when a run goes on; a step keeps its number of pictures, however they are spread
     *EVERY,
     *("steps", "batch_size", "accumulate", "processes"),
-    *("output", "keep_checkpoints", "trackers", "num_workers", "cache_dir"),
+    *("output", "max_skipped_steps", "keep_checkpoints", "trackers", "num_workers", "cache_dir"),
 }
 
 
@@ -31,6 +31,8 @@ class TrainingConfig:
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    max_skipped_steps: int = 20
+    """A step whose loss or gradient is not finite changes nothing and is skipped; so many in a row end the run."""
     ema_decay: float = 0.999
     """Decay of the moving average of the weights, which is what is saved for use."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -54,7 +56,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Checks every value before anything else happens."""
-        for name in ("steps", "batch_size", "accumulate", "keep_checkpoints", *EVERY):
+        for name in ("steps", "batch_size", "accumulate", "max_skipped_steps", "keep_checkpoints", *EVERY):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
         for name in ("warmup_steps", "weight_decay"):
