@@ -1,0 +1,177 @@
+"""The training step of a noise predictor: its time (T1, T2, L1), its share of the machine (T3) and its memory (T4)."""
+
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from benchmarks.contenders import CONTENDERS, OURS, Contender, ddpm_32, nine_million
+from benchmarks.memory import resident
+from benchmarks.row import Row
+from benchmarks.timing import alternate, ratio
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+SCHEDULER = DDPMScheduler()
+MATRIX_SIDE = 2048
+MATRIX_SHARE = 0.75  # the target of T3
+MEMORY_SHARE = 0.7  # and of T4
+MEMORY_STEPS = 3  # the optimizer's state exists from the second one on
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+Make = Callable[[str], Contender]
+
+
+class TrainingStep:
+    """Forward, backward, clipping, AdamW and moving average, the same for every network.
+
+    Args:
+        contender: what learns.
+        side: of the pictures, in pixels.
+        batch: number of pictures.
+    """
+
+    def __init__(self, contender: Contender, side: int, batch: int) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network, self.predict = contender.network.to(device).train(), contender.predict
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
+        self.ema = EMAModel(self.network.parameters(), decay=0.999, foreach=True)
+        self.clean = torch.rand(batch, 3, side, side, device=device) * 2 - 1
+
+    def __call__(self) -> None:
+        """One step on fresh noise."""
+        noise = torch.randn_like(self.clean)
+        timesteps = torch.randint(0, SCHEDULER.config.num_train_timesteps, noise.shape[:1], device=noise.device)
+        predicted = self.predict(SCHEDULER.add_noise(self.clean, noise, timesteps), timesteps)
+        nn.functional.mse_loss(predicted, noise).backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.network.parameters())
+
+
+def present(make: Make, names: Iterable[str]) -> tuple[dict[str, Contender], dict[str, str]]:
+    """The contenders that load on this machine, and for the others why they do not."""
+    loaded, missing = {}, {}
+    for name in names:
+        try:
+            loaded[name] = make(name)
+        except (ImportError, RuntimeError) as error:
+            missing[name] = f"not run: {type(error).__name__}: {error}"
+    return loaded, missing
+
+
+def speed(
+    id: str, work: str, make: Make, side: int, batch: int, rounds: int, targets: dict[str, float]
+) -> Iterator[Row]:
+    """T1, T2 and T3: steps a second against each peer, and the share of the matrix-product rate that each reaches.
+
+    Args:
+        id: of the benchmark.
+        work: what the steps are.
+        make: gives the contender of a name.
+        side: of the pictures.
+        batch: number of pictures.
+        rounds: times that each step is taken.
+        targets: for each peer, how many times its steps per second ours should make.
+    """
+    contenders, missing = present(make, (OURS, *targets))
+    steps = {name: TrainingStep(contender, side, batch) for name, contender in contenders.items()}
+    flops = {name: count_flops(step) for name, step in steps.items()}
+    matrices = torch.randn(2, MATRIX_SIDE, MATRIX_SIDE, device=steps[OURS].clean.device).unbind()
+    seconds = alternate({**steps, "product": partial(torch.matmul, *matrices)}, rounds)
+    rates = [2 * MATRIX_SIDE**3 / each for each in seconds["product"]]  # FLOP/s
+    millions = {name: contender.parameters / 1e6 for name, contender in contenders.items()}
+    details = {"parameters_in_millions": millions, "flops": flops, "seconds": seconds}
+    for name, target in targets.items():
+        if name in missing:
+            yield Row(id, work, name, missing[name], target=f"{target}x")
+            continue
+        faster = ratio(seconds[name], seconds[OURS])
+        figure = f"{faster} times the steps per second, {millions[OURS]:.2f}M against {millions[name]:.2f}M parameters"
+        yield Row(id, work, name, figure, faster.median, f"{target}x", faster.median >= target, details)
+    for name in contenders:
+        share = ratio([flops[name] / each for each in seconds[name]], rates)
+        figure = f"{share} of the matrix-product rate, {flops[name] / 1e9:.0f} GFLOP a step"
+        aimed = name == OURS and id == "T1"
+        met = share.median >= MATRIX_SHARE if aimed else None
+        yield Row("T3", work, name, figure, share.median, f"{MATRIX_SHARE:.0%}" if aimed else "", met, details)
+
+
+def larger(rounds: int) -> Iterator[Row]:
+    """T2: the same networks on pictures of 64 pixels, and the networks of the CIFAR-10 experiments."""
+    faster = dict.fromkeys(CONTENDERS[1:], 1.5)
+    yield from speed("T2", "training step, 64x64, batch 8", partial(nine_million, side=64), 64, 8, rounds, faster)
+    work = "training step, ddpm-32 against google/ddpm-cifar10-32, 32x32, batch 8"
+    yield from speed("T2", work, ddpm_32, 32, 8, rounds, {CONTENDERS[1]: 1.5})
+
+
+def count_flops(step: TrainingStep) -> int:
+    """Floating-point operations of the matrix products and convolutions of one step, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def growth(rounds: int) -> Iterator[Row]:
+    """L1: how the time of our step grows with the batch, and with the side of the pictures."""
+    cases: dict[str, dict[int, tuple[int, int]]] = {
+        "batch": {batch: (32, batch) for batch in (4, 8, 16, 32)},
+        "side of the pictures": {side: (side, 4) for side in (16, 32, 64)},
+    }
+    for what, sizes in cases.items():
+        steps = {size: TrainingStep(nine_million(OURS, side), side, batch) for size, (side, batch) in sizes.items()}
+        seconds = alternate(steps, rounds)
+        medians = {size: statistics.median(each) for size, each in seconds.items()}
+        slope = exponent(medians)
+        yield Row(
+            "L1", f"step time against {what}", "itself", f"power {slope:.2f}", slope, details={"seconds": medians}
+        )
+
+
+def exponent(values: dict[int, float]) -> float:
+    """The slope of log y over log x, by least squares."""
+    return statistics.linear_regression([math.log(x) for x in values], [math.log(y) for y in values.values()]).slope
+
+
+def memory(side: int = 32, batch: int = 16) -> Iterator[Row]:
+    """T4: the peak memory that training needs beyond the imports, each case in a process of its own."""
+    for checkpointing in (False, True):
+        work = "peak memory of T1" + ", with gradient checkpointing" * checkpointing
+        peaks = {}
+        for name in CONTENDERS:
+            case = [name, str(side), str(batch), "checkpointing" * checkpointing]
+            command = [sys.executable, "-m", "benchmarks.training_step", *case]
+            done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+            if done.returncode:
+                yield Row(
+                    "T4", work, name, f"not run: {done.stderr.strip().splitlines()[-1]}", target=f"{MEMORY_SHARE}x"
+                )
+            else:
+                peaks[name] = float(done.stdout)
+        for name in set(peaks) - {OURS}:
+            share = peaks[OURS] / peaks[name]
+            figure = f"{share:.2f} times, {peaks[OURS]:.0f} MiB against {peaks[name]:.0f} MiB"
+            yield Row("T4", work, name, figure, share, f"{MEMORY_SHARE}x", share <= MEMORY_SHARE, {"mib": peaks})
+
+
+def peak(name: str, side: int, batch: int, checkpointing: bool) -> float:
+    """MiB that three steps of a contender, and all that they need, add to this process at most."""
+    before = resident("VmRSS")
+    contender = nine_million(name, side)
+    if checkpointing:
+        contender.network.enable_gradient_checkpointing()  # type: ignore[operator]
+    step = TrainingStep(contender, side, batch)
+    for _ in range(MEMORY_STEPS):
+        step()
+    return resident("VmHWM") - before
+
+
+if __name__ == "__main__":
+    print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), bool(sys.argv[4])))

@@ -1,0 +1,155 @@
+"""The benchmark's arithmetic, its contenders, and each measurement at a size that takes no time."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from test_scripts import SCRIPTS, load_script
+
+from unet_diffusion import UNet
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield load_script("benchmark")
+
+
+@pytest.fixture
+def timing(benchmark):
+    from benchmarks import timing
+
+    return timing
+
+
+def test_work_is_taken_in_turn_and_the_warm_up_left_out(timing):
+    turns = []
+    seconds = timing.alternate({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, rounds=3, warm_up=1)
+    assert "".join(turns) == "abababab"
+    assert {name: len(each) for name, each in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_ratio_is_the_median_of_the_rounds(timing):
+    value = timing.ratio([2.0, 9.0, 4.0, 10.0, 3.0], [1.0, 3.0, 1.0, 2.0, 3.0])  # 2, 3, 4, 5, 1
+    assert (value.median, value.low, value.high) == (3, 2, 4)
+    assert str(value) == "3.00 (2.00 to 4.00)"
+
+
+def test_the_exponent_of_a_power_law_is_found(benchmark):
+    assert benchmark.training_step.exponent({x: 5 * x**1.7 for x in (2, 3, 8, 50)}) == pytest.approx(1.7)
+
+
+def test_contenders_have_equal_parameters_within_5_percent_and_predict_a_picture(benchmark):
+    contenders, missing = benchmark.training_step.present(
+        lambda name: benchmark.nine_million(name, 32), benchmark.CONTENDERS
+    )
+    assert set(contenders) | set(missing) == set(benchmark.CONTENDERS)
+    assert {"unet-diffusion", "diffusers UNet2DModel"} <= set(contenders)
+    stock = contenders["diffusers UNet2DModel"].parameters
+    for contender in contenders.values():
+        assert contender.parameters == pytest.approx(stock, rel=0.05)
+        with torch.no_grad():
+            assert contender.predict(torch.zeros(1, 3, 32, 32), torch.tensor([5])).shape == (1, 3, 32, 32)
+
+
+def tiny(name: str):
+    from benchmarks.contenders import OURS, stock
+
+    if name == OURS:
+        return stock(UNet(channels=(8, 16), head_channels=8, attention=(False, False)))
+    if name == "broken":
+        raise ImportError("no operators")
+    return stock(
+        UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+        )
+    )
+
+
+def test_steps_are_compared_and_what_does_not_load_is_named(benchmark):
+    rows = list(benchmark.training_step.speed("T1", "a step", tiny, 8, 2, 3, {"peer": 1e-9, "broken": 1.5}))
+    faster, missing, *shares = rows
+    assert faster.met and faster.value > 0 and faster.details["seconds"].keys() == {"unet-diffusion", "peer", "product"}
+    assert missing.figure == "not run: ImportError: no operators" and missing.met is None
+    assert [row.against for row in shares] == ["unet-diffusion", "peer"]
+    first = 2 * 2 * (3 * 9 * 8) * 8 * 8  # FLOPs of the first convolution on two pictures, forward
+    assert shares[0].details["flops"]["unet-diffusion"] > 2 * first  # and again for its weights
+
+
+def test_a_step_learns_and_moves_the_average(benchmark):
+    step = benchmark.training_step.TrainingStep(tiny("unet-diffusion"), 8, 2)
+    before = [parameter.detach().clone() for parameter in step.network.parameters()]
+    for _ in range(3):
+        step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, step.network.parameters()))
+    assert any(not torch.equal(a, b) for a, b in zip(before, step.ema.shadow_params))
+
+
+def test_both_networks_segment_and_learn(benchmark):
+    from benchmarks import inference
+
+    picture = np.random.default_rng(0).integers(0, 256, (300, 280), dtype=np.uint8)
+    networks = {inference.OURS: inference.ours(), inference.PEER: inference.theirs()}
+    parameters = [sum(p.numel() for p in network.parameters()) for network in networks.values()]
+    assert parameters[0] == pytest.approx(parameters[1], rel=0.05)
+    for name, network in networks.items():
+        inference.SegmentationStep(network, 32, 1)()
+        result = inference.large_picture(name, network, picture)()
+        mask = result if isinstance(result, torch.Tensor) else result.masks
+        assert np.asarray(mask).shape == (1, 300, 280)
+
+
+def test_fused_projections_predict_the_same(benchmark):
+    from benchmarks import inference
+
+    for name in ("unet-diffusion", "diffusers UNet2DModel"):
+        contender = benchmark.nine_million(name, 32)
+        contender.network.eval()
+        for parameter in contender.network.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        noisy = torch.randn(1, 3, 16, 16)
+        with torch.no_grad():
+            before = contender.predict(noisy, torch.tensor([5]))
+            inference.fuse(contender.network)
+            after = contender.predict(noisy, torch.tensor([5]))
+        assert not torch.equal(before, torch.zeros_like(before))
+        torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+
+
+def test_memory_is_that_of_the_process(benchmark):
+    from benchmarks.memory import resident
+
+    before = resident("VmRSS")
+    held = np.ones(100 * 2**20, dtype=np.uint8)
+    assert 90 < resident("VmRSS") - before < 130
+    assert resident("VmHWM") >= resident("VmRSS")
+    del held
+
+
+def test_results_are_written_row_by_row(benchmark, tmp_path, monkeypatch):
+    def measure():
+        yield benchmark.Row("X1", "a | b", "peer", "2.0 times", 2.0, "1x", True)
+        yield benchmark.Row("X1", "c", "peer", "0.5 times", 0.5, "1x", False)
+
+    monkeypatch.setattr(benchmark, "benchmarks", lambda rounds: {"X1": measure, "X2": None})
+    benchmark.run(benchmark.Benchmark(tmp_path, only=("X1",)))
+    assert (tmp_path / "benchmark.md").read_text().splitlines()[2:] == [
+        "| X1 | a \\| b | peer | 2.0 times | 1x | yes |",
+        "| X1 | c | peer | 0.5 times | 1x | **no** |",
+    ]
+    written = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [row["value"] for row in written["rows"]] == [2.0, 0.5]
+
+
+def test_wrong_options_are_refused(benchmark, tmp_path):
+    with pytest.raises(ValueError, match="only is 'T9', but must be among T1, T2"):
+        benchmark.Benchmark(tmp_path, only=("T9",))
+    with pytest.raises(ValueError, match="rounds is 2, but must be at least 3"):
+        benchmark.Benchmark(tmp_path, rounds=2)
