@@ -4,14 +4,18 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from unet_diffusion import checkpoints
 from unet_diffusion.checkpoints import (
     FORMAT,
     Checkpoint,
     DamagedCheckpoint,
+    load_checkpoint,
     load_latest,
     optimizer_tensors,
     restore_optimizer,
+    same_bits,
     save_checkpoint,
     saved_checkpoints,
 )
@@ -33,8 +37,9 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
 
 
 def test_only_the_newest_are_kept(tmp_path):
-    for step in (1, 2, 10, 9):
+    for step in (1, 2, 9, 10):
         save_checkpoint(tmp_path, checkpoint(step), keep=2)
+    assert sorted(tmp_path.iterdir()) == saved_checkpoints(tmp_path)
     assert [path.name for path in saved_checkpoints(tmp_path)] == ["step-00000009", "step-00000010"]
 
 
@@ -56,6 +61,55 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, harm
     with caplog.at_level(logging.WARNING):
         assert load_latest(tmp_path).step == 1
     assert "step-00000002 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_checkpoints_of_later_steps_do_not_crowd_out_a_new_one(tmp_path, keep):
+    """A run that went back to step 1 saves at step 3: the damaged ones must not count as the newest."""
+    for step in (1, 4, 6):
+        path = save_checkpoint(tmp_path, checkpoint(step), keep=3)
+        if step > 1:
+            (path / "model.safetensors").unlink()
+    assert load_latest(tmp_path).step == 1
+    save_checkpoint(tmp_path, checkpoint(3), keep=keep)
+    assert load_latest(tmp_path).step == 3
+    assert [path.name for path in tmp_path.iterdir() if path.name > "step-00000003"] == []
+
+
+def test_a_part_that_is_missing_together_with_its_checksum_is_missed(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    (path / "ema.safetensors").unlink()
+    checksums = json.loads((path / "checksums.json").read_text())
+    del checksums["ema.safetensors"]
+    (path / "checksums.json").write_text(json.dumps(checksums))
+    with pytest.raises(DamagedCheckpoint, match="ema.safetensors"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", "\xff"])
+def test_checksums_that_are_none_are_damage(tmp_path, text):
+    path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    (path / "checksums.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DamagedCheckpoint, match="step-00000001 is damaged"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_that_reads_back_differently_is_not_kept(tmp_path, monkeypatch):
+    """Its checksums are those of the files, so that they alone would not tell."""
+    save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    monkeypatch.setattr(checkpoints, "save_file", lambda tensors, path: save_file({"weight": torch.ones(3, 2)}, path))
+    with pytest.raises(OSError, match="no checkpoint of step 2: .* reads back differently"):
+        save_checkpoint(tmp_path, checkpoint(2), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_lost_numbers_and_scalars_are_compared_by_their_bits():
+    some = {"a": {"x": torch.tensor([float("nan")]), "y": torch.tensor(3), "z": torch.zeros(2, 0)}}
+    assert same_bits(some, {"a": {name: value.clone() for name, value in some["a"].items()}})
+    assert not same_bits(some, {"a": some["a"] | {"y": torch.tensor(3.0)}})
+    assert not same_bits(some, {"a": some["a"] | {"y": torch.tensor(4)}})
+    assert not same_bits({"a": {"x": torch.tensor(0.0)}}, {"a": {"x": torch.tensor(-0.0)}})
+    assert not same_bits(some, {"a": {"x": some["a"]["x"]}})
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path):
@@ -82,7 +136,7 @@ def test_a_failed_write_leaves_earlier_checkpoints_and_no_rest(tmp_path):
     broken = checkpoint(2)
     broken.tensors["optimizer"] = {"shared": torch.zeros(3).expand(2, 3), "bad/../name": torch.zeros(1)}
     (tmp_path / "blocked").write_text("")
-    with pytest.raises(OSError, match="checkpoint of step 2 could not be written"):
+    with pytest.raises(OSError, match="no checkpoint of step 2: .* those before it are as they were"):
         save_checkpoint(tmp_path / "blocked", broken, keep=2)  # a file where the folder should be
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step-00000001"]
 

@@ -1,4 +1,4 @@
-"""A stream is divided over processes without overlap, resumes exactly, and survives broken pictures."""
+"""A stream is the same for any number of processes, resumes exactly, and survives broken pictures."""
 
 import io
 from itertools import islice
@@ -40,21 +40,44 @@ def numbers(images, count) -> list[int]:
     return [int(item["image"].max()) for item in islice(images, count)]
 
 
-@pytest.mark.parametrize("files", [1, 2])  # one file: each process takes every second row; two: a file each
-def test_processes_see_disjoint_pictures_and_together_all(tmp_path, files):
-    source = arrow(tmp_path, [png(value) for value in range(20)], files)
-    parts = [stream(source, rank, 2) for rank in range(2)]
-    epochs = [numbers(part, 20) for part in parts]
-    for start in (0, 10):
-        seen = [epoch[start : start + 10] for epoch in epochs]
-        assert sorted(seen[0] + seen[1]) == list(range(20))
-    assert epochs[0][:10] != epochs[0][10:]  # another order in the second epoch
-    assert numbers(stream(source, 0, 2), 20) == epochs[0]
-    assert numbers(stream(source, 0, 2, seed=1), 20) != epochs[0]
+@pytest.mark.parametrize("sizes", [(20,), (7, 13), (2, 5, 13)])  # of the files
+def test_processes_see_disjoint_pictures_and_together_all(tmp_path, sizes):
+    """Also where files hold unequal numbers of rows and an epoch ends within a batch."""
+    ends = np.cumsum(sizes)
+    for file, (end, size) in enumerate(zip(ends, sizes)):
+        (tmp_path / str(file)).mkdir()
+        arrow(tmp_path / str(file), [png(value) for value in range(end - size, end)])
+    source = str(tmp_path / "*" / "saved" / "*.arrow")
+    whole = numbers(stream(source), 48)
+    for start in (0, 20):
+        assert sorted(whole[start : start + 20]) == list(range(20))
+    assert whole[:20] != whole[20:40]  # another order in the second epoch
+    assert numbers(stream(source, seed=1), 48) != whole
+    for processes, batch_size in ((2, 4), (4, 2), (2, 2), (3, 1)):
+        parts = []
+        for rank in range(processes):
+            part = stream(source, rank, processes)
+            part.batch_size = batch_size
+            parts.append(iter(part))
+        together = []
+        while len(together) < 48:
+            for part in parts:
+                together += numbers(part, batch_size)
+        assert together[:48] == whole
+
+
+def test_a_broken_picture_has_the_same_substitute_in_every_process(tmp_path):
+    pictures = [png(value) for value in range(12)]
+    pictures[4] = pictures[5] = {"bytes": b"", "path": "broken.png"}
+    source, options = arrow(tmp_path, pictures), {"crop_size": 4, "flip": True, "max_broken": 0.1}
+    whole = [item["image"] for item in islice(stream(source, **options), 30)]
+    parts = [iter(stream(source, rank, 3, **options)) for rank in range(3)]
+    for place, image in enumerate(whole):
+        assert torch.equal(next(parts[place % 3])["image"], image)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_resuming_equals_the_undisturbed_stream(tmp_path, workers):
+def test_resuming_equals_the_undisturbed_stream_with_a_worker_process_or_without(tmp_path, workers):
     pictures = [png(value) for value in range(12)]
     pictures[4] = {"bytes": b"", "path": "four.png"}  # its place is taken by another
     source = arrow(tmp_path, pictures)
@@ -63,7 +86,7 @@ def test_resuming_equals_the_undisturbed_stream(tmp_path, workers):
     def seen(start: int, batches: int) -> list[tuple[int, int]]:
         images = stream(source, **options)
         images.start = start
-        loader = DataLoader(images, batch_size=3, collate_fn=to_batch, num_workers=workers)
+        loader = DataLoader(images, batch_size=3, collate_fn=to_batch, num_workers=workers if start else 0)
         pairs = (zip(batch["image"].amax((1, 2, 3)).tolist(), batch["label"].tolist()) for batch in loader)
         return [pair for batch in islice(pairs, batches) for pair in batch]
 
@@ -111,6 +134,3 @@ def test_streams_that_cannot_go_on_say_why(tmp_path, caplog, monkeypatch):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="no usable picture"):
         stream(arrow(tmp_path / "none", [broken] * 3))
-    (tmp_path / "one").mkdir()
-    with pytest.raises(ValueError, match="fewer processes"):
-        numbers(stream(arrow(tmp_path / "one", [png(1)]), 1, 2), 1)

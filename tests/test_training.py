@@ -182,7 +182,8 @@ def test_a_finished_run_is_not_trained_again(options):
     assert metrics(run) == before
 
 
-def test_a_second_run_in_the_folder_is_refused(options):
+def test_a_second_run_in_the_folder_is_refused(options, monkeypatch):
+    monkeypatch.setattr("unet_diffusion.run_folder.WORKERS_END", 0.1)
     options.output.mkdir()
     with FileLock(options.output / ".lock"), pytest.raises(RuntimeError, match="another process is training"):
         train_ddpm(options)

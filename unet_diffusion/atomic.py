@@ -5,11 +5,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 PREFIX = ".writing-"
+INDEX = "model_index.json"  # a folder with it is taken for a whole pipeline
 
 
 @contextmanager
@@ -18,41 +21,85 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     The suffix stays, since libraries choose the format by it. A file and a folder both work; an existing file is
     replaced, an existing folder is an error of the caller's. After an exception the temporary is removed.
+
+    Raises:
+        OSError: it could not be written, such as on a full disk; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")
+    remove(aside)  # left by a killed process that had our number, as programs in containers do
     try:
-        yield aside
-        flush_to_disk(aside)
-        os.replace(aside, path)
-        flush_to_disk(path.parent, recursive=False)
+        with named_errors(path):
+            yield aside
+            flush_to_disk(aside)
+            os.replace(aside, path)
+            flush_to_disk(path.parent, recursive=False)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            remove(aside)
 
 
 @contextmanager
 def merged_into(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder; when the block ends well its files replace those of `folder`, each at once."""
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
+    """Yields a temporary folder; when the block ends well its files replace those of `folder`, each at once.
+
+    Its `model_index.json` is gone before the first is replaced, and comes last: a folder with one is a whole pipeline.
+
+    Raises:
+        OSError: they could not be written, such as on a full disk; `folder` is as it was.
+    """
+    with named_errors(folder), tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
         aside = Path(name)
         yield aside
         flush_to_disk(aside)
-        for file in sorted(path for path in aside.rglob("*") if path.is_file()):
-            target = folder / file.relative_to(aside)
+        files = sorted((path.relative_to(aside) for path in aside.rglob("*") if path.is_file()), key=_index_last)
+        if Path(INDEX) in files:
+            (folder / INDEX).unlink(missing_ok=True)
+        for file in files:
+            target = folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+            if file == Path(INDEX):
+                for changed in {(folder / each).parent for each in files}:
+                    flush_to_disk(changed, recursive=False)
+            os.replace(aside / file, target)
+        flush_to_disk(folder, recursive=False)
+
+
+def _index_last(file: Path) -> tuple[bool, Path]:
+    return file == Path(INDEX), file
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Adds what was to be written to errors that do not say it, as those of a full disk."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and (error.errno is None or error.filename is not None):
+            raise
+        raise OSError(f"{path} could not be written: {error}") from error
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_at_once(folder: Path) -> None:
+    """Deletes a folder that a reader sees whole or not at all."""
+    aside = folder.with_name(f"{PREFIX}{os.getpid()}-removed-{folder.name}")
+    remove(aside)
+    os.replace(folder, aside)
+    remove(aside)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Deletes what a killed process was writing under `folder`; call it only while nobody else writes there."""
-    for leftover in folder.rglob(f"{PREFIX}*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink(missing_ok=True)
+    for leftover in list(folder.rglob(f"{PREFIX}*")):
+        remove(leftover)
 
 
 def flush_to_disk(path: Path, recursive: bool = True) -> None:
@@ -62,7 +109,7 @@ def flush_to_disk(path: Path, recursive: bool = True) -> None:
             flush_to_disk(child)
     if path.is_dir() and os.name == "nt":  # Windows has no handle to flush for a folder
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what may be written
     try:
         os.fsync(descriptor)
     finally:

@@ -7,7 +7,6 @@ moving average, optimizer), `state.json` and `checksums.json`.
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unet_diffusion.atomic import write_json, written_aside
+from unet_diffusion.atomic import remove_at_once, write_json, written_aside
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of the folder; a reader refuses a format that it does not know
+UNREADABLE = (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, KeyError)
 
 
 @dataclass
@@ -45,7 +45,10 @@ class DamagedCheckpoint(ValueError):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes a checkpoint under `folder` and removes the oldest beyond `keep`.
+    """Writes a checkpoint under `folder`, reads it back, and removes those that it replaces.
+
+    These are the oldest beyond `keep`, and any of its own or a later step: a run goes on from the newest that is whole,
+    so it comes to an earlier step only where the later ones were damaged.
 
     Returns:
         The folder of the checkpoint.
@@ -54,20 +57,38 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         OSError: it could not be written, such as on a full disk; earlier checkpoints are as they were.
     """
     path = folder / f"step-{checkpoint.step:08d}"
-    if path.exists():
-        shutil.rmtree(path)  # left by a run that was stopped here, and found damaged
     try:
         with written_aside(path) as aside:
             aside.mkdir()
             for name, tensors in checkpoint.tensors.items():
                 save_file({key: value.contiguous() for key, value in tensors.items()}, aside / f"{name}.safetensors")
-            write_json(aside / "state.json", {"format": FORMAT, "step": checkpoint.step, **checkpoint.state})
+            facts = {"format": FORMAT, "step": checkpoint.step, "parts": sorted(checkpoint.tensors)}
+            write_json(aside / "state.json", {**facts, **checkpoint.state})
             write_json(aside / "checksums.json", {file.name: sha256(file) for file in sorted(aside.iterdir())})
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"the checkpoint of step {checkpoint.step} could not be written to {folder}: {error}") from error
+            if not same_bits(load_checkpoint(aside).tensors, checkpoint.tensors):
+                raise OSError(f"{path} reads back differently from what was written")
+            for passed in (each for each in saved_checkpoints(folder) if each.name >= path.name):
+                remove_at_once(passed)
+    except (OSError, DamagedCheckpoint) as error:
+        raise OSError(
+            f"no checkpoint of step {checkpoint.step}: {error}; those before it are as they were, and the same command "
+            "goes on from the newest of them."
+        ) from error
     for old in saved_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove_at_once(old)
     return path
+
+
+def same_bits(some: dict[str, dict[str, Tensor]], others: dict[str, dict[str, Tensor]]) -> bool:
+    """Whether two checkpoints have the same tensors, bit for bit."""
+    if {part: set(tensors) for part, tensors in some.items()} != {part: set(each) for part, each in others.items()}:
+        return False
+    pairs = [(tensor, others[part][name]) for part, tensors in some.items() for name, tensor in tensors.items()]
+    return all(a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bytes(a), _bytes(b)) for a, b in pairs)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
@@ -102,19 +123,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ValueError: the checkpoint was written by a later version.
     """
     try:
-        for name, expected in json.loads((path / "checksums.json").read_text(encoding="utf-8")).items():
-            if sha256(path / Path(name).name) != expected:
-                raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} is not what was written")
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        checksums = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
+        state = json.loads(_checked(path / "state.json", checksums).read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
             raise ValueError(
                 f"checkpoint {path} has format {state['format']}, but this version reads format {FORMAT}; "
                 "go on with the version that wrote it, or start in an empty folder."
             )
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError) as error:
+        files = {part: _checked(path / f"{Path(part).name}.safetensors", checksums) for part in state.pop("parts")}
+        tensors = {part: load_file(file) for part, file in files.items()}
+        step = state.pop("step")
+    except UNREADABLE as error:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
-    return Checkpoint(step=state.pop("step"), tensors=tensors, state=state)
+    return Checkpoint(step=step, tensors=tensors, state=state)
+
+
+def _checked(file: Path, checksums: dict[str, str]) -> Path:
+    """The file, if its bytes are those that were written."""
+    if sha256(file) != checksums.get(file.name):
+        raise DamagedCheckpoint(f"checkpoint {file.parent} is damaged: {file.name} is not what was written")
+    return file
 
 
 def sha256(path: Path) -> str:

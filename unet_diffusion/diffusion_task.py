@@ -1,7 +1,6 @@
 """Learning to predict noise: the task and its options."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from unet_diffusion.atomic import merged_into
 from unet_diffusion.data import NO_LABEL, ImageSets, to_batch
 from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
-from unet_diffusion.loading import pictures_of_step, training_batches
+from unet_diffusion.loading import Batches, pictures_of_step, training_batches
 from unet_diffusion.model_card import diffusion_card
 from unet_diffusion.objectives import PredictionType, noise_prediction_loss
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
@@ -144,7 +143,7 @@ class DiffusionTask:
         """All but the segmentation head, alike."""
         return [([parameter for parameter in self.network.parameters() if parameter.requires_grad], 1.0)]
 
-    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
         """Micro-batches of stored pictures `image` (B, C, H, W) and classes `label` (B,), on the device."""
         return training_batches(self.data.train, accelerator, config, start_step, self.num_workers)
 

@@ -1,6 +1,5 @@
 """Learning to segment from a handful of masks: a pixel classifier on the features of a frozen noise predictor."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.adapters import PixelClassifier, check_recipe
 from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.loading import Batches
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.training_config import TrainingConfig
@@ -79,7 +79,7 @@ class FrozenFeaturesTask(SegmentationTask):
         """The classifier."""
         return [(list(self.network.parameters()), 1.0)]
 
-    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
         """As in `SegmentationTask`; the trunk, which the training loop does not know, comes to the device too."""
         self.unet.to(accelerator.device)
         return super().batches(accelerator, config, start_step)

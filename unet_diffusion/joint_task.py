@@ -4,7 +4,6 @@ The checkpoint then segments and still generates, and pictures without masks go 
 of a domain look like.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.data import ImageSets
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.figures import save_curves
+from unet_diffusion.loading import Batches
 from unet_diffusion.model_card import FRONT_MATTER, parameters, size, training_facts
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
@@ -113,7 +113,7 @@ class JointTask:
         """As in segmentation; the noise head belongs to the trunk."""
         return self.segmentation.parameter_groups()
 
-    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
         """Micro-batches of `SegmentationTask`, with `unlabelled_image` (B, C, H, W) and `unlabelled_label` (B,)."""
         labelled = self.segmentation.batches(accelerator, config, start_step)
         unlabelled = self.diffusion.batches(accelerator, other_order(config), start_step)

@@ -1,6 +1,6 @@
 """Batches of a run, from any step on."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import chain, islice
 from typing import Any
 
@@ -10,13 +10,16 @@ from torch.utils.data import DataLoader
 
 from unet_diffusion.global_batches import GlobalBatches
 from unet_diffusion.image_dataset import to_batch
+from unet_diffusion.stopping import outlive_sigterm
 from unet_diffusion.streaming import StreamingImages
 from unet_diffusion.training_config import TrainingConfig
+
+Batches = Generator[dict[str, Tensor], None, None]  # its `close` ends the data workers
 
 
 def training_batches(
     dataset: Any, accelerator: Accelerator, config: TrainingConfig, start_step: int, num_workers: int = 0
-) -> Iterator[dict[str, Tensor]]:
+) -> Batches:
     """The micro-batches of this process for ever, on its device, from the first of optimizer step `start_step` on.
 
     The order is a function of the seed and the step; so a run goes on where it stopped, and several processes share the
@@ -29,9 +32,14 @@ def training_batches(
         start_step: optimizer steps that are done.
         num_workers: processes that load ahead.
     """
-    loading: dict[str, Any] = {"num_workers": num_workers, "pin_memory": accelerator.device.type == "cuda"}
+    loading: dict[str, Any] = {
+        "num_workers": num_workers,
+        "pin_memory": accelerator.device.type == "cuda",
+        "worker_init_fn": outlive_sigterm,
+    }
     if isinstance(dataset, StreamingImages):
-        dataset.start = start_step * config.batch_size * config.accumulate
+        dataset.start = start_step * config.batch_size * config.accumulate * accelerator.num_processes
+        dataset.batch_size = config.batch_size
         loader = DataLoader(dataset, batch_size=config.batch_size, collate_fn=to_batch, **loading)
     else:
         order = global_batches(dataset, accelerator, config, start_step)
@@ -56,11 +64,8 @@ def global_batches(dataset: Any, accelerator: Accelerator, config: TrainingConfi
 def pictures_of_step(dataset: Any, accelerator: Accelerator, config: TrainingConfig, step: int) -> str:
     """The pictures that this process sees in an optimizer step, for a message; arguments as `training_batches`."""
     if isinstance(dataset, StreamingImages):
-        count = config.batch_size * config.accumulate
-        return (
-            f"pictures {step * count} to {(step + 1) * count - 1} of the stream {dataset.name} in process "
-            f"{accelerator.process_index}"
-        )
+        count = config.batch_size * config.accumulate * accelerator.num_processes
+        return f"pictures among {step * count} to {(step + 1) * count - 1} of the stream {dataset.name}"
     batches = islice(global_batches(dataset, accelerator, config, step), config.accumulate)
     indices = ", ".join(str(dataset.rows[index]) for _, index in chain.from_iterable(batches))
     return f"pictures {indices} of {dataset.name}, counted from 0 among the usable ones"

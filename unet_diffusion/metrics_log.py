@@ -1,10 +1,11 @@
 """The numbers of a run as `metrics.jsonl`: one JSON object a line, each with its step."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from unet_diffusion.atomic import write_text
+from unet_diffusion.atomic import named_errors, write_text
 
 
 class MetricsLog:
@@ -24,16 +25,29 @@ class MetricsLog:
             write_text(path, "")
 
     def append(self, step: int, **values: Any) -> None:
-        """Adds one line."""
-        with self.path.open("a", encoding="utf-8") as file:
+        """Adds one line; it is on the disk before any later checkpoint is.
+
+        Raises:
+            OSError: it could not be written, such as on a full disk.
+        """
+        with named_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a `metrics.jsonl`; a last line that a killed run left torn is dropped."""
+    """All whole lines of a `metrics.jsonl`; a last line that a killed run left torn is dropped.
+
+    Raises:
+        ValueError: a line before it is damaged.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        rows.append(json.loads(line))
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path} is damaged; mend or remove it: {error}") from error
     return rows
 
 

@@ -11,10 +11,15 @@ from filelock import FileLock, Timeout
 from unet_diffusion.atomic import remove_leftovers, write_json
 from unet_diffusion.training_config import FREE_TO_CHANGE
 
+WORKERS_END = 6.0  # seconds: torch's data workers look every 5 whether their process lives
+
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder for the length of a block.
+
+    The operating system lets go of the lock when the process dies, however it dies. But with filelock before 4.0 the
+    data workers of a killed process hold it until they notice; so they are waited for.
 
     Raises:
         RuntimeError: another process is training there.
@@ -22,7 +27,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)  # the operating system lets go of it when the process dies, however it dies
+        lock.acquire(timeout=WORKERS_END)
     except Timeout:
         raise RuntimeError(f"another process is training in {folder}; choose another output folder.") from None
     try:

@@ -1,6 +1,6 @@
 """Learning to segment: the second task of the training loop, on the same network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from unet_diffusion.atomic import merged_into
 from unet_diffusion.augmentation import AugmentationConfig, augment
 from unet_diffusion.evaluation import predictor
 from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
-from unet_diffusion.loading import pictures_of_step, training_batches
+from unet_diffusion.loading import Batches, pictures_of_step, training_batches
 from unet_diffusion.metrics import SegmentationMetrics
 from unet_diffusion.model_card import segmentation_card
 from unet_diffusion.palette import overlay
@@ -131,7 +131,7 @@ class SegmentationTask:
                 (head if name.startswith(HEAD) else trunk).append(parameter)
         return [(group, rate) for group, rate in ((trunk, self.config.trunk_rate), (head, 1.0)) if group]
 
-    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
         """Micro-batches of stored pictures `image` (B, C, H, W) and masks `mask` (B, H, W), on the device."""
         return training_batches(self.train, accelerator, config, start_step, self.num_workers)
 

@@ -8,7 +8,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
 from unet_diffusion.image_cache import NO_LABEL
@@ -24,11 +23,15 @@ FEWEST_ROWS_JUDGED = 100  # the share of broken pictures is of at least so many
 
 
 class StreamingImages(IterableDataset):
-    """An endless stream of prepared pictures: one process's share of every epoch, shuffled within a buffer.
+    """An endless stream of prepared pictures, shuffled within a buffer, and one process's share of it.
+
+    The stream is one for all processes: each reads every row, and decodes only those at its own places, `batch_size` in
+    a row. So every picture is seen once an epoch, however the rows are spread over files, and processes, batch size and
+    accumulation can be traded against each other without a change of what a step sees. (Files divided among processes
+    would be read once, but seen unequally often unless all hold as many rows.)
 
     A broken picture is named in a warning and its place taken by the next usable one, so that places in the stream are
-    rows of the source, and skipping needs no decoding. Resuming is exact with no or one worker process (whose orders
-    differ); more are refused.
+    rows of the source, and skipping needs no decoding. No or one worker process reads ahead; more are refused.
 
     Args:
         dataset: from `open_source(..., streaming=True)`.
@@ -46,7 +49,8 @@ class StreamingImages(IterableDataset):
         num_processes: number of processes.
 
     Attributes:
-        start: pictures of this process's stream to skip, of all epochs together; set it to resume.
+        start: places of the stream to skip, of all epochs and processes together; set it to resume.
+        batch_size: places in a row that belong to one process.
     """
 
     def __init__(
@@ -77,10 +81,11 @@ class StreamingImages(IterableDataset):
         self.flip = flip
         self.max_broken = max_broken
         self.process_index = process_index
+        self.num_processes = num_processes
         self.start = 0
+        self.batch_size = 1
         self._read = picture_reader(dataset)
-        shuffled = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
-        self._rows = split_dataset_by_node(shuffled, rank=process_index, world_size=num_processes)
+        self._rows = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Items `{"image": Tensor (C, H, W) of the stored dtype, "label": int, -1 where there is none}`."""
@@ -89,20 +94,25 @@ class StreamingImages(IterableDataset):
             raise ValueError(
                 f"num_workers is {worker.num_workers}; a stream is read in order by no or one worker: use 1."
             )
-        waiting: list[int] = []  # places whose own picture is broken
-        broken = 0
+        waiting: list[int] = []  # own places without a picture yet
+        decoded = broken = 0
         for place, row in enumerate(islice(self._endless(), self.start, None), start=self.start):
-            waiting.append(place)
+            if place // self.batch_size % self.num_processes == self.process_index:
+                waiting.append(place)
+            if not waiting:
+                continue
+            decoded += 1
             try:
                 picture = self._usable(row["image"])
             except ValueError as error:
                 broken += 1
                 logger.warning("left out of %s: %s", self.name, error)
-                self._check_share(broken, place + 1 - self.start)
+                self._check_share(broken, decoded)
                 continue
             for each in waiting:
-                generator = keyed_generator(self.seed, "augment", self.process_index, each)
-                image = augment(picture, (self.height, self.width), generator, flip=self.flip)
+                image = augment(
+                    picture, (self.height, self.width), keyed_generator(self.seed, "augment", each), flip=self.flip
+                )
                 label = row.get("label")
                 yield {"image": torch.from_numpy(image), "label": NO_LABEL if label is None else int(label)}
             waiting.clear()
@@ -111,10 +121,11 @@ class StreamingImages(IterableDataset):
         for epoch in count():
             self._rows.set_epoch(epoch)
             row = None
-            for row in self._rows:
+            for columns in self._rows.iter(batch_size=1):  # the same order in a worker process, unlike iter(self._rows)
+                row = {name: values[0] for name, values in columns.items()}
                 yield row
             if row is None:
-                raise ValueError(f"{self.name} has no rows for process {self.process_index}; use fewer processes.")
+                raise ValueError(f"{self.name} has no rows.")
 
     def _usable(self, value: Any) -> np.ndarray:
         """The prepared picture (C, H, W); ValueError if it cannot be used."""

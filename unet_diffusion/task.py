@@ -1,6 +1,5 @@
 """What the training loop asks of a task."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +8,7 @@ from accelerate import Accelerator
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from unet_diffusion.loading import Batches
 from unet_diffusion.training_config import TrainingConfig
 
 
@@ -29,7 +29,7 @@ class Task(Protocol):
         """The parameters that learn, in groups, each with its share of the learning rate."""
         ...
 
-    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Iterator[dict[str, Tensor]]:
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
         """Micro-batches of this process for ever, from the first of `start_step` on."""
         ...
 

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Trainer:
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last log line
-        self.loss_count = 0
+        self.loss_count = 0  # steps in these sums
         self.seconds = 0.0  # of training since then
 
         self.best = BestWeights(task.patience)
@@ -99,8 +99,8 @@ class Trainer:
         alone = only_run_in(self.output) if self.accelerator.is_main_process else nullcontext()
         with alone, stop_requests() as stop:
             self._start()
-            batches = self.task.batches(self.accelerator, self.config, self.step)
-            with self._progress_bar() as bar:
+            loading = closing(self.task.batches(self.accelerator, self.config, self.step))  # ends the data workers
+            with loading as batches, self._progress_bar() as bar:
                 while self.step < self.config.steps and not self.best.exhausted:
                     self._train_step(batches)
                     bar.update()
@@ -116,6 +116,10 @@ class Trainer:
                     if stopping:
                         stop.leave()
             self._export()
+        # The gradients' reducer holds the process group: freed after `end_training`, it would wait with the
+        # interpreter's lock for threads of the group that may need the lock to end.
+        self.network = self.task.network
+        self.accelerator.free_memory()
         self.accelerator.end_training()
         return self.output
 
@@ -138,14 +142,14 @@ class Trainer:
                     if not lost or accelerator.scaler:  # which skips by itself, and lowers its scale for the next step
                         self.optimizer.step()
                 self.optimizer.zero_grad()
-            sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
+            sums = {name: sums.get(name, 0) + loss.detach() / config.accumulate for name, loss in losses.items()}
         if lost:
             for buffer, before in zip(self.task.network.buffers(), buffers):
                 buffer.copy_(before)
             self.skipped.add(self.step, self._describe())
         else:
             self.skipped.in_a_row = 0
-            self.loss_sums, self.loss_count = sums, self.loss_count + config.accumulate
+            self.loss_sums, self.loss_count = sums, self.loss_count + 1
             self.ema.step(self.task.network.parameters())
         self.schedule.step()
         self.step += 1
@@ -173,11 +177,9 @@ class Trainer:
         return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device), "sum").item())
 
     def _log(self, bar: tqdm) -> None:
-        means = {name: total / self.loss_count for name, total in self.loss_sums.items()}
-        losses = {name: self.accelerator.reduce(mean, reduction="mean").item() for name, mean in means.items()}
-        count = self.loss_count
+        losses = {name: total.item() / self.loss_count for name, total in self._mean_over_processes().items()}
+        rate = self.loss_count * self.resolved["pictures_per_step"] / self.seconds
         self.loss_sums, self.loss_count = {}, 0
-        rate = count * self.config.batch_size * self.accelerator.num_processes / self.seconds
         self.seconds = 0.0
         bar.set_postfix(loss=f"{losses.get('loss', math.nan):.4f}", images_per_second=f"{rate:.0f}")
         self._record(
@@ -186,6 +188,10 @@ class Trainer:
             learning_rate=float(max(self.schedule.get_last_lr())),
             images_per_second=round(rate, 1),
         )
+
+    def _mean_over_processes(self) -> dict[str, Tensor]:
+        """The sums of losses since the last log line."""
+        return {name: self.accelerator.reduce(total, "mean") for name, total in self.loss_sums.items()}
 
     def _validate(self) -> None:
         with self._averaged_weights() as network:
@@ -219,6 +225,7 @@ class Trainer:
             self.ema.restore(network.parameters())
 
     def _save(self) -> None:
+        self.loss_sums = self._mean_over_processes()  # so that every process can go on from one checkpoint
         if self.accelerator.is_main_process:
             network = self.task.network
             names = [name for name, _ in network.named_parameters()]
@@ -254,6 +261,12 @@ class Trainer:
         checkpoint = load_latest(self.output / "checkpoints")
         if checkpoint:
             self._restore(checkpoint)
+        steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device)).unique().tolist()
+        if len(steps) > 1:
+            raise ValueError(
+                f"the processes would go on from different steps, {', '.join(map(str, steps))}, since they do not see "
+                f"the same {self.output}; give an output folder that all machines share."
+            )
         self.schedule = self._make_schedule()
         if self.accelerator.is_main_process:
             self.metrics = MetricsLog(self.output / "metrics.jsonl", self.step)
@@ -261,6 +274,12 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         network, state = self.task.network, checkpoint.state
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in checkpoint.tensors["model"].items()}:
+            raise ValueError(
+                f"the checkpoint of step {checkpoint.step} in {self.output} is of another network than these options "
+                "make; go on with the model that it was started with, or choose another output folder."
+            )
         network.load_state_dict(checkpoint.tensors["model"])
         for (name, _), average in zip(network.named_parameters(), self.ema.shadow_params):
             average.copy_(checkpoint.tensors["ema"][name])

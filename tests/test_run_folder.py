@@ -1,0 +1,41 @@
+import multiprocessing
+import time
+
+import pytest
+
+from unet_diffusion import run_folder
+from unet_diffusion.run_folder import only_run_in
+
+
+def hold(folder, seconds: float) -> None:
+    with only_run_in(folder):
+        time.sleep(seconds)
+
+
+def holder(folder, seconds: float):
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(folder, seconds))
+    process.start()
+    while not (folder / ".lock").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)  # from the file to the lock on it
+    return process
+
+
+def test_a_second_process_in_a_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "WORKERS_END", 0.2)
+    process = holder(tmp_path, 60)
+    with pytest.raises(RuntimeError, match="another process is training in"), only_run_in(tmp_path):
+        pass
+    process.kill()
+    process.join()
+    with only_run_in(tmp_path):
+        pass
+
+
+def test_a_folder_that_orphaned_workers_still_hold_is_waited_for(tmp_path):
+    """A process that lets go after a second stands for them; torch's need five."""
+    process = holder(tmp_path, 1)
+    started = time.monotonic()
+    with only_run_in(tmp_path):
+        assert 0.3 < time.monotonic() - started < 5
+    process.join()
