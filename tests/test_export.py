@@ -39,7 +39,7 @@ KINDS = [
     and kind.__module__ == module.__name__
 ]
 PIPELINES = [kind for kind in KINDS if issubclass(kind, DiffusionPipeline)]
-NEEDED = {"PIL", "diffusers", "einops", "fsspec", "numpy", "torch"}  # what the README of an export has one install
+NEEDED = {"PIL", "diffusers", "einops", "fsspec", "numpy", "safetensors", "torch"}  # one install of its README
 OPTIONAL = ("imagecodecs", "tifffile", "zarr")
 CODE = "unet_diffusion_{}_" + unet_diffusion.__version__.replace(".", "_")
 ALLOWED = "`trust_remote_code` is enabled."  # AutoModel says so whenever it is given

@@ -66,16 +66,22 @@ class Intruder:
         return os.putenv, ("UNET_INTRUDER", "was here")
 
 
-def test_pickled_weights_are_refused(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"use_safetensors": True}, {"subfolder": ""}])
+def test_pickled_weights_are_refused(tmp_path, options):
     unet = network()
     unet.save_config(tmp_path)
-    torch.save(unet.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
-    with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
-        UNet.from_pretrained(tmp_path, use_safetensors=True)
-    torch.save({**unet.state_dict(), "extra": Intruder()}, tmp_path / "diffusion_pytorch_model.bin")
-    with pytest.raises(
-        (OSError, ValueError, RuntimeError)
-    ):  # even by diffusers' own fallback to such files no code runs
+    for content in (unet.state_dict(), {**unet.state_dict(), "extra": Intruder()}):
+        torch.save(content, tmp_path / "diffusion_pytorch_model.bin")
+        with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
+            UNet.from_pretrained(tmp_path, **options)
+        with pytest.raises(ValueError, match="use_safetensors is False, but no pickle is read"):
+            UNet.from_pretrained(tmp_path, use_safetensors=False)
+    assert "UNET_INTRUDER" not in os.environ
+
+
+def test_a_folder_without_weights_ends_in_the_error_of_diffusers(tmp_path):
+    network().save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(OSError, match="Error no file named diffusion_pytorch_model.bin found in directory"):
         UNet.from_pretrained(tmp_path)
 
 

@@ -21,12 +21,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unet_diffusion.config import is_count
+from unet_diffusion.safe_weights import SafeWeights
 from unet_diffusion.stock_unet import UNet2DAdapter
 
 __all__ = ["PixelClassifier", "UNet2DAdapter"]
 
 
-class PixelClassifier(ModelMixin, ConfigMixin):
+class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
     """Class scores of each pixel from what a network's decoder holds at several timesteps.
 
     It computes what a perceptron does with the features of all timesteps and stages, each brought to the picture's size

@@ -40,6 +40,8 @@ def run(command: str, arguments: list[str] | None = None) -> None:
         result = job(tyro.cli(options, args=arguments, prog=program, config=(tyro.conf.OmitArgPrefixes,)))
     except (ValueError, ImportError, RuntimeError, OSError, FloatingPointError) as error:
         raise SystemExit(f"{program}: {error}") from error
+    except MemoryError as error:
+        raise SystemExit(f"{program}: out of memory: {error} Use smaller pictures, crops or batches.") from error
     print(result)
     if isinstance(result, Report) and result.errors:
         raise SystemExit(1)

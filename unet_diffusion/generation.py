@@ -10,7 +10,8 @@ from PIL import Image
 
 from unet_diffusion.atomic import written_aside
 from unet_diffusion.figures import grid, save_picture
-from unet_diffusion.networks import check_run
+from unet_diffusion.networks import load_pipeline
+from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.image_generation import PIL_MODES, ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.sampling import SamplerName, sampler
@@ -50,8 +51,7 @@ class GenerationOptions:
         Raises:
             ValueError: the folder holds no finished run, or the sampler does not fit it.
         """
-        check_run(self.run)
-        pipe = ImageGenerationPipeline.from_pretrained(self.run).to(best_device(self.device))
+        pipe = load_pipeline(ImageGenerationPipeline, self.run).to(best_device(self.device))
         pipe.scheduler = sampler(self.sampler, pipe.scheduler)
         return pipe
 
@@ -95,6 +95,7 @@ def sample(config: Sample) -> Path:
         ValueError: an option that does not fit the run, or pictures that would be overwritten.
     """
     output = config.output or config.run / "samples"
+    check_output(output)
     if any(output.glob("[0-9]*.*")) and not config.overwrite:
         raise ValueError(f"{output} holds pictures already; set overwrite, or choose another output.")
     pipe = config.pipeline()
@@ -110,8 +111,19 @@ def sample(config: Sample) -> Path:
 
 
 def best_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the accelerator that PyTorch sees, or else the CPU."""
+    """The device of that name; "auto" is the accelerator that PyTorch sees, or else the CPU.
+
+    Raises:
+        ValueError: no device, or one that is not here.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
-    return torch.device(name)
+    known = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in known:
+        raise ValueError(f"device is {name!r}, but here are {', '.join(known)} only; choose one of them, or 'auto'.")
+    return device

@@ -16,7 +16,8 @@ import numpy as np
 from filelock import FileLock
 
 from unet_diffusion.atomic import remove_leftovers, written_aside
-from unet_diffusion.pixels import DTypeName, decode_image
+from unet_diffusion.picture_files import pixel_limit
+from unet_diffusion.pixels import DTYPES, DTypeName, decode_image
 from unet_diffusion.resizing import Preparation
 from unet_diffusion.sources import class_names, picture_reader
 
@@ -44,6 +45,8 @@ class ImageCache:
         self.folder = folder
         self.fingerprint = folder.parent.name
         self.dtype: DTypeName = info["dtype"]
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}")
         self.channels: int = info["channels"]
         self.class_names: tuple[str, ...] | None = None if info["class_names"] is None else tuple(info["class_names"])
         self.broken: list[str] = info["broken"]  # a sentence for each picture that was left out
@@ -85,9 +88,19 @@ def cache_images(
     """
     key = [FORMAT, dataset._fingerprint, asdict(preparation)]
     folder = written_once("pictures", key, cache_dir, lambda aside: _write(dataset, preparation, name, aside))
-    cache = ImageCache(folder)
+    cache = opened(ImageCache, folder)
     report_broken(cache, name, max_broken)
     return cache
+
+
+def opened(kind: Callable[[Path], T], folder: Path) -> T:
+    """What was kept in a folder of the cache; ValueError if it has been damaged since it was written."""
+    try:
+        return kind(folder)
+    except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the cache {folder} is damaged: {type(error).__name__}: {error}; delete that folder, and it is made anew."
+        ) from error
 
 
 def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Callable[[Path], None]) -> Path:
@@ -95,12 +108,12 @@ def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Calla
 
     Args:
         name: of the folder; its parent's name is a hash of the key.
-        key: JSON values that say all that the contents depend on.
+        key: JSON values that say all that the contents depend on, but for the limit of pixels, which is added here.
         cache_dir: as in `cache_images`.
         write: fills an empty folder; what it wrote is renamed into place when it returns.
     """
     home = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "unet_diffusion"
-    home /= hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    home /= hashlib.sha256(json.dumps([key, pixel_limit()], sort_keys=True).encode()).hexdigest()[:32]
     folder = home / name
     if not folder.is_dir():
         home.mkdir(parents=True, exist_ok=True)
@@ -208,10 +221,13 @@ def each_row(dataset: datasets.Dataset, prepare: Callable[[dict[str, Any]], T]) 
 
 
 def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folder: Path) -> None:
-    read = picture_reader(dataset)
+    read, names = picture_reader(dataset), class_names(dataset)
 
     def prepare(row: dict[str, Any]) -> tuple[np.ndarray, int | None]:
-        return preparation(decode_image(read(row["image"]))), row.get("label")
+        label = row.get("label")
+        if label is not None and names is not None and not NO_LABEL <= label < len(names):
+            raise ValueError(f"its label is {label}, but the classes are 0 to {len(names) - 1}, and -1 for none.")
+        return preparation(decode_image(read(row["image"]))), label
 
     with PictureWriter(folder) as writer:
         for row, prepared in enumerate(each_row(dataset, prepare)):
@@ -227,7 +243,7 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
                 writer.leave_out(row, problem)
             else:
                 writer.append(picture, label)
-        writer.finish(name, class_names(dataset))
+        writer.finish(name, names)
 
 
 def _check_same_size(picture: np.ndarray, first: np.ndarray, row: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from unet_diffusion.image_cache import ImageCache, PictureWriter, each_row, report_broken, written_once
+from unet_diffusion.image_cache import ImageCache, PictureWriter, each_row, opened, report_broken, written_once
 from unet_diffusion.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
 from unet_diffusion.pixels import decode_image
 from unet_diffusion.resizing import Preparation
@@ -161,7 +161,7 @@ def cache_masked(
     reading = encoding if encoding in ("instances", "palette") else "values"
     key = ["masked", FORMAT, dataset._fingerprint, asdict(preparation), reading]
     folder = written_once("masked", key, cache_dir, lambda aside: _write(dataset, preparation, name, reading, aside))
-    cache = MaskedCache(folder)
+    cache = opened(MaskedCache, folder)
     report_broken(cache.pictures, name, max_broken)
     return cache
 

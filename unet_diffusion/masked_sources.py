@@ -6,9 +6,9 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
-from unet_diffusion.sources import find_column, find_pictures, listing, of_files, open_all_columns, undecoded
+from unet_diffusion.picture_folders import check_text, find_pictures, of_files, readable, stored_path
+from unet_diffusion.sources import find_column, listing, open_all_columns, undecoded
 
-MISSING = {"bytes": None, "path": None}
 SHOWN = 5  # files named one by one
 
 
@@ -84,6 +84,7 @@ def _mask_column(features: Features, image: str, stated: str | None, source: str
 
 
 def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: str) -> tuple[Dataset, list[Path]]:
+    check_text(str(folder))
     if not folder.is_dir():
         raise ValueError(f"data is {folder}, which is no folder; masks and mask_suffix are for folders of pictures.")
     if masks is None:
@@ -106,8 +107,8 @@ def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: st
         )
     orphans = [found[name] for name in sorted(found.keys() - pictures.keys())]
     rows: dict[str, list[Any]] = {
-        "image": [{"bytes": None, "path": str(pictures[name])} for name in pictures],
-        "mask": [{"bytes": None, "path": str(found[name])} if name in found else MISSING for name in pictures],
+        "image": [{"bytes": None, "path": stored_path(pictures[name])} for name in pictures],
+        "mask": [{"bytes": None, "path": stored_path(found[name])} if name in found else None for name in pictures],
     }
     features = Features({"image": datasets.Image(decode=False), "mask": datasets.Image(decode=False)})
     used = [*pictures.values(), *(found[name] for name in pictures if name in found)]
@@ -118,7 +119,7 @@ def _by_name(files: list[Path], home: Path, suffix: str) -> dict[str, Path]:
     """Files by their path below `home`, without the ending and the suffix."""
     named: dict[str, Path] = {}
     for file in files:
-        name = file.relative_to(home).with_suffix("").as_posix().removesuffix(suffix)
+        name = readable(file.relative_to(home).with_suffix("").as_posix()).removesuffix(suffix)
         if name in named:
             raise ValueError(f"{named[name]} and {file} have the same name but for the ending; remove or rename one.")
         named[name] = file

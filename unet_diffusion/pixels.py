@@ -8,17 +8,16 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import fsspec
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from unet_diffusion.picture_files import ImageLike, check_pixel_count, pixel_limit, read_bytes, too_large
+
 DTypeName: TypeAlias = Literal["uint8", "uint16", "float32"]
-ImageLike: TypeAlias = Image.Image | np.ndarray | bytes | str | Path | Mapping[str, Any]
 
 DTYPES: dict[str, torch.dtype] = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 LARGEST = {"uint8": 255, "uint16": 65535}
@@ -130,14 +129,14 @@ def decode_image(source: ImageLike, *, keep_indices: bool = False) -> np.ndarray
 
     Raises:
         ValueError: naming the file and what is wrong: empty, truncated, not a picture, NaN or infinity in it, or more
-            pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+            pixels than `pixel_limit` allows.
         ImportError: for a TIFF or 16-bit colour PNG that needs the extra `scientific`.
     """
     if isinstance(source, np.ndarray):
         return _checked(source, "the array")
     if isinstance(source, Image.Image):
         return _checked(_pixels(source, keep_indices), getattr(source, "filename", "") or "the picture")
-    return _decode_bytes(*_read(source), keep_indices)
+    return _decode_bytes(*read_bytes(source), keep_indices)
 
 
 def read_header(source: ImageLike) -> Image.Image | None:
@@ -145,41 +144,19 @@ def read_header(source: ImageLike) -> Image.Image | None:
     if isinstance(source, Image.Image):
         return source
     if not isinstance(source, np.ndarray):
+        pixel_limit()
         with suppress(Exception):  # decoders raise nearly every class on damaged bytes
-            return Image.open(io.BytesIO(_read(source)[0]))
+            return Image.open(io.BytesIO(read_bytes(source)[0]))
     return None
-
-
-def _read(source: ImageLike) -> tuple[bytes, str]:
-    """The bytes of a file and its name for messages."""
-    if isinstance(source, Mapping):
-        data, path = source.get("bytes"), source.get("path")
-        if data is not None:
-            return data, str(path or f"a picture of {len(data)} bytes")
-        if path is not None:
-            return _read(path)
-        raise ValueError("the picture is missing: neither bytes nor a path.")
-    if isinstance(source, bytes):
-        return source, f"a picture of {len(source)} bytes"
-    if not isinstance(source, (str, Path)):
-        raise ValueError(
-            f"a picture cannot be read from {type(source).__name__}; give a path, bytes, an array or a PIL image."
-        )
-    try:
-        if "://" in str(source):
-            with fsspec.open(str(source), "rb") as file:
-                return file.read(), str(source)
-        return Path(source).read_bytes(), str(source)
-    except OSError as error:
-        raise ValueError(f"{source} cannot be read: {error}") from error
 
 
 def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> np.ndarray:
     if not data:
         raise ValueError(f"{name} is empty (0 bytes).")
+    limit = pixel_limit()
     try:
         if data.startswith(NPY_MAGIC):
-            pixels = np.load(io.BytesIO(data), allow_pickle=False)
+            pixels = _decode_npy(data)
         elif data.startswith(TIFF_MAGICS):
             pixels = _decode_tiff(data, keep_indices)
         else:
@@ -190,15 +167,31 @@ def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> np.ndarray:
                     pixels = _pixels(image, keep_indices)
     except (ImportError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # decoders raise nearly every class on damaged bytes: struct.error, zlib.error, IndexError
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{name} cannot be decoded: it is no picture; it begins with {data[:8]!r}.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} cannot be decoded: {too_large('more pixels', limit)}") from error
+    except Exception as error:  # decoders raise nearly every class on damaged bytes: struct.error, zlib.error
         raise ValueError(f"{name} cannot be decoded: {error}") from error
     return _checked(pixels, name)
 
 
+def _decode_npy(data: bytes) -> np.ndarray:
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are pickled, and nothing is unpickled; save numbers.")
+    if math.prod(shape) * dtype.itemsize > len(data):
+        raise ValueError(f"it is truncated: its header states {shape} values of {dtype}, but it has {len(data)} bytes.")
+    height, width, channels = (*shape, 1, 1, 1)[:3]
+    check_pixel_count(width, height, channels)
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
 def _pixels(image: Image.Image, keep_indices: bool) -> np.ndarray:
-    _check_pixel_count(*image.size)
+    check_pixel_count(*image.size)
     if _loses_depth(image):
         raise ValueError(
             "Pillow would reduce its 16-bit colours to 8 bits; store it as PNG, TIFF or .npy and give the path."
@@ -224,7 +217,7 @@ def _loses_depth(image: Image.Image) -> bool:
 
 
 def _decode_deep_png(image: Image.Image, data: bytes) -> np.ndarray:
-    _check_pixel_count(*image.size)
+    check_pixel_count(*image.size)
     try:
         from imagecodecs import png_decode
     except ImportError as error:
@@ -249,7 +242,8 @@ def _decode_tiff(data: bytes, keep_indices: bool) -> np.ndarray:
     with TiffFile(io.BytesIO(data)) as tiff:
         series = tiff.series[0]
         axes = dict(zip(series.axes, series.shape))
-        _check_pixel_count(axes.get("X", 0), axes.get("Y", 0))
+        width, height = axes.get("X", 1), axes.get("Y", 1)
+        check_pixel_count(width, height, math.prod(series.shape) // max(width * height, 1))
         kept = "".join(axis for axis, size in axes.items() if size > 1 or axis in "YX")
         others = kept.replace("Y", "").replace("X", "")
         if len(kept) != len(others) + 2 or len(others) > 1 or others.strip(CHANNEL_AXES):
@@ -258,15 +252,6 @@ def _decode_tiff(data: bytes, keep_indices: bool) -> np.ndarray:
             )
         pixels = series.asarray().reshape([axes[axis] for axis in kept])
         return np.moveaxis(pixels, [kept.index("Y"), kept.index("X")], [0, 1])
-
-
-def _check_pixel_count(width: int, height: int) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise ValueError(
-            f"it has {width}x{height} pixels, above the limit of {limit} that guards against decompression bombs; "
-            "if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
-        )
 
 
 def _checked(pixels: np.ndarray, name: str) -> np.ndarray:

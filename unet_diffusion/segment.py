@@ -13,11 +13,12 @@ import numpy as np
 from unet_diffusion.atomic import write_text
 from unet_diffusion.figures import save_picture
 from unet_diffusion.generation import best_device
-from unet_diffusion.networks import check_run
+from unet_diffusion.networks import check_run, load_pipeline
+from unet_diffusion.output_folder import check_output
+from unet_diffusion.picture_folders import IMAGE_SUFFIXES, readable
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pixels import decode_image
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.sources import IMAGE_SUFFIXES
 
 COLUMNS = ("file", "mask", "class", "pixels", "share")
 
@@ -52,9 +53,11 @@ class Segment:
     """Replace masks that are there already."""
 
     def __post_init__(self) -> None:
-        """Checks that there are inputs; the pipeline checks the rest."""
+        """Checks what the pipeline does not check before the first picture."""
         if not self.inputs:
             raise ValueError("inputs is empty; give picture files, folders or globs.")
+        if not 0 <= self.opacity <= 1:
+            raise ValueError(f"opacity is {self.opacity}, but must be from 0 to 1.")
 
 
 def segment(config: Segment) -> Path:
@@ -68,6 +71,7 @@ def segment(config: Segment) -> Path:
     """
     check_run(config.run)
     output = config.output or config.run / "masks"
+    check_output(output)
     if (output / "areas.csv").exists() and not config.overwrite:
         raise ValueError(f"{output} holds results already; set overwrite, or choose another output.")
     found = find_pictures(config.inputs, output)
@@ -75,7 +79,7 @@ def segment(config: Segment) -> Path:
         raise ValueError(f"inputs are {', '.join(config.inputs)}, but there is no picture outside of {output}.")
     failures = [f"{given}: no such file, and no picture in it" for given, paths in found.items() if not paths]
     paths = list(dict.fromkeys(path for matches in found.values() for path in matches))
-    pipe = SegmentationPipeline.from_pretrained(config.run).to(best_device(config.device))
+    pipe = load_pipeline(SegmentationPipeline, config.run).to(best_device(config.device))
     pipe.check_inputs(config.tile_size, config.num_draws, config.timesteps or None)
 
     names = output_names(paths)
@@ -84,7 +88,7 @@ def segment(config: Segment) -> Path:
         try:
             rows += _segment_picture(pipe, config, path, output, names[path])
         except (ValueError, OSError, ImportError, MemoryError) as error:
-            failures.append(f"{path}: {error}")
+            failures.append(readable(f"{path}: {error}"))
             logger.warning("%s", failures[-1])
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
@@ -156,6 +160,6 @@ def _segment_picture(pipe: SegmentationPipeline, config: Segment, path: Path, ou
     classes = pipe.class_names or [str(label) for label in range(pipe.num_classes)]
     counts = np.bincount(np.asarray(mask).ravel(), minlength=len(classes))
     return [
-        (path, mask_path.name, label, int(count), f"{count / counts.sum():.6f}")
+        (readable(str(path)), readable(mask_path.name), label, int(count), f"{count / counts.sum():.6f}")
         for label, count in zip(classes, counts)
     ]

@@ -4,7 +4,6 @@ The pictures stay undecoded, so that a broken one can be named and skipped.
 """
 
 import glob
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,19 +11,16 @@ from typing import Any, TypeVar
 
 import datasets
 import numpy as np
+import pyarrow
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+from unet_diffusion.picture_folders import check_only_split, check_text, find_pictures, of_files, readable, stored_path
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
 
 DIGITS = "mnist-5000"
 FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-# fmt: off
-IMAGE_SUFFIXES = frozenset({
-    ".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".j2k", ".bmp", ".gif", ".webp",
-    ".avif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".npy",
-})
-# fmt: on
-SPLIT_FOLDERS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing"})
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -79,17 +75,21 @@ def picture_reader(dataset: Dataset | IterableDataset, column: str = "image") ->
 def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
     """The source as it is, as `open_source` says, before a column is chosen."""
     if source == DIGITS:
-        _check_only_split(source, split)
+        check_only_split(source, split)
         return _open_digits(cache_dir)
+    check_text(source)
     path = Path(source).expanduser()
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        saved = datasets.load_from_disk(str(path))
+        try:
+            saved = datasets.load_from_disk(str(path))
+        except Exception as error:  # damaged files are told by every library that reads a part of them
+            raise _damaged(source, error) from error
         return (
             _named_split(saved, source, split) if isinstance(saved, DatasetDict) else _only_split(saved, source, split)
         )
     if path.is_dir():
         if any(file.suffix in FILE_READERS for folder in (path, path / "data") for file in folder.glob("*")):
-            return _load(source, split, streaming, cache_dir, str(path))
+            return _load(source, split, streaming, cache_dir, str(path.absolute()))  # not the reader of that name
         return _open_folder(path, split)
     files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
     if files:
@@ -100,7 +100,7 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
                 f"{', '.join(FILE_READERS)} of one type. For single pictures give their folder."
             )
         reader = FILE_READERS[suffixes.pop()]
-        _check_only_split(source, split)
+        check_only_split(source, split)
         return _load(source, split, streaming, cache_dir, reader, data_files={"train": files})
     if HUB_NAME.fullmatch(source):
         return _load(source, split, streaming, cache_dir, source)
@@ -110,12 +110,24 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
 def _load(
     source: str, split: str, streaming: bool, cache_dir: str | None, path: str, **options: Any
 ) -> Dataset | IterableDataset:
+    WebDataset.DECODERS.pop("pth", None)  # those members are pickles; they stay bytes, which nothing reads
     try:
         return datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
     except OSError as error:  # of a missing data set, and of a Hub that cannot be reached
         raise _unknown_source(source, str(error)) from error
-    except ValueError as error:  # of a split or configuration, listing those that exist
+    except pyarrow.ArrowException as error:
+        raise _damaged(source, error) from error
+    except (ValueError, RuntimeError) as error:  # of a split or configuration, listing those that exist; of scripts
         raise ValueError(f"data is {source!r}: {error}") from error
+    except ImportError:
+        raise
+    except Exception as error:  # damaged files are told by every library that reads a part of them
+        raise _damaged(source, error) from error
+
+
+def _damaged(source: str, error: Exception) -> ValueError:
+    cause = error.__cause__ or error  # datasets says no more than that there was an error
+    return ValueError(f"data is {source!r}, which cannot be read: {cause}. It is damaged or incomplete; get it anew.")
 
 
 def _unknown_source(source: str, reason: str) -> ValueError:
@@ -125,16 +137,8 @@ def _unknown_source(source: str, reason: str) -> ValueError:
     )
 
 
-def _check_only_split(source: str, split: str) -> None:
-    if split != "train":
-        raise ValueError(
-            f"split is {split!r}, but {source} has no named splits, so its only one is 'train'; "
-            "give the files or folder of that split as data."
-        )
-
-
 def _only_split(dataset: Dataset, source: str, split: str) -> Dataset:
-    _check_only_split(source, split)
+    check_only_split(source, split)
     return dataset
 
 
@@ -163,8 +167,8 @@ def _digits() -> Iterator[dict[str, Any]]:
 
 def _open_folder(folder: Path, split: str) -> Dataset:
     folder, files = find_pictures(folder, split)
-    parts = [file.relative_to(folder).parts for file in files]
-    columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": str(file)} for file in files]}
+    parts = [[readable(part) for part in file.relative_to(folder).parts] for file in files]
+    columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in files]}
     features = Features({"image": datasets.Image(decode=False)})
     classes = sorted({part[0] for part in parts})
     if all(len(part) > 1 for part in parts) and len(classes) > 1:
@@ -172,33 +176,6 @@ def _open_folder(folder: Path, split: str) -> Dataset:
         features["label"] = ClassLabel(names=classes)
         columns["label"] = features["label"].str2int(columns["label"])
     return of_files(columns, features, files)
-
-
-def find_pictures(folder: Path, split: str) -> tuple[Path, list[Path]]:
-    """The folder of the split, which is the folder itself where it has no splits, and the picture files in it."""
-    subfolders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    if split in subfolders:
-        folder = folder / split
-    elif SPLIT_FOLDERS.intersection(subfolders):
-        raise ValueError(f"split is {split!r}, but {folder} has the subfolders {', '.join(subfolders)}.")
-    else:
-        _check_only_split(str(folder), split)
-
-    files = []
-    for parent, names, found in os.walk(folder, followlinks=True):
-        names[:] = sorted(name for name in names if not name.startswith((".", "__MACOSX")))
-        paths = (Path(parent, name) for name in sorted(found) if not name.startswith("."))
-        files += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not files:
-        raise ValueError(f"{folder} has no picture: no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
-    return folder, files
-
-
-def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path]) -> Dataset:
-    """A data set of paths, whose fingerprint changes with the size or the time of any file."""
-    states = [(str(file), state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]]
-    rows = Dataset.from_dict(columns, features=features)
-    return Dataset(rows.data, info=rows.info, fingerprint=datasets.fingerprint.Hasher.hash(states))
 
 
 def _select_columns(

@@ -9,6 +9,7 @@ import torch
 from unet_diffusion.data import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.networks import load_unet
+from unet_diffusion.output_folder import check_output
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.training import Trainer, make_accelerator
 from unet_diffusion.training_config import TrainingConfig
@@ -40,6 +41,7 @@ def train_ddpm(config: TrainDDPM) -> Path:
         RuntimeError: another process is training in the folder.
     """
     accelerator = make_accelerator(config.training, config.output)
+    check_output(config.output)
     data = load_images(config.data, config.training.seed, accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
     unet = make_unet(config, data.train.height, data.train.width, data.train.channels, data.train.class_names)

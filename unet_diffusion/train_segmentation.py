@@ -18,6 +18,7 @@ from unet_diffusion.image_cache import cache_images
 from unet_diffusion.joint_task import JointConfig, JointTask
 from unet_diffusion.masked_data import MaskedDataConfig, MaskedSets, load_masked, open_part
 from unet_diffusion.networks import load_unet
+from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipeline_config import from_index
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pixels import PixelRange
@@ -64,6 +65,7 @@ def train_segmentation(config: TrainSegmentation) -> Path:
         RuntimeError: another process is training in the folder.
     """
     accelerator = make_accelerator(config.training, config.output)
+    check_output(config.output)
     refuse_errors(config.data)
     data = load_masked(config.data, config.training.seed)
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))

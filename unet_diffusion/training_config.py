@@ -60,11 +60,11 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
         for name in ("warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # so NaN is refused too
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0.")
         for name in ("learning_rate", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be above 0.")
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be a number above 0.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}, but must be from 0 up to, not including, 1.")
         if self.schedule not in ("cosine", "constant"):

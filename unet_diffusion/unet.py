@@ -28,6 +28,7 @@ from unet_diffusion.blocks import (
 )
 from unet_diffusion.config import check_config, check_keys, check_num_classes, load_preset, output_side, smallest_side
 from unet_diffusion.embeddings import ConditionEmbedding
+from unet_diffusion.safe_weights import SafeWeights
 
 CACHE_LINE = 64  # bytes
 HEADS = ("noise", "segmentation", "both", "features")
@@ -48,7 +49,7 @@ class UNetOutput(BaseOutput):
     features: tuple[Tensor, ...] | None = None
 
 
-class UNet(UNet2DModel, AttentionMixin, PeftAdapterMixin):
+class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     """The U-Net of Ronneberger, Fischer and Brox (2015), also as a noise predictor (Ho et al. 2020).
 
     The defaults give a padded residual network that predicts noise; `from_preset("ronneberger-2015")` is the network of
@@ -266,7 +267,7 @@ class UNet(UNet2DModel, AttentionMixin, PeftAdapterMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads a network as `ModelMixin.from_pretrained` does, and computes bit for bit what the saved one computed.
+        """Loads a network as `SafeWeights.from_pretrained` does, and computes bit for bit what the saved one computed.
 
         Weights that are mapped from a file lie at any address, and the kernels round differently off a cache line; so
         those are copied to memory of their own.
