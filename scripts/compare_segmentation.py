@@ -20,6 +20,7 @@ from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
 from unet_diffusion import UNet
+from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.atomic import write_json, write_text
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.evaluation import Scores, predictor, score_masks
@@ -30,7 +31,7 @@ from unet_diffusion.networks import load_unet
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
-from unet_diffusion.training import Trainer, make_accelerator
+from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 
 NETWORKS = Path(__file__).parent / "networks"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unet_diffusion import UNet
+from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig, FrozenFeaturesTask
@@ -25,7 +26,7 @@ from unet_diffusion.pixels import PixelRange
 from unet_diffusion.segmentation_inference import CLASSIFIER_SEED, TURNS, Segmenter, turned, turned_back
 from unet_diffusion.segmentation_task import SegmentationConfig
 from unet_diffusion.tiling import Tiling, noise_window
-from unet_diffusion.training import Trainer, make_accelerator
+from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]

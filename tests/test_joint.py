@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unet_diffusion import cli
+from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.data import NO_LABEL, DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig, saved_objective
@@ -27,7 +28,6 @@ from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation_task import SegmentationConfig
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task, train_segmentation
-from unet_diffusion.training import make_accelerator
 from unet_diffusion.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,11 +36,29 @@ def test_cross_entropy_of_equal_logits_is_log_of_the_number_of_classes():
     assert cross_entropy(torch.zeros(2, 5, 6, 7), masks).item() == pytest.approx(math.log(5), rel=1e-6)
 
 
-def test_cross_entropy_is_the_mean_over_pixels_that_are_not_ignored():
+def test_cross_entropy_is_the_mean_over_pictures_of_their_mean_over_pixels_that_are_not_ignored():
     logits, masks = random_batch()
     masks[0, :3] = IGNORE_INDEX
-    expected = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX)
-    torch.testing.assert_close(cross_entropy(logits, masks), expected)
+    each = [F.cross_entropy(logits[i : i + 1], masks[i : i + 1], ignore_index=IGNORE_INDEX) for i in range(2)]
+    torch.testing.assert_close(cross_entropy(logits, masks), sum(each) / 2)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dice", "both"])
+def test_the_loss_is_the_mean_of_those_of_its_parts_however_many_pixels_are_ignored(loss):
+    """What micro-batches and processes give, whose gradients are averaged; one picture is ignored as a whole."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(8, 3, 6, 7, generator=generator)
+    masks = torch.randint(0, 3, (8, 6, 7), generator=generator)
+    for picture, ignored in enumerate((0, 1, 2, 3, 4, 5, 6, 6)):
+        masks[picture, :ignored] = IGNORE_INDEX
+    weights = None if loss == "dice" else torch.rand(8, 1, 6, 7, generator=generator)
+    whole = segmentation_loss(logits, masks, loss, pixel_weights=weights)
+    for size in (1, 2, 4):
+        parts = [
+            segmentation_loss(logits[part], masks[part], loss, pixel_weights=None if weights is None else weights[part])
+            for part in (slice(start, start + size) for start in range(0, 8, size))
+        ]
+        torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 
 def test_class_and_pixel_weights_multiply_and_the_divisor_stays_the_number_of_pixels():
@@ -84,11 +102,13 @@ def test_dice_of_1100_against_1111_is_two_thirds():
     assert loss.item() == pytest.approx(1 - 2 / 3, rel=1e-6)
 
 
-def test_dice_pools_the_batch_and_averages_the_classes_that_occur():
+def test_dice_averages_the_pictures_and_in_each_the_classes_that_occur():
     masks = torch.tensor([[[0, 0, 1, 1]], [[0, 0, 0, IGNORE_INDEX]]])
     predicted = torch.tensor([[[0, 0, 1, 0]], [[0, 2, 0, 1]]])
-    # class 0: 4 of 5 true, 5 predicted, so 8 / 10; class 1: 1 of 2 true, 1 predicted, so 2 / 3; class 2: in no mask
-    assert dice_loss(sure_logits(predicted, 3), masks).item() == pytest.approx(1 - (0.8 + 2 / 3) / 2, rel=1e-6)
+    # first: class 0 has 2 of 2 true, 3 predicted, so 4 / 5, class 1 has 1 of 2, 1 predicted, so 2 / 3;
+    # second: class 0 has 2 of 3 true, 2 predicted, so 4 / 5, and no other occurs in the mask
+    expected = 1 - ((4 / 5 + 2 / 3) / 2 + 4 / 5) / 2
+    assert dice_loss(sure_logits(predicted, 3), masks).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_soft_dice_of_equal_logits():

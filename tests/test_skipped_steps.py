@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from test_joint import squares
 
+from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.data import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
@@ -19,7 +20,6 @@ from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation_task import SegmentationTask
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task
-from unet_diffusion.training import make_accelerator
 from unet_diffusion.training_config import TrainingConfig
 
 STEPS = 6

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from diffusers.optimization import get_cosine_schedule_with_warmup
@@ -232,6 +234,14 @@ def test_fp16_needs_a_gpu_and_says_so(options):
     options.training = replace(options.training, mixed_precision="fp16")
     with pytest.raises(ValueError, match="there is only a CPU, which has no fp16"):
         train_ddpm(options)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_weights_divided_among_processes_are_refused(options, monkeypatch, kind):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[kind])  # neither starts on a CPU
+    with pytest.raises(ValueError, match=f"distributed_type is {kind}, .* use plain data parallelism"):
+        train_ddpm(options)
+    assert not options.output.exists()
 
 
 def test_metrics_reach_tensorboard(options):

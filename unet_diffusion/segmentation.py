@@ -25,8 +25,9 @@ def cross_entropy(
 ) -> Tensor:
     """Pixel-wise softmax cross-entropy (Ronneberger et al. 2015, eq. 1), computed in float32.
 
-    The weighted sum is divided by the number of pixels that are not ignored, not by the sum of the weights: so a
-    picture with heavy borders costs more, as in the paper.
+    The weighted sum of each picture is divided by the number of its pixels that are not ignored, not by the sum of the
+    weights: so a picture with heavy borders costs more, as in the paper, whose energy is that of one picture. The mean
+    over the pictures then is the same however they are spread over micro-batches and processes.
 
     Args:
         logits: (B, K, H, W).
@@ -35,7 +36,7 @@ def cross_entropy(
         pixel_weights: (B, 1, h, w), multiplied in, such as `border_weight_map`.
 
     Returns:
-        A scalar; 0, with gradients of 0, if every pixel is ignored.
+        A scalar; a picture of which every pixel is ignored adds 0 to the mean, with gradients of 0.
 
     Raises:
         ValueError: if the masks are smaller than the logits.
@@ -48,21 +49,22 @@ def cross_entropy(
     )  # (B, H, W), 0 where ignored
     if pixel_weights is not None:
         losses = losses * cut_to(pixel_weights, logits)[:, 0]
-    return losses.sum() / (masks != IGNORE_INDEX).sum().clamp(min=1)
+    return (losses.sum(dim=(1, 2)) / (masks != IGNORE_INDEX).sum(dim=(1, 2)).clamp(min=1)).mean()
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """1 - soft Dice, 2 sum(p g) / (sum(p) + sum(g)) with softmax p (Milletari et al. 2016, without their squares).
 
-    The sums run over all pixels of the batch that are not ignored, and the mean over the classes that occur in its
-    masks: a class that is absent has no overlap to raise, and its false positives already lower the other classes.
+    For each picture the sums run over its pixels that are not ignored, and the mean over the classes that occur in its
+    mask: a class that is absent has no overlap to raise, and its false positives already lower the other classes. The
+    loss is the mean over the pictures, the same however they are spread over micro-batches and processes.
 
     Args:
         logits: (B, K, H, W).
         masks: int64 (B, h, w) with h >= H and w >= W; values in 0..K-1 or `IGNORE_INDEX`.
 
     Returns:
-        A scalar in [0, 1]; 0, with gradients of 0, if every pixel is ignored.
+        A scalar in [0, 1]; a picture of which every pixel is ignored adds 0 to the mean, with gradients of 0.
 
     Raises:
         ValueError: if the masks are smaller than the logits.
@@ -72,11 +74,11 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     probabilities = logits.float().softmax(dim=1) * valid
     indices = masks.unsqueeze(1).where(valid, 0)
     target = torch.zeros_like(probabilities).scatter_(1, indices, valid.float())  # one-hot, all 0 where ignored
-    overlap = (probabilities * target).sum(dim=(0, 2, 3))  # (K,)
-    size = target.sum(dim=(0, 2, 3))
-    dice = 2 * overlap / (probabilities.sum(dim=(0, 2, 3)) + size).clamp(min=1)  # at least 1 where the class occurs
+    overlap = (probabilities * target).sum(dim=(2, 3))  # (B, K)
+    size = target.sum(dim=(2, 3))
+    dice = 2 * overlap / (probabilities.sum(dim=(2, 3)) + size).clamp(min=1)  # at least 1 where the class occurs
     occurs = size > 0
-    return ((1 - dice) * occurs).sum() / occurs.sum().clamp(min=1)
+    return (((1 - dice) * occurs).sum(dim=1) / occurs.sum(dim=1).clamp(min=1)).mean()
 
 
 def segmentation_loss(

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.networks import load_unet
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.training import Trainer, make_accelerator
+from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unet import UNet
 

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from diffusers import DDPMScheduler
 
+from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.data import ImageDataset, ImageSets, labels_among, rows_without
 from unet_diffusion.diffusion_task import DiffusionConfig, saved_objective
@@ -26,7 +27,7 @@ from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.sources import open_source
 from unet_diffusion.task import Task
-from unet_diffusion.training import Trainer, make_accelerator
+from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unet import UNet
 

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
@@ -33,24 +31,6 @@ from unet_diffusion.skipped_steps import SkippedSteps
 from unet_diffusion.stopping import stop_requests
 from unet_diffusion.task import Task
 from unet_diffusion.training_config import TrainingConfig
-
-
-def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
-    """The Accelerator of a run.
-
-    Raises:
-        ValueError: fp16 on a CPU, which Accelerate would replace by float32 in silence.
-    """
-    AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.accumulate,
-        mixed_precision=config.mixed_precision,
-        log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
-    )
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("mixed_precision is 'fp16', but there is only a CPU, which has no fp16; use 'bf16' or 'no'.")
-    return accelerator
 
 
 class Trainer:

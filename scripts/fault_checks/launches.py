@@ -1,0 +1,76 @@
+"""Commands in several processes through torchrun, and what is left of them."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+DEATH = 60.0  # seconds within which a launch has to end when a process died: torchrun waits up to 30 for the others
+LAUNCH = 120.0  # seconds after which a launch hangs
+
+
+class Launch:
+    """A command in several processes through torchrun, on the CPU.
+
+    Args:
+        processes: how many.
+        command: script and arguments.
+    """
+
+    def __init__(self, processes: int, command: list[str]) -> None:
+        self.mark = uuid.uuid4().hex  # by which all processes that come of it are found
+        self.started = time.monotonic()
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "UNET_DIFFUSION_LAUNCH": self.mark}
+        self.process = subprocess.Popen(
+            [sys.executable, *torchrun, *command],
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self, within: float = LAUNCH) -> tuple[int | None, str]:
+        """Its status, None if it had to be ended, and what it said."""
+        try:
+            _, said = self.process.communicate(timeout=within)
+            return self.process.returncode, said
+        except subprocess.TimeoutExpired:
+            for process in self.alive():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            return None, self.process.communicate()[1]
+
+    def wait_for_checkpoint(self, output: Path) -> bool:
+        """Whether a checkpoint came before the launch ended."""
+        while not list((output / "checkpoints").glob("step-*")):
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def alive(self) -> list[psutil.Process]:
+        """The processes of the launch, those that load pictures included, that are there."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("UNET_DIFFUSION_LAUNCH") == self.mark:
+                    found.append(process)
+        return found
+
+    def rank(self, rank: int) -> psutil.Process:
+        """One of the processes that train."""
+        ranked = [process for process in self.alive() if process.environ().get("RANK") == str(rank)]
+        return min(ranked, key=lambda process: process.create_time())  # its data workers came later
+
+    def left_after(self, within: float) -> int:
+        """Processes that are still there so many seconds after its end."""
+        ends = time.monotonic() + within
+        while self.alive() and time.monotonic() < ends:
+            time.sleep(0.1)
+        return len(self.alive())

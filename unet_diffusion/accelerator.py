@@ -1,0 +1,35 @@
+"""The Accelerator of a run: devices, processes, precision and trackers."""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, ProjectConfiguration
+
+from unet_diffusion.training_config import TrainingConfig
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
+    """The Accelerator of a run.
+
+    Raises:
+        ValueError: fp16 on a CPU, which Accelerate would replace by float32 in silence; weights that are divided among
+            processes.
+    """
+    AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.accumulate,
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
+    )
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision is 'fp16', but there is only a CPU, which has no fp16; use 'bf16' or 'no'.")
+    if accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            f"distributed_type is {accelerator.distributed_type.value}, but the moving average and the checkpoints "
+            "need whole weights in each process; use plain data parallelism (MULTI_GPU)."
+        )
+    return accelerator
