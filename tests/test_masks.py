@@ -98,6 +98,17 @@ def test_several_mask_channels_are_refused_and_overlaps_are_counted():
         decode_mask(channels)
     with pytest.raises(ValueError, match="5 channels"):
         decode_mask(np.eye(5, dtype=np.uint8)[None] * 255)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_a_channel_for_each_class_is_not_taken_for_colours_with_alpha(channels):
+    """Its last channel is 0 or 255, as alpha is; an empty mask whose pixels are all opaque stays one."""
+    one_hot = np.eye(channels, dtype=np.uint8)[np.arange(12).reshape(3, 4) % channels] * 255
+    with pytest.raises(ValueError, match="a channel for each class is not read"):
+        decode_mask(one_hot)
+    empty = np.zeros((3, 4, channels), dtype=np.uint8)
+    empty[:, :, -1] = 255
+    assert (decode_mask(empty).keys == 0).all()
     with pytest.raises(ValueError, match="no alpha"):
         decode_mask(np.array([[(255, 0, 0, 128)]], dtype=np.uint8))
 

@@ -134,3 +134,23 @@ def test_streams_that_cannot_go_on_say_why(tmp_path, caplog, monkeypatch):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="no usable picture"):
         stream(arrow(tmp_path / "none", [broken] * 3))
+
+
+def test_a_stream_that_breaks_off_is_named(tmp_path):
+    """Of two Parquet files the second is cut in the middle of its rows."""
+    rows = Dataset.from_dict({"image": [png(value) for value in range(40)]})
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    for index in range(2):
+        rows.shard(2, index).to_parquet(tmp_path / f"{index}.parquet", batch_size=4)
+    content = bytearray((tmp_path / "1.parquet").read_bytes())
+    content[100:2000] = bytes(1900)  # the end, which says where the columns lie, is whole
+    (tmp_path / "1.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match="(?s)which cannot be read: .* It is damaged or incomplete; get it anew"):
+        numbers(stream(str(tmp_path / "*.parquet")), 40)
+
+
+def test_a_label_beyond_the_classes_is_refused(tmp_path):
+    images = stream(arrow(tmp_path, [png(value) for value in range(8)]))
+    images.class_names = ("even",)
+    with pytest.raises(ValueError, match="a label of .* is 1, but there are 1 classes"):
+        numbers(images, 8)

@@ -235,6 +235,13 @@ def test_a_network_without_noise_head_segments_and_says_so():
         unet(torch.zeros(1, 1, 8, 8), 3)
 
 
+def test_a_noise_head_without_timestep_embedding_predicts_without_a_timestep():
+    unet = randomised(small(time_embedding=None))
+    assert unet(torch.zeros(2, 1, 9, 8)).sample.shape == (2, 1, 9, 8)
+    with pytest.raises(ValueError, match="the network knows none"):
+        unet(torch.zeros(2, 1, 9, 8), 5)
+
+
 def test_features_have_the_channels_and_strides_that_are_stated():
     unet = small(channels=(8, 16, 24))
     features = unet(torch.zeros(1, 1, 32, 16), head="features").features

@@ -1,6 +1,7 @@
 """What the config of a `UNet` may say: its checks, its presets and the sizes that follow from it."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
@@ -87,7 +88,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     if config["num_class_embeds"] is None:
         require(config["label_dropout"] == 0, "label_dropout", "needs num_class_embeds; set it, or leave this at 0")
     timestep = config["segmentation_timestep"]
-    require(is_number(timestep) and timestep >= 0, "segmentation_timestep", "must be a number of at least 0")
+    rule = "must be a finite number of at least 0"
+    require(is_number(timestep) and 0 <= timestep < math.inf, "segmentation_timestep", rule)
 
 
 def load_preset(name: str) -> dict[str, Any]:

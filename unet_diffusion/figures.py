@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 from unet_diffusion.atomic import written_aside
@@ -53,6 +54,8 @@ def save_curves(rows: list[dict[str, Any]], path: Path, panels: Mapping[str, Seq
         axes = figure.add_subplot(1, len(panels), position)
         if all(name.endswith("loss") for name in names):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())  # plain text: the parser of mathematical text keeps its last
+            axes.yaxis.set_minor_formatter(LogFormatter())  # errors, and with them all that its callers held
         for name in names:
             steps, values = series(rows, name)
             axes.plot(steps, values, label=name.replace("_", " "), marker="." if len(steps) < 40 else None)

@@ -1,6 +1,7 @@
 """Pictures and masks too large for memory, read and written in windows: NumPy files, TIFF, Zarr, any array."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,28 @@ class MappedFile:
         self.map_file()[window] = values
 
 
+class CompressedTiff:
+    """A TIFF that cannot be mapped, opened anew for every window: a store that stays keeps the file open.
+
+    Args:
+        path: of the file; its first series at full resolution is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._opened() as array:
+            self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, window: Any) -> np.ndarray:
+        with self._opened() as array:
+            return array[window]
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with _tifffile().TiffFile(self.path) as tiff:
+            yield _zarr().open_array(tiff.aszarr(level=0), mode="r")
+
+
 def open_picture(source: Any) -> LargePicture:
     """Opens a picture without reading it.
 
@@ -54,7 +77,7 @@ def open_picture(source: Any) -> LargePicture:
             Zarr array; or any array (H, W) or (H, W, C) with a shape, a dtype and slices.
 
     Raises:
-        ValueError: a file that is missing or of another format, or a shape that is not a picture's.
+        ValueError: a file that is missing, damaged or of another format, or a shape that is not a picture's.
         ImportError: for TIFF and Zarr without the extra `scientific`.
     """
     if not isinstance(source, (str, Path)):
@@ -62,22 +85,33 @@ def open_picture(source: Any) -> LargePicture:
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
+    if path.suffix not in (".npy", ".zarr") and path.suffix.lower() not in (".tif", ".tiff"):
+        raise ValueError(f"{path} cannot be read in windows; give a .npy, .tif or .zarr file, or an array.")
+    try:
+        array, axes = _open_file(path)
+    except ImportError:
+        raise
+    except Exception as error:  # damaged files are told by every library that reads them
+        raise ValueError(f"{path} cannot be read: {error}; it is damaged, or not what its name says.") from error
+    return _as_picture(array, axes, str(path))
+
+
+def _open_file(path: Path) -> tuple[Any, str]:
+    """The array in a file, of which nothing is read yet, and a letter for each of its axes."""
     if path.suffix == ".npy":
-        mapped = MappedFile(lambda: np.load(path, mmap_mode="r", allow_pickle=False))
-        return _as_picture(mapped, "YX" if len(mapped.shape) == 2 else "YXC", str(path))
+        mapped = MappedFile(lambda: np.lib.format.open_memmap(path, mode="r"))  # refuses Python objects
+        return mapped, "YX" if len(mapped.shape) == 2 else "YXC"
     if path.suffix == ".zarr":
         array = _zarr().open_array(path, mode="r")
-        return _as_picture(array, "YX" if len(array.shape) == 2 else "YXC", str(path))
-    if path.suffix.lower() in (".tif", ".tiff"):
-        tifffile = _tifffile()
-        with tifffile.TiffFile(path) as tiff:
-            axes = tiff.series[0].axes
-        try:
-            array = MappedFile(lambda: tifffile.memmap(path, mode="r"))
-        except ValueError:  # compressed
-            array = _zarr().open_array(tifffile.imread(path, aszarr=True, level=0), mode="r")
-        return _as_picture(array, axes, str(path))
-    raise ValueError(f"{path} cannot be read in windows; give a .npy, .tif or .zarr file, or an array.")
+        return array, "YX" if len(array.shape) == 2 else "YXC"
+    tifffile = _tifffile()
+    with tifffile.TiffFile(path) as tiff:
+        axes = tiff.series[0].axes
+    try:
+        array = MappedFile(lambda: tifffile.memmap(path, mode="r"))
+    except ValueError:  # compressed
+        array = CompressedTiff(path)
+    return array, axes
 
 
 def create_mask(path: Path, height: int, width: int) -> Any:
@@ -105,10 +139,10 @@ def _as_picture(array: Any, axes: str, name: str) -> LargePicture:
     sizes = dict(zip(axes, array.shape))
     others = axes.replace("Y", "").replace("X", "")
     named = len(array.shape) == len(axes) == len(others) + 2 and len(others) <= 1 and not others.strip(CHANNEL_AXES)
-    if not named or 0 in array.shape:
+    if not named or 0 in array.shape or np.dtype(array.dtype).kind not in "buif":
         raise ValueError(
-            f"{name} has shape {tuple(array.shape)} and axes {axes}; "
-            "a picture is (height, width) and has at most channels beside."
+            f"{name} has shape {tuple(array.shape)} of {array.dtype} and axes {axes}; "
+            "a picture is (height, width), has at most channels beside, and holds numbers."
         )
     dtype = np.dtype(array.dtype).newbyteorder("=")
 

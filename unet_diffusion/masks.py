@@ -59,7 +59,7 @@ def decode_mask(source: ImageLike, *, colours: bool = False) -> DecodedMask:
         keys = pixels[:, :, 0].astype(np.int64)
         palette = _palette(header, np.unique(keys)) if has_palette and header is not None else {}
         return DecodedMask(keys, palette)
-    return DecodedMask(_colour_keys(pixels))
+    return DecodedMask(_colour_keys(pixels, colours))
 
 
 def decode_instances(source: ImageLike) -> np.ndarray:
@@ -138,23 +138,28 @@ def _palette(image: Image.Image, used: np.ndarray) -> dict[int, Colour]:
     return {index: (red, green, blue) for index, (red, green, blue) in colours.items() if len(colours[index]) == 3}
 
 
-def _colour_keys(pixels: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, C) of 2 or more channels to keys (H, W)."""
-    if pixels.shape[2] in (2, 4) and pixels.dtype == np.uint8 and pixels.max() > 1:
+def _colour_keys(pixels: np.ndarray, colours: bool) -> np.ndarray:
+    """Pixels (H, W, C) of 2 or more channels to keys (H, W); without a word of colours, 0 and 1 are none."""
+    eight_bits = pixels.dtype == np.uint8 and (colours or pixels.max() > 1)
+    if pixels.shape[2] in (2, 4) and eight_bits:
         pixels = _without_alpha(pixels)
     channels = pixels.shape[2]
     is_grey = (pixels == pixels[:, :, :1]).all()
-    if channels in (1, 3) and (is_grey or (pixels.dtype == np.uint8 and pixels.max() > 1)):
+    if channels in (1, 3) and (is_grey or eight_bits):
         red, green, blue = (pixels[:, :, min(channel, channels - 1)].astype(np.int64) for channel in range(3))
         return np.where((red == green) & (green == blue), red, COLOURED + (red << 16) + (green << 8) + blue)
     overlaps = int(((pixels > 0).sum(axis=2) > 1).sum())
-    reason = (
+    raise _no_colours(
+        pixels,
         f"they overlap at {overlaps} pixels (multi-label), and a softmax over classes learns one class a pixel"
         if overlaps
-        else "a channel for each class is not read"
+        else "a channel for each class is not read",
     )
-    raise ValueError(
-        f"the mask has {channels} channels of {pixels.dtype}, and {reason}; store one channel of class indices, "
+
+
+def _no_colours(pixels: np.ndarray, reason: str) -> ValueError:
+    return ValueError(
+        f"the mask has {pixels.shape[2]} channels of {pixels.dtype}, and {reason}; store one channel of class indices, "
         "or 8-bit colours."
     )
 
@@ -166,4 +171,7 @@ def _without_alpha(pixels: np.ndarray) -> np.ndarray:
             f"the mask has {pixels.shape[2]} channels, the last of which is no alpha of 0 or 255; store one channel of "
             "class indices, or 8-bit colours (overlapping classes, multi-label masks, cannot be learned by softmax)."
         )
+    hidden = (alpha == 0) & (pixels[:, :, :-1] > 0)  # colours that nobody could see
+    if hidden.any() and ((pixels > 0).sum(axis=2) == 1).all():
+        raise _no_colours(pixels, "a channel for each class is not read")
     return np.where(alpha == 0, 0, pixels[:, :, :-1]).astype(np.uint8)

@@ -24,6 +24,7 @@ LARGEST = {"uint8": 255, "uint16": 65535}
 
 NPY_MAGIC = b"\x93NUMPY"
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; the last two are BigTIFF
+SAMPLES_PER_PIXEL = 277  # the tag of TIFF
 CHANNEL_AXES = "CSQI"  # tifffile's letters for channels, samples, and pages of no stated meaning
 CONVERTED_MODES = {
     "1": "L",
@@ -228,7 +229,9 @@ def _decode_deep_png(image: Image.Image, data: bytes) -> np.ndarray:
 def _decode_tiff(data: bytes, keep_indices: bool) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if getattr(image, "n_frames", 1) == 1 and not _loses_depth(image):
+            samples = getattr(image, "tag_v2", {}).get(SAMPLES_PER_PIXEL, 1)
+            whole = samples == len(image.getbands())  # Pillow takes channels that it does not know for one
+            if whole and getattr(image, "n_frames", 1) == 1 and not _loses_depth(image):
                 return _pixels(image, keep_indices)
     except Image.UnidentifiedImageError:
         pass  # Pillow knows neither N channels nor float colour

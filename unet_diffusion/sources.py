@@ -83,7 +83,7 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
         try:
             saved = datasets.load_from_disk(str(path))
         except Exception as error:  # damaged files are told by every library that reads a part of them
-            raise _damaged(source, error) from error
+            raise damaged(source, error) from error
         return (
             _named_split(saved, source, split) if isinstance(saved, DatasetDict) else _only_split(saved, source, split)
         )
@@ -116,16 +116,17 @@ def _load(
     except OSError as error:  # of a missing data set, and of a Hub that cannot be reached
         raise _unknown_source(source, str(error)) from error
     except pyarrow.ArrowException as error:
-        raise _damaged(source, error) from error
+        raise damaged(source, error) from error
     except (ValueError, RuntimeError) as error:  # of a split or configuration, listing those that exist; of scripts
         raise ValueError(f"data is {source!r}: {error}") from error
     except ImportError:
         raise
     except Exception as error:  # damaged files are told by every library that reads a part of them
-        raise _damaged(source, error) from error
+        raise damaged(source, error) from error
 
 
-def _damaged(source: str, error: Exception) -> ValueError:
+def damaged(source: str, error: Exception) -> ValueError:
+    """What is said of a source that some library could not read."""
     cause = error.__cause__ or error  # datasets says no more than that there was an error
     return ValueError(f"data is {source!r}, which cannot be read: {cause}. It is damaged or incomplete; get it anew.")
 

@@ -15,7 +15,7 @@ from unet_diffusion.image_dataset import augment
 from unet_diffusion.pixels import PixelRange, decode_image
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.resizing import Preparation
-from unet_diffusion.sources import class_names, picture_reader
+from unet_diffusion.sources import class_names, damaged, picture_reader
 
 logger = logging.getLogger(__name__)
 
@@ -113,16 +113,14 @@ class StreamingImages(IterableDataset):
                 image = augment(
                     picture, (self.height, self.width), keyed_generator(self.seed, "augment", each), flip=self.flip
                 )
-                label = row.get("label")
-                yield {"image": torch.from_numpy(image), "label": NO_LABEL if label is None else int(label)}
+                yield {"image": torch.from_numpy(image), "label": self._label(row)}
             waiting.clear()
 
     def _endless(self) -> Iterator[dict[str, Any]]:
         for epoch in count():
             self._rows.set_epoch(epoch)
             row = None
-            for columns in self._rows.iter(batch_size=1):  # the same order in a worker process, unlike iter(self._rows)
-                row = {name: values[0] for name, values in columns.items()}
+            for row in rows_of(self._rows, self.name):
                 yield row
             if row is None:
                 raise ValueError(f"{self.name} has no rows.")
@@ -137,6 +135,16 @@ class StreamingImages(IterableDataset):
             )
         return np.moveaxis(picture, 2, 0)
 
+    def _label(self, row: dict[str, Any]) -> int:
+        """The class of a row, or `NO_LABEL`."""
+        label = NO_LABEL if row.get("label") is None else int(row["label"])
+        if self.class_names is not None and not NO_LABEL <= label < len(self.class_names):
+            raise ValueError(
+                f"a label of {self.name} is {label}, but there are {len(self.class_names)} classes, counted from 0; "
+                "mend the labels, or the names of the classes."
+            )
+        return label
+
     def _check_share(self, broken: int, rows: int) -> None:
         if broken > self.max_broken * max(rows, FEWEST_ROWS_JUDGED):
             raise ValueError(
@@ -149,9 +157,20 @@ def first_usable(dataset: datasets.IterableDataset, preparation: Preparation, na
     """The first picture (H, W, C) that can be decoded, which says what the others have to be like."""
     read = picture_reader(dataset)
     problem = "it has no rows"
-    for row in dataset:
+    for row in rows_of(dataset, name):
         try:
             return preparation(decode_image(read(row["image"])))
         except ValueError as error:
             problem = str(error)
     raise ValueError(f"{name} has no usable picture: {problem}")
+
+
+def rows_of(dataset: datasets.IterableDataset, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a stream, in an order that does not depend on whether a worker process reads them."""
+    try:
+        for columns in dataset.iter(batch_size=1):
+            yield {column: values[0] for column, values in columns.items()}
+    except ImportError:
+        raise
+    except Exception as error:  # of whatever library reads the files
+        raise damaged(name, error) from error

@@ -327,7 +327,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
             raise ValueError(f"head is {head!r}, but the network has no noise head: out_channels is None.")
         if head in ("segmentation", "both") and self.segmentation_head is None:
             raise ValueError(f"head is {head!r}, but there is no segmentation head; call to_segmentation(K) first.")
-        if timestep is None and head in ("noise", "both"):
+        if timestep is None and self.time_embed is not None and head in ("noise", "both"):
             raise ValueError(f"head is {head!r}, but no timestep was given; noise is predicted at a timestep.")
         if timestep is not None and self.time_embed is None:
             raise ValueError("a timestep was given, but the network knows none (time_embedding is None); leave it out.")

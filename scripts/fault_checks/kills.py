@@ -25,7 +25,7 @@ SEED = 0
 KILLS = {"ddpm": 20, "segmentation": 5, "joint": 5}
 KILLS_REDUCED = {"ddpm": 2, "segmentation": 0, "joint": 1}
 COMMANDS = 3  # kills of the real command
-COMMAND_STEPS = 60
+COMMAND_STEPS = 400  # some seconds on a fast machine, so that none ends before it is killed
 WORKERS_END = 8.0  # seconds within which orphaned data workers end; torch's look every 5
 
 
