@@ -12,7 +12,7 @@ quickstart: $(INSTALLED)  ## train on digits, generate, segment; pictures in run
 	$(RUN) scripts/quickstart.py
 
 test: $(INSTALLED) lint  ## the default tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(INSTALLED)  ## the tests that take longer: killed runs, several processes, installed wheels
 	$(RUN) -m pytest -m slow

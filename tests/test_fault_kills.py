@@ -15,6 +15,7 @@ def kills():
     sys.path.remove(str(SCRIPTS))
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_nothing_and_leaves_no_process(kills, tmp_path):
     findings = list(kills.checks(True, tmp_path))
     assert len(findings) == 4

@@ -15,6 +15,7 @@ def state():
     sys.path.remove(str(SCRIPTS))
 
 
+@pytest.mark.slow
 def test_nothing_is_ever_half_written(state, tmp_path):
     findings = list(state.checks(True, tmp_path))
     assert len(findings) == 9

@@ -76,7 +76,7 @@ def test_the_reduced_check_holds(tmp_path):
 
     findings = list(load.checks(reduced=True, work=tmp_path))
     assert [f"{finding.check}: {finding.figure}" for finding in findings if not finding.held] == []
-    assert len(findings) == 11
+    assert len(findings) == 12
 
 
 def test_a_plot_holds_nothing_of_its_caller(tmp_path):
