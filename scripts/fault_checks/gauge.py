@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 from scipy import stats
 
 SAMPLES = 100  # of a measurement
 SETTLING = 512  # KiB
+YARDSTICKS = 1000  # times that fixed work is timed among the calls
 KINDS = ("handles", "threads", "mapped files of /dev/shm")
 
 
@@ -43,20 +45,26 @@ class Gauge:
         assert calls >= SAMPLES
         self.each = each
         self.process = psutil.Process()
-        self.cpu = np.ones(calls)  # seconds; every page is touched here, not later
+        self.seconds = np.ones(calls)  # every page is touched here, not later
+        self.yardsticks = np.ones(calls)
+        self.last = time.process_time()
         self.samples = np.ones((SAMPLES, 2 + len(KINDS)), dtype=np.int64)
         self.calls = self.taken = 0
 
     def see(self) -> None:
         """Call it after each batch of pictures, or step."""
-        self.cpu[self.calls] = time.process_time()
+        self.seconds[self.calls] = time.process_time() - self.last
+        rarely = max(len(self.seconds) // YARDSTICKS, 1)
+        if self.calls % rarely == 0:
+            self.yardsticks[self.calls : self.calls + rarely] = yardstick()
         self.calls += 1
-        if self.calls * SAMPLES >= (self.taken + 1) * len(self.cpu):
+        if self.calls * SAMPLES >= (self.taken + 1) * len(self.seconds):
             resident = self.process.memory_info().rss // 1024
             shared = Path("/proc/self/maps").read_text().count("/dev/shm/")
             others = self.process.num_fds(), self.process.num_threads(), shared
             self.samples[self.taken] = self.calls * self.each, resident, *others
             self.taken += 1
+        self.last = time.process_time()
 
     def reading(self, warm_up: int = SAMPLES // 10) -> "Reading":
         """What was seen.
@@ -65,7 +73,15 @@ class Gauge:
             warm_up: samples that may differ from those after them.
         """
         assert self.taken == SAMPLES
-        return Reading(self.samples, np.diff(self.cpu), warm_up)
+        return Reading(self.samples, self.seconds[1:], self.yardsticks[1:], warm_up)
+
+
+def yardstick() -> float:
+    """CPU seconds of work that is always the same, and like that of a small network: calls, a little arithmetic."""
+    started, x = time.process_time(), torch.ones(64, 64)
+    for _ in range(20):
+        x = torch.addmm(x, x, x).clamp_(max=1)
+    return time.process_time() - started
 
 
 @dataclass(frozen=True)
@@ -75,11 +91,13 @@ class Reading:
     Attributes:
         samples: int64 (SAMPLES, 5): pictures or steps done, resident KiB, and how many of each of `KINDS`.
         seconds: float64, CPU time from each call of `see` to the next.
+        yardsticks: float64, CPU time of `yardstick` at these calls.
         warm_up: samples before those that count.
     """
 
     samples: np.ndarray
     seconds: np.ndarray
+    yardsticks: np.ndarray
     warm_up: int
 
     @property
@@ -113,17 +131,18 @@ class Reading:
         return f"{memory}, slope {1000 * slope:+.1f} +- {1000 * error:.1f} KiB per 1000; {others}"
 
     @property
-    def medians(self) -> tuple[float, float]:
-        """Median CPU seconds of the calls in the second tenth and in the last."""
-        tenths = np.array_split(self.seconds, 10)
-        return float(np.median(tenths[1])), float(np.median(tenths[-1]))
+    def costs(self) -> np.ndarray:
+        """Time of a call in yardsticks: medians of a hundred parts, so that the machine's speed cancels out."""
+        seconds, yardsticks = (np.array_split(each, SAMPLES) for each in (self.seconds, self.yardsticks))
+        return np.array([np.median(part) / np.median(yard) for part, yard in zip(seconds, yardsticks)])
 
     @property
     def slowing(self) -> float:
-        """Growth of the time of a call from the end of the warm-up on, as a share of that of the second tenth.
+        """Growth of the cost of a call from the end of the warm-up on, as a share of that of the second tenth.
 
-        By the line of Theil and Sen through the medians of a hundred parts: stretches in which other programs take the
-        machine, up to 29 % of all, do not bend it.
+        By the line of Theil and Sen: stretches in which other programs take the machine, up to 29 % of all, do not bend
+        it.
         """
-        parts = [np.median(part) for part in np.array_split(self.seconds, SAMPLES)][self.warm_up :]
-        return float(stats.theilslopes(parts).slope * len(parts) / self.medians[0])
+        costs = self.costs
+        slope = stats.theilslopes(costs[self.warm_up :]).slope * (len(costs) - self.warm_up)
+        return float(slope / np.median(costs[SAMPLES // 10 : SAMPLES // 5]))

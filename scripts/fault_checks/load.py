@@ -192,8 +192,10 @@ def train(steps: int, num_workers: int, slower: float, work: Path) -> list[Findi
     gauge = loop.task.gauge = Gauge(steps)
     loop.run()
     reading, helpers = gauge.reading(), f"{num_workers} data workers"
-    second, last = (1000 * seconds for seconds in reading.medians)
-    times = f"median {second:.2f} ms in the second tenth, {last:.2f} ms in the last; {reading.slowing:+.1%} by the line"
+    tenths = [1000 * np.median(tenth) for tenth in np.array_split(reading.seconds, 10)]
+    times = (
+        f"{min(tenths):.2f} to {max(tenths):.2f} ms; against fixed work beside it {reading.slowing:+.1%} by the line"
+    )
     path = work / "run" / "metrics.jsonl"
     rows = read_metrics(path)
     logged = [row["step"] for row in rows if "loss" in row]
