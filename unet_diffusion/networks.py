@@ -90,7 +90,10 @@ def load_weights(kind: type[T], folder: Path) -> T:
     try:
         network, info = kind.from_pretrained(folder, **options, **listed)  # type: ignore[attr-defined]
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"the network in {folder} cannot be loaded, from safetensors alone: {error} {anew}") from error
+        cause = str(error).rstrip(".")
+        raise ValueError(
+            f"the network in {folder} cannot be loaded, from safetensors alone: {cause}; {anew}"
+        ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             names = ", ".join(map(str, sorted(info[problem], key=str)[:SHOWN]))
