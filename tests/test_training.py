@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from filelock import FileLock
 from PIL import Image
@@ -340,6 +341,8 @@ def test_wrong_training_options_are_refused(wrong, message):
     [
         ({"prediction_type": "flow"}, "epsilon, v_prediction, sample"),
         ({"beta_schedule": "sigmoid"}, "squaredcos_cap_v2"),
+        ({"recipe": "edm"}, "recipe is 'edm', but must be one of ddpm"),
+        ({"recipe": "ddpm", "prediction_type": "sample"}, "prediction_type is 'sample', but the recipe 'ddpm' has"),
         ({"zero_terminal_snr": True, "prediction_type": "epsilon"}, "use prediction_type='v_prediction'"),
         ({"min_snr_gamma": 0.0}, "min_snr_gamma is 0.0"),
         ({"label_dropout": 1.0}, "label_dropout is 1.0"),
@@ -360,6 +363,24 @@ def test_every_objective_makes_a_scheduler_that_stock_pipelines_take(prediction_
     assert scheduler.config.beta_schedule == beta_schedule
     if prediction_type != "epsilon":
         assert replace(config, zero_terminal_snr=True).make_scheduler().alphas_cumprod[-1] < 1e-7
+
+
+def test_the_classic_recipe_is_that_of_ddpm_and_loads_in_stock_pipelines(options):
+    """Equal weights of the noise's squared error (equation 14), on the noise schedule of diffusers' defaults."""
+    config = DiffusionConfig(recipe="ddpm")
+    ours, theirs = (
+        {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+        for scheduler in (config.make_scheduler(), DDPMScheduler())
+    )
+    assert ours == theirs
+    assert config.min_snr_gamma is None
+    assert DiffusionConfig(**asdict(config)) == config  # as when a run's config.json is read
+    run = train_ddpm(replace(options, diffusion=replace(options.diffusion, recipe="ddpm")))
+    for kind in (DDPMPipeline, DDIMPipeline):
+        pipe = kind.from_pretrained(run)
+        pipe.set_progress_bar_config(disable=True)
+        assert pipe.scheduler.config.prediction_type == "epsilon"
+        assert np.isfinite(pipe(num_inference_steps=2, output_type="np").images).all()
 
 
 # --- through the real command ---

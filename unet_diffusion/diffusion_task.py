@@ -24,6 +24,9 @@ from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unet import UNet
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+RECIPES: dict[str, dict[str, Any]] = {  # Ho et al. 2020, sections 3.4 and 4
+    "ddpm": {"prediction_type": "epsilon", "min_snr_gamma": None, "beta_schedule": "linear"},
+}
 PREVIEW_STEPS = 20  # of the fast sampler
 VALIDATION_BATCH = 64  # pictures at once
 CURVES = {
@@ -37,6 +40,9 @@ CURVES = {
 class DiffusionConfig:
     """What the network predicts, and how noise is added."""
 
+    recipe: Literal["ddpm"] | None = None
+    """"ddpm" is the classic recipe: the noise, all timesteps weighted alike, linear betas. It decides prediction_type,
+    min_snr_gamma and beta_schedule; None leaves them to their own options."""
     prediction_type: PredictionType = "v_prediction"
     """"epsilon" (the noise: DDPM), "v_prediction" or "sample" (the clean picture)."""
     min_snr_gamma: float | None = 5.0
@@ -58,6 +64,7 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         """Checks every value."""
+        self._follow_recipe()
         for name, choices in (("prediction_type", get_args(PredictionType)), ("beta_schedule", get_args(BetaSchedule))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}.")
@@ -73,6 +80,19 @@ class DiffusionConfig:
         for name in ("num_train_timesteps", "validation_pictures", "preview_pictures"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+
+    def _follow_recipe(self) -> None:
+        if self.recipe is None:
+            return
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe is {self.recipe!r}, but must be one of {', '.join(RECIPES)}, or None.")
+        for name, value in RECIPES[self.recipe].items():
+            given = getattr(self, name)
+            if given not in (type(self).__dataclass_fields__[name].default, value):
+                raise ValueError(
+                    f"{name} is {given!r}, but the recipe {self.recipe!r} has {value!r}; give one of them."
+                )
+            setattr(self, name, value)
 
     def make_scheduler(self) -> DDPMScheduler:
         """The forward process as a diffusers scheduler, which is saved with the run."""
