@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from matplotlib.figure import Figure
+from PIL import Image
 from test_scripts import SCRIPTS, load_script
 
 from unet_diffusion import UNet
@@ -39,7 +41,37 @@ def test_a_ratio_is_the_median_of_the_rounds(timing):
 
 
 def test_the_exponent_of_a_power_law_is_found(benchmark):
-    assert benchmark.training_step.exponent({x: 5 * x**1.7 for x in (2, 3, 8, 50)}) == pytest.approx(1.7)
+    assert benchmark.growth.exponent({x: 5 * x**1.7 for x in (2, 3, 8, 50)}) == pytest.approx(1.7)
+
+
+def test_growth_is_the_median_of_the_exponents_of_the_rounds(benchmark):
+    row = benchmark.growth.power("batch", {2: [3.0, 5.0, 1.0], 4: [6.0, 20.0, 1.0]})  # powers 1, 2, 0
+    assert (row.work, row.figure) == ("step time against batch", "power 1.00 (0.50 to 1.50)")
+    assert (row.value, row.quartiles) == (pytest.approx(1), pytest.approx((0.5, 1.5)))
+    assert row.aim is None and row.met is None
+    assert row.details["seconds"] == {2: 3.0, 4: 6.0}
+
+
+def test_twice_the_width_has_four_times_the_weights_and_as_many_heads(benchmark):
+    with torch.device("meta"):
+        narrow, wide = (benchmark.growth.widened(width) for width in (1.0, 2.0))
+    assert wide.channels_out == 2 * narrow.channels_out
+    counts = [sum(p.numel() for p in network.parameters()) for network in (narrow, wide)]
+    assert counts[1] / counts[0] == pytest.approx(4, rel=0.01)  # biases and normalisations grow with the width alone
+    attentions = [
+        [module.heads for module in network.modules() if hasattr(module, "to_q")] for network in (narrow, wide)
+    ]
+    assert attentions[0] == attentions[1] and attentions[0]
+
+
+@pytest.mark.slow
+def test_processes_share_the_pictures_of_a_step(benchmark, monkeypatch):
+    for processes in (1, 2):
+        seconds = benchmark.growth.launched(processes, rounds=3)
+        assert len(seconds) == 3 and min(seconds) > 0
+    monkeypatch.setattr(benchmark.growth, "ENVIRONMENT", {"PATH": ""})
+    with pytest.raises(RuntimeError, match="1 processes failed"):
+        benchmark.growth.launched(1, rounds=3)
 
 
 def test_contenders_have_equal_parameters_within_5_percent_and_predict_a_picture(benchmark):
@@ -76,7 +108,9 @@ def tiny(name: str):
 def test_steps_are_compared_and_what_does_not_load_is_named(benchmark):
     rows = list(benchmark.training_step.speed("T1", "a step", tiny, 8, 2, 3, {"peer": 1e-9, "broken": 1.5}))
     faster, missing, *shares = rows
-    assert faster.met and faster.value > 0 and faster.details["seconds"].keys() == {"unet-diffusion", "peer", "product"}
+    low, high = faster.quartiles
+    assert faster.met and 0 < low <= faster.value <= high
+    assert faster.details["seconds"].keys() == {"unet-diffusion", "peer", "product"}
     assert missing.figure == "not run: ImportError: no operators" and missing.met is None
     assert [row.against for row in shares] == ["unet-diffusion", "peer"]
     first = 2 * 2 * (3 * 9 * 8) * 8 * 8  # FLOPs of the first convolution on two pictures, forward
@@ -138,7 +172,7 @@ def test_results_are_written_row_by_row(benchmark, tmp_path, monkeypatch):
         yield benchmark.Row("X1", "a | b", "peer", "2.0 times", 2.0, "1x", True)
         yield benchmark.Row("X1", "c", "peer", "0.5 times", 0.5, "1x", False)
 
-    monkeypatch.setattr(benchmark, "benchmarks", lambda rounds: {"X1": measure, "X2": None})
+    monkeypatch.setattr(benchmark, "benchmarks", lambda config: {"X1": measure, "X2": None})
     benchmark.run(benchmark.Benchmark(tmp_path, only=("X1",)))
     assert (tmp_path / "benchmark.md").read_text().splitlines()[2:] == [
         "| X1 | a \\| b | peer | 2.0 times | 1x | yes |",
@@ -146,6 +180,34 @@ def test_results_are_written_row_by_row(benchmark, tmp_path, monkeypatch):
     ]
     written = json.loads((tmp_path / "benchmark.json").read_text())
     assert [row["value"] for row in written["rows"]] == [2.0, 0.5]
+    assert Image.open(tmp_path / "benchmark.png").size[0] == 1100
+
+
+def test_targets_are_numbers_of_the_scale_of_their_values(benchmark):
+    rows = [benchmark.Row("X1", "a", "b", "c", target=target) for target in ("2.0x", "0.25x", "75%", "")]
+    assert [row.aim for row in rows] == [2.0, 0.25, 0.75, None]
+
+
+def test_a_bar_is_drawn_for_every_row_with_a_number_and_a_target(benchmark, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure) or path.touch())
+    rows = [
+        benchmark.Row("X1", "a", "b", "", 4.0, "2.0x", True, quartiles=(3.0, 5.0)),
+        benchmark.Row("X2", "c", "d", "not run: no operators", target="2.0x"),
+        benchmark.Row("X3", "e", "f", "", 0.5, "0.25x", False),
+        benchmark.Row("X4", "g", "h", "power 1", 1.0),
+    ]
+    benchmark.save_bars(rows, tmp_path / "bars.png")
+    (axes,) = figures[0].axes
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(1, 3.0), (1, -0.5)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "X1  a | b | 4.00 (2.0x)",
+        "X3  e | f | 0.50 (0.25x)",
+    ]
+    targets = [float(marks.get_segments()[0][0, 0]) for marks in axes.collections]
+    assert targets == [2.0, 0.25]
+    quartiles = [list(line.get_xdata()) for line in axes.lines]
+    assert [3.0, 5.0] in quartiles and len(quartiles) == 2  # and the line at 1
 
 
 def test_wrong_options_are_refused(benchmark, tmp_path):

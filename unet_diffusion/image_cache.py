@@ -53,7 +53,8 @@ class ImageCache:
         self.labels = np.load(folder / "labels.npy")  # int64 (N,)
         self.sizes = np.load(folder / "sizes.npy")  # int64 (N, 2): height and width
         self.ends = np.cumsum(self.sizes.prod(axis=1) * self.channels)  # int64 (N,): where each picture ends, in values
-        self.values = np.memmap(folder / "pixels.bin", dtype=self.dtype, mode="r", shape=(int(self.ends[-1]),))
+        values = np.memmap(folder / "pixels.bin", dtype=self.dtype, mode="r", shape=(int(self.ends[-1]),))
+        self.values = values.view(np.ndarray)  # each slice of a memmap runs Python code
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -176,7 +177,7 @@ class PictureWriter:
     def append(self, picture: np.ndarray, label: int | None = None) -> None:
         """Adds a picture that `check` passed."""
         self.first = picture if self.first is None else self.first
-        self.file.write(np.ascontiguousarray(np.moveaxis(picture, 2, 0)).data)
+        self.file.write(np.ascontiguousarray(picture.transpose(2, 0, 1)).data)
         self.sizes.append(picture.shape[:2])
         self.labels.append(NO_LABEL if label is None else label)
 

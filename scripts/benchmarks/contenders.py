@@ -54,7 +54,7 @@ def nine_million(name: str, side: int) -> Contender:
         return Contender(network, network)
     if name == "lucidrains Unet":
         kind = import_module("denoising_diffusion_pytorch").Unet
-        network = kind(dim=40, channels=3)
+        network = kind(dim=32, channels=3)
         return Contender(network, network)
     raise ValueError(f"name is {name!r}, which is no contender.")
 

@@ -1,8 +1,6 @@
-"""The training step of a noise predictor: its time (T1, T2, L1), its share of the machine (T3) and its memory (T4)."""
+"""The training step of a noise predictor: its time (T1, T2), its share of the machine (T3) and its memory (T4)."""
 
-import math
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -95,13 +93,15 @@ def speed(
             continue
         faster = ratio(seconds[name], seconds[OURS])
         figure = f"{faster} times the steps per second, {millions[OURS]:.2f}M against {millions[name]:.2f}M parameters"
-        yield Row(id, work, name, figure, faster.median, f"{target}x", faster.median >= target, details)
+        met = faster.median >= target
+        yield Row(id, work, name, figure, faster.median, f"{target}x", met, details, (faster.low, faster.high))
     for name in contenders:
         share = ratio([flops[name] / each for each in seconds[name]], rates)
         figure = f"{share} of the matrix-product rate, {flops[name] / 1e9:.0f} GFLOP a step"
         aimed = name == OURS and id == "T1"
         met = share.median >= MATRIX_SHARE if aimed else None
-        yield Row("T3", work, name, figure, share.median, f"{MATRIX_SHARE:.0%}" if aimed else "", met, details)
+        target = f"{MATRIX_SHARE:.0%}" if aimed else ""
+        yield Row("T3", work, name, figure, share.median, target, met, details, (share.low, share.high))
 
 
 def larger(rounds: int) -> Iterator[Row]:
@@ -117,27 +117,6 @@ def count_flops(step: TrainingStep) -> int:
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
-
-
-def growth(rounds: int) -> Iterator[Row]:
-    """L1: how the time of our step grows with the batch, and with the side of the pictures."""
-    cases: dict[str, dict[int, tuple[int, int]]] = {
-        "batch": {batch: (32, batch) for batch in (4, 8, 16, 32)},
-        "side of the pictures": {side: (side, 4) for side in (16, 32, 64)},
-    }
-    for what, sizes in cases.items():
-        steps = {size: TrainingStep(nine_million(OURS, side), side, batch) for size, (side, batch) in sizes.items()}
-        seconds = alternate(steps, rounds)
-        medians = {size: statistics.median(each) for size, each in seconds.items()}
-        slope = exponent(medians)
-        yield Row(
-            "L1", f"step time against {what}", "itself", f"power {slope:.2f}", slope, details={"seconds": medians}
-        )
-
-
-def exponent(values: dict[int, float]) -> float:
-    """The slope of log y over log x, by least squares."""
-    return statistics.linear_regression([math.log(x) for x in values], [math.log(y) for y in values.values()]).slope
 
 
 def memory(side: int = 32, batch: int = 16) -> Iterator[Row]:

@@ -1,0 +1,141 @@
+"""D1: whether training ever waits for pictures, and how soon a program holds its first batch of them."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from accelerate import Accelerator
+from benchmarks.contenders import NETWORKS
+from benchmarks.first_batch import BATCH, example, ours
+from benchmarks.row import Row
+from benchmarks.timing import alternate, ratio
+
+from unet_diffusion.accelerator import make_accelerator
+from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
+from unet_diffusion.loading import Batches
+from unet_diffusion.networks import load_unet
+from unet_diffusion.train_ddpm import TrainDDPM
+from unet_diffusion.training import Trainer
+from unet_diffusion.training_config import TrainingConfig
+
+PEER = "diffusers' example"
+SHARE = 0.03  # of a step that waits for data, at most
+SOONER = 2.0
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_DATASETS_OFFLINE": "1"}
+
+
+class TimedTask(DiffusionTask):
+    """A task that notes when the training loop asks for each batch, and for how long it waits."""
+
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
+        """The batches, timed."""
+        self.asked: list[float] = []
+        self.waited: list[float] = []
+        batches = super().batches(accelerator, config, start_step)
+        while True:
+            self.asked.append(time.perf_counter())
+            batch = next(batches)
+            self.waited.append(time.perf_counter() - self.asked[-1])
+            yield batch
+
+    def shares(self) -> list[float]:
+        """The part of each step, but for the first and the last, that waited."""
+        periods = [later - earlier for earlier, later in zip(self.asked, self.asked[1:])]
+        return [waited / period for waited, period in zip(self.waited, periods)][1:]
+
+
+def rows(data: Path, rounds: int) -> Iterator[Row]:
+    """D1; the processes that it starts take long, so that there are fewer of them."""
+    yield from delivery(data, 2 * rounds)
+    yield from first_batch(data, max(3, rounds // 5))
+
+
+def delivery(data: Path, rounds: int) -> Iterator[Row]:
+    """The share of our training loop that waits, with the smallest network; and how fast both loaders are alone.
+
+    Args:
+        data: Parquet files of grey pictures.
+        rounds: batches that are timed.
+    """
+    with TemporaryDirectory() as folder:
+        shares, step = waiting(data, Path(folder), rounds)
+        low, share, high = statistics.quantiles(shares, n=4, method="inclusive")
+        figure = f"{share:.2%} ({low:.2%} to {high:.2%}) of a step of {step:.3f} s waits for data"
+        work = f"training loop, {BATCH} pictures a step, 0.38M parameters"
+        details: dict[str, Any] = {"shares": shares}
+        yield Row("D1", work, "itself", figure, share, f"{SHARE:.0%}", share <= SHARE, details, (low, high))
+
+        loaders = {"ours": ours(str(data), folder), "example": example(str(data), folder)}
+        seconds = alternate({name: partial(next, batches) for name, batches in loaders.items()}, rounds)
+        faster = ratio(seconds["example"], seconds["ours"])
+        rates = {name: BATCH / statistics.median(each) for name, each in seconds.items()}
+        figure = f"{faster} times the pictures a second, {rates['ours']:,.0f} against {rates['example']:,.0f}"
+        details = {"seconds": seconds}
+        work = "pictures delivered by the loader alone"
+        yield Row("D1", work, PEER, figure, faster.median, details=details, quartiles=(faster.low, faster.high))
+
+
+def waiting(data: Path, folder: Path, steps: int) -> tuple[list[float], float]:
+    """The shares of the steps of our training loop that wait, and the seconds of a step."""
+    config = TrainDDPM(
+        output=folder / "run",
+        data=DataConfig(data=str(data), cache_dir=str(folder), validation_fraction=0),
+        diffusion=DiffusionConfig(preview_pictures=1),
+        training=TrainingConfig(steps=steps + 2, batch_size=BATCH, trackers=()),
+    )
+    accelerator = make_accelerator(config.training, config.output)
+    images = load_images(config.data)
+    size = {"sample_size": images.train.height, "in_channels": 1, "out_channels": 1}
+    task = TimedTask(load_unet(str(NETWORKS / "fashion-mnist-small.json"), size), images, config.diffusion)
+    Trainer(task, config.training, config.output, asdict(config), accelerator).run()
+    return task.shares(), statistics.median(later - earlier for earlier, later in zip(task.asked, task.asked[1:]))
+
+
+def first_batch(data: Path, rounds: int) -> Iterator[Row]:
+    """The time from the start of a process to its first batch, with nothing cached, and with all cached.
+
+    What is cached are the files that the programs themselves keep; those of the libraries lie in the memory of the
+    operating system either way. The figure is of processor seconds, which other work on the machine does not lengthen;
+    the seconds that passed are among the details.
+
+    Args:
+        data: Parquet files of grey pictures.
+        rounds: processes of each kind.
+    """
+    reports: dict[str, dict[str, list[dict[str, float]]]] = {
+        cache: {"ours": [], "example": []} for cache in ("cold", "warm")
+    }
+    for _ in range(rounds):
+        with TemporaryDirectory() as folder:
+            for each in reports.values():
+                for name, done in each.items():
+                    done.append(start(name, data, Path(folder) / name))
+    for cache, each in reports.items():
+        sooner = ratio(*([report["processor"] for report in each[name]] for name in ("example", "ours")))
+        medians = {
+            name: [statistics.median(report[key] for report in done) for key in ("processor", "imports")]
+            for name, done in each.items()
+        }
+        figure = f"{sooner} times as soon; " + " against ".join(
+            f"{whole:.2f} s, {imports:.2f} s of it imports" for whole, imports in medians.values()
+        )
+        work = f"first batch from the start of a process, {cache} cache"
+        met = sooner.median >= SOONER
+        yield Row("D1", work, PEER, figure, sooner.median, f"{SOONER}x", met, dict(each), (sooner.low, sooner.high))
+
+
+def start(name: str, data: Path, cache: Path) -> dict[str, float]:
+    """What a new process reports of its way to the first batch."""
+    command = [sys.executable, "-m", "benchmarks.first_batch", name, str(data), str(cache), str(time.time())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,69 @@
+"""What a training program does from its start until it holds a batch of pictures: a program of its own, timed by D1.
+
+    python -m benchmarks.first_batch ours pictures.parquet CACHE
+
+The imports are inside the functions, since they are most of what is timed.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+BATCH = 64
+
+
+def ours(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> Iterator[Any]:
+    """The batches of `unet-diffusion train-ddpm`, uint8 (B, C, H, W) beside their classes; for ever."""
+    from accelerate import Accelerator
+
+    from unet_diffusion.data import DataConfig, load_images
+    from unet_diffusion.loading import training_batches
+    from unet_diffusion.train_ddpm import TrainDDPM
+
+    imported()
+    config = TrainDDPM(data=DataConfig(data=data, cache_dir=cache))
+    config.training.batch_size = BATCH
+    return training_batches(load_images(config.data).train, Accelerator(), config.training, 0)
+
+
+def example(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> Iterator[Any]:
+    """The batches of diffusers' example for unconditional training, float32 (B, 3, H, W) in [-1, 1]; one epoch.
+
+    As it does, each picture is decoded whenever it is asked for, made RGB, then a tensor, then normalised. Its
+    transforms come from torchvision, whose operators the CPU build of PyTorch lacks; NumPy stands in for these, and
+    their import is not counted.
+    """
+    import accelerate  # noqa: F401
+    import datasets
+    import numpy as np
+    import torch
+    import torch.utils.data
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: F401
+    from diffusers.optimization import get_scheduler  # noqa: F401
+    from diffusers.training_utils import EMAModel  # noqa: F401
+
+    imported()
+
+    def transform(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        pictures = [np.array(image.convert("RGB")) for image in rows["image"]]
+        tensors = [torch.from_numpy(picture).permute(2, 0, 1).contiguous().float() / 255 for picture in pictures]
+        return {"input": [(tensor - 0.5) / 0.5 for tensor in tensors]}
+
+    dataset = datasets.load_dataset("parquet", data_files={"train": data}, split="train", cache_dir=cache)
+    return iter(torch.utils.data.DataLoader(dataset.with_transform(transform), batch_size=BATCH, shuffle=True))
+
+
+def main() -> None:
+    """Prints the seconds, and those of the processor, that this process took until the first batch was there."""
+    name, data, cache, started = sys.argv[1:]
+    marks = []
+    batches = {"ours": ours, "example": example}[name](data, cache, lambda: marks.append(time.process_time()))
+    next(batches)
+    report = {"seconds": time.time() - float(started), "processor": time.process_time(), "imports": marks[0]}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""How the time of our training step grows with the batch, the pictures, the width and the processes (L1)."""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+
+import torch
+from benchmarks.contenders import NETWORKS, OURS, nine_million, stock
+from benchmarks.row import Row
+from benchmarks.timing import alternate
+from benchmarks.training_step import ENVIRONMENT, TrainingStep
+from torch.nn.parallel import DistributedDataParallel
+
+from unet_diffusion import UNet
+from unet_diffusion.networks import load_unet
+
+BATCHES = (4, 8, 16, 32)
+SIDES = (16, 32, 64)  # pixels
+WIDTHS = (0.5, 1.0, 2.0)  # of all stages
+PROCESSES = (1, 2)
+GLOBAL_BATCH = 16  # pictures per step of all processes together
+HEAD_CHANNELS = 32  # of the network as it is
+
+
+def growth(rounds: int) -> Iterator[Row]:
+    """L1: the power of each quantity that the time of a step grows with."""
+    steps = {batch: TrainingStep(nine_million(OURS, 32), 32, batch) for batch in BATCHES}
+    yield power("batch", alternate(steps, rounds))
+    steps = {side: TrainingStep(nine_million(OURS, side), side, 4) for side in SIDES}
+    yield power("side of the pictures", alternate(steps, rounds))
+    networks = [widened(width) for width in WIDTHS]
+    steps = {network.channels_out: TrainingStep(stock(network), 32, 4) for network in networks}
+    yield power("channels of the finest stage", alternate(steps, rounds))
+    yield power("processes", {processes: launched(processes, rounds) for processes in PROCESSES})
+
+
+def widened(width: float) -> UNet:
+    """Our network with so many times the channels in every stage, and as many attention heads."""
+    file = NETWORKS / "cifar-9m.json"
+    channels = [int(width * each) for each in json.loads(file.read_text())["channels"]]
+    return load_unet(str(file), {"channels": channels, "head_channels": int(width * HEAD_CHANNELS)})
+
+
+def power(what: str, seconds: Mapping[int, list[float]]) -> Row:
+    """A row for the exponents of the rounds; sizes are of at least two kinds, and all have equally many rounds."""
+    slopes = [exponent(dict(zip(seconds, times))) for times in zip(*seconds.values(), strict=True)]
+    low, slope, high = statistics.quantiles(slopes, n=4, method="inclusive")
+    medians = {size: statistics.median(times) for size, times in seconds.items()}
+    return Row(
+        "L1",
+        f"step time against {what}",
+        "itself",
+        f"power {slope:.2f} ({low:.2f} to {high:.2f})",
+        slope,
+        details={"seconds": medians},
+        quartiles=(low, high),
+    )
+
+
+def exponent(values: Mapping[int, float]) -> float:
+    """The slope of log y over log x, by least squares."""
+    return statistics.linear_regression([math.log(x) for x in values], [math.log(y) for y in values.values()]).slope
+
+
+def launched(processes: int, rounds: int) -> list[float]:
+    """Seconds of each step in processes of one thread, which share `GLOBAL_BATCH` pictures.
+
+    Raises:
+        RuntimeError: a process failed.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *torchrun, "-m", "benchmarks.growth", str(rounds)]
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{processes} processes failed: {done.stderr[-1000:]}")
+    return json.loads(done.stdout)
+
+
+def share_of_steps(rounds: int) -> list[float]:
+    """What one of the processes does: steps on its share of the pictures; returns the seconds of each."""
+    processes = torch.distributed.get_world_size()
+    network = nine_million(OURS, 32).network
+    if processes > 1:
+        network = DistributedDataParallel(network)
+    step = TrainingStep(stock(network), 32, GLOBAL_BATCH // processes)
+    return alternate({"step": step}, rounds)["step"]
+
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo")
+    seconds = share_of_steps(int(sys.argv[1]))
+    if torch.distributed.get_rank() == 0:
+        print(json.dumps(seconds))
+    torch.distributed.destroy_process_group()
