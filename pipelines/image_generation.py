@@ -13,6 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from unet_diffusion.memory_format import channels_last
 from unet_diffusion.pipeline_config import PrivateArguments
 from unet_diffusion.pixels import PixelRange
 from unet_diffusion.sampling import check_classes, check_scheduler, step_arguments
@@ -285,11 +286,16 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         scale = getattr(self.scheduler, "scale_model_input", lambda sample, _: sample)  # flow matching has none
         sample = scale(latents, timestep).to(self.unet.dtype)
         if guidance == 1 or classes is None:
-            return self.unet(sample, timestep, class_labels=classes, head="noise").sample.float()
+            return self._run(sample, timestep, classes)
         null = torch.full_like(classes, self.unet.config.num_class_embeds)
-        both = self.unet(torch.cat([sample, sample]), timestep, class_labels=torch.cat([classes, null]), head="noise")
-        conditional, unconditional = both.sample.float().chunk(2)
+        both = self._run(torch.cat([sample, sample]), timestep, torch.cat([classes, null]))
+        conditional, unconditional = both.chunk(2)
         return unconditional + guidance * (conditional - unconditional)
+
+    def _run(self, sample: Tensor, timestep: Any, classes: Tensor | None) -> Tensor:
+        """One evaluation of the network, float32 (B, C, H, W)."""
+        prediction = self.unet(channels_last(sample), timestep, class_labels=classes, head="noise").sample
+        return prediction.float().contiguous()  # as schedulers and the caller expect it
 
     def _class_indices(self, class_labels: Any, batch_size: int) -> list[int] | None:
         """One index per picture, from indices and names."""

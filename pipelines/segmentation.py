@@ -158,8 +158,9 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         Args:
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
                 values that are stored in files; or a list of those.
-            tile_size: output pixels a side of a tile; None: chosen for about 1 GiB of memory in the network. Pictures
-                not larger than a tile with its context are run whole.
+            tile_size: output pixels a side of a tile; None: chosen for about 64 MiB of memory in the network, while
+                pictures that take at most 512 MiB are run whole. Otherwise pictures not larger than a tile with its
+                context are.
             num_draws: noisy versions of the picture per timestep.
             timesteps: where noise is added to the picture before it is segmented; the probabilities are averaged. None:
                 the clean picture at the timestep that the network was trained to segment at, or, with a classifier, the

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from unet_diffusion import UNet
 from unet_diffusion.atomic import write_json
 from unet_diffusion.masked_data import MaskedOptions, load_labelled
+from unet_diffusion.memory_format import channels_last
 from unet_diffusion.metrics import SegmentationMetrics
 from unet_diffusion.networks import check_run
 from unet_diffusion.pipelines import SegmentationPipeline
@@ -58,8 +59,8 @@ class Memory:
     """File of the figures; it grows by every case that ends, and cases that are in it are not run again."""
     cases: tuple[tuple[str, int, int], ...] = (
         ("small-32", 2048, 2048),
-        ("small-32", 16384, 2048),
-        ("tiny", 16384, 16384),
+        ("tiny", 2048, 2048),
+        ("tiny", 16384, 2048),
     )
     """Presets, with heights and widths of the 8-bit pictures."""
     seed: int = 0
@@ -73,7 +74,7 @@ class Blending:
     data: MaskedOptions
     run: Path = Path("runs/segmentation")
     """Folder of a segmentation run."""
-    windows: tuple[int, ...] = (128, 192, 256)
+    windows: tuple[int, ...] = (128, 208, 288, 416)
     """Pixels a side that the network is given at once."""
     output: Path = Path("runs/tiling/blending.json")
     """File of the figures."""
@@ -100,7 +101,7 @@ def exact_networks(options: Exactness) -> Iterator[tuple[str, UNet]]:
 def whole_logits(unet: UNet, picture: Tensor) -> Tensor:
     """Logits (1, K, H, W) of one forward; for an unpadded network of the picture (1, 1, H, W) mirrored by NumPy."""
     if unet.config.padding == "same":
-        return unet(picture).logits
+        return unet(channels_last(picture)).logits
     height, width = picture.shape[2:]
     stride, smallest = 2 ** (len(unet.config.channels) - 1), unet.smallest_side
     margin = (smallest - unet.output_size(smallest, smallest)[0]) // 2
@@ -109,14 +110,14 @@ def whole_logits(unet: UNet, picture: Tensor) -> Tensor:
         missing = max(side + 2 * margin + stride - smallest, 0)  # a stride more, since "nearest" spoils the last rows
         ends.append((margin, smallest + -(-missing // stride) * stride - margin - side))
     mirrored = torch.from_numpy(np.pad(picture[0, 0].numpy(), ends, mode="reflect"))
-    return unet(mirrored[None, None]).logits[..., :height, :width]
+    return unet(channels_last(mirrored[None, None])).logits[..., :height, :width]
 
 
 def tiled_logits(unet: UNet, picture: Tensor, tiling: Tiling) -> Tensor:
     """Logits (1, K, H, W), put together from tiles."""
     logits = torch.full((1, unet.config.num_classes, *picture.shape[2:]), torch.nan)
     size = (picture.shape[2], picture.shape[3])
-    parts = tiled(lambda window: unet(window).logits, lambda r, c: picture[..., r, c], size, tiling)
+    parts = tiled(lambda window: unet(channels_last(window)).logits, lambda r, c: picture[..., r, c], size, tiling)
     for rows, columns, part in parts:
         logits[..., rows, columns] = part
     return logits

@@ -89,8 +89,8 @@ def test_blending_compares_windows_with_the_whole_and_with_the_masks(script, tmp
     assert {**whole, "window": "64"} == large
     assert (whole["changed"], whole["windows_per_picture"]) == (0, 1)
     assert 0 < small["changed"] < 0.5
-    # 14 of a window's 24 pixels are new: 40 = 24 + 14 + 2, 56 = 24 + 14 + 14 + 4
-    assert small["windows_per_picture"] == (3 * 3 + 4 * 3) / 2
+    # 16 of a window's 24 pixels are new: 40 = 24 + 16, 56 = 24 + 16 + 16
+    assert small["windows_per_picture"] == (2 * 2 + 3 * 2) / 2
 
 
 def test_blending_says_what_is_wrong(script, tmp_path):

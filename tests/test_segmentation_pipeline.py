@@ -16,6 +16,7 @@ from torch import nn
 from unet_diffusion import UNet
 from unet_diffusion.cli import run
 from unet_diffusion.large_pictures import open_picture
+from unet_diffusion.memory_format import channels_last
 from unet_diffusion.palette import colour
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationOutput, SegmentationPipeline
 from unet_diffusion.pixels import PixelRange
@@ -187,6 +188,24 @@ def test_unpadded_networks_segment_pictures_of_any_size():
         tiles = pipe(picture(*size), tile_size=8, output_type="np")
         assert whole.masks[0].shape == size
         np.testing.assert_allclose(tiles.probabilities[0], whole.probabilities[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_maps_lie_as_the_network_is_fastest(channels):
+    """Channels last, grey pictures too: for PyTorch, one channel lies in both ways, and then the maps would not."""
+    pipe = pipeline(network(in_channels=channels, out_channels=channels))
+    formats = []
+    pipe.unet.stem.register_forward_hook(lambda module, images, maps: formats.append(maps.stride()[1]))
+    pipe(picture(12, 10, channels))
+    assert formats == [1]
+
+
+def test_channels_last_changes_no_value():
+    images = torch.randn(2, 1, 3, 5)
+    for each in (images, images.expand(2, 3, 3, 5), images[..., ::2], images.double()):
+        lying = channels_last(each)
+        assert torch.equal(lying, each) and lying.dtype == each.dtype
+        assert lying.stride() == (each[0].numel(), 1, each.shape[3] * each.shape[1], each.shape[1])
 
 
 def test_augmentation_is_the_mean_over_the_eight_symmetries():

@@ -7,7 +7,20 @@ from torch import Tensor, nn
 
 from unet_diffusion import UNet
 from unet_diffusion.segmentation_inference import TURNS, turned, turned_back
-from unet_diffusion.tiling import Tiling, context, context_of_convolutions, mirrored, noise_window, read_mirrored, tiled
+from unet_diffusion.tiling import (
+    ATTENDED,
+    LENGTH,
+    MAPS,
+    MEMORY,
+    WHOLE,
+    Tiling,
+    context,
+    context_of_convolutions,
+    mirrored,
+    noise_window,
+    read_mirrored,
+    tiled,
+)
 
 EXACT = {
     "in_channels": 1,
@@ -161,6 +174,31 @@ def test_chosen_tiles_do_not_depend_on_the_picture_but_on_the_network():
         attending = Tiling.of(UNet(channels=(64, 64, 64), num_classes=2, attention=(False, True, False)))
     assert narrow.tile + narrow.shared == pytest.approx(2 * (wide.tile + wide.shared), abs=4)
     assert attending.tile + attending.shared == 64 * 2
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small-32", "ronneberger-2015"])
+def test_chosen_windows_share_at_most_a_third_and_take_the_memory_that_is_stated(preset):
+    with torch.device("meta"):
+        unet = UNet.from_preset(preset, num_classes=2)
+    tiling = Tiling.of(unet)
+    lost = tiling.shared + tiling.lead + tiling.trail
+    assert tiling.tile >= 2 * lost - tiling.stride  # rounded down to the stride
+    assert 4 * MAPS * unet.config.channels[0] * (tiling.tile + lost) ** 2 <= max(
+        MEMORY, 4 * MAPS * unet.config.channels[0] * (LENGTH * lost) ** 2
+    )
+
+
+def test_pictures_that_fit_are_not_cut_and_windows_of_larger_ones_are_small():
+    with torch.device("meta"):
+        tiling = Tiling.of(UNet(channels=(32, 32), num_classes=2, attention=(False, False)))
+    rows, columns = tiling.windows(512, WHOLE // (4 * MAPS * 32 * 512))
+    assert [(len(each), each[0].start) for each in (rows, columns)] == [(1, 0)] * 2
+    assert tiling.count(512, WHOLE // (4 * MAPS * 32 * 512) + 1) == len(tiling.spans(512)) * len(tiling.spans(683)) > 1
+    assert tiling.batch_size(64, 64) == WHOLE // (4 * MAPS * 32) // 64**2
+    with torch.device("meta"):
+        attending = Tiling.of(UNet(channels=(8, 32), num_classes=2, attention=(False, True)))
+    assert attending.count(ATTENDED * 2, ATTENDED * 2) == 1 < attending.count(ATTENDED * 2 + 2, ATTENDED * 2)
+    assert Tiling.of(network(), 16).whole == 0  # who asks for tiles gets them
 
 
 @pytest.mark.parametrize("tile_size", [0, -8, 2.5])

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unet_diffusion.memory_format import channels_last
 from unet_diffusion.pixels import PixelRange
 from unet_diffusion.stored_pictures import dtype_name
-from unet_diffusion.tiling import MEMORY, Read, Tiling, noise_window, tiled
+from unet_diffusion.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
 
 CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that are alive at once in a pixel classifier
 CLASSIFIER_SEED = 0  # of the noise that a pixel classifier sees: the same for every picture and at every call
@@ -149,19 +150,20 @@ class Segmenter:
             noisy = [self.scheduler.add_noise(clean, noise, step) for noise, step in zip(noises, steps)]
             versions = list(zip(self.levels, noisy))
         for timestep, images in versions:
-            images = images.to(self.unet.dtype).contiguous(memory_format=torch.channels_last)  # faster
-            yield self.unet(images, timestep, head="segmentation").logits
+            yield self.unet(channels_last(images.to(self.unet.dtype)), timestep, head="segmentation").logits
 
 
 def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
-    """The tiling of a network with tiles so small that a window takes about 1 GiB in a pixel classifier too.
+    """The tiling of a network with windows and whole pictures so small that they suit a pixel classifier too.
 
     The context stays: for upsampling, an output pixel reads the pixels of each map next to its own, but the output of
     the network reads them as well, by the two 3x3 convolutions or more of every finer stage.
     """
-    side = int((MEMORY / (4 * CLASSIFIER_MAPS * classifier.config.hidden[0])) ** 0.5)
+    bytes_per_pixel = 4 * CLASSIFIER_MAPS * classifier.config.hidden[0]
+    side = max(int((MEMORY / bytes_per_pixel) ** 0.5), LENGTH * tiling.shared)
     tile = max(min(tiling.tile, side - tiling.shared) // tiling.stride, 1) * tiling.stride
-    return replace(tiling, tile=tile, ramp=min(tiling.ramp, tile // 4))
+    whole = min(tiling.whole, WHOLE // bytes_per_pixel)
+    return replace(tiling, tile=tile, ramp=min(tiling.ramp, tile // 4), whole=whole)
 
 
 def check_picture(unet: Any, pixel_range: PixelRange, channels: int, dtype: str) -> None:

@@ -12,7 +12,7 @@ overlap does not help: the difference comes from what the windows do not see, no
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -25,7 +25,10 @@ from unet_diffusion.attention import SelfAttention
 from unet_diffusion.blocks import CONVOLUTIONS_PER_BLOCK
 from unet_diffusion.randomness import keyed_generator
 
-MEMORY = 2**30  # bytes that a window chosen by us may take in the network
+MEMORY = 2**26  # bytes that a window chosen by us may take in the network
+WHOLE = 2**29  # bytes that a picture may take that is not cut where we choose the windows
+LENGTH = 3  # times what it may share with its neighbours: the least side of a window chosen by us, so that the windows
+# of a large picture take at most (3 / 2)**2 times the work of the whole
 MAPS = 12  # float32 maps of the finest width that are alive at once, by measurement
 ATTENDED = 64  # positions a side of a window chosen by us where it attends: the cost grows with their fourth power
 ATTENTION = (SelfAttention, Attention)  # that of our networks and of stock ones
@@ -107,6 +110,7 @@ class Tiling:
         margin: pixels that an unpadded network loses at each end.
         lead: pixels before the output that an unpadded network is given: its margin or, by whole strides, more.
         trail: pixels after the output that it is given at least.
+        whole: pixels of the largest picture that is one window, however large a window is otherwise.
     """
 
     stride: int
@@ -118,6 +122,7 @@ class Tiling:
     margin: int = 0
     lead: int = 0
     trail: int = 0
+    whole: int = 0
 
     @classmethod
     def of(cls, unet: Any, tile_size: int | None = None, symmetric: bool = False) -> "Tiling":
@@ -126,8 +131,9 @@ class Tiling:
         Args:
             unet: a `UNet`, or a network with its `config` and `feature_info`.
             tile_size: output pixels a side of a tile, rounded down to a multiple of the network's stride (but not to
-                0). None: so that a window takes about 1 GiB in the network and has at most 64 x 64 positions where
-                it attends; constants, whatever the picture.
+                0). None: so that a window takes about 64 MiB in the network, or more if it would share more than a
+                third of its side with a neighbour. Pictures that take at most 512 MiB are then not cut at all. Both
+                have at most about 64 x 64 positions where the network attends.
             symmetric: whether the windows will be flipped too, so that both ends need the longer context.
 
         Raises:
@@ -139,7 +145,7 @@ class Tiling:
             )
         stride = 2 * max(info["stride"] for info in unet.feature_info)
         reach = context(unet)
-        ramp = 0 if reach else 2 * stride
+        ramp = 0 if reach else stride
         if unet.config.get("padding", "same") == "same":
             before, after = reach or (stride, stride)
             smallest = margin = lead = trail = 0
@@ -154,15 +160,18 @@ class Tiling:
         if symmetric:
             before = after = max(before, after)
 
+        whole = 0
         if tile_size is None:
-            side = int((MEMORY / (4 * MAPS * unet.feature_info[-1]["channels"])) ** 0.5)
+            lost = before + after + 2 * ramp + lead + trail
+            bytes_per_pixel = 4 * MAPS * unet.feature_info[-1]["channels"]
+            side, whole = max(int((MEMORY / bytes_per_pixel) ** 0.5), LENGTH * lost), WHOLE // bytes_per_pixel
             if any(isinstance(module, ATTENTION) for module in unet.modules()):
                 attends = unet.config.get("attention")
-                side = min(side, ATTENDED * (2 ** list(attends).index(True) if attends else stride))
-            lost = before + after + 2 * ramp + lead + trail
+                attended = ATTENDED * (2 ** list(attends).index(True) if attends else stride)
+                side, whole = min(side, attended), min(whole, attended**2)
             tile_size = max(side - lost, lost // 2)
         tile = max(tile_size // stride, 1) * stride
-        return cls(stride, tile, before, after, min(ramp, tile // 4), smallest, margin, lead, trail)
+        return cls(stride, tile, before, after, min(ramp, tile // 4), smallest, margin, lead, trail, whole)
 
     @property
     def shared(self) -> int:
@@ -170,13 +179,21 @@ class Tiling:
         return self.before + self.after + 2 * self.ramp
 
     def batch_size(self, height: int, width: int) -> int:
-        """How many pictures of a size take about the memory of one full window; 1 for those that are cut in windows."""
+        """How many pictures of a size take about the memory of the largest window; 1 for those that are cut."""
         window = self.tile + self.shared + self.lead + self.trail
-        return max(window**2 // ((height + self.lead + self.trail) * (width + self.lead + self.trail)), 1)
+        pixels = (height + self.lead + self.trail) * (width + self.lead + self.trail)
+        return max(max(window**2, self.whole) // pixels, 1)
 
     def count(self, height: int, width: int) -> int:
         """How many windows a picture of a size takes."""
-        return len(self.spans(height)) * len(self.spans(width))
+        rows, columns = self.windows(height, width)
+        return len(rows) * len(columns)
+
+    def windows(self, height: int, width: int) -> tuple[list[Span], list[Span]]:
+        """The windows along both sides of a picture of a size: one, if it is small enough to be run whole."""
+        whole = (height + self.lead + self.trail) * (width + self.lead + self.trail) <= self.whole
+        tiling = replace(self, tile=max(height, width)) if whole else self
+        return tiling.spans(height), tiling.spans(width)
 
     def spans(self, side: int) -> list[Span]:
         """The windows along a side of the picture, in order.
@@ -231,7 +248,7 @@ def tiled(predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling) -
     Yields:
         Rows, columns and their values, (B, K, rows, columns).
     """
-    rows, columns = tiling.spans(size[0]), tiling.spans(size[1])
+    rows, columns = tiling.windows(*size)
     tall = size[0] >= size[1]
     offset = tiling.lead - tiling.margin  # of the output that is used, in what an unpadded network returns
     pending: dict[tuple[int, int], Tensor] = {}
