@@ -116,7 +116,7 @@ def test_files_are_segmented_window_by_window(tmp_path):
 
 
 def test_tiles_that_we_choose_fit_the_classifier_as_well_as_the_network():
-    """4 maps of 128 channels against 12 of 8: of windows of 1 GiB, those for the classifier are the smaller ones."""
+    """4 maps of 128 channels against 12 of 8: of windows of 64 MiB, those for the classifier are the smaller ones."""
     unet = noise_predictor(**LOCAL)
 
     def tiling(**arguments) -> Tiling:
@@ -125,7 +125,7 @@ def test_tiles_that_we_choose_fit_the_classifier_as_well_as_the_network():
 
     alone, narrow, wide = Tiling.of(unet), tiling(hidden=(4,)), tiling()
     assert narrow == alone
-    side = math.sqrt(2**30 / (4 * 4 * 128))
+    side = math.sqrt(2**26 / (4 * 4 * 128))
     assert side - 4 < wide.tile + wide.shared <= side
 
 
