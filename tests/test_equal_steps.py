@@ -49,6 +49,7 @@ def options(equal_steps, data, output, **changes):
     return equal_steps.EqualSteps(data=data, output=output, **{**values, "networks": (OURS, PEER), **changes})
 
 
+@pytest.mark.slow
 def test_each_network_goes_on_with_its_best_learning_rate(equal_steps, data, tmp_path):
     chosen = options(equal_steps, data, tmp_path / "run")
     text = equal_steps.compare(chosen)
@@ -71,6 +72,7 @@ def test_each_network_goes_on_with_its_best_learning_rate(equal_steps, data, tmp
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_the_run_in_one(equal_steps, data, tmp_path):
     pictures = equal_steps.load_images(
         equal_steps.DataConfig(data=str(data / "train.parquet"), validation_data=str(data / "test.parquet"))

@@ -82,6 +82,7 @@ def test_the_moving_average_and_the_learning_rate_are_those_of_the_example(scrip
     assert training.ema.get_decay(10**9) == 0.9999
 
 
+@pytest.mark.slow
 def test_a_stopped_peer_goes_on_as_if_it_had_not_been(script, pictures, tmp_path):
     whole = peer(script, pictures, tmp_path / "whole")
     whole.run()
@@ -138,6 +139,7 @@ def test_our_trainer_counts_its_steps_across_a_stop(script, config, monkeypatch)
         assert 100 < float(file.metadata()["seconds"]) < 200
 
 
+@pytest.mark.slow
 def test_everything_is_trained_judged_and_written_and_nothing_twice(script, config, monkeypatch):
     text = script.time_to_quality(config)
     written = json.loads((config.output / "quality.json").read_text())
