@@ -211,7 +211,7 @@ def test_wrong_tile_sizes_are_refused(tile_size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 @given(height=st.integers(1, 110), width=st.integers(1, 110), tile_size=st.integers(1, 48), seed=st.integers(0, 99))
 def test_tiled_equals_whole_for_padded_networks(kind, height, width, tile_size, seed):
     unet = network(**kind)
@@ -222,7 +222,7 @@ def test_tiled_equals_whole_for_padded_networks(kind, height, width, tile_size, 
 
 
 @pytest.mark.parametrize("kind", [KINDS[1], KINDS[2], KINDS[4]])
-@settings(max_examples=4)
+@settings(max_examples=4, deadline=None)
 @given(height=st.integers(1, 80), width=st.integers(1, 80), tile_size=st.integers(12, 40))
 def test_tiled_equals_whole_for_unpadded_networks(kind, height, width, tile_size):
     """The whole: one forward of the picture, mirrored at its border by numpy."""
@@ -331,7 +331,7 @@ def test_windows_beyond_the_border_are_mirrored():
 
 
 @given(top=st.integers(-70, 70), left=st.integers(0, 70), height=st.integers(1, 80), width=st.integers(1, 80))
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 def test_noise_at_a_pixel_is_the_same_in_every_window(top, left, height, width):
     whole = noise_window(3, 0, 2, slice(-70, 150), slice(0, 150))
     window = noise_window(3, 0, 2, slice(top, top + height), slice(left, left + width))
