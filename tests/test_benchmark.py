@@ -110,7 +110,9 @@ def test_steps_are_compared_and_what_does_not_load_is_named(benchmark):
     faster, missing, *shares = rows
     low, high = faster.quartiles
     assert faster.met and 0 < low <= faster.value <= high
-    assert faster.details["seconds"].keys() == {"unet-diffusion", "peer", "product"}
+    assert faster.details["seconds"].keys() == {"unet-diffusion", "peer", "matrix product", "convolution"}
+    assert faster.details["flops"]["matrix product"] == 2 * 2048**3
+    assert faster.details["flops"]["convolution"] == 64 * 2 * 9 * 256 * 256 * 16 * 16
     assert missing.figure == "not run: ImportError: no operators" and missing.met is None
     assert [row.against for row in shares] == ["unet-diffusion", "peer"]
     first = 2 * 2 * (3 * 9 * 8) * 8 * 8  # FLOPs of the first convolution on two pictures, forward
@@ -126,18 +128,21 @@ def test_a_step_learns_and_moves_the_average(benchmark):
     assert any(not torch.equal(a, b) for a, b in zip(before, step.ema.shadow_params))
 
 
-def test_both_networks_segment_and_learn(benchmark):
-    from benchmarks import inference
+def test_segmentation_networks_have_equal_parameters_learn_and_segment(benchmark):
+    from benchmarks import inference, segmenters
 
-    picture = np.random.default_rng(0).integers(0, 256, (300, 280), dtype=np.uint8)
-    networks = {inference.OURS: inference.ours(), inference.PEER: inference.theirs()}
-    parameters = [sum(p.numel() for p in network.parameters()) for network in networks.values()]
-    assert parameters[0] == pytest.approx(parameters[1], rel=0.05)
+    picture = np.random.default_rng(0).integers(0, 256, (304, 288), dtype=np.uint8)
+    networks, missing = benchmark.training_step.present(segmenters.segmenter, (segmenters.OURS, *segmenters.PEERS))
+    assert set(networks) | set(missing) == {segmenters.OURS, *segmenters.PEERS}
+    assert {segmenters.OURS, segmenters.LAYOUT} <= set(networks)
+    parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    for name in set(networks) - {segmenters.SMP}:
+        assert parameters[name] == pytest.approx(parameters[segmenters.OURS], rel=0.05)
     for name, network in networks.items():
         inference.SegmentationStep(network, 32, 1)()
         result = inference.large_picture(name, network, picture)()
         mask = result if isinstance(result, torch.Tensor) else result.masks
-        assert np.asarray(mask).shape == (1, 300, 280)
+        assert np.asarray(mask).shape == (1, 304, 288)
 
 
 def test_fused_projections_predict_the_same(benchmark):

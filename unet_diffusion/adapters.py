@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unet_diffusion.config import is_count
+from unet_diffusion.memory_format import channels_last
 from unet_diffusion.safe_weights import SafeWeights
 from unet_diffusion.stock_unet import UNet2DAdapter
 
@@ -215,7 +216,7 @@ def noisy_features(
     """The decoder's maps (B, C_stage, h, w) of pictures (B, C, H, W) in [-1, 1] with the noise of one timestep."""
     steps = torch.full((len(clean),), timestep, device=clean.device)
     noisy = scheduler.add_noise(clean, noise, steps).to(unet.dtype)
-    maps = unet(noisy.contiguous(memory_format=torch.channels_last), timestep, head="features").features  # faster
+    maps = unet(channels_last(noisy), timestep, head="features").features
     return tuple(maps[stage] for stage in stages)
 
 

@@ -1,9 +1,10 @@
 """Our networks, and those that a user would pick instead, at equal numbers of parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 from diffusers import UNet2DModel
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from unet_diffusion import UNet
 from unet_diffusion.networks import load_unet
 
 NETWORKS = Path(__file__).parents[1] / "networks"
-OURS = "unet-diffusion"
+T = TypeVar("T")
+OURS, STOCK = "unet-diffusion", "diffusers UNet2DModel"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def nine_million(name: str, side: int) -> Contender:
     """
     if name == OURS:
         return stock(load_unet(str(NETWORKS / "cifar-9m.json"), {"sample_size": side}))
-    if name == "diffusers UNet2DModel":
+    if name == STOCK:
         return stock(UNet2DModel(sample_size=side, block_out_channels=(64, 128, 128, 128)))
     if name == "MONAI DiffusionModelUNet":
         kind = import_module("monai.networks.nets").DiffusionModelUNet
@@ -59,13 +61,19 @@ def nine_million(name: str, side: int) -> Contender:
     raise ValueError(f"name is {name!r}, which is no contender.")
 
 
-def ddpm_32(name: str) -> Contender:
-    """The networks of the CIFAR-10 experiments: ours, or the configuration of google/ddpm-cifar10-32."""
+def ddpm_32(name: str, side: int = 32) -> Contender:
+    """The networks of the CIFAR-10 experiments, without dropout: ours, or the configuration of google/ddpm-cifar10-32.
+
+    Raises:
+        ValueError: there is no such network of that library.
+    """
     if name == OURS:
-        return stock(UNet.from_preset("ddpm-32"))
+        return stock(UNet.from_preset("ddpm-32", sample_size=side, dropout=0.0))
+    if name != STOCK:
+        raise ValueError(f"name is {name!r}, but there is a network of this size only of {OURS} and {STOCK}.")
     return stock(
         UNet2DModel(
-            sample_size=32,
+            sample_size=side,
             block_out_channels=(128, 256, 256, 256),
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
@@ -78,4 +86,16 @@ def ddpm_32(name: str) -> Contender:
     )
 
 
-CONTENDERS = (OURS, "diffusers UNet2DModel", "MONAI DiffusionModelUNet", "lucidrains Unet")
+def present(make: Callable[[str], T], names: Iterable[str]) -> tuple[dict[str, T], dict[str, str]]:
+    """The contenders that load on this machine, and for the others why they do not."""
+    loaded, missing = {}, {}
+    for name in names:
+        try:
+            loaded[name] = make(name)
+        except (ImportError, RuntimeError) as error:
+            missing[name] = f"not run: {type(error).__name__}: {error}"
+    return loaded, missing
+
+
+CONTENDERS = (OURS, STOCK, "MONAI DiffusionModelUNet", "lucidrains Unet")
+SIZES: dict[str, Callable[[str, int], Contender]] = {"9m": nine_million, "ddpm-32": ddpm_32}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from benchmarks.contenders import CONTENDERS, OURS, Contender, nine_million
+from benchmarks.contenders import CONTENDERS, OURS, SIZES, Contender
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -45,6 +45,8 @@ class EqualSteps:
     """Folder for the runs and the results; a run that was stopped goes on."""
     networks: tuple[str, ...] = CONTENDERS[:2]
     """Names of the contenders."""
+    size: Literal["9m", "ddpm-32"] = "9m"
+    """Which of their networks: those of T1, or the larger ones of T2."""
     objective: Literal["ddpm", "default"] = "ddpm"
     """What is learnt: the noise, unweighted (Ho et al. 2020), or what `train_ddpm` learns by default."""
     learning_rates: tuple[float, ...] = (2e-4, 5e-4, 1e-3)
@@ -178,7 +180,7 @@ def train(options: EqualSteps, pictures: ImageSets, name: str, learning_rate: fl
             trackers=(),
         )
         torch.manual_seed(keyed_seed(seed, "initialisation"))
-        network = NoisePredictor(nine_million(name, pictures.train.width))
+        network = NoisePredictor(SIZES[options.size](name, pictures.train.width))
         objective = OBJECTIVES[options.objective]
         task = LossAlone(network, pictures, objective)  # type: ignore[arg-type]
         resolved = {"network": name, "objective": asdict(objective), "training": asdict(config)}

@@ -114,8 +114,12 @@ class Reading:
         touched for the first time. So the longer the run, the smaller the leak that is found: with 10,000 pictures 60
         bytes a picture, about an empty list.
         """
-        growth = self.slope[0] * (self.samples[-1, 0] - self.samples[self.warm_up, 0])
-        return bool(growth <= SETTLING and self.same)
+        return self.same and self.growth <= SETTLING
+
+    @property
+    def growth(self) -> float:
+        """KiB that memory grew by after the warm-up, along the line."""
+        return float(self.slope[0] * (self.samples[-1, 0] - self.samples[self.warm_up, 0]))
 
     @property
     def same(self) -> bool:

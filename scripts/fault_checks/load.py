@@ -13,7 +13,7 @@ import tifffile
 import torch
 from diffusers import DDPMScheduler
 from fault_checks.finding import Finding
-from fault_checks.gauge import SAMPLES, Gauge, Reading, new_process
+from fault_checks.gauge import SAMPLES, SETTLING, Gauge, Reading, new_process
 from PIL import Image
 
 from unet_diffusion import UNet
@@ -53,7 +53,7 @@ def checks(reduced: bool, work: Path) -> Iterator[Finding]:
             yield Finding(PROMISE, f"{count:,} pictures {name}", str(reading), reading.flat)
         count = max(pictures // 10, SAMPLES)
         reading = process.submit(segment_compressed, count, work).result()
-        held = reading.same and reading.slope[0] < COMPRESSED_SLOPE
+        held = reading.same and reading.growth <= max(SETTLING, COMPRESSED_SLOPE * count)
         yield Finding(PROMISE, f"{count:,} compressed TIFF files segmented in windows", str(reading), held)
     with new_process() as process:
         slower = SLOWER_REDUCED if reduced else SLOWER
