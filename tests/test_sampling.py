@@ -45,6 +45,21 @@ def test_sampler_of_a_sampler_is_that_of_the_training(name):
         torch.testing.assert_close(images[1], images[0])
 
 
+def test_sde_solver_adds_noise_and_the_other_does_not():
+    def made(name, seed):
+        scheduler = sampler(name, DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"))
+        scheduler.set_timesteps(4)
+        sample, generator = torch.full((1, 1, 4, 4), 0.5), torch.Generator().manual_seed(seed)
+        for step, t in enumerate(scheduler.timesteps):
+            arguments = step_arguments(scheduler, step, generator, None)
+            sample = scheduler.step(0.1 * sample, t, sample, **arguments).prev_sample
+        return sample
+
+    assert torch.equal(made("dpm-solver++", 0), made("dpm-solver++", 1))
+    assert torch.equal(made("sde-dpm-solver++", 0), made("sde-dpm-solver++", 0))
+    assert not torch.equal(made("sde-dpm-solver++", 0), made("sde-dpm-solver++", 1))
+
+
 def test_given_scheduler_is_left_as_it_is():
     training = DDPMScheduler()
     before = dict(training.config)
@@ -54,7 +69,7 @@ def test_given_scheduler_is_left_as_it_is():
     assert training.num_inference_steps is None
 
 
-@pytest.mark.parametrize("name", ["dpm-solver++", "unipc", "heun", "ddim", "ddpm"])
+@pytest.mark.parametrize("name", ["dpm-solver++", "sde-dpm-solver++", "unipc", "heun", "ddim", "ddpm"])
 def test_cosine_schedule_survives_an_error_in_the_noise(name):
     # At its noisy end alpha is 5e-5: an error of 0.01 in the noise is one of 200 in the clean picture, unless clipped.
     # One that is clipped gives a next sample of at most |alpha| + |sigma noise| + what the sampler adds.
@@ -88,7 +103,7 @@ def test_thresholding_of_diffusers_is_clipping_to_the_range_of_pictures():
     torch.testing.assert_close(scheduler._threshold_sample(pictures), pictures.clamp(-1, 1))
 
 
-@pytest.mark.parametrize("name", ["dpm-solver++", "unipc", "euler", "ddim", "ddpm"])
+@pytest.mark.parametrize("name", ["dpm-solver++", "sde-dpm-solver++", "unipc", "euler", "ddim", "ddpm"])
 def test_schedule_that_ends_at_zero_signal_starts_there(name):
     training = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     scheduler = sampler(name, training)
@@ -119,7 +134,7 @@ def test_step_is_given_what_it_takes(name):
     scheduler.set_timesteps(3)
     arguments = step_arguments(scheduler, 0, torch.Generator(), None)
     assert set(arguments) <= set(inspect.signature(scheduler.step).parameters)
-    assert ("generator" in arguments) == (name in ("dpm-solver++", "euler", "ddim", "ddpm"))
+    assert ("generator" in arguments) == (name in ("dpm-solver++", "sde-dpm-solver++", "euler", "ddim", "ddpm"))
 
 
 def test_classes_are_checked_against_the_network():

@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-SamplerName = Literal["dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm"]
+SamplerName = Literal["dpm-solver++", "sde-dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm"]
 
 # The steps are spaced evenly from the noisiest timestep on ("trailing"; Lin et al. 2024, table 2), as a schedule that
 # ends at zero signal needs, and the last goes to sigma = 0: one that stops at the smallest sigma of the training leaves
@@ -22,11 +22,10 @@ SOLVER = {
     **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), False),
     "final_sigmas_type": "zero",
 }
+DPM_SOLVER = {**SOLVER, "solver_order": 2, "use_lu_lambdas": False}
 SETTINGS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
-    "dpm-solver++": (
-        DPMSolverMultistepScheduler,
-        {**SOLVER, "algorithm_type": "dpmsolver++", "solver_order": 2, "use_lu_lambdas": False},
-    ),
+    "dpm-solver++": (DPMSolverMultistepScheduler, {**DPM_SOLVER, "algorithm_type": "dpmsolver++"}),
+    "sde-dpm-solver++": (DPMSolverMultistepScheduler, {**DPM_SOLVER, "algorithm_type": "sde-dpmsolver++"}),
     "unipc": (UniPCMultistepScheduler, {**SOLVER, "solver_order": 2}),
     "heun": (HeunDiscreteScheduler, {**SOLVER, "use_exponential_sigmas": True}),  # the cosine schedule needs it
     "euler": (EulerDiscreteScheduler, SOLVER),
@@ -40,9 +39,10 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
     """A new scheduler that samples with the noise schedule and prediction type of `scheduler`, which is left as it is.
 
     Args:
-        name: "dpm-solver++" (Lu et al. 2022; 20 steps are enough), "unipc" (Zhao et al. 2023; 20), "euler" and "heun"
-            (Karras et al. 2022; heun runs the network twice a step), "ddim" (Song et al. 2020; 50 to 100) or "ddpm" (Ho
-            et al. 2020; 1000).
+        name: "dpm-solver++" (Lu et al. 2022; 20 steps are enough), "sde-dpm-solver++" (the same with fresh noise in
+            each step, which makes up for errors of the network as DDPM's does; 15 to 20), "unipc" (Zhao et al. 2023;
+            20), "euler" and "heun" (Karras et al. 2022; heun runs the network twice a step), "ddim" (Song et al. 2020;
+            50 to 100) or "ddpm" (Ho et al. 2020; 1000).
         scheduler: of the training, or one that was made of it.
 
     Raises:
@@ -68,12 +68,12 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
         if "rescale_betas_zero_snr" not in known:
             raise ValueError(
                 f"{kind.__name__} does not know noise schedules that end at zero signal (rescale_betas_zero_snr); "
-                "use 'dpm-solver++', 'unipc', 'euler', 'ddim' or 'ddpm'."
+                "use any other sampler."
             )
     if config["prediction_type"] == "epsilon" and config["beta_schedule"] == "squaredcos_cap_v2" and name == "euler":
         raise ValueError(
             "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
-            "EulerDiscreteScheduler lacks; use 'dpm-solver++', 'unipc', 'heun', 'ddim' or 'ddpm'."
+            "EulerDiscreteScheduler lacks; use any other sampler."
         )
     fixed = {key: value for key, value in settings.items() if key in known}
     # Where the training's scheduler clips and the network predicts noise, the clean picture that follows is clipped to

@@ -54,7 +54,8 @@ class Case:
 
 
 STOCK = Case("ddpm", 1000)
-FAST = tuple(Case(name, steps) for name in ("dpm-solver++", "unipc") for steps in (10, 15, 20, 30))  # type: ignore[arg-type]
+SOLVERS: tuple[SamplerName, ...] = ("dpm-solver++", "sde-dpm-solver++", "unipc")
+FAST = tuple(Case(name, steps) for name in SOLVERS for steps in (10, 15, 20, 30))
 
 
 def recipe(data: Path, run: Path) -> TrainDDPM:

@@ -53,7 +53,7 @@ def checks(reduced: bool, work: Path) -> Iterator[Finding]:
             yield Finding(PROMISE, f"{count:,} pictures {name}", str(reading), reading.flat)
         count = max(pictures // 10, SAMPLES)
         reading = process.submit(segment_compressed, count, work).result()
-        held = reading.same and reading.growth <= max(SETTLING, COMPRESSED_SLOPE * count)
+        held = reading.same and reading.growth <= SETTLING + COMPRESSED_SLOPE * count
         yield Finding(PROMISE, f"{count:,} compressed TIFF files segmented in windows", str(reading), held)
     with new_process() as process:
         slower = SLOWER_REDUCED if reduced else SLOWER
