@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from peers import MonaiUNet
+from peers import BatchNormUNet, MonaiUNet, Peer
 from PIL import Image
 from skimage.filters import threshold_multiotsu
 from torch import Tensor
@@ -35,9 +35,9 @@ from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 
 NETWORKS = Path(__file__).parent / "networks"
-OURS = {"ours": "half-width.json", "ronneberger-2015": "ronneberger-quarter.json"}
-PEER = "monai-basic-unet"
-OTHERS = ("ronneberger-2015", PEER)  # what ours is compared with, picture by picture
+OURS = {"ours": "half-width.json", "ours-fast": "segmentation-2m.json", "ronneberger-2015": "ronneberger-quarter.json"}
+PEERS: dict[str, type[Peer]] = {"monai-basic-unet": MonaiUNet, "batch-norm-unet": BatchNormUNet}
+OTHERS = ("ours-fast", "ronneberger-2015", *PEERS)  # what ours is compared with, picture by picture
 SHOWN = (0, 20, 40, 60)  # pictures of the test set, modulo its size
 COLOURED = 1.0  # mean difference of the channels, in grey levels, above which a picture has colours
 DARK = 110  # mean grey level below which a grey picture shows bright things on black
@@ -53,7 +53,11 @@ class Comparison:
     """Folder with `train.parquet`, `validation.parquet` and `test.parquet`."""
     output: Path
     """Folder for the runs and the results."""
-    networks: tuple[Literal["ours", "ronneberger-2015", "monai-basic-unet"], ...] = ("ours", "ronneberger-2015", PEER)
+    networks: tuple[Literal["ours", "ours-fast", "ronneberger-2015", "monai-basic-unet", "batch-norm-unet"], ...] = (
+        "ours",
+        "ronneberger-2015",
+        "monai-basic-unet",
+    )
     """Which networks."""
     crop_size: int = 128
     """Side of the training squares in pixels; the unpadded network is given 188 more, for about the same output."""
@@ -132,15 +136,15 @@ def train(options: Comparison, name: str) -> SegmentationPipeline:
     torch.manual_seed(keyed_seed(options.seed, "initialisation"))
     task = SegmentationTask(network(name, data), data, SegmentationConfig(), options.augmentation)
     Trainer(task, training, output, {"data": asdict(config), "training": asdict(training)}, accelerator).run()
-    kind = MonaiUNet if name == PEER else UNet
+    kind = PEERS.get(name, UNet)
     return task.pipeline(kind.from_pretrained(output / "unet"))
 
 
-def network(name: str, data: MaskedSets) -> UNet | MonaiUNet:
+def network(name: str, data: MaskedSets) -> UNet | Peer:
     """An untrained network for the channels and classes of the data."""
     channels = data.train.channels
-    if name == PEER:
-        return MonaiUNet(channels, data.num_classes)
+    if name in PEERS:
+        return PEERS[name](channels, data.num_classes)
     wanted = {"in_channels": channels, "out_channels": None, "num_classes": data.num_classes}
     return load_unet(str(NETWORKS / OURS[name]), wanted)
 

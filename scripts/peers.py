@@ -1,38 +1,29 @@
 """Networks of other libraries behind the interface of ours: the same loop trains, the same pipeline runs them."""
 
+from importlib import import_module
 from typing import Any
 
+import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from monai.networks.nets import BasicUNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet_diffusion import UNetOutput
 
 
-class MonaiUNet(ModelMixin, ConfigMixin):
-    """MONAI's `BasicUNet` in two dimensions, with its own defaults but for channels and classes.
-
-    Args:
-        in_channels: of the pictures.
-        num_classes: the background included.
-        features: widths, as `BasicUNet` takes them.
-    """
+class Peer(ModelMixin, ConfigMixin):
+    """A network that only segments; its `feature_info` has maps of the strides of its decoder, finest last."""
 
     noise_head = None
+    feature_info: list[dict[str, int]]
 
-    @register_to_config
-    def __init__(
-        self, in_channels: int, num_classes: int, features: tuple[int, ...] = (32, 32, 64, 128, 256, 32)
-    ) -> None:
-        super().__init__()
-        self.network = BasicUNet(2, in_channels, num_classes, features=features)
-        # finest last, as of our networks: four poolings
-        self.feature_info = [{"channels": features[-1], "stride": stride} for stride in (8, 4, 2, 1)]
-
-    def to_segmentation(self) -> "MonaiUNet":
+    def to_segmentation(self) -> "Peer":
         """It has no other head."""
         return self
+
+    def logits(self, sample: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) to scores (B, K, H, W)."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -43,6 +34,74 @@ class MonaiUNet(ModelMixin, ConfigMixin):
         *,
         head: str = "",
     ) -> UNetOutput | tuple[Tensor]:
-        """Pictures (B, C, H, W) to logits (B, K, H, W)."""
-        logits = self.network(sample)
+        """The scores, as our networks return them."""
+        logits = self.logits(sample)
         return UNetOutput(logits=logits) if return_dict else (logits,)
+
+
+class MonaiUNet(Peer):
+    """MONAI's `BasicUNet` in two dimensions, with its own defaults but for channels and classes.
+
+    Args:
+        in_channels: of the pictures.
+        num_classes: the background included.
+        features: widths, as `BasicUNet` takes them.
+
+    Raises:
+        ImportError: MONAI is not installed.
+    """
+
+    @register_to_config
+    def __init__(
+        self, in_channels: int, num_classes: int, features: tuple[int, ...] = (32, 32, 64, 128, 256, 32)
+    ) -> None:
+        super().__init__()
+        self.network = import_module("monai.networks.nets").BasicUNet(2, in_channels, num_classes, features=features)
+        # four poolings
+        self.feature_info = [{"channels": features[-1], "stride": stride} for stride in (8, 4, 2, 1)]
+
+    def logits(self, sample: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) to scores (B, K, H, W)."""
+        return self.network(sample)
+
+
+class BatchNormUNet(Peer):
+    """The network of 2015 as most repositories build it: padded, with batch normalisation, and nothing else.
+
+    Args:
+        in_channels: of the pictures, whose sides the poolings must divide.
+        num_classes: the background included.
+        widths: channels of each resolution, finest first.
+    """
+
+    @register_to_config
+    def __init__(self, in_channels: int, num_classes: int, widths: tuple[int, ...] = (16, 32, 64, 128, 256)) -> None:
+        super().__init__()
+        pairs = list(zip((in_channels, *widths), widths))
+        self.down = nn.ModuleList(block(i, o) for i, o in pairs)
+        self.pool = nn.MaxPool2d(2)
+        up = pairs[:0:-1]  # from the deepest resolution
+        self.widen = nn.ModuleList(nn.ConvTranspose2d(deep, fine, 2, stride=2) for fine, deep in up)
+        self.up = nn.ModuleList(block(2 * fine, fine) for fine, _ in up)
+        self.head = nn.Conv2d(widths[0], num_classes, 1)
+        strides = [2**level for level in range(len(widths) - 1)]
+        self.feature_info = [{"channels": w, "stride": s} for w, s in reversed(list(zip(widths, strides)))]
+
+    def logits(self, sample: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) to scores (B, K, H, W)."""
+        x, skips = sample, []
+        for depth, stage in enumerate(self.down):
+            x = stage(self.pool(x) if depth else x)
+            skips.append(x)
+        skips.pop()
+        for widen, stage in zip(self.widen, self.up):
+            x = stage(torch.cat([skips.pop(), widen(x)], dim=1))
+        return self.head(x)
+
+
+def block(in_channels: int, out_channels: int) -> nn.Module:
+    """Twice: convolution, normalisation, activation."""
+    layers: list[nn.Module] = []
+    for channels in (in_channels, out_channels):
+        layers += [nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()]
+    return nn.Sequential(*layers)

@@ -45,14 +45,15 @@ def context(unet: Any) -> tuple[int, int] | None:
     """How many input pixels before and after an output pixel can change it, along each side; None: all of them.
 
     All of them, where there is attention or a normalisation that takes its statistics from the picture: GroupNorm,
-    InstanceNorm, and BatchNorm in training mode.
+    InstanceNorm, and BatchNorm in training mode. The same is taken for granted of networks other than `UNet`.
     """
     for module in unet.modules():
         of_picture = isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))
         statistics = of_picture or (isinstance(module, nn.BatchNorm2d) and module.training)
         if statistics or isinstance(module, ATTENTION):
             return None
-    return context_of_convolutions(unet.config)
+    ours = "blocks_per_stage" in unet.config
+    return context_of_convolutions(unet.config) if ours else None
 
 
 def context_of_convolutions(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -120,9 +120,14 @@ def large_picture(name: str, network: nn.Module, picture: np.ndarray) -> Work:
         pipe = SegmentationPipeline(network)
         pipe.set_progress_bar_config(disable=True)
         return lambda: pipe(picture, output_type="np", return_probabilities=False)
+
+    def scores(pictures: Tensor) -> Tensor:
+        output = network(pictures)
+        return output if isinstance(output, Tensor) else output.logits
+
     infer = import_module("monai.inferers").sliding_window_inference
-    windows = partial(infer, roi_size=(WINDOW, WINDOW), sw_batch_size=4, predictor=network)
-    predict = network if name == LAYOUT else windows
+    windows = partial(infer, roi_size=(WINDOW, WINDOW), sw_batch_size=4, predictor=scores)
+    predict = scores if name == LAYOUT else windows
     return no_grad(lambda: predict(torch.from_numpy(picture).float()[None, None] / 127.5 - 1).argmax(dim=1))
 
 

@@ -189,11 +189,16 @@ class TimedTrainer(Trainer):
         return self.output / "seconds" / f"step-{step:08d}.json"
 
 
-def train_ours(config: TrainDDPM) -> None:
-    """What `train-ddpm` does, timed."""
+def train_ours(config: TrainDDPM, kind: type[DiffusionTask] = DiffusionTask) -> None:
+    """What `train-ddpm` does, timed.
+
+    Args:
+        config: the run.
+        kind: of the task, such as one that draws its timesteps in another way.
+    """
     accelerator = make_accelerator(config.training, config.output)
     data = load_images(config.data, config.training.seed)
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
     unet = make_unet(config, data.train.height, data.train.width, data.train.channels, data.train.class_names)
-    task = DiffusionTask(unet, data, config.diffusion, config.data.num_workers)
+    task = kind(unet, data, config.diffusion, config.data.num_workers)
     TimedTrainer(task, config.training, config.output, asdict(config), accelerator).run()
