@@ -28,7 +28,7 @@ def equal_steps():
             blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
             return stock(UNet2DModel(sample_size=side, block_out_channels=(8, 16), norm_num_groups=4, **blocks))
 
-        patch.setattr(equal_steps, "nine_million", tiny)
+        patch.setitem(equal_steps.SIZES, "9m", tiny)
         yield equal_steps
 
 
@@ -91,7 +91,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(equal_steps, data, tmp_path):
 
 def test_all_networks_see_the_same_noisy_pictures(equal_steps, data, tmp_path, monkeypatch):
     seen: dict[str, list[torch.Tensor]] = {}
-    tiny = equal_steps.nine_million
+    tiny = equal_steps.SIZES["9m"]
 
     def watched(name: str, side: int):
         contender = tiny(name, side)
@@ -103,12 +103,22 @@ def test_all_networks_see_the_same_noisy_pictures(equal_steps, data, tmp_path, m
 
         return equal_steps.Contender(contender.network, predict)
 
-    monkeypatch.setattr(equal_steps, "nine_million", watched)
+    monkeypatch.setitem(equal_steps.SIZES, "9m", watched)
     chosen = options(equal_steps, data, tmp_path, learning_rates=(1e-3,), seeds=(3,))
     equal_steps.compare(chosen)
     assert len(seen[OURS]) == len(seen[PEER]) == 2 * (8 + 2)  # 8 steps and 2 validations
     for ours, theirs in zip(seen[OURS], seen[PEER]):
         assert torch.equal(ours, theirs)
+
+
+def test_the_larger_networks_have_equal_parameters(equal_steps):
+    from benchmarks.contenders import ddpm_32
+
+    with torch.device("meta"):
+        ours, theirs = (ddpm_32(name).parameters for name in (OURS, PEER))
+    assert ours == pytest.approx(theirs, rel=0.05)
+    with pytest.raises(ValueError, match="name is 'MONAI', but there is a network of this size only of unet-diffusion"):
+        ddpm_32("MONAI")
 
 
 def test_losses_are_compared_at_the_same_seed(equal_steps):
@@ -140,7 +150,7 @@ def test_the_command_runs_the_comparison(equal_steps):
 
 def test_a_contender_has_the_calls_of_our_networks(equal_steps):
     for name in (OURS, PEER):
-        predictor = equal_steps.NoisePredictor(equal_steps.nine_million(name, 8))
+        predictor = equal_steps.NoisePredictor(equal_steps.SIZES["9m"](name, 8))
         for parameter in predictor.parameters():
             torch.nn.init.normal_(parameter, std=0.1)  # ours predicts zero before
         noisy, timesteps = torch.randn(2, 3, 8, 8), torch.tensor([3, 5])
