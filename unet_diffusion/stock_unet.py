@@ -16,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unet_diffusion.config import check_keys, is_number
+from unet_diffusion.forward_input import check_input
 from unet_diffusion.tiling import mirrored
 from unet_diffusion.unet import UNet, UNetOutput
 
@@ -113,7 +114,8 @@ class UNet2DAdapter(UNet):
         predicts_noise = head in ("noise", "both")
         if class_labels is None and not predicts_noise and self.config.num_class_embeds is not None:
             class_labels = torch.full(sample.shape[:1], self.config.num_class_embeds, device=sample.device)
-        self._check_input(sample, timestep, class_labels, head)
+        check_input(self, sample, timestep, class_labels, head)
+        self._check_stock_input(sample, timestep, head)
         if not predicts_noise:
             given = enlarged(sample, self.stride)
         else:  # a stock model may ask for values in [0, 1]; the trunk never sees but [-1, 1]
@@ -173,8 +175,7 @@ class UNet2DAdapter(UNet):
             ("conv_out.", "noise_head."),
         ]
 
-    def _check_input(self, sample: Tensor, timestep: Any, class_labels: Tensor | None, head: str) -> None:
-        super()._check_input(sample, timestep, class_labels, head)
+    def _check_stock_input(self, sample: Tensor, timestep: Any, head: str) -> None:
         height, width = sample.shape[2:]
         if head in ("noise", "both") and (height % self.stride or width % self.stride):
             raise ValueError(

@@ -28,10 +28,10 @@ from unet_diffusion.blocks import (
 )
 from unet_diffusion.config import check_config, check_keys, check_num_classes, load_preset, output_side, smallest_side
 from unet_diffusion.embeddings import ConditionEmbedding
+from unet_diffusion.forward_input import check_input
 from unet_diffusion.safe_weights import SafeWeights
 
 CACHE_LINE = 64  # bytes
-HEADS = ("noise", "segmentation", "both", "features")
 
 
 @dataclass
@@ -181,7 +181,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
                 or class labels where there are no classes.
         """
         head = head or self.active_head
-        self._check_input(sample, timestep, class_labels, head)
+        check_input(self, sample, timestep, class_labels, head)
         embedding = self._embed(timestep, class_labels, sample)  # (B, 4 * C0)
         x = self.stem(sample)  # (B, C0, H, W)
 
@@ -318,36 +318,6 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         if self.config.num_class_embeds is not None and class_labels is None:
             class_labels = torch.full((batch,), self.config.num_class_embeds, device=sample.device)  # the null class
         return self.time_embed(timesteps, class_labels, sample.dtype)
-
-    def _check_input(self, sample: Tensor, timestep: Any, class_labels: Tensor | None, head: str) -> None:
-        config = self.config
-        if head not in HEADS:
-            raise ValueError(f"head is {head!r}, but must be one of {', '.join(HEADS)}.")
-        if head in ("noise", "both") and self.noise_head is None:
-            raise ValueError(f"head is {head!r}, but the network has no noise head: out_channels is None.")
-        if head in ("segmentation", "both") and self.segmentation_head is None:
-            raise ValueError(f"head is {head!r}, but there is no segmentation head; call to_segmentation(K) first.")
-        if timestep is None and self.time_embed is not None and head in ("noise", "both"):
-            raise ValueError(f"head is {head!r}, but no timestep was given; noise is predicted at a timestep.")
-        if timestep is not None and self.time_embed is None:
-            raise ValueError("a timestep was given, but the network knows none (time_embedding is None); leave it out.")
-        if class_labels is not None and config.num_class_embeds is None:
-            raise ValueError("class_labels were given, but the network has no classes: num_class_embeds is None.")
-        if class_labels is None and config.num_class_embeds is not None and config.label_dropout == 0:
-            raise ValueError(
-                "class_labels are missing and the null class was not trained (label_dropout is 0); pass class_labels, "
-                "or train with label_dropout > 0."
-            )
-        if sample.ndim != 4 or sample.shape[1] != config.in_channels:
-            raise ValueError(
-                f"sample has shape {tuple(sample.shape)}, but must be (batch, {config.in_channels}, height, width)."
-            )
-        if config.padding == "valid" and min(sample.shape[2:]) < self.smallest_side:
-            raise ValueError(
-                f"sample is {sample.shape[2]}x{sample.shape[3]}, but unpadded convolutions over "
-                f"{len(config.channels) - 1} downsamplings need at least {self.smallest_side} pixels a side; "
-                "pad it, or set padding='same'."
-            )
 
     @torch.no_grad()
     def _initialise(self) -> None:
