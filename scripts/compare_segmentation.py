@@ -35,9 +35,15 @@ from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 
 NETWORKS = Path(__file__).parent / "networks"
-OURS = {"ours": "half-width.json", "ours-fast": "segmentation-2m.json", "ronneberger-2015": "ronneberger-quarter.json"}
+Name = Literal["ours", "ours-2m", "ours-lean", "ronneberger-2015", "monai-basic-unet", "batch-norm-unet"]
+OURS = {
+    "ours": "half-width.json",
+    "ours-2m": "segmentation-2m.json",
+    "ours-lean": "segmentation-lean.json",
+    "ronneberger-2015": "ronneberger-quarter.json",
+}
 PEERS: dict[str, type[Peer]] = {"monai-basic-unet": MonaiUNet, "batch-norm-unet": BatchNormUNet}
-OTHERS = ("ours-fast", "ronneberger-2015", *PEERS)  # what ours is compared with, picture by picture
+OTHERS = ("ours-2m", "ours-lean", "ronneberger-2015", *PEERS)  # what ours is compared with, picture by picture
 SHOWN = (0, 20, 40, 60)  # pictures of the test set, modulo its size
 COLOURED = 1.0  # mean difference of the channels, in grey levels, above which a picture has colours
 DARK = 110  # mean grey level below which a grey picture shows bright things on black
@@ -53,11 +59,7 @@ class Comparison:
     """Folder with `train.parquet`, `validation.parquet` and `test.parquet`."""
     output: Path
     """Folder for the runs and the results."""
-    networks: tuple[Literal["ours", "ours-fast", "ronneberger-2015", "monai-basic-unet", "batch-norm-unet"], ...] = (
-        "ours",
-        "ronneberger-2015",
-        "monai-basic-unet",
-    )
+    networks: tuple[Name, ...] = ("ours", "ronneberger-2015", "monai-basic-unet")
     """Which networks."""
     crop_size: int = 128
     """Side of the training squares in pixels; the unpadded network is given 188 more, for about the same output."""

@@ -35,7 +35,7 @@ def blobs(folder, name: str, count: int) -> None:
 def test_every_network_is_trained_and_scored_on_the_same_test_set(comparison, tmp_path):
     for name, count in (("train", 4), ("validation", 2), ("test", 3)):
         blobs(tmp_path, name, count)
-    names = ("ours", "ours-fast", "ronneberger-2015", "monai-basic-unet", "batch-norm-unet")
+    names = ("ours", "ours-lean", "ronneberger-2015", "monai-basic-unet", "batch-norm-unet")
     options = comparison.Comparison(
         data=tmp_path, output=tmp_path / "out", networks=names, crop_size=32, steps=2, batch_size=2, instances=True
     )

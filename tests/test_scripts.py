@@ -63,6 +63,8 @@ def test_generated_pictures_are_compared_with_real_ones_and_with_the_counts(run,
     assert figures["features"] == "efficientnet-lite0"
     assert figures["figures"]["Frechet distance"]["value"] > 1  # an untrained network draws noise
     assert figures["figures"]["Frechet distance"]["real_count"] == 64
+    assert figures["memorisation"]["training_count"] == 80 and figures["memorisation"]["near"] is None
+    assert Image.open(tmp_path / "figures.png").size == (8 * (8 + 2) + 2, 4 * (8 + 2) + 2)  # 16 pairs of 8x8
     printed = capsys.readouterr().out
     assert all(name in printed for name in figures["figures"])
     with pytest.raises(SystemExit, match="exists already; set overwrite"):

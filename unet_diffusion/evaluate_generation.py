@@ -9,9 +9,12 @@ from torch import Tensor
 from unet_diffusion.atomic import write_json
 from unet_diffusion.data import DataConfig, ImageDataset, load_images
 from unet_diffusion.feature_networks import FeatureNetworkName, feature_network, features_of
+from unet_diffusion.figures import save_picture
 from unet_diffusion.generation import GenerationOptions, best_device
 from unet_diffusion.generation_metrics import Measurement, frechet_distance, kernel_distance, precision_recall
+from unet_diffusion.memorisation import memorisation
 from unet_diffusion.output_folder import check_output
+from unet_diffusion.streaming import StreamingImages
 
 
 @dataclass
@@ -24,14 +27,23 @@ class EvaluateGeneration(GenerationOptions):
     features: FeatureNetworkName = "efficientnet-lite0"
     """Network whose features are compared: "efficientnet-lite0" (offline, extra `metrics`) or "inception" (downloads,
     extra `inception`). Figures of different networks cannot be compared."""
+    training_pictures: int = 10_000
+    """Pictures of the training set among which the nearest one of every generated picture is looked for."""
     output: Path | None = None
-    """File of the figures; by default `generation.json` in the run's folder."""
+    """File of the figures; by default `generation.json` in the run's folder. A PNG of the same name shows the generated
+    pictures that are nearest to a training picture, each beside that one."""
     overwrite: bool = False
     """Replace figures that are there already."""
 
+    def __post_init__(self) -> None:
+        """Checks the numbers of pictures."""
+        super().__post_init__()
+        if self.training_pictures < 1:
+            raise ValueError(f"training_pictures is {self.training_pictures}, but must be at least 1.")
+
 
 def evaluate_generation(config: EvaluateGeneration) -> str:
-    """Writes the distances as JSON and returns them as a Markdown table.
+    """Writes the figures as JSON and the pairs as PNG, and returns the figures as Markdown.
 
     The real pictures are the training rows of the data, the first `count` of a fixed random order.
 
@@ -61,14 +73,28 @@ def evaluate_generation(config: EvaluateGeneration) -> str:
         "precision": precision,
         "recall": recall,
     }
+    training = real_pictures(config.data, config.training_pictures)
+    copies, pairs = memorisation(generated, training, held_out_pictures(config.data, config.count))
+    save_picture(pairs, output.with_suffix(".png"))
     measured = {name: asdict(figure) for name, figure in figures.items()}
-    write_json(output, {"features": network.name, "options": asdict(config), "figures": measured})
-    return table(figures, network.name)
+    results = {"features": network.name, "options": asdict(config), "figures": measured}
+    write_json(output, {**results, "memorisation": asdict(copies)})
+    return f"{table(figures, network.name)}\n{copies}"
 
 
 def real_pictures(data: DataConfig, count: int) -> Tensor:
     """Pictures of the training rows, float32 (N, C, H, W) in [-1, 1], at most `count` of them."""
-    pictures = load_images(data).train
+    return drawn(load_images(data).train, count)
+
+
+def held_out_pictures(data: DataConfig, count: int) -> Tensor | None:
+    """The same of the rows that are not trained on; None where there are none."""
+    pictures = load_images(data).validation
+    return None if pictures is None else drawn(pictures, count)
+
+
+def drawn(pictures: ImageDataset | StreamingImages, count: int) -> Tensor:
+    """The first pictures in a fixed random order."""
     if not isinstance(pictures, ImageDataset):
         raise ValueError("streaming is set, but real pictures are drawn from the whole set; leave it out.")
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:count].tolist()

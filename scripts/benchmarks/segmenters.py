@@ -9,6 +9,7 @@ from torch import nn
 
 from unet_diffusion.networks import load_unet
 
+LEAN = "unet-diffusion, lean"
 MONAI, LAYOUT, SMP = "MONAI BasicUNet", "U-Net with batch norm", "smp Unet"
 PEERS = (MONAI, LAYOUT, SMP)
 CLASSES = 2
@@ -23,6 +24,7 @@ def segmenter(name: str) -> nn.Module:
     config = {"in_channels": 1, "out_channels": None, "time_embedding": None, "num_classes": CLASSES}
     makers: dict[str, Callable[[], nn.Module]] = {
         OURS: lambda: load_unet(str(NETWORKS / "segmentation-2m.json"), config),
+        LEAN: lambda: load_unet(str(NETWORKS / "segmentation-lean.json"), config),
         MONAI: lambda: MonaiUNet(1, CLASSES),
         LAYOUT: lambda: BatchNormUNet(1, CLASSES),
         SMP: lambda: import_module("segmentation_models_pytorch").Unet(

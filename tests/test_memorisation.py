@@ -1,0 +1,44 @@
+"""Copies of training pictures are found, and fresh pictures of the same kind are not taken for copies."""
+
+import numpy as np
+import pytest
+import torch
+
+from unet_diffusion.memorisation import memorisation
+
+
+def noise(count: int, seed: int) -> torch.Tensor:
+    return torch.rand(count, 1, 3, 5, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_copies_are_found_and_shown_beside_their_originals():
+    training = noise(50, seed=0)
+    generated = torch.cat([noise(9, seed=1), training[[7, 30]]])
+    figures, pairs = memorisation(generated, training, noise(40, seed=2), pairs=2)
+    assert figures.near >= 2 / 11
+    assert (figures.generated_count, figures.held_out_count, figures.training_count) == (11, 40, 50)
+    first, second, *others = (np.asarray(pairs)[2:5, left : left + 5] for left in (2, 9, 16, 23))
+    assert np.array_equal(first, second) and np.array_equal(*others)
+    assert not np.array_equal(first, others[0])
+
+
+def test_distances_are_root_mean_squares_of_pixels():
+    training = torch.zeros(3, 2, 4, 4)
+    figures, _ = memorisation(torch.full((1, 2, 4, 4), 0.5), training, torch.full((1, 2, 4, 4), -0.25))
+    assert figures.generated == pytest.approx(0.5) and figures.held_out == pytest.approx(0.25)
+    assert figures.near == 0
+
+
+def test_fresh_pictures_are_as_near_as_held_out_ones():
+    count = 2000
+    figures, _ = memorisation(noise(count, seed=3), noise(500, seed=4), noise(count, seed=5))
+    deviation = (0.05 * 0.95 * 2 / count) ** 0.5  # of the share, and of the quantile that it is measured against
+    assert figures.near == pytest.approx(0.05, abs=4 * deviation)
+    assert figures.generated == pytest.approx(figures.held_out, rel=0.02)
+
+
+@pytest.mark.parametrize("held_out", [None, torch.zeros(0, 1, 3, 5)])
+def test_without_held_out_pictures_nothing_is_compared(held_out):
+    figures, _ = memorisation(noise(4, seed=6), noise(5, seed=7), held_out)
+    assert figures.held_out is None and figures.near is None
+    assert "none were held out" in str(figures)
