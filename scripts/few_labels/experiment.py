@@ -1,0 +1,266 @@
+"""What the experiment with few labels compares: its options, and the runs that follow from them."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from few_labels.networks import monai_features
+
+from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.diffusion_task import DiffusionConfig
+from unet_diffusion.joint_task import JointConfig
+from unet_diffusion.masked_data import MaskedDataConfig, load_masked
+from unet_diffusion.networks import read_object
+from unet_diffusion.segmentation_task import SegmentationConfig
+from unet_diffusion.training_config import TrainingConfig
+
+Method = Literal["scratch", "pretrained", "joint", "pixel_classifier", "monai", "imagenet"]
+METHODS: tuple[Method, ...] = get_args(Method)
+FROM_DDPM = ("pretrained", "joint", "pixel_classifier")  # methods that start from a noise predictor
+PARTS = ("train", "validation", "test")
+NETWORK = Path(__file__).parents[1] / "networks" / "half-width.json"
+SMALLEST_MONAI = 32  # pixels a side
+COUNTS = ("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size")
+
+
+@dataclass
+class LabelEfficiency:
+    """Learn masks from few labelled pictures in several ways, and score all of them on the same test pictures."""
+
+    data: Path
+    """Folder that holds the sets, each a folder with `train.parquet`, `validation.parquet` and `test.parquet`."""
+    output: Path
+    """Folder for the runs, the table and the plot."""
+    results: Path | None = None
+    """JSON list of all runs; by default `label_efficiency.json` in the output folder."""
+    sets: tuple[str, ...] = ("dsb2018", "wbc", "isbi2012")
+    """Names of the sets."""
+    methods: tuple[Method, ...] = METHODS
+    """Ways to learn. "scratch", "pretrained" (from a DDPM run on all training pictures), "joint" (which goes on
+    predicting noise) and "pixel_classifier" (on frozen features) are our network; "monai" is a peer of as many
+    parameters, from scratch; "imagenet" has an encoder with ImageNet weights."""
+    labels: tuple[int | Literal["all"], ...] = (2, 5, 10, 20, 50, "all")
+    """Numbers of labelled pictures, the first of the training set; a set leaves out the numbers above its own."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of initialisation, order, crops and augmentation; the noise predictor is the same for all."""
+    crop_size: int = 64
+    """Side of the training squares in pixels; validation and test pictures stay whole."""
+    steps: int = 400
+    """Optimizer steps of each run."""
+    batch_size: int = 8
+    """Squares per step."""
+    learning_rate: float = 1e-3
+    """Highest learning rate of AdamW, the same for all methods."""
+    validate_every: int = 50
+    """Steps between validations, of which the best gives the weights that are tested."""
+    network: Path = NETWORK
+    """JSON file of our network's config values."""
+    pretraining_steps: int = 1600
+    """Optimizer steps of the noise predictor."""
+    pretraining_batch_size: int = 16
+    """Squares per step of the noise predictor."""
+    timestep: float | None = None
+    """Timestep that pretrained networks are told while they segment; by default their own, 0."""
+    trunk_rate: float = 1.0
+    """Learning rate of a pretrained trunk, as a share of learning_rate."""
+    learn: Literal["everything", "decoder", "head"] = "everything"
+    """Which part of a pretrained network learns."""
+    denoising_weight: float = 1.0
+    """Weight of the noise-prediction loss in joint training."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        self.results = self.results or self.output / "label_efficiency.json"
+        for name in ("sets", "methods", "labels", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} is {values}, but must name one or more, each once; name others.")
+        for method in self.methods:
+            if method not in METHODS:
+                raise ValueError(f"methods has {method!r}, but each must be one of {', '.join(METHODS)}.")
+        for count in self.labels:
+            if count != "all" and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"labels has {count!r}, but each must be a number of at least 1, or 'all'.")
+        for seed in self.seeds:
+            if seed < 0:
+                raise ValueError(f"seeds has {seed}, but each must be at least 0; count from 0.")
+        for name in COUNTS:
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but must be at least 1; leave it out for the default."
+                )
+        if "monai" in self.methods and self.crop_size < SMALLEST_MONAI:
+            raise ValueError(
+                f"crop_size is {self.crop_size}, but MONAI's network halves it four times and normalises over what is "
+                f"left; give at least {SMALLEST_MONAI}, or leave monai out of methods."
+            )
+        if self.timestep is not None and not 0 <= self.timestep < DiffusionConfig().num_train_timesteps:
+            raise ValueError(
+                f"timestep is {self.timestep}, but must be from 0 to below {DiffusionConfig().num_train_timesteps}; "
+                "leave it out for the network's own."
+            )
+        if not self.denoising_weight > 0:
+            raise ValueError(
+                f"denoising_weight is {self.denoising_weight}, but joint training needs one above 0; for masks alone, "
+                "use the method pretrained."
+            )
+        if self.learn == "head" and "joint" in self.methods:
+            raise ValueError("learn is 'head', but joint training moves the trunk; leave joint out of methods.")
+        SegmentationConfig(learn=self.learn, trunk_rate=self.trunk_rate)
+        self.training(0)
+        if self.network.suffix != ".json" or not self.network.is_file():
+            raise ValueError(f"network is {self.network}, but must be a JSON file of config values; give its path.")
+        for path in (self.data / name / f"{part}.parquet" for name in self.sets for part in PARTS):
+            if not path.is_file():
+                raise ValueError(f"sets names {path.parent.name!r}, but there is no {path}; give data or other sets.")
+
+    def training(self, seed: int) -> TrainingConfig:
+        """How the runs of a seed go."""
+        return TrainingConfig(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            warmup_steps=self.steps // 10,
+            ema_decay=0.99,
+            validate_every=self.validate_every,
+            preview_every=self.steps,
+            checkpoint_every=self.validate_every,
+            keep_checkpoints=1,
+            trackers=(),
+            seed=seed,
+        )
+
+    def pretraining(self) -> TrainingConfig:
+        """How the noise predictor learns; the runs' learning rate and seeds say nothing about it."""
+        return TrainingConfig(
+            steps=self.pretraining_steps,
+            batch_size=self.pretraining_batch_size,
+            warmup_steps=self.pretraining_steps // 10,
+            ema_decay=0.998,
+            preview_every=self.pretraining_steps,
+            checkpoint_every=200,
+            keep_checkpoints=1,
+            trackers=(),
+        )
+
+    def network_values(self) -> dict[str, Any]:
+        """What the network's file says, but for remarks."""
+        return {key: value for key, value in read_object(self.network).items() if not key.startswith("_")}
+
+    def segmentation(self, method: str) -> SegmentationConfig:
+        """The loss and what learns."""
+        if method in ("pretrained", "joint"):
+            recipe = {"learn": self.learn, "trunk_rate": self.trunk_rate, "timestep": self.timestep}
+            return SegmentationConfig(**recipe, preview_pictures=4)
+        learn: Any = "pixel_classifier" if method == "pixel_classifier" else "everything"
+        return SegmentationConfig(learn=learn, preview_pictures=4)
+
+    def joint(self, method: str) -> JointConfig:
+        """Whether noise prediction goes on."""
+        return JointConfig(self.denoising_weight if method == "joint" else 0.0)
+
+    def masked(self, name: str, labels: int | None = None, num_classes: int | None = None) -> MaskedDataConfig:
+        """The first so many pictures of a set with masks, and its validation set."""
+        return MaskedDataConfig(
+            data=str(self.data / name / "train.parquet"),
+            validation_data=str(self.data / name / "validation.parquet"),
+            image_column="image",
+            mask_column="mask",
+            crop_size=self.crop_size,
+            max_labels=labels,
+            num_classes=num_classes,
+        )
+
+    def config(self, method: str, facts: "SetFacts") -> dict[str, Any]:
+        """All that distinguishes the runs of a method, as JSON has it; what the method does not read is left out."""
+        config: dict[str, Any] = {
+            "training": {name: getattr(self, name) for name in ("steps", "batch_size", "learning_rate")},
+            "crop_size": self.crop_size,
+            "validate_every": self.validate_every,
+            "augmentation": asdict(self.augmentation),
+        }
+        if method == "monai":
+            config["network"] = {"features": monai_features(self.network, facts.channels, facts.num_classes)}
+        elif method == "imagenet":
+            config["network"] = {"encoder": "efficientnet-lite0"}
+        else:
+            config["network"] = self.network_values()
+        if method in FROM_DDPM:
+            segmentation = self.segmentation(method)
+            config["recipe"] = {name: getattr(segmentation, name) for name in ("learn", "trunk_rate", "timestep")}
+            config["recipe"] |= {"denoising_weight": self.joint(method).denoising_weight}
+            config["pretraining"] = self.pretraining_config()
+        return json.loads(json.dumps(config))
+
+    def pretraining_config(self) -> dict[str, Any]:
+        """All that distinguishes noise predictors of a set."""
+        counts = {"steps": self.pretraining_steps, "batch_size": self.pretraining_batch_size}
+        return json.loads(json.dumps({**counts, "crop_size": self.crop_size, "network": self.network_values()}))
+
+    def runs(self) -> "list[Run]":
+        """All runs, a seed after the other."""
+        made = []
+        for name in self.sets:
+            facts = set_facts(self.masked(name))
+            counts = dict.fromkeys(facts.pictures if count == "all" else int(count) for count in self.labels)
+            fitting = sorted(count for count in counts if count <= facts.pictures)
+            if not fitting:
+                raise ValueError(
+                    f"labels is {self.labels}, but {name} has {facts.pictures} training pictures; give smaller "
+                    "numbers, or 'all'."
+                )
+            configs = {method: self.config(method, facts) for method in self.methods}
+            made += [
+                Run(name, method, count, seed, configs[method])
+                for seed in self.seeds
+                for count in fitting
+                for method in self.methods
+            ]
+        return made
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training; equal ones are not made twice.
+
+    Attributes:
+        data: name of the set.
+        method: way to learn.
+        labels: number of labelled pictures.
+        seed: of the run.
+        config: as `LabelEfficiency.config` gives it.
+    """
+
+    data: str
+    method: str
+    labels: int
+    seed: int
+    config: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Where it is trained, below the output folder."""
+        return f"{self.data}/{self.method}-{self.labels}-seed{self.seed}-{short_hash(self.config)}"
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """What a training set says: its number of pictures, their channels, and the classes of all of its masks."""
+
+    pictures: int
+    channels: int
+    num_classes: int
+
+
+def set_facts(config: MaskedDataConfig) -> SetFacts:
+    """The facts of a set with all of its masks; the number of classes is part of the task, however few labels."""
+    sets = load_masked(config)
+    return SetFacts(len(sets.train), sets.train.channels, sets.num_classes)
+
+
+def short_hash(config: dict[str, Any]) -> str:
+    """Eight digits that stand for a configuration."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
