@@ -33,7 +33,7 @@ def save_bars(rows: list[Row], path: Path) -> None:
     labels = [f"{row.id}  {row.work} | {row.against} | {row.value:.2f} ({row.target})" for row in drawn]
     axes.set_yticks(range(len(drawn)), labels, fontsize="small")
     axes.xaxis.set_major_locator(LogLocator(base=2))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))  # plain text, as in figures.py
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:.3g}"))  # plain text, as in figures.py
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="ours against the peer; black: the target; green: met", ylim=(len(drawn) - 0.5, -0.5))
     axes.grid(axis="x", alpha=0.3)
