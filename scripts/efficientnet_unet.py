@@ -1,11 +1,12 @@
 """A U-Net over an encoder that ImageNet has taught, behind the interface of ours."""
 
+from functools import partial
 from importlib import import_module
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
-from peers import Peer
+from peers import Peer, block
 from torch import Tensor, nn
 
 from unet_diffusion.feature_networks import EfficientNetLite0
@@ -55,7 +56,8 @@ class EfficientNetUNet(Peer):
         skips = [3, *(filters[index - 1] for index in sorted(self.halving))]  # channels, finest first
         inputs = [filters[-1], *widths]
         self.decoder = nn.ModuleList(
-            stage(below + skip, width) for below, skip, width in zip(inputs, reversed(skips), widths)
+            block(below + skip, width, partial(nn.GroupNorm, GROUPS), nn.SiLU)
+            for below, skip, width in zip(inputs, reversed(skips), widths)
         )
         self.segmentation_head = nn.Conv2d(widths[-1], num_classes, 1)
         self.feature_info = [{"channels": width, "stride": 2**level} for level, width in zip((4, 3, 2, 1, 0), widths)]
@@ -73,10 +75,10 @@ class EfficientNetUNet(Peer):
         encoder = self.encoder
         picture = (sample.expand(-1, 3, -1, -1) / 2 + 0.5 - self.mean) / self.deviation
         x, found = encoder._swish(encoder._bn0(encoder._conv_stem(picture))), [picture]
-        for index, block in enumerate(encoder._blocks):
+        for index, layer in enumerate(encoder._blocks):
             if index in self.halving:
                 found.append(x)
-            x = block(x)
+            x = layer(x)
         return [*found, x]
 
     def logits(self, sample: Tensor) -> Tensor:
@@ -86,12 +88,3 @@ class EfficientNetUNet(Peer):
             skip = skips.pop()
             x = each(torch.cat([F.interpolate(x, skip.shape[2:], mode="nearest"), skip], dim=1))
         return self.segmentation_head(x)
-
-
-def stage(in_channels: int, out_channels: int) -> nn.Module:
-    """Twice: convolution, normalisation, activation."""
-    layers: list[nn.Module] = []
-    for channels in (in_channels, out_channels):
-        layers += [nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)]
-        layers += [nn.GroupNorm(GROUPS, out_channels), nn.SiLU()]
-    return nn.Sequential(*layers)

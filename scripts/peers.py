@@ -1,5 +1,6 @@
 """Networks of other libraries behind the interface of ours: the same loop trains, the same pipeline runs them."""
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -99,9 +100,14 @@ class BatchNormUNet(Peer):
         return self.head(x)
 
 
-def block(in_channels: int, out_channels: int) -> nn.Module:
-    """Twice: convolution, normalisation, activation."""
+def block(
+    in_channels: int,
+    out_channels: int,
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Module:
+    """Twice: convolution, normalisation over so many channels, activation."""
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
-        layers += [nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()]
+        layers += [nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), norm(out_channels), activation()]
     return nn.Sequential(*layers)

@@ -119,12 +119,12 @@ def test_a_run_reads_what_its_method_uses(options):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_its_seconds_add_up(script, options, monkeypatch):
-    from few_labels.training import CountingTrainer
+    from few_labels.training import TimedTrainer
 
     options = replace(options, steps=3, validate_every=1)
     (run,) = options.runs()
     whole = script.train_and_test(replace(options, output=options.output / "whole", results=None), run)
-    step = CountingTrainer._train_step
+    step = TimedTrainer._train_step
 
     def dies(self, batches):
         if self.step == 2:
@@ -132,10 +132,10 @@ def test_a_killed_run_goes_on_and_its_seconds_add_up(script, options, monkeypatc
         step(self, batches)
         self.cpu_seconds += 100
 
-    monkeypatch.setattr(CountingTrainer, "_train_step", dies)
+    monkeypatch.setattr(TimedTrainer, "_train_step", dies)
     with pytest.raises(KeyboardInterrupt):
         script.label_efficiency(options)
-    monkeypatch.setattr(CountingTrainer, "_train_step", step)
+    monkeypatch.setattr(TimedTrainer, "_train_step", step)
     script.label_efficiency(options)
     (row,) = rows_of(options)
     assert 200 < row.pop("seconds") < 300

@@ -69,6 +69,11 @@ def test_generated_pictures_are_compared_with_real_ones_and_with_the_counts(run,
     assert all(name in printed for name in figures["figures"])
     with pytest.raises(SystemExit, match="exists already; set overwrite"):
         cli.run("evaluate-generation", arguments)
+    (tmp_path / "figures.json").unlink()
+    with pytest.raises(SystemExit, match="figures.png exists already; set overwrite"):
+        cli.run("evaluate-generation", arguments)
+    with pytest.raises(SystemExit, match=".png is for the pairs beside the figures"):
+        cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "other.png")])
 
 
 def test_real_pictures_of_other_channels_are_refused(run, tmp_path):

@@ -113,9 +113,9 @@ def read(script, folder, step):
 
 
 def test_our_trainer_counts_its_steps_across_a_stop(script, config, monkeypatch):
-    from benchmarks.quality_training import TimedTrainer
+    from benchmarks.quality_training import SnapshotTrainer
 
-    step = TimedTrainer._train_step
+    step = SnapshotTrainer._train_step
 
     def slow_but_dies_at(last):
         def train_step(self, batches):
@@ -128,10 +128,10 @@ def test_our_trainer_counts_its_steps_across_a_stop(script, config, monkeypatch)
 
     ours = config.ours(2)
     ours.training.checkpoint_every = 1
-    monkeypatch.setattr(TimedTrainer, "_train_step", slow_but_dies_at(1))
+    monkeypatch.setattr(SnapshotTrainer, "_train_step", slow_but_dies_at(1))
     with pytest.raises(KeyboardInterrupt):
         script.train_ours(ours)
-    monkeypatch.setattr(TimedTrainer, "_train_step", step)
+    monkeypatch.setattr(SnapshotTrainer, "_train_step", step)
     script.train_ours(ours)
     from safetensors import safe_open
 

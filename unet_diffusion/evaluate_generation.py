@@ -54,11 +54,17 @@ def evaluate_generation(config: EvaluateGeneration) -> str:
     """
     output = config.output or config.run / "generation.json"
     check_output(output.parent)
-    if output.exists() and not config.overwrite:
-        raise ValueError(f"{output} exists already; set overwrite, or choose another output.")
+    pairs_file = output.with_suffix(".png")
+    if pairs_file == output:
+        raise ValueError(f"output is {output}, but .png is for the pairs beside the figures; give it another suffix.")
+    for path in (output, pairs_file):
+        if path.exists() and not config.overwrite:
+            raise ValueError(f"{path} exists already; set overwrite, or choose another output.")
     network = feature_network(config.features).to(best_device(config.device))
     pipe = config.pipeline()
-    real = real_pictures(config.data, config.count)
+    pictures = load_images(config.data)
+    training = drawn(pictures.train, max(config.count, config.training_pictures))
+    real = training[: config.count]
     if real.shape[1] != pipe.unet.config.in_channels:
         raise ValueError(
             f"the real pictures have {real.shape[1]} channels, but the run generates {pipe.unet.config.in_channels}; "
@@ -73,9 +79,9 @@ def evaluate_generation(config: EvaluateGeneration) -> str:
         "precision": precision,
         "recall": recall,
     }
-    training = real_pictures(config.data, config.training_pictures)
-    copies, pairs = memorisation(generated, training, held_out_pictures(config.data, config.count))
-    save_picture(pairs, output.with_suffix(".png"))
+    held_out = None if pictures.validation is None else drawn(pictures.validation, config.count)
+    copies, pairs = memorisation(generated, training[: config.training_pictures], held_out)
+    save_picture(pairs, pairs_file)
     measured = {name: asdict(figure) for name, figure in figures.items()}
     results = {"features": network.name, "options": asdict(config), "figures": measured}
     write_json(output, {**results, "memorisation": asdict(copies)})
@@ -85,12 +91,6 @@ def evaluate_generation(config: EvaluateGeneration) -> str:
 def real_pictures(data: DataConfig, count: int) -> Tensor:
     """Pictures of the training rows, float32 (N, C, H, W) in [-1, 1], at most `count` of them."""
     return drawn(load_images(data).train, count)
-
-
-def held_out_pictures(data: DataConfig, count: int) -> Tensor | None:
-    """The same of the rows that are not trained on; None where there are none."""
-    pictures = load_images(data).validation
-    return None if pictures is None else drawn(pictures, count)
 
 
 def drawn(pictures: ImageDataset | StreamingImages, count: int) -> Tensor:

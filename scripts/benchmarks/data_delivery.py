@@ -1,7 +1,6 @@
 """D1: whether training ever waits for pictures, and how soon a program holds its first batch of them."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from benchmarks.contenders import NETWORKS
 from benchmarks.first_batch import BATCH, example, ours
 from benchmarks.row import Row
 from benchmarks.timing import alternate, ratio
+from benchmarks.training_step import ENVIRONMENT
 
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data import DataConfig, load_images
@@ -31,7 +31,7 @@ from unet_diffusion.training_config import TrainingConfig
 PEER = "diffusers' example"
 SHARE = 0.03  # of a step that waits for data, at most
 SOONER = 2.0
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_DATASETS_OFFLINE": "1"}
+OFFLINE = ENVIRONMENT | {"HF_DATASETS_OFFLINE": "1"}
 
 
 class TimedTask(DiffusionTask):
@@ -137,5 +137,5 @@ def first_batch(data: Path, rounds: int) -> Iterator[Row]:
 def start(name: str, data: Path, cache: Path) -> dict[str, float]:
     """What a new process reports of its way to the first batch."""
     command = [sys.executable, "-m", "benchmarks.first_batch", name, str(data), str(cache), str(time.time())]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=OFFLINE)
     return json.loads(done.stdout.splitlines()[-1])

@@ -6,8 +6,6 @@ rates, by its validation loss after a short run; that run then goes on, and othe
 """
 
 import statistics
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +13,7 @@ from typing import Any, Literal
 import torch
 from benchmarks.contenders import CONTENDERS, OURS, SIZES, Contender
 from matplotlib.figure import Figure
+from timed_trainer import TimedTrainer
 from torch import Tensor, nn
 
 from unet_diffusion import UNetOutput
@@ -24,7 +23,6 @@ from unet_diffusion.data import DataConfig, ImageSets, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.metrics_log import read_metrics
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 
 OBJECTIVES = {
@@ -102,20 +100,8 @@ class LossAlone(DiffusionTask):
         """Nothing."""
 
 
-class TimedTrainer(Trainer):
-    """The training loop, which records with each validation the processor seconds of all training steps so far."""
-
-    cpu_seconds = 0.0
-
-    def _start(self) -> None:
-        super()._start()
-        points = validated(self.output)
-        self.cpu_seconds = max((point["cpu_seconds"] for point in points.values()), default=0.0)
-
-    def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> None:
-        started = time.process_time()
-        super()._train_step(batches)
-        self.cpu_seconds += time.process_time() - started
+class RecordingTrainer(TimedTrainer):
+    """Records with each validation the processor seconds of all training steps so far."""
 
     def _record(self, **values: float) -> None:
         super()._record(**values, cpu_seconds=round(self.cpu_seconds, 2))
@@ -184,7 +170,7 @@ def train(options: EqualSteps, pictures: ImageSets, name: str, learning_rate: fl
         objective = OBJECTIVES[options.objective]
         task = LossAlone(network, pictures, objective)  # type: ignore[arg-type]
         resolved = {"network": name, "objective": asdict(objective), "training": asdict(config)}
-        TimedTrainer(task, config, output, resolved, make_accelerator(config, output)).run()
+        RecordingTrainer(task, config, output, resolved, make_accelerator(config, output)).run()
     return {step: point for step, point in validated(output).items() if step <= steps}
 
 

@@ -1,12 +1,10 @@
 """Networks at work: one evaluation of a noise predictor (G2), and segmentation, trained and applied (S1, S2)."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from benchmarks.memory import resident
 from benchmarks.row import Row
 from benchmarks.segmenters import CLASSES, LAYOUT, LEAN, MONAI, PEERS, segmenter
 from benchmarks.timing import Work, alternate, ratio
+from benchmarks.training_step import ENVIRONMENT
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import Tensor, nn
 
@@ -26,7 +25,6 @@ EVALUATIONS = {1: 16, 64: 1}  # in a row, of so many pictures: both take at leas
 LARGE = 2048
 WINDOW = 256  # of MONAI's sliding window; batches of 4 windows that overlap by a quarter are its defaults
 TALL = (8192, 2048)
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def evaluations(rounds: int) -> Iterator[Row]:
@@ -65,6 +63,12 @@ def no_grad(work: Work) -> Work:
     return torch.no_grad()(work)
 
 
+def scores(network: nn.Module, pictures: Tensor) -> Tensor:
+    """Class scores of pictures, of our networks and of those that return them plainly."""
+    output = network(pictures)
+    return output if isinstance(output, Tensor) else output.logits
+
+
 class SegmentationStep:
     """Forward, cross-entropy, backward and AdamW, the same for both networks."""
 
@@ -76,9 +80,7 @@ class SegmentationStep:
 
     def __call__(self) -> None:
         """One step."""
-        output = self.network(self.pictures)
-        logits = output if isinstance(output, Tensor) else output.logits
-        segmentation_loss(logits, self.masks).backward()
+        segmentation_loss(scores(self.network, self.pictures), self.masks).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -123,14 +125,10 @@ def large_picture(name: str, network: nn.Module, picture: np.ndarray) -> Work:
         pipe = SegmentationPipeline(network)
         pipe.set_progress_bar_config(disable=True)
         return lambda: pipe(picture, output_type="np", return_probabilities=False)
-
-    def scores(pictures: Tensor) -> Tensor:
-        output = network(pictures)
-        return output if isinstance(output, Tensor) else output.logits
-
+    predictor = partial(scores, network)
     infer = import_module("monai.inferers").sliding_window_inference
-    windows = partial(infer, roi_size=(WINDOW, WINDOW), sw_batch_size=4, predictor=scores)
-    predict = scores if name == LAYOUT else windows
+    windows = partial(infer, roi_size=(WINDOW, WINDOW), sw_batch_size=4, predictor=predictor)
+    predict = predictor if name == LAYOUT else windows
     return no_grad(lambda: predict(torch.from_numpy(picture).float()[None, None] / 127.5 - 1).argmax(dim=1))
 
 

@@ -5,7 +5,6 @@ the network, writing snapshots and checkpoints do not count. A run that was kill
 with the seconds of the steps that led there.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,18 +16,17 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
+from timed_trainer import TimedTrainer, train_ddpm_timed
 from torch import nn
 
-from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.atomic import write_json, written_aside
+from unet_diffusion.atomic import written_aside
 from unet_diffusion.checkpoints import Checkpoint, load_latest, optimizer_tensors, restore_optimizer, save_checkpoint
-from unet_diffusion.data import ImageDataset, load_images
+from unet_diffusion.data import ImageDataset
 from unet_diffusion.diffusion_task import DiffusionTask
 from unet_diffusion.global_batches import GlobalBatches
-from unet_diffusion.randomness import keyed_generator, keyed_seed
+from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.run_folder import claim, only_run_in
-from unet_diffusion.train_ddpm import TrainDDPM, make_unet
-from unet_diffusion.training import Trainer
+from unet_diffusion.train_ddpm import TrainDDPM
 
 FIRST_SNAPSHOT = 5  # the first is at 1/32 of the steps; each that follows at twice as many
 CHECKPOINTS = 10  # of a run
@@ -164,41 +162,16 @@ class PeerTraining:
         )
 
 
-class TimedTrainer(Trainer):
-    """The trainer of `train-ddpm`, which also counts the seconds of its steps and writes snapshots."""
-
-    cpu_seconds = 0.0
+class SnapshotTrainer(TimedTrainer):
+    """The trainer of `train-ddpm`, timed, which also writes snapshots."""
 
     def _train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
-        started = time.process_time()
         super()._train_step(batches)
-        self.cpu_seconds += time.process_time() - started
         if self.step in snapshot_steps(self.config.steps):
             with self._averaged_weights() as network:
                 save_snapshot(self.output, self.step, network, self.cpu_seconds)
 
-    def _save(self) -> None:
-        write_json(self._seconds_path(self.step), self.cpu_seconds)  # first, so that every checkpoint has its seconds
-        super()._save()
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        super()._restore(checkpoint)
-        self.cpu_seconds = json.loads(self._seconds_path(checkpoint.step).read_text(encoding="utf-8"))
-
-    def _seconds_path(self, step: int) -> Path:
-        return self.output / "seconds" / f"step-{step:08d}.json"
-
 
 def train_ours(config: TrainDDPM, kind: type[DiffusionTask] = DiffusionTask) -> None:
-    """What `train-ddpm` does, timed.
-
-    Args:
-        config: the run.
-        kind: of the task, such as one that draws its timesteps in another way.
-    """
-    accelerator = make_accelerator(config.training, config.output)
-    data = load_images(config.data, config.training.seed)
-    torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
-    unet = make_unet(config, data.train.height, data.train.width, data.train.channels, data.train.class_names)
-    task = kind(unet, data, config.diffusion, config.data.num_workers)
-    TimedTrainer(task, config.training, config.output, asdict(config), accelerator).run()
+    """What `train-ddpm` does, timed, with snapshots; `kind` as for `train_ddpm_timed`."""
+    train_ddpm_timed(config, SnapshotTrainer, kind)
