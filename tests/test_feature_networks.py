@@ -91,6 +91,14 @@ def test_grey_is_colour_with_equal_channels(network):
     assert torch.equal(features_of(network, grey), features_of(network, grey.expand(-1, 3, -1, -1)))
 
 
+def test_inception_gets_three_channels_as_it_needs(monkeypatch):
+    monkeypatch.setattr("unet_diffusion.feature_networks._inception", torch.nn.Flatten)  # its weights are no package's
+    grey = patterns(2, 4, seed=3)[:, :1]
+    seen = feature_network("inception")(grey)
+    assert seen.dtype == torch.uint8
+    assert torch.equal(seen, ((grey + 1) * 127.5).round().byte().flatten(1).repeat(1, 3))
+
+
 def test_generated_floats_are_seen_as_stored_bytes(network):
     stored = torch.randint(0, 256, (1, 3, 20, 30), generator=torch.Generator().manual_seed(4)) / 127.5 - 1
     nearly = (stored + 0.9 / 255).clamp(-1, 1)  # less than half a level away
@@ -160,5 +168,5 @@ def test_missing_packages_name_the_extra(name, package, extra, monkeypatch):
 
 
 def test_unknown_networks_are_refused():
-    with pytest.raises(ValueError, match="'vgg', but must be one of efficientnet-lite0, inception"):
+    with pytest.raises(ValueError, match="'vgg', but must be one of efficientnet-lite0, inception, or the folder"):
         feature_network("vgg")

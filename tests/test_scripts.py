@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from unet_diffusion import cli
+from unet_diffusion.classifier import PictureClassifier
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHORT = ["--max-images", "40", "--validation-fraction", "0.1", "--image-size", "8", "--preview-pictures", "4"]
@@ -82,6 +83,25 @@ def test_real_pictures_of_other_channels_are_refused(run, tmp_path):
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "figures.json")])
 
 
+def test_pictures_are_compared_through_a_classifier_of_their_own(run, tmp_path, capsys):
+    classifier, figures = tmp_path / "classifier", tmp_path / "figures.json"
+    cli.run("train-classifier", ["--output", str(classifier), *SHORT[:6], "--batch-size", "4", "--steps", "2"])
+    assert capsys.readouterr().out.strip() == str(classifier)
+    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--image-size", "8", "--max-images", "80"]
+    arguments += ["--features", str(classifier), "--output", str(figures)]
+    cli.run("evaluate-generation", arguments)
+    name = json.loads(figures.read_text())["features"]
+    assert name.startswith("classifier of mnist-5000 (train), held-out accuracy 0.")
+    assert name in capsys.readouterr().out
+    arguments += ["--overwrite"]
+    saved = json.loads((classifier / "classifier" / "config.json").read_text())
+    PictureClassifier.from_config({**saved, "in_channels": 3}).save_pretrained(classifier / "classifier")
+    with pytest.raises(SystemExit, match="the pictures have 1 channel, but classifier of .* takes 3 channels"):
+        cli.run("evaluate-generation", arguments)
+    with pytest.raises(SystemExit, match="there is no classifier/config.json in it"):
+        cli.run("evaluate-generation", [*arguments, "--features", str(run)])
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
@@ -90,6 +110,8 @@ def test_real_pictures_of_other_channels_are_refused(run, tmp_path):
         ("train-ddpm", ["--data", "/absent/folder"], "absent"),
         ("sample", ["--run", "absent"], "sample: run is absent, but there is no model_index.json"),
         ("sample", ["--count", "0"], "count is 0"),
+        ("train-classifier", ["--widths", "1"], "widths is (1,), but must be one or more of at least 2"),
+        ("evaluate-generation", ["--features", "absent"], "'absent', but must be one of efficientnet-lite0, inception"),
     ],
 )
 def test_mistakes_end_with_one_sentence(command, arguments, message, tmp_path, monkeypatch, capsys):

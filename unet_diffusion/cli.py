@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from unet_diffusion.classifier import TrainClassifier, train_classifier
 from unet_diffusion.doctor import Doctor, Report, doctor
 from unet_diffusion.evaluate import Evaluate, evaluate
 from unet_diffusion.evaluate_generation import EvaluateGeneration, evaluate_generation
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "segment": (Segment, segment),
     "evaluate": (Evaluate, evaluate),
     "evaluate-generation": (EvaluateGeneration, evaluate_generation),
+    "train-classifier": (TrainClassifier, train_classifier),
     "export": (Export, export),
     "doctor": (Doctor, doctor),
 }

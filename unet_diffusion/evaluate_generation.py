@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unet_diffusion.atomic import write_json
 from unet_diffusion.data import DataConfig, ImageDataset, load_images
-from unet_diffusion.feature_networks import FeatureNetworkName, feature_network, features_of
+from unet_diffusion.feature_networks import feature_network, features_of
 from unet_diffusion.figures import save_picture
 from unet_diffusion.generation import GenerationOptions, best_device
 from unet_diffusion.generation_metrics import Measurement, frechet_distance, kernel_distance, precision_recall
@@ -24,9 +24,10 @@ class EvaluateGeneration(GenerationOptions):
     data: DataConfig = field(default_factory=DataConfig)
     count: int = 512
     """Number of pictures to generate; as many real ones are used, or all there are."""
-    features: FeatureNetworkName = "efficientnet-lite0"
-    """Network whose features are compared: "efficientnet-lite0" (offline, extra `metrics`) or "inception" (downloads,
-    extra `inception`). Figures of different networks cannot be compared."""
+    features: str = "efficientnet-lite0"
+    """Network whose features are compared: "efficientnet-lite0" (offline, extra `metrics`), "inception" (downloads,
+    extra `inception`), or the folder of a finished run of `train-classifier`, for pictures like those that it learned
+    from. Figures of different networks cannot be compared."""
     training_pictures: int = 10_000
     """Pictures of the training set among which the nearest one of every generated picture is looked for."""
     output: Path | None = None
@@ -48,8 +49,8 @@ def evaluate_generation(config: EvaluateGeneration) -> str:
     The real pictures are the training rows of the data, the first `count` of a fixed random order.
 
     Raises:
-        ValueError: an option that does not fit the run, pictures of other channels than the run's, too few pictures, or
-            figures that would be overwritten.
+        ValueError: an option that does not fit the run, a feature network that does not take its pictures, pictures of
+            other channels than the run's, too few pictures, or figures that would be overwritten.
         ImportError: without the extra that the feature network needs.
     """
     output = config.output or config.run / "generation.json"
@@ -62,6 +63,7 @@ def evaluate_generation(config: EvaluateGeneration) -> str:
             raise ValueError(f"{path} exists already; set overwrite, or choose another output.")
     network = feature_network(config.features).to(best_device(config.device))
     pipe = config.pipeline()
+    network.check_channels(pipe.unet.config.in_channels)
     pictures = load_images(config.data)
     training = drawn(pictures.train, max(config.count, config.training_pictures))
     real = training[: config.count]

@@ -7,31 +7,36 @@ from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unet_diffusion.classifier import CLASSIFIER_FOLDER, PictureClassifier
+from unet_diffusion.networks import load_weights, read_object
+
 T = TypeVar("T")
-FeatureNetworkName = Literal["efficientnet-lite0", "inception"]
+NAMES = ("efficientnet-lite0", "inception")
 
 
 class FeatureNetwork(nn.Module):
-    """Pictures float (B, C, H, W) in [-1, 1], with 1 or 3 channels, to features float32 (B, D).
+    """Pictures float (B, C, H, W) in [-1, 1] to features float32 (B, D).
 
     Pictures are rounded to the 256 levels of an 8-bit file, so that generated ones, which come as floats, are seen as
-    the stored ones are; grey is repeated. Always frozen and in evaluation mode.
+    the stored ones are. Always frozen and in evaluation mode.
 
     Args:
         name: what is written beside the figures.
-        layers: uint8 (B, 3, H, W) to features (B, D).
+        layers: uint8 (B, C, H, W) to features (B, D).
+        channels: the numbers of channels C that the layers take.
     """
 
-    def __init__(self, name: str, layers: nn.Module) -> None:
+    def __init__(self, name: str, layers: nn.Module, channels: tuple[int, ...] = (1, 3)) -> None:
         super().__init__()
         self.name = name
         self.layers = layers
+        self.channels = channels
         self.requires_grad_(False)
         self.eval()
 
@@ -45,24 +50,39 @@ class FeatureNetwork(nn.Module):
         Raises:
             ValueError: for another shape, or for values outside [-1, 1].
         """
-        if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
+        if pictures.ndim != 4:
             raise ValueError(
-                f"pictures have shape {tuple(pictures.shape)}, but must be (B, C, H, W) with 1 or 3 channels; "
-                f"choose the channels to compare."
+                f"pictures have shape {tuple(pictures.shape)}, but must be (B, C, H, W) with {self._takes}; add what "
+                "is missing."
             )
+        self.check_channels(pictures.shape[1])
         if not (pictures.abs() <= 1 + 1e-3).all():  # NaN fails too
             raise ValueError(
                 f"pictures hold values in [{pictures.min():g}, {pictures.max():g}], but must be in [-1, 1]; scale them."
             )
         levels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return self.layers(levels.expand(-1, 3, -1, -1))
+        return self.layers(levels)
+
+    def check_channels(self, channels: int) -> None:
+        """Raises a ValueError unless pictures of so many channels can be seen."""
+        if channels not in self.channels:
+            raise ValueError(
+                f"the pictures have {channels} channel{'' if channels == 1 else 's'}, but {self.name} takes "
+                f"{self._takes}; choose the channels to compare, or a classifier of pictures like these "
+                "(train-classifier)."
+            )
+
+    @property
+    def _takes(self) -> str:
+        return f"{' or '.join(map(str, self.channels))} channel{'' if self.channels == (1,) else 's'}"
 
 
 class EfficientNetLite0(nn.Module):
-    """uint8 (B, 3, H, W) to the 1280 features before the classifier, averaged over the map (Tan & Le 2019).
+    """uint8 (B, 1 or 3, H, W) to the 1280 features before the classifier, averaged over the map (Tan & Le 2019).
 
-    Pictures are resized to 224x224, whatever their aspect, by bilinear interpolation, antialiased where they shrink,
-    and normalised by ImageNet's mean and deviation. The weights come with a package: nothing is downloaded.
+    Grey is repeated. Pictures are resized to 224x224, whatever their aspect, by bilinear interpolation, antialiased
+    where they shrink, and normalised by ImageNet's mean and deviation. The weights come with a package: nothing is
+    downloaded.
 
     Raises:
         ImportError: without the extra `metrics`.
@@ -90,29 +110,88 @@ class EfficientNetLite0(nn.Module):
     def forward(self, levels: Tensor) -> Tensor:
         """Features (B, 1280), from 0 to 6."""
         size = (self.side, self.side)
-        x = F.interpolate(levels.float() / 255, size, mode="bilinear", antialias=True)
+        x = F.interpolate(coloured(levels).float() / 255, size, mode="bilinear", antialias=True)
         x = ((x - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
         return self.network.extract_features(x).mean((2, 3))  # (B, 1280, 7, 7) before the mean
 
 
-def feature_network(name: FeatureNetworkName) -> FeatureNetwork:
+class Inception(nn.Module):
+    """uint8 (B, 1 or 3, H, W) to the 2048 features of the NoTrainInceptionV3 of torchmetrics; grey is repeated.
+
+    Raises:
+        ImportError: without the extra `inception`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = _inception()
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """Features (B, 2048)."""
+        return self.network(coloured(levels))
+
+
+class ClassifierFeatures(nn.Module):
+    """uint8 (B, C, H, W) to the features before a trained classifier's last layer, at the pictures' own size."""
+
+    def __init__(self, network: PictureClassifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """Features (B, D)."""
+        return self.network.features(levels.float() / 127.5 - 1)
+
+
+def coloured(pictures: Tensor) -> Tensor:
+    """Pictures (B, 1 or 3, H, W) with three channels, grey ones repeated."""
+    return pictures.expand(-1, 3, -1, -1)
+
+
+def feature_network(name: str) -> FeatureNetwork:
     """The feature network of that name, on the CPU.
 
     Args:
         name: "efficientnet-lite0", 1280 features, works offline (`EfficientNetLite0`); or "inception", the 2048
             features of the network that published Frechet distances use, as torchmetrics takes it, with pictures
             resized to 299x299 by the same rule. Its weights are downloaded on first use, so the package's tests, which
-            run offline, do not cover it.
+            run offline, do not cover it; or the folder of a finished run of `train-classifier`, which takes pictures
+            with the channels that it was trained on.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for another name, or a folder without a classifier that can be read.
         ImportError: without the extra that the network needs: `metrics` or `inception`.
     """
     if name == "efficientnet-lite0":
         return FeatureNetwork(name, EfficientNetLite0())
     if name == "inception":
-        return FeatureNetwork(name, _inception())
-    raise ValueError(f"feature network is {name!r}, but must be one of {', '.join(get_args(FeatureNetworkName))}.")
+        return FeatureNetwork(name, Inception())
+    if Path(name).is_dir():
+        return classifier_features(Path(name))
+    raise ValueError(
+        f"feature network is {name!r}, but must be one of {', '.join(NAMES)}, or the folder of a finished run of "
+        "train-classifier."
+    )
+
+
+def classifier_features(run: Path) -> FeatureNetwork:
+    """The features of a finished run of `train-classifier`; its name tells the data and the held-out accuracy.
+
+    Raises:
+        ValueError: no such run, or weights or a config that are damaged.
+    """
+    folder, anew = run / CLASSIFIER_FOLDER, "give the folder of a finished run of train-classifier."
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"feature network is {run}, but there is no {CLASSIFIER_FOLDER}/config.json in it; {anew}")
+    kind = read_object(folder / "config.json").get("_class_name")
+    if kind != PictureClassifier.__name__:
+        raise ValueError(f"the network in {folder} is a {kind}, but must be a {PictureClassifier.__name__}; {anew}")
+    network = load_weights(PictureClassifier, folder)
+    saved = network.config
+    if saved.data is None or saved.accuracy is None:
+        raise ValueError(f"the classifier in {folder} does not say its data and accuracy, which figures need; {anew}")
+    name = f"classifier of {saved.data}, held-out accuracy {saved.accuracy:.3f}"
+    return FeatureNetwork(name, ClassifierFeatures(network), channels=(saved.in_channels,))
 
 
 def _inception() -> nn.Module:

@@ -89,8 +89,49 @@ pipe("picture.png").masks[0].save("mask.png")
 """
 
 
-def training_facts(rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
-    """Data, command, steps, losses and the whole configuration, as Markdown."""
+def classification_card(name: str, classifier: Any, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    """The card of a `PictureClassifier`, whose weights are those of the best validation; arguments as above."""
+    saved = classifier.config
+    return f"""{FRONT_MATTER.format(tag="image-classification")}
+# {name}
+
+A classifier of {parameters(classifier)} parameters that gives pictures with {saved.in_channels} channel(s) one of \
+{saved.num_classes} classes, trained with unet-diffusion {__version__}. Its {saved.widths[-1]} features say how near \
+generated pictures are to real ones.
+
+![Held-out pictures whose own class gets the lowest probability](hardest.png)
+
+## Use
+
+`unet-diffusion evaluate-generation --run RUN --data DATA --features {name}` compares the pictures of a DDPM run with \
+real ones. In Python:
+
+```python
+from unet_diffusion.classifier import PictureClassifier
+
+classifier = PictureClassifier.from_pretrained("{name}/classifier").eval()  # in this folder
+logits = classifier(pictures)  # pictures (B, {saved.in_channels}, H, W) in [-1, 1]; logits (B, {saved.num_classes})
+features = classifier.features(pictures)  # (B, {saved.widths[-1]})
+```
+
+## Training
+
+{training_facts(rows, config, best_by=("accuracy", "Accuracy"))}
+
+![Curves](curves.png)
+"""
+
+
+def training_facts(
+    rows: list[dict[str, Any]], config: dict[str, Any], best_by: tuple[str, str] = ("mean_iou", "Mean IoU")
+) -> str:
+    """Data, command, steps, losses and the whole configuration, as Markdown.
+
+    Args:
+        rows: as `diffusion_card` has it.
+        config: likewise.
+        best_by: the score by which the weights were chosen, if it was logged: as in `rows`, and as it is written.
+    """
     training = config["training"]
     facts = {
         "Data": config["data"]["data"],
@@ -102,10 +143,10 @@ def training_facts(rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
         values = series(rows, quantity)[1]
         if values:
             facts[quantity.replace("_", " ").capitalize()] = f"{values[-1]:.5f} at the last step"
-    steps, scores = series(rows, "mean_iou")
+    steps, scores = series(rows, best_by[0])
     if scores:
         best = max(range(len(scores)), key=scores.__getitem__)
-        facts["Mean IoU"] = f"{scores[best]:.5f} on held-out pictures, at step {steps[best]}, whose weights these are"
+        facts[best_by[1]] = f"{scores[best]:.5f} on held-out pictures, at step {steps[best]}, whose weights these are"
     lines = [f"- {label}: {text}" for label, text in facts.items()]
     return "\n".join([*lines, "", "```json", json.dumps(config, indent=2, default=str), "```"])
 
