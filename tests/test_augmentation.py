@@ -244,6 +244,15 @@ def test_noise_has_at_most_its_standard_deviation():
     assert deviations.mean().item() == pytest.approx(0.05, abs=4 * 0.1 / 12**0.5 / 10)  # uniform levels, 100 of them
 
 
+def test_inverting_negates_its_share_of_the_pictures_and_no_mask():
+    images, masks = random_batch((4, 4), batch=200)
+    result = augment(images, masks, AugmentationConfig(**{**vars(OFF), "invert": 0.3}), generators(200))
+    changed = torch.tensor([not torch.equal(after, before) for after, before in zip(result.images, images)])
+    assert torch.equal(result.images, torch.where(changed.view(-1, 1, 1, 1), -images, images))
+    assert torch.equal(result.masks, masks)
+    assert 40 <= changed.sum() <= 80  # 60 on average, with a standard deviation of 6.5
+
+
 def test_free_rotation_reaches_its_limits_in_both_directions():
     masks = torch.zeros(60, 41, 41, dtype=torch.int64)
     masks[:, 20, 35] = 1
@@ -259,6 +268,7 @@ def test_free_rotation_reaches_its_limits_in_both_directions():
     [
         ({"elastic": -1}, "elastic is -1"),
         ({"noise": float("nan")}, "noise is nan"),
+        ({"invert": 1.5}, "invert is 1.5"),
         ({"elastic_grid": 1}, "elastic_grid is 1"),
         ({"scale": (0.0, 1.0)}, "scale is"),
         ({"scale": (1.2, 0.8)}, "scale is"),

@@ -20,7 +20,7 @@ from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.data import NO_LABEL, DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig, saved_objective
-from unet_diffusion.joint_task import JointConfig, JointTask
+from unet_diffusion.joint_task import JointTask
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
@@ -29,6 +29,7 @@ from unet_diffusion.segmentation_task import SegmentationConfig
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task, train_segmentation
 from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.unlabelled import JointConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVE = DiffusionConfig(
@@ -365,7 +366,9 @@ def test_pictures_without_masks_need_a_weight():
     for wrong, message in ((-0.1, "denoising_weight is -0.1"), (float("nan"), "denoising_weight is nan")):
         with pytest.raises(ValueError, match=message):
             JointConfig(denoising_weight=wrong)
-    with pytest.raises(ValueError, match="unlabelled is 'pictures', but denoising_weight is 0"):
+    with pytest.raises(
+        ValueError, match="unlabelled is 'pictures', but denoising_weight and self_training_weight are 0"
+    ):
         JointConfig(unlabelled="pictures")
 
 

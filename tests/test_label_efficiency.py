@@ -108,13 +108,18 @@ def test_a_run_reads_what_its_method_uses(options):
     facts = SetFacts(pictures=5, channels=3, num_classes=2)
 
     def changed(method: str, **values) -> bool:
-        return replace(options, **values).config(method, facts) != options.config(method, facts)
+        return replace(options, **values).config("squares", method, facts) != options.config("squares", method, facts)
 
-    for method in ("scratch", "pretrained", "joint", "pixel_classifier", "imagenet"):
-        assert changed(method, steps=3) and changed(method, crop_size=8)
-        assert changed(method, pretraining_steps=3) == (method in ("pretrained", "joint", "pixel_classifier"))
-        assert changed(method, trunk_rate=0.5) == changed(method, timestep=9.0) == (method in ("pretrained", "joint"))
+    fine_tuned = ("pretrained", "pretrained_self_training", "joint")
+    for method in ("scratch", "self_training", *fine_tuned, "pixel_classifier", "imagenet"):
+        assert changed(method, steps=3) and changed(method, crop_size=8) and changed(method, inverted_sets=("squares",))
+        assert changed(method, pretraining_steps=3) == (method in (*fine_tuned, "pixel_classifier"))
+        assert changed(method, trunk_rate=0.5) == changed(method, timestep=9.0) == (method in fine_tuned)
         assert changed(method, denoising_weight=0.5) == (method == "joint")
+        assert changed(method, confidence=0.5) == changed(method, self_training_weight=2.0)
+        assert changed(method, confidence=0.5) == (method in ("self_training", "pretrained_self_training"))
+    assert options.augmentation_of("squares").invert == 0
+    assert replace(options, inverted_sets=("squares",)).augmentation_of("squares").invert == 0.5
 
 
 @pytest.mark.slow
@@ -191,7 +196,7 @@ def test_pretrained_runs_start_from_the_noise_predictor(options):
         torch.testing.assert_close(after.state_dict()[name], weights, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("network", ["half-width.json", "segmentation-2m.json", "fruits64.json"])
+@pytest.mark.parametrize("network", ["quarter-width.json", "half-width.json", "segmentation-2m.json", "fruits64.json"])
 def test_the_peer_has_as_many_parameters_within_5_percent(script, network):
     from few_labels.networks import monai_features, parameters, untrained_peer
 
@@ -299,12 +304,21 @@ def test_a_difference_that_is_not_known_is_nan_and_an_exact_one_has_no_interval(
     assert paired_difference([row(0, 0.5, 0.75)], [row(0, 0.25, 0.5)]) == (0.25, 0)
 
 
-def test_the_table_shows_mean_and_range_over_seeds(script):
-    def full(method: str, labels: int, seed: int, mean_iou: float) -> dict:
-        costs = {"seconds": 2.0, "pretraining_seconds": 0.0, "parameters": 1234}
-        keys = {"data": "squares", "method": method, "labels": labels, "mean_iou": mean_iou}
-        return keys | costs | row(seed, mean_iou, mean_iou)
+def full(method: str, labels: int, seed: int, mean_iou: float) -> dict:
+    costs = {"seconds": 2.0, "pretraining_seconds": 0.0, "parameters": 1234}
+    keys = {"data": "squares", "method": method, "labels": labels, "mean_iou": mean_iou}
+    return keys | costs | row(seed, mean_iou, mean_iou)
 
+
+def test_few_labels_are_compared_with_many_from_scratch(script):
+    rows = [full("scratch", 10, 0, 0.5), full("scratch", 40, 0, 0.75), full("pretrained", 10, 0, 0.875)]
+    text = script.summary(rows)
+    assert "With 10 labels above scratch with 40, likewise:" in text
+    assert "| scratch | -0.2500 +- 0.0000 |" in text and "| pretrained | +0.1250 +- 0.0000 |" in text
+    assert "With 10 labels" not in script.summary(rows[::2])
+
+
+def test_the_table_shows_mean_and_range_over_seeds(script):
     rows = [full("scratch", 2, 0, 0.5), full("scratch", 2, 1, 0.75), full("scratch", 9, 0, 0.8)]
     text = script.summary([*rows, full("monai", 9, 0, 0.7)])
     assert "| method | 2 labels | 9 labels |" in text
@@ -317,7 +331,7 @@ def test_the_table_shows_mean_and_range_over_seeds(script):
     [
         ({"sets": ()}, r"sets is \(\), but must name one or more"),
         ({"sets": ("circles",)}, "sets names 'circles', but there is no .*train.parquet; give data or other sets"),
-        ({"methods": ("magic",)}, "methods has 'magic', but each must be one of scratch, pretrained"),
+        ({"methods": ("magic",)}, "methods has 'magic', but each must be one of scratch, self_training"),
         ({"labels": (2, 2)}, r"labels is \(2, 2\), but must name one or more, each once"),
         ({"labels": (0,)}, "labels has 0, but each must be a number of at least 1, or 'all'"),
         ({"labels": ("some",)}, "labels has 'some', but each must be"),
@@ -328,7 +342,9 @@ def test_the_table_shows_mean_and_range_over_seeds(script):
         ({"learning_rate": 0.0}, "learning_rate is 0.0, but must be a number above 0"),
         ({"timestep": 1000.0}, "timestep is 1000.0, but must be from 0 to below 1000"),
         ({"trunk_rate": 0.0}, "trunk_rate is 0.0, but must be above 0"),
-        ({"denoising_weight": 0.0}, "denoising_weight is 0.0, but joint training needs one above 0"),
+        ({"denoising_weight": 0.0}, "denoising_weight is 0.0, but its methods need one above 0"),
+        ({"self_training_weight": 0.0}, "self_training_weight is 0.0, but its methods need one above 0"),
+        ({"confidence": 1.0}, "confidence is 1.0, but is a probability"),
         ({"learn": "head", "methods": ("joint",)}, "learn is 'head', but joint training moves the trunk"),
     ],
 )

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from unet_diffusion import UNet, adapters
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig
-from unet_diffusion.joint_task import JointConfig
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.networks import load_unet
@@ -27,6 +26,7 @@ from unet_diffusion.stock_unet import WORDS_OF_UNET, UNet2DAdapter
 from unet_diffusion.tiling import ATTENDED, Tiling
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task, train_segmentation
 from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.unlabelled import JointConfig
 
 DDPM = {  # the config of google/ddpm-cifar10-32, narrower
     "sample_size": 16,

@@ -31,6 +31,7 @@ class AugmentationConfig:
     contrast: float = 0.2  # largest change about the picture's mean: factor between 1 / 1.2 and 1.2, log-uniform
     gamma: float = 0.2  # largest change of the exponent: between 1 / 1.2 and 1.2, log-uniform
     noise: float = 0.02  # largest standard deviation of Gaussian noise, as a fraction of the value range
+    invert: float = 0.0  # share of the samples in which dark and bright change places, for objects that come as both
 
     def __post_init__(self) -> None:
         for name in ("elastic", "rotation", "brightness", "contrast", "gamma", "noise"):
@@ -38,6 +39,8 @@ class AugmentationConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 (off) or positive.")
         if self.elastic_grid < 2:
             raise ValueError(f"elastic_grid is {self.elastic_grid}, but must be at least 2; the paper's is 3.")
+        if not 0 <= self.invert <= 1:
+            raise ValueError(f"invert is {self.invert}, but is a share of the samples; give one from 0 (off) to 1.")
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"scale is {self.scale}, but must be (smallest, largest) with 0 < smallest <= largest.")
@@ -100,6 +103,9 @@ def augment(
     if max(config.brightness, config.contrast, config.gamma, config.noise) > 0:
         samples = zip(images, uniform[:, 5:].tolist(), generators)
         images = torch.stack([vary_intensity(image, config, draws, generator) for image, draws, generator in samples])
+    if config.invert > 0:
+        inverted = torch.stack([torch.rand((), generator=g) for g in generators]) < config.invert
+        images = torch.where(inverted.view(-1, 1, 1, 1).to(images.device), -images, images)
     return Augmented(images, masks, weights)
 
 

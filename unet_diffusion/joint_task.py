@@ -4,7 +4,7 @@ The checkpoint then segments and still generates, and pictures without masks go 
 of a domain look like.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +13,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unet_diffusion.atomic import merged_into
-from unet_diffusion.augmentation import AugmentationConfig
-from unet_diffusion.data import ImageSets
-from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
+from unet_diffusion.diffusion_task import DiffusionTask
 from unet_diffusion.figures import save_curves
 from unet_diffusion.loading import Batches
 from unet_diffusion.model_card import FRONT_MATTER, parameters, size, training_facts
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
+from unet_diffusion.segmentation_task import LEARN, SegmentationTask, freeze
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unet import UNet
 from unet_diffusion.version import __version__
 
 CURVES = {
-    "losses": ("segmentation_loss", "denoising_loss", "validation_loss"),
+    "losses": ("segmentation_loss", "self_training_loss", "denoising_loss", "validation_loss"),
     "mean IoU": ("mean_iou",),
     "learning rate": ("learning_rate",),
 }
 SHARED = ("everything", "decoder")  # ways to learn in which both heads teach the trunk
 PREFIX = "unlabelled_"  # of what a batch holds of the pictures without masks
-
-
-@dataclass
-class JointConfig:
-    """Whether noise prediction goes on beside the masks, and on which pictures."""
-
-    denoising_weight: float = 0.0
-    """Weight of the noise-prediction loss; above 0, every step also predicts the noise of as many pictures without
-    masks, so that the network generates as well and learns from them."""
-    unlabelled: str | None = None
-    """Pictures without masks, a source like `data`; by default all of `data`, those beyond max_labels too. What is held
-    out for validation is left out of them."""
-
-    def __post_init__(self) -> None:
-        """Checks every value."""
-        if not self.denoising_weight >= 0:
-            raise ValueError(f"denoising_weight is {self.denoising_weight}, but must be at least 0.")
-        if self.unlabelled is not None and self.denoising_weight == 0:
-            raise ValueError(
-                f"unlabelled is {self.unlabelled!r}, but denoising_weight is 0, so that nothing learns from these "
-                "pictures; set it above 0, or leave unlabelled out."
-            )
 
 
 class JointTask:
@@ -64,16 +40,11 @@ class JointTask:
     noise head, and one backward pass from the sum of both losses.
 
     Args:
-        network: a padded `UNet` with both heads and a timestep embedding.
-        labelled: as `SegmentationTask` takes it.
-        unlabelled: pictures for noise prediction, of the same channels and range of values; those held out from them
-            are the ones that `validation_loss` is measured on.
+        segmentation: learns the masks, on a padded `UNet` with both heads and a timestep embedding; says which part
+            learns, and how many pictures and samples a preview shows.
+        diffusion: learns noise prediction, with the same network and scheduler, from pictures of the same channels and
+            range of values; those held out from them are the ones that `validation_loss` is measured on.
         denoising_weight: factor of the noise-prediction loss, above 0.
-        segmentation: the loss of the masks, what learns, and how many pictures and samples a preview shows.
-        diffusion: the objective of noise prediction.
-        augmentation: how labelled pictures are varied; None: not at all.
-        scheduler: of the run that the network comes from; None: as `diffusion` says.
-        num_workers: processes that load pictures ahead, for each of the two sets.
 
     Raises:
         ValueError: a network that cannot predict noise, or a trunk that does not learn.
@@ -81,32 +52,18 @@ class JointTask:
 
     best_by: str | None = "mean_iou"
 
-    def __init__(
-        self,
-        network: UNet,
-        labelled: Any,
-        unlabelled: ImageSets,
-        denoising_weight: float,
-        segmentation: SegmentationConfig,
-        diffusion: DiffusionConfig,
-        augmentation: AugmentationConfig | None = None,
-        scheduler: Any = None,
-        num_workers: int = 0,
-    ) -> None:
+    def __init__(self, segmentation: SegmentationTask, diffusion: DiffusionTask, denoising_weight: float) -> None:
+        network, learn = segmentation.network, segmentation.config.learn
         check_generates(network, denoising_weight)
-        if segmentation.learn not in SHARED:
+        if learn not in SHARED:
             raise ValueError(
-                f"learn is {segmentation.learn!r} and denoising_weight {denoising_weight}, but noise prediction helps "
-                f"masks by what both heads share; set learn to one of {', '.join(SHARED)}, or leave denoising_weight "
-                "out."
+                f"learn is {learn!r} and denoising_weight {denoising_weight}, but noise prediction helps masks by what "
+                f"both heads share; set learn to one of {', '.join(SHARED)}, or leave denoising_weight out."
             )
-        diffusion = replace(diffusion, preview_pictures=segmentation.preview_pictures)
-        self.diffusion = DiffusionTask(network, unlabelled, diffusion, num_workers, scheduler)
-        self.segmentation = SegmentationTask(
-            network, labelled, segmentation, augmentation, self.diffusion.scheduler, num_workers
-        )
-        network.noise_head.requires_grad_(True)  # which learning masks alone had frozen
-        self.segmentation.frozen.remove(network.noise_head)
+        self.segmentation, self.diffusion = segmentation, diffusion
+        diffusion.config = replace(diffusion.config, preview_pictures=segmentation.config.preview_pictures)
+        segmentation.frozen = freeze(network.to_segmentation(), LEARN[learn])  # each task had frozen the other's head
+        segmentation.frozen.remove(network.noise_head.requires_grad_(True))
         self.network, self.denoising_weight, self.patience = network, denoising_weight, segmentation.patience
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
@@ -123,15 +80,12 @@ class JointTask:
     def loss(
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> dict[str, Tensor]:
-        """The segmentation loss and the weighted noise-prediction loss added up, and each without the weight."""
+        """The losses of the masks and the weighted noise-prediction loss added up, and each without its weight."""
         unlabelled = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
         noise = self.diffusion.loss(network, unlabelled, generators)  # first, as `describe` has it
         masks = self.segmentation.loss(network, batch, generators)
-        return {
-            "loss": masks + self.denoising_weight * noise,
-            "segmentation_loss": masks,
-            "denoising_loss": noise,
-        }
+        parts = masks if isinstance(masks, dict) else {"loss": masks, "segmentation_loss": masks}
+        return {**parts, "loss": parts["loss"] + self.denoising_weight * noise, "denoising_loss": noise}
 
     def describe(
         self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]

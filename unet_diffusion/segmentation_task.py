@@ -135,7 +135,9 @@ class SegmentationTask:
         """Micro-batches of stored pictures `image` (B, C, H, W) and masks `mask` (B, H, W), on the device."""
         return training_batches(self.train, accelerator, config, start_step, self.num_workers)
 
-    def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
+    def loss(
+        self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
+    ) -> Tensor | dict[str, Tensor]:
         """The segmentation loss of a batch that is varied as each sample's generator says."""
         for module in self.frozen:
             module.eval()  # else its dropout and its BatchNorm would go on as in training

@@ -1,23 +1,20 @@
 """A segmentation run from options to a folder with a pipeline."""
 
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from diffusers import DDPMScheduler
 
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.augmentation import AugmentationConfig
-from unet_diffusion.data import ImageDataset, ImageSets, labels_among, rows_without
-from unet_diffusion.diffusion_task import DiffusionConfig, saved_objective
+from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask, saved_objective
 from unet_diffusion.doctor import refuse_errors
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig, FrozenFeaturesTask
-from unet_diffusion.image_cache import cache_images
-from unet_diffusion.joint_task import JointConfig, JointTask
-from unet_diffusion.masked_data import MaskedDataConfig, MaskedSets, load_masked, open_part
+from unet_diffusion.joint_task import JointTask, check_generates
+from unet_diffusion.masked_data import MaskedDataConfig, MaskedSets, load_masked
 from unet_diffusion.networks import load_unet
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipeline_config import from_index
@@ -25,11 +22,12 @@ from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pixels import PixelRange
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
-from unet_diffusion.sources import open_source
+from unet_diffusion.self_training_task import SelfTrainingTask
 from unet_diffusion.task import Task
 from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unet import UNet
+from unet_diffusion.unlabelled import JointConfig, load_unlabelled
 
 logger = logging.getLogger(__name__)
 
@@ -89,97 +87,52 @@ def make_task(config: TrainSegmentation, data: MaskedSets) -> Task:
             f"frozen_features is {config.frozen_features}, but learn is {learn!r}, which reads no features; set "
             "learn='pixel_classifier', or leave timesteps, stages and hidden out."
         )
-    if config.joint.denoising_weight > 0:
-        return make_joint_task(config, data)
-    augmentation = config.augmentation if config.augment else None
-    scheduler, workers = saved_scheduler(Path(config.model), data), config.data.num_workers
+    joint, run = config.joint, Path(config.model)
+    scheduler = saved_scheduler(run, data)
+    rest = (config.augmentation if config.augment else None, scheduler, config.data.num_workers)
     if learn == "pixel_classifier":
-        unet, features = load_unet(config.model, {"in_channels": data.train.channels}), config.frozen_features
-        return FrozenFeaturesTask(unet, data, config.segmentation, features, augmentation, scheduler, workers)
-    return SegmentationTask(make_unet(config.model, data), data, config.segmentation, augmentation, scheduler, workers)
-
-
-def make_joint_task(config: TrainSegmentation, data: MaskedSets) -> JointTask:
-    """Masks and noise prediction at once; a noise predictor that is there goes on with the objective that it had.
-
-    Raises:
-        ValueError: a saved network of which nothing says what it predicts; what `JointTask` and `load_unlabelled`
-            refuse.
-    """
-    run = Path(config.model)
-    network, scheduler = make_unet(config.model, data, generates=True), saved_scheduler(run, data)
-    diffusion, label_names = DiffusionConfig(), None
-    if run.is_dir():
-        if scheduler is None:
+        if joint.needs_pictures:
             raise ValueError(
-                f"denoising_weight is {config.joint.denoising_weight}, but {run} has no scheduler, which a noise "
-                "predictor is saved with; start from a DDPM run, or leave denoising_weight out."
+                f"learn is {learn!r} and joint is {joint}, but its trunk does not learn, so pictures without masks "
+                "teach it nothing; leave their weights out, or set learn='everything'."
             )
-        diffusion = saved_objective(run, network, scheduler)
-        label_names = from_index(ImageGenerationPipeline.load_config(run).get("_label_names"))
-    return JointTask(
-        network,
-        data,
-        load_unlabelled(config, data, None if label_names is None else tuple(label_names)),
-        config.joint.denoising_weight,
-        config.segmentation,
-        diffusion,
-        config.augmentation if config.augment else None,
-        scheduler,
-        config.data.num_workers,
-    )
+        unet = load_unet(config.model, {"in_channels": data.train.channels})
+        return FrozenFeaturesTask(unet, data, config.segmentation, config.frozen_features, *rest)
+    network = make_unet(config.model, data, generates=joint.denoising_weight > 0)
+    if not joint.needs_pictures:
+        return SegmentationTask(network, data, config.segmentation, *rest)
+    diffusion, label_names = DiffusionConfig(), None
+    if joint.denoising_weight > 0 and run.is_dir():
+        diffusion, label_names = saved_conditions(run, network, scheduler)
+    pictures = load_unlabelled(joint, config.data, data, label_names, config.training.seed)
+    if joint.self_training_weight > 0:
+        segmentation: SegmentationTask = SelfTrainingTask(
+            network, data, pictures.train, joint, config.segmentation, *rest
+        )
+    else:
+        segmentation = SegmentationTask(network, data, config.segmentation, *rest)
+    if joint.denoising_weight == 0:
+        return segmentation
+    check_generates(network, joint.denoising_weight)
+    denoising = DiffusionTask(network, pictures, diffusion, config.data.num_workers, scheduler)
+    return JointTask(segmentation, denoising, joint.denoising_weight)
 
 
-def load_unlabelled(config: TrainSegmentation, data: MaskedSets, label_names: tuple[str, ...] | None) -> ImageSets:
-    """The pictures that noise is predicted on, read as those with masks are.
-
-    Args:
-        config: which pictures.
-        data: those with masks. The ones that masks are validated on are what noise prediction is validated on; equal
-            pictures are not trained on, wherever they come from.
-        label_names: classes that the network can be conditioned on; others are taken for none.
+def saved_conditions(
+    run: Path, network: UNet, scheduler: DDPMScheduler | None
+) -> tuple[DiffusionConfig, tuple[str, ...] | None]:
+    """The objective that a saved noise predictor had, with which it goes on, and the classes of its pictures.
 
     Raises:
-        ValueError: a source that cannot be read; pictures of other channels, dtype or size; none that is not held out.
+        ValueError: nothing says what it predicts.
     """
-    options, name = config.data, config.joint.unlabelled
-    if name is None:
-        rows, _, name = open_part(replace(options, max_labels=None), "train")
-        rows = rows.select_columns("image")
-    else:
-        rows = open_source(name, cache_dir=options.cache_dir)
-    assert isinstance(rows, Dataset)
-    cache = cache_images(rows, options.preparation, name, options.max_broken, options.cache_dir)
-    found, expected = (cache.channels, cache.dtype), (data.train.channels, data.pixel_range.dtype)
-    if found != expected:
+    if scheduler is None:
         raise ValueError(
-            f"unlabelled pictures of {name} have {found[0]} channels of {found[1]}, those with masks {expected[0]} of "
-            f"{expected[1]}; they must agree. channels=1 or 3 converts both."
+            f"denoising_weight is above 0, but {run} has no scheduler, which a noise predictor is saved with; start "
+            "from a DDPM run, or leave denoising_weight out."
         )
-    (height, width), size = cache.sizes[0], (data.train.height, data.train.width)
-    if options.crop_size is None and (height, width) != size:
-        raise ValueError(
-            f"unlabelled pictures of {name} have {width}x{height} pixels, those with masks {size[1]}x{size[0]}; give "
-            "crop_size to cut both, or image_size to resize them."
-        )
-    held_out = data.validation
-    usable = rows_without(cache, held_out.cache.pictures, held_out.rows)
-    if not len(usable):
-        raise ValueError(f"all {len(cache)} unlabelled pictures of {name} are held out for validation; give others.")
-    train = ImageDataset(
-        cache,
-        usable,
-        size,
-        data.pixel_range,
-        name=name,
-        class_names=label_names,
-        labels=labels_among(label_names, cache)[usable],
-        random=options.crop_size is not None,
-        seed=config.training.seed,
-    )
-    return ImageSets(
-        train, ImageDataset(held_out.cache.pictures, held_out.rows, size, data.pixel_range, name=held_out.name)
-    )
+    names = from_index(ImageGenerationPipeline.load_config(run).get("_label_names"))
+    return saved_objective(run, network, scheduler), None if names is None else tuple(names)
 
 
 def make_unet(model: str, data: MaskedSets, generates: bool = False) -> UNet:

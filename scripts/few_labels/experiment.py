@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,17 +10,29 @@ from few_labels.networks import monai_features
 
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.diffusion_task import DiffusionConfig
-from unet_diffusion.joint_task import JointConfig
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.networks import read_object
 from unet_diffusion.segmentation_task import SegmentationConfig
 from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.unlabelled import JointConfig
 
-Method = Literal["scratch", "pretrained", "joint", "pixel_classifier", "monai", "imagenet"]
+Method = Literal[
+    "scratch",
+    "self_training",
+    "pretrained",
+    "pretrained_self_training",
+    "joint",
+    "pixel_classifier",
+    "monai",
+    "imagenet",
+]
 METHODS: tuple[Method, ...] = get_args(Method)
-FROM_DDPM = ("pretrained", "joint", "pixel_classifier")  # methods that start from a noise predictor
+FINE_TUNED = ("pretrained", "pretrained_self_training", "joint")  # methods by which a noise predictor learns masks
+FROM_DDPM = (*FINE_TUNED, "pixel_classifier")  # methods that start from a noise predictor
+SELF_TRAINED = ("self_training", "pretrained_self_training")
 PARTS = ("train", "validation", "test")
-NETWORK = Path(__file__).parents[1] / "networks" / "half-width.json"
+NETWORK = Path(__file__).parents[1] / "networks" / "quarter-width.json"
+INVERTED = 0.5  # share of the samples
 SMALLEST_MONAI = 32  # pixels a side
 COUNTS = ("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size")
 
@@ -38,10 +50,11 @@ class LabelEfficiency:
     sets: tuple[str, ...] = ("dsb2018", "wbc", "isbi2012")
     """Names of the sets."""
     methods: tuple[Method, ...] = METHODS
-    """Ways to learn. "scratch", "pretrained" (from a DDPM run on all training pictures), "joint" (which goes on
-    predicting noise) and "pixel_classifier" (on frozen features) are our network; "monai" is a peer of as many
-    parameters, from scratch; "imagenet" has an encoder with ImageNet weights."""
-    labels: tuple[int | Literal["all"], ...] = (2, 5, 10, 20, 50, "all")
+    """Ways to learn. Our network from "scratch" or "pretrained" (from a DDPM run on all training pictures), either also
+    with "self_training" on all training pictures; "joint", which goes on predicting noise; a "pixel_classifier" on
+    frozen features. "monai" is a peer of as many parameters, from scratch; "imagenet" has an encoder with ImageNet
+    weights."""
+    labels: tuple[int | Literal["all"], ...] = (1, 5, 10, 40, "all")
     """Numbers of labelled pictures, the first of the training set; a set leaves out the numbers above its own."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of initialisation, order, crops and augmentation; the noise predictor is the same for all."""
@@ -53,7 +66,7 @@ class LabelEfficiency:
     """Squares per step."""
     learning_rate: float = 1e-3
     """Highest learning rate of AdamW, the same for all methods."""
-    validate_every: int = 50
+    validate_every: int = 100
     """Steps between validations, of which the best gives the weights that are tested."""
     network: Path = NETWORK
     """JSON file of our network's config values."""
@@ -69,6 +82,12 @@ class LabelEfficiency:
     """Which part of a pretrained network learns."""
     denoising_weight: float = 1.0
     """Weight of the noise-prediction loss in joint training."""
+    self_training_weight: float = 1.0
+    """Weight of the loss of the network's own masks in self-training."""
+    confidence: float = 0.9
+    """Probability from which on the network is sure of a class, in self-training."""
+    inverted_sets: tuple[str, ...] = ("dsb2018",)
+    """Sets of which, for all methods, half of the samples are inverted in training; others as augmentation says."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def __post_init__(self) -> None:
@@ -102,11 +121,13 @@ class LabelEfficiency:
                 f"timestep is {self.timestep}, but must be from 0 to below {DiffusionConfig().num_train_timesteps}; "
                 "leave it out for the network's own."
             )
-        if not self.denoising_weight > 0:
-            raise ValueError(
-                f"denoising_weight is {self.denoising_weight}, but joint training needs one above 0; for masks alone, "
-                "use the method pretrained."
-            )
+        for name in ("denoising_weight", "self_training_weight"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but its methods need one above 0; for masks alone, use the "
+                    "method pretrained."
+                )
+        JointConfig(self_training_weight=self.self_training_weight, confidence=self.confidence)
         if self.learn == "head" and "joint" in self.methods:
             raise ValueError("learn is 'head', but joint training moves the trunk; leave joint out of methods.")
         SegmentationConfig(learn=self.learn, trunk_rate=self.trunk_rate)
@@ -152,15 +173,23 @@ class LabelEfficiency:
 
     def segmentation(self, method: str) -> SegmentationConfig:
         """The loss and what learns."""
-        if method in ("pretrained", "joint"):
+        if method in FINE_TUNED:
             recipe = {"learn": self.learn, "trunk_rate": self.trunk_rate, "timestep": self.timestep}
             return SegmentationConfig(**recipe, preview_pictures=4)
         learn: Any = "pixel_classifier" if method == "pixel_classifier" else "everything"
         return SegmentationConfig(learn=learn, preview_pictures=4)
 
     def joint(self, method: str) -> JointConfig:
-        """Whether noise prediction goes on."""
-        return JointConfig(self.denoising_weight if method == "joint" else 0.0)
+        """What pictures without masks teach."""
+        return JointConfig(
+            self.denoising_weight if method == "joint" else 0.0,
+            self.self_training_weight if method in SELF_TRAINED else 0.0,
+            self.confidence,
+        )
+
+    def augmentation_of(self, name: str) -> AugmentationConfig:
+        """How the training pictures of a set are varied."""
+        return replace(self.augmentation, invert=INVERTED) if name in self.inverted_sets else self.augmentation
 
     def masked(self, name: str, labels: int | None = None, num_classes: int | None = None) -> MaskedDataConfig:
         """The first so many pictures of a set with masks, and its validation set."""
@@ -174,13 +203,13 @@ class LabelEfficiency:
             num_classes=num_classes,
         )
 
-    def config(self, method: str, facts: "SetFacts") -> dict[str, Any]:
-        """All that distinguishes the runs of a method, as JSON has it; what the method does not read is left out."""
+    def config(self, name: str, method: str, facts: "SetFacts") -> dict[str, Any]:
+        """All that distinguishes the runs of a set by a method, as JSON has it; what it does not read is left out."""
         config: dict[str, Any] = {
             "training": {name: getattr(self, name) for name in ("steps", "batch_size", "learning_rate")},
             "crop_size": self.crop_size,
             "validate_every": self.validate_every,
-            "augmentation": asdict(self.augmentation),
+            "augmentation": asdict(self.augmentation_of(name)),
         }
         if method == "monai":
             config["network"] = {"features": monai_features(self.network, facts.channels, facts.num_classes)}
@@ -190,9 +219,11 @@ class LabelEfficiency:
             config["network"] = self.network_values()
         if method in FROM_DDPM:
             segmentation = self.segmentation(method)
-            config["recipe"] = {name: getattr(segmentation, name) for name in ("learn", "trunk_rate", "timestep")}
+            config["recipe"] = {key: getattr(segmentation, key) for key in ("learn", "trunk_rate", "timestep")}
             config["recipe"] |= {"denoising_weight": self.joint(method).denoising_weight}
             config["pretraining"] = self.pretraining_config()
+        if method in SELF_TRAINED:
+            config["self_training"] = {"weight": self.self_training_weight, "confidence": self.confidence}
         return json.loads(json.dumps(config))
 
     def pretraining_config(self) -> dict[str, Any]:
@@ -212,7 +243,7 @@ class LabelEfficiency:
                     f"labels is {self.labels}, but {name} has {facts.pictures} training pictures; give smaller "
                     "numbers, or 'all'."
                 )
-            configs = {method: self.config(method, facts) for method in self.methods}
+            configs = {method: self.config(name, method, facts) for method in self.methods}
             made += [
                 Run(name, method, count, seed, configs[method])
                 for seed in self.seeds

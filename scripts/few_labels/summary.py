@@ -17,6 +17,7 @@ from unet_diffusion.atomic import write_json, written_aside
 
 Row = dict[str, Any]  # as `few_labels.training.train_and_test` gives it
 BASE = "scratch"  # the method that others are compared with
+FEW, MANY = 10, 40  # labelled pictures: what a method makes of few is compared with what the base makes of many
 KEY = ("data", "method", "labels", "seed", "config")
 
 
@@ -120,6 +121,13 @@ def set_summary(name: str, found: Mapping[str, Mapping[int, list[Row]]]) -> str:
                 differences = (paired_difference(rows, found[BASE][count]) for count, rows in by_count.items())
                 texts = ("" if np.isnan(mean) else f"{mean:+.4f} +- {half:.4f}" for mean, half in differences)
                 lines.append(f"| {method} | {' | '.join(texts)} |")
+    if found.get(BASE, {}).get(MANY) and len(found) > 1 and FEW in counts:
+        lines += ["", f"With {FEW} labels above {BASE} with {MANY}, likewise:", "", "| method | difference |"]
+        lines += ["| --- | --- |"]
+        for method, by_count in found.items():
+            mean, half = paired_difference(by_count[FEW], found[BASE][MANY])
+            if not np.isnan(mean):
+                lines.append(f"| {method} | {mean:+.4f} +- {half:.4f} |")
     lines += ["", "| method | parameters | CPU seconds of a run | of its pretraining |", "| --- | --- | --- | --- |"]
     for method, by_count in found.items():
         every = [row for rows in by_count.values() for row in rows]

@@ -46,7 +46,7 @@ def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
         start,
         options.segmentation(run.method),
         joint=options.joint(run.method),
-        augmentation=options.augmentation,
+        augmentation=options.augmentation_of(run.data),
         training=options.training(run.seed),
     )
     accelerator = make_accelerator(config.training, folder)

@@ -1,0 +1,115 @@
+"""Learning masks from pictures that have none: the network's own sure predictions are taken for true."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from unet_diffusion.augmentation import AugmentationConfig, augment
+from unet_diffusion.loading import Batches, pictures_of_step, training_batches
+from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.segmentation import IGNORE_INDEX
+from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
+from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.unlabelled import JointConfig
+
+START = 3 / 8  # of the steps: before it, a network that has seen few masks is sure of too much that is wrong
+IMAGE = "self_training_image"  # in a batch
+
+
+class SelfTrainingTask(SegmentationTask):
+    """A `SegmentationTask` that also learns from pictures without masks (Sohn et al. 2020, eq. 4, for every pixel).
+
+    The network predicts the classes of a picture as it is. Where it is sure, that is the mask which it has to give for
+    the picture as it is varied in training; elsewhere nothing is learnt. The loss is the cross-entropy, a mean over all
+    pixels, sure or not. It sets in after 3/8 of the steps; until then the masks alone teach.
+
+    Args:
+        network: as for `SegmentationTask`, padded.
+        data: likewise.
+        pictures: those without masks, of the same size, channels and range of values.
+        joint: the weight of the loss of these, and what counts as sure.
+        config: as for `SegmentationTask`.
+        augmentation: likewise, but needed.
+        scheduler: likewise.
+        num_workers: processes that load pictures ahead, for each of the two sets.
+
+    Raises:
+        ValueError: no augmentation, or a network whose masks are smaller than its pictures.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        data: Any,
+        pictures: Any,
+        joint: JointConfig,
+        config: SegmentationConfig,
+        augmentation: AugmentationConfig | None,
+        scheduler: Any = None,
+        num_workers: int = 0,
+    ) -> None:
+        if augmentation is None:
+            raise ValueError(
+                "augment is off, but self-training learns from the difference that varying a picture makes; leave it "
+                "on, or set self_training_weight=0."
+            )
+        if network.config.get("padding") == "valid":
+            raise ValueError(
+                "the network has padding='valid', whose masks are smaller than the pictures, and self-training needs "
+                "masks of whole pictures; take a network with padding='same', or set self_training_weight=0."
+            )
+        super().__init__(network, data, config, augmentation, scheduler, num_workers)
+        self.pictures, self.joint = pictures, joint
+
+    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
+        """Micro-batches of `SegmentationTask`, from 3/8 of the steps on with pictures without masks."""
+        labelled = super().batches(accelerator, config, start_step)
+        others = training_batches(self.pictures, accelerator, other_order(config), start_step, self.num_workers)
+        for micro, (batch, other) in enumerate(zip(labelled, others)):
+            started = start_step + micro // config.accumulate >= START * config.steps
+            yield batch | ({IMAGE: other["image"]} if started else {})
+
+    def loss(
+        self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
+    ) -> Tensor | dict[str, Tensor]:
+        """The losses of the masks and, weighted, of the network's own added up, each of them, and the sure share."""
+        masks = super().loss(network, batch, generators)
+        assert isinstance(masks, Tensor)
+        own, sure = torch.zeros_like(masks), torch.zeros_like(masks)
+        if IMAGE in batch:
+            own, sure = self.own_loss(network, self.pixel_range.to_model(batch[IMAGE]), generators)
+        return {
+            "loss": masks + self.joint.self_training_weight * own,
+            "segmentation_loss": masks,
+            "self_training_loss": own,
+            "sure": sure,
+        }
+
+    def own_loss(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Pictures (B, C, H, W) in [-1, 1] to the loss of the masks that the network gives them, and the share of
+        pixels, of 1, that have one.
+        """
+        assert self.augmentation is not None
+        with torch.no_grad():
+            sureness, classes = self.logits(network, images, generators).float().softmax(dim=1).max(dim=1)
+        classes[sureness < self.joint.confidence] = IGNORE_INDEX
+        varied, masks, _ = augment(images, classes, self.augmentation, generators)
+        logits = self.logits(network, varied, generators).float()
+        losses = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none")  # (B, H, W)
+        return losses.mean(), (classes != IGNORE_INDEX).float().mean()
+
+    def describe(
+        self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
+    ) -> str:
+        """The pictures of a step of this process, with masks and without."""
+        others = pictures_of_step(self.pictures, accelerator, other_order(config), step)
+        return f"{super().describe(accelerator, config, step, generators)}; without masks {others}"
+
+
+def other_order(config: TrainingConfig) -> TrainingConfig:
+    """The configuration with another order of the pictures, or those with and without masks would go in step."""
+    return replace(config, seed=keyed_seed(config.seed, "self-training"))
