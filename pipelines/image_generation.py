@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.memory_format import channels_last
+from unet_diffusion.picture_output import as_output, check_output_type
 from unet_diffusion.pipeline_config import PrivateArguments
 from unet_diffusion.pixels import PixelRange
 from unet_diffusion.sampling import check_classes, check_scheduler, step_arguments
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
-PIL_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16", ("float32", 1): "F"}
 
 
 @dataclass
@@ -134,14 +134,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         for name, count in counts.items():
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"{name} is {count!r}, but must be an integer of at least 1.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}, but must be one of {', '.join(OUTPUT_TYPES)}.")
-        if output_type == "pil" and (self.pixel_range.dtype, config.in_channels) not in PIL_MODES:
-            raise ValueError(
-                f"PIL has no mode for {config.in_channels} channels of {self.pixel_range.dtype}; "
-                "use output_type='np' or 'pt' (values in [0, 1]), or 'stored' (values as in the files)."
-            )
-
+        check_output_type(output_type, OUTPUT_TYPES, config.in_channels, self.pixel_range)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators, but batch_size is {batch_size}; pass one or all.")
         shape = (batch_size, config.in_channels, height, width)
@@ -272,7 +265,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                     progress.update()
                 finished.append(latents)
 
-        images = self._postprocess(torch.cat(finished).float(), output_type)
+        images = as_output(torch.cat(finished).float(), output_type, self.pixel_range)
         self.maybe_free_model_hooks()
         return ImageGenerationOutput(images=images) if return_dict else (images,)
 
@@ -309,16 +302,3 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
             if isinstance(label, str) and label not in names:
                 raise ValueError(f"there is no class named {label!r}; choose from {names}, or pass an index.")
         return [names.index(label) if isinstance(label, str) else int(label) for label in given]
-
-    def _postprocess(self, images: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
-        """From float32 (B, C, H, W) around [-1, 1] to what `output_type` asks for."""
-        if output_type == "latent":
-            return images
-        if output_type in ("pt", "np"):
-            images = (images / 2 + 0.5).clamp(0, 1)
-            return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
-        stored = self.pixel_range.to_stored(images)
-        if output_type == "stored":
-            return stored
-        arrays = stored.permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]

@@ -21,8 +21,8 @@ from unet_diffusion.large_pictures import create_mask, open_picture
 from unet_diffusion.palette import mask_picture, overlay
 from unet_diffusion.pipeline_config import PrivateArguments, check_class_details
 from unet_diffusion.pixels import PixelRange
-from unet_diffusion.segmentation_inference import Segmenter, check_evaluation_mode, check_levels, check_picture
-from unet_diffusion.stored_pictures import dtype_name, stored_pictures
+from unet_diffusion.segmentation_inference import Segmenter, check_evaluation_mode, check_levels
+from unet_diffusion.stored_pictures import check_picture, dtype_name, stored_pictures
 from unet_diffusion.tiling import Read
 from unet_diffusion.unet import UNet
 
@@ -238,7 +238,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         picture = open_picture(source)
         size = picture.shape[:2]
         dtype = "float32" if picture.dtype.kind == "f" else picture.dtype.name
-        check_picture(self.unet, self.pixel_range, picture.shape[2], dtype)
+        check_picture(self.unet.config.in_channels, self.pixel_range, picture.shape[2], dtype)
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment)
 
         def read(rows: slice, columns: slice) -> Tensor:
@@ -279,7 +279,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             )
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}, but must be from 0 to 1.")
-        check_picture(self.unet, self.pixel_range, len(pictures[0]), dtype_name(pictures[0]))
+        check_picture(self.unet.config.in_channels, self.pixel_range, len(pictures[0]), dtype_name(pictures[0]))
         shown = PixelRange.full("uint8").to_stored(self.pixel_range.to_model(pictures[0])).permute(1, 2, 0).numpy()
         base = Image.fromarray(shown[..., :3] if shown.shape[2] >= 3 else shown[..., 0])
         return overlay(base, labels, opacity, self.palette)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a trained run with the code that loads it; the same as `unet-diffusion export`."""
+"""Write a trained run in another form; the same as `unet-diffusion export`."""
 
 from unet_diffusion.cli import run
 

@@ -369,7 +369,7 @@ def test_pictures_without_masks_need_a_weight():
     with pytest.raises(
         ValueError, match="unlabelled is 'pictures', but denoising_weight and self_training_weight are 0"
     ):
-        JointConfig(unlabelled="pictures")
+        JointConfig(self_training_weight=0.0, unlabelled="pictures")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from test_joint import squares
 
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.augmentation import AugmentationConfig, augment
+from unet_diffusion.data import DataConfig
 from unet_diffusion.joint_task import JointTask
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.metrics_log import read_metrics, series
@@ -19,7 +20,8 @@ from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation import IGNORE_INDEX
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.self_training_task import IMAGE, SelfTrainingTask
-from unet_diffusion.train_segmentation import TrainSegmentation, make_task, train_segmentation
+from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.train_segmentation import TrainSegmentation, make_task, settled_joint, train_segmentation
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unlabelled import JointConfig
 
@@ -180,3 +182,24 @@ def test_what_cannot_train_itself_is_refused(options, tmp_path):
     with pytest.raises(ValueError, match="self_training_weight is -1.0, but must be at least 0"):
         JointConfig(self_training_weight=-1.0)
     assert not options.output.exists()
+
+
+def test_it_is_the_default_from_a_noise_predictor_where_pictures_have_no_masks(options, tmp_path):
+    ddpm = DataConfig(data=options.data.data, validation_fraction=0.0)
+    train_ddpm(TrainDDPM(tmp_path / "ddpm", options.model, ddpm, training=replace(options.training, steps=1)))
+    few = replace(options, model=str(tmp_path / "ddpm"), joint=JointConfig())
+    everything = replace(few, data=replace(few.data, max_labels=None))
+    named = replace(everything, joint=JointConfig(unlabelled=options.data.data))
+    frozen = replace(few, segmentation=SegmentationConfig(learn="pixel_classifier"))
+    scratch = replace(few, model=options.model)
+    weights = [
+        settled_joint(each).self_training_weight
+        for each in (few, named, everything, scratch, frozen, replace(few, augment=False))
+    ]
+    assert weights == [1, 1, 0, 0, 0, 0]
+    assert settled_joint(replace(few, joint=JointConfig(self_training_weight=0.0))).self_training_weight == 0
+    run = train_segmentation(few)
+    assert json.loads((run / "config.json").read_text())["joint"]["self_training_weight"] == 1
+    assert series(read_metrics(run / "metrics.jsonl"), "self_training_loss")[1]
+    with pytest.raises(ValueError, match="so that nothing learns from these pictures"):
+        settled_joint(replace(scratch, joint=JointConfig(unlabelled=options.data.data)))

@@ -16,10 +16,12 @@ from unet_diffusion.generation import Sample, sample
 from unet_diffusion.segment import Segment, segment
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
+from unet_diffusion.upscale import Upscale, upscale
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "train-ddpm": (TrainDDPM, train_ddpm),
     "sample": (Sample, sample),
+    "upscale": (Upscale, upscale),
     "train-segmentation": (TrainSegmentation, train_segmentation),
     "segment": (Segment, segment),
     "evaluate": (Evaluate, evaluate),

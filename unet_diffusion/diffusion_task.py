@@ -1,13 +1,14 @@
 """Learning to predict noise: the task and its options."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
@@ -184,7 +185,17 @@ class DiffusionTask:
             timesteps.to(clean.device, non_blocking=True),
             labels,
             self.config.min_snr_gamma,
+            self.condition(clean, generators),
         )
+
+    def condition(self, clean: Tensor, generators: Sequence[torch.Generator] = ()) -> Tensor | None:
+        """What the network sees beside noisy versions of `clean` (B, C, H, W): nothing, unless a subclass says so.
+
+        Args:
+            clean: pictures in [-1, 1].
+            generators: one for each picture, where something is random in training; none in validation.
+        """
+        return None
 
     def describe(
         self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
@@ -220,6 +231,7 @@ class DiffusionTask:
                 torch.tensor(timesteps, device=clean.device),
                 self._labels(batch["label"]) if self.config.class_conditional else None,
                 self.config.min_snr_gamma,
+                self.condition(clean),
             )
             total += len(indices) * loss.double()
         return {"validation_loss": accelerator.reduce(total, "sum").item() / count}
@@ -229,7 +241,7 @@ class DiffusionTask:
         null = torch.full_like(labels, self.network.config.num_class_embeds)
         return torch.where((labels == NO_LABEL) | dropped, null, labels)
 
-    def pipeline(self, unet: UNet) -> ImageGenerationPipeline:
+    def pipeline(self, unet: UNet) -> DiffusionPipeline:
         """The pipeline that a run saves."""
         names = list(self.class_names) if self.config.class_conditional and self.class_names else None
         pipe = ImageGenerationPipeline(unet, self.scheduler, self.pixel_range.to_dict(), names)
@@ -254,14 +266,22 @@ class DiffusionTask:
         )
         return array_pictures(images)
 
+    def shown(self, unet: UNet) -> Image.Image:
+        """What a preview shows: generated pictures."""
+        return grid(self.sample(unet, self.config.preview_pictures))
+
+    def card(self, name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+        """The model card; arguments as `diffusion_card` has them."""
+        return diffusion_card(name, unet, rows, config)
+
     def preview(self, unet: UNet, path: Path) -> None:
-        """A grid of generated pictures."""
-        save_picture(grid(self.sample(unet, self.config.preview_pictures)), path)
+        """A grid of what `shown` says."""
+        save_picture(self.shown(unet), path)
 
     def export(self, unet: UNet, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
         """The run's folder as a diffusers pipeline, with curves, a grid of samples and a model card."""
         with merged_into(folder) as aside:
             self.pipeline(unet).save_pretrained(aside)
             save_curves(rows, aside / "curves.png", CURVES)
-            save_picture(grid(self.sample(unet, self.config.preview_pictures)), aside / "samples.png")
-            (aside / "README.md").write_text(diffusion_card(folder.name, unet, rows, config), encoding="utf-8")
+            self.preview(unet, aside / "samples.png")
+            (aside / "README.md").write_text(self.card(folder.name, unet, rows, config), encoding="utf-8")

@@ -14,8 +14,10 @@ from tyro.conf import Positional
 
 from unet_diffusion import pipelines
 from unet_diffusion.atomic import PREFIX, written_aside
+from unet_diffusion.graphs import FORMS, write_graphs
 from unet_diffusion.networks import check_run, load_weights, read_object, saved_components
 from unet_diffusion.output_folder import check_output
+from unet_diffusion.single_file import write_single_file
 from unet_diffusion.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.version import __version__
 
@@ -59,7 +61,11 @@ OWN = """\
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)  # this folder
-pipe("picture.png").masks[0].save("mask.png")"""
+pipe("picture.png").{result}"""
+RESULTS = {
+    "SegmentationPipeline": 'masks[0].save("mask.png")',
+    "SuperResolutionPipeline": 'images[0].save("large.png")',
+}
 BOTH = f"""\
 {STOCK}
 
@@ -77,32 +83,58 @@ class Export:
 
     run: Positional[Path]
     """Folder of the run, or of any saved pipeline with a network of this package."""
-    folder: Positional[Path]
-    """Folder to write, which is not there yet."""
-    format: Literal["self-contained"] = "self-contained"
-    """"self-contained": the code beside the weights, for diffusers with `trust_remote_code=True`."""
+    target: Positional[Path]
+    """Folder to write, which is not there yet; "safetensors-single" writes a file, such as masks.safetensors."""
+    format: Literal["self-contained", "onnx", "torch-export", "safetensors-single"] = "self-contained"
+    """"self-contained": the code beside the weights, for diffusers with `trust_remote_code=True`. "onnx" and
+    "torch-export": a graph of each head for any batch and size, compared with the network. "safetensors-single": one
+    file of all weights and configs, for `load_single_file` of this package."""
+    head: Literal["segmentation", "noise"] | None = None
+    """Which head "onnx" and "torch-export" write; by default all that the run has."""
 
 
-def export(config: Export) -> Path:
-    """Writes a run in the form that is asked for; returns the folder, which appears when it is complete.
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the folder or the file.
+        checks: a sentence for each file that was read again and compared with the run.
+    """
+
+    path: Path
+    checks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The path, then the sentences, one a line."""
+        return "\n".join([str(self.path), *self.checks])
+
+
+def export(config: Export) -> Exported:
+    """Writes a run in the form that is asked for; the folder or the file appears when it is complete and compared.
 
     Raises:
-        ValueError: no run, a folder that exists, or a run that cannot be written in that form.
+        ValueError: no run, a target that exists, or a run that cannot be written in that form.
+        ImportError: the form needs libraries that are not installed.
+        RuntimeError: what was written is not what the run computes; nothing is left behind.
     """
     if config.format not in FORMATS:
         raise ValueError(f"format is {config.format!r}, but must be one of {', '.join(FORMATS)}.")
+    if config.head is not None and config.format not in FORMS:
+        raise ValueError(f"head is {config.head!r}, but {config.format!r} writes all of a run; leave head out.")
+    if config.format == "safetensors-single" and config.target.suffix != ".safetensors":
+        raise ValueError(f"target is {config.target}, but must be a file ending in .safetensors; name it so.")
     check_run(config.run)
-    check_output(config.folder.parent)
-    if config.folder.exists():
-        raise ValueError(f"{config.folder} exists already; remove it, or choose another name.")
-    with written_aside(config.folder) as aside:
-        aside.mkdir()
-        FORMATS[config.format](config.run, aside, config.folder.name)
-    return config.folder
+    check_output(config.target.parent)
+    if config.target.exists():
+        raise ValueError(f"{config.target} exists already; remove it, or choose another name.")
+    with written_aside(config.target) as aside:
+        checks = FORMATS[config.format](config, aside)
+    return Exported(config.target, tuple(checks))
 
 
 def write_self_contained(run: Path, target: Path, name: str) -> None:
-    """Fills a folder that diffusers loads without this package.
+    """Writes a folder that diffusers loads without this package.
 
     Weights are copied as they are. Beside those of each network of this package lies one file with its code
     (`source_bundle`), which `config.json` names for `AutoModel` and `model_index.json` for pipelines. Our pipeline has
@@ -111,7 +143,7 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
 
     Args:
         run: folder of a saved pipeline.
-        target: an empty folder.
+        target: folder to make.
         name: what the README calls it.
 
     Raises:
@@ -123,6 +155,7 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
     networks = {key: network_class(*entry) for key, entry in components.items() if of_package(entry[0])}
     if not networks:
         raise ValueError(f"{run} holds no network that needs {PACKAGE}; diffusers loads it as it is.")
+    target.mkdir()
     for key in components:
         files = [file for file in (run / key).glob("*") if file.suffix in COPIED and not file.name.startswith(PREFIX)]
         if not any(file.suffix == (".safetensors" if key in networks else ".json") for file in files):
@@ -152,12 +185,33 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
     elif own is not None:
         index["_class_name"], loading = [code, own.__name__], OWN
     write_sorted(target / "model_index.json", index)
-    loading = loading.format(name=name, pipeline=index["_class_name"], code=code)
+    result = "" if own is None else RESULTS.get(own.__name__, "")
+    loading = loading.format(name=name, pipeline=index["_class_name"], code=code, result=result)
     readme = README.format(name=name, version=__version__, loading=loading)
     (target / "README.md").write_text(readme, encoding="utf-8")
 
 
-FORMATS: dict[str, Callable[[Path, Path, str], None]] = {"self-contained": write_self_contained}
+def self_contained(config: Export, target: Path) -> list[str]:
+    """`write_self_contained` as one of `FORMATS`: copied as it is, so that there is nothing to compare."""
+    write_self_contained(config.run, target, config.target.name)
+    return []
+
+
+def single_file(config: Export, target: Path) -> list[str]:
+    """`write_single_file` as one of `FORMATS`."""
+    return [write_single_file(config.run, target)]
+
+
+def graphs(config: Export, target: Path) -> list[str]:
+    """`write_graphs` as one of `FORMATS`."""
+    return write_graphs(config.format, config.run, target, config.head)
+
+
+FORMATS: dict[str, Callable[[Export, Path], list[str]]] = {
+    "self-contained": self_contained,
+    **dict.fromkeys(FORMS, graphs),
+    "safetensors-single": single_file,
+}
 
 
 def network_class(module: str, name: str) -> type:

@@ -12,7 +12,8 @@ from unet_diffusion.atomic import written_aside
 from unet_diffusion.figures import grid, save_picture
 from unet_diffusion.networks import load_pipeline
 from unet_diffusion.output_folder import check_output
-from unet_diffusion.pipelines.image_generation import PIL_MODES, ImageGenerationPipeline
+from unet_diffusion.picture_output import has_png
+from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.sampling import SamplerName, sampler
 
@@ -99,8 +100,7 @@ def sample(config: Sample) -> Path:
     if any(output.glob("[0-9]*.*")) and not config.overwrite:
         raise ValueError(f"{output} holds pictures already; set overwrite, or choose another output.")
     pipe = config.pipeline()
-    pixel_range = pipe.pixel_range
-    as_png = (pixel_range.dtype, pipe.unet.config.in_channels) in PIL_MODES and pixel_range.dtype != "float32"
+    as_png = has_png(pipe.unet.config.in_channels, pipe.pixel_range)
     images = config.generate(pipe, "pil" if as_png else "stored")
     for i, image in enumerate(images):
         with written_aside(output / f"{i:05d}{'.png' if as_png else '.npy'}") as aside:

@@ -59,6 +59,40 @@ Faster, in 20 steps: `unet-diffusion sample --run {name}`.
 """
 
 
+def super_resolution_card(name: str, pipe: Any, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    """The card of a super-resolution run; arguments as `diffusion_card`, with the pipeline for the network."""
+    unet = pipe.unet
+    return f"""{FRONT_MATTER.format(tag="image-to-image")}
+# {name}
+
+A U-Net of {parameters(unet)} parameters that makes pictures with {unet.config.out_channels} channel(s) \
+{pipe.scale} times larger a side, trained on pictures of {size(unet)} pixels as a noise predictor that sees the small \
+picture (SR3, Saharia et al. 2021) with unet-diffusion {__version__}. The detail that it adds is drawn at random: \
+likely detail, not what was there.
+
+![Held-out pictures: small, enlarged in 20 steps of DPM-Solver++, original](samples.png)
+
+## Use
+
+```python
+from unet_diffusion.pipelines import SuperResolutionPipeline
+from unet_diffusion.sampling import sampler
+
+pipe = SuperResolutionPipeline.from_pretrained("{name}")  # this folder
+pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
+pipe("small.png", num_inference_steps=20).images[0].save("large.png")
+```
+
+or `unet-diffusion upscale --run {name} --inputs small.png`.
+
+## Training
+
+{training_facts(rows, config)}
+
+![Curves](curves.png)
+"""
+
+
 def segmentation_card(name: str, pipe: Any, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
     """The card of a segmentation run, whose weights are those of the best validation; arguments as `diffusion_card`."""
     unet, classifier = pipe.unet, pipe.classifier

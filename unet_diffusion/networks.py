@@ -1,6 +1,7 @@
 """The network that a run starts from: a preset, a JSON config, or an earlier run."""
 
 import json
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ NETWORKS: dict[tuple[str, str], type] = {
     (kind.__module__, kind.__name__): kind for kind in (UNet, UNet2DAdapter, PixelClassifier)
 }
 SHOWN = 3  # weights named one by one
+SUPER_RESOLUTION = "SuperResolutionPipeline"  # what model_index.json calls a run that enlarges pictures
 
 
 def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
@@ -31,10 +33,17 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
             them, but for `sample_size`, which any padded network can change.
 
     Raises:
-        ValueError: nothing of that name, an unknown config value, or weights made for something else.
+        ValueError: nothing of that name, an unknown config value, or weights made for something else, such as those of
+            a super-resolution run where not twice as many channels are wanted in as out.
     """
     path = Path(source)
     if path.is_dir():
+        sees_one_picture = "in_channels" in wanted and wanted.get("out_channels") in (None, wanted["in_channels"])
+        if sees_one_picture and saved_kind(path) == SUPER_RESOLUTION:
+            raise ValueError(
+                f"model is {source}, a super-resolution run, whose network sees a small picture beside the noisy one; "
+                "start from a generation run, or from a preset."
+            )
         unet = load_saved(saved_unet_folder(path))
         for key, value in wanted.items():
             if key != "sample_size" and unet.config[key] != value:
@@ -101,12 +110,18 @@ def load_weights(kind: type[T], folder: Path) -> T:
                 f"the weights in {folder} are those of another network: {len(info[problem])} "
                 f"{problem.replace('_', ' ')}, such as {names}; {anew}"
             )
+    check_finite(network, folder)
+    return network
+
+
+def check_finite(network: Any, place: Path) -> None:
+    """Raises a ValueError for a network, read from a place, with weights that are NaN or infinite."""
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
             raise ValueError(
-                f"{name} in {folder} holds values that are NaN or infinite, so that its output would; {anew}"
+                f"{name} in {place} holds values that are NaN or infinite, so that its output would; get it anew, or "
+                "give the folder of another run."
             )
-    return network
 
 
 def load_pipeline(kind: type[T], run: Path) -> T:
@@ -118,8 +133,17 @@ def load_pipeline(kind: type[T], run: Path) -> T:
 
     Raises:
         ValueError: no run, or one with a component that is damaged, missing or not of the package; components that do
-            not make a pipeline of this kind.
+            not make a pipeline of this kind; a super-resolution run for another pipeline, or another run for that one.
     """
+    check_run(run)
+    saved = saved_kind(run)
+    if saved == SUPER_RESOLUTION != kind.__name__:
+        raise ValueError(f"{run} is a super-resolution run, which only enlarges pictures; use it by upscale.")
+    if saved != SUPER_RESOLUTION == kind.__name__:
+        raise ValueError(
+            f"{run} is the run of a {saved}, which enlarges no pictures; train one that does: train-ddpm --task "
+            "super-resolution."
+        )
     taken = signature(kind).parameters
     networks: dict[str, Any] = {
         name: load_weights(NETWORKS[entry], run / name)
@@ -140,8 +164,13 @@ def saved_components(run: Path) -> dict[str, tuple[str, str]]:
             in the run's.
     """
     check_run(run)
+    return named_components(read_object(run / "model_index.json"), run)
+
+
+def named_components(index: Mapping[str, Any], run: Path) -> dict[str, tuple[str, str]]:
+    """`saved_components` of a `model_index.json` that is read; `run` is where it is from, for messages."""
     found = {}
-    for name, entry in read_object(run / "model_index.json").items():
+    for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry == [None, None]:
             continue
         if len(entry) != 2 or not all(isinstance(part, str) for part in entry) or not name.isidentifier():
@@ -157,6 +186,12 @@ def saved_components(run: Path) -> dict[str, tuple[str, str]]:
     if "unet" not in found:
         raise ValueError(f"model_index.json of {run} names no unet; give the folder of a finished run.")
     return found
+
+
+def saved_kind(run: Path) -> str | None:
+    """The class of a saved pipeline, by its name; None: the folder holds no pipeline."""
+    index = run / "model_index.json"
+    return read_object(index).get("_class_name") if index.is_file() else None
 
 
 def check_run(run: Path) -> None:

@@ -56,6 +56,7 @@ def noise_prediction_loss(
     timesteps: Tensor | None = None,
     class_labels: Tensor | None = None,
     min_snr_gamma: float | None = None,
+    condition: Tensor | None = None,
 ) -> Tensor:
     """L_simple of DDPM (Ho et al. 2020, eq. 14), for any of the three targets, optionally weighted.
 
@@ -67,6 +68,7 @@ def noise_prediction_loss(
         timesteps: int64 (B,), from 0 to `num_train_timesteps - 1`; None draws them uniformly.
         class_labels: class indices (B,), or None.
         min_snr_gamma: the gamma of min-SNR weighting; None weighs all timesteps alike.
+        condition: what the network sees in channels behind those of the noisy picture, (B, K, H, W); None: nothing.
 
     Returns:
         The mean over batch and pixels, a float32 scalar. An untrained network has 1 for the noise.
@@ -76,7 +78,8 @@ def noise_prediction_loss(
     if timesteps is None:
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, clean.shape[:1], device=clean.device)
     noisy = scheduler.add_noise(clean, noise, timesteps)
-    predicted = unet(noisy, timesteps, class_labels, head="noise").sample
+    seen = noisy if condition is None else torch.cat([noisy, condition], dim=1)
+    predicted = unet(seen, timesteps, class_labels, head="noise").sample
     target = prediction_target(scheduler, clean, noise, timesteps)
     loss = (predicted.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
     if min_snr_gamma is not None:

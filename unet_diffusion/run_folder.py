@@ -11,6 +11,10 @@ from filelock import FileLock, Timeout
 from unet_diffusion.atomic import remove_leftovers, write_json
 from unet_diffusion.training_config import FREE_TO_CHANGE
 
+FORMER = {  # what runs did before there was a choice
+    "task": "generation",
+    **{"self_training_weight": 0.0, "confidence": 0.9, "invert": 0.0},
+}
 WORKERS_END = 6.0  # seconds: torch's data workers look every 5 whether their process lives
 
 
@@ -46,7 +50,7 @@ def claim(folder: Path, resolved: dict[str, Any]) -> None:
     """
     path = folder / "config.json"
     if path.exists():
-        before, now = (flat(config) for config in (json.loads(path.read_text(encoding="utf-8")), resolved))
+        before, now = (FORMER | flat(each) for each in (json.loads(path.read_text(encoding="utf-8")), resolved))
         for key, value in now.items():
             if key not in FREE_TO_CHANGE and before.get(key) != value:
                 raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.memory_format import channels_last
 from unet_diffusion.pixels import PixelRange
-from unet_diffusion.stored_pictures import dtype_name
+from unet_diffusion.stored_pictures import check_picture, dtype_name
 from unet_diffusion.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
 
 CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that are alive at once in a pixel classifier
@@ -83,7 +83,7 @@ class Segmenter:
         """
         batch: list[Tensor] = []
         for picture in pictures:
-            check_picture(self.unet, self.pixel_range, len(picture), dtype_name(picture))
+            check_picture(self.unet.config.in_channels, self.pixel_range, len(picture), dtype_name(picture))
             if batch and (picture.shape != batch[0].shape or len(batch) >= self.tiling.batch_size(*picture.shape[1:])):
                 yield batch
                 batch = []
@@ -164,20 +164,6 @@ def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
     tile = max(min(tiling.tile, side - tiling.shared) // tiling.stride, 1) * tiling.stride
     whole = min(tiling.whole, WHOLE // bytes_per_pixel)
     return replace(tiling, tile=tile, ramp=min(tiling.ramp, tile // 4), whole=whole)
-
-
-def check_picture(unet: Any, pixel_range: PixelRange, channels: int, dtype: str) -> None:
-    """Raises a ValueError for a picture of other channels or another data type than the network was trained on."""
-    wanted, stored = unet.config.in_channels, pixel_range.dtype
-    if channels != wanted:
-        modes = {1: "L", 3: "RGB", 4: "RGBA"}
-        fix = f'image.convert("{modes[wanted]}")' if wanted in modes else f"a picture of {wanted} channels"
-        raise ValueError(f"the picture has {channels} channels, but the network takes {wanted}; pass {fix}.")
-    if dtype != stored:
-        raise ValueError(
-            f"the picture holds {dtype}, but the network was trained on {stored} in the range "
-            f"{list(pixel_range.low)} to {list(pixel_range.high)}; pass stored values of that data type."
-        )
 
 
 def check_levels(unet: Any, scheduler: Any, num_draws: int, timesteps: Sequence[int] | None) -> None:

@@ -63,7 +63,8 @@ class SelfTrainingTask(SegmentationTask):
                 "masks of whole pictures; take a network with padding='same', or set self_training_weight=0."
             )
         super().__init__(network, data, config, augmentation, scheduler, num_workers)
-        self.pictures, self.joint = pictures, joint
+        self.pictures, self.confidence = pictures, joint.confidence
+        self.weight = joint.self_training_weight or 0.0
 
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
         """Micro-batches of `SegmentationTask`, from 3/8 of the steps on with pictures without masks."""
@@ -83,20 +84,18 @@ class SelfTrainingTask(SegmentationTask):
         if IMAGE in batch:
             own, sure = self.own_loss(network, self.pixel_range.to_model(batch[IMAGE]), generators)
         return {
-            "loss": masks + self.joint.self_training_weight * own,
+            "loss": masks + self.weight * own,
             "segmentation_loss": masks,
             "self_training_loss": own,
             "sure": sure,
         }
 
     def own_loss(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Pictures (B, C, H, W) in [-1, 1] to the loss of the masks that the network gives them, and the share of
-        pixels, of 1, that have one.
-        """
+        """The loss of pictures (B, C, H, W) in [-1, 1] with the network's own masks, and the share of sure pixels."""
         assert self.augmentation is not None
         with torch.no_grad():
             sureness, classes = self.logits(network, images, generators).float().softmax(dim=1).max(dim=1)
-        classes[sureness < self.joint.confidence] = IGNORE_INDEX
+        classes[sureness < self.confidence] = IGNORE_INDEX
         varied, masks, _ = augment(images, classes, self.augmentation, generators)
         logits = self.logits(network, varied, generators).float()
         losses = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none")  # (B, H, W)

@@ -300,6 +300,8 @@ def copied(weights: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> d
 
 def enlarged(sample: Tensor, stride: int) -> Tensor:
     """Pictures (B, C, H, W) whose far ends are continued to the next multiple of the stride by their mirror image."""
+    if not any(side % stride for side in sample.shape[2:]):
+        return sample  # and no graph of such sizes holds the mirror
     rows, columns = (
         mirrored(torch.arange(-(-side // stride) * stride, device=sample.device), side) for side in sample.shape[2:]
     )

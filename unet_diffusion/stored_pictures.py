@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unet_diffusion.pixels import decode_image
+from unet_diffusion.pixels import PixelRange, decode_image
 
 
 def stored_pictures(image: Any) -> Iterator[Tensor]:
@@ -36,3 +36,24 @@ def stored_pictures(image: Any) -> Iterator[Tensor]:
 def dtype_name(picture: Tensor) -> str:
     """The data type as `PixelRange` names it; every floating one counts as float32."""
     return "float32" if picture.is_floating_point() else str(picture.dtype).removeprefix("torch.")
+
+
+def check_picture(wanted: int, pixel_range: PixelRange, channels: int, dtype: str) -> None:
+    """Raises a ValueError for a picture of other channels or another data type than the network was trained on.
+
+    Args:
+        wanted: channels of the pictures that the network was trained on.
+        pixel_range: how their values were stored.
+        channels: of the picture.
+        dtype: of the picture, as `dtype_name` gives it.
+    """
+    stored = pixel_range.dtype
+    if channels != wanted:
+        modes = {1: "L", 3: "RGB", 4: "RGBA"}
+        fix = f'image.convert("{modes[wanted]}")' if wanted in modes else f"a picture of {wanted} channels"
+        raise ValueError(f"the picture has {channels} channels, but the network takes {wanted}; pass {fix}.")
+    if dtype != stored:
+        raise ValueError(
+            f"the picture holds {dtype}, but the network was trained on {stored} in the range "
+            f"{list(pixel_range.low)} to {list(pixel_range.high)}; pass stored values of that data type."
+        )

@@ -1,17 +1,19 @@
-"""A DDPM run from options to a folder that diffusers loads."""
+"""A DDPM run from options to a folder that diffusers loads: one that generates pictures, or one that enlarges them."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
+from unet_diffusion.low_resolution import check_sides
 from unet_diffusion.networks import load_unet
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.super_resolution_task import SuperResolutionConfig, SuperResolutionTask
 from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unet import UNet
@@ -19,7 +21,7 @@ from unet_diffusion.unet import UNet
 
 @dataclass
 class TrainDDPM:
-    """Train a U-Net to generate pictures (DDPM). The same command again goes on with a run that was stopped."""
+    """Train a U-Net to generate or enlarge pictures (DDPM). The same command again goes on with a stopped run."""
 
     output: Path = Path("runs/ddpm")
     """Folder of the run; it becomes a diffusers pipeline."""
@@ -28,6 +30,25 @@ class TrainDDPM:
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    task: Literal["generation", "super-resolution"] = "generation"
+    """"generation" makes pictures from noise; "super-resolution" makes small pictures `scale` times larger a side."""
+    super_resolution: SuperResolutionConfig = field(default_factory=SuperResolutionConfig)
+
+    def __post_init__(self) -> None:
+        """Checks the task and its options, before any picture is read."""
+        if self.task not in ("generation", "super-resolution"):
+            raise ValueError(f"task is {self.task!r}, but must be 'generation' or 'super-resolution'.")
+        scale = self.super_resolution.scale
+        if self.task == "generation" and self.super_resolution != SuperResolutionConfig():
+            raise ValueError(
+                f"scale is {scale} and condition_noise {self.super_resolution.condition_noise}, but task is "
+                "'generation', which starts from noise alone; set task to super-resolution, or leave them out."
+            )
+        if self.task == "super-resolution":
+            if scale is None:
+                raise ValueError("task is 'super-resolution', but there is no scale; set it to 2 or 4.")
+            if self.data.side is not None:
+                check_sides(self.data.side, self.data.side, scale)
 
 
 def train_ddpm(config: TrainDDPM) -> Path:
@@ -46,8 +67,14 @@ def train_ddpm(config: TrainDDPM) -> Path:
     data = load_images(config.data, config.training.seed, accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
     unet = make_unet(config, data.train.height, data.train.width, data.train.channels, data.train.class_names)
-    task = DiffusionTask(unet, data, config.diffusion, config.data.num_workers)
-    return Trainer(task, config.training, config.output, asdict(config), accelerator).run()
+    resolved = asdict(config)
+    task: DiffusionTask
+    if config.task == "super-resolution":
+        task = SuperResolutionTask(unet, data, config.diffusion, config.super_resolution, config.data.num_workers)
+    else:
+        task = DiffusionTask(unet, data, config.diffusion, config.data.num_workers)
+        resolved.pop("super_resolution")
+    return Trainer(task, config.training, config.output, resolved, accelerator).run()
 
 
 def make_unet(config: TrainDDPM, height: int, width: int, channels: int, class_names: tuple[str, ...] | None) -> UNet:
@@ -57,7 +84,8 @@ def make_unet(config: TrainDDPM, height: int, width: int, channels: int, class_n
         ValueError: an unknown preset, weights for another number of channels, or class labels that the data lack.
     """
     size = height if height == width else (height, width)
-    wanted: dict[str, Any] = {"sample_size": size, "in_channels": channels, "out_channels": channels}
+    seen = 2 * channels if config.task == "super-resolution" else channels  # the small picture beside the noisy one
+    wanted: dict[str, Any] = {"sample_size": size, "in_channels": seen, "out_channels": channels}
     if config.diffusion.class_conditional:
         if class_names is None:
             raise ValueError("class_conditional is set, but the data have no class labels; name them by label_column.")

@@ -1,7 +1,7 @@
 """A segmentation run from options to a folder with a pipeline."""
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def train_segmentation(config: TrainSegmentation) -> Path:
     """
     accelerator = make_accelerator(config.training, config.output)
     check_output(config.output)
+    config = replace(config, joint=settled_joint(config))
     refuse_errors(config.data)
     data = load_masked(config.data, config.training.seed)
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
@@ -87,7 +88,7 @@ def make_task(config: TrainSegmentation, data: MaskedSets) -> Task:
             f"frozen_features is {config.frozen_features}, but learn is {learn!r}, which reads no features; set "
             "learn='pixel_classifier', or leave timesteps, stages and hidden out."
         )
-    joint, run = config.joint, Path(config.model)
+    joint, run = settled_joint(config), Path(config.model)
     scheduler = saved_scheduler(run, data)
     rest = (config.augmentation if config.augment else None, scheduler, config.data.num_workers)
     if learn == "pixel_classifier":
@@ -105,7 +106,7 @@ def make_task(config: TrainSegmentation, data: MaskedSets) -> Task:
     if joint.denoising_weight > 0 and run.is_dir():
         diffusion, label_names = saved_conditions(run, network, scheduler)
     pictures = load_unlabelled(joint, config.data, data, label_names, config.training.seed)
-    if joint.self_training_weight > 0:
+    if joint.self_training_weight:
         segmentation: SegmentationTask = SelfTrainingTask(
             network, data, pictures.train, joint, config.segmentation, *rest
         )
@@ -116,6 +117,17 @@ def make_task(config: TrainSegmentation, data: MaskedSets) -> Task:
     check_generates(network, joint.denoising_weight)
     denoising = DiffusionTask(network, pictures, diffusion, config.data.num_workers, scheduler)
     return JointTask(segmentation, denoising, joint.denoising_weight)
+
+
+def settled_joint(config: TrainSegmentation) -> JointConfig:
+    """What pictures without masks teach, with the default of the weight that the options leave open."""
+    joint = config.joint
+    if joint.self_training_weight is not None:
+        return joint
+    there = joint.unlabelled is not None or config.data.max_labels is not None
+    fits = config.augment and config.segmentation.learn != "pixel_classifier"
+    settled = there and fits and scheduler_folder(Path(config.model)) is not None
+    return replace(joint, self_training_weight=1.0 if settled else 0.0)
 
 
 def saved_conditions(
@@ -159,8 +171,8 @@ def make_unet(model: str, data: MaskedSets, generates: bool = False) -> UNet:
 
 def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
     """The scheduler of a DDPM run, or None; warns where that run saw pictures in another range of values."""
-    saved_in = [folder for folder in (run / "scheduler", run) if (folder / "scheduler_config.json").is_file()]
-    if not saved_in:
+    folder = scheduler_folder(run)
+    if folder is None:
         return None
     saved = ImageGenerationPipeline.load_config(run).get("_pixel_range")
     pixel_range = PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
@@ -171,4 +183,10 @@ def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
             pixel_range,
             data.pixel_range,
         )
-    return DDPMScheduler.from_pretrained(saved_in[0])
+    return DDPMScheduler.from_pretrained(folder)
+
+
+def scheduler_folder(run: Path) -> Path | None:
+    """Where a DDPM run, or a run that started from one, keeps its scheduler; None: it is no such run."""
+    saved_in = (folder for folder in (run / "scheduler", run) if (folder / "scheduler_config.json").is_file())
+    return next(saved_in, None)

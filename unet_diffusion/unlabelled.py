@@ -17,9 +17,10 @@ class JointConfig:
     denoising_weight: float = 0.0
     """Weight of the noise-prediction loss; above 0, every step also predicts the noise of as many pictures without
     masks, so that the network generates as well and learns from them."""
-    self_training_weight: float = 0.0
+    self_training_weight: float | None = None
     """Weight of the loss of the network's own masks; above 0, from 3/8 of the steps on every step also learns from as
-    many pictures without masks, wherever the network is sure of their classes."""
+    many pictures without masks, wherever the network is sure of their classes. By default 1 for a network from a DDPM
+    run where there are such pictures (unlabelled, or those beyond max_labels), else 0."""
     confidence: float = 0.9
     """Probability of a class from which on the network is sure of it, in self-training."""
     unlabelled: str | None = None
@@ -29,11 +30,11 @@ class JointConfig:
     def __post_init__(self) -> None:
         """Checks every value."""
         for name in ("denoising_weight", "self_training_weight"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0.")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence is {self.confidence}, but is a probability above 0 and below 1.")
-        if self.unlabelled is not None and not self.needs_pictures:
+        if self.unlabelled is not None and self.self_training_weight is not None and not self.needs_pictures:
             raise ValueError(
                 f"unlabelled is {self.unlabelled!r}, but denoising_weight and self_training_weight are 0, so that "
                 "nothing learns from these pictures; set one above 0, or leave unlabelled out."
@@ -41,8 +42,8 @@ class JointConfig:
 
     @property
     def needs_pictures(self) -> bool:
-        """Whether anything learns from pictures without masks."""
-        return max(self.denoising_weight, self.self_training_weight) > 0
+        """Whether anything learns from pictures without masks, once the weights are settled."""
+        return max(self.denoising_weight, self.self_training_weight or 0) > 0
 
 
 def load_unlabelled(

@@ -1,0 +1,209 @@
+"""Small pictures to large ones with any scheduler of diffusers, tile by tile where they are large."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from unet_diffusion.low_resolution import check_condition_noise, check_scale, enlarged, with_noise
+from unet_diffusion.memory_format import channels_last
+from unet_diffusion.picture_output import as_output, check_output_type
+from unet_diffusion.pipeline_config import PrivateArguments
+from unet_diffusion.pixels import PixelRange
+from unet_diffusion.sampling import check_scheduler, step_arguments
+from unet_diffusion.stored_pictures import check_picture, dtype_name, stored_pictures
+from unet_diffusion.tiling import Tiling, tiled
+from unet_diffusion.unet import UNet
+
+OUTPUT_TYPES = ("pil", "np", "pt", "stored")
+
+
+@dataclass
+class SuperResolutionOutput(BaseOutput):
+    """What `SuperResolutionPipeline` returns: a list with one entry per picture, since sizes may differ.
+
+    Attributes:
+        images: the large pictures; the type follows from `output_type`, which `SuperResolutionPipeline.__call__` tells.
+    """
+
+    images: list[Image.Image] | list[np.ndarray] | list[Tensor]
+
+
+class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
+    """Enlarges pictures by denoising beside them (SR3, Saharia et al. 2021), with any scheduler of diffusers.
+
+    A picture of any size starts from noise of the large size, which is drawn once. In each step the network sees the
+    noisy picture and the enlarged small one; where both are larger than one window it sees them window by window
+    (`unet_diffusion.tiling`). Its predictions are joined before the scheduler's step, so that all windows go on from
+    one picture.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from diffusers import DDPMScheduler
+        >>> from unet_diffusion import UNet
+        >>> from unet_diffusion.pipelines import SuperResolutionPipeline
+        >>> from unet_diffusion.sampling import sampler
+
+        >>> unet = UNet.from_preset("tiny", in_channels=2, out_channels=1)
+        >>> pipe = SuperResolutionPipeline(unet, sampler("dpm-solver++", DDPMScheduler()), scale=2)
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> picture = np.zeros((10, 15), dtype=np.uint8)
+        >>> pipe(picture, num_inference_steps=5, generator=torch.manual_seed(0)).images[0].size
+        (30, 20)
+
+    Args:
+        unet: a network with twice as many channels in as its noise head has out, the noisy picture before the enlarged
+            one, and with a timestep embedding.
+        scheduler: the sampler; `unet_diffusion.sampling.sampler` makes one from the scheduler of the training.
+        scale: how many times larger pictures become a side; what the network was trained for.
+        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit pictures.
+
+    Raises:
+        ValueError: a network that cannot enlarge pictures, a scale that is no integer of at least 2, or a bad pixel
+            range.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(
+        self, unet: UNet, scheduler: SchedulerMixin, scale: int | None = None, pixel_range: dict | None = None
+    ) -> None:
+        super().__init__()
+        config = unet.config
+        timeless = config.get("time_embedding", "sinusoidal") is None
+        classes = config.get("num_class_embeds")
+        unpadded = config.get("padding", "same") != "same"
+        doubled = config.out_channels is not None and config.in_channels == 2 * config.out_channels
+        if not doubled or timeless or unpadded or classes is not None:
+            raise ValueError(
+                f"the network has in_channels={config.in_channels}, out_channels={config.out_channels}, "
+                f"time_embedding={config.get('time_embedding')!r}, padding={config.get('padding')!r} and "
+                f"num_class_embeds={classes}, but super-resolution needs twice as many channels in as out, a timestep "
+                "embedding, padding='same' and no classes; train such."
+            )
+        check_scale(scale)
+        if pixel_range is not None:
+            PixelRange.from_dict(pixel_range)
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(_scale=scale, _pixel_range=pixel_range)
+
+    @property
+    def scale(self) -> int:
+        """How many times larger pictures become a side."""
+        return self.config["_scale"]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pictures."""
+        return self.unet.config.out_channels
+
+    def check_inputs(self, num_inference_steps: int, condition_noise: float, output_type: str) -> None:
+        """Raises a ValueError that names the value, the rule and the fix for the first argument that is wrong."""
+        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps!r}, but must be an integer of at least 1.")
+        check_condition_noise(condition_noise)
+        check_output_type(output_type, OUTPUT_TYPES, self.channels, self.pixel_range)
+        check_scheduler(self.scheduler, eta=None)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Any,
+        num_inference_steps: int = 20,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        condition_noise: float = 0.0,
+        tile_size: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> SuperResolutionOutput | tuple:
+        """Enlarges one or more pictures, each from its own size.
+
+        Args:
+            image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
+                values that are stored in files; or a list of those.
+            num_inference_steps: steps of the scheduler; about 20 for a fast solver.
+            generator: one, or a list with one per picture: then a picture depends on its own generator alone, whatever
+                others are enlarged with it. None: PyTorch's global one.
+            condition_noise: deviation of noise that the enlarged picture gets, where values lie in [-1, 1]; for
+                pictures that are worse than those of the training, such as compressed ones.
+            tile_size: pixels a side of a tile of the large picture; None: chosen for about 64 MiB of memory in the
+                network, while pictures that take at most 512 MiB are run whole.
+            output_type: "pil": PIL images (1, 3 or 4 channels); "np": float32 arrays (H, W, C) in [0, 1]; "pt": float32
+                tensors (C, H, W) in [0, 1]; "stored": tensors (C, H, W) in the data type and values of the training
+                files.
+            return_dict: whether to return a `SuperResolutionOutput` rather than a tuple.
+
+        Raises:
+            ValueError: a picture or an argument that does not fit the network or the scheduler, named with the fix.
+        """
+        self.check_inputs(num_inference_steps, condition_noise, output_type)
+        tiling = Tiling.of(self.unet, tile_size)
+        pictures = list(stored_pictures(image))
+        for picture in pictures:
+            check_picture(self.channels, self.pixel_range, len(picture), dtype_name(picture))
+        if isinstance(generator, list) and len(generator) != len(pictures):
+            raise ValueError(
+                f"there are {len(generator)} generators, but {len(pictures)} pictures; pass one, or one each."
+            )
+        generators = [generator] * len(pictures) if isinstance(generator, torch.Generator) else generator
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        batches = list(self._batches(pictures, tiling))
+        images: list[Any] = []
+        with self.progress_bar(total=len(batches) * len(self.scheduler.timesteps)) as progress:
+            for part in batches:
+                small = torch.stack(pictures[part]).to(self._execution_device)
+                own = None if generators is None else generators[part]
+                condition = enlarged(small, self.scale, self.pixel_range)
+                large = self._drawn(condition, own)  # first, so that it does not depend on what else is drawn
+                if condition_noise > 0:
+                    levels = torch.full((len(small),), condition_noise, device=condition.device)
+                    condition = with_noise(condition, levels, self._drawn(condition, own))
+                large = large * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow-matching schedulers have none
+                self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)  # forgets the last
+                if hasattr(self.scheduler, "set_begin_index"):
+                    self.scheduler.set_begin_index(0)  # else a timestep that occurs twice starts at its second place
+                for i, t in enumerate(self.scheduler.timesteps):
+                    prediction = self._predict(large, t, condition, tiling)
+                    arguments = step_arguments(self.scheduler, i, own, None)
+                    large = self.scheduler.step(prediction, t, large, **arguments).prev_sample
+                    progress.update()
+                images.extend(as_output(large.float(), output_type, self.pixel_range))
+        self.maybe_free_model_hooks()
+        return SuperResolutionOutput(images=images) if return_dict else (images,)
+
+    def _batches(self, pictures: list[Tensor], tiling: Tiling) -> Iterator[slice]:
+        """Neighbouring pictures of one size, as many as take the memory of one window."""
+        start = 0
+        for stop in range(1, len(pictures) + 1):
+            height, width = (self.scale * side for side in pictures[start].shape[1:])
+            full = stop - start == tiling.batch_size(height, width)
+            if full or stop == len(pictures) or pictures[stop].shape != pictures[start].shape:
+                yield slice(start, stop)
+                start = stop
+
+    def _drawn(self, like: Tensor, generators: list[torch.Generator] | None) -> Tensor:
+        """Standard normal noise (B, C, H, W) of a shape."""
+        return randn_tensor(tuple(like.shape), generator=generators, device=like.device, dtype=torch.float32)
+
+    def _predict(self, large: Tensor, timestep: Any, condition: Tensor, tiling: Tiling) -> Tensor:
+        """What the network predicts of noisy pictures beside their conditions, float32 (B, C, H, W)."""
+        scale = getattr(self.scheduler, "scale_model_input", lambda sample, _: sample)  # flow matching has none
+        seen = torch.cat([scale(large, timestep), condition], dim=1)  # (B, 2C, H, W)
+
+        def predict(window: Tensor) -> Tensor:
+            return self.unet(channels_last(window.to(self.unet.dtype)), timestep, head="noise").sample.float()
+
+        prediction, size = torch.empty_like(large), (large.shape[2], large.shape[3])
+        windows = tiled(predict, lambda rows, columns: seen[..., rows, columns], size, tiling)
+        for rows, columns, values in windows:
+            prediction[..., rows, columns] = values
+        return prediction

@@ -1,0 +1,545 @@
+"""Super-resolution: what the network is shown, the pipeline and its tiles, runs and their resumption, the command."""
+
+import doctest
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
+from PIL import Image
+from test_training import assert_same_run, metrics
+from torch import nn
+
+from unet_diffusion import UNet, cli
+from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.diffusion_task import DiffusionConfig
+from unet_diffusion.low_resolution import check_sides, enlarged, shrunk, with_noise
+from unet_diffusion.metrics_log import series
+from unet_diffusion.networks import load_pipeline, load_unet
+from unet_diffusion.objectives import noise_prediction_loss
+from unet_diffusion.pipelines import (
+    ImageGenerationPipeline,
+    SegmentationPipeline,
+    SuperResolutionPipeline,
+    super_resolution,
+)
+from unet_diffusion.pixels import PixelRange
+from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.run_folder import claim
+from unet_diffusion.sampling import sampler
+from unet_diffusion.super_resolution_task import SuperResolutionConfig, SuperResolutionTask
+from unet_diffusion.train_ddpm import TrainDDPM, make_unet, train_ddpm
+from unet_diffusion.training_config import TrainingConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+BYTES = PixelRange.full("uint8")
+PIXELS_12_BIT = PixelRange((0.0,), (4095.0,), "uint16")
+ROUNDING = 1e-3  # as in test_image_generation: convolutions round by the size of the batch, and steps enlarge that
+CONVOLUTIONS = {"norm": "none", "attention": (False, False)}  # a network whose tiles are exact
+
+
+def network(channels: int = 1, **config) -> UNet:
+    """A small network without zeros in it, so that its prediction depends on everything that it sees."""
+    torch.manual_seed(0)
+    values = {"sample_size": 8, "channels": (8, 16), "head_channels": 8, "out_channels": channels}
+    unet = UNet(**{**values, "in_channels": 2 * channels, **config})
+    for parameter in unet.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    return unet.eval()
+
+
+def pipeline(unet=None, scheduler=None, scale: int = 2, **arguments) -> SuperResolutionPipeline:
+    pipe = SuperResolutionPipeline(unet or network(), scheduler or DDIMScheduler(), scale, **arguments)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_example_in_the_docstring_runs():
+    outcome = doctest.testmod(super_resolution)
+    assert outcome.attempted and not outcome.failed
+
+
+# --- what the network is shown
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_shrinking_and_enlarging_are_those_of_pillow(scale):
+    """Its bicubic filter on 32-bit floats, antialiased where it shrinks; then rounded to what a file stores."""
+    pixels = picture(12, 24)[..., 0]
+    pixels[:, :8], pixels[:, 8:16] = 0, 255  # bicubic overshoots at such an edge, and is clipped
+    clean = BYTES.to_model(torch.from_numpy(pixels)[None, None])
+    floats = Image.fromarray(pixels.astype(np.float32))
+    small = np.asarray(floats.resize((24 // scale, 12 // scale), Image.Resampling.BICUBIC)).clip(0, 255).round()
+    found = shrunk(clean, scale, BYTES)
+    assert found.dtype == torch.uint8
+    assert np.array_equal(found[0, 0].numpy(), small)
+    large = np.asarray(Image.fromarray(small).resize((24, 12), Image.Resampling.BICUBIC)).clip(0, 255)
+    condition = (enlarged(found, scale, BYTES)[0, 0].numpy() + 1) * 127.5
+    np.testing.assert_allclose(condition, large, atol=1e-3)  # of 255: rounding in float32
+
+
+def test_a_constant_picture_is_its_own_condition_at_any_depth():
+    stored = torch.full((1, 2, 8, 12), 1365, dtype=torch.uint16)
+    clean = PIXELS_12_BIT.to_model(stored)
+    small = shrunk(clean, 4, PIXELS_12_BIT)
+    assert small.dtype == torch.uint16 and small.shape == (1, 2, 2, 3)
+    torch.testing.assert_close(enlarged(small, 4, PIXELS_12_BIT), clean, atol=1e-6, rtol=0)
+
+
+def test_noise_of_the_condition_keeps_the_variance():
+    """sqrt(1 - s^2) c + s eps: unit variance stays one, s = 0 changes nothing."""
+    condition, noise = torch.randn(2, 1, 100, 100), torch.randn(2, 1, 100, 100)
+    noisy = with_noise(condition, torch.tensor([0.0, 0.6]), noise)
+    assert torch.equal(noisy[0], condition[0])
+    torch.testing.assert_close(noisy[1], 0.8 * condition[1] + 0.6 * noise[1])
+    assert noisy[1].var().item() == pytest.approx(1, abs=4 * (2 / 10_000) ** 0.5)  # 4 standard errors
+
+
+def test_sides_that_cannot_be_divided_are_named():
+    with pytest.raises(ValueError, match="30x28 pixels, but both sides must be multiples of scale, 4; set image_size"):
+        check_sides(28, 30, 4)
+
+
+class Reveals(nn.Module):
+    """Reads the clean picture from the condition, and predicts the noise that makes the noisy one of it."""
+
+    def __init__(self, scheduler) -> None:
+        super().__init__()
+        self.scheduler = scheduler
+
+    def forward(self, seen, timesteps, class_labels=None, head=None):
+        noisy, clean = seen.chunk(2, dim=1)
+        abar = self.scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+        return SimpleNamespace(sample=(noisy - abar.sqrt() * clean) / (1 - abar).sqrt())
+
+
+def test_the_condition_follows_the_noisy_picture_in_the_channels():
+    scheduler = DDPMScheduler()
+    clean = torch.rand(4, 2, 6, 6) * 2 - 1
+    timesteps = torch.tensor([100, 400, 700, 999])
+    loss = noise_prediction_loss(Reveals(scheduler), scheduler, clean, timesteps=timesteps, condition=clean)
+    assert loss.item() < 1e-8
+
+
+# --- the pipeline
+
+
+def test_a_perfect_predictor_gives_what_the_condition_shows(monkeypatch):
+    """With the enlarged picture for the clean one, every sampler ends at it, whatever noise it starts from."""
+    pixels = picture(5, 7)
+    for name in ("ddim", "dpm-solver++", "ddpm"):
+        pipe = pipeline(scheduler=sampler(name, DDPMScheduler()))
+        monkeypatch.setattr(pipe.unet, "forward", Reveals(pipe.scheduler).forward)
+        found = pipe(pixels, 10, seeded(0), output_type="pt").images[0]
+        condition = enlarged(torch.from_numpy(pixels).permute(2, 0, 1)[None], 2, BYTES)[0]
+        torch.testing.assert_close(found, condition / 2 + 0.5, atol=2e-3, rtol=0)  # alpha is 0.006 at the first step
+
+
+@pytest.mark.parametrize("name", ["ddim", "sde-dpm-solver++", "ddpm", "heun"])
+def test_a_picture_depends_on_its_own_generator_alone(name):
+    pipe = pipeline(scheduler=sampler(name, DDPMScheduler()))
+    pictures = [picture(4, 5, seed=0), picture(4, 5, seed=1), picture(6, 3, seed=2), picture(4, 5, seed=3)]
+    together = pipe(pictures, 4, seeded(0, 1, 2, 3), output_type="pt").images
+    assert [tuple(image.shape) for image in together] == [(1, 8, 10), (1, 8, 10), (1, 12, 6), (1, 8, 10)]
+    for pixels, seed, image in zip(pictures, range(4), together):
+        alone = pipe(pixels, 4, seeded(seed), output_type="pt").images[0]
+        torch.testing.assert_close(alone, image, atol=ROUNDING, rtol=0)
+    other = pipe(pictures[0], 4, seeded(9), output_type="pt").images[0]
+    assert (other - together[0]).abs().max() > 0.05
+
+
+def test_pictures_of_one_size_run_together_up_to_the_memory_of_a_window():
+    pipe = pipeline()
+    pictures = [torch.zeros(1, *size) for size in ((4, 4), (4, 4), (4, 4), (4, 5), (4, 4))]
+    tiling = SimpleNamespace(batch_size=lambda height, width: {(8, 8): 2, (8, 10): 2}[height, width])
+    parts = [(part.start, part.stop) for part in pipe._batches(pictures, tiling)]
+    assert parts == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert list(pipe._batches([], tiling)) == []
+
+
+def test_one_generator_goes_from_picture_to_picture():
+    """As one list of noise for all: the pictures start from the first numbers and those that follow."""
+    pipe = pipeline()
+    starts = []
+    pipe.unet.register_forward_pre_hook(lambda module, arguments: starts.append(arguments[0][:, :1]))
+    pipe([picture(4, 4), picture(4, 4)], 1, seeded(0)[0])
+    torch.testing.assert_close(torch.cat(starts), torch.randn(2, 1, 8, 8, generator=seeded(0)[0]))
+
+
+def test_tiles_as_large_as_the_picture_change_nothing(monkeypatch):
+    """Of a network with attention and statistics over space too, bit for bit: one forward of the whole a step."""
+    pipe = pipeline()
+    pixels = picture(12, 10)
+    tiled, chosen = (pipe(pixels, 3, seeded(0), tile_size=size, output_type="pt").images[0] for size in (24, None))
+    everywhere = (slice(0, 24), slice(0, 20))
+    monkeypatch.setattr(super_resolution, "tiled", lambda run, read, *_: [(*everywhere, run(read(*everywhere)))])
+    whole = pipe(pixels, 3, seeded(0), output_type="pt").images[0]
+    assert torch.equal(tiled, whole) and torch.equal(chosen, whole)
+
+
+def test_tiles_of_a_convolutional_network_give_the_untiled_picture():
+    pipe = pipeline(network(**CONVOLUTIONS))
+    pixels = picture(40, 35)
+    whole, tiled = (pipe(pixels, 3, seeded(0), tile_size=size, output_type="pt").images[0] for size in (None, 16))
+    torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)  # rounding, enlarged by three steps
+    sizes = []
+    pipe.unet.register_forward_pre_hook(lambda module, arguments: sizes.append(tuple(arguments[0].shape[2:])))
+    pipe(pixels, 1, seeded(0), tile_size=16)
+    assert len(sizes) > 9 and max(max(size) for size in sizes) < 70  # windows, not the 80 x 70 pixels of the whole
+
+
+class SeesMeans(Reveals):
+    """Takes the mean of its window for the clean picture, as a network with statistics over space might."""
+
+    def forward(self, seen, timesteps, class_labels=None, head=None):
+        noisy, condition = seen.chunk(2, dim=1)
+        mean = condition.mean(dim=(2, 3), keepdim=True).expand_as(noisy)
+        return super().forward(torch.cat([noisy, mean], dim=1), timesteps)
+
+
+def test_what_tiles_see_differently_is_blended(monkeypatch):
+    """Two windows with means of their own: four pixels of raised cosine lie between them, and no seam.
+
+    Between weights sin(a)^2 with a = pi/16, 3 pi/16, ... the largest step is sin(pi/8) of the difference.
+    """
+    pipe = pipeline()
+    monkeypatch.setattr(pipe.unet, "forward", SeesMeans(pipe.scheduler).forward)
+    pixels = np.tile(np.linspace(60, 180, 15).astype(np.uint8), (4, 1))
+    image = pipe(pixels, 10, seeded(0), tile_size=16, output_type="pt").images[0][0]
+    steps = image[:, 1:] - image[:, :-1]
+    jump = image[:, -1] - image[:, 0]
+    assert jump.min() > 0.05
+    torch.testing.assert_close(
+        steps.max(dim=1).values / jump, torch.full((8,), np.sin(np.pi / 8)).float(), atol=0.02, rtol=0
+    )
+    assert (steps > 0.01 * jump.max()).sum(dim=1).tolist() == [5] * 8
+
+
+def test_every_kind_of_input_gives_the_same_picture(tmp_path):
+    pipe = pipeline(network(3))
+    pixels = picture(4, 6, 3)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    inputs = [pixels, Image.fromarray(pixels), str(tmp_path / "picture.png"), tensor, tensor[None], [pixels]]
+    results = [pipe(image, 2, seeded(0), output_type="np").images for image in inputs]
+    assert all(len(result) == 1 and np.array_equal(result[0], results[0][0]) for result in results)
+    assert results[0][0].shape == (8, 12, 3)
+
+
+@pytest.mark.parametrize(
+    ("channels", "pixel_range", "mode"),
+    [(1, BYTES, "L"), (3, BYTES, "RGB"), (1, PIXELS_12_BIT, "I;16"), (1, PixelRange((0.0,), (1.0,), "float32"), "F")],
+)
+def test_output_types_agree(channels, pixel_range, mode):
+    pipe = pipeline(network(channels), pixel_range=pixel_range.to_dict())
+    small = pixel_range.to_stored(torch.rand(channels, 4, 5) * 2 - 1)
+    pil, array, tensor, stored = (
+        pipe(small, 2, seeded(0), output_type=kind).images[0] for kind in ("pil", "np", "pt", "stored")
+    )
+    assert (pil.mode, pil.size) == (mode, (10, 8))
+    assert np.array_equal(array, tensor.permute(1, 2, 0).numpy())
+    assert stored.dtype == small.dtype
+    assert torch.equal(stored, pixel_range.to_stored(tensor[None] * 2 - 1)[0])
+    assert np.array_equal(np.asarray(pil).reshape(8, 10, channels), stored.permute(1, 2, 0).numpy())
+
+
+def test_noise_of_the_condition_is_drawn_after_that_of_the_picture():
+    """So the picture starts from the same noise with it and without."""
+    pipe = pipeline()
+    starts = []
+    pipe.unet.register_forward_pre_hook(lambda module, arguments: starts.append(arguments[0]))
+    pipe(picture(4, 4), 1, seeded(0))
+    pipe(picture(4, 4), 1, seeded(0), condition_noise=0.1)
+    assert torch.equal(starts[0][:, 0], starts[1][:, 0])
+    difference = starts[1][:, 1] - (1 - 0.1**2) ** 0.5 * starts[0][:, 1]
+    expected = torch.randn(2, 1, 8, 8, generator=seeded(0)[0])[1]
+    torch.testing.assert_close(difference, 0.1 * expected, atol=1e-5, rtol=0)
+
+
+def test_saved_pipeline_comes_back_whole(tmp_path):
+    pipe = pipeline(pixel_range=PIXELS_12_BIT.to_dict(), scale=3)
+    pipe.save_pretrained(tmp_path)
+    again = SuperResolutionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert again.scale == 3 and again.pixel_range == PIXELS_12_BIT
+    small = torch.full((1, 3, 4), 900, dtype=torch.uint16)
+    images = [each(small, 2, seeded(0), output_type="stored").images[0] for each in (pipe, again)]
+    assert torch.equal(*images)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_scale"] == 3
+
+
+def test_file_works_as_custom_pipeline(tmp_path, monkeypatch):
+    pipe = pipeline(scale=3)
+    pipe.save_pretrained(tmp_path / "run")
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    again = DiffusionPipeline.from_pretrained(
+        tmp_path / "run", custom_pipeline=super_resolution.__file__, trust_remote_code=True
+    )
+    again.set_progress_bar_config(disable=True)
+    assert type(again).__name__ == "SuperResolutionPipeline" and type(again) is not SuperResolutionPipeline
+    images, expected = (each(picture(3, 4), 2, seeded(0), output_type="stored").images[0] for each in (again, pipe))
+    assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"condition_noise": 1.0}, "condition_noise is 1.0, but must be from 0 up to"),
+        ({"tile_size": 0}, "tile_size is 0"),
+        ({"output_type": "latent"}, "output_type is 'latent', but must be one of pil, np, pt, stored"),
+        ({"generator": seeded(0, 1)}, "there are 2 generators, but 1 pictures"),
+        ({"image": picture(4, 4, 3)}, r'has 3 channels, but the network takes 1; pass image.convert\("L"\)'),
+        ({"image": picture(4, 4).astype(np.uint16)}, "holds uint16, but the network was trained on uint8"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline()(**{"image": picture(4, 4), **arguments})
+
+
+@pytest.mark.parametrize(
+    "config", [{"in_channels": 1}, {"time_embedding": None}, {"num_class_embeds": 2}, {"padding": "valid"}]
+)
+def test_networks_that_cannot_enlarge_are_refused(config):
+    with pytest.raises(ValueError, match="super-resolution needs twice as many channels in as out"):
+        pipeline(network(**config))
+
+
+@pytest.mark.parametrize("scale", [None, 1, 2.0, True])
+def test_wrong_scales_are_refused(scale):
+    with pytest.raises(ValueError, match="scale is .*, but must be an integer of at least 2"):
+        pipeline(scale=scale)
+
+
+# --- runs
+
+
+@pytest.fixture
+def options(tmp_path) -> TrainDDPM:
+    model = tmp_path / "network.json"
+    model.write_text(json.dumps({"channels": [8, 16], "head_channels": 8, "dropout": 0.1}))
+    return TrainDDPM(
+        output=tmp_path / "run",
+        task="super-resolution",
+        model=str(model),
+        data=DataConfig(max_images=60, validation_fraction=0.1, image_size=8),
+        diffusion=DiffusionConfig(preview_pictures=4),
+        super_resolution=SuperResolutionConfig(scale=2),
+        training=TrainingConfig(
+            steps=4, batch_size=4, warmup_steps=2, log_every=2, checkpoint_every=2, validate_every=4, trackers=()
+        ),
+    )
+
+
+def task_of(options: TrainDDPM) -> SuperResolutionTask:
+    data = load_images(options.data)
+    unet = make_unet(options, data.train.height, data.train.width, data.train.channels, data.train.class_names)
+    return SuperResolutionTask(unet, data, options.diffusion, options.super_resolution)
+
+
+def test_a_run_is_a_pipeline_that_knows_its_scale(options):
+    run = train_ddpm(options)
+    for name in ("curves.png", "config.json", "previews/step-00000004.png"):
+        assert (run / name).stat().st_size > 0
+    assert Image.open(run / "samples.png").size == (3 * 10 + 2, 4 * 10 + 2)  # 4 rows of three pictures of 8 x 8
+    assert "2 times larger" in (run / "README.md").read_text()
+    pipe = load_pipeline(SuperResolutionPipeline, run)
+    assert pipe.scale == 2 and pipe.unet.config.in_channels == 2 and pipe.unet.config.sample_size == 8
+    assert len(series(metrics(run), "validation_loss")[1]) == 1
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, monkeypatch):
+    """The loss raises in step 3, after the checkpoint of step 2; noise of the condition is drawn as before."""
+    whole = train_ddpm(replace(options, output=tmp_path / "whole"))
+    compute, calls = SuperResolutionTask.condition, []
+
+    def failing(self, clean, generators=()):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("power cut")
+        return compute(self, clean, generators)
+
+    monkeypatch.setattr(SuperResolutionTask, "condition", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_ddpm(options)
+    monkeypatch.undo()
+    assert_same_run(train_ddpm(options), whole, 4)
+
+
+def test_the_condition_is_noisy_in_training_and_clean_in_validation(options):
+    task = task_of(replace(options, super_resolution=SuperResolutionConfig(scale=2, condition_noise=0.2)))
+    clean = BYTES.to_model(torch.stack([task.data.train[i]["image"] for i in range(3)]))
+    plain = task.condition(clean)
+    assert torch.equal(plain, enlarged(shrunk(clean, 2, BYTES), 2, BYTES))
+    noisy = task.condition(clean, seeded(0, 1, 2))
+    generators = seeded(0, 1, 2)
+    levels = torch.stack([0.2 * torch.rand((), generator=each) for each in generators])
+    noise = torch.stack([torch.randn(1, 8, 8, generator=each) for each in generators])
+    torch.testing.assert_close(noisy, with_noise(plain, levels, noise))
+    alone = task.condition(clean[1:2], seeded(1))
+    assert torch.equal(alone[0], noisy[1])  # whatever else is in the batch
+    task.condition_noise = 0.0
+    assert torch.equal(task.condition(clean, seeded(0, 1, 2)), plain)
+
+
+def test_the_timestep_is_the_first_number_of_a_generator(options):
+    """As `describe` draws it again for the message on a step that was skipped."""
+    task = task_of(options)
+    seen = []
+    task.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
+    batch = {"image": torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "label": torch.zeros(2, dtype=torch.int64)}
+    task.loss(task.network, batch, [keyed_generator(0, i) for i in range(2)])
+    assert torch.equal(seen[0], task._timesteps([keyed_generator(0, i) for i in range(2)]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"super_resolution": SuperResolutionConfig()}, "there is no scale; set it to 2 or 4"),
+        ({"super_resolution": SuperResolutionConfig(scale=3)}, "8x8 pixels, but both sides must be multiples"),
+        ({"task": "generation"}, "task is 'generation', which starts from noise alone"),
+        ({"task": "denoising"}, "task is 'denoising', but must be 'generation' or 'super-resolution'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_a_picture_is_read(options, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(options, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": DataConfig(max_images=20, validation_fraction=0, image_size=8)}, "no picture is held out"),
+        ({"data": DataConfig(max_images=20), "super_resolution": SuperResolutionConfig(scale=3)}, "28x28 pixels"),
+        ({"diffusion": DiffusionConfig(class_conditional=True)}, "class_conditional is set, but super-resolution"),
+        ({"model": "ronneberger-2015"}, "padding='valid' .* train such"),
+    ],
+)
+def test_data_and_networks_that_do_not_fit_are_refused_before_training(options, change, message):
+    with pytest.raises(ValueError, match=message):
+        train_ddpm(replace(options, **change))
+    assert not (options.output / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"scale": 1}, {"scale": 0}, {"condition_noise": -0.1}, {"condition_noise": 1.0}])
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}, but must be"):
+        SuperResolutionConfig(**wrong)
+
+
+# --- commands and other runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    SuperResolutionPipeline(network(), DDPMScheduler(), 2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generation_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    ImageGenerationPipeline(network(in_channels=1), DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def test_a_run_goes_on_with_its_own_task_alone(options):
+    options.training = replace(options.training, steps=1)
+    train_ddpm(options)
+    with pytest.raises(ValueError, match="scale is 4, but the run in .* was started with 2"):
+        train_ddpm(replace(options, super_resolution=SuperResolutionConfig(scale=4)))
+    with pytest.raises(ValueError, match="task is 'generation', but the run in .* was started with 'super-resolution'"):
+        train_ddpm(replace(options, task="generation", super_resolution=SuperResolutionConfig()))
+
+
+def test_runs_from_before_there_were_tasks_are_those_of_generation(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model": "small-32"}))
+    with pytest.raises(ValueError, match="task is 'super-resolution', but the run in .* was started with 'generation'"):
+        claim(tmp_path, {"model": "small-32", "task": "super-resolution", "super_resolution": {"scale": 2}})
+    claim(tmp_path, {"model": "small-32", "task": "generation"})
+    assert json.loads((tmp_path / "config.json").read_text())["task"] == "generation"
+
+
+def test_other_pipelines_and_commands_refuse_the_run(run, generation_run, tmp_path):
+    for kind in (ImageGenerationPipeline, SegmentationPipeline):
+        with pytest.raises(
+            ValueError, match="is a super-resolution run, which only enlarges pictures; use it by upscale"
+        ):
+            load_pipeline(kind, run)
+    with pytest.raises(ValueError, match="is the run of a ImageGenerationPipeline, which enlarges no pictures"):
+        load_pipeline(SuperResolutionPipeline, generation_run)
+    for wanted in ({"in_channels": 1}, {"in_channels": 2}, {"in_channels": 1, "out_channels": 1}):
+        with pytest.raises(ValueError, match="a super-resolution run, whose network sees a small picture beside"):
+            load_unet(str(run), wanted)
+    assert load_unet(str(run), {"in_channels": 2, "out_channels": 1}).config.in_channels == 2
+    with pytest.raises(ValueError, match="in_channels is 2 for these data and options, but the network in .* has 1"):
+        load_unet(str(generation_run), {"in_channels": 2, "out_channels": 1})
+    with pytest.raises(SystemExit, match="sample: .* is a super-resolution run"):
+        cli.run("sample", ["--run", str(run), "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="upscale: .* enlarges no pictures"):
+        cli.run("upscale", ["--run", str(generation_run), "--inputs", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_pictures_that_depend_on_seed_and_name_alone(run, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, seed in (("a.png", 0), ("b.png", 1)):
+        Image.fromarray(picture(5, 4, seed=seed)[..., 0]).save(pictures / name)
+    arguments = ["--run", str(run), "--steps", "2", "--device", "cpu"]
+    cli.run("upscale", [*arguments, "--inputs", str(pictures), "--output", str(tmp_path / "both")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "both")
+    cli.run("upscale", [*arguments, "--inputs", str(pictures / "b.png"), "--output", str(tmp_path / "one")])
+    both, one = (Image.open(tmp_path / folder / "b.png") for folder in ("both", "one"))
+    assert both.size == (8, 10) and np.array_equal(np.asarray(both), np.asarray(one))
+
+    (tmp_path / "one" / "b.png").write_bytes(b"mine")
+    again = [*arguments, "--inputs", str(pictures), "--output", str(tmp_path / "one")]
+    with pytest.raises(SystemExit, match="b.png exists already; set overwrite"):
+        cli.run("upscale", again)
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["b.png"]  # nothing was written before it
+    (pictures / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match=r"(?s)1 of 3 inputs failed.*broken.png cannot be decoded"):
+        cli.run("upscale", [*again, "--overwrite"])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "one" / "b.png")), np.asarray(both))
+
+
+def test_pictures_that_no_png_holds_are_arrays(tmp_path):
+    SuperResolutionPipeline(network(2), DDPMScheduler(), 2).save_pretrained(tmp_path / "run")
+    np.save(tmp_path / "small.npy", picture(3, 4, 2))
+    output = ["--output", str(tmp_path / "out"), "--steps", "1"]
+    cli.run("upscale", ["--run", str(tmp_path / "run"), "--inputs", str(tmp_path / "small.npy"), *output])
+    large = np.load(tmp_path / "out" / "small.npy")
+    assert large.shape == (6, 8, 2) and large.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "inputs is empty"),
+        (["--inputs", "x", "--steps", "0"], "num_inference_steps is 0"),
+        (["--inputs", "x", "--tile-size", "0"], "tile_size is 0"),
+        (["--inputs", "x", "--condition-noise", "1"], "condition_noise is 1"),
+        (["--inputs", "nowhere"], "there is no picture outside of"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(run, tmp_path, arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.run("upscale", ["--run", str(run), "--output", str(tmp_path / "out"), *arguments])
+    assert message in f"{ended.value.code} {capsys.readouterr().err}"
+    assert not (tmp_path / "out").exists()

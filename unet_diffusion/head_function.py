@@ -1,0 +1,128 @@
+"""One head of a network as a function of tensors, and the graph of that function for any batch, height and width."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from unet_diffusion.stock_unet import UNet2DAdapter
+from unet_diffusion.unet import UNet
+
+TIMESTEPS = 1000  # from which examples are drawn, where the config does not say how many there are
+STOCK_BATCH = 63  # from 64 on, the upsampling of diffusers takes another way, which would need a graph of its own
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The batches, heights and widths that a network or its graph takes.
+
+    Attributes:
+        smallest: height and width, in pixels.
+        multiple: heights and widths are multiples of it.
+        largest_batch: None: any.
+    """
+
+    smallest: int
+    multiple: int = 1
+    largest_batch: int | None = None
+
+    @classmethod
+    def of_network(cls, unet: UNet) -> "Sizes":
+        """What the network takes; of a stock one, multiples of its stride."""
+        stock = isinstance(unet, UNet2DAdapter)
+        return cls(stride(unet), stride(unet)) if stock else cls(unet.smallest_side)
+
+    @classmethod
+    def of_program(cls, unet: UNet) -> "Sizes":
+        """What one program of `torch.export` takes: it has a rule against maps of a single row or column."""
+        stock = isinstance(unet, UNet2DAdapter)
+        return cls(2 * stride(unet), stride(unet), STOCK_BATCH) if stock else cls(unet.smallest_side + stride(unet))
+
+    def tried(self, unet: UNet) -> list[tuple[int, int, int]]:
+        """Batches, heights and widths to compare a graph at: the smallest, even, odd, oblong, and the training's.
+
+        The smallest height and width are not tried together: normalised over a pixel or two, rounding itself is large.
+        """
+        one = self.multiple
+        side = -(-(self.smallest + stride(unet)) // (2 * one)) * 2 * one  # even
+        sizes = [
+            (1, self.smallest, side),
+            (2, side + one, self.smallest),
+            (1, side, side),
+            (3, side + one, side),
+            (2, side, side + 3 * one),
+            (4, side + 3 * one, side + 5 * one),
+        ]
+        size = unet.config.sample_size or 0
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) >= self.smallest and height % one == width % one == 0:
+            sizes.append((1, height, width))
+        return sizes
+
+
+class HeadFunction(nn.Module):
+    """One head of a network as a function of tensors, float32 in and out.
+
+    Args:
+        unet: the network; it is brought to float32 and evaluation mode.
+        head: "segmentation" or "noise".
+    """
+
+    def __init__(self, unet: UNet, head: str) -> None:
+        super().__init__()
+        self.unet = unet.float().eval()
+        self.head = head
+        self.names = ["picture" if head == "segmentation" else "sample"]
+        if head == "noise" and unet.time_embed is not None:
+            self.names.append("timestep")
+        if head == "noise" and unet.config.num_class_embeds is not None:
+            self.names.append("class_labels")
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What `names` says, (B, C, H, W), float32 (B,) and int64 (B,), to logits (B, K, H, W) or noise (B, C, H, W).
+
+        An unpadded network gives smaller maps.
+        """
+        output = self.unet(*inputs, head=self.head)
+        return output.logits if self.head == "segmentation" else output.sample
+
+    def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+        """Inputs, the same at every call: pictures in [-1, 1], or noise, timesteps and classes."""
+        generator, config = torch.Generator().manual_seed(0), self.unet.config
+        shape = (batch, config.in_channels, height, width)
+        steps = config.get("num_train_timesteps") or TIMESTEPS
+        values = {
+            "picture": 2 * torch.rand(shape, generator=generator) - 1,
+            "sample": torch.randn(shape, generator=generator),
+            "timestep": torch.randint(1, steps, (batch,), generator=generator).float(),
+            "class_labels": torch.randint(config.num_class_embeds or 1, (batch,), generator=generator),
+        }
+        return tuple(values[name] for name in self.names)
+
+
+def stride(unet: UNet) -> int:
+    """Pixels of the picture per pixel of the coarsest map."""
+    return 2 ** (len(unet.config.channels) - 1)
+
+
+def traced(function: HeadFunction) -> ExportedProgram:
+    """The graph of a head for what `Sizes.of_program` allows."""
+    sizes = Sizes.of_program(function.unet)
+    multiple, least = sizes.multiple, sizes.smallest // sizes.multiple
+    batch: Any = Dim("batch") if sizes.largest_batch is None else Dim("batch", max=sizes.largest_batch)
+    ending = "" if multiple == 1 else f"_over_{multiple}"
+    height, width = (Dim(f"{side}{ending}", min=least) for side in ("height", "width"))
+    axes = {0: batch, 2: height, 3: width} if multiple == 1 else {0: batch, 2: multiple * height, 3: multiple * width}
+    side = sizes.smallest + 2 * stride(function.unet)
+    with torch.no_grad():
+        program = torch.export.export(
+            function,
+            function.example(2, side, side + 2 * multiple),
+            dynamic_shapes=((axes, *({0: batch} for _ in function.names[1:])),),
+            prefer_deferred_runtime_asserts_over_guards=True,  # otherwise sizes must have the parity of the example's
+        )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names folders of this machine
+    return program

@@ -1,0 +1,185 @@
+"""A run as one file: safetensors with all weights, and in its metadata, as JSON, all configs.
+
+Nothing but numbers and JSON is read on the way back, and no code but diffusers' and this package's is run.
+"""
+
+import json
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unet_diffusion import pipelines
+from unet_diffusion.networks import (
+    NETWORKS,
+    SHOWN,
+    check_finite,
+    load_weights,
+    named_components,
+    read_object,
+    saved_components,
+)
+from unet_diffusion.pipeline_config import from_index
+from unet_diffusion.version import __version__
+
+INDEX = "model_index"  # in the metadata, what the pipeline says; the config of each component is there by its name
+
+
+def write_single_file(run: Path, target: Path) -> str:
+    """Writes the weights and the configs of a run, and compares what is read again.
+
+    Args:
+        run: folder of a saved pipeline.
+        target: the file.
+
+    Returns:
+        A sentence on what it holds.
+
+    Raises:
+        ValueError: a run that cannot be loaded.
+        RuntimeError: what is read again is not what the run holds.
+    """
+    index = read_object(run / "model_index.json")
+    pipeline_class(index, run)
+    configs: dict[str, Any] = {INDEX: index}
+    networks: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, entry in saved_components(run).items():
+        kind = component_class(entry, run)
+        if issubclass(kind, SchedulerMixin):
+            configs[name] = read_object(run / name / "scheduler_config.json")
+        else:
+            configs[name] = read_object(run / name / "config.json")
+            networks[name] = load_weights(kind, run / name)
+            tensors |= {f"{name}.{key}": value.contiguous() for key, value in networks[name].state_dict().items()}
+    metadata = {name: json.dumps(config, sort_keys=True) for name, config in configs.items()}
+    made_with = {"format": "pt", "unet_diffusion": __version__}  # the former as in all files of diffusers
+    save_file(tensors, target, {**metadata, **made_with})
+
+    pipe = load_single_file(target)
+    for name, network in networks.items():
+        found = getattr(pipe, name).state_dict()
+        for key, value in network.state_dict().items():
+            if key not in found or found[key].dtype != value.dtype or not torch.equal(found[key], value):
+                raise RuntimeError(
+                    f"{name}.{key} is read from the file as other numbers than {run} holds, so nothing was written; "
+                    "try another disk."
+                )
+    count = sum(value.numel() for value in tensors.values())
+    return f"{len(tensors)} tensors of {count:,} numbers, each bit for bit that of the run"
+
+
+def load_single_file(path: str | Path) -> Any:
+    """The pipeline in a file that `write_single_file` wrote; its `unet` is the network, in evaluation mode.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from unet_diffusion import UNet
+        >>> from unet_diffusion.pipelines import SegmentationPipeline
+        >>> from unet_diffusion.single_file import load_single_file, write_single_file
+
+        >>> pipe = SegmentationPipeline(UNet.from_preset("tiny").to_segmentation(2).eval())
+        >>> with TemporaryDirectory() as folder:
+        ...     pipe.save_pretrained(f"{folder}/run")
+        ...     _ = write_single_file(Path(folder, "run"), Path(folder, "masks.safetensors"))
+        ...     load_single_file(f"{folder}/masks.safetensors").num_classes
+        2
+
+    Raises:
+        ValueError: no such file, a damaged one, or one that names other code than this package's and diffusers'.
+    """
+    path = Path(path)
+    metadata, tensors = read(path)
+    index = parsed(metadata, INDEX, path)
+    kind = pipeline_class(index, path)
+    parts: dict[str, Any] = {}
+    for name, entry in named_components(index, path).items():
+        weights = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        parts[name] = component(component_class(entry, path), parsed(metadata, name, path), weights, path)
+    for name in signature(kind).parameters:
+        if f"_{name}" in index:
+            parts[name] = from_index(index[f"_{name}"])
+    try:
+        return kind(**parts)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not make a {kind.__name__}: {error}; get it anew.") from error
+
+
+def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a file of safetensors, in memory of their own.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is no safetensors file that can be read: {error}; get it anew.") from error
+
+
+def parsed(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, Any]:
+    """A config in the metadata; ValueError if there is none."""
+    try:
+        values = json.loads(metadata.get(name, ""))
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"the metadata of {path} has no {name} as JSON; give a file of unet-diffusion export --format "
+            "safetensors-single."
+        )
+    return values
+
+
+def pipeline_class(index: Mapping[str, Any], place: Path) -> type:
+    """The class of a pipeline, of this package or of diffusers; ValueError if it is neither's."""
+    name = index.get("_class_name")
+    kind = getattr(pipelines, name, None) or getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
+        raise ValueError(f"{place} is a pipeline of other code, {name}, which is not run; load it by that code.")
+    return kind
+
+
+def component_class(entry: tuple[str, str], place: Path) -> Any:
+    """The class of a network or a scheduler, of this package or of diffusers; ValueError if it is neither's."""
+    module, name = entry
+    of_diffusers = getattr(diffusers, name, None) if module.partition(".")[0] == "diffusers" else None
+    kind = NETWORKS.get(entry, of_diffusers)
+    if not (isinstance(kind, type) and issubclass(kind, (ModelMixin, SchedulerMixin))):
+        raise ValueError(f"{place} names {module}.{name}, but there is no such network or scheduler; update both.")
+    return kind
+
+
+def component(kind: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> Any:
+    """A scheduler of its config, or a network with its weights.
+
+    Raises:
+        ValueError: a config that none can be made of, or weights of another network or not finite.
+    """
+    try:
+        made = kind.from_config(dict(config))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"the {kind.__name__} of {path} cannot be made: {error}; get it anew.") from error
+    if not isinstance(made, ModelMixin):
+        return made
+    shapes, found = ({name: value.shape for name, value in each.items()} for each in (made.state_dict(), weights))
+    if shapes != found:
+        names = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
+        raise ValueError(
+            f"the weights in {path} are those of another network: {len(names)} are missing, too many or of another "
+            f"shape, such as {', '.join(names[:SHOWN])}; get it anew."
+        )
+    made.load_state_dict(weights, assign=True)  # with their own dtypes
+    check_finite(made, path)
+    return made.eval()

@@ -1,0 +1,126 @@
+"""Learning to enlarge pictures: noise prediction by a network that sees the small picture, and its options."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, DiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from unet_diffusion.data import ImageSets
+from unet_diffusion.diffusion_task import PREVIEW_STEPS, DiffusionConfig, DiffusionTask
+from unet_diffusion.figures import array_pictures, grid
+from unet_diffusion.low_resolution import (
+    check_condition_noise,
+    check_scale,
+    check_sides,
+    enlarged,
+    shrunk,
+    with_noise,
+)
+from unet_diffusion.model_card import super_resolution_card
+from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
+from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.sampling import sampler
+from unet_diffusion.unet import UNet
+
+
+@dataclass
+class SuperResolutionConfig:
+    """How small the pictures are that the network learns to enlarge."""
+
+    scale: int | None = None
+    """With task "super-resolution", how many times larger pictures become a side: 2, 4 or any integer above 1."""
+    condition_noise: float = 0.05
+    """Highest deviation of the noise on the enlarged small picture in training, where values lie in [-1, 1]; each
+    picture has a deviation of its own. With it the network copes with pictures that are not quite as it was trained
+    on, such as compressed ones. 0: none."""
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        if self.scale is not None:
+            check_scale(self.scale)
+        check_condition_noise(self.condition_noise)
+
+
+class SuperResolutionTask(DiffusionTask):
+    """Noise prediction beside the small picture (SR3, Saharia et al. 2021), for `unet_diffusion.training.Trainer`.
+
+    The small picture is made from each picture of the data: shrunk, stored as a file would, and enlarged again
+    (`unet_diffusion.low_resolution`).
+
+    Args:
+        unet: a network of 2 C channels in and C out, for pictures of C channels.
+        data: pictures to learn from, and held-out ones, which previews show.
+        config: the objective.
+        super_resolution: the scale, which is needed, and the noise of the small picture.
+        num_workers: as in `DiffusionTask`.
+        scheduler: as in `DiffusionTask`.
+
+    Raises:
+        ValueError: sides that are no multiples of the scale, no held-out pictures, class labels, or a network that
+            cannot enlarge pictures.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        data: ImageSets,
+        config: DiffusionConfig,
+        super_resolution: SuperResolutionConfig,
+        num_workers: int = 0,
+        scheduler: DDPMScheduler | None = None,
+    ) -> None:
+        check_scale(super_resolution.scale)
+        assert super_resolution.scale is not None
+        check_sides(data.train.height, data.train.width, super_resolution.scale)
+        if data.validation is None:
+            raise ValueError(
+                "no picture is held out, but previews of super-resolution show held-out ones; set validation_fraction "
+                "above 0, or name validation_data."
+            )
+        if config.class_conditional:
+            raise ValueError(
+                "class_conditional is set, but super-resolution starts from a picture, which says what it shows; "
+                "leave it out."
+            )
+        super().__init__(unet, data, config, num_workers, scheduler)
+        self.scale, self.condition_noise = super_resolution.scale, super_resolution.condition_noise
+        self.held_out = data.validation
+        self.pipeline(unet)  # which refuses networks that cannot enlarge
+
+    def condition(self, clean: Tensor, generators: Sequence[torch.Generator] = ()) -> Tensor:
+        """The small versions of `clean` (B, C, H, W), enlarged; in training with noise of a random level."""
+        condition = enlarged(shrunk(clean, self.scale, self.pixel_range), self.scale, self.pixel_range)
+        if not generators or self.condition_noise == 0:
+            return condition
+        levels = torch.stack([torch.rand((), generator=generator) for generator in generators]) * self.condition_noise
+        noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
+        return with_noise(condition, levels.to(clean.device), noise.to(clean.device))
+
+    def pipeline(self, unet: UNet) -> DiffusionPipeline:
+        """The pipeline that a run saves; its config holds the scale."""
+        pipe = SuperResolutionPipeline(unet, self.scheduler, self.scale, self.pixel_range.to_dict())
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def shown(self, unet: UNet) -> Image.Image:
+        """Held-out pictures in threes: small, in large pixels; generated, always from the same noise; original."""
+        count = min(len(self.held_out), self.config.preview_pictures)
+        clean = self.pixel_range.to_model(torch.stack([self.held_out[i]["image"] for i in range(count)]))
+        small = shrunk(clean, self.scale, self.pixel_range)
+        pipe = self.pipeline(unet)
+        pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
+        generators = [keyed_generator(0, "preview", i) for i in range(count)]
+        (images,) = pipe(small, PREVIEW_STEPS, generators, output_type="pt", return_dict=False)
+        pixels = F.interpolate(self.pixel_range.to_model(small), scale_factor=self.scale, mode="nearest")
+        threes = torch.stack([pixels / 2 + 0.5, torch.stack(images).cpu(), clean / 2 + 0.5], dim=1).flatten(0, 1)
+        columns = 3 * max(round((count / 3) ** 0.5), 1)
+        return grid(array_pictures(threes.permute(0, 2, 3, 1).numpy()), columns)
+
+    def card(self, name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+        """The model card; arguments as `DiffusionTask.card`."""
+        return super_resolution_card(name, self.pipeline(unet), rows, config)
