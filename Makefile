@@ -6,7 +6,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
-.PHONY: quickstart test test-slow lint clean
+DATA ?= ../shared/data
+
+.PHONY: quickstart test test-slow lint label-efficiency-small clean
 
 quickstart: $(INSTALLED)  ## train on digits, generate, segment; pictures in runs/quickstart
 	$(RUN) scripts/quickstart.py
@@ -21,6 +23,10 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+label-efficiency-small: $(INSTALLED)  ## masks from 2 and 10 labels in all ways, one set, one seed; DATA holds the sets
+	OMP_NUM_THREADS=1 $(RUN) scripts/label_efficiency.py --data $(DATA) --output runs/label-efficiency-small \
+		--sets wbc --labels 2 10 --seeds 0 --steps 200 --pretraining-steps 1600
 
 # torch first and pinned, since an open range may bring gigabytes of CUDA to a machine without a GPU.
 $(INSTALLED): pyproject.toml constraints.txt

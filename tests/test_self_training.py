@@ -19,7 +19,7 @@ from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation import IGNORE_INDEX
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
-from unet_diffusion.self_training_task import IMAGE, SelfTrainingTask
+from unet_diffusion.self_training_task import IMAGE, SelfTrainingTask, aligned
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task, settled_joint, train_segmentation
 from unet_diffusion.training_config import TrainingConfig
@@ -42,10 +42,10 @@ def options(place, tmp_path) -> TrainSegmentation:
         output=tmp_path / "run",
         model=str(place / "network.json"),
         segmentation=SegmentationConfig(preview_pictures=2),
-        joint=JointConfig(self_training_weight=0.5, confidence=0.6),
+        joint=JointConfig(self_training_weight=0.5, confidence=0.87),
         augmentation=AugmentationConfig(elastic=1.0),
         training=TrainingConfig(
-            steps=8, batch_size=4, warmup_steps=1, log_every=2, validate_every=4, checkpoint_every=2, trackers=()
+            steps=16, batch_size=4, warmup_steps=1, log_every=2, validate_every=4, checkpoint_every=2, trackers=()
         ),
     )
 
@@ -84,8 +84,11 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
 
     pictures = batch[IMAGE] / 127.5 - 1
     probability = task.network(pictures).logits.softmax(dim=1)[:, 1]
-    own = (probability > 0.5).long()
-    own[(probability - 0.5).abs() < 0.1] = IGNORE_INDEX
+    share = sum((task.train[0, i]["mask"] == 1).float().mean().item() for i in range(6)) / 6
+    odds = probability / (1 - probability)
+    odds = odds * share / (1 - share) / (probability.mean() / (1 - probability.mean()))  # aligned
+    own = (odds > 1).long()
+    own[(odds < 0.87 / 0.13) & (odds > 0.13 / 0.87)] = IGNORE_INDEX
     assert 0.1 < (own != IGNORE_INDEX).float().mean() < 0.9
     varied, own_masks, _ = augment(pictures, own, options.augmentation, random)
     rows = task.network(varied).logits.log_softmax(dim=1)
@@ -114,12 +117,27 @@ def test_where_nothing_is_sure_the_masks_alone_teach(options):
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
 
 
+def test_alignment_moves_the_means_and_keeps_the_sure():
+    torch.manual_seed(0)
+    probabilities = torch.randn(4, 3, 8, 8).mul(2).softmax(dim=1)
+    found = aligned(probabilities, probabilities.mean((0, 2, 3)))
+    torch.testing.assert_close(found, probabilities)  # what is as expected stays
+    shares = torch.tensor([0.7, 0.2, 0.1])
+    found = aligned(probabilities, shares)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(4, 8, 8))
+    before, after = ((each.mean((0, 2, 3)) - shares).abs().sum() for each in (probabilities, found))
+    assert after < before / 2
+    sure = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
+    torch.testing.assert_close(aligned(sure, torch.tensor([0.2, 0.8])), sure)
+    assert torch.equal(aligned(sure, torch.tensor([0.0, 1.0])), torch.zeros_like(sure))  # a class that no mask has
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_it_sets_in_after_three_eighths_of_the_steps(options, accumulate):
-    options.training = replace(options.training, accumulate=accumulate)
+def test_it_sets_in_after_a_tenth_of_the_steps(options, accumulate):
+    options.training = replace(options.training, steps=25, accumulate=accumulate)
     task = task_of(options)
     batches = task.batches(make_accelerator(options.training, options.output), options.training, 1)
-    expected = [step >= 3 for step in range(1, 8) for _ in range(accumulate)]  # of 8 steps
+    expected = [step >= 3 for step in range(1, 8) for _ in range(accumulate)]  # of 25 steps
     assert [IMAGE in next(batches) for _ in expected] == expected
 
 
@@ -146,11 +164,11 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, monkey
         train_segmentation(options)
     monkeypatch.undo()
     train_segmentation(options)
-    a, b = (load_file(run / "checkpoints/step-00000008/model.safetensors") for run in (options.output, whole))
+    a, b = (load_file(run / "checkpoints/step-00000016/model.safetensors") for run in (options.output, whole))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)
     logged = [series(read_metrics(run / "metrics.jsonl"), "self_training_loss") for run in (options.output, whole)]
     assert logged[0] == logged[1]
-    assert [value > 0 for value in logged[0][1]] == [False, True, True, True]
+    assert [value > 0 for value in logged[0][1]] == [False] + 7 * [True]
 
 
 def test_noise_prediction_and_self_training_add_up(options):

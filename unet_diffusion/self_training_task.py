@@ -16,16 +16,18 @@ from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTas
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unlabelled import JointConfig
 
-START = 3 / 8  # of the steps: before it, a network that has seen few masks is sure of too much that is wrong
+START = 0.1  # share of the steps before it sets in, in which the masks alone say what is looked for
+SMALLEST = 1e-3  # mean probability of a class that is divided by
 IMAGE = "self_training_image"  # in a batch
 
 
 class SelfTrainingTask(SegmentationTask):
     """A `SegmentationTask` that also learns from pictures without masks (Sohn et al. 2020, eq. 4, for every pixel).
 
-    The network predicts the classes of a picture as it is. Where it is sure, that is the mask which it has to give for
-    the picture as it is varied in training; elsewhere nothing is learnt. The loss is the cross-entropy, a mean over all
-    pixels, sure or not. It sets in after 3/8 of the steps; until then the masks alone teach.
+    The network predicts the classes of a picture as it is, with probabilities that are aligned with the shares of the
+    classes in the masks (`aligned`). Where it is sure, that is the mask which it has to give for the picture as it is
+    varied in training; elsewhere nothing is learnt. The loss is the cross-entropy, a mean over all pixels, sure or not.
+    It sets in after a tenth of the steps; until then the masks alone teach.
 
     Args:
         network: as for `SegmentationTask`, padded.
@@ -63,11 +65,13 @@ class SelfTrainingTask(SegmentationTask):
                 "masks of whole pictures; take a network with padding='same', or set self_training_weight=0."
             )
         super().__init__(network, data, config, augmentation, scheduler, num_workers)
+        counts = data.train.class_counts().float()
+        self.shares = counts / counts.sum()
         self.pictures, self.confidence = pictures, joint.confidence
         self.weight = joint.self_training_weight or 0.0
 
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
-        """Micro-batches of `SegmentationTask`, from 3/8 of the steps on with pictures without masks."""
+        """Micro-batches of `SegmentationTask`, after a tenth of the steps with pictures without masks."""
         labelled = super().batches(accelerator, config, start_step)
         others = training_batches(self.pictures, accelerator, other_order(config), start_step, self.num_workers)
         for micro, (batch, other) in enumerate(zip(labelled, others)):
@@ -94,7 +98,8 @@ class SelfTrainingTask(SegmentationTask):
         """The loss of pictures (B, C, H, W) in [-1, 1] with the network's own masks, and the share of sure pixels."""
         assert self.augmentation is not None
         with torch.no_grad():
-            sureness, classes = self.logits(network, images, generators).float().softmax(dim=1).max(dim=1)
+            probabilities = self.logits(network, images, generators).float().softmax(dim=1)
+            sureness, classes = aligned(probabilities, self.shares.to(images.device)).max(dim=1)
         classes[sureness < self.confidence] = IGNORE_INDEX
         varied, masks, _ = augment(images, classes, self.augmentation, generators)
         logits = self.logits(network, varied, generators).float()
@@ -107,6 +112,23 @@ class SelfTrainingTask(SegmentationTask):
         """The pictures of a step of this process, with masks and without."""
         others = pictures_of_step(self.pictures, accelerator, other_order(config), step)
         return f"{super().describe(accelerator, config, step, generators)}; without masks {others}"
+
+
+def aligned(probabilities: Tensor, shares: Tensor) -> Tensor:
+    """Class probabilities whose means are drawn to what is expected (Berthelot et al. 2020, ReMixMatch, section 3.1).
+
+    Without it a class that the network gives too seldom is learnt ever less from its own masks, until it is gone. The
+    means are those of the pictures given, not of all that were seen.
+
+    Args:
+        probabilities: (B, K, H, W).
+        shares: of the classes, (K,), adding up to 1.
+
+    Returns:
+        (B, K, H, W), adding up to 1 over the classes.
+    """
+    drawn = probabilities * (shares / probabilities.mean((0, 2, 3)).clamp(min=SMALLEST))[:, None, None]
+    return drawn / drawn.sum(dim=1, keepdim=True).clamp(min=torch.finfo(drawn.dtype).tiny)
 
 
 def other_order(config: TrainingConfig) -> TrainingConfig:

@@ -18,7 +18,7 @@ class JointConfig:
     """Weight of the noise-prediction loss; above 0, every step also predicts the noise of as many pictures without
     masks, so that the network generates as well and learns from them."""
     self_training_weight: float | None = None
-    """Weight of the loss of the network's own masks; above 0, from 3/8 of the steps on every step also learns from as
+    """Weight of the loss of the network's own masks; above 0, after a tenth of the steps every one also learns from as
     many pictures without masks, wherever the network is sure of their classes. By default 1 for a network from a DDPM
     run where there are such pictures (unlabelled, or those beyond max_labels), else 0."""
     confidence: float = 0.9
