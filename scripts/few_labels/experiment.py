@@ -70,7 +70,7 @@ class LabelEfficiency:
     """Steps between validations, of which the best gives the weights that are tested."""
     network: Path = NETWORK
     """JSON file of our network's config values."""
-    pretraining_steps: int = 1600
+    pretraining_steps: int = 4800
     """Optimizer steps of the noise predictor."""
     pretraining_batch_size: int = 16
     """Squares per step of the noise predictor."""
