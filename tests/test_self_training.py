@@ -19,7 +19,7 @@ from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation import IGNORE_INDEX
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
-from unet_diffusion.self_training_task import IMAGE, SelfTrainingTask, aligned
+from unet_diffusion.self_training_task import IMAGE, SelfTrainingTask, aligned, class_shares
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task, settled_joint, train_segmentation
 from unet_diffusion.training_config import TrainingConfig
@@ -84,7 +84,8 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
 
     pictures = batch[IMAGE] / 127.5 - 1
     probability = task.network(pictures).logits.softmax(dim=1)[:, 1]
-    share = sum((task.train[0, i]["mask"] == 1).float().mean().item() for i in range(6)) / 6
+    draws = [divmod(draw, 6) for draw in range(256)]  # squares are uncut here, so each counts 42 or 43 times
+    share = sum((task.train[draw]["mask"] == 1).float().mean().item() for draw in draws) / 256
     odds = probability / (1 - probability)
     odds = odds * share / (1 - share) / (probability.mean() / (1 - probability.mean()))  # aligned
     own = (odds > 1).long()
@@ -115,6 +116,16 @@ def test_where_nothing_is_sure_the_masks_alone_teach(options):
         gradients.append([parameter.grad for parameter in task.network.parameters() if parameter.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_shares_are_those_of_masks_as_they_are_cut(options):
+    options.data = replace(options.data, crop_size=6)  # so that the middle of 16 pixels is seen more often
+    train = load_masked(options.data, options.training.seed).train
+    shares = class_shares(train, 2)
+    expected = torch.stack([(train[epoch, i]["mask"] == 1).float().mean() for epoch in range(200) for i in range(6)])
+    assert shares.sum() == 1 and shares[1] == pytest.approx(expected.mean().item(), abs=0.05)
+    whole = train.class_counts().float()
+    assert shares[1] > 1.2 * (whole[1] / whole.sum())
 
 
 def test_alignment_moves_the_means_and_keeps_the_sure():

@@ -18,6 +18,7 @@ from unet_diffusion.unlabelled import JointConfig
 
 START = 0.1  # share of the steps before it sets in, in which the masks alone say what is looked for
 SMALLEST = 1e-3  # mean probability of a class that is divided by
+COUNTED = 256  # masks, cut as in training, that tell the shares of the classes
 IMAGE = "self_training_image"  # in a batch
 
 
@@ -65,8 +66,7 @@ class SelfTrainingTask(SegmentationTask):
                 "masks of whole pictures; take a network with padding='same', or set self_training_weight=0."
             )
         super().__init__(network, data, config, augmentation, scheduler, num_workers)
-        counts = data.train.class_counts().float()
-        self.shares = counts / counts.sum()
+        self.shares = class_shares(data.train, self.num_classes)
         self.pictures, self.confidence = pictures, joint.confidence
         self.weight = joint.self_training_weight or 0.0
 
@@ -112,6 +112,18 @@ class SelfTrainingTask(SegmentationTask):
         """The pictures of a step of this process, with masks and without."""
         others = pictures_of_step(self.pictures, accelerator, other_order(config), step)
         return f"{super().describe(accelerator, config, step, generators)}; without masks {others}"
+
+
+def class_shares(train: Any, num_classes: int) -> Tensor:
+    """The shares of the classes in masks as they are trained on, float32 (K,), adding up to 1.
+
+    Squares cut at random places show the middle of a picture more often than its border. So the shares in whole
+    pictures may be far off, and would take from a network the class that lies in the middle.
+    """
+    draws = ((draw // len(train), draw % len(train)) for draw in range(COUNTED))  # epoch and index
+    masks = torch.cat([train[draw]["mask"].flatten() for draw in draws])
+    counts = torch.bincount(masks[masks != IGNORE_INDEX], minlength=num_classes).float()
+    return counts / counts.sum()
 
 
 def aligned(probabilities: Tensor, shares: Tensor) -> Tensor:
