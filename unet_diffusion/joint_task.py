@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from unet_diffusion.atomic import merged_into
 from unet_diffusion.diffusion_task import DiffusionTask
 from unet_diffusion.figures import save_curves
-from unet_diffusion.loading import Batches
+from unet_diffusion.loading import Batches, other_order
 from unet_diffusion.model_card import FRONT_MATTER, parameters, size, training_facts
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
-from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.segmentation_task import LEARN, SegmentationTask, freeze
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unet import UNet
@@ -73,7 +72,7 @@ class JointTask:
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
         """Micro-batches of `SegmentationTask`, with `unlabelled_image` (B, C, H, W) and `unlabelled_label` (B,)."""
         labelled = self.segmentation.batches(accelerator, config, start_step)
-        unlabelled = self.diffusion.batches(accelerator, other_order(config), start_step)
+        unlabelled = self.diffusion.batches(accelerator, other_order(config, "unlabelled"), start_step)
         for batch, other in zip(labelled, unlabelled):
             yield batch | {f"{PREFIX}{name}": value for name, value in other.items()}
 
@@ -92,7 +91,7 @@ class JointTask:
     ) -> str:
         """The labelled and the unlabelled pictures of a step of this process, and the timesteps of these."""
         labelled = self.segmentation.describe(accelerator, config, step, generators)
-        unlabelled = self.diffusion.describe(accelerator, other_order(config), step, generators)
+        unlabelled = self.diffusion.describe(accelerator, other_order(config, "unlabelled"), step, generators)
         return f"with masks {labelled}; for noise prediction {unlabelled}"
 
     def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
@@ -118,11 +117,6 @@ class JointTask:
             self.segmentation.preview(network, aside / "masks.png")
             self.diffusion.preview(network, aside / "samples.png")
             (aside / "README.md").write_text(joint_card(folder.name, network, rows, config), encoding="utf-8")
-
-
-def other_order(config: TrainingConfig) -> TrainingConfig:
-    """The configuration with another order of the pictures, or labelled and unlabelled ones would go in step."""
-    return replace(config, seed=keyed_seed(config.seed, "unlabelled"))
 
 
 def check_generates(network: UNet, denoising_weight: float) -> None:

@@ -1,6 +1,7 @@
 """Batches of a run, from any step on."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from unet_diffusion.global_batches import GlobalBatches
 from unet_diffusion.image_dataset import to_batch
+from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.stopping import outlive_sigterm
 from unet_diffusion.streaming import StreamingImages
 from unet_diffusion.training_config import TrainingConfig
@@ -69,3 +71,11 @@ def pictures_of_step(dataset: Any, accelerator: Accelerator, config: TrainingCon
     batches = islice(global_batches(dataset, accelerator, config, step), config.accumulate)
     indices = ", ".join(str(dataset.rows[index]) for _, index in chain.from_iterable(batches))
     return f"pictures {indices} of {dataset.name}, counted from 0 among the usable ones"
+
+
+def other_order(config: TrainingConfig, purpose: str) -> TrainingConfig:
+    """The configuration with an order of the pictures for another purpose.
+
+    Two sets that are gone through side by side would otherwise go in step.
+    """
+    return replace(config, seed=keyed_seed(config.seed, purpose))

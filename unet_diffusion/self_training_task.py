@@ -1,6 +1,5 @@
 """Learning masks from pictures that have none: the network's own sure predictions are taken for true."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,8 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unet_diffusion.augmentation import AugmentationConfig, augment
-from unet_diffusion.loading import Batches, pictures_of_step, training_batches
-from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.loading import Batches, other_order, pictures_of_step, training_batches
 from unet_diffusion.segmentation import IGNORE_INDEX
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.training_config import TrainingConfig
@@ -73,7 +71,9 @@ class SelfTrainingTask(SegmentationTask):
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
         """Micro-batches of `SegmentationTask`, after a tenth of the steps with pictures without masks."""
         labelled = super().batches(accelerator, config, start_step)
-        others = training_batches(self.pictures, accelerator, other_order(config), start_step, self.num_workers)
+        others = training_batches(
+            self.pictures, accelerator, other_order(config, "self-training"), start_step, self.num_workers
+        )
         for micro, (batch, other) in enumerate(zip(labelled, others)):
             started = start_step + micro // config.accumulate >= START * config.steps
             yield batch | ({IMAGE: other["image"]} if started else {})
@@ -110,7 +110,7 @@ class SelfTrainingTask(SegmentationTask):
         self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
     ) -> str:
         """The pictures of a step of this process, with masks and without."""
-        others = pictures_of_step(self.pictures, accelerator, other_order(config), step)
+        others = pictures_of_step(self.pictures, accelerator, other_order(config, "self-training"), step)
         return f"{super().describe(accelerator, config, step, generators)}; without masks {others}"
 
 
@@ -141,8 +141,3 @@ def aligned(probabilities: Tensor, shares: Tensor) -> Tensor:
     """
     drawn = probabilities * (shares / probabilities.mean((0, 2, 3)).clamp(min=SMALLEST))[:, None, None]
     return drawn / drawn.sum(dim=1, keepdim=True).clamp(min=torch.finfo(drawn.dtype).tiny)
-
-
-def other_order(config: TrainingConfig) -> TrainingConfig:
-    """The configuration with another order of the pictures, or those with and without masks would go in step."""
-    return replace(config, seed=keyed_seed(config.seed, "self-training"))
