@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 from pathlib import Path
@@ -15,6 +16,7 @@ import unet_diffusion
 from unet_diffusion import UNet
 
 ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = (".py", ".json", ".md", ".png")  # what a source archive holds of the folders
 
 
 def test_a_saved_pipeline_names_the_class_by_its_module():  # this path is part of the checkpoint format
@@ -44,11 +46,17 @@ def test_pipelines_is_a_relative_link_in_a_checkout():
 
 @pytest.mark.slow
 def test_the_wheel_holds_everything_that_is_imported(tmp_path):
-    """Built from a copy, installed without the checkout, every module imported and every preset read."""
+    """Built from the source archive, installed without the checkout, every module imported and every preset read."""
     source = tmp_path / "source"
     shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".*", "runs", "build", "*.egg-info"))
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
-    subprocess.run(build, check=True)
+    build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(source)]
+    built = subprocess.run(build, check=True, capture_output=True, text=True)
+    assert "would be ignored" not in built.stdout + built.stderr  # files of a folder that is no package
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as members:
+        held = {name.partition("/")[2] for name in members.getnames()}
+    tracked = [str(p.relative_to(source)) for p in source.glob("*/**/*") if p.suffix in SHIPPED and p.is_file()]
+    assert [name for name in tracked if name not in held and not name.startswith("unet_diffusion/pipelines/")] == []
     (wheel,) = tmp_path.glob("*.whl")
     venv.create(tmp_path / "environment", with_pip=True, system_site_packages=False)
     python = tmp_path / "environment" / "bin" / "python"
