@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 
 DATA ?= ../shared/data
 
-.PHONY: quickstart test test-slow lint label-efficiency-small clean
+.PHONY: quickstart test test-slow lint label-efficiency-small docs clean
 
 quickstart: $(INSTALLED)  ## train on digits, generate, segment; pictures in runs/quickstart
 	$(RUN) scripts/quickstart.py
@@ -27,6 +27,9 @@ lint: $(INSTALLED)  ## ruff and mypy
 label-efficiency-small: $(INSTALLED)  ## masks from 2 and 10 labels in all ways, one set, one seed; DATA holds the sets
 	OMP_NUM_THREADS=1 $(RUN) scripts/label_efficiency.py --data $(DATA) --output runs/label-efficiency-small \
 		--sets wbc --labels 2 10 --seeds 0 --steps 200 --pretraining-steps 1600
+
+docs: $(INSTALLED)  ## the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 # torch first and pinned, since an open range may bring gigabytes of CUDA to a machine without a GPU.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -37,7 +37,7 @@ class ImageGenerationOutput(BaseOutput):
 class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
     """Generates pictures from noise (Ho et al. 2020), with any scheduler of diffusers whose `step` needs no more.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from diffusers import DDPMScheduler
         >>> from unet_diffusion import UNet

@@ -48,7 +48,7 @@ class SegmentationOutput(BaseOutput):
 class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
     """Segments pictures of any size; large ones window by window (`unet_diffusion.tiling`).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from unet_diffusion import UNet
         >>> from unet_diffusion.pipelines import SegmentationPipeline

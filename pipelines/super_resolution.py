@@ -45,7 +45,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
     (`unet_diffusion.tiling`). Its predictions are joined before the scheduler's step, so that all windows go on from
     one picture.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import torch
         >>> from diffusers import DDPMScheduler

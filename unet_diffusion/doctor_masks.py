@@ -36,7 +36,8 @@ def mask_findings(
     severity = unusable_severity(facts, config)
     found = about(
         severity,
-        f"pictures of {name} that have no mask: {{count}}. Add masks, or remove the pictures.",
+        f"pictures of {name} that have no mask: {{count}}. Add masks, or move the pictures to a folder of "
+        "their own, which training takes as unlabelled.",
         [fact.name for fact in facts if fact.no_mask],
     )
     problems = [f"{fact.name}: {fact.mask_problem}" for fact in facts if fact.mask_problem is not None]

@@ -81,7 +81,7 @@ def write_single_file(run: Path, target: Path) -> str:
 def load_single_file(path: str | Path) -> Any:
     """The pipeline in a file that `write_single_file` wrote; its `unet` is the network, in evaluation mode.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
         >>> from unet_diffusion import UNet

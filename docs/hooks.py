@@ -1,0 +1,48 @@
+"""What MkDocs does beyond mkdocs.yml, so that documents read the same on a git host and on the site.
+
+Some pages lie in the root of the repository. Links are relative to the file that they are in; those to files that are
+no pages lead to the repository where mkdocs.yml says its address (`repo_url`), and are plain text elsewhere.
+"""
+
+import re
+from os.path import relpath
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages of the root."""
+    for source, page in PAGES.items():
+        if files.get_file_from_path(page) is None and (ROOT / source).exists():
+            files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turns links to files in the repository into links to pages or to the repository."""
+    file = page.file
+    source = next(
+        (ROOT / name for name, uri in PAGES.items() if uri == file.src_uri != "index.md"), DOCS / file.src_uri
+    )
+
+    def resolved(link: re.Match[str]) -> str:
+        target = (source.parent / link["path"]).resolve()
+        if not target.is_relative_to(ROOT) or not target.exists():
+            return link[0]  # of a page that the hook does not know, for MkDocs to judge
+        name = target.relative_to(ROOT).as_posix()
+        uri = target.relative_to(DOCS).as_posix() if target.is_relative_to(DOCS) else PAGES.get(name)
+        if uri is not None:
+            return f"[{link['text']}]({relpath(uri, Path(file.src_uri).parent)}{link['anchor'] or ''})"
+        if config.repo_url:
+            return f"[{link['text']}]({config.repo_url.rstrip('/')}/blob/HEAD/{name})"
+        return str(link["text"])
+
+    return LINK.sub(resolved, markdown)
