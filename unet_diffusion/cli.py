@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from unet_diffusion.classifier import TrainClassifier, train_classifier
+from unet_diffusion.demo import Demo, demo
 from unet_diffusion.doctor import Doctor, Report, doctor
 from unet_diffusion.evaluate import Evaluate, evaluate
 from unet_diffusion.evaluate_generation import EvaluateGeneration, evaluate_generation
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "train-classifier": (TrainClassifier, train_classifier),
     "export": (Export, export),
     "doctor": (Doctor, doctor),
+    "demo": (Demo, demo),
 }
 
 

@@ -1,0 +1,277 @@
+"""What the page of a run does for its visitors, apart from the page: generate, segment, enlarge.
+
+Each job works on a copy of a pipeline that shares its networks, so that no visitor's sampler or progress reaches
+another's, and reads an upload as the library reads a file.
+"""
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from unet_diffusion.config import is_count
+from unet_diffusion.demo_pictures import Reader, as_rgb, fitted, heat, read_upload, viewed
+from unet_diffusion.figures import array_pictures, save_picture
+from unet_diffusion.generation import GenerationOptions, best_device
+from unet_diffusion.low_resolution import enlarged
+from unet_diffusion.networks import SUPER_RESOLUTION, check_run, load_pipeline, read_object, saved_kind
+from unet_diffusion.palette import colour, overlay
+from unet_diffusion.picture_output import has_png
+from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
+from unet_diffusion.pipelines.segmentation import SegmentationPipeline
+from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
+from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.sampling import SamplerName, sampler
+from unet_diffusion.stored_pictures import check_picture, dtype_name, stored_pictures
+
+T = TypeVar("T")
+Report = Callable[[int, int], Any]  # told how many steps are done, and of how many
+
+MAX_COUNT = 64  # pictures of one visitor at once
+MAX_STEPS = 1000
+MAX_BATCH = 16  # pictures in the network at once
+MAX_ENLARGED = 4096 * 4096  # pixels of a large picture
+MAX_PROBABILITIES = 2**28  # of a picture, 1 GiB: beyond it there is no uncertainty
+NO_CLASS, EVERY_CLASS = "none", "each"
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """The pipelines that a run can be used by; None for those that it cannot."""
+
+    generation: ImageGenerationPipeline | None = None
+    segmentation: SegmentationPipeline | None = None
+    super_resolution: SuperResolutionPipeline | None = None
+
+    @property
+    def reader(self) -> Reader | None:
+        """The pipeline that takes pictures."""
+        return self.segmentation or self.super_resolution
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A picture with its mask.
+
+    Attributes:
+        picture: as the page shows it, RGB.
+        mask: classes of its pixels, (H, W).
+        palette: red, green and blue of each class.
+        uncertainty: entropy from 0 (black) to 1, at the size of the picture; None: the picture is too large.
+        legend: name, colour and share of the whole picture of each class.
+        file: the mask of the whole picture, a PNG of class indices.
+    """
+
+    picture: Image.Image
+    mask: np.ndarray
+    palette: list[list[int]] | None
+    uncertainty: Image.Image | None
+    legend: list[tuple[str, tuple[int, int, int], float]]
+    file: Path
+
+    def overlay(self, opacity: float) -> Image.Image:
+        """The classes in colour over the picture; the network is not asked again."""
+        if not 0 <= opacity <= 1:
+            raise ValueError(f"opacity is {opacity}, but must be from 0 to 1.")
+        return overlay(self.picture, self.mask, opacity, self.palette)
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """A picture made larger.
+
+    Attributes:
+        large: what the network made, as the page shows it, RGB.
+        bicubic: the same picture enlarged without a network.
+        file: the large picture as `unet-diffusion upscale` writes it.
+    """
+
+    large: Image.Image
+    bicubic: Image.Image
+    file: Path
+
+
+class Steps:
+    """What stands in for a pipeline's progress bar, and tells a page how far it is."""
+
+    def __init__(self, total: int, report: Report) -> None:
+        self.done, self.total, self.report = 0, total, report
+
+    def __enter__(self) -> "Steps":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def update(self, count: int = 1) -> None:
+        """Counts steps that are done."""
+        self.done += count
+        self.report(self.done, self.total)
+
+
+def load_abilities(run: Path, device: str) -> Abilities:
+    """Loads a run once for each thing that it was trained for: one that segments may generate too.
+
+    Raises:
+        ValueError: the folder holds no finished run, or no such device is here.
+    """
+    check_run(run)
+    place, kind = best_device(device), saved_kind(run)
+    if kind == SUPER_RESOLUTION:
+        return Abilities(super_resolution=load_pipeline(SuperResolutionPipeline, run).to(place))
+    if kind != SegmentationPipeline.__name__:
+        return Abilities(generation=load_pipeline(ImageGenerationPipeline, run).to(place))
+    joint = "_label_names" in read_object(run / "model_index.json")  # noise prediction went on beside the masks
+    return Abilities(
+        generation=load_pipeline(ImageGenerationPipeline, run).to(place) if joint else None,
+        segmentation=load_pipeline(SegmentationPipeline, run).to(place),
+    )
+
+
+def class_choices(pipe: ImageGenerationPipeline) -> list[tuple[str, str]]:
+    """What can be asked of a network with classes, in words and as `generate_pictures` takes it; empty without any."""
+    classes = pipe.unet.config.num_class_embeds
+    if classes is None:
+        return []
+    names = pipe.label_names or [f"class {label}" for label in range(classes)]
+    free = [("without a class", NO_CLASS)] if can_guide(pipe) else []
+    return [("each in turn", EVERY_CLASS), *free, *((name, str(label)) for label, name in enumerate(names))]
+
+
+def can_guide(pipe: ImageGenerationPipeline) -> bool:
+    """Whether the network also knows pictures without a class, which guidance needs."""
+    return pipe.unet.config.num_class_embeds is not None and pipe.unet.config.get("label_dropout", 0) > 0
+
+
+def generate_pictures(
+    pipe: ImageGenerationPipeline,
+    count: int,
+    steps: int,
+    sampler_name: SamplerName,
+    seed: int,
+    choice: str,
+    guidance_scale: float,
+    report: Report,
+) -> list[Image.Image]:
+    """The pictures that `unet-diffusion sample` makes with the same options, to look at.
+
+    Args:
+        pipe: of the run.
+        count: number of pictures, up to `MAX_COUNT`.
+        steps: of the sampler, up to `MAX_STEPS`.
+        sampler_name: as `unet_diffusion.sampling.sampler` knows it.
+        seed: picture i depends on it and i alone.
+        choice: index of a class, `EVERY_CLASS` in turn, or `NO_CLASS`.
+        guidance_scale: strength of classifier-free guidance; 1 is none.
+        report: told of each step.
+
+    Raises:
+        ValueError: an option that is out of bounds or does not fit the run.
+    """
+    _check_bound("count", count, MAX_COUNT)
+    _check_sampling(steps, seed)
+    every = tuple(str(label) for label in range(pipe.unet.config.num_class_embeds or 0))
+    options = GenerationOptions(
+        count=count,
+        steps=steps,
+        seed=seed,
+        class_labels={NO_CLASS: (), EVERY_CLASS: every}.get(choice, (choice,)),
+        guidance_scale=guidance_scale,
+        max_batch=MAX_BATCH,
+    )
+    own = _own_copy(pipe, report)
+    own.scheduler = sampler(sampler_name, pipe.scheduler)
+    return array_pictures(options.generate(own, "np"))
+
+
+def segment_picture(pipe: SegmentationPipeline, source: Path, folder: Path, report: Report) -> Segmented:
+    """The mask of one picture file, which is also written below a folder.
+
+    Raises:
+        ValueError: no picture, or one that does not fit the run.
+    """
+    pixels = read_upload(source)
+    picture = viewed(pipe, pixels)
+    height, width = pixels.shape[:2]
+    judged = height * width * pipe.num_classes <= MAX_PROBABILITIES
+    own = _own_copy(pipe, report)
+    (mask,), _, uncertainty = own(pixels, return_probabilities=judged, return_dict=False)
+    counts = np.bincount(np.asarray(mask).ravel(), minlength=pipe.num_classes)
+    names = pipe.class_names or [f"class {label}" for label in range(pipe.num_classes)]
+    colours = [(red, green, blue) for red, green, blue in pipe.palette or map(colour, range(pipe.num_classes))]
+    file = Path(mkdtemp(dir=folder)) / f"{source.stem}-mask.png"
+    save_picture(mask, file)
+    return Segmented(
+        picture=fitted(picture),
+        mask=np.asarray(fitted(mask)),
+        palette=pipe.palette,
+        uncertainty=fitted(heat(uncertainty[0])) if judged else None,
+        legend=[(name, shade, count / counts.sum()) for name, shade, count in zip(names, colours, counts)],
+        file=file,
+    )
+
+
+def enlarge_picture(
+    pipe: SuperResolutionPipeline,
+    source: Path,
+    steps: int,
+    sampler_name: SamplerName,
+    seed: int,
+    folder: Path,
+    report: Report,
+) -> Enlarged:
+    """The large version of one picture file, as `unet-diffusion upscale` makes it; it is also written below a folder.
+
+    Raises:
+        ValueError: no picture, one that does not fit the run or would become too large, or an option out of bounds.
+    """
+    _check_sampling(steps, seed)
+    pixels = read_upload(source)
+    (small,) = stored_pictures(pixels)
+    check_picture(pipe.channels, pipe.pixel_range, len(small), dtype_name(small))
+    height, width = (side * pipe.scale for side in pixels.shape[:2])
+    if height * width > MAX_ENLARGED:
+        raise ValueError(
+            f"the large picture would have {width}x{height} pixels, but the page makes at most {MAX_ENLARGED}; enlarge "
+            "it by `unet-diffusion upscale`."
+        )
+    own = _own_copy(pipe, report)
+    own.scheduler = sampler(sampler_name, pipe.scheduler)
+    generator = keyed_generator(seed, "upscale", source.stem)
+    ((stored,),) = own(small, steps, generator, output_type="stored", return_dict=False)
+    as_png = has_png(pipe.channels, pipe.pixel_range)
+    file = Path(mkdtemp(dir=folder)) / f"{source.stem}-large{'.png' if as_png else '.npy'}"
+    values = stored.permute(1, 2, 0).cpu().numpy()
+    if as_png:
+        save_picture(Image.fromarray(values.squeeze(-1) if pipe.channels == 1 else values), file)
+    else:
+        np.save(file, values)
+    bicubic = enlarged(small[None], pipe.scale, pipe.pixel_range)[0]
+    return Enlarged(
+        large=fitted(as_rgb(pipe.pixel_range.to_model(stored), pipe.pixel_range)),
+        bicubic=fitted(as_rgb(bicubic, pipe.pixel_range)),
+        file=file,
+    )
+
+
+def _own_copy(pipe: T, report: Report) -> T:
+    """A pipeline with the same networks, whose scheduler can be exchanged and whose progress is reported."""
+    own: Any = copy(pipe)
+    own.progress_bar = lambda total: Steps(total, report)
+    return own
+
+
+def _check_sampling(steps: Any, seed: Any) -> None:
+    _check_bound("steps", steps, MAX_STEPS)
+    if not isinstance(seed, int):
+        raise ValueError(f"seed is {seed!r}, but must be an integer; 0 is usual.")
+
+
+def _check_bound(name: str, value: Any, largest: int) -> None:
+    if not is_count(value, 1) or value > largest:
+        raise ValueError(f"{name} is {value!r}, but must be an integer from 1 to {largest} on this page.")

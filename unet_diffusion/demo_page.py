@@ -1,0 +1,263 @@
+"""The page of a run, made with Gradio (the extra `demo`): a tab for each thing that the run was trained for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import Any, get_args
+
+import gradio as gr
+from PIL import Image
+
+from unet_diffusion.demo_jobs import (
+    MAX_COUNT,
+    MAX_STEPS,
+    NO_CLASS,
+    Abilities,
+    Segmented,
+    can_guide,
+    class_choices,
+    enlarge_picture,
+    generate_pictures,
+    segment_picture,
+)
+from unet_diffusion.demo_pictures import Reader
+from unet_diffusion.model_card import parameters, size
+from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
+from unet_diffusion.pipelines.segmentation import SegmentationPipeline
+from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
+from unet_diffusion.sampling import SamplerName
+
+Examples = list[tuple[Path, Image.Image]]
+
+# One job of a network at a time, whoever asks for it, and no way to it but the page.
+ON_NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
+AT_ONCE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+PROGRESS = gr.Progress()  # as a default, it tells Gradio that a function reports
+MAX_WAITING = 32
+CLEAN_EVERY, KEPT = 600, 3600  # seconds, of uploads and results
+MAX_VISITORS = 100  # whose last mask is kept
+MESSAGE_SECONDS = 60
+SHARP = 128  # pixels a side: pictures up to this size are enlarged by their pixels
+CSS = """
+.gradio-container { max-width: 1200px !important; width: 100% !important; margin: auto; }
+.gradio-container main { width: 100% !important; }
+.grid-wrap { overflow-x: hidden !important; }
+.grid-container { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important; }
+.grid-container { grid-auto-rows: min-content !important; }
+#examples .grid-container { grid-template-columns: repeat(auto-fill, minmax(64px, 1fr)) !important; }
+.thumbnail-item { aspect-ratio: 1 !important; height: auto !important; }
+.sharp img { image-rendering: pixelated; }
+table.legend { border: none !important; }
+.legend tr, .legend td { border: none !important; padding: 2px 14px 2px 0; }
+.legend .share { text-align: right; font-variant-numeric: tabular-nums; }
+.legend .colour { display: inline-block; width: 1em; height: 1em; border: 1px solid #8888; vertical-align: -0.1em; }
+"""
+
+
+def page(run: Path, abilities: Abilities, examples: Examples, folder: Path) -> gr.Blocks:
+    """The page, not served yet.
+
+    Args:
+        run: the run's folder, for the title.
+        abilities: its pipelines.
+        examples: pictures to pick from, as `find_examples` gives them.
+        folder: where results are written, below Gradio's own temporary folder, so that Gradio removes them in time.
+    """
+    name = run.absolute().name
+    cache = (CLEAN_EVERY, KEPT)
+    with gr.Blocks(
+        title=f"{name} - unet-diffusion", analytics_enabled=False, delete_cache=cache, fill_width=True
+    ) as blocks:
+        pipe = abilities.generation or abilities.reader
+        assert pipe is not None
+        gr.Markdown(f"## {escape(name)}\n{describe(pipe)}")
+        if abilities.generation is not None:
+            with gr.Tab("Generate"):
+                _generate_tab(abilities.generation)
+        if abilities.segmentation is not None:
+            with gr.Tab("Segment"):
+                _segment_tab(abilities.segmentation, examples, folder)
+        if abilities.super_resolution is not None:
+            with gr.Tab("Super-resolution"):
+                _enlarge_tab(abilities.super_resolution, examples, folder)
+    return blocks.queue(max_size=MAX_WAITING)
+
+
+def launch_options() -> dict[str, Any]:
+    """How the page looks and what of Gradio it leaves out: tunnels, fonts of its own, histories, other services."""
+    theme = gr.themes.Default(primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("monospace",))
+    left_out = dict.fromkeys(("share", "inbrowser", "enable_monitoring", "run_history", "ssr_mode", "pwa"), False)
+    capacity = {"state_session_capacity": MAX_VISITORS, "footer_links": []}
+    return {"theme": theme, "css": CSS, "mcp_server": False, **left_out, **capacity}
+
+
+def describe(pipe: ImageGenerationPipeline | Reader) -> str:
+    """A sentence on the network and its pictures."""
+    channels = pipe.channels if isinstance(pipe, SuperResolutionPipeline) else pipe.unet.config.in_channels
+    pictures = f"pictures of {channels} channel{'s' if channels > 1 else ''}, {pipe.pixel_range.dtype}"
+    return f"{parameters(pipe.unet)} parameters on {pipe.device}, for {pictures}, trained at {size(pipe.unet)} pixels."
+
+
+@contextmanager
+def told_on_the_page() -> Iterator[None]:
+    """Turns what was wrong with a visitor's input into a message; the page goes on working."""
+    shown: dict[str, Any] = {"duration": MESSAGE_SECONDS, "print_exception": False}
+    try:
+        yield
+    except MemoryError as error:
+        raise gr.Error(f"Out of memory: {escape(str(error), False)} Use a smaller picture.", **shown) from error
+    except (ValueError, ImportError, RuntimeError, OSError, FloatingPointError) as error:
+        sentence = escape(str(error), quote=False)  # messages are HTML, and may name an upload
+        raise gr.Error(sentence[:1].upper() + sentence[1:], **shown) from error
+
+
+def _report(progress: gr.Progress, what: str) -> Callable[[int, int], None]:
+    """Shows steps that are done in Gradio's progress display."""
+    return lambda done, total: progress((done, total), desc=what, unit="steps")
+
+
+def _sampling_fields(pipe: ImageGenerationPipeline | SuperResolutionPipeline) -> list[gr.components.Component]:
+    """Steps, sampler and seed."""
+    largest = min(MAX_STEPS, pipe.scheduler.config.num_train_timesteps)
+    return [
+        gr.Number(min(20, largest), label="Steps", precision=0, minimum=1, maximum=largest, elem_id="steps"),
+        gr.Dropdown(list(get_args(SamplerName)), label="Sampler", elem_id="sampler"),
+        gr.Number(0, label="Seed", precision=0, elem_id="seed"),
+    ]
+
+
+def _generate_tab(pipe: ImageGenerationPipeline) -> None:
+    sides = pipe.unet.config.sample_size
+    sharp = max([sides] if isinstance(sides, int) else sides) <= SHARP
+    choices = class_choices(pipe)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            count = gr.Slider(1, MAX_COUNT, 16, step=1, label="Pictures", elem_id="count")
+            sampling = _sampling_fields(pipe)
+            choice = gr.Dropdown(choices or [NO_CLASS], label="Class", visible=bool(choices), elem_id="class")
+            guidance = gr.Slider(
+                1, 10, 1, step=0.1, label="Guidance", info="1 is none", visible=can_guide(pipe), elem_id="guidance"
+            )
+            button = gr.Button("Generate", variant="primary", elem_id="generate")
+        with gr.Column(scale=3):
+            gallery = gr.Gallery(
+                label="Generated pictures",
+                show_label=False,
+                height=560,
+                object_fit="contain",
+                format="png",
+                interactive=False,
+                elem_id="generated",
+                elem_classes=["sharp"] if sharp else [],
+            )
+
+    def job(
+        count: int,
+        steps: int,
+        sampler: SamplerName,
+        seed: int,
+        choice: str,
+        guidance: float,
+        progress: gr.Progress = PROGRESS,
+    ) -> list[Image.Image]:
+        report = _report(progress, "denoising")
+        with told_on_the_page():
+            return generate_pictures(pipe, count, steps, sampler, seed, choice, guidance, report)
+
+    button.click(job, [count, *sampling, choice, guidance], gallery, **ON_NETWORK)
+
+
+def _picture_fields(examples: Examples) -> tuple[gr.State, list[Any]]:
+    """Where a visitor uploads a picture, whatever its format, or picks one; its path, and the events that set it."""
+    source = gr.State()
+    upload = gr.File(label="Picture", height=130, elem_id="upload")
+    chosen = [upload.upload(Path, upload, source, **AT_ONCE)]
+    if examples:
+        gallery = gr.Gallery(
+            [picture for _, picture in examples],
+            label="Examples",
+            show_label=False,
+            height=240,
+            format="png",
+            allow_preview=False,
+            interactive=False,
+            elem_id="examples",
+            buttons=[],
+        )
+
+        def pick(event: gr.SelectData) -> Path:
+            return examples[event.index][0]
+
+        chosen.append(gallery.select(pick, None, source, **AT_ONCE))
+    return source, chosen
+
+
+def _segment_tab(pipe: SegmentationPipeline, examples: Examples, folder: Path) -> None:
+    result = gr.State()
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            source, chosen = _picture_fields(examples)
+            opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", elem_id="opacity")
+        with gr.Column(scale=3):
+            with gr.Row():
+                overlay = _view("**Classes** over the picture; the first stays clear", "overlay")
+                uncertainty = _view("**Uncertainty**: entropy, black is certain", "uncertainty")
+            with gr.Row():
+                legend = gr.HTML(elem_id="legend", padding=False)
+                download = gr.DownloadButton("Mask as PNG", interactive=False, size="md", elem_id="mask")
+
+    def job(path: Path, opacity: float, progress: gr.Progress = PROGRESS) -> tuple:
+        report = _report(progress, "segmenting")
+        with told_on_the_page():
+            found = segment_picture(pipe, path, folder, report)
+            button = gr.DownloadButton(value=found.file, interactive=True)
+            return found, found.overlay(opacity), found.uncertainty, legend_table(found), button
+
+    def blend(found: Segmented | None, opacity: float) -> Image.Image | None:
+        return None if found is None else found.overlay(opacity)
+
+    for event in chosen:
+        event.success(job, [source, opacity], [result, overlay, uncertainty, legend, download], **ON_NETWORK)
+    opacity.input(blend, [result, opacity], overlay, trigger_mode="always_last", **AT_ONCE)
+
+
+def _enlarge_tab(pipe: SuperResolutionPipeline, examples: Examples, folder: Path) -> None:
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            source, chosen = _picture_fields(examples)
+            sampling = _sampling_fields(pipe)
+            button = gr.Button("Enlarge again", variant="primary", elem_id="enlarge")
+        with gr.Column(scale=3):
+            with gr.Row():
+                large = _view(f"**{pipe.scale} times larger** a side, by the network", "large")
+                bicubic = _view("**Bicubic**, for comparison", "bicubic")
+            download = gr.DownloadButton("Large picture as a file", interactive=False, size="md", elem_id="large-file")
+
+    def job(path: Path | None, steps: int, sampler: SamplerName, seed: int, progress: gr.Progress = PROGRESS) -> tuple:
+        report = _report(progress, "denoising")
+        with told_on_the_page():
+            if path is None:
+                raise ValueError("there is no picture yet; upload one.")
+            found = enlarge_picture(pipe, path, steps, sampler, seed, folder, report)
+            return found.large, found.bicubic, gr.DownloadButton(value=found.file, interactive=True)
+
+    for start in (button.click, *(event.success for event in chosen)):
+        start(job, [source, *sampling], [large, bicubic, download], **ON_NETWORK)
+
+
+def _view(caption: str, name: str) -> gr.Image:
+    """Where a result is shown, below its caption."""
+    with gr.Column(min_width=260):
+        gr.Markdown(caption)
+        return gr.Image(show_label=False, format="png", interactive=False, elem_id=name, buttons=["fullscreen"])
+
+
+def legend_table(found: Segmented) -> str:
+    """Colour, name and share of each class, as HTML."""
+    rows = [
+        f'<tr><td><span class="colour" style="background: rgb{shade}"></span></td><td>{escape(name)}</td>'
+        f'<td class="share">{share:.1%}</td></tr>'
+        for name, shade, share in found.legend
+    ]
+    return f'<table class="legend">{"".join(rows)}</table>'

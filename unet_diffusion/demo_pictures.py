@@ -1,0 +1,87 @@
+"""The pictures of a run's page: how an upload is read, and how pictures are shown."""
+
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from unet_diffusion.figures import array_pictures
+from unet_diffusion.picture_output import as_output
+from unet_diffusion.pipelines.segmentation import SegmentationPipeline
+from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
+from unet_diffusion.pixels import PixelRange, decode_image
+from unet_diffusion.segment import find_pictures
+from unet_diffusion.stored_pictures import check_picture, dtype_name, stored_pictures
+
+Reader: TypeAlias = SegmentationPipeline | SuperResolutionPipeline  # pipelines that take pictures
+
+MAX_EXAMPLES = 24
+LARGEST_SHOWN, SMALLEST_SHOWN = 1024, 384  # pixels a side on the page
+THUMBNAIL = 128
+
+
+def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image.Image]]:
+    """The first pictures of a folder, each with a small version to pick it by.
+
+    Raises:
+        ValueError: a run that takes no pictures, a folder without any, or a picture that does not fit the run.
+    """
+    if reader is None:
+        raise ValueError(f"examples are {folder}, but the run only generates and takes no pictures; leave them out.")
+    (paths,) = find_pictures((str(folder),), folder / "masks").values()
+    if not paths:
+        raise ValueError(f"examples are {folder}, but there is no picture in it; give a folder of pictures.")
+    examples = []
+    for path in paths[:MAX_EXAMPLES]:
+        try:
+            examples.append((path, fitted(viewed(reader, read_upload(path)), THUMBNAIL)))
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit the run: {error} Take it out of examples.") from error
+    return examples
+
+
+def read_upload(path: Path) -> np.ndarray:
+    """The pixels of a file, (H, W, C); what is wrong with it is said of its name alone, without the server's folders.
+
+    Raises:
+        ValueError: it is no picture, or a damaged one.
+    """
+    return decode_image({"bytes": path.read_bytes(), "path": path.name})
+
+
+def viewed(pipe: Reader, pixels: np.ndarray) -> Image.Image:
+    """A picture (H, W, C) as RGB, by the range of values that the run was trained on.
+
+    Raises:
+        ValueError: a picture of other channels or another data type than the run takes.
+    """
+    (picture,) = stored_pictures(pixels)
+    wanted = pipe.channels if isinstance(pipe, SuperResolutionPipeline) else pipe.unet.config.in_channels
+    check_picture(wanted, pipe.pixel_range, len(picture), dtype_name(picture))
+    return as_rgb(pipe.pixel_range.to_model(picture), pipe.pixel_range)
+
+
+def as_rgb(picture: Tensor, pixel_range: PixelRange) -> Image.Image:
+    """A picture (C, H, W) in [-1, 1] as RGB; of more channels the first three, of two the first."""
+    values = as_output(picture[None], "np", pixel_range)
+    assert isinstance(values, np.ndarray)
+    return array_pictures(values)[0].convert("RGB")
+
+
+def fitted(picture: Image.Image, largest: int = LARGEST_SHOWN) -> Image.Image:
+    """A picture for the page: large ones become smaller, and the pixels of small ones squares that can be seen."""
+    longest = max(picture.size)
+    if longest > largest:
+        width, height = (max(1, round(side * largest / longest)) for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.NEAREST if picture.mode == "P" else None)
+    factor = max(1, min(SMALLEST_SHOWN, largest) // longest)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def heat(values: np.ndarray) -> Image.Image:
+    """Values from 0 to 1, (H, W), as colours from black over red to white."""
+    from matplotlib import colormaps  # here, since it takes a tenth of the time that the package takes to import
+
+    return Image.fromarray(colormaps["inferno"](values, bytes=True)[..., :3])
