@@ -41,7 +41,6 @@ INSTEAD = {
     "README.md": {
         "num_inference_steps=1000": "num_inference_steps=2",
         "launch scripts/train_ddpm.py --output runs/mine": "launch scripts/train_ddpm.py --output runs/launched",
-        "    --model runs/mine --output runs/masks": "    --model runs/mine --output runs/self-trained",
         "unet(images)": "unet(torch.zeros(2, 3, 16, 16))",
     },
     "docs/tutorial.md": {"--crop-size 64": "--crop-size 16"},
@@ -150,10 +149,10 @@ class Command:
     def parse(self) -> None:
         """Raises `AssertionError` or `SystemExit` where it names what is not there, or an option that is not."""
         if self.words[0] == "make":
-            for target in self.words[1:]:
-                assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.M), (
-                    f"no target {target}"
-                )
+            for word in self.words[1:]:
+                name, variable, _ = word.partition("=")
+                defined = re.escape(name) + (r" \?=" if variable else ":")
+                assert re.search(f"^{defined}", (ROOT / "Makefile").read_text(), re.M), f"no target or variable {name}"
         elif self.words[:2] == ["pip", "install"]:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             for name in re.findall(r"(?:\.|unet-diffusion)\[([\w,-]+)\]", self.line):
