@@ -20,8 +20,9 @@ from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
 from unet_diffusion.cli import run
 from unet_diffusion.export import Export, export
 from unet_diffusion.graph_files import compare
+from unet_diffusion.graphs import fields_of
 from unet_diffusion.head_function import HeadFunction, Sizes
-from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 from unet_diffusion.single_file import load_single_file
 
 PIXEL_RANGE = {"low": [0.0], "high": [4095.0], "dtype": "uint16"}
@@ -203,6 +204,15 @@ def test_a_graph_that_does_not_compute_what_the_network_computes_is_refused():
             compare(function, graph, sizes, "graph")
 
 
+def test_the_graph_of_a_super_resolution_run_says_how_many_times_larger(classes, tmp_path):
+    unet = network(**LIGHT, in_channels=2)
+    larger = save(unet, tmp_path / "larger", SuperResolutionPipeline, scale=3)
+    fields = fields_of(HeadFunction(unet, "noise"), Sizes.of_network(unet), "onnx", larger)
+    assert (fields["scale"], fields["output"]) == ("3", "prediction")
+    unet = network(**LIGHT, num_class_embeds=4)
+    assert "scale" not in fields_of(HeadFunction(unet, "noise"), Sizes.of_network(unet), "onnx", classes)
+
+
 def test_an_export_that_disagrees_leaves_nothing_behind(masks, tmp_path, monkeypatch):
     monkeypatch.setattr("unet_diffusion.graph_files.TOLERANCE", -1)
     with pytest.raises(SystemExit, match="segmentation.pt2 differs from the network by"):
@@ -271,6 +281,7 @@ def saved_runs(folder: Path) -> list[tuple[type, Path]]:
         (SegmentationPipeline, save(stock(), folder / "stock", pixel_range=PIXEL_RANGE)),
         (ImageGenerationPipeline, save(network().bfloat16(), folder / "half", ImageGenerationPipeline)),
         (DDPMPipeline, save(network(), folder / "ddpm", DDPMPipeline)),
+        (SuperResolutionPipeline, save(network(in_channels=2), folder / "larger", SuperResolutionPipeline, scale=3)),
     ]
 
 

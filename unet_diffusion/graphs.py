@@ -121,6 +121,7 @@ def fields_of(function: HeadFunction, sizes: Sizes, form: str, run: Path) -> dic
     else:
         scheduler = run / "scheduler" / "scheduler_config.json"
         fields |= {"output": "prediction", "scheduler": read_object(scheduler) if scheduler.is_file() else None}
+        fields["scale"] = index.get("_scale")  # of super-resolution
     if "class_labels" in function.names:
         fields |= {"num_class_embeds": config.num_class_embeds, "label_names": from_index(index.get("_label_names"))}
         fields["null_class"] = config.num_class_embeds if config.label_dropout > 0 else None
