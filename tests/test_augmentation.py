@@ -253,6 +253,34 @@ def test_inverting_negates_its_share_of_the_pictures_and_no_mask():
     assert 40 <= changed.sum() <= 80  # 60 on average, with a standard deviation of 6.5
 
 
+def colours(images):
+    config = AugmentationConfig(**{**vars(OFF), "colour": 0.5})
+    count, _, *size = images.shape
+    return augment(images, torch.zeros(count, *size).long(), config, generators(count)).images
+
+
+def test_colours_vary_each_channel_on_its_own_and_keep_the_order_of_its_values():
+    ramp = torch.linspace(-0.5, 0.5, 16).view(1, 1, 1, 16).expand(100, 3, 4, 16)
+    varied = colours(ramp)
+    assert (varied.diff(dim=-1) > 0).logical_or(varied[..., 1:].abs() == 1).all()
+    assert (
+        (varied[:, 0] - varied[:, 1]).abs().amax((1, 2)) > 0.01
+    ).float().mean() > 0.9  # equal ones do not stay equal
+    other = ramp.clone()
+    other[:, 1] = 0.3
+    assert torch.equal(colours(other)[:, [0, 2]], varied[:, [0, 2]])
+
+
+def test_colours_reach_their_limits_and_leave_a_single_channel_alone():
+    flat = torch.zeros(2000, 2, 1, 1)  # 1/2 of the range, which contrast about the mean does not move
+    values = (colours(flat) + 1) / 2
+    low, high = 0.25**1.5, 0.75 ** (1 / 1.5)  # brightness and gamma at their ends together
+    assert low - 1e-6 <= values.min() < low + 0.04
+    assert high - 0.04 < values.max() <= high + 1e-6
+    grey, _ = random_batch((6, 8))
+    assert torch.equal(colours(grey[:, :1]), grey[:, :1])
+
+
 def test_free_rotation_reaches_its_limits_in_both_directions():
     masks = torch.zeros(60, 41, 41, dtype=torch.int64)
     masks[:, 20, 35] = 1
@@ -269,6 +297,7 @@ def test_free_rotation_reaches_its_limits_in_both_directions():
         ({"elastic": -1}, "elastic is -1"),
         ({"noise": float("nan")}, "noise is nan"),
         ({"invert": 1.5}, "invert is 1.5"),
+        ({"colour": -0.1}, "colour is -0.1"),
         ({"elastic_grid": 1}, "elastic_grid is 1"),
         ({"scale": (0.0, 1.0)}, "scale is"),
         ({"scale": (1.2, 0.8)}, "scale is"),

@@ -32,9 +32,10 @@ class AugmentationConfig:
     gamma: float = 0.2  # largest change of the exponent: between 1 / 1.2 and 1.2, log-uniform
     noise: float = 0.02  # largest standard deviation of Gaussian noise, as a fraction of the value range
     invert: float = 0.0  # share of the samples in which dark and bright change places, for objects that come as both
+    colour: float = 0.0  # how far channels vary on their own, for colours that few masks do not show; 0.3 is much
 
     def __post_init__(self) -> None:
-        for name in ("elastic", "rotation", "brightness", "contrast", "gamma", "noise"):
+        for name in ("elastic", "rotation", "brightness", "contrast", "gamma", "noise", "colour"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 (off) or positive.")
         if self.elastic_grid < 2:
@@ -103,6 +104,8 @@ def augment(
     if max(config.brightness, config.contrast, config.gamma, config.noise) > 0:
         samples = zip(images, uniform[:, 5:].tolist(), generators)
         images = torch.stack([vary_intensity(image, config, draws, generator) for image, draws, generator in samples])
+    if config.colour > 0:
+        images = torch.stack([vary_colours(image, config.colour, g) for image, g in zip(images, generators)])
     if config.invert > 0:
         inverted = torch.stack([torch.rand((), generator=g) for g in generators]) < config.invert
         images = torch.where(inverted.view(-1, 1, 1, 1).to(images.device), -images, images)
@@ -197,6 +200,26 @@ def vary_intensity(image: Tensor, config: AugmentationConfig, uniform: list[floa
         normal = torch.randn(image.shape, generator=generator)
         values = values + config.noise * noise * normal.to(image.device)
     return (2 * values - 1).clamp(-1, 1)
+
+
+def vary_colours(image: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Contrast, brightness and gamma, drawn for every channel; one channel alone is left as it is.
+
+    Args:
+        image: (C, H, W) in [-1, 1]; so is the result.
+        strength: contrast and gamma change by factors between 1 / (1 + strength) and 1 + strength, log-uniform, and
+            brightness by up to half of it, as a fraction of the value range.
+        generator: on the CPU.
+    """
+    if len(image) == 1:
+        return image
+    draws = 2 * torch.rand((3, len(image), 1, 1), generator=generator) - 1
+    contrast, brightness, gamma = (draws * torch.tensor([1, strength / 2, 1]).view(3, 1, 1, 1)).to(image.device)
+    values = (image + 1) / 2
+    mean = values.mean(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)  # as in `vary_intensity`
+    values = mean + (values - mean) * (1 + strength) ** contrast + brightness
+    values = values.clamp(0, 1) ** ((1 + strength) ** gamma)
+    return 2 * values - 1
 
 
 def check_batch(images: Tensor, masks: Tensor, generators: list[Generator], weights: Tensor | None) -> None:

@@ -13,7 +13,7 @@ from unet_diffusion.training_config import FREE_TO_CHANGE
 
 FORMER = {  # what runs did before there was a choice
     "task": "generation",
-    **{"self_training_weight": 0.0, "confidence": 0.9, "invert": 0.0},
+    **{"self_training_weight": 0.0, "confidence": 0.9, "invert": 0.0, "colour": 0.0},
 }
 WORKERS_END = 6.0  # seconds: torch's data workers look every 5 whether their process lives
 
