@@ -38,7 +38,7 @@ def place(tmp_path_factory) -> Path:
 def options(place, tmp_path) -> TrainSegmentation:
     images, masks = (str(place / name) for name in ("images", "masks"))
     return TrainSegmentation(
-        data=MaskedDataConfig(data=images, masks=masks, validation_fraction=0.25, max_labels=8),
+        data=MaskedDataConfig(data=images, masks=masks, channels=3, validation_fraction=0.25, max_labels=8),
         output=tmp_path / "run",
         model=str(place / "network.json"),
         segmentation=SegmentationConfig(preview_pictures=2),
@@ -91,7 +91,7 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
     own = (odds > 1).long()
     own[(odds < 0.87 / 0.13) & (odds > 0.13 / 0.87)] = IGNORE_INDEX
     assert 0.1 < (own != IGNORE_INDEX).float().mean() < 0.9
-    varied, own_masks, _ = augment(pictures, own, options.augmentation, random)
+    varied, own_masks, _ = augment(pictures, own, replace(options.augmentation, colour=0.5), random)
     rows = task.network(varied).logits.log_softmax(dim=1)
     picked = rows.gather(1, own_masks.clamp(max=1)[:, None])[:, 0]
     unsupervised = -(picked * (own_masks != IGNORE_INDEX)).sum() / own_masks.numel()
@@ -214,7 +214,7 @@ def test_what_cannot_train_itself_is_refused(options, tmp_path):
 
 
 def test_it_is_the_default_from_a_noise_predictor_where_pictures_have_no_masks(options, tmp_path):
-    ddpm = DataConfig(data=options.data.data, validation_fraction=0.0)
+    ddpm = DataConfig(data=options.data.data, channels=3, validation_fraction=0.0)
     train_ddpm(TrainDDPM(tmp_path / "ddpm", options.model, ddpm, training=replace(options.training, steps=1)))
     few = replace(options, model=str(tmp_path / "ddpm"), joint=JointConfig())
     everything = replace(few, data=replace(few.data, max_labels=None))

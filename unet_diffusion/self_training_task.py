@@ -1,5 +1,6 @@
 """Learning masks from pictures that have none: the network's own sure predictions are taken for true."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from unet_diffusion.unlabelled import JointConfig
 
 START = 0.1  # share of the steps before it sets in, in which the masks alone say what is looked for
 SMALLEST = 1e-3  # mean probability of a class that is divided by
+COLOUR = 0.5  # how far channels vary on their own, at least, in the picture that has to give the mask
 COUNTED = 256  # masks, cut as in training, that tell the shares of the classes
 IMAGE = "self_training_image"  # in a batch
 
@@ -25,8 +27,9 @@ class SelfTrainingTask(SegmentationTask):
 
     The network predicts the classes of a picture as it is, with probabilities that are aligned with the shares of the
     classes in the masks (`aligned`). Where it is sure, that is the mask which it has to give for the picture as it is
-    varied in training; elsewhere nothing is learnt. The loss is the cross-entropy, a mean over all pixels, sure or not.
-    It sets in after a tenth of the steps; until then the masks alone teach.
+    varied in training, and in its colours further (`COLOUR`); elsewhere nothing is learnt. The loss is the
+    cross-entropy, a mean over all pixels, sure or not. It sets in after a tenth of the steps; until then the masks
+    alone teach.
 
     Args:
         network: as for `SegmentationTask`, padded.
@@ -65,6 +68,7 @@ class SelfTrainingTask(SegmentationTask):
             )
         super().__init__(network, data, config, augmentation, scheduler, num_workers)
         self.shares = class_shares(data.train, self.num_classes)
+        self.strong = replace(augmentation, colour=max(augmentation.colour, COLOUR))
         self.pictures, self.confidence = pictures, joint.confidence
         self.weight = joint.self_training_weight or 0.0
 
@@ -96,12 +100,11 @@ class SelfTrainingTask(SegmentationTask):
 
     def own_loss(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """The loss of pictures (B, C, H, W) in [-1, 1] with the network's own masks, and the share of sure pixels."""
-        assert self.augmentation is not None
         with torch.no_grad():
             probabilities = self.logits(network, images, generators).float().softmax(dim=1)
             sureness, classes = aligned(probabilities, self.shares.to(images.device)).max(dim=1)
         classes[sureness < self.confidence] = IGNORE_INDEX
-        varied, masks, _ = augment(images, classes, self.augmentation, generators)
+        varied, masks, _ = augment(images, classes, self.strong, generators)
         logits = self.logits(network, varied, generators).float()
         losses = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none")  # (B, H, W)
         return losses.mean(), (classes != IGNORE_INDEX).float().mean()

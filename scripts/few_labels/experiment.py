@@ -13,6 +13,7 @@ from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.networks import read_object
 from unet_diffusion.segmentation_task import SegmentationConfig
+from unet_diffusion.self_training_task import COLOUR
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unlabelled import JointConfig
 
@@ -224,6 +225,7 @@ class LabelEfficiency:
             config["pretraining"] = self.pretraining_config()
         if method in SELF_TRAINED:
             config["self_training"] = {"weight": self.self_training_weight, "confidence": self.confidence}
+            config["self_training"] |= {"colour": max(COLOUR, self.augmentation.colour)}
         return json.loads(json.dumps(config))
 
     def pretraining_config(self) -> dict[str, Any]:
