@@ -6,7 +6,7 @@ paper's elastic deformation inside it; kornia's separate transforms would resamp
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -193,9 +193,8 @@ def vary_intensity(image: Tensor, config: AugmentationConfig, uniform: list[floa
     brightness, contrast, gamma, noise = uniform
     values = (image + 1) / 2  # in [0, 1], where a power is defined
     mean = values.mean(dim=-1).mean()  # by rows first: one sum over all is split by the number of threads
-    values = mean + (values - mean) * (1 + config.contrast) ** (2 * contrast - 1)
-    values = values + config.brightness * (2 * brightness - 1)
-    values = values.clamp(0, 1) ** ((1 + config.gamma) ** (2 * gamma - 1))
+    factor, exponent = (1 + config.contrast) ** (2 * contrast - 1), (1 + config.gamma) ** (2 * gamma - 1)
+    values = toned(values, mean, factor, config.brightness * (2 * brightness - 1), exponent)
     if config.noise > 0:
         normal = torch.randn(image.shape, generator=generator)
         values = values + config.noise * noise * normal.to(image.device)
@@ -217,9 +216,12 @@ def vary_colours(image: Tensor, strength: float, generator: Generator) -> Tensor
     contrast, brightness, gamma = (draws * torch.tensor([1, strength / 2, 1]).view(3, 1, 1, 1)).to(image.device)
     values = (image + 1) / 2
     mean = values.mean(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)  # as in `vary_intensity`
-    values = mean + (values - mean) * (1 + strength) ** contrast + brightness
-    values = values.clamp(0, 1) ** ((1 + strength) ** gamma)
-    return 2 * values - 1
+    return 2 * toned(values, mean, (1 + strength) ** contrast, brightness, (1 + strength) ** gamma) - 1
+
+
+def toned(values: Tensor, mean: Tensor, factor: Any, shift: Any, exponent: Any) -> Tensor:
+    """Contrast about the mean, brightness, then gamma of values in [0, 1]; one number each, or one a channel."""
+    return (mean + (values - mean) * factor + shift).clamp(0, 1) ** exponent
 
 
 def check_batch(images: Tensor, masks: Tensor, generators: list[Generator], weights: Tensor | None) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from unet_diffusion.config import is_count
 from unet_diffusion.demo_pictures import Reader, as_rgb, fitted, heat, read_upload, viewed
-from unet_diffusion.figures import array_pictures, save_picture
+from unet_diffusion.figures import array_pictures, save_picture, save_stored
 from unet_diffusion.generation import GenerationOptions, best_device
 from unet_diffusion.low_resolution import enlarged
 from unet_diffusion.networks import SUPER_RESOLUTION, check_run, load_pipeline, read_object, saved_kind
@@ -244,13 +244,9 @@ def enlarge_picture(
     own.scheduler = sampler(sampler_name, pipe.scheduler)
     generator = keyed_generator(seed, "upscale", source.stem)
     ((stored,),) = own(small, steps, generator, output_type="stored", return_dict=False)
-    as_png = has_png(pipe.channels, pipe.pixel_range)
-    file = Path(mkdtemp(dir=folder)) / f"{source.stem}-large{'.png' if as_png else '.npy'}"
-    values = stored.permute(1, 2, 0).cpu().numpy()
-    if as_png:
-        save_picture(Image.fromarray(values.squeeze(-1) if pipe.channels == 1 else values), file)
-    else:
-        np.save(file, values)
+    suffix = ".png" if has_png(pipe.channels, pipe.pixel_range) else ".npy"
+    file = Path(mkdtemp(dir=folder)) / f"{source.stem}-large{suffix}"
+    save_stored(stored, file)
     bicubic = enlarged(small[None], pipe.scale, pipe.pixel_range)[0]
     return Enlarged(
         large=fitted(as_rgb(pipe.pixel_range.to_model(stored), pipe.pixel_range)),

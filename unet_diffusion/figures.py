@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from unet_diffusion.atomic import written_aside
 from unet_diffusion.metrics_log import series
 from unet_diffusion.palette import viewable
+from unet_diffusion.picture_output import stored_image
 
 
 def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2, scale: int = 1) -> Image.Image:
@@ -35,6 +37,15 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a PNG aside and renames it."""
     with written_aside(path) as aside:
         picture.save(aside, optimize=True)
+
+
+def save_stored(picture: Tensor, path: Path) -> None:
+    """Writes stored values (C, H, W) aside and renames them: a PNG, or an array (H, W, C), as the suffix says."""
+    if path.suffix == ".png":
+        save_picture(stored_image(picture), path)
+    else:
+        with written_aside(path) as aside:
+            np.save(aside, picture.permute(1, 2, 0).cpu().numpy())
 
 
 def save_curves(rows: list[dict[str, Any]], path: Path, panels: Mapping[str, Sequence[str]]) -> None:

@@ -42,5 +42,10 @@ def as_output(images: Tensor, output_type: str, pixel_range: PixelRange) -> list
     stored = pixel_range.to_stored(images)
     if output_type == "stored":
         return stored
-    arrays = stored.permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
+    return [stored_image(picture) for picture in stored]
+
+
+def stored_image(picture: Tensor) -> Image.Image:
+    """Stored values (C, H, W) as a PIL image, of channels and a data type that PIL has a mode for."""
+    array = picture.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)

@@ -4,10 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from unet_diffusion.atomic import written_aside
-from unet_diffusion.figures import save_picture
+from unet_diffusion.figures import save_stored
 from unet_diffusion.generation import best_device
 from unet_diffusion.networks import load_pipeline
 from unet_diffusion.output_folder import check_output
@@ -70,7 +67,7 @@ def upscale(config: Upscale) -> Path:
     pipe = load_pipeline(SuperResolutionPipeline, config.run).to(best_device(config.device))
     pipe.scheduler = sampler(config.sampler, pipe.scheduler)
     as_png = has_png(pipe.channels, pipe.pixel_range)
-    pipe.check_inputs(config.steps, config.condition_noise, "pil" if as_png else "stored")
+    pipe.check_inputs(config.steps, config.condition_noise, "stored")
     Tiling.of(pipe.unet, config.tile_size)  # which refuses a wrong size
 
     found = find_pictures(config.inputs, output)
@@ -100,18 +97,13 @@ def upscale(config: Upscale) -> Path:
 
 def _upscale_picture(pipe: SuperResolutionPipeline, config: Upscale, path: Path, target: Path) -> None:
     """Writes the large version of one picture, as the suffix of its target says."""
-    as_png = target.suffix == ".png"
     ((image,),) = pipe(
         path,
         num_inference_steps=config.steps,
         generator=keyed_generator(config.seed, "upscale", target.stem),
         condition_noise=config.condition_noise,
         tile_size=config.tile_size,
-        output_type="pil" if as_png else "stored",
+        output_type="stored",
         return_dict=False,
     )
-    if as_png:
-        save_picture(image, target)
-    else:
-        with written_aside(target) as aside:
-            np.save(aside, image.permute(1, 2, 0).cpu().numpy())
+    save_stored(image, target)

@@ -224,8 +224,11 @@ class LabelEfficiency:
             config["recipe"] |= {"denoising_weight": self.joint(method).denoising_weight}
             config["pretraining"] = self.pretraining_config()
         if method in SELF_TRAINED:
-            config["self_training"] = {"weight": self.self_training_weight, "confidence": self.confidence}
-            config["self_training"] |= {"colour": max(COLOUR, self.augmentation.colour)}
+            config["self_training"] = {
+                "weight": self.self_training_weight,
+                "confidence": self.confidence,
+                "colour": COLOUR,
+            }
         return json.loads(json.dumps(config))
 
     def pretraining_config(self) -> dict[str, Any]:
