@@ -319,9 +319,9 @@ def test_few_labels_are_compared_with_many_from_scratch(script):
 
 
 def test_the_table_shows_mean_and_range_over_seeds(script):
-    rows = [full("scratch", 2, 0, 0.5), full("scratch", 2, 1, 0.75), full("scratch", 9, 0, 0.8)]
+    rows = [full("scratch", 1, 0, 0.5), full("scratch", 1, 1, 0.75), full("scratch", 9, 0, 0.8)]
     text = script.summary([*rows, full("monai", 9, 0, 0.7)])
-    assert "| method | 2 labels | 9 labels |" in text
+    assert "| method | 1 label | 9 labels |" in text
     assert "| scratch | 0.6250 (0.5000 to 0.7500) | 0.8000 |" in text and "| monai |  | 0.7000 |" in text
     assert "| monai |  | -0.1000 +- 0.0000 |" in text and "| monai | 1,234 | 2 |  |" in text
 

@@ -102,7 +102,7 @@ def set_summary(name: str, found: Mapping[str, Mapping[int, list[Row]]]) -> str:
     """The tables of one set."""
     counts = list(next(iter(found.values())))
     seeds = sorted({row["seed"] for by_count in found.values() for rows in by_count.values() for row in rows})
-    header = ["| method | " + " | ".join(f"{count} labels" for count in counts) + " |"]
+    header = ["| method | " + " | ".join(f"{count} label{'s' * (count != 1)}" for count in counts) + " |"]
     header += ["| --- " * (len(counts) + 1) + "|"]
     lines = [
         f"## {name}",
@@ -152,14 +152,16 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
         path: the PNG to write.
     """
     names = list(dict.fromkeys(row["data"] for row in rows))
-    figure = Figure(figsize=(5.2 * len(names), 4), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(names), 4.4), layout="constrained")
+    lines = {}
     for position, name in enumerate(names, start=1):
         axes = figure.add_subplot(1, len(names), position)
         found = cells([row for row in rows if row["data"] == name])
         for method, by_count in found.items():
             values = {count: [row["mean_iou"] for row in each] for count, each in by_count.items() if each}
             colour = f"C{METHODS.index(method)}"  # the same in every plot
-            axes.plot([*values], [statistics.mean(each) for each in values.values()], ".-", color=colour, label=method)
+            means = [statistics.mean(each) for each in values.values()]
+            (lines[method],) = axes.plot([*values], means, ".-", color=colour)
             low, high = ([limit(each) for each in values.values()] for limit in (min, max))
             axes.fill_between([*values], low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("log")
@@ -168,6 +170,6 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(title=name, xlabel="labelled pictures", ylabel="mean IoU, test")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=4, fontsize="small")
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=100)
