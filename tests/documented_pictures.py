@@ -11,7 +11,7 @@ from datasets import Image as ImageFeature
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from documentation import ROOT, SMALL, commands
 from PIL import Image
-from test_train_segmentation import squares
+from tiny import squares
 
 RUNS = {  # that documents use, and how they come to be where a document does not train them itself
     "runs/mine": "unet-diffusion train-ddpm --output finished/runs/mine --data path/to/pictures",

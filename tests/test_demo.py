@@ -9,9 +9,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
-from torch import nn
+from tiny import network
 
-from unet_diffusion import UNet, cli
+from unet_diffusion import cli
 from unet_diffusion.demo import Demo
 from unet_diffusion.demo_jobs import (
     EVERY_CLASS,
@@ -34,17 +34,6 @@ from unet_diffusion.pixels import PixelRange
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
 PIXELS_12_BIT = PixelRange((0.0,), (4095.0,), "uint16")
 NAMES = ["background", "cell", "<b>other</b>"]
-
-
-def network(**config) -> UNet:
-    """A small network without zeros in it, so that what it gives depends on what it sees."""
-    torch.manual_seed(0)
-    values = {"sample_size": 8, "channels": (8, 16), "head_channels": 8, "in_channels": 1, "out_channels": 1}
-    unet = UNet(**{**values, **config})
-    for parameter in unet.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.3)
-    return unet.eval()
 
 
 def save_joint_run(folder: Path) -> Path:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from diffusers import DDPMScheduler
 from PIL import Image
-from test_demo import Told, network, save_enlarging_run, save_joint_run, save_picture
+from test_demo import Told, save_enlarging_run, save_joint_run, save_picture
+from tiny import network
 
 from unet_diffusion import cli
 from unet_diffusion.demo_jobs import Abilities, load_abilities, segment_picture

@@ -19,6 +19,7 @@ from diffusers import AutoModel, DDPMPipeline, DDPMScheduler, DiffusionPipeline,
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines import pipeline_utils
 from diffusers.utils import dynamic_modules_utils
+from tiny import network
 from torch import nn
 
 import unet_diffusion
@@ -43,17 +44,6 @@ NEEDED = {"PIL", "diffusers", "einops", "fsspec", "numpy", "safetensors", "torch
 OPTIONAL = ("imagecodecs", "tifffile", "zarr")
 CODE = "unet_diffusion_{}_" + unet_diffusion.__version__.replace(".", "_")
 ALLOWED = "`trust_remote_code` is enabled."  # AutoModel says so whenever it is given
-
-
-def network(**config) -> UNet:
-    """With attention, which tiles depend on, and no parameter at zero, which would hide the others."""
-    values = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "channels": (4, 8), "head_channels": 8, **config}
-    unet = UNet(**values)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            if parameter.abs().max() == 0:
-                nn.init.normal_(parameter, std=0.3)
-    return unet.eval()
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_export import network
 from test_scripts import load_script
+from tiny import network
 
 from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
@@ -166,8 +166,8 @@ def test_programs_run_where_the_package_is_not_installed(classes, tmp_path):
 
 def test_a_graph_is_compared_at_the_smallest_size_at_even_and_odd_ones_and_at_that_of_the_training():
     for unet, smallest, multiple in (
-        (network(), 1, 1),
-        (network(**LIGHT, padding="valid"), 20, 1),
+        (network(sample_size=16), 1, 1),
+        (network(**LIGHT, padding="valid", sample_size=16), 20, 1),
         (stock(), 2, 2),
         (UNet.from_preset("ronneberger-2015", num_classes=2, channels=(2, 2, 2, 2, 2), sample_size=[572, 300]), 188, 1),
     ):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import squares
 
 from unet_diffusion import cli
 from unet_diffusion.accelerator import make_accelerator
@@ -43,25 +44,11 @@ OBJECTIVE = DiffusionConfig(
 )
 
 
-def squares(folder: Path, count: int = 12, side: int = 16, kinds: tuple[str, ...] = ("a", "b")) -> None:
-    """Pictures of one bright square on dark noise, in a subfolder for each kind, and masks that say where it is."""
-    random = np.random.default_rng(0)
-    for i in range(count):
-        top, left = random.integers(0, side - 6, 2)
-        mask = np.zeros((side, side), dtype=np.uint8)
-        mask[top : top + 6, left : left + 6] = 1
-        picture = (random.integers(0, 60, (side, side)) + 150 * mask).astype(np.uint8)
-        for name, pixels in (("images", picture), ("masks", mask)):
-            path = folder / name / kinds[i % len(kinds)] / f"{i:02d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """Pictures, a network small enough for many runs, and a DDPM run on the pictures, with two classes."""
     folder = tmp_path_factory.mktemp("joint")
-    squares(folder / "data")
+    squares(folder / "data", kinds=("a", "b"))
     (folder / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
     training = TrainingConfig(steps=2, batch_size=4, warmup_steps=1, trackers=())
     data = DataConfig(data=str(folder / "data" / "images"), validation_fraction=0.0)
@@ -243,7 +230,7 @@ def test_what_masks_are_validated_on_is_never_trained_on(options, max_labels, na
 
 
 def test_pictures_of_a_named_validation_set_are_left_out_too(options, tmp_path):
-    squares(tmp_path / "other", count=3)  # its first pictures are those of the fixture
+    squares(tmp_path / "other", count=3, kinds=("a", "b"))  # its first pictures are those of the fixture
     folder = tmp_path / "other"
     options.data = replace(options.data, validation_data=str(folder / "images"), validation_masks=str(folder / "masks"))
     unlabelled = pictures(task_of(options).diffusion.data.train)
@@ -411,7 +398,7 @@ def test_unlabelled_pictures_of_another_kind_are_refused(options, tmp_path):
 
 
 def test_a_source_of_held_out_pictures_alone_is_refused(options, tmp_path):
-    squares(tmp_path / "other", count=3)
+    squares(tmp_path / "other", count=3, kinds=("a", "b"))
     folder = tmp_path / "other"
     options.data = replace(options.data, validation_data=str(folder / "images"), validation_masks=str(folder / "masks"))
     options.joint = replace(options.joint, unlabelled=str(folder / "images"))

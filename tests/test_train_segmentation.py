@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import squares
 
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig
@@ -19,20 +20,6 @@ from unet_diffusion.train_ddpm import DataConfig, DiffusionConfig, TrainDDPM, tr
 from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unlabelled import JointConfig
-
-
-def squares(folder: Path, count: int = 12, side: int = 16) -> None:
-    """Pictures of one bright square on dark noise, and masks that say where it is."""
-    random = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True)
-    for i in range(count):
-        top, left = random.integers(0, side - 6, 2)
-        mask = np.zeros((side, side), dtype=np.uint8)
-        mask[top : top + 6, left : left + 6] = 1
-        picture = (random.integers(0, 60, (side, side)) + 150 * mask).astype(np.uint8)
-        Image.fromarray(picture).save(folder / "images" / f"{i:02d}.png")
-        Image.fromarray(mask).save(folder / "masks" / f"{i:02d}.png")
 
 
 @pytest.fixture

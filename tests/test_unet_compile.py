@@ -1,6 +1,7 @@
 """`torch.compile` and `torch.export` with any batch and size, and a forward that never waits for the device."""
 
 import pytest
+import tiny
 import torch
 from torch._dynamo.utils import counters
 from torch.export import Dim
@@ -11,21 +12,9 @@ from unet_diffusion import UNet
 SIZES = [(2, 24, 24), (2, 24, 22), (3, 25, 22), (3, 24, 21), (2, 21, 23), (1, 24, 24), (1, 25, 21)]
 
 
-def network(**overrides) -> UNet:
-    """A network with random weights in every layer and attention at both resolutions."""
-    values = {
-        "sample_size": 16,
-        "in_channels": 1,
-        "out_channels": 1,
-        "channels": (8, 16),
-        "head_channels": 8,
-        **overrides,
-    }
-    unet = UNet(**{"attention": (True, True), **values})
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.normal_(std=0.1)
-    return unet.eval()
+def network(**config) -> UNet:
+    """The tiny one with attention at both resolutions."""
+    return tiny.network(**{"attention": (True, True), **config})
 
 
 @pytest.fixture(autouse=True)

@@ -2,25 +2,11 @@
 
 import pytest
 import torch
-
-from unet_diffusion import UNet
+from tiny import network, prediction
 
 peft = pytest.importorskip("peft", reason="LoRA needs peft: pip install 'unet-diffusion[dev]'")
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]
-
-
-def network() -> UNet:
-    unet = UNet(sample_size=8, in_channels=1, out_channels=1, channels=(8, 16), head_channels=8)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.normal_(std=0.1)
-    return unet.eval()
-
-
-@torch.no_grad()
-def prediction(unet: UNet) -> torch.Tensor:
-    return unet(torch.linspace(-1, 1, 126).reshape(2, 1, 9, 7), 5).sample
 
 
 def test_lora_is_added_trained_saved_loaded_and_fused(tmp_path):

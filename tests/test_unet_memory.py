@@ -1,6 +1,7 @@
 """What diffusers offers to save memory and to choose attention kernels, with the network."""
 
 import pytest
+import tiny
 import torch
 from diffusers.models.attention_dispatch import attention_backend
 from torch import nn
@@ -9,14 +10,9 @@ from unet_diffusion import UNet
 from unet_diffusion.attention import SelfAttention, SelfAttentionProcessor
 
 
-def network(**overrides) -> UNet:
-    """A network with random weights in every layer and attention at both resolutions."""
-    values = {"sample_size": 16, "channels": (8, 16), "head_channels": 8, "attention": (True, True), **overrides}
-    unet = UNet(**values)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.normal_(std=0.1)
-    return unet.eval()
+def network(**config) -> UNet:
+    """The tiny one with attention at both resolutions."""
+    return tiny.network(**{"in_channels": 3, "out_channels": 3, "attention": (True, True), **config})
 
 
 def pictures(dtype: torch.dtype = torch.float32) -> torch.Tensor:

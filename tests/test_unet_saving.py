@@ -13,26 +13,11 @@ from accelerate.utils import compute_module_sizes
 from diffusers.training_utils import EMAModel
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
+from tiny import network, prediction
 
 from unet_diffusion import UNet
 
 KEPT = Path(__file__).parent / "fixtures" / "unet-checkpoint"  # written by version 0.42.1 of diffusers, never again
-
-
-def network(**overrides) -> UNet:
-    """A network with random weights in every layer, as after training."""
-    unet = UNet(
-        **{"sample_size": 8, "in_channels": 1, "out_channels": 1, "channels": (8, 16), "head_channels": 8, **overrides}
-    )
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.normal_(std=0.1)
-    return unet.eval()
-
-
-@torch.no_grad()
-def prediction(unet: UNet) -> torch.Tensor:
-    return unet(torch.linspace(-1, 1, 126).reshape(2, 1, 9, 7), 5).sample
 
 
 @pytest.mark.parametrize("variant", [None, "ema"])
