@@ -151,6 +151,30 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, monkey
     assert_same_run(train_ddpm(options), whole, 6)
 
 
+def test_fewer_steps_than_are_done_end_a_stopped_run_where_it_is(options, monkeypatch):
+    """Before its first log line: what a last step brings is then made up for, once."""
+    options.training = replace(options.training, log_every=100, validate_every=100)
+    compute, calls = DiffusionTask.loss, []
+
+    def failing(self, *arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise RuntimeError("power cut")
+        return compute(self, *arguments)
+
+    monkeypatch.setattr(DiffusionTask, "loss", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_ddpm(options)
+    assert metrics(options.output) == []
+    options.training = replace(options.training, steps=3)
+    for _ in range(2):
+        run = train_ddpm(options)
+        (row,) = metrics(run)
+        assert row["step"] == 4 and row["validation_loss"] > 0
+        assert "Optimizer steps: 4" in (run / "README.md").read_text()
+    ImageGenerationPipeline.from_pretrained(run)
+
+
 def test_loader_processes_change_nothing(options, tmp_path):
     with_workers = replace(options, output=tmp_path / "workers", data=replace(options.data, num_workers=1))
     a, b = train_ddpm(options), train_ddpm(with_workers)

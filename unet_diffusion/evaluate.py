@@ -25,7 +25,7 @@ class Evaluate:
     output: Path | None = None
     """Folder for `evaluation.json` and `evaluation.md`; by default the run's."""
     tile_size: int | None = None
-    """Output pixels a side of a tile of large pictures; by default chosen by memory."""
+    """Output pixels a side of a tile of large pictures; by default so that one takes about 64 MiB."""
     augment: bool = False
     """Average over 8 flips and rotations, at 8 times the cost."""
     boundary_tolerance: float = 2.0

@@ -36,7 +36,7 @@ class Segment:
     output: Path | None = None
     """Folder for the masks; by default `masks` in the run's folder."""
     tile_size: int | None = None
-    """Output pixels a side of a tile of large pictures; by default chosen by memory."""
+    """Output pixels a side of a tile of large pictures; by default so that one takes about 64 MiB."""
     augment: bool = False
     """Average over 8 flips and rotations, at 8 times the cost."""
     timesteps: tuple[int, ...] = ()

@@ -48,7 +48,9 @@ class TrainSegmentation:
     augment: bool = True
     """Vary pictures and masks in training, as the next options say."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(steps=2000, batch_size=8, warmup_steps=100, validate_every=100)
+    )
 
 
 def train_segmentation(config: TrainSegmentation) -> Path:

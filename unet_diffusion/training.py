@@ -95,6 +95,8 @@ class Trainer:
                         self._save()
                     if stopping:
                         stop.leave()
+            if self._any_process(self._ends_unlogged()):
+                self._validate()
             self._export()
         # The gradients' reducer holds the process group: freed after `end_training`, it would wait with the
         # interpreter's lock for threads of the group that may need the lock to end.
@@ -283,6 +285,12 @@ class Trainer:
         if config.schedule == "constant":
             return get_constant_schedule_with_warmup(optimizer, config.warmup_steps, last_epoch=self.step - 1)
         return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps, last_epoch=self.step - 1)
+
+    def _ends_unlogged(self) -> bool:
+        """Whether `steps` was lowered to what a stopped run had done, which was not to be its last step then."""
+        if not self.accelerator.is_main_process:
+            return False
+        return self.step not in {row["step"] for row in read_metrics(self.metrics.path)}
 
     def _export(self) -> None:
         if self.accelerator.is_main_process:

@@ -39,7 +39,7 @@ class Upscale:
     """Deviation of noise that the enlarged picture gets, where values lie in [-1, 1]; for pictures that are worse than
     those of the training, such as compressed ones."""
     tile_size: int | None = None
-    """Pixels a side of a tile of large pictures; by default chosen by memory."""
+    """Pixels a side of a tile of large pictures; by default so that one takes about 64 MiB."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
     overwrite: bool = False
