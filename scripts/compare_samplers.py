@@ -132,17 +132,25 @@ def measure(options: CompareSamplers, case: Case, path: Path) -> None:
 
 def table(found: dict[Case, dict[str, Any]]) -> str:
     """A line for each case, as Markdown, with standard errors."""
-    features, options = (next(iter(found.values()))[key] for key in ("features", "options"))
-    lines = [f"{options['count']} pictures each, seed {options['seed']}, features of {features}.", ""]
+    first = next(iter(found.values()))
+    options, used = first["options"], first["figures"]["kernel distance"]["generated_count"]
+    title = f"{options['count']} pictures each ({used} for the kernel distance), seed {options['seed']}, features of"
+    lines = [f"{title} {first['features']}.", ""]
     lines += ["| run | sampler | evaluations | " + " | ".join(FIGURES) + " | nearer than held-out pictures |"]
     lines += ["| --- " * (len(FIGURES) + 4) + "|"]
     for case, results in sorted(found.items(), key=lambda item: (item[0].run.name, item[0].sampler, item[0].steps)):
         figures = (results["figures"][name] for name in FIGURES)
-        near = results["memorisation"]["near"]
+        near, error = (results["memorisation"][key] for key in ("near", "near_error"))
         cells = [case.run.name, case.sampler, str(case.evaluations)]
         cells += [f"{figure['value']:.3g} ± {figure['error']:.2g}" for figure in figures]
-        lines.append(f"| {' | '.join(cells)} | {'' if near is None else f'{near:.1%}'} |")
-    return "\n".join(lines) + "\n"
+        cells += ["" if near is None else f"{near:.1%}" if error is None else f"{near:.1%} ± {error:.1%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    flags = dict.fromkeys(
+        figure["flag"]
+        for results in found.values()
+        for figure in (*results["figures"].values(), results["memorisation"])
+    )
+    return "\n".join([*lines, "", *filter(None, flags)]).strip() + "\n"
 
 
 def save_plot(found: dict[Case, dict[str, Any]], path: Path) -> None:

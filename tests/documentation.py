@@ -39,6 +39,7 @@ OPTIONS = re.compile(r"tyro|unet_diffusion\.cli")  # in a script that takes opti
 # What is changed before a document is typed, so that it takes seconds: what is written, and what is typed instead.
 INSTEAD = {
     "README.md": {
+        "--crop-size 64": "--crop-size 16",
         "num_inference_steps=1000": "num_inference_steps=2",
         "launch scripts/train_ddpm.py --output runs/mine": "launch scripts/train_ddpm.py --output runs/launched",
         "unet(images)": "unet(torch.zeros(2, 3, 16, 16))",

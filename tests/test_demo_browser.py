@@ -80,6 +80,14 @@ def tabs(driver) -> list:
     return [tab for tab in driver.find_elements("css selector", "button[role=tab]") if tab.is_displayed()]
 
 
+def choose(visit, driver, name: str, label: str) -> None:
+    """Picks an entry of the menu in the component of a name."""
+    visit.find(driver, f"#{name} input").click()
+    menu = visit.wait(driver, lambda page: page.find_elements("css selector", "[role=option]"))
+    next(entry for entry in menu if entry.get_attribute("aria-label") == label).click()
+    visit.wait(driver, lambda page: not page.find_elements("css selector", "[role=option]"))
+
+
 def upload(visit, driver, path: Path) -> None:
     """Gives the page a file, in place of the one before."""
     for button in driver.find_elements("css selector", "#upload button[aria-label=Clear]"):

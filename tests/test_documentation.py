@@ -62,7 +62,12 @@ def test_every_block_can_be_typed(document, named, tmp_path, monkeypatch, reques
 
 @pytest.mark.parametrize("block", MARKED, ids=str)
 def test_a_block_that_is_not_run_says_why_and_could_be_typed(block, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    monkeypatch.chdir(clone)
+    for name in ("dsb2018", "wbc", "isbi2012"):  # the measured sets, as the documents have them beside the clone
+        (tmp_path / "shared/data" / name).mkdir(parents=True)
+        (tmp_path / "shared/data" / name / "train.parquet").touch()
     assert len(block.reason) > 5
     assert block.language in TYPED, "what is shown only needs no mark"
     if block.language == "python":
@@ -80,6 +85,13 @@ def test_every_mark_stands_directly_before_a_block_and_every_fence_is_known():
         assert len(re.findall(r"^ *(?:```|~~~)", text, re.M)) == 2 * len(here), document
     for block in BLOCKS:
         assert block.language in (*TYPED, *SHOWN), block
+
+
+def test_no_command_hides_in_a_block_that_is_shown_only():
+    for block in BLOCKS:
+        if block.language in SHOWN:
+            commanding = r"^(\w+=\S+ )*(python|pip|make|accelerate|torchrun|unet-diffusion)\b(?!/)"
+            assert not re.search(commanding, block.text, re.M), block
 
 
 def test_data_that_is_shown_can_be_read():

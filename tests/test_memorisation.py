@@ -35,6 +35,24 @@ def test_fresh_pictures_are_as_near_as_held_out_ones():
     deviation = (0.05 * 0.95 * 2 / count) ** 0.5  # of the share, and of the quantile that it is measured against
     assert figures.near == pytest.approx(0.05, abs=4 * deviation)
     assert figures.generated == pytest.approx(figures.held_out, rel=0.02)
+    assert 0.5 < figures.near_error / deviation < 2
+    for error in (figures.generated_error, figures.held_out_error):  # the spread of medians of 2000 of these distances
+        assert 0.5 < error / spread_of_medians(count) < 2
+    assert figures.flag == "" and f"{figures.near:.1%} +- {figures.near_error:.1%} of the generated" in str(figures)
+
+
+def spread_of_medians(count: int) -> float:
+    """Of the distances of fresh pictures to those of the test above."""
+    medians = [memorisation(noise(count, seed), noise(500, seed=4))[0].generated for seed in range(10, 22)]
+    return torch.tensor(medians, dtype=torch.float64).std().item()
+
+
+def test_too_few_held_out_pictures_are_flagged_and_have_no_error():
+    figures, _ = memorisation(noise(100, seed=8), noise(50, seed=9), noise(63, seed=10))
+    assert figures.generated_error > 0 and figures.held_out_error is None and figures.near_error is None
+    assert str(figures).endswith(
+        "63 held-out pictures are too few to tell how near the nearest 5 % of such pictures are; hold out 64 or more."
+    )
 
 
 @pytest.mark.parametrize("held_out", [None, torch.zeros(0, 1, 3, 5)])

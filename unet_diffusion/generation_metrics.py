@@ -4,7 +4,7 @@ Features are matrices (N, D), one row a picture, as `feature_networks.features_o
 CPU in float64. The same features and seed give the same numbers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +71,7 @@ def frechet_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measu
         )
     return Measurement(
         value=_frechet(real, generated),
-        error=_standard_error(_frechet, real, generated, seed),
+        error=standard_error(_frechet, (real, generated), seed),
         real_count=len(real),
         generated_count=len(generated),
         flag=flag,
@@ -165,7 +165,7 @@ def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, seed: int =
         def share(x: Tensor, y: Tensor) -> float:
             return _covered_share(x, y, k)
 
-        error = _standard_error(share, judged, covering, seed)
+        error = standard_error(share, (judged, covering), seed)
         return Measurement(share(judged, covering), error, len(real), len(generated), flag)
 
     return measured(generated, real), measured(real, generated)
@@ -213,10 +213,10 @@ def _distances(rows: Tensor, reference: Tensor) -> Iterator[Tensor]:
         yield distances.masked_fill_(distances < rounding, 0)
 
 
-def _standard_error(statistic: Callable[[Tensor, Tensor], float], first: Tensor, second: Tensor, seed: int) -> float:
-    """Standard error of a statistic of two sets, by a bootstrap that draws without replacement.
+def standard_error(statistic: Callable[..., float], samples: Sequence[Tensor], seed: int) -> float:
+    """Standard error of a statistic of one or two sets, by a bootstrap that draws without replacement.
 
-    Each of `SUBSAMPLES` draws takes 9/10 of both sets. Subsamples of b among n pictures vary as 1/b - 1/n where samples
+    Each of `SUBSAMPLES` draws takes 9/10 of each set. Subsamples of b among n pictures vary as 1/b - 1/n where samples
     of n vary as 1/n (Politis & Romano 1994, with the finite-population correction): 3 times less in deviation. The
     error is on the wide side, never much too small. A bootstrap with replacement repeats pictures, so that a set looks
     smaller than it is and neighbours have the distance 0; with statistics that depend on the count as these do, its
@@ -225,8 +225,8 @@ def _standard_error(statistic: Callable[[Tensor, Tensor], float], first: Tensor,
     draws = []
     for draw in range(SUBSAMPLES):
         generator = keyed_generator(seed, "subsample", draw)
-        kept = (torch.randperm(len(x), generator=generator)[: len(x) * 9 // 10] for x in (first, second))
-        draws.append(statistic(*(x[rows] for x, rows in zip((first, second), kept))))
+        kept = (torch.randperm(len(x), generator=generator)[: len(x) * 9 // 10] for x in samples)
+        draws.append(statistic(*(x[rows] for x, rows in zip(samples, kept))))
     return 3 * torch.tensor(draws, dtype=torch.float64).std().item()
 
 

@@ -1,5 +1,6 @@
 """Whether generated pictures are copies of training pictures."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.figures import array_pictures, grid
-from unet_diffusion.generation_metrics import nearest_neighbours
+from unet_diffusion.generation_metrics import SMALLEST_SAMPLE, nearest_neighbours, standard_error
 
 LEVEL = 0.05  # share of the held-out pictures that are nearer than what counts as near
 
@@ -29,6 +30,10 @@ class Memorisation:
         generated_count: generated pictures.
         held_out_count: held-out pictures.
         training_count: training pictures that were looked at.
+        generated_error: standard error of `generated`; None for fewer than 64 pictures, as are the others.
+        held_out_error: of `held_out`.
+        near_error: of `near`.
+        flag: why the figures should be read with care, one sentence; empty if there is nothing to say.
     """
 
     generated: float
@@ -37,16 +42,30 @@ class Memorisation:
     generated_count: int
     held_out_count: int
     training_count: int
+    generated_error: float | None = None
+    held_out_error: float | None = None
+    near_error: float | None = None
+    flag: str = ""
 
     def __str__(self) -> str:
-        """One sentence."""
-        told = f"nearest of {self.training_count} training pictures: root mean square difference {self.generated:.3g}"
-        if self.held_out is None:
-            return f"{told} (median of {self.generated_count} generated pictures; none were held out to compare with)"
-        return (
-            f"{told} for {self.generated_count} generated and {self.held_out:.3g} for {self.held_out_count} held-out "
-            f"pictures (medians); {self.near:.1%} of the generated ones are nearer than 95 % of the held-out ones"
-        )
+        """One sentence, and the flag."""
+        ours = with_error(self.generated, self.generated_error)
+        told = f"nearest of {self.training_count} training pictures: root mean square difference {ours}"
+        if self.held_out is None or self.near is None:
+            told += f" (median of {self.generated_count} generated pictures; none were held out to compare with)"
+        else:
+            error = "" if self.near_error is None else f" +- {self.near_error:.1%}"
+            told += (
+                f" for {self.generated_count} generated and {with_error(self.held_out, self.held_out_error)} for "
+                f"{self.held_out_count} held-out pictures (medians); {self.near:.1%}{error} of the generated ones are "
+                "nearer than 95 % of the held-out ones"
+            )
+        return f"{told}\n{self.flag}" if self.flag else told
+
+
+def with_error(value: float, error: float | None) -> str:
+    """Three digits of a figure, and two of its standard error."""
+    return f"{value:.3g}" if error is None else f"{value:.3g} +- {error:.2g}"
 
 
 def memorisation(
@@ -65,14 +84,42 @@ def memorisation(
     """
     nearest = nearest_neighbours(generated.flatten(1), training.flatten(1))
     pixels = generated[0].numel() ** 0.5
-    distances, fresh, near = nearest.distances[:, 0] / pixels, None, None
-    if held_out is not None and len(held_out):
-        controls = nearest_neighbours(held_out.flatten(1), training.flatten(1)).distances[:, 0] / pixels
-        fresh = controls.median().item()
-        near = (distances < controls.quantile(LEVEL)).double().mean().item()
+    distances = nearest.distances[:, 0] / pixels
+    counts = (len(generated), 0 if held_out is None else len(held_out), len(training))
+    if held_out is None or not len(held_out):
+        figures = Memorisation(_median(distances), None, None, *counts, _error(_median, distances))
+    else:
+        fresh = nearest_neighbours(held_out.flatten(1), training.flatten(1)).distances[:, 0] / pixels
+        values = (_median(distances), _median(fresh), _share_below(distances, fresh))
+        errors = (_error(_median, distances), _error(_median, fresh), _error(_share_below, distances, fresh))
+        figures = Memorisation(*values, *counts, *errors, flag=_flag(len(fresh)))
     shown = distances.argsort()[:pairs]
     both = torch.stack([generated[shown], training[nearest.indices[shown, 0]]], dim=1).flatten(0, 1)
     pictures = array_pictures((both / 2 + 0.5).permute(0, 2, 3, 1).numpy())
-    kept = 0 if held_out is None else len(held_out)
-    figures = Memorisation(distances.median().item(), fresh, near, len(generated), kept, len(training))
     return figures, grid(pictures, columns=min(8, len(pictures)))
+
+
+def _median(distances: Tensor) -> float:
+    return distances.median().item()
+
+
+def _share_below(distances: Tensor, controls: Tensor) -> float:
+    """The share of distances that are below all but the smallest of the controls."""
+    return (distances < controls.quantile(LEVEL)).double().mean().item()
+
+
+def _error(statistic: Callable[..., float], *samples: Tensor) -> float | None:
+    """The standard error, unless there are too few for one."""
+    if min(map(len, samples)) < SMALLEST_SAMPLE:
+        return None
+    return standard_error(statistic, samples, seed=0)
+
+
+def _flag(held_out_count: int) -> str:
+    """Why the share of near pictures may mean little."""
+    if held_out_count >= SMALLEST_SAMPLE:
+        return ""
+    return (
+        f"{held_out_count} held-out pictures are too few to tell how near the nearest 5 % of such pictures are; hold "
+        f"out {SMALLEST_SAMPLE} or more."
+    )
