@@ -67,7 +67,8 @@ def test_a_block_that_is_not_run_says_why_and_could_be_typed(block, monkeypatch,
     monkeypatch.chdir(clone)
     for name in ("dsb2018", "wbc", "isbi2012"):  # the measured sets, as the documents have them beside the clone
         (tmp_path / "shared/data" / name).mkdir(parents=True)
-        (tmp_path / "shared/data" / name / "train.parquet").touch()
+        for part in ("train", "validation", "test"):
+            (tmp_path / "shared/data" / name / f"{part}.parquet").touch()
     assert len(block.reason) > 5
     assert block.language in TYPED, "what is shown only needs no mark"
     if block.language == "python":
