@@ -1,5 +1,6 @@
 """What an installed copy holds, and what a saved pipeline says of it."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -7,10 +8,14 @@ import sys
 import tarfile
 import tomllib
 import venv
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from diffusers import DDPMPipeline, DDPMScheduler
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import unet_diffusion
 from unet_diffusion import UNet
@@ -38,6 +43,20 @@ def test_version_is_stated_once():
     assert re.search(rf"^## \[{re.escape(unet_diffusion.__version__)}\]", changelog, re.M)
     citation = (ROOT / "CITATION.cff").read_text()
     assert re.findall(r"^version: (.*)$", citation, re.M) == [unet_diffusion.__version__]
+
+
+def test_everything_that_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    declared = {canonicalize_name(Requirement(line).name) for line in wanted}
+    trees = [ast.parse(path.read_text()) for path in ROOT.glob("unet_diffusion/**/*.py")]
+    nodes = list(chain.from_iterable(map(ast.walk, trees)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    distributions = packages_distributions()
+    for module in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"unet_diffusion"}:
+        if module in distributions:  # else an extra that is not installed here
+            assert declared & set(map(canonicalize_name, distributions[module])), f"{module} is not declared"
 
 
 def test_pipelines_is_a_relative_link_in_a_checkout():
