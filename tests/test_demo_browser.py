@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_demo import NAMES, save_enlarging_run, save_joint_run, save_picture
+from test_demo import NAMES, Told, save_enlarging_run, save_joint_run, save_picture
 from test_scripts import load_script
 
+from unet_diffusion.demo_jobs import enlarge_picture, generate_pictures, load_abilities
+from unet_diffusion.demo_pictures import heat
 from unet_diffusion.networks import load_pipeline
 from unet_diffusion.pipelines import SegmentationPipeline
 
@@ -117,12 +119,20 @@ def changed(visit, driver, name: str, before: list[str]) -> str:
     return visit.wait(driver, lambda page: [a for a in visit.pictures(page, name) if a not in before])[0]
 
 
-def test_pictures_are_generated_by_class(visit, joint_page):
+def test_pictures_are_generated_as_chosen(visit, joint_page, joint_run, tmp_path):
     assert [tab.text for tab in tabs(joint_page)] == ["Generate", "Segment"]
     visit.enter(joint_page, "count", 3)
     visit.enter(joint_page, "steps", 2)
+    choose(visit, joint_page, "sampler", "euler")
+    visit.enter(joint_page, "seed", 5)
+    choose(visit, joint_page, "class", "right")
+    visit.enter(joint_page, "guidance", 2.5)
     visit.find(joint_page, "#generate").click()
     visit.wait(joint_page, lambda page: len(visit.pictures(page, "generated")) == 3)
+    shown = [fetched(address, tmp_path) for address in visit.pictures(joint_page, "generated")]
+    pipe = load_abilities(joint_run, "cpu").generation
+    expected = generate_pictures(pipe, 3, 2, "euler", 5, "1", 2.5, Told())  # right is class 1
+    assert np.array_equal(shown, [np.asarray(picture.convert("RGB")) for picture in expected])
     outside = [
         address for address in requests(joint_page) if not re.match(r"http://127\.0\.0\.1:|data:|blob:", address)
     ]
@@ -138,13 +148,16 @@ def test_a_number_out_of_bounds_is_told(visit, joint_page):
 def test_an_upload_is_segmented_blended_and_downloaded(visit, joint_page, joint_run, downloads, tmp_path):
     path = save_picture(tmp_path / "upload.png", 20, 30)
     pipe = load_pipeline(SegmentationPipeline, joint_run)
-    expected = pipe(path).masks[0]
+    found = pipe(path)
+    expected = found.masks[0]
     open_tab(visit, joint_page, "Segment")
     upload(visit, joint_page, path)
     first = changed(visit, joint_page, "overlay", [])
     factor = 384 // 30
     half = np.asarray(pipe.overlay(path, expected, 0.5))
     assert np.array_equal(fetched(first, tmp_path)[::factor, ::factor], half)
+    entropy = fetched(changed(visit, joint_page, "uncertainty", []), tmp_path)
+    assert np.array_equal(entropy[::factor, ::factor], np.asarray(heat(found.uncertainty[0])))
     assert all(name in visit.find(joint_page, "#legend").text for name in NAMES)
 
     visit.enter(joint_page, "opacity", 1)
@@ -161,10 +174,11 @@ def test_an_upload_is_segmented_blended_and_downloaded(visit, joint_page, joint_
 def test_an_example_is_segmented(visit, joint_page, joint_run, examples, tmp_path):
     open_tab(visit, joint_page, "Segment")
     visit.wait(joint_page, lambda page: len(visit.pictures(page, "examples")) == 2)
+    visit.enter(joint_page, "opacity", 0.25)
     joint_page.find_elements("css selector", "#examples button img")[1].click()
     shown = fetched(changed(visit, joint_page, "overlay", []), tmp_path)
     pipe, path = load_pipeline(SegmentationPipeline, joint_run), examples / "1.png"
-    assert np.array_equal(shown[::32, ::32], np.asarray(pipe.overlay(path, pipe(path).masks[0], 0.5)))
+    assert np.array_equal(shown[::32, ::32], np.asarray(pipe.overlay(path, pipe(path).masks[0], 0.25)))
 
 
 def test_wrong_files_are_told_and_the_page_goes_on(visit, joint_page, tmp_path):
@@ -183,6 +197,7 @@ def test_a_small_picture_is_enlarged_beside_its_bicubic_version(visit, driver, t
     kept.mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(kept))
     path = save_picture(tmp_path / "small.png", 6, 8, channels=3)
+    pipe = load_abilities(run, "cpu").super_resolution
     with visit.served(run) as address:
         driver.get(address)
         visit.enter(driver, "steps", 2)
@@ -190,13 +205,15 @@ def test_a_small_picture_is_enlarged_beside_its_bicubic_version(visit, driver, t
         visit.find(driver, "#enlarge").click()
         assert message(visit, driver) == "There is no picture yet; upload one."
         upload(visit, driver, path)
-        large, bicubic = (fetched(changed(visit, driver, name, []), tmp_path) for name in ("large", "bicubic"))
-        assert large.shape == bicubic.shape == (12 * 24, 16 * 24, 3)
-        assert (large != bicubic).any()
+        expected = enlarge_picture(pipe, path, 2, "dpm-solver++", 0, tmp_path, Told())
+        for name, picture in (("large", expected.large), ("bicubic", expected.bicubic)):
+            assert np.array_equal(fetched(changed(visit, driver, name, []), tmp_path), np.asarray(picture))
+        choose(visit, driver, "sampler", "ddpm")
         visit.enter(driver, "seed", 1)
         before = visit.pictures(driver, "large")
         visit.find(driver, "#enlarge").click()
-        changed(visit, driver, "large", before)
+        expected = enlarge_picture(pipe, path, 2, "ddpm", 1, tmp_path, Told())
+        assert np.array_equal(fetched(changed(visit, driver, "large", before), tmp_path), np.asarray(expected.large))
         assert list(kept.rglob("small.png")) and list(kept.rglob("small-large.png"))
     assert list(kept.iterdir()) == []  # uploads and results go with the page
 

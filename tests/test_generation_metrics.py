@@ -153,6 +153,36 @@ def test_half_of_the_modes_give_precision_1_and_recall_a_half():
     assert (precision.value, recall.value) == (0.5, 1)
 
 
+def test_error_of_a_share_of_separate_pictures_is_binomial():
+    # every ball has no radius and half of the pictures lie at its centre, so the share is a mean of 64 zeros and ones;
+    # their variance is 1/4 * 64/63, and draws of 57 without replacement vary by 1/57 - 1/64 of it
+    centre = torch.zeros(64, 2)
+    halves = torch.cat([centre[:32], centre[32:] + 100])
+    precisions, recalls = zip(*(precision_recall(centre, halves, seed=seed) for seed in range(30)))
+    swapped = [precision_recall(halves, centre, seed=seed) for seed in range(30)]
+    expected = 3 * (64 / 63 / 4 * (1 / 57 - 1 / 64)) ** 0.5
+    for halved in (precisions, [recall for _, recall in swapped]):
+        assert {draw.value for draw in halved} == {0.5}
+        error = torch.tensor([draw.error for draw in halved]).square().mean().sqrt().item()
+        assert error == pytest.approx(expected, rel=4 * 0.16 / 30**0.5)  # each is good to 16%
+    for whole in (recalls, [precision for precision, _ in swapped]):
+        assert {(draw.value, draw.error) for draw in whole} == {(1, 0)}
+
+
+def test_errors_of_precision_and_recall_are_the_spread_over_new_samples():
+    # Of a variance V that comes from m pictures acting together, draws of 9/10 leave out 1 - 0.9^m, and 9 times that
+    # is reported: 0.9 V for single pictures, 3.7 V for the 5 of a ball (its centre, k = 3, the judged one), at 57
+    # pictures of 64, where V is 64/57 as large. So the error is 1 to 2 times the spread, which 100 draws give to 7%.
+    draws = [
+        precision_recall(gaussian(64, 8, seed=2 * i), gaussian(64, 8, seed=2 * i + 1, mean=0.5, deviation=1.2))
+        for i in range(100)
+    ]
+    for measured in zip(*draws):  # precision is about 0.6, recall 0.9
+        spread = torch.tensor([draw.value for draw in measured]).std().item()
+        error = torch.tensor([draw.error for draw in measured]).square().mean().sqrt().item()
+        assert 1 - 3 * 0.07 < error / spread < 2 * (1 + 3 * 0.07)
+
+
 def test_balls_reach_to_the_kth_neighbour():
     # 0, 1, ..., 63: the k-th neighbour of the last is k away, and no other ball reaches beyond 63 + k
     line = torch.arange(64.0)[:, None]
