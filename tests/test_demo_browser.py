@@ -20,7 +20,11 @@ from unet_diffusion.pipelines import SegmentationPipeline
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 pytest.importorskip("selenium", reason="selenium is not installed")
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"there is no {' and no '.join(MISSING)}")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"there is no {' and no '.join(MISSING)}"),
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # diffusers, of NumPy 2
+]
 
 
 @pytest.fixture(scope="module")

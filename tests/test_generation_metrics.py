@@ -170,9 +170,9 @@ def test_error_of_a_share_of_separate_pictures_is_binomial():
 
 
 def test_errors_of_precision_and_recall_are_the_spread_over_new_samples():
-    # Of a variance V that comes from m pictures acting together, draws of 9/10 leave out 1 - 0.9^m, and 9 times that
-    # is reported: 0.9 V for single pictures, 3.7 V for the 5 of a ball (its centre, k = 3, the judged one), at 57
-    # pictures of 64, where V is 64/57 as large. So the error is 1 to 2 times the spread, which 100 draws give to 7%.
+    # Draws of 57 from 64 show 1 - (57/64)^m of the variance that comes from m pictures acting together, and 9 times
+    # that is reported: 0.98 of it for single pictures, 4.0 for the 5 of a ball (its centre, its k = 3, the judged one).
+    # Samples of 57 vary by 64/57 more, so the error is from 1.05 to about 2.1 of the spread; 100 draws give it to 7%.
     draws = [
         precision_recall(gaussian(64, 8, seed=2 * i), gaussian(64, 8, seed=2 * i + 1, mean=0.5, deviation=1.2))
         for i in range(100)
@@ -180,7 +180,7 @@ def test_errors_of_precision_and_recall_are_the_spread_over_new_samples():
     for measured in zip(*draws):  # precision is about 0.6, recall 0.9
         spread = torch.tensor([draw.value for draw in measured]).std().item()
         error = torch.tensor([draw.error for draw in measured]).square().mean().sqrt().item()
-        assert 1 - 3 * 0.07 < error / spread < 2 * (1 + 3 * 0.07)
+        assert 1.05 * (1 - 3 * 0.07) < error / spread < 2.1 * (1 + 3 * 0.07)
 
 
 def test_balls_reach_to_the_kth_neighbour():
