@@ -151,9 +151,10 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, monkey
     assert_same_run(train_ddpm(options), whole, 6)
 
 
-def test_fewer_steps_than_are_done_end_a_stopped_run_where_it_is(options, monkeypatch):
-    """Before its first log line: what a last step brings is then made up for, once."""
-    options.training = replace(options.training, log_every=100, validate_every=100)
+@pytest.mark.parametrize("log_every", [4, 100])
+def test_fewer_steps_than_are_done_end_a_stopped_run_where_it_is(options, monkeypatch, log_every):
+    """Before its first validation, which is then made up for, once."""
+    options.training = replace(options.training, log_every=log_every, validate_every=100)
     compute, calls = DiffusionTask.loss, []
 
     def failing(self, *arguments):
@@ -165,12 +166,13 @@ def test_fewer_steps_than_are_done_end_a_stopped_run_where_it_is(options, monkey
     monkeypatch.setattr(DiffusionTask, "loss", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         train_ddpm(options)
-    assert metrics(options.output) == []
+    logged = metrics(options.output)
+    assert len(logged) == (log_every == 4)
     options.training = replace(options.training, steps=3)
     for _ in range(2):
         run = train_ddpm(options)
-        (row,) = metrics(run)
-        assert row["step"] == 4 and row["validation_loss"] > 0
+        *before, row = metrics(run)
+        assert before == logged and row["step"] == 4 and row["validation_loss"] > 0
         assert "Optimizer steps: 4" in (run / "README.md").read_text()
     ImageGenerationPipeline.from_pretrained(run)
 

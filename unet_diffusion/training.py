@@ -95,7 +95,7 @@ class Trainer:
                         self._save()
                     if stopping:
                         stop.leave()
-            if self._any_process(self._ends_unlogged()):
+            if self._any_process(self._ends_unjudged()):
                 self._validate()
             self._export()
         # The gradients' reducer holds the process group: freed after `end_training`, it would wait with the
@@ -286,11 +286,12 @@ class Trainer:
             return get_constant_schedule_with_warmup(optimizer, config.warmup_steps, last_epoch=self.step - 1)
         return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps, last_epoch=self.step - 1)
 
-    def _ends_unlogged(self) -> bool:
-        """Whether `steps` was lowered to what a stopped run had done, which was not to be its last step then."""
+    def _ends_unjudged(self) -> bool:
+        """Whether `steps` was lowered to what a stopped run had done, a step that was not to be the last one then."""
         if not self.accelerator.is_main_process:
             return False
-        return self.step not in {row["step"] for row in read_metrics(self.metrics.path)}
+        rows = read_metrics(self.metrics.path)
+        return not any(row["step"] == self.step and "learning_rate" not in row for row in rows)
 
     def _export(self) -> None:
         if self.accelerator.is_main_process:
