@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import power_cut
 
 from unet_diffusion import UNet
 from unet_diffusion.classifier import (
@@ -167,21 +168,11 @@ def test_the_folder_holds_the_best_weights_which_say_their_data_classes_and_accu
     assert f"{config.data.data} (train)" in feature_network(str(run)).name
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(config, run, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_as_an_undisturbed_one(config, run, tmp_path):
     """The loss raises in step 7, after the checkpoint of step 4; dropout draws the same again."""
-    compute, calls = ClassificationTask.loss, []
-
-    def failing(self, *arguments):
-        calls.append(1)
-        if len(calls) == 7:
-            raise RuntimeError("power cut")
-        return compute(self, *arguments)
-
     again = replace(config, output=tmp_path / "run")
-    monkeypatch.setattr(ClassificationTask, "loss", failing)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(ClassificationTask, 7):
         train_classifier(again)
-    monkeypatch.undo()
     train_classifier(again)
     for name in ("model", "ema", "optimizer", "best"):
         ours, theirs = (load_file(x / f"checkpoints/step-00000012/{name}.safetensors") for x in (again.output, run))

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import power_cut
 from torch import nn
 
 from unet_diffusion import UNet
@@ -293,20 +294,10 @@ def test_a_classifier_finds_planted_classes_while_the_network_stays_as_it_was(da
         assert (predicted == np.asarray(Image.open(mask))).mean() > 0.9
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(data, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_as_an_undisturbed_one(data, tmp_path):
     whole = train(make_task(data), data, TRAINING, tmp_path / "whole")
-    compute, calls = FrozenFeaturesTask.loss, []
-
-    def failing(self, *arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise RuntimeError("power cut")
-        return compute(self, *arguments)
-
-    monkeypatch.setattr(FrozenFeaturesTask, "loss", failing)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(FrozenFeaturesTask, 4):
         train(make_task(data), data, TRAINING, tmp_path / "run")
-    monkeypatch.undo()
     run = train(make_task(data), data, TRAINING, tmp_path / "run")
     a, b = (load_file(each / "classifier" / "diffusion_pytorch_model.safetensors") for each in (run, whole))
     assert all(torch.equal(a[name], b[name]) for name in b)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tiny import squares
+from tiny import power_cut, squares
 
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.augmentation import AugmentationConfig, augment
@@ -160,20 +160,10 @@ def test_pictures_beyond_the_labels_are_used_and_held_out_ones_are_not(options):
     assert "without masks" in task.describe(make_accelerator(options.training, options.output), options.training, 7, [])
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
     whole = train_segmentation(replace(options, output=tmp_path / "whole"))
-    compute, calls = SelfTrainingTask.loss, []
-
-    def failing(self, *arguments):
-        calls.append(1)
-        if len(calls) == 6:
-            raise RuntimeError("power cut")
-        return compute(self, *arguments)
-
-    monkeypatch.setattr(SelfTrainingTask, "loss", failing)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(SelfTrainingTask, 6):
         train_segmentation(options)
-    monkeypatch.undo()
     train_segmentation(options)
     a, b = (load_file(run / "checkpoints/step-00000016/model.safetensors") for run in (options.output, whole))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)

@@ -22,6 +22,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import power_cut
 
 from unet_diffusion import UNet
 from unet_diffusion.data import DataConfig, load_images
@@ -132,39 +133,20 @@ def test_the_saved_weights_are_the_moving_average(options):
     assert any(not torch.equal(state[f"ema.{name}"], state[f"model.{name}"]) for name in names)
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
     """The loss raises in the middle of step 5, after the checkpoint of step 4 and a half-filled log interval."""
     options.training = replace(options.training, accumulate=2, log_every=3)
     whole = train_ddpm(replace(options, output=tmp_path / "whole"))
-    compute, calls = DiffusionTask.loss, []
-
-    def failing(self, *arguments):
-        calls.append(1)
-        if len(calls) == 10:
-            raise RuntimeError("power cut")
-        return compute(self, *arguments)
-
-    monkeypatch.setattr(DiffusionTask, "loss", failing)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(DiffusionTask, 10):
         train_ddpm(options)
-    monkeypatch.undo()
     assert_same_run(train_ddpm(options), whole, 6)
 
 
 @pytest.mark.parametrize("log_every", [4, 100])
-def test_fewer_steps_than_are_done_end_a_stopped_run_where_it_is(options, monkeypatch, log_every):
+def test_fewer_steps_than_are_done_end_a_stopped_run_where_it_is(options, log_every):
     """Before its first validation, which is then made up for, once."""
     options.training = replace(options.training, log_every=log_every, validate_every=100)
-    compute, calls = DiffusionTask.loss, []
-
-    def failing(self, *arguments):
-        calls.append(1)
-        if len(calls) == 5:
-            raise RuntimeError("power cut")
-        return compute(self, *arguments)
-
-    monkeypatch.setattr(DiffusionTask, "loss", failing)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(DiffusionTask, 5):
         train_ddpm(options)
     logged = metrics(options.output)
     assert len(logged) == (log_every == 4)

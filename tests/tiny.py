@@ -1,8 +1,12 @@
-"""Small things that many tests work on: a network, what it predicts, and pictures with their masks."""
+"""Small things for many tests: a network, what it predicts, pictures with their masks, a run that breaks off."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -40,3 +44,18 @@ def squares(folder: Path, count: int = 12, side: int = 16, kinds: tuple[str, ...
             path = folder / name / kinds[i % len(kinds)] / f"{i:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
+
+
+@contextmanager
+def power_cut(task: type, call: int) -> Iterator[None]:
+    """In the block, the loss of a task raises at its `call`-th call, which must end what runs there."""
+    compute, calls = task.loss, []
+
+    def failing(self, *arguments):
+        calls.append(1)
+        if len(calls) == call:
+            raise RuntimeError("power cut")
+        return compute(self, *arguments)
+
+    with patch.object(task, "loss", failing), pytest.raises(RuntimeError, match="power cut"):
+        yield

@@ -104,7 +104,7 @@ def _median(distances: Tensor) -> float:
 
 
 def _share_below(distances: Tensor, controls: Tensor) -> float:
-    """The share of distances that are below all but the smallest of the controls."""
+    """The share of distances that are below the nearest 5 % of the controls."""
     return (distances < controls.quantile(LEVEL)).double().mean().item()
 
 

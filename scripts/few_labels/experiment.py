@@ -35,7 +35,7 @@ PARTS = ("train", "validation", "test")
 NETWORK = Path(__file__).parents[1] / "networks" / "quarter-width.json"
 INVERTED = 0.5  # share of the samples
 SMALLEST_MONAI = 32  # pixels a side
-TRAINING = ("steps", "batch_size", "learning_rate", "warmup_steps", "ema_decay")  # of it, what a run's config tells
+TRAINING = ("steps", "batch_size", "learning_rate", "warmup_steps", "ema_decay")  # what a run's config tells of it
 COUNTS = ("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size")
 
 
@@ -207,8 +207,9 @@ class LabelEfficiency:
 
     def config(self, name: str, method: str, facts: "SetFacts") -> dict[str, Any]:
         """All that distinguishes the runs of a set by a method, as JSON has it; what it does not read is left out."""
+        training = self.training(0)
         config: dict[str, Any] = {
-            "training": {name: getattr(self.training(0), name) for name in TRAINING},
+            "training": {name: getattr(training, name) for name in TRAINING},
             "crop_size": self.crop_size,
             "validate_every": self.validate_every,
             "augmentation": asdict(self.augmentation_of(name)),
