@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from unet_diffusion.atomic import write_text, written_aside
 from unet_diffusion.data import DataConfig
-from unet_diffusion.evaluate_generation import EvaluateGeneration, evaluate_generation
+from unet_diffusion.evaluate_generation import EvaluateGeneration, RealPictures, evaluate_generation, load_real
 from unet_diffusion.figures import grid, save_picture
 from unet_diffusion.generation import GenerationOptions
 from unet_diffusion.networks import read_object
@@ -95,10 +95,11 @@ class Case:
 def compare_samplers(options: CompareSamplers) -> str:
     """Measures what is not measured yet, and returns the table."""
     found: dict[Case, dict[str, Any]] = {}
+    real: dict[str, RealPictures] = {}  # by the data, which runs of several recipes share
     for case in options.cases():
         path = options.output / f"{case}.json"
         if not path.is_file():
-            measure(options, case, path)
+            measure(options, case, path, real)
         found[case] = json.loads(path.read_text(encoding="utf-8"))
         expected = {"count": options.count, "seed": options.seed, "features": options.features}
         differing = {
@@ -112,22 +113,25 @@ def compare_samplers(options: CompareSamplers) -> str:
     return text
 
 
-def measure(options: CompareSamplers, case: Case, path: Path) -> None:
+def measure(options: CompareSamplers, case: Case, path: Path, real: dict[str, RealPictures]) -> None:
     """Writes the figures of a case, last of all that belongs to it, and a grid of its first pictures."""
     data = read_object(case.run / "config.json")["data"]
     shared: dict[str, Any] = {"run": case.run, "sampler": case.sampler, "steps": case.steps, "seed": options.seed}
     shown = GenerationOptions(count=SHOWN, **shared)
-    save_picture(grid(shown.generate(shown.pipeline(), "pil")), path.with_name(f"{case}-samples.png"))
-    evaluate_generation(
-        EvaluateGeneration(
-            data=DataConfig(**data),
-            count=options.count,
-            features=options.features,
-            output=path,
-            overwrite=True,
-            **shared,
-        )
+    pipe = shown.pipeline()
+    save_picture(grid(shown.generate(pipe, "pil")), path.with_name(f"{case}-samples.png"))
+    evaluation = EvaluateGeneration(
+        data=DataConfig(**data),
+        count=options.count,
+        features=options.features,
+        output=path,
+        overwrite=True,
+        **shared,
     )
+    key = json.dumps([data, pipe.unet.config.in_channels])
+    if key not in real:
+        real[key] = load_real(evaluation, pipe.unet.config.in_channels)
+    evaluate_generation(evaluation, real[key])
 
 
 def table(found: dict[Case, dict[str, Any]]) -> str:

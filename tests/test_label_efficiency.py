@@ -320,9 +320,14 @@ def test_few_labels_are_compared_with_many_from_scratch(script):
 
 def test_the_table_shows_mean_and_range_over_seeds(script):
     rows = [full("scratch", 1, 0, 0.5), full("scratch", 1, 1, 0.75), full("scratch", 9, 0, 0.8)]
+    text = script.summary([rows[2], full("monai", 9, 0, 0.7)])
+    assert "| scratch | 0.8000 |" in text
     text = script.summary([*rows, full("monai", 9, 0, 0.7)])
     assert "| method | 1 label | 9 labels |" in text
-    assert "| scratch | 0.6250 (0.5000 to 0.7500) | 0.8000 |" in text and "| monai |  | 0.7000 |" in text
+    assert "| scratch | 0.6250 (0.5000 to 0.7500) | 0.8000 (1 of 2 seeds) |" in text
+    assert "| monai |  | 0.7000 (1 of 2 seeds) |" in text
+    three = script.summary([*rows, full("scratch", 9, 2, 0.9)])
+    assert "| scratch | 0.6250 (0.5000 to 0.7500, 2 of 3 seeds) | 0.8500 (0.8000 to 0.9000, 2 of 3 seeds) |" in three
     assert "| monai |  | -0.1000 +- 0.0000 |" in text and "| monai | 1,234 | 2 |  |" in text
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unet_diffusion.atomic import write_json
 from unet_diffusion.data import DataConfig, ImageDataset, load_images
-from unet_diffusion.feature_networks import feature_network, features_of
+from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.figures import save_picture
 from unet_diffusion.generation import GenerationOptions, best_device
 from unet_diffusion.generation_metrics import Measurement, frechet_distance, kernel_distance, precision_recall
@@ -43,10 +43,53 @@ class EvaluateGeneration(GenerationOptions):
             raise ValueError(f"training_pictures is {self.training_pictures}, but must be at least 1.")
 
 
-def evaluate_generation(config: EvaluateGeneration) -> str:
+@dataclass(frozen=True)
+class RealPictures:
+    """What generated pictures are compared with; several runs on the same data can share it.
+
+    Attributes:
+        network: sees the features.
+        training: pictures (N, C, H, W) in [-1, 1] of the training rows, among which copies are looked for.
+        features: of the first `count` of them, (count, D).
+        held_out: pictures that were held out of training, or None where there are none.
+    """
+
+    network: FeatureNetwork
+    training: Tensor
+    features: Tensor
+    held_out: Tensor | None
+
+
+def load_real(config: EvaluateGeneration, channels: int) -> RealPictures:
+    """The real side of `evaluate_generation`: the training rows of the data, the first of a fixed random order.
+
+    Args:
+        config: data, feature network and counts; the run is not read.
+        channels: of the pictures that the run generates.
+
+    Raises:
+        ValueError: a feature network that does not take these pictures, or pictures of other channels.
+        ImportError: without the extra that the feature network needs.
+    """
+    network = feature_network(config.features).to(best_device(config.device))
+    network.check_channels(channels)
+    pictures = load_images(config.data)
+    training = drawn(pictures.train, max(config.count, config.training_pictures))
+    if training.shape[1] != channels:
+        raise ValueError(
+            f"the real pictures have {training.shape[1]} channels, but the run generates {channels}; set channels."
+        )
+    held_out = None if pictures.validation is None else drawn(pictures.validation, config.count)
+    features = features_of(network, training[: config.count])
+    return RealPictures(network, training, features, held_out)
+
+
+def evaluate_generation(config: EvaluateGeneration, real: RealPictures | None = None) -> str:
     """Writes the figures as JSON and the pairs as PNG, and returns the figures as Markdown.
 
-    The real pictures are the training rows of the data, the first `count` of a fixed random order.
+    Args:
+        config: the run, and how it is measured.
+        real: as `load_real` gives it for this config; by default it is loaded.
 
     Raises:
         ValueError: an option that does not fit the run, a feature network that does not take its pictures, pictures of
@@ -61,19 +104,10 @@ def evaluate_generation(config: EvaluateGeneration) -> str:
     for path in (output, pairs_file):
         if path.exists() and not config.overwrite:
             raise ValueError(f"{path} exists already; set overwrite, or choose another output.")
-    network = feature_network(config.features).to(best_device(config.device))
     pipe = config.pipeline()
-    network.check_channels(pipe.unet.config.in_channels)
-    pictures = load_images(config.data)
-    training = drawn(pictures.train, max(config.count, config.training_pictures))
-    real = training[: config.count]
-    if real.shape[1] != pipe.unet.config.in_channels:
-        raise ValueError(
-            f"the real pictures have {real.shape[1]} channels, but the run generates {pipe.unet.config.in_channels}; "
-            "set channels."
-        )
+    real = real or load_real(config, pipe.unet.config.in_channels)
     generated = config.generate(pipe, "pt").cpu() * 2 - 1  # from [0, 1]
-    ours, theirs = features_of(network, generated), features_of(network, real)
+    ours, theirs = features_of(real.network, generated), real.features
     precision, recall = precision_recall(theirs, ours)
     figures = {
         "kernel distance": kernel_distance(theirs, ours),
@@ -81,13 +115,12 @@ def evaluate_generation(config: EvaluateGeneration) -> str:
         "precision": precision,
         "recall": recall,
     }
-    held_out = None if pictures.validation is None else drawn(pictures.validation, config.count)
-    copies, pairs = memorisation(generated, training[: config.training_pictures], held_out)
+    copies, pairs = memorisation(generated, real.training[: config.training_pictures], real.held_out)
     save_picture(pairs, pairs_file)
     measured = {name: asdict(figure) for name, figure in figures.items()}
-    results = {"features": network.name, "options": asdict(config), "figures": measured}
+    results = {"features": real.network.name, "options": asdict(config), "figures": measured}
     write_json(output, {**results, "memorisation": asdict(copies)})
-    return f"{table(figures, network.name)}\n{copies}"
+    return f"{table(figures, real.network.name)}\n{copies}"
 
 
 def real_pictures(data: DataConfig, count: int) -> Tensor:

@@ -112,7 +112,7 @@ def set_summary(name: str, found: Mapping[str, Mapping[int, list[Row]]]) -> str:
     ]
     lines += header
     for method, by_count in found.items():
-        lines.append(f"| {method} | {' | '.join(map(shown, by_count.values()))} |")
+        lines.append(f"| {method} | {' | '.join(shown(rows, len(seeds)) for rows in by_count.values())} |")
     if BASE in found and len(found) > 1:
         lines += ["", f"Above {BASE}, mean IoU of a picture, paired by seed and picture, with 95% intervals:", ""]
         lines += header
@@ -136,12 +136,14 @@ def set_summary(name: str, found: Mapping[str, Mapping[int, list[Row]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shown(rows: Sequence[Row]) -> str:
-    """Mean and range of the rows of a cell."""
+def shown(rows: Sequence[Row], seeds: int) -> str:
+    """Mean and range of the rows of a cell, and how many there are where some of the seeds are missing."""
     values = [row["mean_iou"] for row in rows]
-    if len(values) < 2:
-        return f"{values[0]:.4f}" if values else ""
-    return f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+    if not values:
+        return ""
+    spread = [f"{min(values):.4f} to {max(values):.4f}"] * (len(values) > 1)
+    missing = [f"{len(values)} of {seeds} seeds"] * (len(values) < seeds)
+    return f"{statistics.mean(values):.4f}" + f" ({', '.join([*spread, *missing])})" * bool(spread or missing)
 
 
 def save_plot(rows: Sequence[Row], path: Path) -> None:
