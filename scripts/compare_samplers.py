@@ -23,8 +23,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from unet_diffusion.atomic import write_text, written_aside
 from unet_diffusion.data import DataConfig
 from unet_diffusion.evaluate_generation import EvaluateGeneration, RealPictures, evaluate_generation, load_real
+from unet_diffusion.feature_networks import feature_network
 from unet_diffusion.figures import grid, save_picture
-from unet_diffusion.generation import GenerationOptions
+from unet_diffusion.generation import GenerationOptions, best_device
 from unet_diffusion.networks import read_object
 from unet_diffusion.sampling import SamplerName
 
@@ -130,7 +131,8 @@ def measure(options: CompareSamplers, case: Case, path: Path, real: dict[str, Re
     )
     key = json.dumps([data, pipe.unet.config.in_channels])
     if key not in real:
-        real[key] = load_real(evaluation, pipe.unet.config.in_channels)
+        network = feature_network(options.features).to(best_device(evaluation.device))
+        real[key] = load_real(evaluation, network, pipe.unet.config.in_channels)
     evaluate_generation(evaluation, real[key])
 
 

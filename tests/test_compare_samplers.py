@@ -1,6 +1,7 @@
 """The comparison of samplers: what each case costs, and going on after a stop."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from test_scripts import load_script
 from test_time_to_quality import Blocks
 
 from unet_diffusion import cli, evaluate_generation
+from unet_diffusion.data import DataConfig
+from unet_diffusion.evaluate_generation import EvaluateGeneration
 from unet_diffusion.feature_networks import FeatureNetwork
 from unet_diffusion.networks import load_pipeline
 from unet_diffusion.pipelines import ImageGenerationPipeline
@@ -36,8 +39,9 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def features(monkeypatch):
-    monkeypatch.setattr(evaluate_generation, "feature_network", lambda name: FeatureNetwork(name, Blocks()))
+def features(monkeypatch, script):
+    for module in (evaluate_generation, script):
+        monkeypatch.setattr(module, "feature_network", lambda name: FeatureNetwork(name, Blocks()))
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "sde-dpm-solver++", "heun"])
@@ -71,6 +75,11 @@ def test_what_is_measured_is_not_measured_again(script, run, tmp_path, monkeypat
     assert figures["options"]["steps"] == 2 and figures["memorisation"]["held_out_count"] == 8
     assert Image.open(tmp_path / "run-ddim-6-samples.png").size == (6 * 10 + 2, 6 * 10 + 2)
     assert Image.open(tmp_path / "samplers.png").width == 1000
+    # the real pictures are seen once for all cases; alone, a case has the same figures
+    again = EvaluateGeneration(**{**figures["options"], "data": DataConfig(**figures["options"]["data"])})
+    evaluate_generation.evaluate_generation(replace(again, run=run, output=tmp_path / "alone.json"))
+    alone = json.loads((tmp_path / "alone.json").read_text())
+    assert all(alone[key] == figures[key] for key in ("figures", "memorisation"))
     monkeypatch.setattr(script, "measure", None)
     assert script.compare_samplers(options) == text
     options.count = 70

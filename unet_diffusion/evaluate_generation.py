@@ -60,18 +60,17 @@ class RealPictures:
     held_out: Tensor | None
 
 
-def load_real(config: EvaluateGeneration, channels: int) -> RealPictures:
+def load_real(config: EvaluateGeneration, network: FeatureNetwork, channels: int) -> RealPictures:
     """The real side of `evaluate_generation`: the training rows of the data, the first of a fixed random order.
 
     Args:
-        config: data, feature network and counts; the run is not read.
+        config: data and counts; the run is not read.
+        network: sees the features.
         channels: of the pictures that the run generates.
 
     Raises:
         ValueError: a feature network that does not take these pictures, or pictures of other channels.
-        ImportError: without the extra that the feature network needs.
     """
-    network = feature_network(config.features).to(best_device(config.device))
     network.check_channels(channels)
     pictures = load_images(config.data)
     training = drawn(pictures.train, max(config.count, config.training_pictures))
@@ -104,10 +103,11 @@ def evaluate_generation(config: EvaluateGeneration, real: RealPictures | None = 
     for path in (output, pairs_file):
         if path.exists() and not config.overwrite:
             raise ValueError(f"{path} exists already; set overwrite, or choose another output.")
+    network = real.network if real else feature_network(config.features).to(best_device(config.device))
     pipe = config.pipeline()
-    real = real or load_real(config, pipe.unet.config.in_channels)
+    real = real or load_real(config, network, pipe.unet.config.in_channels)
     generated = config.generate(pipe, "pt").cpu() * 2 - 1  # from [0, 1]
-    ours, theirs = features_of(real.network, generated), real.features
+    ours, theirs = features_of(network, generated), real.features
     precision, recall = precision_recall(theirs, ours)
     figures = {
         "kernel distance": kernel_distance(theirs, ours),
@@ -118,9 +118,9 @@ def evaluate_generation(config: EvaluateGeneration, real: RealPictures | None = 
     copies, pairs = memorisation(generated, real.training[: config.training_pictures], real.held_out)
     save_picture(pairs, pairs_file)
     measured = {name: asdict(figure) for name, figure in figures.items()}
-    results = {"features": real.network.name, "options": asdict(config), "figures": measured}
+    results = {"features": network.name, "options": asdict(config), "figures": measured}
     write_json(output, {**results, "memorisation": asdict(copies)})
-    return f"{table(figures, real.network.name)}\n{copies}"
+    return f"{table(figures, network.name)}\n{copies}"
 
 
 def real_pictures(data: DataConfig, count: int) -> Tensor:
