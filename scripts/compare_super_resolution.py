@@ -3,8 +3,9 @@
 
 Both U-Nets learn from `train.parquet`: same layers, steps, batches, optimizer and seed. Pictures of `test.parquet` are
 made small, enlarged in each way, rounded to what a file stores and compared with what they were: PSNR, SSIM, and the
-distance of the features of a network that ImageNet has taught, which sees less of single pixels. The first two favour
-blur where the detail is not known; the last favours likely detail.
+distance of the features of a network that ImageNet has taught, which sees less of single pixels. All three are of
+pairs, and favour blur where the detail is not known. The kernel distance of the same features is of the two sets:
+whether enlarged pictures look like real ones, be their detail right or not.
 
     python scripts/compare_super_resolution.py --data shared/data/fruits64 --scale 4 --output runs/larger/fruits64
 
@@ -36,6 +37,7 @@ from unet_diffusion.evaluate_generation import drawn
 from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.figures import array_pictures, grid, save_picture
 from unet_diffusion.generation import best_device
+from unet_diffusion.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
 from unet_diffusion.low_resolution import check_sides, enlarged, shrunk
 from unet_diffusion.memory_format import channels_last
 from unet_diffusion.networks import load_pipeline, load_unet, load_weights
@@ -52,9 +54,17 @@ NETWORKS = Path(__file__).parent / "networks"
 FEATURES = "efficientnet-lite0"
 AT_ONCE = 64  # pictures
 SHOWN = 8  # pictures in comparison.png
-FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "distance": f"distance of {FEATURES} features"}
+FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "distance": f"distance of {FEATURES} features"}  # of each picture
 
 Enlarge = Callable[[Tensor, range], Tensor]  # stored (B, C, h, w), and which test pictures they are, to [-1, 1]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a method does: the figures of each test picture, and the kernel distance of all if they are enough."""
+
+    pictures: dict[str, list[float]]
+    kernel_distance: Measurement | None
 
 
 @dataclass
@@ -110,7 +120,8 @@ def compare(options: Comparison) -> str:
     first = range(min(SHOWN, len(clean)))
     shown = [enlarge(small[: len(first)], first) for enlarge in methods.values()]
     save_picture(side_by_side([*shown, clean[: len(first)]]), options.output / "comparison.png")
-    write_json(options.output / "comparison.json", {"options": asdict(options), "features": FEATURES, "scores": scores})
+    found = {name: asdict(each) for name, each in scores.items()}
+    write_json(options.output / "comparison.json", {"options": asdict(options), "features": FEATURES, "scores": found})
     text = table(scores)
     write_text(options.output / "comparison.md", text)
     return text
@@ -193,40 +204,50 @@ def scored(
     clean: Tensor,
     features: FeatureNetwork,
     pixel_range: PixelRange,
-) -> dict[str, list[float]]:
-    """The scores of every test picture by one method, kept in a file until an option changes."""
+) -> Scores:
+    """The scores of a method, kept in a file until an option changes."""
     path = options.output / "scores" / f"{name.replace(' ', '-')}.json"
     asked = json.loads(json.dumps({"scores of": name, **asdict(options), "output": None, "device": None}, default=str))
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["options"] == asked:
-            return kept["scores"]
+            distance = kept["kernel_distance"]
+            return Scores(kept["pictures"], None if distance is None else Measurement(**distance))
     parts: list[dict[str, list[float]]] = []
+    seen: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(clean), AT_ONCE):
         indices = range(start, min(start + AT_ONCE, len(clean)))
-        large = enlarge(small[start : indices.stop], indices)
+        large, wanted = enlarge(small[start : indices.stop], indices), clean[start : indices.stop]
         stored = pixel_range.to_model(pixel_range.to_stored(large))
-        parts.append(scores_of(stored, clean[start : indices.stop], features))
-    scores = {figure: [value for part in parts for value in part[figure]] for figure in FIGURES}
-    write_json(path, {"options": asked, "scores": scores})
+        seen.append((features_of(features, stored), features_of(features, wanted)))
+        parts.append(scores_of(stored, wanted, *seen[-1]))
+    pictures = {figure: [value for part in parts for value in part[figure]] for figure in FIGURES}
+    ours, theirs = (torch.cat(each) for each in zip(*seen))
+    scores = Scores(pictures, kernel_distance(theirs, ours) if len(clean) >= SMALLEST_SAMPLE else None)
+    write_json(path, {"options": asked, **asdict(scores)})
     return scores
 
 
-def scores_of(found: Tensor, clean: Tensor, features: FeatureNetwork) -> dict[str, list[float]]:
-    """The figures of each of some pictures (B, C, H, W) in [-1, 1]; SSIM with its Gaussian window of 11 pixels.
+def scores_of(found: Tensor, clean: Tensor, ours: Tensor, theirs: Tensor) -> dict[str, list[float]]:
+    """The figures of each of some pictures; SSIM with its Gaussian window of 11 pixels.
 
     Equal pictures have an infinite PSNR, of which no mean can be taken: it counts as that of a picture of which a
     single value is off by one of 256 levels.
+
+    Args:
+        found: (B, C, H, W) in [-1, 1].
+        clean: what they should be.
+        ours: the features of the first, (B, D).
+        theirs: those of the second.
     """
     least = (2 / 255) ** 2 / clean[0].numel()  # mean squared error
     psnr = peak_signal_noise_ratio(found, clean, data_range=2.0, reduction="none", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(found, clean, data_range=2.0, reduction="none")
     assert isinstance(ssim, Tensor)
-    distance = (features_of(features, found) - features_of(features, clean)).norm(dim=1)
     return {
         "psnr": psnr.clamp(max=10 * math.log10(2.0**2 / least)).tolist(),
         "ssim": ssim.reshape(-1).tolist(),
-        "distance": distance.tolist(),
+        "distance": (ours - theirs).norm(dim=1).tolist(),
     }
 
 
@@ -236,12 +257,15 @@ def side_by_side(columns: list[Tensor]) -> Image.Image:
     return grid(array_pictures((rows / 2 + 0.5).numpy()), columns=len(columns), scale=2)
 
 
-def table(scores: dict[str, dict[str, list[float]]]) -> str:
-    """Means over the pictures with 95% intervals, as Markdown."""
-    lines = ["| method | " + " | ".join(FIGURES.values()) + " | pictures |", "| --- " * (len(FIGURES) + 2) + "|"]
+def table(scores: dict[str, Scores]) -> str:
+    """Means over the pictures with 95% intervals, and the kernel distance with its standard error, as Markdown."""
+    heads = ["method", *FIGURES.values(), "kernel distance", "pictures"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, each in scores.items():
-        cells = [mean_and_interval(each[figure]) for figure in FIGURES]
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(each['psnr'])} |")
+        cells = [mean_and_interval(each.pictures[figure]) for figure in FIGURES]
+        distance = each.kernel_distance
+        cells.append("" if distance is None else f"{distance.value:.3g} ± {distance.error:.1g}")
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(each.pictures['psnr'])} |")
     return "\n".join(lines)
 
 

@@ -11,8 +11,10 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from test_scripts import SCRIPTS, load_script
+from test_time_to_quality import Blocks
 
 from unet_diffusion import UNet
+from unet_diffusion.feature_networks import FeatureNetwork
 from unet_diffusion.low_resolution import enlarged, shrunk
 from unet_diffusion.pixels import PixelRange
 
@@ -51,7 +53,8 @@ def test_four_ways_are_scored_on_the_same_pictures_and_nothing_is_done_twice(com
     text = comparison.compare(options)
     results = json.loads((options.output / "comparison.json").read_text())
     assert list(results["scores"]) == ["nearest pixel", "bicubic", "regression", "diffusion"]
-    assert all(len(values) == 3 for each in results["scores"].values() for values in each.values())
+    assert all(len(values) == 3 for each in results["scores"].values() for values in each["pictures"].values())
+    assert all(each["kernel_distance"] is None for each in results["scores"].values())  # of three pictures
     assert "efficientnet-lite0" in text and text.count("\n| ") == 5
     assert Image.open(options.output / "comparison.png").size == (5 * 34 + 2, 3 * 34 + 2)  # five columns, three rows
 
@@ -72,11 +75,28 @@ def test_figures_are_those_of_each_picture(comparison):
     """An error of 0.2 everywhere is 20 dB for a range of 2; equal pictures have SSIM 1 and no distance."""
     clean = torch.rand(2, 1, 16, 16) * 1.6 - 0.9
     found = torch.stack([clean[0] + 0.2, clean[1]])
-    scores = comparison.scores_of(found, clean, comparison.feature_network("efficientnet-lite0"))
+    features = comparison.feature_network("efficientnet-lite0")
+    scores = comparison.scores_of(found, clean, *(comparison.features_of(features, each) for each in (found, clean)))
     assert scores["psnr"][0] == pytest.approx(20, abs=1e-3)
     assert scores["psnr"][1] == pytest.approx(10 * math.log10(255**2 * 256), abs=1e-3)  # one value off by one level
     assert scores["ssim"][1] == pytest.approx(1, abs=1e-5) and scores["ssim"][0] < 1
     assert scores["distance"][0] > 0.1 and scores["distance"][1] == 0
+
+
+def test_the_kernel_distance_is_that_of_the_sets(comparison, options):
+    """Pictures that are enlarged without an error have none; noise is far away."""
+    options.test_pictures = 70
+    clean = BYTES.to_model(torch.randint(0, 256, (70, 1, 16, 16), dtype=torch.uint8))
+    features = FeatureNetwork("blocks", Blocks())
+    distances = {}
+    for name, enlarge in {"right": lambda _, at: clean[at], "black": lambda _, at: clean[at] * 0 - 1}.items():
+        arguments = (options, name, enlarge, clean, clean, features, BYTES)
+        scores = comparison.scored(*arguments)
+        assert comparison.scored(*arguments) == scores  # from its file
+        distances[name] = scores.kernel_distance
+    assert distances["right"].generated_count == 70
+    assert abs(distances["right"].value) < 4 * distances["right"].error < distances["black"].value
+    assert f"| {distances['black'].value:.3g} ±" in comparison.table({"black": scores})
 
 
 def test_means_have_intervals(comparison):
