@@ -58,9 +58,6 @@ class CompareSamplers:
         """Checks what `evaluate-generation` would not refuse before others were computed."""
         if not self.runs or len({run.name for run in self.runs}) < len(self.runs):
             raise ValueError(f"runs is {self.runs}, but must be one or more folders of different names.")
-        for run in self.runs:
-            if not (run / "config.json").is_file():
-                raise ValueError(f"runs has {run}, but there is no config.json, which says what it learnt from.")
         for name in self.samplers:
             if name not in get_args(SamplerName):
                 raise ValueError(f"samplers has {name!r}, but each must be one of {', '.join(get_args(SamplerName))}.")
@@ -94,8 +91,16 @@ class Case:
         return f"{self.run.name}-{self.sampler}-{self.evaluations}"
 
 
+@torch.no_grad()
 def compare_samplers(options: CompareSamplers) -> str:
-    """Measures what is not measured yet, and returns the table."""
+    """Measures what is not measured yet, and returns the table.
+
+    Raises:
+        ValueError: a run without a config, before anything is measured; figures that were measured otherwise.
+    """
+    for run in options.runs:
+        if not (run / "config.json").is_file():
+            raise ValueError(f"runs has {run}, but there is no config.json, which says what it learnt from.")
     found: dict[Case, dict[str, Any]] = {}
     real: dict[str, RealPictures] = {}  # by the data, which runs of several recipes share
     for case in options.cases():
@@ -192,5 +197,4 @@ def save_plot(found: dict[Case, dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     print(compare_samplers(tyro.cli(CompareSamplers, description=__doc__)))

@@ -99,4 +99,5 @@ def test_wrong_options_are_refused(script, run, tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         script.CompareSamplers(**({"runs": (run,), "output": tmp_path} | wrong))
     with pytest.raises(ValueError, match="there is no config.json"):
-        script.CompareSamplers((tmp_path,), tmp_path)
+        script.compare_samplers(script.CompareSamplers((run, tmp_path), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
