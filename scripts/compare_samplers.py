@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -24,9 +23,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from unet_diffusion.atomic import write_text, written_aside
 from unet_diffusion.data import DataConfig
 from unet_diffusion.evaluate_generation import EvaluateGeneration, RealPictures, evaluate_generation, load_real
-from unet_diffusion.feature_networks import feature_network
 from unet_diffusion.figures import grid, save_picture
-from unet_diffusion.generation import GenerationOptions, best_device
+from unet_diffusion.generation import GenerationOptions
 from unet_diffusion.networks import read_object
 from unet_diffusion.sampling import SamplerName
 
@@ -91,7 +89,6 @@ class Case:
         return f"{self.run.name}-{self.sampler}-{self.evaluations}"
 
 
-@torch.no_grad()
 def compare_samplers(options: CompareSamplers) -> str:
     """Measures what is not measured yet, and returns the table.
 
@@ -137,8 +134,7 @@ def measure(options: CompareSamplers, case: Case, path: Path, real: dict[str, Re
     )
     key = json.dumps([data, pipe.unet.config.in_channels])
     if key not in real:
-        network = feature_network(options.features).to(best_device(evaluation.device))
-        real[key] = load_real(evaluation, network, pipe.unet.config.in_channels)
+        real[key] = load_real(evaluation, evaluation.network(), pipe.unet.config.in_channels)
     evaluate_generation(evaluation, real[key])
 
 

@@ -39,9 +39,8 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def features(monkeypatch, script):
-    for module in (evaluate_generation, script):
-        monkeypatch.setattr(module, "feature_network", lambda name: FeatureNetwork(name, Blocks()))
+def features(monkeypatch):
+    monkeypatch.setattr(evaluate_generation, "feature_network", lambda name: FeatureNetwork(name, Blocks()))
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "sde-dpm-solver++", "heun"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
@@ -30,16 +31,8 @@ from unet_diffusion.unlabelled import JointConfig
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """Pictures of one bright square on dark noise, their masks, and a stock pipeline."""
-    folder, random, side = tmp_path_factory.mktemp("place"), np.random.default_rng(0), 16
-    for name in ("images", "masks"):
-        (folder / name).mkdir()
-    for i in range(12):
-        top, left = random.integers(0, side - 6, 2)
-        mask = np.zeros((side, side), dtype=np.uint8)
-        mask[top : top + 6, left : left + 6] = 1
-        picture = (random.integers(0, 60, (side, side)) + 150 * mask).astype(np.uint8)
-        Image.fromarray(picture).save(folder / "images" / f"{i:02d}.png")
-        Image.fromarray(mask).save(folder / "masks" / f"{i:02d}.png")
+    folder = tmp_path_factory.mktemp("place")
+    tiny.squares(folder)
     torch.manual_seed(0)
     DDPMPipeline(stock(**SMALL), DDPMScheduler()).save_pretrained(folder / "stock")
     return folder

@@ -42,6 +42,10 @@ class EvaluateGeneration(GenerationOptions):
         if self.training_pictures < 1:
             raise ValueError(f"training_pictures is {self.training_pictures}, but must be at least 1.")
 
+    def network(self) -> FeatureNetwork:
+        """The network that sees the features, on the device."""
+        return feature_network(self.features).to(best_device(self.device))
+
 
 @dataclass(frozen=True)
 class RealPictures:
@@ -103,7 +107,7 @@ def evaluate_generation(config: EvaluateGeneration, real: RealPictures | None = 
     for path in (output, pairs_file):
         if path.exists() and not config.overwrite:
             raise ValueError(f"{path} exists already; set overwrite, or choose another output.")
-    network = real.network if real else feature_network(config.features).to(best_device(config.device))
+    network = real.network if real else config.network()
     pipe = config.pipeline()
     real = real or load_real(config, network, pipe.unet.config.in_channels)
     generated = config.generate(pipe, "pt").cpu() * 2 - 1  # from [0, 1]

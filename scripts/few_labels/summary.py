@@ -141,9 +141,13 @@ def shown(rows: Sequence[Row], seeds: int) -> str:
     values = [row["mean_iou"] for row in rows]
     if not values:
         return ""
-    spread = [f"{min(values):.4f} to {max(values):.4f}"] * (len(values) > 1)
-    missing = [f"{len(values)} of {seeds} seeds"] * (len(values) < seeds)
-    return f"{statistics.mean(values):.4f}" + f" ({', '.join([*spread, *missing])})" * bool(spread or missing)
+    remarks = []
+    if len(values) > 1:
+        remarks.append(f"{min(values):.4f} to {max(values):.4f}")
+    if len(values) < seeds:
+        remarks.append(f"{len(values)} of {seeds} seeds")
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ({', '.join(remarks)})" if remarks else mean
 
 
 def save_plot(rows: Sequence[Row], path: Path) -> None:
