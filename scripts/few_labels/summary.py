@@ -119,7 +119,7 @@ def set_summary(name: str, found: Mapping[str, Mapping[int, list[Row]]]) -> str:
         for method, by_count in found.items():
             if method != BASE:
                 differences = (paired_difference(rows, found[BASE][count]) for count, rows in by_count.items())
-                texts = ("" if np.isnan(mean) else f"{mean:+.4f} +- {half:.4f}" for mean, half in differences)
+                texts = ("" if np.isnan(mean) else f"{mean:+.3f} +- {half:.3f}" for mean, half in differences)
                 lines.append(f"| {method} | {' | '.join(texts)} |")
     if found.get(BASE, {}).get(MANY) and len(found) > 1 and FEW in counts:
         lines += ["", f"With {FEW} labels above {BASE} with {MANY}, likewise:", "", "| method | difference |"]
@@ -127,7 +127,7 @@ def set_summary(name: str, found: Mapping[str, Mapping[int, list[Row]]]) -> str:
         for method, by_count in found.items():
             mean, half = paired_difference(by_count[FEW], found[BASE][MANY])
             if not np.isnan(mean):
-                lines.append(f"| {method} | {mean:+.4f} +- {half:.4f} |")
+                lines.append(f"| {method} | {mean:+.3f} +- {half:.3f} |")
     lines += ["", "| method | parameters | CPU seconds of a run | of its pretraining |", "| --- | --- | --- | --- |"]
     for method, by_count in found.items():
         every = [row for rows in by_count.values() for row in rows]
@@ -143,10 +143,10 @@ def shown(rows: Sequence[Row], seeds: int) -> str:
         return ""
     remarks = []
     if len(values) > 1:
-        remarks.append(f"{min(values):.4f} to {max(values):.4f}")
+        remarks.append(f"{min(values):.3f} to {max(values):.3f}")
     if len(values) < seeds:
         remarks.append(f"{len(values)} of {seeds} seeds")
-    mean = f"{statistics.mean(values):.4f}"
+    mean = f"{statistics.mean(values):.3f}"
     return f"{mean} ({', '.join(remarks)})" if remarks else mean
 
 
