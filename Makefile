@@ -8,7 +8,8 @@ INSTALLED := $(VENV)/installed
 
 DATA ?= ../shared/data
 
-# Few labels, small: each way is a target, so that two run at once; three wait for the noise predictor that the first of all trains.
+# Few labels, small: each way is a target, so that two run at once; three wait for the noise predictor that
+# small-pretrained trains.
 SMALL = OMP_NUM_THREADS=1 $(RUN) scripts/label_efficiency.py --data $(DATA) --output runs/label-efficiency-small \
 	--sets wbc --labels 2 10 --seeds 0 --steps 200 --pretraining-steps 1600
 FROM_PRETRAINED := small-pretrained_self_training small-joint small-pixel_classifier
