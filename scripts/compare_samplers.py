@@ -167,27 +167,27 @@ def save_plot(found: dict[Case, dict[str, Any]], path: Path) -> None:
     samplers = list(dict.fromkeys(case.sampler for case in found))
     figure = Figure(figsize=(5 * len(DRAWN), 3.4 * len(runs)), layout="constrained")
     panels = figure.subplots(len(runs), len(DRAWN), squeeze=False, sharey="col")
+    lines = {}
     for run, row in zip(runs, panels):
         for name, axes in zip(DRAWN, row):
             for sampler in samplers:
                 cases = [case for case in found if (case.run, case.sampler) == (run, sampler)]
                 figures = [found[case]["figures"][name] for case in cases]
                 values, errors = ([figure[key] for figure in figures] for key in ("value", "error"))
-                axes.errorbar(
-                    [case.evaluations for case in cases], values, errors, marker=".", capsize=2, label=sampler
-                )
+                spent = [case.evaluations for case in cases]
+                lines[sampler] = axes.errorbar(spent, values, errors, marker=".", capsize=2)
             axes.set_xscale("log")
             axes.set_yscale("log")
             numbers = sorted({case.evaluations for case in found})  # Heun's lie beside the others'
             apart = [one for one, after in zip(numbers, [*numbers[1:], math.inf]) if after >= 1.2 * one]
             axes.xaxis.set_major_locator(FixedLocator(apart))
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             for axis in (axes.xaxis, axes.yaxis):  # plain text, as in figures.py
                 axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
                 axis.set_minor_locator(NullLocator())
             axes.set(title=run.name, xlabel="network evaluations", ylabel=name)
             axes.grid(alpha=0.3, which="both")
-            axes.legend(fontsize="small")
+    figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=5, fontsize="small")
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=100)
 
