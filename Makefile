@@ -24,7 +24,7 @@ test: $(INSTALLED) lint  ## the default tests
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(INSTALLED)  ## the tests that take longer: killed runs, several processes, installed wheels
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow -n auto --maxprocesses 2 --dist worksteal
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(RUN) -m ruff check .
