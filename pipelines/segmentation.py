@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
-from unet_diffusion.atomic import written_aside
+from unet_diffusion.files import written_aside
 from unet_diffusion.large_pictures import create_mask, open_picture
 from unet_diffusion.palette import mask_picture, overlay
 from unet_diffusion.pipeline_config import PrivateArguments, check_class_details

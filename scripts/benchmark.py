@@ -23,7 +23,7 @@ from benchmarks.bars import save_bars
 from benchmarks.contenders import CONTENDERS, nine_million
 from benchmarks.row import Row, table
 
-from unet_diffusion.atomic import write_json, write_text
+from unet_diffusion.files import write_json, write_text
 
 STOCK, MONAI, LUCIDRAINS = CONTENDERS[1:]
 

@@ -21,8 +21,8 @@ import torch
 import tyro
 from benchmarks.timing import alternate, ratio
 
-from unet_diffusion.atomic import write_json, write_text
 from unet_diffusion.export import Export, export
+from unet_diffusion.files import write_json, write_text
 from unet_diffusion.graphs import FORMS
 from unet_diffusion.head_function import HeadFunction
 from unet_diffusion.memory_format import channels_last

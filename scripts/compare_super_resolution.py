@@ -30,12 +30,12 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from unet_diffusion import UNet
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.atomic import write_json, write_text
 from unet_diffusion.data import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.evaluate_generation import drawn
 from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.figures import array_pictures, grid, save_picture
+from unet_diffusion.files import write_json, write_text
 from unet_diffusion.generation import best_device
 from unet_diffusion.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
 from unet_diffusion.low_resolution import check_sides, enlarged, shrunk

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from unet_diffusion import UNet
-from unet_diffusion.atomic import written_aside
+from unet_diffusion.files import written_aside
 from unet_diffusion.tiling import Tiling
 
 SIDE = 1024  # pixels of the picture

@@ -17,7 +17,7 @@ import tyro
 from fault_checks import bad_input, hostile_files, kills, load, numbers, processes, state
 from fault_checks.finding import Finding
 
-from unet_diffusion.atomic import write_json, write_text
+from unet_diffusion.files import write_json, write_text
 
 PARTS = {
     "kills": kills.checks,

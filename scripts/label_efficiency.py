@@ -17,7 +17,7 @@ from few_labels.experiment import LabelEfficiency, Run
 from few_labels.summary import add_row, read_rows, row_of, save_plot, summary
 from few_labels.training import train_and_test
 
-from unet_diffusion.atomic import remove_at_once, write_text
+from unet_diffusion.files import remove_at_once, write_text
 
 
 def label_efficiency(options: LabelEfficiency) -> str:

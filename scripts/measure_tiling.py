@@ -22,7 +22,7 @@ import tyro
 from torch import Tensor, nn
 
 from unet_diffusion import UNet
-from unet_diffusion.atomic import write_json
+from unet_diffusion.files import write_json
 from unet_diffusion.masked_data import MaskedOptions, load_labelled
 from unet_diffusion.memory_format import channels_last
 from unet_diffusion.metrics import SegmentationMetrics

@@ -21,9 +21,9 @@ from benchmarks.quality_training import snapshot_path, train_ours
 from time_to_quality import TimeToQuality, our_network, real_features
 from torch import Tensor
 
-from unet_diffusion.atomic import write_json, write_text
 from unet_diffusion.data import DataConfig, ImageDataset, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
+from unet_diffusion.files import write_json, write_text
 
 STEPS, BATCH = 360, 16  # of the defaults, here
 

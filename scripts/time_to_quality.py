@@ -24,11 +24,11 @@ from benchmarks.row import table
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from unet_diffusion.atomic import write_json, write_text
 from unet_diffusion.data import DataConfig, ImageDataset, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.evaluate_generation import real_pictures
 from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
+from unet_diffusion.files import write_json, write_text
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.train_ddpm import TrainDDPM, make_unet
 from unet_diffusion.training_config import TrainingConfig

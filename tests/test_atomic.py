@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from unet_diffusion.atomic import (
+from unet_diffusion.files import (
     merged_into,
     remove_at_once,
     remove_leftovers,

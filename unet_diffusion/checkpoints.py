@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unet_diffusion.atomic import remove_at_once, write_json, written_aside
+from unet_diffusion.files import remove_at_once, write_json, written_aside
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from tyro.conf import Positional
 
 from unet_diffusion import pipelines
-from unet_diffusion.atomic import PREFIX, written_aside
+from unet_diffusion.files import PREFIX, written_aside
 from unet_diffusion.graphs import FORMS, write_graphs
 from unet_diffusion.networks import check_run, load_weights, read_object, saved_components
 from unet_diffusion.output_folder import check_output

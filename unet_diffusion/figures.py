@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.atomic import written_aside
+from unet_diffusion.files import written_aside
 from unet_diffusion.metrics_log import series
 from unet_diffusion.palette import viewable
 from unet_diffusion.picture_output import stored_image

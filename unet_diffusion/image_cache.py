@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 from filelock import FileLock
 
-from unet_diffusion.atomic import remove_leftovers, written_aside
+from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.picture_files import pixel_limit
 from unet_diffusion.pixels import DTYPES, DTypeName, decode_image
 from unet_diffusion.resizing import Preparation

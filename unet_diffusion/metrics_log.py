@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from unet_diffusion.atomic import named_errors, write_text
+from unet_diffusion.files import named_errors, write_text
 
 
 class MetricsLog:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unet_diffusion.atomic import write_text
 from unet_diffusion.figures import save_picture
+from unet_diffusion.files import write_text
 from unet_diffusion.generation import best_device
 from unet_diffusion.networks import check_run, load_pipeline
 from unet_diffusion.output_folder import check_output

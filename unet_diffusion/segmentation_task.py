@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unet_diffusion.atomic import merged_into
 from unet_diffusion.augmentation import AugmentationConfig, augment
 from unet_diffusion.evaluation import predictor
 from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
+from unet_diffusion.files import merged_into
 from unet_diffusion.loading import Batches, pictures_of_step, training_batches
 from unet_diffusion.metrics import SegmentationMetrics
 from unet_diffusion.model_card import segmentation_card

@@ -6,7 +6,7 @@ from benchmarks.row import Row
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from unet_diffusion.atomic import written_aside
+from unet_diffusion.files import written_aside
 
 ROW_HEIGHT = 0.32  # inches
 

@@ -20,10 +20,10 @@ from diffusers import DDPMPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unet_diffusion.atomic import INDEX, written_aside
 from unet_diffusion.data import DataConfig
 from unet_diffusion.evaluate_generation import real_pictures
 from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
+from unet_diffusion.files import INDEX, written_aside
 from unet_diffusion.generation import best_device
 from unet_diffusion.generation_metrics import Measurement, frechet_distance
 from unet_diffusion.networks import load_pipeline

@@ -17,8 +17,8 @@ from matplotlib.ticker import LogFormatter
 from safetensors import safe_open
 from torch import Tensor
 
-from unet_diffusion.atomic import written_aside
 from unet_diffusion.feature_networks import FeatureNetwork, features_of
+from unet_diffusion.files import written_aside
 from unet_diffusion.generation_metrics import frechet_distance
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unet_diffusion.atomic import PREFIX
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.checkpoints import load_checkpoint, same_bits, saved_checkpoints
 from unet_diffusion.data import DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig
+from unet_diffusion.files import PREFIX
 from unet_diffusion.masked_data import MaskedDataConfig
 from unet_diffusion.metrics_log import read_metrics
 from unet_diffusion.segmentation_task import SegmentationConfig

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scipy.stats import t as student
 
-from unet_diffusion.atomic import write_json, written_aside
+from unet_diffusion.files import write_json, written_aside
 
 Row = dict[str, Any]  # as `few_labels.training.train_and_test` gives it
 BASE = "scratch"  # the method that others are compared with
