@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.memory_format import channels_last
+from unet_diffusion.network.maps import channels_last
 from unet_diffusion.picture_output import as_output, check_output_type
 from unet_diffusion.pipeline_config import PrivateArguments
 from unet_diffusion.pixels import PixelRange

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.low_resolution import check_condition_noise, check_scale, enlarged, with_noise
-from unet_diffusion.memory_format import channels_last
+from unet_diffusion.network.maps import channels_last
+from unet_diffusion.network.tiling import Tiling, tiled
 from unet_diffusion.picture_output import as_output, check_output_type
 from unet_diffusion.pipeline_config import PrivateArguments
 from unet_diffusion.pixels import PixelRange
 from unet_diffusion.sampling import check_scheduler, step_arguments
 from unet_diffusion.stored_pictures import check_picture, dtype_name, stored_pictures
-from unet_diffusion.tiling import Tiling, tiled
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored")
@@ -42,7 +42,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
 
     A picture of any size starts from noise of the large size, which is drawn once. In each step the network sees the
     noisy picture and the enlarged small one; where both are larger than one window it sees them window by window
-    (`unet_diffusion.tiling`). Its predictions are joined before the scheduler's step, so that all windows go on from
+    (`unet_diffusion.network.tiling`). Its predictions are joined before the scheduler's step, so that all windows go on from
     one picture.
 
     Examples:

@@ -25,7 +25,7 @@ from unet_diffusion.export import Export, export
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.graphs import FORMS
 from unet_diffusion.head_function import HeadFunction
-from unet_diffusion.memory_format import channels_last
+from unet_diffusion.network.maps import channels_last
 from unet_diffusion.networks import load_unet
 from unet_diffusion.pipelines import SegmentationPipeline
 

@@ -39,7 +39,7 @@ from unet_diffusion.files import write_json, write_text
 from unet_diffusion.generation import best_device
 from unet_diffusion.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
 from unet_diffusion.low_resolution import check_sides, enlarged, shrunk
-from unet_diffusion.memory_format import channels_last
+from unet_diffusion.network.maps import channels_last
 from unet_diffusion.networks import load_pipeline, load_unet, load_weights
 from unet_diffusion.pipelines import SuperResolutionPipeline
 from unet_diffusion.pixels import PixelRange

@@ -16,9 +16,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from unet_diffusion import UNet
-from unet_diffusion.attention import SelfAttention
-from unet_diffusion.blocks import Blocks
 from unet_diffusion.files import written_aside
+from unet_diffusion.network.attention import SelfAttention
+from unet_diffusion.network.blocks import Blocks
 from unet_diffusion.networks import load_unet
 
 # All lengths are in units of the drawing.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws how the windows of a network lie on a picture, as `unet_diffusion.tiling` places them."""
+"""Draws how the windows of a network lie on a picture, as `unet_diffusion.network.tiling` places them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from unet_diffusion import UNet
 from unet_diffusion.files import written_aside
-from unet_diffusion.tiling import Tiling
+from unet_diffusion.network.tiling import Tiling
 
 SIDE = 1024  # pixels of the picture
 TILE = 256

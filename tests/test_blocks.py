@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unet_diffusion.blocks import ScaleShift
+from unet_diffusion.network.blocks import ScaleShift
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -221,8 +221,8 @@ def test_opacity_is_that_of_the_pipeline_and_asks_no_network(joint, tmp_path, mo
 
 
 def test_tiles_are_reported(joint, tmp_path, monkeypatch):
-    monkeypatch.setattr("unet_diffusion.tiling.WHOLE", 0)
-    monkeypatch.setattr("unet_diffusion.tiling.MEMORY", 2**20)
+    monkeypatch.setattr("unet_diffusion.network.tiling.WHOLE", 0)
+    monkeypatch.setattr("unet_diffusion.network.tiling.MEMORY", 2**20)
     told = Told()
     segment_picture(joint.segmentation, save_picture(tmp_path / "large.png", 300, 200), tmp_path, told)
     assert len(told) > 1 and told == [(done, len(told)) for done in range(1, len(told) + 1)]

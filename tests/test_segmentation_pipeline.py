@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from unet_diffusion import UNet
-from unet_diffusion.memory_format import channels_last
+from unet_diffusion.network.maps import channels_last
 from unet_diffusion.palette import colour
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationOutput, SegmentationPipeline
 from unet_diffusion.pixels import PixelRange

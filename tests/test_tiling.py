@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unet_diffusion import UNet
-from unet_diffusion.segmentation_inference import TURNS, turned, turned_back
-from unet_diffusion.tiling import (
+from unet_diffusion.network.tiling import (
     ATTENDED,
     LENGTH,
     MAPS,
@@ -21,6 +20,7 @@ from unet_diffusion.tiling import (
     read_mirrored,
     tiled,
 )
+from unet_diffusion.segmentation_inference import TURNS, turned, turned_back
 
 EXACT = {
     "in_channels": 1,

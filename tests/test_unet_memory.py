@@ -7,7 +7,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from torch import nn
 
 from unet_diffusion import UNet
-from unet_diffusion.attention import SelfAttention, SelfAttentionProcessor
+from unet_diffusion.network.attention import SelfAttention, SelfAttentionProcessor
 
 
 def network(**config) -> UNet:

@@ -17,8 +17,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.blocks import BlockStyle, Downsample, PlainBlock
-from unet_diffusion.config import is_count, is_number
 from unet_diffusion.data import NO_LABEL, DataConfig, ImageSets, load_images, to_batch
 from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.files import merged_into
@@ -26,9 +24,11 @@ from unet_diffusion.image_dataset import ImageDataset
 from unet_diffusion.loading import Batches, pictures_of_step, training_batches
 from unet_diffusion.metrics_log import series
 from unet_diffusion.model_card import classification_card
+from unet_diffusion.network.blocks import BlockStyle, Downsample, PlainBlock
+from unet_diffusion.network.config import is_count, is_number
+from unet_diffusion.network.safe_weights import SafeWeights
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.safe_weights import SafeWeights
 from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from unet_diffusion.config import is_count
 from unet_diffusion.demo_pictures import Reader, as_rgb, fitted, heat, read_upload, viewed
 from unet_diffusion.figures import array_pictures, save_picture, save_stored
 from unet_diffusion.generation import GenerationOptions, best_device
 from unet_diffusion.low_resolution import enlarged
+from unet_diffusion.network.config import is_count
 from unet_diffusion.networks import SUPER_RESOLUTION, check_run, load_pipeline, read_object, saved_kind
 from unet_diffusion.palette import colour, overlay
 from unet_diffusion.picture_output import has_png

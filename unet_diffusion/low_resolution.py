@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from unet_diffusion.config import is_count, is_number
+from unet_diffusion.network.config import is_count, is_number
 from unet_diffusion.pixels import PixelRange
 
 

@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from safetensors import SafetensorError, safe_open
 
 from unet_diffusion.adapters import PixelClassifier
-from unet_diffusion.config import check_keys
+from unet_diffusion.network.config import check_keys
 from unet_diffusion.stock_unet import UNet2DAdapter
 from unet_diffusion.unet import UNet
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from unet_diffusion.blocks import fit
+from unet_diffusion.network.blocks import fit
 
 IGNORE_INDEX = 255  # of mask pixels that neither a loss nor a metric counts
 LOSSES = ("cross_entropy", "dice", "both")

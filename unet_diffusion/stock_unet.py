@@ -15,9 +15,9 @@ from diffusers import UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unet_diffusion.config import check_keys, is_number
-from unet_diffusion.forward_input import check_input
-from unet_diffusion.tiling import mirrored
+from unet_diffusion.network.config import check_keys, is_number
+from unet_diffusion.network.forward_input import check_input
+from unet_diffusion.network.tiling import mirrored
 from unet_diffusion.unet import UNet, UNetOutput
 
 STOCK_KEYS = UNet2DModel._get_init_keys(UNet2DModel) - {"self"}

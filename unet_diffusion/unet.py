@@ -16,8 +16,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from unet_diffusion.attention import SelfAttention
-from unet_diffusion.blocks import (
+from unet_diffusion.network.attention import SelfAttention
+from unet_diffusion.network.blocks import (
     Blocks,
     BlockStyle,
     DecoderStage,
@@ -26,10 +26,17 @@ from unet_diffusion.blocks import (
     ResidualBlock,
     Upsample,
 )
-from unet_diffusion.config import check_config, check_keys, check_num_classes, load_preset, output_side, smallest_side
-from unet_diffusion.embeddings import ConditionEmbedding
-from unet_diffusion.forward_input import check_input
-from unet_diffusion.safe_weights import SafeWeights
+from unet_diffusion.network.config import (
+    check_config,
+    check_keys,
+    check_num_classes,
+    load_preset,
+    output_side,
+    smallest_side,
+)
+from unet_diffusion.network.embeddings import ConditionEmbedding
+from unet_diffusion.network.forward_input import check_input
+from unet_diffusion.network.safe_weights import SafeWeights
 
 CACHE_LINE = 64  # bytes
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from unet_diffusion.figures import save_stored
 from unet_diffusion.generation import best_device
+from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.networks import load_pipeline
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.picture_folders import readable
@@ -14,7 +15,6 @@ from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.sampling import SamplerName, sampler
 from unet_diffusion.segment import find_pictures, output_names
-from unet_diffusion.tiling import Tiling
 
 logger = logging.getLogger(__name__)
 

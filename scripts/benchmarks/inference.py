@@ -17,7 +17,7 @@ from benchmarks.training_step import ENVIRONMENT
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import Tensor, nn
 
-from unet_diffusion.attention import SelfAttention
+from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.segmentation import segmentation_loss
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
-from unet_diffusion.blocks import CONVOLUTIONS_PER_BLOCK
+from unet_diffusion.network.blocks import CONVOLUTIONS_PER_BLOCK
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "block": ("residual", "plain"),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unet_diffusion.attention import SelfAttention
+from unet_diffusion.network.attention import SelfAttention
 
 MAX_GROUPS = 32  # of GroupNorm (Wu & He 2018)
 CONVOLUTIONS_PER_BLOCK = 2

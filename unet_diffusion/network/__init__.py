@@ -1,0 +1,1 @@
+"""What networks are built of, and tiles for images of any size."""
