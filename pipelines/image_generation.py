@@ -13,10 +13,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.output import as_output, check_output_type
 from unet_diffusion.network.maps import channels_last
-from unet_diffusion.picture_output import as_output, check_output_type
 from unet_diffusion.pipeline_config import PrivateArguments
-from unet_diffusion.pixels import PixelRange
 from unet_diffusion.sampling import check_classes, check_scheduler, step_arguments
 from unet_diffusion.unet import UNet
 

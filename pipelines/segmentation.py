@@ -17,13 +17,13 @@ from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.files import written_aside
-from unet_diffusion.large_pictures import create_mask, open_picture
+from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
+from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.large_images import create_mask, open_picture
+from unet_diffusion.images.palette import mask_picture, overlay
 from unet_diffusion.network.tiling import Read
-from unet_diffusion.palette import mask_picture, overlay
 from unet_diffusion.pipeline_config import PrivateArguments, check_class_details
-from unet_diffusion.pixels import PixelRange
 from unet_diffusion.segmentation_inference import Segmenter, check_evaluation_mode, check_levels
-from unet_diffusion.stored_pictures import check_picture, dtype_name, stored_pictures
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt")

@@ -13,14 +13,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
+from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.output import as_output, check_output_type
 from unet_diffusion.low_resolution import check_condition_noise, check_scale, enlarged, with_noise
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
-from unet_diffusion.picture_output import as_output, check_output_type
 from unet_diffusion.pipeline_config import PrivateArguments
-from unet_diffusion.pixels import PixelRange
 from unet_diffusion.sampling import check_scheduler, step_arguments
-from unet_diffusion.stored_pictures import check_picture, dtype_name, stored_pictures
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored")

@@ -15,8 +15,8 @@ from test_time_to_quality import Blocks
 
 from unet_diffusion import UNet
 from unet_diffusion.feature_networks import FeatureNetwork
+from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.low_resolution import enlarged, shrunk
-from unet_diffusion.pixels import PixelRange
 
 BYTES = PixelRange.full("uint8")
 

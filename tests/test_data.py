@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from unet_diffusion import image_cache
 from unet_diffusion.data import DataConfig, GlobalBatches, load_images, to_batch
-from unet_diffusion.pixels import PixelRange
+from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.randomness import keyed_generator
 
 datasets.disable_progress_bars()

@@ -1,8 +1,8 @@
 import numpy as np
 from PIL import Image
 
-from unet_diffusion.figures import array_pictures, grid, save_curves
-from unet_diffusion.palette import colour, mask_picture, overlay, viewable
+from unet_diffusion.images.figures import array_pictures, grid, save_curves
+from unet_diffusion.images.palette import colour, mask_picture, overlay, viewable
 
 
 def test_a_grid_has_the_pictures_where_they_belong():

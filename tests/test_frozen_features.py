@@ -20,11 +20,11 @@ from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig, FrozenFeaturesTask
+from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.network.tiling import Tiling, noise_window
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
-from unet_diffusion.pixels import PixelRange
 from unet_diffusion.segmentation_inference import CLASSIFIER_SEED, TURNS, Segmenter, turned, turned_back
 from unet_diffusion.segmentation_task import SegmentationConfig
 from unet_diffusion.training import Trainer

@@ -12,8 +12,8 @@ from PIL import Image
 from tiny import network
 
 from unet_diffusion import UNet
+from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.pipelines import ImageGenerationPipeline, image_generation
-from unet_diffusion.pixels import PixelRange
 from unet_diffusion.sampling import sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2

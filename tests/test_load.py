@@ -12,7 +12,7 @@ import tifffile
 from test_scripts import SCRIPTS
 
 from unet_diffusion import UNet
-from unet_diffusion.figures import save_curves
+from unet_diffusion.images.figures import save_curves
 from unet_diffusion.pipelines import SegmentationPipeline
 
 sys.path.insert(0, str(SCRIPTS))  # as when faults.py is run

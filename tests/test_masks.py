@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet_diffusion.mask_encoding import find_encoding, parse_colours
-from unet_diffusion.masks import (
+from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.masks import (
     COLOURED,
     colour_key,
     decode_instances,
@@ -17,8 +17,8 @@ from unet_diffusion.masks import (
     key_colour,
     orientation,
 )
-from unet_diffusion.pixels import decode_image
-from unet_diffusion.resizing import Preparation, resize_labels
+from unet_diffusion.images.resizing import Preparation, resize_labels
+from unet_diffusion.mask_encoding import find_encoding, parse_colours
 
 RED, GREEN, BLACK, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 0), (255, 255, 255)
 INDICES = np.array([[0, 1, 2], [2, 1, 255]])

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from unet_diffusion import UNet
+from unet_diffusion.images.decoding import DTYPES, LARGEST, PixelRange, decode_image
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
-from unet_diffusion.pixels import DTYPES, LARGEST, PixelRange, decode_image
 from unet_diffusion.randomness import keyed_generator
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unet_diffusion.pixels import PixelRange, decode_image
-from unet_diffusion.resizing import Preparation, convert_channels, resize
+from unet_diffusion.images.decoding import PixelRange, decode_image
+from unet_diffusion.images.resizing import Preparation, convert_channels, resize
 
 scientific = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("tifffile", "imagecodecs")),

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from unet_diffusion import UNet
+from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.palette import colour
 from unet_diffusion.network.maps import channels_last
-from unet_diffusion.palette import colour
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationOutput, SegmentationPipeline
-from unet_diffusion.pixels import PixelRange
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "channels": (4, 8), "head_channels": 8}

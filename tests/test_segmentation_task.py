@@ -6,9 +6,9 @@ import torch
 
 from unet_diffusion import UNet
 from unet_diffusion.accelerator import make_accelerator
+from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import SegmentationPipeline
-from unet_diffusion.pixels import PixelRange
 from unet_diffusion.segmentation_task import LEARN, SegmentationConfig, SegmentationTask
 from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig

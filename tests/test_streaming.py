@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from unet_diffusion import streaming
 from unet_diffusion.data import DataConfig, load_images, to_batch
-from unet_diffusion.pixels import PixelRange
+from unet_diffusion.images.decoding import PixelRange
 
 datasets.disable_progress_bars()
 

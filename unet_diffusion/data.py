@@ -18,7 +18,7 @@ from unet_diffusion.data_config import DataConfig, PictureOptions
 from unet_diffusion.global_batches import GlobalBatches
 from unet_diffusion.image_cache import NO_LABEL, ImageCache, cache_images
 from unet_diffusion.image_dataset import ImageDataset, to_batch
-from unet_diffusion.pixels import DTypeName, PixelRange
+from unet_diffusion.images.decoding import DTypeName, PixelRange
 from unet_diffusion.randomness import keyed_permutation
 from unet_diffusion.sources import open_source
 from unet_diffusion.streaming import StreamingImages, first_usable

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from unet_diffusion.resizing import Preparation
+from unet_diffusion.images.resizing import Preparation
 
 
 @dataclass

@@ -15,19 +15,19 @@ import numpy as np
 from PIL import Image
 
 from unet_diffusion.demo_pictures import Reader, as_rgb, fitted, heat, read_upload, viewed
-from unet_diffusion.figures import array_pictures, save_picture, save_stored
 from unet_diffusion.generation import GenerationOptions, best_device
+from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
+from unet_diffusion.images.figures import array_pictures, save_picture, save_stored
+from unet_diffusion.images.output import has_png
+from unet_diffusion.images.palette import colour, overlay
 from unet_diffusion.low_resolution import enlarged
 from unet_diffusion.network.config import is_count
 from unet_diffusion.networks import SUPER_RESOLUTION, check_run, load_pipeline, read_object, saved_kind
-from unet_diffusion.palette import colour, overlay
-from unet_diffusion.picture_output import has_png
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.sampling import SamplerName, sampler
-from unet_diffusion.stored_pictures import check_picture, dtype_name, stored_pictures
 
 T = TypeVar("T")
 Report = Callable[[int, int], Any]  # told how many steps are done, and of how many

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unet_diffusion.data import NO_LABEL, ImageSets, to_batch
-from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.files import merged_into
+from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.loading import Batches, pictures_of_step, training_batches
 from unet_diffusion.model_card import diffusion_card
 from unet_diffusion.objectives import PredictionType, noise_prediction_loss

@@ -11,8 +11,15 @@ import datasets
 import numpy as np
 
 from unet_diffusion.image_cache import each_row, written_once
-from unet_diffusion.masks import QUARTER_TURNED, Colour, decode_instances, decode_mask, fit_orientation, orientation
-from unet_diffusion.pixels import decode_image
+from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.masks import (
+    QUARTER_TURNED,
+    Colour,
+    decode_instances,
+    decode_mask,
+    fit_orientation,
+    orientation,
+)
 from unet_diffusion.sources import picture_reader
 
 FORMAT = 1  # of the stored facts

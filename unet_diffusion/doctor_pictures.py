@@ -6,7 +6,7 @@ from unet_diffusion.data import NARROW
 from unet_diffusion.data_config import PictureOptions
 from unet_diffusion.doctor_facts import RowFacts
 from unet_diffusion.findings import Finding, Severity, about
-from unet_diffusion.pixels import LARGEST
+from unet_diffusion.images.decoding import LARGEST
 
 FEW_LEVELS = 256  # of 65536, in a 16-bit picture: no more than 8 bits hold
 

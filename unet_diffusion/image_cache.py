@@ -16,9 +16,9 @@ import numpy as np
 from filelock import FileLock
 
 from unet_diffusion.files import remove_leftovers, written_aside
-from unet_diffusion.picture_files import pixel_limit
-from unet_diffusion.pixels import DTYPES, DTypeName, decode_image
-from unet_diffusion.resizing import Preparation
+from unet_diffusion.images.decoding import DTYPES, DTypeName, decode_image
+from unet_diffusion.images.fetching import pixel_limit
+from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.sources import class_names, picture_reader
 
 T = TypeVar("T")

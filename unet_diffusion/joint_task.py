@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unet_diffusion.diffusion_task import DiffusionTask
-from unet_diffusion.figures import save_curves
 from unet_diffusion.files import merged_into
+from unet_diffusion.images.figures import save_curves
 from unet_diffusion.loading import Batches, other_order
 from unet_diffusion.model_card import FRONT_MATTER, parameters, size, training_facts
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageColor
 
-from unet_diffusion.masks import COLOURED, Colour, colour_key, describe, key_colour
-from unet_diffusion.palette import colour
+from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe, key_colour
+from unet_diffusion.images.palette import colour
 from unet_diffusion.segmentation import IGNORE_INDEX
 
 ENCODINGS = ("auto", "indices", "binary", "palette", "instances")

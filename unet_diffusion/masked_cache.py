@@ -11,9 +11,9 @@ import datasets
 import numpy as np
 
 from unet_diffusion.image_cache import ImageCache, PictureWriter, each_row, opened, report_broken, written_once
-from unet_diffusion.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
-from unet_diffusion.pixels import decode_image
-from unet_diffusion.resizing import Preparation
+from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
+from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.segmentation import separate_instances
 from unet_diffusion.sources import picture_reader
 
@@ -27,7 +27,7 @@ class Example:
 
     Attributes:
         picture: (H, W, C).
-        mask: keys (H, W), as `unet_diffusion.masks` says.
+        mask: keys (H, W), as `unet_diffusion.images.masks` says.
         instances: uint16 (H, W), or None.
     """
 

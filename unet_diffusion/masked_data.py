@@ -14,13 +14,13 @@ import numpy as np
 from datasets import Dataset
 
 from unet_diffusion.data import find_range, hold_out
+from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.masks import COLOURED, Colour
 from unet_diffusion.mask_encoding import MaskEncoding, find_encoding
 from unet_diffusion.masked_cache import MaskedCache, cache_masked
 from unet_diffusion.masked_config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.masked_dataset import MaskedDataset, border_weights
 from unet_diffusion.masked_sources import open_masked_source
-from unet_diffusion.masks import COLOURED, Colour
-from unet_diffusion.pixels import PixelRange
 from unet_diffusion.segmentation import IGNORE_INDEX
 
 __all__ = ["MaskedDataConfig", "MaskedDataset", "MaskedOptions", "MaskedSets", "load_labelled", "load_masked"]

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from unet_diffusion.image_cache import written_once
 from unet_diffusion.image_dataset import place
+from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.masked_cache import MaskedCache, PixelFile, write_pixels
-from unet_diffusion.pixels import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation import IGNORE_INDEX, border_weight_map
 

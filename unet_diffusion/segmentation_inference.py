@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unet_diffusion.images.conversion import check_picture, dtype_name
+from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
-from unet_diffusion.pixels import PixelRange
-from unet_diffusion.stored_pictures import check_picture, dtype_name
 
 CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that are alive at once in a pixel classifier
 CLASSIFIER_SEED = 0  # of the noise that a pixel classifier sees: the same for every picture and at every call

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from unet_diffusion.augmentation import AugmentationConfig, augment
 from unet_diffusion.evaluation import predictor
-from unet_diffusion.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.files import merged_into
+from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
+from unet_diffusion.images.palette import overlay
 from unet_diffusion.loading import Batches, pictures_of_step, training_batches
 from unet_diffusion.metrics import SegmentationMetrics
 from unet_diffusion.model_card import segmentation_card
 from unet_diffusion.network.tiling import Tiling
-from unet_diffusion.palette import overlay
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation import LOSSES, class_weights_from_counts, segmentation_loss
 from unet_diffusion.training_config import TrainingConfig

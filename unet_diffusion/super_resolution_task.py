@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unet_diffusion.data import ImageSets
 from unet_diffusion.diffusion_task import PREVIEW_STEPS, DiffusionConfig, DiffusionTask
-from unet_diffusion.figures import array_pictures, grid
+from unet_diffusion.images.figures import array_pictures, grid
 from unet_diffusion.low_resolution import (
     check_condition_noise,
     check_scale,

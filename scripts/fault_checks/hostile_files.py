@@ -10,9 +10,9 @@ from fault_checks import attacks
 from fault_checks.attempts import Case, Place, in_one_line, save_models, try_case
 from fault_checks.finding import Finding
 
-from unet_diffusion.large_pictures import open_picture
-from unet_diffusion.masks import decode_mask
-from unet_diffusion.pixels import decode_image
+from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.large_images import open_picture
+from unet_diffusion.images.masks import decode_mask
 
 PROMISE = "Hostile files"
 PICKLED = "diffusion_pytorch_model.bin"

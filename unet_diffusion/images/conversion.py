@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unet_diffusion.pixels import PixelRange, decode_image
+from unet_diffusion.images.decoding import PixelRange, decode_image
 
 
 def stored_pictures(image: Any) -> Iterator[Tensor]:

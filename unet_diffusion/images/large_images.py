@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_diffusion.pixels import CHANNEL_AXES
+from unet_diffusion.images.decoding import CHANNEL_AXES
 
 CHUNK = 1024  # pixels a side of the chunks of a Zarr mask
 

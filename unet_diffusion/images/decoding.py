@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unet_diffusion.picture_files import ImageLike, check_pixel_count, pixel_limit, read_bytes, too_large
+from unet_diffusion.images.fetching import ImageLike, check_pixel_count, pixel_limit, read_bytes, too_large
 
 DTypeName: TypeAlias = Literal["uint8", "uint16", "float32"]
 

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.pixels import PixelRange
+from unet_diffusion.images.decoding import PixelRange
 
 PIL_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16", ("float32", 1): "F"}
 

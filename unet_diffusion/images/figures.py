@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.files import written_aside
+from unet_diffusion.images.output import stored_image
+from unet_diffusion.images.palette import viewable
 from unet_diffusion.metrics_log import series
-from unet_diffusion.palette import viewable
-from unet_diffusion.picture_output import stored_image
 
 
 def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2, scale: int = 1) -> Image.Image:

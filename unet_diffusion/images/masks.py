@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from unet_diffusion.pixels import LARGEST, ImageLike, decode_image, read_header
+from unet_diffusion.images.decoding import LARGEST, ImageLike, decode_image, read_header
 
 Colour: TypeAlias = tuple[int, int, int]
 
