@@ -13,11 +13,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from unet_diffusion.diffusion.sampling import check_classes, check_scheduler, step_arguments
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.output import as_output, check_output_type
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipeline_config import PrivateArguments
-from unet_diffusion.sampling import check_classes, check_scheduler, step_arguments
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
@@ -42,7 +42,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         >>> from diffusers import DDPMScheduler
         >>> from unet_diffusion import UNet
         >>> from unet_diffusion.pipelines import ImageGenerationPipeline
-        >>> from unet_diffusion.sampling import sampler
+        >>> from unet_diffusion.diffusion.sampling import sampler
 
         >>> pipe = ImageGenerationPipeline(UNet.from_preset("tiny"), DDPMScheduler())
         >>> pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
@@ -53,7 +53,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     Args:
         unet: a network with a noise head and a timestep embedding.
-        scheduler: the sampler; `unet_diffusion.sampling.sampler` makes one from the scheduler of the training.
+        scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the scheduler of the training.
         pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit pictures.
         label_names: names of the classes that pictures can be generated of, in the order of their indices.
 

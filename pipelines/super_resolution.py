@@ -13,14 +13,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from unet_diffusion.diffusion.low_resolution import check_condition_noise, check_scale, enlarged, with_noise
+from unet_diffusion.diffusion.sampling import check_scheduler, step_arguments
 from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.output import as_output, check_output_type
-from unet_diffusion.low_resolution import check_condition_noise, check_scale, enlarged, with_noise
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
 from unet_diffusion.pipeline_config import PrivateArguments
-from unet_diffusion.sampling import check_scheduler, step_arguments
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored")
@@ -51,7 +51,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         >>> from diffusers import DDPMScheduler
         >>> from unet_diffusion import UNet
         >>> from unet_diffusion.pipelines import SuperResolutionPipeline
-        >>> from unet_diffusion.sampling import sampler
+        >>> from unet_diffusion.diffusion.sampling import sampler
 
         >>> unet = UNet.from_preset("tiny", in_channels=2, out_channels=1)
         >>> pipe = SuperResolutionPipeline(unet, sampler("dpm-solver++", DDPMScheduler()), scale=2)
@@ -63,7 +63,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
     Args:
         unet: a network with twice as many channels in as its noise head has out, the noisy picture before the enlarged
             one, and with a timestep embedding.
-        scheduler: the sampler; `unet_diffusion.sampling.sampler` makes one from the scheduler of the training.
+        scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the scheduler of the training.
         scale: how many times larger pictures become a side; what the network was trained for.
         pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit pictures.
 

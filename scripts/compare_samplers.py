@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from unet_diffusion.data import DataConfig
+from unet_diffusion.diffusion.sampling import SamplerName
 from unet_diffusion.evaluate_generation import EvaluateGeneration, RealPictures, evaluate_generation, load_real
 from unet_diffusion.files import write_text, written_aside
 from unet_diffusion.generation import GenerationOptions
 from unet_diffusion.images.figures import grid, save_picture
 from unet_diffusion.networks import read_object
-from unet_diffusion.sampling import SamplerName
 
 SHOWN = 36  # pictures in a grid
 DRAWN = ("Frechet distance", "kernel distance")

@@ -31,6 +31,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from unet_diffusion import UNet
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk
+from unet_diffusion.diffusion.sampling import SamplerName, sampler
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.evaluate_generation import drawn
 from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
@@ -39,12 +41,10 @@ from unet_diffusion.generation import best_device
 from unet_diffusion.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.figures import array_pictures, grid, save_picture
-from unet_diffusion.low_resolution import check_sides, enlarged, shrunk
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.networks import load_pipeline, load_unet, load_weights
 from unet_diffusion.pipelines import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
-from unet_diffusion.sampling import SamplerName, sampler
 from unet_diffusion.super_resolution_task import SuperResolutionConfig
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.training import Trainer

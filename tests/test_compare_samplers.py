@@ -12,11 +12,11 @@ from test_time_to_quality import Blocks
 
 from unet_diffusion import cli, evaluate_generation
 from unet_diffusion.data import DataConfig
+from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluate_generation import EvaluateGeneration
 from unet_diffusion.feature_networks import FeatureNetwork
 from unet_diffusion.networks import load_pipeline
 from unet_diffusion.pipelines import ImageGenerationPipeline
-from unet_diffusion.sampling import sampler
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from test_scripts import SCRIPTS, load_script
 from test_time_to_quality import Blocks
 
 from unet_diffusion import UNet
+from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
 from unet_diffusion.feature_networks import FeatureNetwork
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.low_resolution import enlarged, shrunk
 
 BYTES = PixelRange.full("uint8")
 

@@ -26,9 +26,9 @@ from unet_diffusion.demo_jobs import (
     segment_picture,
 )
 from unet_diffusion.demo_pictures import LARGEST_SHOWN, SMALLEST_SHOWN, find_examples, fitted, heat, read_upload
+from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.palette import PALETTE
-from unet_diffusion.low_resolution import enlarged
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2

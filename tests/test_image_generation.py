@@ -12,9 +12,9 @@ from PIL import Image
 from tiny import network
 
 from unet_diffusion import UNet
+from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.pipelines import ImageGenerationPipeline, image_generation
-from unet_diffusion.sampling import sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
 ROUNDING = 1e-3  # convolutions round by the size of the batch, and the steps of a random network enlarge that

@@ -3,7 +3,12 @@ import torch
 from diffusers import DDPMScheduler
 
 from unet_diffusion import UNet
-from unet_diffusion.objectives import min_snr_weight, noise_prediction_loss, prediction_target, signal_to_noise
+from unet_diffusion.diffusion.objectives import (
+    min_snr_weight,
+    noise_prediction_loss,
+    prediction_target,
+    signal_to_noise,
+)
 
 
 def tiny() -> UNet:

@@ -13,14 +13,14 @@ from PIL import Image
 from torch import nn
 
 from unet_diffusion import UNet
+from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk, with_noise
+from unet_diffusion.diffusion.objectives import noise_prediction_loss
+from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.low_resolution import check_sides, enlarged, shrunk, with_noise
-from unet_diffusion.objectives import noise_prediction_loss
 from unet_diffusion.pipelines import (
     SuperResolutionPipeline,
     super_resolution,
 )
-from unet_diffusion.sampling import sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
 BYTES = PixelRange.full("uint8")

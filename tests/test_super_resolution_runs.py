@@ -14,8 +14,8 @@ from test_training import assert_same_run, metrics
 
 from unet_diffusion import cli
 from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion_task import DiffusionConfig
-from unet_diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.metrics_log import series
 from unet_diffusion.networks import load_pipeline, load_unet
 from unet_diffusion.pipelines import (

@@ -15,19 +15,19 @@ import numpy as np
 from PIL import Image
 
 from unet_diffusion.demo_pictures import Reader, as_rgb, fitted, heat, read_upload, viewed
+from unet_diffusion.diffusion.low_resolution import enlarged
+from unet_diffusion.diffusion.sampling import SamplerName, sampler
 from unet_diffusion.generation import GenerationOptions, best_device
 from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
 from unet_diffusion.images.figures import array_pictures, save_picture, save_stored
 from unet_diffusion.images.output import has_png
 from unet_diffusion.images.palette import colour, overlay
-from unet_diffusion.low_resolution import enlarged
 from unet_diffusion.network.config import is_count
 from unet_diffusion.networks import SUPER_RESOLUTION, check_run, load_pipeline, read_object, saved_kind
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.sampling import SamplerName, sampler
 
 T = TypeVar("T")
 Report = Callable[[int, int], Any]  # told how many steps are done, and of how many
@@ -164,7 +164,7 @@ def generate_pictures(
         pipe: of the run.
         count: number of pictures, up to `MAX_COUNT`.
         steps: of the sampler, up to `MAX_STEPS`.
-        sampler_name: as `unet_diffusion.sampling.sampler` knows it.
+        sampler_name: as `unet_diffusion.diffusion.sampling.sampler` knows it.
         seed: picture i depends on it and i alone.
         choice: index of a class, `EVERY_CLASS` in turn, or `NO_CLASS`.
         guidance_scale: strength of classifier-free guidance; 1 is none.

@@ -22,11 +22,11 @@ from unet_diffusion.demo_jobs import (
     segment_picture,
 )
 from unet_diffusion.demo_pictures import Reader
+from unet_diffusion.diffusion.sampling import SamplerName
 from unet_diffusion.model_card import parameters, size
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
-from unet_diffusion.sampling import SamplerName
 
 Examples = list[tuple[Path, Image.Image]]
 

@@ -76,7 +76,7 @@ likely detail, not what was there.
 
 ```python
 from unet_diffusion.pipelines import SuperResolutionPipeline
-from unet_diffusion.sampling import sampler
+from unet_diffusion.diffusion.sampling import sampler
 
 pipe = SuperResolutionPipeline.from_pretrained("{name}")  # this folder
 pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)

@@ -11,9 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.data import ImageSets
-from unet_diffusion.diffusion_task import PREVIEW_STEPS, DiffusionConfig, DiffusionTask
-from unet_diffusion.images.figures import array_pictures, grid
-from unet_diffusion.low_resolution import (
+from unet_diffusion.diffusion.low_resolution import (
     check_condition_noise,
     check_scale,
     check_sides,
@@ -21,10 +19,12 @@ from unet_diffusion.low_resolution import (
     shrunk,
     with_noise,
 )
+from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.diffusion_task import PREVIEW_STEPS, DiffusionConfig, DiffusionTask
+from unet_diffusion.images.figures import array_pictures, grid
 from unet_diffusion.model_card import super_resolution_card
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.sampling import sampler
 from unet_diffusion.unet import UNet
 
 
@@ -50,7 +50,7 @@ class SuperResolutionTask(DiffusionTask):
     """Noise prediction beside the small picture (SR3, Saharia et al. 2021), for `unet_diffusion.training.Trainer`.
 
     The small picture is made from each picture of the data: shrunk, stored as a file would, and enlarged again
-    (`unet_diffusion.low_resolution`).
+    (`unet_diffusion.diffusion.low_resolution`).
 
     Args:
         unet: a network of 2 C channels in and C out, for pictures of C channels.

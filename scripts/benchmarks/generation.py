@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unet_diffusion.data import DataConfig
+from unet_diffusion.diffusion.sampling import SamplerName, sampler
 from unet_diffusion.evaluate_generation import real_pictures
 from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.files import INDEX, written_aside
@@ -29,7 +30,6 @@ from unet_diffusion.generation_metrics import Measurement, frechet_distance
 from unet_diffusion.networks import load_pipeline
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.sampling import SamplerName, sampler
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.training_config import TrainingConfig
 

@@ -19,10 +19,10 @@ from PIL import Image
 from unet_diffusion import UNet
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.metrics_log import read_metrics
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
-from unet_diffusion.sampling import sampler
 from unet_diffusion.train_ddpm import TrainDDPM
 from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig

@@ -1,0 +1,1 @@
+"""What a noise predictor minimises, and how images are made with it."""
