@@ -25,7 +25,7 @@ from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.network.tiling import Tiling, noise_window
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
-from unet_diffusion.segmentation_inference import CLASSIFIER_SEED, TURNS, Segmenter, turned, turned_back
+from unet_diffusion.segmentation.segmenter import CLASSIFIER_SEED, TURNS, Segmenter, turned, turned_back
 from unet_diffusion.segmentation_task import SegmentationConfig
 from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig

@@ -16,9 +16,9 @@ from unet_diffusion.augmentation import AugmentationConfig, augment
 from unet_diffusion.images.masks import decode_instances, decode_mask
 from unet_diffusion.images.palette import mask_picture
 from unet_diffusion.mask_encoding import find_encoding, parse_colours
-from unet_diffusion.metrics import SegmentationMetrics
 from unet_diffusion.randomness import keyed_generator, keyed_permutation, keyed_seed
-from unet_diffusion.segmentation import IGNORE_INDEX
+from unet_diffusion.segmentation.losses import IGNORE_INDEX
+from unet_diffusion.segmentation.metrics import SegmentationMetrics
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))

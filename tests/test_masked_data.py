@@ -17,7 +17,7 @@ from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.masked_sources import open_masked_source
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.segmentation import border_weight_map, class_counts, separate_instances
+from unet_diffusion.segmentation.losses import border_weight_map, class_counts, separate_instances
 
 datasets.disable_progress_bars()
 

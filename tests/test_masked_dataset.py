@@ -5,7 +5,7 @@ from PIL import Image
 
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.masked_dataset import MaskedDataset, place
-from unet_diffusion.segmentation import IGNORE_INDEX
+from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 
 def starts(side: int, crop: int | None, margin: int) -> tuple[set[int], int]:

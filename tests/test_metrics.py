@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from unet_diffusion.metrics import (
+from unet_diffusion.segmentation.losses import IGNORE_INDEX
+from unet_diffusion.segmentation.metrics import (
     SegmentationMetrics,
     adapted_rand_error,
     boundary_f1,
     membrane_components,
     variation_of_information,
 )
-from unet_diffusion.segmentation import IGNORE_INDEX
 
 
 def scores_of(predicted, masks, num_classes):

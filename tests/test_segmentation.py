@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from unet_diffusion.segmentation import (
+from unet_diffusion.segmentation.losses import (
     IGNORE_INDEX,
     border_weight_map,
     class_counts,

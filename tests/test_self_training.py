@@ -17,7 +17,7 @@ from unet_diffusion.joint_task import JointTask
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.segmentation import IGNORE_INDEX
+from unet_diffusion.segmentation.losses import IGNORE_INDEX
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.self_training_task import IMAGE, SelfTrainingTask, aligned, class_shares
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm

@@ -20,7 +20,7 @@ from unet_diffusion.network.tiling import (
     read_mirrored,
     tiled,
 )
-from unet_diffusion.segmentation_inference import TURNS, turned, turned_back
+from unet_diffusion.segmentation.segmenter import TURNS, turned, turned_back
 
 EXACT = {
     "in_channels": 1,

@@ -8,7 +8,7 @@ from unet_diffusion.findings import Finding, about
 from unet_diffusion.images.masks import Colour, describe
 from unet_diffusion.mask_encoding import MaskEncoding, find_encoding
 from unet_diffusion.masked_data import MaskedDataConfig
-from unet_diffusion.segmentation import IGNORE_INDEX
+from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 RARE = 0.01  # share of the pixels below which a class is called rare
 

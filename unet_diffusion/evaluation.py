@@ -9,14 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from unet_diffusion.masked_dataset import MaskedDataset
-from unet_diffusion.metrics import (
+from unet_diffusion.segmentation.losses import IGNORE_INDEX, connected_components
+from unet_diffusion.segmentation.metrics import (
     SegmentationMetrics,
     adapted_rand_error,
     boundary_f1,
     membrane_components,
     variation_of_information,
 )
-from unet_diffusion.segmentation import IGNORE_INDEX, connected_components
 
 OVERALL = {"accuracy": "pixel accuracy", "mean_iou": "mean IoU", "mean_dice": "mean Dice"}
 OF_A_CLASS = {"iou": "IoU", "dice": "Dice"}

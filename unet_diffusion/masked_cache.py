@@ -14,7 +14,7 @@ from unet_diffusion.image_cache import ImageCache, PictureWriter, each_row, open
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
 from unet_diffusion.images.resizing import Preparation
-from unet_diffusion.segmentation import separate_instances
+from unet_diffusion.segmentation.losses import separate_instances
 from unet_diffusion.sources import picture_reader
 
 FORMAT = 1  # of the files below; a change makes old caches unread

@@ -6,7 +6,7 @@ from unet_diffusion.data_config import PictureOptions, SourceOptions
 from unet_diffusion.images.masks import Colour
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.mask_encoding import check_encoding, parse_colours
-from unet_diffusion.segmentation import IGNORE_INDEX
+from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 
 @dataclass

@@ -21,7 +21,7 @@ from unet_diffusion.masked_cache import MaskedCache, cache_masked
 from unet_diffusion.masked_config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.masked_dataset import MaskedDataset, border_weights
 from unet_diffusion.masked_sources import open_masked_source
-from unet_diffusion.segmentation import IGNORE_INDEX
+from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 __all__ = ["MaskedDataConfig", "MaskedDataset", "MaskedOptions", "MaskedSets", "load_labelled", "load_masked"]
 

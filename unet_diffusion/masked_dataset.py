@@ -17,7 +17,7 @@ from unet_diffusion.image_dataset import place
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.masked_cache import MaskedCache, PixelFile, write_pixels
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.segmentation import IGNORE_INDEX, border_weight_map
+from unet_diffusion.segmentation.losses import IGNORE_INDEX, border_weight_map
 
 ROWS_AT_ONCE = 64  # whose border weights are computed in parallel; bounds the memory
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.augmentation import AugmentationConfig, augment
 from unet_diffusion.loading import Batches, other_order, pictures_of_step, training_batches
-from unet_diffusion.segmentation import IGNORE_INDEX
+from unet_diffusion.segmentation.losses import IGNORE_INDEX
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unlabelled import JointConfig

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.pipelines import SegmentationPipeline
-from unet_diffusion.segmentation import segmentation_loss
+from unet_diffusion.segmentation.losses import segmentation_loss
 
 EVALUATIONS = {1: 16, 64: 1}  # in a row, of so many pictures: both take at least a tenth of a second
 LARGE = 2048

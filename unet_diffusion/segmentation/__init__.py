@@ -1,0 +1,1 @@
+"""What a segmentation step minimises, how good masks are, and masks from a trained network."""
