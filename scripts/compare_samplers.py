@@ -20,7 +20,7 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from unet_diffusion.data import DataConfig
+from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.sampling import SamplerName
 from unet_diffusion.evaluate_generation import EvaluateGeneration, RealPictures, evaluate_generation, load_real
 from unet_diffusion.files import write_text, written_aside

@@ -30,7 +30,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from unet_diffusion import UNet
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
 from unet_diffusion.diffusion_task import DiffusionConfig

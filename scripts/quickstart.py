@@ -17,7 +17,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.files import write_json, written_aside

@@ -21,7 +21,7 @@ from benchmarks.quality_training import snapshot_path, train_ours
 from time_to_quality import TimeToQuality, our_network, real_features
 from torch import Tensor
 
-from unet_diffusion.data import DataConfig, ImageDataset, load_images
+from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.files import write_json, write_text
 

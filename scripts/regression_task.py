@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unet_diffusion import UNet
-from unet_diffusion.data import ImageSets, to_batch
+from unet_diffusion.data.sets import ImageSets, to_batch
 from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk
 from unet_diffusion.diffusion_task import VALIDATION_BATCH, DiffusionConfig, DiffusionTask
 from unet_diffusion.files import merged_into

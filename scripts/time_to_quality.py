@@ -24,7 +24,7 @@ from benchmarks.row import table
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from unet_diffusion.data import DataConfig, ImageDataset, load_images
+from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.evaluate_generation import real_pictures
 from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.checkpoints import Checkpoint
-from unet_diffusion.data import load_images
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion_task import DiffusionTask
 from unet_diffusion.files import write_json
 from unet_diffusion.randomness import keyed_seed

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_scripts import SCRIPTS
 from torch import nn
 
-from unet_diffusion.data import DataConfig
+from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.feature_networks import FeatureNetwork
 from unet_diffusion.generation_metrics import Measurement

@@ -19,7 +19,7 @@ from unet_diffusion.classifier import (
     classification_loss,
     train_classifier,
 )
-from unet_diffusion.data import NO_LABEL, DataConfig, load_images
+from unet_diffusion.data.sets import NO_LABEL, DataConfig, load_images
 from unet_diffusion.feature_networks import feature_network, features_of
 from unet_diffusion.generation_metrics import frechet_distance, kernel_distance
 from unet_diffusion.metrics_log import read_metrics

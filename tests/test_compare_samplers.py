@@ -11,7 +11,7 @@ from test_scripts import load_script
 from test_time_to_quality import Blocks
 
 from unet_diffusion import cli, evaluate_generation
-from unet_diffusion.data import DataConfig
+from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluate_generation import EvaluateGeneration
 from unet_diffusion.feature_networks import FeatureNetwork

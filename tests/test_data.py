@@ -15,8 +15,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from unet_diffusion import image_cache
-from unet_diffusion.data import DataConfig, GlobalBatches, load_images, to_batch
+from unet_diffusion.data import cache as image_cache
+from unet_diffusion.data.sets import DataConfig, GlobalBatches, load_images, to_batch
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.randomness import keyed_generator
 

@@ -11,7 +11,7 @@ from datasets import Dataset, Features
 from PIL import Image
 
 from unet_diffusion import doctor_facts
-from unet_diffusion.data import DataConfig
+from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.doctor import Doctor, doctor, examine, refuse_errors
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 

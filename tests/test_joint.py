@@ -19,7 +19,7 @@ from tiny import power_cut, squares
 from unet_diffusion import cli
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.augmentation import AugmentationConfig
-from unet_diffusion.data import NO_LABEL, DataConfig
+from unet_diffusion.data.sets import NO_LABEL, DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig, saved_objective
 from unet_diffusion.joint_task import JointTask
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked

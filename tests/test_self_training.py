@@ -12,7 +12,7 @@ from tiny import power_cut, squares
 
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.augmentation import AugmentationConfig, augment
-from unet_diffusion.data import DataConfig
+from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.joint_task import JointTask
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.metrics_log import read_metrics, series

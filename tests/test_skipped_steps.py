@@ -11,7 +11,7 @@ from tiny import squares
 
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.augmentation import AugmentationConfig
-from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.joint_task import JointTask
 from unet_diffusion.masked_data import MaskedDataConfig, load_masked

@@ -10,8 +10,8 @@ import pytest
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from PIL import Image
 
+from unet_diffusion.data.sources import class_names, open_source, picture_reader
 from unet_diffusion.images.decoding import decode_image
-from unet_diffusion.sources import class_names, open_source, picture_reader
 
 datasets.disable_progress_bars()
 

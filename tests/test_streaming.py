@@ -11,8 +11,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from torch.utils.data import DataLoader
 
-from unet_diffusion import streaming
-from unet_diffusion.data import DataConfig, load_images, to_batch
+from unet_diffusion.data import streaming
+from unet_diffusion.data.sets import DataConfig, load_images, to_batch
 from unet_diffusion.images.decoding import PixelRange
 
 datasets.disable_progress_bars()

@@ -13,7 +13,7 @@ from test_super_resolution import BYTES, network, picture, seeded
 from test_training import assert_same_run, metrics
 
 from unet_diffusion import cli
-from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.metrics_log import series

@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import power_cut
 
 from unet_diffusion import UNet
-from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import ImageGenerationPipeline

@@ -17,9 +17,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.data import NO_LABEL, DataConfig, ImageSets, load_images, to_batch
+from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.sets import NO_LABEL, DataConfig, ImageSets, load_images, to_batch
 from unet_diffusion.files import merged_into
-from unet_diffusion.image_dataset import ImageDataset
 from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.loading import Batches, pictures_of_step, training_batches
 from unet_diffusion.metrics_log import series

@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from unet_diffusion.data import NO_LABEL, ImageSets, to_batch
+from unet_diffusion.data.sets import NO_LABEL, ImageSets, to_batch
 from unet_diffusion.diffusion.objectives import PredictionType, noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import merged_into

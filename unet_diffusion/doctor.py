@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from datasets import Dataset
 from tyro.conf import Positional
 
-from unet_diffusion.data import open_rows
-from unet_diffusion.data_config import DataConfig, PictureOptions
+from unet_diffusion.data.config import DataConfig, PictureOptions
+from unet_diffusion.data.sets import open_rows
 from unet_diffusion.doctor_facts import RowFacts, gather_facts
 from unet_diffusion.doctor_masks import agreed_encoding, mask_findings
 from unet_diffusion.doctor_pictures import duplicate_findings, picture_findings

@@ -10,7 +10,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from unet_diffusion.image_cache import each_row, written_once
+from unet_diffusion.data.cache import each_row, written_once
+from unet_diffusion.data.sources import picture_reader
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.masks import (
     QUARTER_TURNED,
@@ -20,7 +21,6 @@ from unet_diffusion.images.masks import (
     fit_orientation,
     orientation,
 )
-from unet_diffusion.sources import picture_reader
 
 FORMAT = 1  # of the stored facts
 

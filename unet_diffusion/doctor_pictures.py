@@ -2,8 +2,8 @@
 
 from collections import Counter, defaultdict
 
-from unet_diffusion.data import NARROW
-from unet_diffusion.data_config import PictureOptions
+from unet_diffusion.data.config import PictureOptions
+from unet_diffusion.data.sets import NARROW
 from unet_diffusion.doctor_facts import RowFacts
 from unet_diffusion.findings import Finding, Severity, about
 from unet_diffusion.images.decoding import LARGEST

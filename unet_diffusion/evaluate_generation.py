@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unet_diffusion.data import DataConfig, ImageDataset, load_images
+from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
+from unet_diffusion.data.streaming import StreamingImages
 from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.files import write_json
 from unet_diffusion.generation import GenerationOptions, best_device
@@ -14,7 +15,6 @@ from unet_diffusion.generation_metrics import Measurement, frechet_distance, ker
 from unet_diffusion.images.figures import save_picture
 from unet_diffusion.memorisation import memorisation
 from unet_diffusion.output_folder import check_output
-from unet_diffusion.streaming import StreamingImages
 
 
 @dataclass

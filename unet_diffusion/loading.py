@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from unet_diffusion.data.dataset import to_batch
+from unet_diffusion.data.streaming import StreamingImages
 from unet_diffusion.global_batches import GlobalBatches
-from unet_diffusion.image_dataset import to_batch
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.stopping import outlive_sigterm
-from unet_diffusion.streaming import StreamingImages
 from unet_diffusion.training_config import TrainingConfig
 
 Batches = Generator[dict[str, Tensor], None, None]  # its `close` ends the data workers

@@ -10,12 +10,12 @@ from typing import Any
 import datasets
 import numpy as np
 
-from unet_diffusion.image_cache import ImageCache, PictureWriter, each_row, opened, report_broken, written_once
+from unet_diffusion.data.cache import ImageCache, PictureWriter, each_row, opened, report_broken, written_once
+from unet_diffusion.data.sources import picture_reader
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.segmentation.losses import separate_instances
-from unet_diffusion.sources import picture_reader
 
 FORMAT = 1  # of the files below; a change makes old caches unread
 MOST_KEYS = 256  # different ones in a set, so that masks take one byte a pixel

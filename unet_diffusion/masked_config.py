@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from unet_diffusion.data_config import PictureOptions, SourceOptions
+from unet_diffusion.data.config import PictureOptions, SourceOptions
 from unet_diffusion.images.masks import Colour
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.mask_encoding import check_encoding, parse_colours

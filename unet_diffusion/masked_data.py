@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from unet_diffusion.data import find_range, hold_out
+from unet_diffusion.data.sets import find_range, hold_out
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.masks import COLOURED, Colour
 from unet_diffusion.mask_encoding import MaskEncoding, find_encoding

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unet_diffusion.image_cache import written_once
-from unet_diffusion.image_dataset import place
+from unet_diffusion.data.cache import written_once
+from unet_diffusion.data.dataset import place
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.masked_cache import MaskedCache, PixelFile, write_pixels
 from unet_diffusion.randomness import keyed_generator

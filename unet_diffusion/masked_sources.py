@@ -6,8 +6,8 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
-from unet_diffusion.picture_folders import check_text, find_pictures, of_files, readable, stored_path
-from unet_diffusion.sources import find_column, listing, open_all_columns, undecoded
+from unet_diffusion.data.folders import check_text, find_pictures, of_files, readable, stored_path
+from unet_diffusion.data.sources import find_column, listing, open_all_columns, undecoded
 
 SHOWN = 5  # files named one by one
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from unet_diffusion.picture_folders import readable
+from unet_diffusion.data.folders import readable
 
 
 def check_output(folder: Path) -> None:

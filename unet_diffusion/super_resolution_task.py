@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.data import ImageSets
+from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.low_resolution import (
     check_condition_noise,
     check_scale,

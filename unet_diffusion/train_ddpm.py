@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.low_resolution import check_sides
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.networks import load_unet

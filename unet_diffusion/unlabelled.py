@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 from datasets import Dataset
 
-from unet_diffusion.data import ImageDataset, ImageSets, labels_among, rows_without
-from unet_diffusion.image_cache import cache_images
+from unet_diffusion.data.cache import cache_images
+from unet_diffusion.data.sets import ImageDataset, ImageSets, labels_among, rows_without
+from unet_diffusion.data.sources import open_source
 from unet_diffusion.masked_data import MaskedDataConfig, MaskedSets, open_part
-from unet_diffusion.sources import open_source
 
 
 @dataclass

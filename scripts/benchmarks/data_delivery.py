@@ -20,7 +20,7 @@ from benchmarks.timing import alternate, ratio
 from benchmarks.training_step import ENVIRONMENT
 
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.loading import Batches
 from unet_diffusion.networks import load_unet

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unet_diffusion import UNetOutput
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.data import DataConfig, ImageSets, load_images
+from unet_diffusion.data.sets import DataConfig, ImageSets, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.files import write_json, write_text, written_aside
 from unet_diffusion.metrics_log import read_metrics

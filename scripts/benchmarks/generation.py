@@ -20,7 +20,7 @@ from diffusers import DDPMPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unet_diffusion.data import DataConfig
+from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
 from unet_diffusion.evaluate_generation import real_pictures
 from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of

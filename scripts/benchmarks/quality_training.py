@@ -20,7 +20,7 @@ from timed_trainer import TimedTrainer, train_ddpm_timed
 from torch import nn
 
 from unet_diffusion.checkpoints import Checkpoint, load_latest, optimizer_tensors, restore_optimizer, save_checkpoint
-from unet_diffusion.data import ImageDataset
+from unet_diffusion.data.sets import ImageDataset
 from unet_diffusion.diffusion_task import DiffusionTask
 from unet_diffusion.files import written_aside
 from unet_diffusion.global_batches import GlobalBatches

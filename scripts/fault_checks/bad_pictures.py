@@ -14,9 +14,9 @@ import tifffile
 from fault_checks.attempts import Case, Place, as_nobody, without_rights
 from PIL import Image
 
+from unet_diffusion.data.sources import open_source
 from unet_diffusion.images.large_images import open_picture
 from unet_diffusion.output_folder import check_output
-from unet_diffusion.sources import open_source
 
 HALF = ("--max-broken", 0.5)
 

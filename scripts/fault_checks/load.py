@@ -18,7 +18,7 @@ from PIL import Image
 
 from unet_diffusion import UNet
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.metrics_log import read_metrics

@@ -23,7 +23,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from unet_diffusion import cli
-from unet_diffusion.data import DataConfig, load_images
+from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.files import PREFIX
 from unet_diffusion.loading import training_batches
 from unet_diffusion.training_config import TrainingConfig

@@ -9,7 +9,7 @@ from PIL import Image
 
 from unet_diffusion.augmentation import AugmentationConfig
 from unet_diffusion.checkpoints import load_checkpoint, same_bits, saved_checkpoints
-from unet_diffusion.data import DataConfig
+from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.files import PREFIX
 from unet_diffusion.masked_data import MaskedDataConfig

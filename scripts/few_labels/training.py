@@ -11,7 +11,7 @@ from peers import Peer
 from timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
 
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.data import DataConfig
+from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.evaluation import Scores, predictor, score_masks
 from unet_diffusion.masked_data import MaskedOptions, MaskedSets, load_labelled, load_masked

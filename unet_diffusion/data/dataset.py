@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unet_diffusion.image_cache import ImageCache
+from unet_diffusion.data.cache import ImageCache
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.randomness import keyed_generator
 

@@ -15,11 +15,11 @@ import datasets
 import numpy as np
 from filelock import FileLock
 
+from unet_diffusion.data.sources import class_names, picture_reader
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTYPES, DTypeName, decode_image
 from unet_diffusion.images.fetching import pixel_limit
 from unet_diffusion.images.resizing import Preparation
-from unet_diffusion.sources import class_names, picture_reader
 
 T = TypeVar("T")
 

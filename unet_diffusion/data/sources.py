@@ -15,7 +15,7 @@ import pyarrow
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from unet_diffusion.picture_folders import check_only_split, check_text, find_pictures, of_files, readable, stored_path
+from unet_diffusion.data.folders import check_only_split, check_text, find_pictures, of_files, readable, stored_path
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
 

@@ -14,14 +14,14 @@ from typing import Any, cast
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from unet_diffusion.data_config import DataConfig, PictureOptions
+from unet_diffusion.data.cache import NO_LABEL, ImageCache, cache_images
+from unet_diffusion.data.config import DataConfig, PictureOptions
+from unet_diffusion.data.dataset import ImageDataset, to_batch
+from unet_diffusion.data.sources import open_source
+from unet_diffusion.data.streaming import StreamingImages, first_usable
 from unet_diffusion.global_batches import GlobalBatches
-from unet_diffusion.image_cache import NO_LABEL, ImageCache, cache_images
-from unet_diffusion.image_dataset import ImageDataset, to_batch
 from unet_diffusion.images.decoding import DTypeName, PixelRange
 from unet_diffusion.randomness import keyed_permutation
-from unet_diffusion.sources import open_source
-from unet_diffusion.streaming import StreamingImages, first_usable
 
 __all__ = [
     "NO_LABEL",

@@ -1,0 +1,1 @@
+"""Many images: from what a user names to sets that training and validation read."""
