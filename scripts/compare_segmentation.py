@@ -21,12 +21,12 @@ from torch import Tensor
 
 from unet_diffusion import UNet
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.config import MaskedOptions
+from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedDataset, MaskedSets, load_labelled, load_masked
 from unet_diffusion.evaluation import Scores, predictor, score_masks
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.images.figures import grid, save_picture
-from unet_diffusion.masked_config import MaskedOptions
-from unet_diffusion.masked_data import MaskedDataConfig, MaskedDataset, MaskedSets, load_labelled, load_masked
 from unet_diffusion.networks import load_unet
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed

@@ -17,12 +17,12 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from unet_diffusion.data.masked.sets import MaskedDataConfig
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.files import write_json, written_aside
 from unet_diffusion.images.figures import grid, save_curves, save_picture
-from unet_diffusion.masked_data import MaskedDataConfig
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from unet_diffusion.augmentation import (
+from unet_diffusion.data.masked.augmentation import (
     AugmentationConfig,
     augment,
     elastic_displacement,

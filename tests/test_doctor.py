@@ -11,9 +11,9 @@ from datasets import Dataset, Features
 from PIL import Image
 
 from unet_diffusion import doctor_facts
+from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.doctor import Doctor, doctor, examine, refuse_errors
-from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 
 datasets.disable_progress_bars()
 

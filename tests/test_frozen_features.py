@@ -18,10 +18,10 @@ from torch import nn
 from unet_diffusion import UNet
 from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.adapters import PixelClassifier
-from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig, FrozenFeaturesTask
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.network.tiling import Tiling, noise_window
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline

@@ -10,9 +10,9 @@ from datasets import load_dataset
 from test_compare_segmentation import blobs
 from test_scripts import SCRIPTS, load_script
 
+from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.feature_networks import EfficientNetLite0
-from unet_diffusion.masked_data import load_masked
 from unet_diffusion.networks import load_unet
 
 TINY = {"channels": [8, 16, 24], "head_channels": 8}

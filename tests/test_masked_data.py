@@ -12,10 +12,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from unet_diffusion import masked_cache, masked_dataset
+from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import GlobalBatches, to_batch
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.masked_data import MaskedDataConfig, load_masked
-from unet_diffusion.masked_sources import open_masked_source
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.losses import border_weight_map, class_counts, separate_instances
 

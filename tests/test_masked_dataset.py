@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unet_diffusion.masked_data import MaskedDataConfig, load_masked
-from unet_diffusion.masked_dataset import MaskedDataset, place
+from unet_diffusion.data.masked.dataset import MaskedDataset, place
+from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unet_diffusion.data.masked.encoding import find_encoding, parse_colours
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.masks import (
     COLOURED,
@@ -18,7 +19,6 @@ from unet_diffusion.images.masks import (
     orientation,
 )
 from unet_diffusion.images.resizing import Preparation, resize_labels
-from unet_diffusion.mask_encoding import find_encoding, parse_colours
 
 RED, GREEN, BLACK, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 0), (255, 255, 255)
 INDICES = np.array([[0, 1, 2], [2, 1, 255]])

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from tiny import power_cut, squares
 
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.augmentation import AugmentationConfig, augment
+from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
+from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.joint_task import JointTask
-from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.losses import IGNORE_INDEX
@@ -23,7 +24,6 @@ from unet_diffusion.self_training_task import IMAGE, SelfTrainingTask, aligned, 
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task, settled_joint, train_segmentation
 from unet_diffusion.training_config import TrainingConfig
-from unet_diffusion.unlabelled import JointConfig
 
 
 @pytest.fixture(scope="module")

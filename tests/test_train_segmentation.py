@@ -9,9 +9,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import power_cut, squares
 
-from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.sets import MaskedDataConfig
+from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig
-from unet_diffusion.masked_data import MaskedDataConfig
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.segment import Segment, segment
@@ -19,7 +20,6 @@ from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTas
 from unet_diffusion.train_ddpm import DataConfig, DiffusionConfig, TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.training_config import TrainingConfig
-from unet_diffusion.unlabelled import JointConfig
 
 
 @pytest.fixture

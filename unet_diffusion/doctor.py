@@ -6,12 +6,12 @@ from datasets import Dataset
 from tyro.conf import Positional
 
 from unet_diffusion.data.config import DataConfig, PictureOptions
+from unet_diffusion.data.masked.sets import MaskedDataConfig, open_part
 from unet_diffusion.data.sets import open_rows
 from unet_diffusion.doctor_facts import RowFacts, gather_facts
 from unet_diffusion.doctor_masks import agreed_encoding, mask_findings
 from unet_diffusion.doctor_pictures import duplicate_findings, picture_findings
 from unet_diffusion.findings import Finding, Report, about, sort_findings
-from unet_diffusion.masked_data import MaskedDataConfig, open_part
 
 __all__ = ["Doctor", "Finding", "Report", "doctor", "examine", "refuse_errors"]
 

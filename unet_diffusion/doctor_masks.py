@@ -2,12 +2,12 @@
 
 from collections import Counter
 
+from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
+from unet_diffusion.data.masked.sets import MaskedDataConfig
 from unet_diffusion.doctor_facts import RowFacts
 from unet_diffusion.doctor_pictures import unusable_severity
 from unet_diffusion.findings import Finding, about
 from unet_diffusion.images.masks import Colour, describe
-from unet_diffusion.mask_encoding import MaskEncoding, find_encoding
-from unet_diffusion.masked_data import MaskedDataConfig
 from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 RARE = 0.01  # share of the pixels below which a class is called rare

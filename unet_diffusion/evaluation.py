@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from unet_diffusion.masked_dataset import MaskedDataset
+from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.segmentation.losses import IGNORE_INDEX, connected_components
 from unet_diffusion.segmentation.metrics import (
     SegmentationMetrics,

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unet_diffusion.adapters import PixelClassifier, check_recipe
-from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.loading import Batches
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask

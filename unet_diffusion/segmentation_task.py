@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unet_diffusion.augmentation import AugmentationConfig, augment
+from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
 from unet_diffusion.evaluation import predictor
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
@@ -79,7 +79,7 @@ class SegmentationTask:
 
     Args:
         network: a `UNet` with a segmentation head, which becomes the active one; a noise head is frozen.
-        data: pictures with masks, such as `unet_diffusion.masked_data.MaskedSets`: `train[epoch, index]` and
+        data: pictures with masks, such as `unet_diffusion.data.masked.sets.MaskedSets`: `train[epoch, index]` and
             `validation[index]` give `{"image": (C, H, W) stored values, "mask": int64 (H, W)}`, with `"weights"`
             float32 (1, H, W) where pixels have weights; `pixel_range`, `class_names` and `palette` go with them.
         config: the loss and what learns.

@@ -9,13 +9,14 @@ import torch
 from diffusers import DDPMScheduler
 
 from unet_diffusion.accelerator import make_accelerator
-from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedSets, load_masked
+from unet_diffusion.data.masked.unlabelled import JointConfig, load_unlabelled
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask, saved_objective
 from unet_diffusion.doctor import refuse_errors
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig, FrozenFeaturesTask
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.joint_task import JointTask, check_generates
-from unet_diffusion.masked_data import MaskedDataConfig, MaskedSets, load_masked
 from unet_diffusion.networks import load_unet
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipeline_config import from_index
@@ -27,7 +28,6 @@ from unet_diffusion.task import Task
 from unet_diffusion.training import Trainer
 from unet_diffusion.training_config import TrainingConfig
 from unet_diffusion.unet import UNet
-from unet_diffusion.unlabelled import JointConfig, load_unlabelled
 
 logger = logging.getLogger(__name__)
 

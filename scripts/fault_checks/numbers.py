@@ -13,15 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
-from unet_diffusion.masked_config import MaskedDataConfig
 from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.training_config import TrainingConfig
-from unet_diffusion.unlabelled import JointConfig
 
 PROMISE = "Numbers stay numbers"
 LOST = 3  # the step that is spoilt, counted from 0

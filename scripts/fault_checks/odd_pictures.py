@@ -10,11 +10,11 @@ from fault_checks.attempts import Case, Place, as_nobody, without_rights
 from PIL import Image
 
 from unet_diffusion.data.cache import cache_images
+from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.masks import decode_mask
 from unet_diffusion.images.resizing import Preparation
-from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 
 RANDOM = np.random.default_rng(1)
 ORIENTATION = 0x0112

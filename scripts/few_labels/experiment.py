@@ -8,14 +8,14 @@ from typing import Any, Literal, get_args
 
 from few_labels.networks import monai_features
 
-from unet_diffusion.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.diffusion_task import DiffusionConfig
-from unet_diffusion.masked_data import MaskedDataConfig, load_masked
 from unet_diffusion.networks import read_object
 from unet_diffusion.segmentation_task import SegmentationConfig
 from unet_diffusion.self_training_task import COLOUR
 from unet_diffusion.training_config import TrainingConfig
-from unet_diffusion.unlabelled import JointConfig
 
 Method = Literal[
     "scratch",

@@ -2,7 +2,7 @@
 
 Class indices, black and white, colours, palettes and instance numbers are all read into one kind of number a pixel, a
 *key*: a grey value or an index is its own key, a colour has a key above all grey values. What the keys mean is decided
-once for a whole set, from its training masks (`unet_diffusion.mask_encoding`).
+once for a whole set, from its training masks (`unet_diffusion.data.masked.encoding`).
 """
 
 from collections.abc import Collection, Mapping

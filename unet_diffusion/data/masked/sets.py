@@ -13,14 +13,14 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
+from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
+from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
+from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights
+from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
+from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import find_range, hold_out
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.masks import COLOURED, Colour
-from unet_diffusion.mask_encoding import MaskEncoding, find_encoding
-from unet_diffusion.masked_cache import MaskedCache, cache_masked
-from unet_diffusion.masked_config import MaskedDataConfig, MaskedOptions
-from unet_diffusion.masked_dataset import MaskedDataset, border_weights
-from unet_diffusion.masked_sources import open_masked_source
 from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 __all__ = ["MaskedDataConfig", "MaskedDataset", "MaskedOptions", "MaskedSets", "load_labelled", "load_masked"]

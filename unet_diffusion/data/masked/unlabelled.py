@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from datasets import Dataset
 
 from unet_diffusion.data.cache import cache_images
+from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedSets, open_part
 from unet_diffusion.data.sets import ImageDataset, ImageSets, labels_among, rows_without
 from unet_diffusion.data.sources import open_source
-from unet_diffusion.masked_data import MaskedDataConfig, MaskedSets, open_part
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from unet_diffusion.data.cache import written_once
 from unet_diffusion.data.dataset import place
+from unet_diffusion.data.masked.cache import MaskedCache, PixelFile, write_pixels
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.masked_cache import MaskedCache, PixelFile, write_pixels
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.losses import IGNORE_INDEX, border_weight_map
 
