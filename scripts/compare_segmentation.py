@@ -20,7 +20,6 @@ from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
 from unet_diffusion import UNet
-from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedDataset, MaskedSets, load_labelled, load_masked
@@ -31,8 +30,9 @@ from unet_diffusion.networks import load_unet
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
-from unet_diffusion.training import Trainer
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.trainer import Trainer
 
 NETWORKS = Path(__file__).parent / "networks"
 Name = Literal["ours", "ours-2m", "ours-lean", "ronneberger-2015", "monai-basic-unet", "batch-norm-unet"]

@@ -29,7 +29,6 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from unet_diffusion import UNet
-from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
@@ -47,8 +46,9 @@ from unet_diffusion.pipelines import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.super_resolution_task import SuperResolutionConfig
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.training import Trainer
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.trainer import Trainer
 
 NETWORKS = Path(__file__).parent / "networks"
 FEATURES = "efficientnet-lite0"

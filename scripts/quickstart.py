@@ -23,11 +23,11 @@ from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.files import write_json, written_aside
 from unet_diffusion.images.figures import grid, save_curves, save_picture
-from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics, series
 
 INK = 127  # stored values above it are ink
 CLASSES = ("paper", *"0123456789")

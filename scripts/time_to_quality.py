@@ -31,7 +31,7 @@ from unet_diffusion.feature_networks import FeatureNetwork, feature_network, fea
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.train_ddpm import TrainDDPM, make_unet
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.unet import UNet
 
 NETWORK = Path(__file__).parent / "networks" / "digits.json"

@@ -15,7 +15,7 @@ from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.feature_networks import FeatureNetwork
 from unet_diffusion.generation_metrics import Measurement
 from unet_diffusion.train_ddpm import TrainDDPM
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.config import TrainingConfig
 
 
 @pytest.fixture(scope="module")

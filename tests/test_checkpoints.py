@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from unet_diffusion import checkpoints
-from unet_diffusion.checkpoints import (
+from unet_diffusion.training import checkpoints
+from unet_diffusion.training.checkpoints import (
     FORMAT,
     Checkpoint,
     DamagedCheckpoint,
@@ -124,7 +124,7 @@ def test_no_checkpoint_is_none(tmp_path):
 
 
 def test_a_later_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("unet_diffusion.checkpoints.FORMAT", FORMAT + 1)
+    monkeypatch.setattr("unet_diffusion.training.checkpoints.FORMAT", FORMAT + 1)
     save_checkpoint(tmp_path, checkpoint(1), keep=1)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=f"format {FORMAT + 1}, but this version reads format {FORMAT}"):
@@ -151,7 +151,7 @@ def test_a_pickle_in_place_of_weights_is_not_executed(tmp_path):
     path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
     (path / "model.safetensors").write_bytes(pickle.dumps(Payload()))
     checksums = json.loads((path / "checksums.json").read_text())
-    from unet_diffusion.checkpoints import sha256
+    from unet_diffusion.training.checkpoints import sha256
 
     checksums["model.safetensors"] = sha256(path / "model.safetensors")
     (path / "checksums.json").write_text(json.dumps(checksums))

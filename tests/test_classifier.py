@@ -22,8 +22,8 @@ from unet_diffusion.classifier import (
 from unet_diffusion.data.sets import NO_LABEL, DataConfig, load_images
 from unet_diffusion.feature_networks import feature_network, features_of
 from unet_diffusion.generation_metrics import frechet_distance, kernel_distance
-from unet_diffusion.metrics_log import read_metrics
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics
 
 HEIGHT, WIDTH = 7, 5
 LEVELS = {"dark": (0, 60), "bright": (190, 250)}  # grey values

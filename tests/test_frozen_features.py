@@ -16,19 +16,19 @@ from tiny import power_cut
 from torch import nn
 
 from unet_diffusion import UNet
-from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig, FrozenFeaturesTask
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.network.tiling import Tiling, noise_window
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.segmentation.segmenter import CLASSIFIER_SEED, TURNS, Segmenter, turned, turned_back
 from unet_diffusion.segmentation_task import SegmentationConfig
-from unet_diffusion.training import Trainer
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics, series
+from unet_diffusion.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LOCAL = {"norm": "none", "attention": (False, False, False)}  # every output pixel has a context of its own

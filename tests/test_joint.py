@@ -17,20 +17,20 @@ from safetensors.torch import load_file
 from tiny import power_cut, squares
 
 from unet_diffusion import cli
-from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import NO_LABEL, DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig, saved_objective
 from unet_diffusion.joint_task import JointTask
-from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation_task import SegmentationConfig
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task, train_segmentation
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics, series
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVE = DiffusionConfig(

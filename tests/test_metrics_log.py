@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from unet_diffusion.metrics_log import MetricsLog, read_metrics, series
+from unet_diffusion.training.metrics_log import MetricsLog, read_metrics, series
 
 
 def test_a_resumed_run_neither_misses_nor_doubles_a_step(tmp_path):

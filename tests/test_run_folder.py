@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from unet_diffusion import run_folder
-from unet_diffusion.run_folder import claim, only_run_in
+from unet_diffusion.training import run_folder
+from unet_diffusion.training.run_folder import claim, only_run_in
 
 
 def hold(folder, seconds: float) -> None:

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from unet_diffusion import UNet
-from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.segmentation_task import LEARN, SegmentationConfig, SegmentationTask
-from unet_diffusion.training import Trainer
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics, series
+from unet_diffusion.training.trainer import Trainer
 
 NETWORK = {"in_channels": 1, "channels": (8, 16), "head_channels": 8, "num_classes": 2}
 

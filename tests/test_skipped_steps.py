@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import load_file
 from tiny import squares
 
-from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.joint_task import JointTask
-from unet_diffusion.metrics_log import read_metrics
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation_task import SegmentationTask
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics
 
 STEPS = 6
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from test_scripts import SCRIPTS
 
-from unet_diffusion.checkpoints import saved_checkpoints
+from unet_diffusion.training.checkpoints import saved_checkpoints
 
 
 @pytest.fixture(scope="module")

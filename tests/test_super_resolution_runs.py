@@ -16,7 +16,6 @@ from unet_diffusion import cli
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion_task import DiffusionConfig
-from unet_diffusion.metrics_log import series
 from unet_diffusion.networks import load_pipeline, load_unet
 from unet_diffusion.pipelines import (
     ImageGenerationPipeline,
@@ -24,10 +23,11 @@ from unet_diffusion.pipelines import (
     SuperResolutionPipeline,
 )
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.run_folder import claim
 from unet_diffusion.super_resolution_task import SuperResolutionConfig, SuperResolutionTask
 from unet_diffusion.train_ddpm import TrainDDPM, make_unet, train_ddpm
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import series
+from unet_diffusion.training.run_folder import claim
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
 

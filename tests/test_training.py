@@ -27,10 +27,10 @@ from tiny import power_cut
 from unet_diffusion import UNet
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
-from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.train_ddpm import TrainDDPM, make_unet, train_ddpm
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics, series
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -194,7 +194,7 @@ def test_a_finished_run_is_not_trained_again(options):
 
 
 def test_a_second_run_in_the_folder_is_refused(options, monkeypatch):
-    monkeypatch.setattr("unet_diffusion.run_folder.WORKERS_END", 0.1)
+    monkeypatch.setattr("unet_diffusion.training.run_folder.WORKERS_END", 0.1)
     options.output.mkdir()
     with FileLock(options.output / ".lock"), pytest.raises(RuntimeError, match="another process is training"):
         train_ddpm(options)

@@ -16,21 +16,21 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sets import NO_LABEL, DataConfig, ImageSets, load_images, to_batch
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
-from unet_diffusion.loading import Batches, pictures_of_step, training_batches
-from unet_diffusion.metrics_log import series
 from unet_diffusion.model_card import classification_card
 from unet_diffusion.network.blocks import BlockStyle, Downsample, PlainBlock
 from unet_diffusion.network.config import is_count, is_number
 from unet_diffusion.network.safe_weights import SafeWeights
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.training import Trainer
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.batches import Batches, pictures_of_step, training_batches
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import series
+from unet_diffusion.training.trainer import Trainer
 
 CLASSIFIER_FOLDER = "classifier"  # of the weights, in that of the run, whose own `config.json` is the run's
 STYLE = BlockStyle("plain", norm="group", activation="silu", padding="same", head_channels=1, embed_dim=None)
@@ -112,7 +112,7 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class ClassificationTask:
-    """Classes of whole pictures, for `unet_diffusion.training.Trainer`.
+    """Classes of whole pictures, for `unet_diffusion.training.trainer.Trainer`.
 
     Args:
         network: the classifier.

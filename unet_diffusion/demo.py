@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from unet_diffusion.demo_jobs import load_abilities
 from unet_diffusion.demo_pictures import find_examples
-from unet_diffusion.stopping import stop_requests
+from unet_diffusion.training.stopping import stop_requests
 
 MAX_UPLOAD = "1gb"
 POLL = 0.2  # seconds

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from unet_diffusion.adapters import PixelClassifier, check_recipe
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
-from unet_diffusion.loading import Batches
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.batches import Batches
+from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.unet import UNet
 
 
@@ -33,7 +33,7 @@ class FrozenFeaturesConfig:
 
 
 class FrozenFeaturesTask(SegmentationTask):
-    """A `PixelClassifier` that learns beside a frozen network, for `unet_diffusion.training.Trainer`.
+    """A `PixelClassifier` that learns beside a frozen network, for `unet_diffusion.training.trainer.Trainer`.
 
     Only the classifier learns, is averaged and lies in checkpoints. In training each sample sees other noise at every
     step; validation, previews and the exported pipeline see the fixed noise of `SegmentationPipeline`.

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from unet_diffusion.diffusion_task import DiffusionTask
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import save_curves
-from unet_diffusion.loading import Batches, other_order
 from unet_diffusion.model_card import FRONT_MATTER, parameters, size, training_facts
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation_task import LEARN, SegmentationTask, freeze
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.batches import Batches, other_order
+from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.unet import UNet
 from unet_diffusion.version import __version__
 
@@ -33,7 +33,7 @@ PREFIX = "unlabelled_"  # of what a batch holds of the pictures without masks
 
 
 class JointTask:
-    """A `SegmentationTask` and a `DiffusionTask` on one network, for `unet_diffusion.training.Trainer`.
+    """A `SegmentationTask` and a `DiffusionTask` on one network, for `unet_diffusion.training.trainer.Trainer`.
 
     A step makes two forward passes, of labelled pictures through the segmentation head and of noisy ones through the
     noise head, and one backward pass from the sum of both losses.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from unet_diffusion.metrics_log import series
+from unet_diffusion.training.metrics_log import series
 from unet_diffusion.unet import UNet
 from unet_diffusion.version import __version__
 

@@ -14,13 +14,13 @@ from unet_diffusion.evaluation import predictor
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.images.palette import overlay
-from unet_diffusion.loading import Batches, pictures_of_step, training_batches
 from unet_diffusion.model_card import segmentation_card
 from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation.losses import LOSSES, class_weights_from_counts, segmentation_loss
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.batches import Batches, pictures_of_step, training_batches
+from unet_diffusion.training.config import TrainingConfig
 
 CURVES = {"loss": ("loss",), "mean IoU": ("mean_iou",), "learning rate": ("learning_rate",)}
 PREVIEW_COLUMNS = 3  # picture, mask, prediction
@@ -75,7 +75,7 @@ class SegmentationConfig:
 
 
 class SegmentationTask:
-    """Pixel-wise classification with masks, for `unet_diffusion.training.Trainer`.
+    """Pixel-wise classification with masks, for `unet_diffusion.training.trainer.Trainer`.
 
     Args:
         network: a `UNet` with a segmentation head, which becomes the active one; a noise head is frozen.

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
 from unet_diffusion.data.masked.unlabelled import JointConfig
-from unet_diffusion.loading import Batches, other_order, pictures_of_step, training_batches
 from unet_diffusion.segmentation.losses import IGNORE_INDEX
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.batches import Batches, other_order, pictures_of_step, training_batches
+from unet_diffusion.training.config import TrainingConfig
 
 START = 0.1  # share of the steps before it sets in, in which the masks alone say what is looked for
 SMALLEST = 1e-3  # mean probability of a class that is divided by

@@ -47,7 +47,7 @@ class SuperResolutionConfig:
 
 
 class SuperResolutionTask(DiffusionTask):
-    """Noise prediction beside the small picture (SR3, Saharia et al. 2021), for `unet_diffusion.training.Trainer`.
+    """Noise prediction beside the small picture (SR3, Saharia et al. 2021), for `unet_diffusion.training.trainer.Trainer`.
 
     The small picture is made from each picture of the data: shrunk, stored as a file would, and enlarged again
     (`unet_diffusion.diffusion.low_resolution`).

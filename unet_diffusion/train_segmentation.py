@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig, load_unlabelled
@@ -24,9 +23,10 @@ from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.self_training_task import SelfTrainingTask
-from unet_diffusion.task import Task
-from unet_diffusion.training import Trainer
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.task import Task
+from unet_diffusion.training.trainer import Trainer
 from unet_diffusion.unet import UNet
 
 logger = logging.getLogger(__name__)

@@ -19,14 +19,14 @@ from benchmarks.row import Row
 from benchmarks.timing import alternate, ratio
 from benchmarks.training_step import ENVIRONMENT
 
-from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
-from unet_diffusion.loading import Batches
 from unet_diffusion.networks import load_unet
 from unet_diffusion.train_ddpm import TrainDDPM
-from unet_diffusion.training import Trainer
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.batches import Batches
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.trainer import Trainer
 
 PEER = "diffusers' example"
 SHARE = 0.03  # of a step that waits for data, at most

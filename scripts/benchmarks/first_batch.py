@@ -19,8 +19,8 @@ def ours(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> 
     from accelerate import Accelerator
 
     from unet_diffusion.data.sets import DataConfig, load_images
-    from unet_diffusion.loading import training_batches
     from unet_diffusion.train_ddpm import TrainDDPM
+    from unet_diffusion.training.batches import training_batches
 
     imported()
     config = TrainDDPM(data=DataConfig(data=data, cache_dir=cache))

@@ -31,7 +31,7 @@ from unet_diffusion.networks import load_pipeline
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.config import TrainingConfig
 
 BATCH = 64  # for both pipelines
 BATCHES = 8  # 512 pictures

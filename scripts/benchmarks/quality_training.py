@@ -19,14 +19,20 @@ from safetensors.torch import save_file
 from timed_trainer import TimedTrainer, train_ddpm_timed
 from torch import nn
 
-from unet_diffusion.checkpoints import Checkpoint, load_latest, optimizer_tensors, restore_optimizer, save_checkpoint
 from unet_diffusion.data.sets import ImageDataset
 from unet_diffusion.diffusion_task import DiffusionTask
 from unet_diffusion.files import written_aside
-from unet_diffusion.global_batches import GlobalBatches
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.run_folder import claim, only_run_in
 from unet_diffusion.train_ddpm import TrainDDPM
+from unet_diffusion.training.checkpoints import (
+    Checkpoint,
+    load_latest,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from unet_diffusion.training.global_batches import GlobalBatches
+from unet_diffusion.training.run_folder import claim, only_run_in
 
 FIRST_SNAPSHOT = 5  # the first is at 1/32 of the steps; each that follows at twice as many
 CHECKPOINTS = 10  # of a run

@@ -13,9 +13,9 @@ from pathlib import Path
 from fault_checks import children
 from fault_checks.tiny_runs import Options, differences, into, train
 
-from unet_diffusion.checkpoints import load_checkpoint, saved_checkpoints
 from unet_diffusion.files import PREFIX
-from unet_diffusion.training import Trainer
+from unet_diffusion.training.checkpoints import load_checkpoint, saved_checkpoints
+from unet_diffusion.training.trainer import Trainer
 
 SIZE = "16m"
 BALLAST = "ballast"

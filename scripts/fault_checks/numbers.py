@@ -17,11 +17,11 @@ from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
-from unet_diffusion.metrics_log import read_metrics, series
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics, series
 
 PROMISE = "Numbers stay numbers"
 LOST = 3  # the step that is spoilt, counted from 0

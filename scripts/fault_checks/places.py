@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from safetensors.torch import save
 
-from unet_diffusion import checkpoints
-from unet_diffusion.metrics_log import MetricsLog
-from unet_diffusion.training import Trainer
+from unet_diffusion.training import checkpoints
+from unet_diffusion.training.metrics_log import MetricsLog
+from unet_diffusion.training.trainer import Trainer
 from unet_diffusion.unet import UNet
 
 PHASES = {  # methods of the training loop, and what a table calls them

@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from unet_diffusion import cli
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.files import PREFIX
-from unet_diffusion.loading import training_batches
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.batches import training_batches
+from unet_diffusion.training.config import TrainingConfig
 
 PROMISE = "Several processes"
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from fault_checks.places import Place, die_at
 from fault_checks.tiny_runs import Options, differences, into, tiny_runs, train
 
 from unet_diffusion import checkpoints, run_folder
-from unet_diffusion.checkpoints import DamagedCheckpoint, load_checkpoint, saved_checkpoints, sha256
+from unet_diffusion.training.checkpoints import DamagedCheckpoint, load_checkpoint, saved_checkpoints, sha256
 
 PROMISE = "No half-written state"
 HARMS = ("flipped", "truncated", "emptied", "removed")

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from fault_checks import children
 
-from unet_diffusion import checkpoints
 from unet_diffusion import files as atomic
-from unet_diffusion.checkpoints import (
+from unet_diffusion.files import INDEX, merged_into, remove_leftovers
+from unet_diffusion.training import checkpoints
+from unet_diffusion.training.checkpoints import (
     Checkpoint,
     DamagedCheckpoint,
     load_checkpoint,
@@ -24,7 +25,6 @@ from unet_diffusion.checkpoints import (
     save_checkpoint,
     saved_checkpoints,
 )
-from unet_diffusion.files import INDEX, merged_into, remove_leftovers
 
 CALLS = ((os, "mkdir"), (os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (checkpoints, "save_file"))
 FILES = ("README.md", INDEX, "unet/config.json", "unet/weights.safetensors")

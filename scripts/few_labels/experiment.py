@@ -15,7 +15,7 @@ from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.networks import read_object
 from unet_diffusion.segmentation_task import SegmentationConfig
 from unet_diffusion.self_training_task import COLOUR
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.config import TrainingConfig
 
 Method = Literal[
     "scratch",

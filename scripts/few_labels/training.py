@@ -10,7 +10,6 @@ from few_labels.networks import parameters, untrained_peer
 from peers import Peer
 from timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
 
-from unet_diffusion.accelerator import make_accelerator
 from unet_diffusion.data.masked.sets import MaskedOptions, MaskedSets, load_labelled, load_masked
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig
@@ -19,9 +18,10 @@ from unet_diffusion.networks import load_pipeline
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.segmentation_task import SegmentationTask
-from unet_diffusion.task import Task
 from unet_diffusion.train_ddpm import TrainDDPM
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.task import Task
 
 INDEX = "model_index.json"  # comes last when a run is saved
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.output import stored_image
 from unet_diffusion.images.palette import viewable
-from unet_diffusion.metrics_log import series
+from unet_diffusion.training.metrics_log import series
 
 
 def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2, scale: int = 1) -> Image.Image:

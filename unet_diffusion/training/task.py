@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unet_diffusion.loading import Batches
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.batches import Batches
+from unet_diffusion.training.config import TrainingConfig
 
 
 class Task(Protocol):

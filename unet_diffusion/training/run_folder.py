@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from unet_diffusion.files import remove_leftovers, write_json
-from unet_diffusion.training_config import FREE_TO_CHANGE
+from unet_diffusion.training.config import FREE_TO_CHANGE
 
 FORMER = {  # what runs did before there was a choice
     "task": "generation",

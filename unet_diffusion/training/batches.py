@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from unet_diffusion.data.dataset import to_batch
 from unet_diffusion.data.streaming import StreamingImages
-from unet_diffusion.global_batches import GlobalBatches
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.stopping import outlive_sigterm
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.global_batches import GlobalBatches
+from unet_diffusion.training.stopping import outlive_sigterm
 
 Batches = Generator[dict[str, Tensor], None, None]  # its `close` ends the data workers
 

@@ -1,6 +1,6 @@
 """The training loop: one for every task, through Accelerate.
 
-A task (`unet_diffusion.task`) says what is learnt and how it is measured and shown. The loop does the rest:
+A task (`unet_diffusion.training.task`) says what is learnt and how it is measured and shown. The loop does the rest:
 accumulation, clipping, the learning rate, the moving average, precision, logging, checkpoints and going on after a
 stop. All counts are optimizer steps.
 """
@@ -22,15 +22,21 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from unet_diffusion.best_weights import BestWeights
-from unet_diffusion.checkpoints import Checkpoint, load_latest, optimizer_tensors, restore_optimizer, save_checkpoint
-from unet_diffusion.metrics_log import MetricsLog, read_metrics
 from unet_diffusion.randomness import keyed_generator, keyed_seed
-from unet_diffusion.run_folder import claim, only_run_in
-from unet_diffusion.skipped_steps import SkippedSteps
-from unet_diffusion.stopping import stop_requests
-from unet_diffusion.task import Task
-from unet_diffusion.training_config import TrainingConfig
+from unet_diffusion.training.best_weights import BestWeights
+from unet_diffusion.training.checkpoints import (
+    Checkpoint,
+    load_latest,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import MetricsLog, read_metrics
+from unet_diffusion.training.run_folder import claim, only_run_in
+from unet_diffusion.training.skipped_steps import SkippedSteps
+from unet_diffusion.training.stopping import stop_requests
+from unet_diffusion.training.task import Task
 
 
 class Trainer:
