@@ -26,8 +26,8 @@ from unet_diffusion.files import write_json, write_text
 from unet_diffusion.graphs import FORMS
 from unet_diffusion.head_function import HeadFunction
 from unet_diffusion.network.maps import channels_last
-from unet_diffusion.networks import load_unet
 from unet_diffusion.pipelines import SegmentationPipeline
+from unet_diffusion.saved_runs import load_unet
 
 TORCH = "torch"
 HALF_WIDTH = Path(__file__).parent / "networks" / "half-width.json"

@@ -26,7 +26,7 @@ from unet_diffusion.evaluate_generation import EvaluateGeneration, RealPictures,
 from unet_diffusion.files import write_text, written_aside
 from unet_diffusion.generation import GenerationOptions
 from unet_diffusion.images.figures import grid, save_picture
-from unet_diffusion.networks import read_object
+from unet_diffusion.saved_runs import read_object
 
 SHOWN = 36  # pictures in a grid
 DRAWN = ("Frechet distance", "kernel distance")

@@ -26,9 +26,9 @@ from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedDataset, Mas
 from unet_diffusion.evaluation import Scores, predictor, score_masks
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.images.figures import grid, save_picture
-from unet_diffusion.networks import load_unet
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig

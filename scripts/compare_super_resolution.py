@@ -41,9 +41,9 @@ from unet_diffusion.generation_metrics import SMALLEST_SAMPLE, Measurement, kern
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.figures import array_pictures, grid, save_picture
 from unet_diffusion.network.maps import channels_last
-from unet_diffusion.networks import load_pipeline, load_unet, load_weights
 from unet_diffusion.pipelines import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
+from unet_diffusion.saved_runs import load_pipeline, load_unet, load_weights
 from unet_diffusion.super_resolution_task import SuperResolutionConfig
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.training.accelerator import make_accelerator

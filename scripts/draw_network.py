@@ -19,7 +19,7 @@ from unet_diffusion import UNet
 from unet_diffusion.files import written_aside
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.network.blocks import Blocks
-from unet_diffusion.networks import load_unet
+from unet_diffusion.saved_runs import load_unet
 
 # All lengths are in units of the drawing.
 PITCH = 1.36  # from one column of boxes to the next

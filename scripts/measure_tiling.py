@@ -26,9 +26,9 @@ from unet_diffusion.data.masked.sets import MaskedOptions, load_labelled
 from unet_diffusion.files import write_json
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
-from unet_diffusion.networks import check_run
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
+from unet_diffusion.saved_runs import check_run
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
 
 BOUND = 1e-5  # of the largest absolute logit

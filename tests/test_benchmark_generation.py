@@ -108,7 +108,7 @@ def test_a_run_without_equal_quality_says_so(generation):
 
 
 def test_the_checkpoint_has_at_most_a_million_parameters(generation, tmp_path):
-    from unet_diffusion.networks import load_unet
+    from unet_diffusion.saved_runs import load_unet
 
     config = {"sample_size": 28, "in_channels": 1, "out_channels": 1}
     unet = load_unet(generation.recipe(tmp_path / "data.parquet", tmp_path / "run").model, config)

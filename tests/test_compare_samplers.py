@@ -15,8 +15,8 @@ from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluate_generation import EvaluateGeneration
 from unet_diffusion.feature_networks import FeatureNetwork
-from unet_diffusion.networks import load_pipeline
 from unet_diffusion.pipelines import ImageGenerationPipeline
+from unet_diffusion.saved_runs import load_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from test_scripts import load_script
 
 from unet_diffusion.demo_jobs import enlarge_picture, generate_pictures, load_abilities
 from unet_diffusion.demo_pictures import heat
-from unet_diffusion.networks import load_pipeline
 from unet_diffusion.pipelines import SegmentationPipeline
+from unet_diffusion.saved_runs import load_pipeline
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 pytest.importorskip("selenium", reason="selenium is not installed")

@@ -18,8 +18,8 @@ from test_stock_unet import SMALL, stock
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig
-from unet_diffusion.networks import load_unet
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
+from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.segment import Segment, segment
 from unet_diffusion.segmentation_task import SegmentationConfig
 from unet_diffusion.stock_unet import UNet2DAdapter

@@ -23,11 +23,11 @@ from unet_diffusion.images.figures import array_pictures, save_picture, save_sto
 from unet_diffusion.images.output import has_png
 from unet_diffusion.images.palette import colour, overlay
 from unet_diffusion.network.config import is_count
-from unet_diffusion.networks import SUPER_RESOLUTION, check_run, load_pipeline, read_object, saved_kind
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.saved_runs import SUPER_RESOLUTION, check_run, load_pipeline, read_object, saved_kind
 
 T = TypeVar("T")
 Report = Callable[[int, int], Any]  # told how many steps are done, and of how many

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet_diffusion.classifier import CLASSIFIER_FOLDER, PictureClassifier
-from unet_diffusion.networks import load_weights, read_object
+from unet_diffusion.saved_runs import load_weights, read_object
 
 T = TypeVar("T")
 NAMES = ("efficientnet-lite0", "inception")

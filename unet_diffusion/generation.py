@@ -12,10 +12,10 @@ from unet_diffusion.diffusion.sampling import SamplerName, sampler
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.figures import grid, save_picture
 from unet_diffusion.images.output import has_png
-from unet_diffusion.networks import load_pipeline
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.saved_runs import load_pipeline
 
 
 @dataclass

@@ -15,10 +15,10 @@ from unet_diffusion.files import write_text
 from unet_diffusion.generation import best_device
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import save_picture
-from unet_diffusion.networks import check_run, load_pipeline
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.saved_runs import check_run, load_pipeline
 
 COLUMNS = ("file", "mask", "class", "pixels", "share")
 

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unet_diffusion import pipelines
-from unet_diffusion.networks import (
+from unet_diffusion.pipeline_config import from_index
+from unet_diffusion.saved_runs import (
     NETWORKS,
     SHOWN,
     check_finite,
@@ -28,7 +29,6 @@ from unet_diffusion.networks import (
     read_object,
     saved_components,
 )
-from unet_diffusion.pipeline_config import from_index
 from unet_diffusion.version import __version__
 
 INDEX = "model_index"  # in the metadata, what the pipeline says; the config of each component is there by its name

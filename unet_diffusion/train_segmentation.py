@@ -16,11 +16,11 @@ from unet_diffusion.doctor import refuse_errors
 from unet_diffusion.frozen_features_task import FrozenFeaturesConfig, FrozenFeaturesTask
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.joint_task import JointTask, check_generates
-from unet_diffusion.networks import load_unet
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipeline_config import from_index
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
 from unet_diffusion.self_training_task import SelfTrainingTask
 from unet_diffusion.training.accelerator import make_accelerator

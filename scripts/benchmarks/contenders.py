@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from unet_diffusion import UNet
-from unet_diffusion.networks import load_unet
+from unet_diffusion.saved_runs import load_unet
 
 NETWORKS = Path(__file__).parents[1] / "networks"
 T = TypeVar("T")

@@ -27,9 +27,9 @@ from unet_diffusion.feature_networks import FeatureNetwork, feature_network, fea
 from unet_diffusion.files import INDEX, written_aside
 from unet_diffusion.generation import best_device
 from unet_diffusion.generation_metrics import Measurement, frechet_distance
-from unet_diffusion.networks import load_pipeline
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.saved_runs import load_pipeline
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.training.config import TrainingConfig
 

@@ -15,7 +15,7 @@ from benchmarks.training_step import ENVIRONMENT, TrainingStep
 from torch.nn.parallel import DistributedDataParallel
 
 from unet_diffusion import UNet
-from unet_diffusion.networks import load_unet
+from unet_diffusion.saved_runs import load_unet
 
 BATCHES = (4, 8, 16, 32)
 SIDES = (16, 32, 64)  # pixels

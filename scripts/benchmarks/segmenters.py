@@ -7,7 +7,7 @@ from benchmarks.contenders import NETWORKS, OURS
 from peers import BatchNormUNet, MonaiUNet
 from torch import nn
 
-from unet_diffusion.networks import load_unet
+from unet_diffusion.saved_runs import load_unet
 
 LEAN = "unet-diffusion, lean"
 MONAI, LAYOUT, SMP = "MONAI BasicUNet", "U-Net with batch norm", "smp Unet"

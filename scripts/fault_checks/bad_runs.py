@@ -9,7 +9,7 @@ import torch
 from fault_checks.attempts import WEIGHTS, Case, Place
 from safetensors.torch import load_file, save_file
 
-from unet_diffusion.networks import load_unet
+from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.training.checkpoints import saved_checkpoints, sha256
 
 Attempt = Callable[[Place], None]

@@ -7,7 +7,7 @@ import torch
 from efficientnet_unet import EfficientNetUNet
 from peers import MonaiUNet, Peer
 
-from unet_diffusion.networks import load_unet
+from unet_diffusion.saved_runs import load_unet
 
 MONAI_WIDTHS = (32, 32, 64, 128, 256, 32)  # its defaults, which are scaled
 EQUAL = 0.05  # largest difference of parameters that is called equal

@@ -14,9 +14,9 @@ from unet_diffusion.data.masked.sets import MaskedOptions, MaskedSets, load_labe
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.evaluation import Scores, predictor, score_masks
-from unet_diffusion.networks import load_pipeline
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.saved_runs import load_pipeline
 from unet_diffusion.segmentation_task import SegmentationTask
 from unet_diffusion.train_ddpm import TrainDDPM
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task
