@@ -34,10 +34,10 @@ from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrun
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
 from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.evaluate_generation import drawn
-from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
+from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
+from unet_diffusion.evaluation.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.generation import best_device
-from unet_diffusion.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.figures import array_pictures, grid, save_picture
 from unet_diffusion.network.maps import channels_last

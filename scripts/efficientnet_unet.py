@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from peers import Peer, block
 from torch import Tensor, nn
 
-from unet_diffusion.feature_networks import EfficientNetLite0
+from unet_diffusion.evaluation.feature_networks import EfficientNetLite0
 
 GROUPS = 8  # of the decoder's normalisation
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from tiny import power_cut
 
 from unet_diffusion import UNet
-from unet_diffusion.classifier import (
+from unet_diffusion.data.sets import NO_LABEL, DataConfig, load_images
+from unet_diffusion.evaluation.classifier import (
     CLASSIFIER_FOLDER,
     ClassificationTask,
     PictureClassifier,
@@ -19,9 +20,8 @@ from unet_diffusion.classifier import (
     classification_loss,
     train_classifier,
 )
-from unet_diffusion.data.sets import NO_LABEL, DataConfig, load_images
-from unet_diffusion.feature_networks import feature_network, features_of
-from unet_diffusion.generation_metrics import frechet_distance, kernel_distance
+from unet_diffusion.evaluation.feature_networks import feature_network, features_of
+from unet_diffusion.evaluation.generation_metrics import frechet_distance, kernel_distance
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics
 

@@ -15,7 +15,7 @@ from test_time_to_quality import Blocks
 
 from unet_diffusion import UNet
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
-from unet_diffusion.feature_networks import FeatureNetwork
+from unet_diffusion.evaluation.feature_networks import FeatureNetwork
 from unet_diffusion.images.decoding import PixelRange
 
 BYTES = PixelRange.full("uint8")

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from unet_diffusion.feature_networks import feature_network, features_of
-from unet_diffusion.generation_metrics import frechet_distance, kernel_distance, precision_recall
+from unet_diffusion.evaluation.feature_networks import feature_network, features_of
+from unet_diffusion.evaluation.generation_metrics import frechet_distance, kernel_distance, precision_recall
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,9 @@ def test_grey_is_colour_with_equal_channels(network):
 
 
 def test_inception_gets_three_channels_as_it_needs(monkeypatch):
-    monkeypatch.setattr("unet_diffusion.feature_networks._inception", torch.nn.Flatten)  # its weights are no package's
+    monkeypatch.setattr(
+        "unet_diffusion.evaluation.feature_networks._inception", torch.nn.Flatten
+    )  # its weights are no package's
     grey = patterns(2, 4, seed=3)[:, :1]
     seen = feature_network("inception")(grey)
     assert seen.dtype == torch.uint8

@@ -5,8 +5,8 @@ import torch
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
-from unet_diffusion import generation_metrics
-from unet_diffusion.generation_metrics import (
+from unet_diffusion.evaluation import generation_metrics
+from unet_diffusion.evaluation.generation_metrics import (
     frechet_distance,
     kernel_distance,
     nearest_neighbours,

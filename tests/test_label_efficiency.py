@@ -12,7 +12,7 @@ from test_scripts import SCRIPTS, load_script
 
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.sets import load_images
-from unet_diffusion.feature_networks import EfficientNetLite0
+from unet_diffusion.evaluation.feature_networks import EfficientNetLite0
 from unet_diffusion.saved_runs import load_unet
 
 TINY = {"channels": [8, 16, 24], "head_channels": 8}

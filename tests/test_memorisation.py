@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unet_diffusion.memorisation import memorisation
+from unet_diffusion.evaluation.memorisation import memorisation
 
 
 def noise(count: int, seed: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from PIL import Image
 from test_scripts import SCRIPTS, load_script
 from test_time_to_quality import Blocks
 
-from unet_diffusion.feature_networks import FeatureNetwork
+from unet_diffusion.evaluation.feature_networks import FeatureNetwork
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from unet_diffusion import cli
-from unet_diffusion.classifier import PictureClassifier
+from unet_diffusion.evaluation.classifier import PictureClassifier
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHORT = ["--max-images", "40", "--validation-fraction", "0.1", "--image-size", "8", "--preview-pictures", "4"]

@@ -10,7 +10,7 @@ from PIL import Image
 from test_scripts import SCRIPTS, load_script
 from torch import nn
 
-from unet_diffusion.feature_networks import FeatureNetwork
+from unet_diffusion.evaluation.feature_networks import FeatureNetwork
 
 
 class Blocks(nn.Module):  # means of 2x2 pixels, features that take no time

@@ -7,11 +7,11 @@ from typing import Any
 
 import tyro
 
-from unet_diffusion.classifier import TrainClassifier, train_classifier
 from unet_diffusion.demo import Demo, demo
 from unet_diffusion.doctor import Doctor, Report, doctor
 from unet_diffusion.evaluate import Evaluate, evaluate
 from unet_diffusion.evaluate_generation import EvaluateGeneration, evaluate_generation
+from unet_diffusion.evaluation.classifier import TrainClassifier, train_classifier
 from unet_diffusion.export import Export, export
 from unet_diffusion.generation import Sample, sample
 from unet_diffusion.segment import Segment, segment

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unet_diffusion.data.folders import readable
 from unet_diffusion.data.masked.sets import MaskedOptions, load_labelled
-from unet_diffusion.evaluation import score_masks
+from unet_diffusion.evaluation.masks import score_masks
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.generation import best_device
 from unet_diffusion.output_folder import check_output

@@ -8,12 +8,17 @@ from torch import Tensor
 
 from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
 from unet_diffusion.data.streaming import StreamingImages
-from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
+from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
+from unet_diffusion.evaluation.generation_metrics import (
+    Measurement,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from unet_diffusion.evaluation.memorisation import memorisation
 from unet_diffusion.files import write_json
 from unet_diffusion.generation import GenerationOptions, best_device
-from unet_diffusion.generation_metrics import Measurement, frechet_distance, kernel_distance, precision_recall
 from unet_diffusion.images.figures import save_picture
-from unet_diffusion.memorisation import memorisation
 from unet_diffusion.output_folder import check_output
 
 

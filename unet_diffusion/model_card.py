@@ -141,7 +141,7 @@ generated pictures are to real ones.
 real ones. In Python:
 
 ```python
-from unet_diffusion.classifier import PictureClassifier
+from unet_diffusion.evaluation.classifier import PictureClassifier
 
 classifier = PictureClassifier.from_pretrained("{name}/classifier").eval()  # in this folder
 logits = classifier(pictures)  # pictures (B, {saved.in_channels}, H, W) in [-1, 1]; logits (B, {saved.num_classes})

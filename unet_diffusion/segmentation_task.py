@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
-from unet_diffusion.evaluation import predictor
+from unet_diffusion.evaluation.masks import predictor
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.images.palette import overlay

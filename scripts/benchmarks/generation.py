@@ -23,10 +23,10 @@ from torch import Tensor
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
 from unet_diffusion.evaluate_generation import real_pictures
-from unet_diffusion.feature_networks import FeatureNetwork, feature_network, features_of
+from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
+from unet_diffusion.evaluation.generation_metrics import Measurement, frechet_distance
 from unet_diffusion.files import INDEX, written_aside
 from unet_diffusion.generation import best_device
-from unet_diffusion.generation_metrics import Measurement, frechet_distance
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline

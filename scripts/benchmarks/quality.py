@@ -18,9 +18,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.feature_networks import FeatureNetwork, features_of
+from unet_diffusion.evaluation.feature_networks import FeatureNetwork, features_of
+from unet_diffusion.evaluation.generation_metrics import frechet_distance
 from unet_diffusion.files import written_aside
-from unet_diffusion.generation_metrics import frechet_distance
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.stock_unet import UNet2DAdapter

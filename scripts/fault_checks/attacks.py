@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from unet_diffusion import UNet, pipelines
 from unet_diffusion.data.sources import open_source
-from unet_diffusion.feature_networks import EfficientNetLite0
+from unet_diffusion.evaluation.feature_networks import EfficientNetLite0
 from unet_diffusion.images.large_images import open_picture
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.training.checkpoints import saved_checkpoints, sha256

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.generation_metrics import SMALLEST_SAMPLE, nearest_neighbours, standard_error
+from unet_diffusion.evaluation.generation_metrics import SMALLEST_SAMPLE, nearest_neighbours, standard_error
 from unet_diffusion.images.figures import array_pictures, grid
 
 LEVEL = 0.05  # share of the held-out pictures that are nearer than what counts as near

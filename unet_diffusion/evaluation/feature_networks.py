@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unet_diffusion.classifier import CLASSIFIER_FOLDER, PictureClassifier
+from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, PictureClassifier
 from unet_diffusion.saved_runs import load_weights, read_object
 
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""How good a result is: scores of masks, distances of generated images, copies of training images."""
