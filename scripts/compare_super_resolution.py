@@ -32,7 +32,6 @@ from unet_diffusion import UNet
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
-from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.evaluate_generation import drawn
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
@@ -44,7 +43,8 @@ from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.saved_runs import load_pipeline, load_unet, load_weights
-from unet_diffusion.super_resolution_task import SuperResolutionConfig
+from unet_diffusion.tasks.diffusion import DiffusionConfig
+from unet_diffusion.tasks.super_resolution import SuperResolutionConfig
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig

@@ -20,10 +20,10 @@ from PIL import Image
 from unet_diffusion.data.masked.sets import MaskedDataConfig
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.files import write_json, written_aside
 from unet_diffusion.images.figures import grid, save_curves, save_picture
 from unet_diffusion.pipelines import ImageGenerationPipeline
+from unet_diffusion.tasks.diffusion import DiffusionConfig
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.training.config import TrainingConfig

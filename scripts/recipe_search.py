@@ -22,8 +22,8 @@ from time_to_quality import TimeToQuality, our_network, real_features
 from torch import Tensor
 
 from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
-from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.files import write_json, write_text
+from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
 
 STEPS, BATCH = 360, 16  # of the defaults, here
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from unet_diffusion.data.sets import load_images
-from unet_diffusion.diffusion_task import DiffusionTask
 from unet_diffusion.files import write_json
 from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.tasks.diffusion import DiffusionTask
 from unet_diffusion.train_ddpm import TrainDDPM, make_unet
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.checkpoints import Checkpoint

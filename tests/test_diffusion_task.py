@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 from diffusers import DDPMScheduler
 
-from unet_diffusion.diffusion_task import DiffusionConfig
+from unet_diffusion.tasks.diffusion import DiffusionConfig
 
 
 @pytest.mark.parametrize(

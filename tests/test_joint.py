@@ -21,11 +21,11 @@ from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import NO_LABEL, DataConfig
-from unet_diffusion.diffusion_task import DiffusionConfig, saved_objective
-from unet_diffusion.joint_task import JointTask
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.segmentation_task import SegmentationConfig
+from unet_diffusion.tasks.diffusion import DiffusionConfig, saved_objective
+from unet_diffusion.tasks.joint import JointTask
+from unet_diffusion.tasks.segmentation import SegmentationConfig
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task, train_segmentation
 from unet_diffusion.training.accelerator import make_accelerator

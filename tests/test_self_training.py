@@ -14,11 +14,11 @@ from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import DataConfig
-from unet_diffusion.joint_task import JointTask
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.losses import IGNORE_INDEX
-from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
-from unet_diffusion.self_training_task import IMAGE, SelfTrainingTask, aligned, class_shares
+from unet_diffusion.tasks.joint import JointTask
+from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.self_training import IMAGE, SelfTrainingTask, aligned, class_shares
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task, settled_joint, train_segmentation
 from unet_diffusion.training.accelerator import make_accelerator

@@ -13,10 +13,10 @@ from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import DataConfig, load_images
-from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
-from unet_diffusion.joint_task import JointTask
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.segmentation_task import SegmentationTask
+from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.joint import JointTask
+from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task
 from unet_diffusion.training.accelerator import make_accelerator

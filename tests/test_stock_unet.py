@@ -9,8 +9,8 @@ from diffusers.training_utils import EMAModel
 from unet_diffusion import UNet, adapters
 from unet_diffusion.network.tiling import ATTENDED, Tiling
 from unet_diffusion.pipelines import SegmentationPipeline
-from unet_diffusion.segmentation_task import LEARN, freeze
 from unet_diffusion.stock_unet import WORDS_OF_UNET, UNet2DAdapter
+from unet_diffusion.tasks.segmentation import LEARN, freeze
 
 DDPM = {  # the config of google/ddpm-cifar10-32, narrower
     "sample_size": 16,

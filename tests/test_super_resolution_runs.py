@@ -15,7 +15,6 @@ from test_training import assert_same_run, metrics
 from unet_diffusion import cli
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
-from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.pipelines import (
     ImageGenerationPipeline,
     SegmentationPipeline,
@@ -23,7 +22,8 @@ from unet_diffusion.pipelines import (
 )
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline, load_unet
-from unet_diffusion.super_resolution_task import SuperResolutionConfig, SuperResolutionTask
+from unet_diffusion.tasks.diffusion import DiffusionConfig
+from unet_diffusion.tasks.super_resolution import SuperResolutionConfig, SuperResolutionTask
 from unet_diffusion.train_ddpm import TrainDDPM, make_unet, train_ddpm
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import series

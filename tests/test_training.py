@@ -26,8 +26,8 @@ from tiny import power_cut
 
 from unet_diffusion import UNet
 from unet_diffusion.data.sets import DataConfig, load_images
-from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.pipelines import ImageGenerationPipeline
+from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
 from unet_diffusion.train_ddpm import TrainDDPM, make_unet, train_ddpm
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series

@@ -23,10 +23,10 @@ from unet_diffusion.demo_jobs import (
 )
 from unet_diffusion.demo_pictures import Reader
 from unet_diffusion.diffusion.sampling import SamplerName
-from unet_diffusion.model_card import parameters, size
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
+from unet_diffusion.tasks.cards import parameters, size
 
 Examples = list[tuple[Path, Image.Image]]
 

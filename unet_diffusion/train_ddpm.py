@@ -8,11 +8,11 @@ import torch
 
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.low_resolution import check_sides
-from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet
-from unet_diffusion.super_resolution_task import SuperResolutionConfig, SuperResolutionTask
+from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.super_resolution import SuperResolutionConfig, SuperResolutionTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.trainer import Trainer

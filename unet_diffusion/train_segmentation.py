@@ -11,18 +11,18 @@ from diffusers import DDPMScheduler
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig, load_unlabelled
-from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask, saved_objective
 from unet_diffusion.doctor import refuse_errors
-from unet_diffusion.frozen_features_task import FrozenFeaturesConfig, FrozenFeaturesTask
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.joint_task import JointTask, check_generates
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipeline_config import from_index
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet
-from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
-from unet_diffusion.self_training_task import SelfTrainingTask
+from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask, saved_objective
+from unet_diffusion.tasks.frozen_features import FrozenFeaturesConfig, FrozenFeaturesTask
+from unet_diffusion.tasks.joint import JointTask, check_generates
+from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.self_training import SelfTrainingTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.task import Task

@@ -19,8 +19,8 @@ from PIL import Image
 from unet_diffusion import UNet
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
+from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
 from unet_diffusion.train_ddpm import TrainDDPM
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig

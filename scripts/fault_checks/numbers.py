@@ -16,8 +16,8 @@ from torch import Tensor
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import DataConfig
-from unet_diffusion.diffusion_task import DiffusionConfig, DiffusionTask
-from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
 from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.training.config import TrainingConfig

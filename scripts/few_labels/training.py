@@ -12,12 +12,12 @@ from timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
 
 from unet_diffusion.data.masked.sets import MaskedOptions, MaskedSets, load_labelled, load_masked
 from unet_diffusion.data.sets import DataConfig
-from unet_diffusion.diffusion_task import DiffusionConfig
 from unet_diffusion.evaluation.masks import Scores, predictor, score_masks
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
-from unet_diffusion.segmentation_task import SegmentationTask
+from unet_diffusion.tasks.diffusion import DiffusionConfig
+from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.train_ddpm import TrainDDPM
 from unet_diffusion.train_segmentation import TrainSegmentation, make_task
 from unet_diffusion.training.accelerator import make_accelerator

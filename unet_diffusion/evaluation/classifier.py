@@ -20,12 +20,12 @@ from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sets import NO_LABEL, DataConfig, ImageSets, load_images, to_batch
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
-from unet_diffusion.model_card import classification_card
 from unet_diffusion.network.blocks import BlockStyle, Downsample, PlainBlock
 from unet_diffusion.network.config import is_count, is_number
 from unet_diffusion.network.safe_weights import SafeWeights
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.tasks.cards import classification_card
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.batches import Batches, pictures_of_step, training_batches
 from unet_diffusion.training.config import TrainingConfig

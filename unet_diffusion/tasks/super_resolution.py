@@ -20,11 +20,11 @@ from unet_diffusion.diffusion.low_resolution import (
     with_noise,
 )
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.diffusion_task import PREVIEW_STEPS, DiffusionConfig, DiffusionTask
 from unet_diffusion.images.figures import array_pictures, grid
-from unet_diffusion.model_card import super_resolution_card
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.tasks.cards import super_resolution_card
+from unet_diffusion.tasks.diffusion import PREVIEW_STEPS, DiffusionConfig, DiffusionTask
 from unet_diffusion.unet import UNet
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unet_diffusion.adapters import PixelClassifier, check_recipe
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
-from unet_diffusion.segmentation_task import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
 from unet_diffusion.training.batches import Batches
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.unet import UNet

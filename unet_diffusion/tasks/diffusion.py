@@ -17,9 +17,9 @@ from unet_diffusion.diffusion.objectives import PredictionType, noise_prediction
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
-from unet_diffusion.model_card import diffusion_card
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
+from unet_diffusion.tasks.cards import diffusion_card
 from unet_diffusion.training.batches import Batches, pictures_of_step, training_batches
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.unet import UNet

@@ -14,11 +14,11 @@ from unet_diffusion.evaluation.masks import predictor
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
 from unet_diffusion.images.palette import overlay
-from unet_diffusion.model_card import segmentation_card
 from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation.losses import LOSSES, class_weights_from_counts, segmentation_loss
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
+from unet_diffusion.tasks.cards import segmentation_card
 from unet_diffusion.training.batches import Batches, pictures_of_step, training_batches
 from unet_diffusion.training.config import TrainingConfig
 

@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unet_diffusion.diffusion_task import DiffusionTask
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import save_curves
-from unet_diffusion.model_card import FRONT_MATTER, parameters, size, training_facts
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
-from unet_diffusion.segmentation_task import LEARN, SegmentationTask, freeze
+from unet_diffusion.tasks.cards import FRONT_MATTER, parameters, size, training_facts
+from unet_diffusion.tasks.diffusion import DiffusionTask
+from unet_diffusion.tasks.segmentation import LEARN, SegmentationTask, freeze
 from unet_diffusion.training.batches import Batches, other_order
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.unet import UNet
@@ -132,7 +132,7 @@ def check_generates(network: UNet, denoising_weight: float) -> None:
 
 
 def joint_card(name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
-    """The card of a network that segments and generates; arguments as `unet_diffusion.model_card.diffusion_card`."""
+    """The card of a network that segments and generates; arguments as `unet_diffusion.tasks.cards.diffusion_card`."""
     return f"""{FRONT_MATTER.format(tag="image-segmentation")}
 # {name}
 

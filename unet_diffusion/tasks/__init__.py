@@ -1,0 +1,1 @@
+"""What is learnt: each task says its batches, loss, validation and what is saved."""
