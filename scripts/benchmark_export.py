@@ -21,10 +21,10 @@ import torch
 import tyro
 from benchmarks.timing import alternate, ratio
 
-from unet_diffusion.export import Export, export
+from unet_diffusion.commands.export.command import Export, export
+from unet_diffusion.commands.export.graphs import FORMS
+from unet_diffusion.commands.export.head_function import HeadFunction
 from unet_diffusion.files import write_json, write_text
-from unet_diffusion.graphs import FORMS
-from unet_diffusion.head_function import HeadFunction
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.saved_runs import load_unet

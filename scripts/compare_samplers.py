@@ -20,11 +20,11 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from unet_diffusion.commands.evaluate_generation import EvaluateGeneration, RealPictures, evaluate_generation, load_real
+from unet_diffusion.commands.sample import GenerationOptions
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.sampling import SamplerName
-from unet_diffusion.evaluate_generation import EvaluateGeneration, RealPictures, evaluate_generation, load_real
 from unet_diffusion.files import write_text, written_aside
-from unet_diffusion.generation import GenerationOptions
 from unet_diffusion.images.figures import grid, save_picture
 from unet_diffusion.saved_runs import read_object
 

@@ -29,14 +29,15 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from unet_diffusion import UNet
+from unet_diffusion.commands.evaluate_generation import drawn
+from unet_diffusion.commands.sample import best_device
+from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
-from unet_diffusion.evaluate_generation import drawn
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
 from unet_diffusion.files import write_json, write_text
-from unet_diffusion.generation import best_device
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.figures import array_pictures, grid, save_picture
 from unet_diffusion.network.maps import channels_last
@@ -45,7 +46,6 @@ from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.saved_runs import load_pipeline, load_unet, load_weights
 from unet_diffusion.tasks.diffusion import DiffusionConfig
 from unet_diffusion.tasks.super_resolution import SuperResolutionConfig
-from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.trainer import Trainer

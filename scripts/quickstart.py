@@ -17,6 +17,8 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.data.masked.sets import MaskedDataConfig
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.sampling import sampler
@@ -24,8 +26,6 @@ from unet_diffusion.files import write_json, written_aside
 from unet_diffusion.images.figures import grid, save_curves, save_picture
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.tasks.diffusion import DiffusionConfig
-from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series
 

@@ -24,13 +24,13 @@ from benchmarks.row import table
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from unet_diffusion.commands.evaluate_generation import real_pictures
+from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet
 from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
-from unet_diffusion.evaluate_generation import real_pictures
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.tasks.diffusion import DiffusionConfig
-from unet_diffusion.train_ddpm import TrainDDPM, make_unet
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.unet import UNet
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.files import write_json
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.tasks.diffusion import DiffusionTask
-from unet_diffusion.train_ddpm import TrainDDPM, make_unet
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.checkpoints import Checkpoint
 from unet_diffusion.training.trainer import Trainer

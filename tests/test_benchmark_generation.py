@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from test_scripts import SCRIPTS
 from torch import nn
 
+from unet_diffusion.commands.train_ddpm import TrainDDPM
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork
 from unet_diffusion.evaluation.generation_metrics import Measurement
 from unet_diffusion.tasks.diffusion import DiffusionConfig
-from unet_diffusion.train_ddpm import TrainDDPM
 from unet_diffusion.training.config import TrainingConfig
 
 

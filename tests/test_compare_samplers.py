@@ -11,9 +11,9 @@ from test_scripts import load_script
 from test_time_to_quality import Blocks
 
 from unet_diffusion import cli, evaluate_generation
+from unet_diffusion.commands.evaluate_generation import EvaluateGeneration
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.evaluate_generation import EvaluateGeneration
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.saved_runs import load_pipeline

@@ -12,8 +12,9 @@ from PIL import Image
 from tiny import network
 
 from unet_diffusion import cli
-from unet_diffusion.demo import Demo
-from unet_diffusion.demo_jobs import (
+from unet_diffusion.commands.demo.command import Demo
+from unet_diffusion.commands.demo.images import LARGEST_SHOWN, SMALLEST_SHOWN, find_examples, fitted, heat, read_upload
+from unet_diffusion.commands.demo.jobs import (
     EVERY_CLASS,
     MAX_COUNT,
     MAX_STEPS,
@@ -25,7 +26,6 @@ from unet_diffusion.demo_jobs import (
     load_abilities,
     segment_picture,
 )
-from unet_diffusion.demo_pictures import LARGEST_SHOWN, SMALLEST_SHOWN, find_examples, fitted, heat, read_upload
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.palette import PALETTE
@@ -229,7 +229,7 @@ def test_tiles_are_reported(joint, tmp_path, monkeypatch):
 
 
 def test_a_picture_of_too_many_probabilities_has_no_uncertainty(joint, tmp_path, monkeypatch):
-    monkeypatch.setattr("unet_diffusion.demo_jobs.MAX_PROBABILITIES", 12 * 10 * 3 - 1)
+    monkeypatch.setattr("unet_diffusion.commands.demo.jobs.MAX_PROBABILITIES", 12 * 10 * 3 - 1)
     path = save_picture(tmp_path / "picture.png")
     assert segment_picture(joint.segmentation, path, tmp_path, Told()).uncertainty is None
 
@@ -305,7 +305,7 @@ def test_wrong_pictures_to_enlarge_are_named(enlarging, tmp_path, monkeypatch):
     path = save_picture(tmp_path / "colour.png", channels=3)
     with pytest.raises(ValueError, match="steps is 0"):
         enlarge_picture(enlarging, path, 0, "ddim", 0, tmp_path, Told())
-    monkeypatch.setattr("unet_diffusion.demo_jobs.MAX_ENLARGED", 479)
+    monkeypatch.setattr("unet_diffusion.commands.demo.jobs.MAX_ENLARGED", 479)
     with pytest.raises(ValueError, match="would have 20x24 pixels, but the page makes at most 479"):
         enlarge_picture(enlarging, path, 1, "ddim", 0, tmp_path, Told())
 

@@ -12,8 +12,8 @@ from PIL import Image
 from test_demo import NAMES, Told, save_enlarging_run, save_joint_run, save_picture
 from test_scripts import load_script
 
-from unet_diffusion.demo_jobs import enlarge_picture, generate_pictures, load_abilities
-from unet_diffusion.demo_pictures import heat
+from unet_diffusion.commands.demo.images import heat
+from unet_diffusion.commands.demo.jobs import enlarge_picture, generate_pictures, load_abilities
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.saved_runs import load_pipeline
 

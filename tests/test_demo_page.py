@@ -10,7 +10,7 @@ from test_demo import Told, save_enlarging_run, save_joint_run, save_picture
 from tiny import network
 
 from unet_diffusion import cli
-from unet_diffusion.demo_jobs import Abilities, load_abilities, segment_picture
+from unet_diffusion.commands.demo.jobs import Abilities, load_abilities, segment_picture
 from unet_diffusion.pipelines import ImageGenerationPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
@@ -32,7 +32,7 @@ def pages(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     pytest.importorskip("gradio")
-    from unet_diffusion import demo_page
+    from unet_diffusion.commands.demo import page as demo_page
 
     return demo_page
 
@@ -82,7 +82,7 @@ def test_names_in_the_legend_are_text(joint, pages, tmp_path):
 
 def test_without_gradio_the_extra_is_named(joint_run, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gradio", None)  # importing it raises
-    monkeypatch.delitem(sys.modules, "unet_diffusion.demo_page", raising=False)
+    monkeypatch.delitem(sys.modules, "unet_diffusion.commands.demo.page", raising=False)
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")  # restored afterwards, as is
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     with pytest.raises(SystemExit, match=r'the page needs Gradio: pip install "unet-diffusion\[demo\]"'):

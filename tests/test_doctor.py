@@ -10,10 +10,10 @@ import tyro
 from datasets import Dataset, Features
 from PIL import Image
 
-from unet_diffusion import doctor_facts
+from unet_diffusion.commands.doctor import facts as doctor_facts
+from unet_diffusion.commands.doctor.command import Doctor, doctor, examine, refuse_errors
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.sets import DataConfig
-from unet_diffusion.doctor import Doctor, doctor, examine, refuse_errors
 
 datasets.disable_progress_bars()
 

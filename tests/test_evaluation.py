@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from unet_diffusion import UNet, cli
+from unet_diffusion.commands.evaluate import Evaluate, evaluate
 from unet_diffusion.data.masked.sets import MaskedOptions, load_labelled
-from unet_diffusion.evaluate import Evaluate, evaluate
 from unet_diffusion.evaluation.masks import score_masks
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.pipelines import SegmentationPipeline

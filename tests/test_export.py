@@ -26,9 +26,9 @@ import unet_diffusion
 from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.cli import run
-from unet_diffusion.export import Export, export
+from unet_diffusion.commands.export.command import Export, export
+from unet_diffusion.commands.export.source_bundle import bundle
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
-from unet_diffusion.source_bundle import bundle
 
 MODULES = [import_module(info.name) for info in walk_packages(unet_diffusion.__path__, "unet_diffusion.")]
 KINDS = [

@@ -18,12 +18,12 @@ from tiny import network
 from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
 from unet_diffusion.cli import run
-from unet_diffusion.export import Export, export
-from unet_diffusion.graph_files import compare
-from unet_diffusion.graphs import fields_of
-from unet_diffusion.head_function import HeadFunction, Sizes
+from unet_diffusion.commands.export.command import Export, export
+from unet_diffusion.commands.export.graph_files import compare
+from unet_diffusion.commands.export.graphs import fields_of
+from unet_diffusion.commands.export.head_function import HeadFunction, Sizes
+from unet_diffusion.commands.export.single_file import load_single_file
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
-from unet_diffusion.single_file import load_single_file
 
 PIXEL_RANGE = {"low": [0.0], "high": [4095.0], "dtype": "uint16"}
 LIGHT = {"channels": (4, 8), "attention": (False, False)}  # what the compilers need least time for
@@ -214,10 +214,12 @@ def test_the_graph_of_a_super_resolution_run_says_how_many_times_larger(classes,
 
 
 def test_an_export_that_disagrees_leaves_nothing_behind(masks, tmp_path, monkeypatch):
-    monkeypatch.setattr("unet_diffusion.graph_files.TOLERANCE", -1)
+    monkeypatch.setattr("unet_diffusion.commands.export.graph_files.TOLERANCE", -1)
     with pytest.raises(SystemExit, match="segmentation.pt2 differs from the network by"):
         run("export", ["--format", "torch-export", str(masks), str(tmp_path / "graphs")])
-    monkeypatch.setattr("unet_diffusion.single_file.save_file", lambda t, *rest: save_file(other(t), *rest))
+    monkeypatch.setattr(
+        "unet_diffusion.commands.export.single_file.save_file", lambda t, *rest: save_file(other(t), *rest)
+    )
 
     def other(tensors):
         return {**tensors, "unet.segmentation_head.bias": tensors["unet.segmentation_head.bias"] + 1}
@@ -247,7 +249,7 @@ def test_what_no_graph_can_be_made_of_is_refused_before_anything_is_written(mask
     ):
         with pytest.raises(ValueError, match=message):
             export(Export(folder, target, form, head))
-    monkeypatch.setattr("unet_diffusion.graphs.LARGEST_ONNX", 1000)
+    monkeypatch.setattr("unet_diffusion.commands.export.graphs.LARGEST_ONNX", 1000)
     with pytest.raises(ValueError, match=r"take 0.000 GiB, but a file of ONNX holds less than 2 GiB; set format='tor"):
         export(Export(masks, target, "onnx"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

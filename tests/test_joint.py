@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from tiny import power_cut, squares
 
 from unet_diffusion import cli
+from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task, train_segmentation
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
@@ -26,8 +28,6 @@ from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.diffusion import DiffusionConfig, saved_objective
 from unet_diffusion.tasks.joint import JointTask
 from unet_diffusion.tasks.segmentation import SegmentationConfig
-from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.train_segmentation import TrainSegmentation, make_task, train_segmentation
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series

@@ -10,8 +10,8 @@ from PIL import Image
 from test_segmentation_pipeline import network, picture, pipeline, saved
 
 from unet_diffusion.cli import run
+from unet_diffusion.commands.segment import Segment, find_pictures, output_names, segment
 from unet_diffusion.images.large_images import open_picture
-from unet_diffusion.segment import Segment, find_pictures, output_names, segment
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".tif", ".zarr"])

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny import power_cut, squares
 
+from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task, settled_joint, train_segmentation
 from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
@@ -19,8 +21,6 @@ from unet_diffusion.segmentation.losses import IGNORE_INDEX
 from unet_diffusion.tasks.joint import JointTask
 from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
 from unet_diffusion.tasks.self_training import IMAGE, SelfTrainingTask, aligned, class_shares
-from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.train_segmentation import TrainSegmentation, make_task, settled_joint, train_segmentation
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series

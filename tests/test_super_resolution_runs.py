@@ -13,6 +13,7 @@ from test_super_resolution import BYTES, network, picture, seeded
 from test_training import assert_same_run, metrics
 
 from unet_diffusion import cli
+from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet, train_ddpm
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.pipelines import (
@@ -24,7 +25,6 @@ from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline, load_unet
 from unet_diffusion.tasks.diffusion import DiffusionConfig
 from unet_diffusion.tasks.super_resolution import SuperResolutionConfig, SuperResolutionTask
-from unet_diffusion.train_ddpm import TrainDDPM, make_unet, train_ddpm
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import series
 from unet_diffusion.training.run_folder import claim

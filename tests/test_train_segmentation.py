@@ -9,15 +9,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import power_cut, squares
 
+from unet_diffusion.commands.segment import Segment, segment
+from unet_diffusion.commands.train_ddpm import DataConfig, DiffusionConfig, TrainDDPM, train_ddpm
+from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
-from unet_diffusion.segment import Segment, segment
 from unet_diffusion.tasks.frozen_features import FrozenFeaturesConfig
 from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
-from unet_diffusion.train_ddpm import DataConfig, DiffusionConfig, TrainDDPM, train_ddpm
-from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series
 

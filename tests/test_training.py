@@ -25,10 +25,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import power_cut
 
 from unet_diffusion import UNet
+from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet, train_ddpm
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
-from unet_diffusion.train_ddpm import TrainDDPM, make_unet, train_ddpm
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import tyro
 
-from unet_diffusion.demo import Demo, demo
-from unet_diffusion.doctor import Doctor, Report, doctor
-from unet_diffusion.evaluate import Evaluate, evaluate
-from unet_diffusion.evaluate_generation import EvaluateGeneration, evaluate_generation
+from unet_diffusion.commands.demo.command import Demo, demo
+from unet_diffusion.commands.doctor.command import Doctor, Report, doctor
+from unet_diffusion.commands.evaluate import Evaluate, evaluate
+from unet_diffusion.commands.evaluate_generation import EvaluateGeneration, evaluate_generation
+from unet_diffusion.commands.export.command import Export, export
+from unet_diffusion.commands.sample import Sample, sample
+from unet_diffusion.commands.segment import Segment, segment
+from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
+from unet_diffusion.commands.upscale import Upscale, upscale
 from unet_diffusion.evaluation.classifier import TrainClassifier, train_classifier
-from unet_diffusion.export import Export, export
-from unet_diffusion.generation import Sample, sample
-from unet_diffusion.segment import Segment, segment
-from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
-from unet_diffusion.upscale import Upscale, upscale
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "train-ddpm": (TrainDDPM, train_ddpm),

@@ -18,8 +18,8 @@ def ours(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> 
     """The batches of `unet-diffusion train-ddpm`, uint8 (B, C, H, W) beside their classes; for ever."""
     from accelerate import Accelerator
 
+    from unet_diffusion.commands.train_ddpm import TrainDDPM
     from unet_diffusion.data.sets import DataConfig, load_images
-    from unet_diffusion.train_ddpm import TrainDDPM
     from unet_diffusion.training.batches import training_batches
 
     imported()

@@ -17,11 +17,11 @@ from fault_checks.gauge import SAMPLES, SETTLING, Gauge, Reading, new_process
 from PIL import Image
 
 from unet_diffusion import UNet
+from unet_diffusion.commands.train_ddpm import TrainDDPM
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
-from unet_diffusion.train_ddpm import TrainDDPM
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig
 from unet_diffusion.data.masked.unlabelled import JointConfig
@@ -14,8 +16,6 @@ from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.files import PREFIX
 from unet_diffusion.tasks.diffusion import DiffusionConfig
 from unet_diffusion.tasks.segmentation import SegmentationConfig
-from unet_diffusion.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.training.checkpoints import load_checkpoint, same_bits, saved_checkpoints
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics

@@ -10,6 +10,8 @@ from few_labels.networks import parameters, untrained_peer
 from peers import Peer
 from timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
 
+from unet_diffusion.commands.train_ddpm import TrainDDPM
+from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task
 from unet_diffusion.data.masked.sets import MaskedOptions, MaskedSets, load_labelled, load_masked
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.evaluation.masks import Scores, predictor, score_masks
@@ -18,8 +20,6 @@ from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
 from unet_diffusion.tasks.diffusion import DiffusionConfig
 from unet_diffusion.tasks.segmentation import SegmentationTask
-from unet_diffusion.train_ddpm import TrainDDPM
-from unet_diffusion.train_segmentation import TrainSegmentation, make_task
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.task import Task
 

@@ -13,12 +13,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from tyro.conf import Positional
 
 from unet_diffusion import pipelines
+from unet_diffusion.commands.export.graphs import FORMS, write_graphs
+from unet_diffusion.commands.export.single_file import write_single_file
+from unet_diffusion.commands.export.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.files import PREFIX, written_aside
-from unet_diffusion.graphs import FORMS, write_graphs
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.saved_runs import check_run, load_weights, read_object, saved_components
-from unet_diffusion.single_file import write_single_file
-from unet_diffusion.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.version import __version__
 
 COPIED = (".json", ".safetensors")  # the rest of a run's folder may be code or pickles

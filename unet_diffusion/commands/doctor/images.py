@@ -2,10 +2,10 @@
 
 from collections import Counter, defaultdict
 
+from unet_diffusion.commands.doctor.facts import RowFacts
+from unet_diffusion.commands.doctor.findings import Finding, Severity, about
 from unet_diffusion.data.config import PictureOptions
 from unet_diffusion.data.sets import NARROW
-from unet_diffusion.doctor_facts import RowFacts
-from unet_diffusion.findings import Finding, Severity, about
 from unet_diffusion.images.decoding import LARGEST
 
 FEW_LEVELS = 256  # of 65536, in a 16-bit picture: no more than 8 bits hold

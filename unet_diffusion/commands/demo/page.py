@@ -9,7 +9,8 @@ from typing import Any, get_args
 import gradio as gr
 from PIL import Image
 
-from unet_diffusion.demo_jobs import (
+from unet_diffusion.commands.demo.images import Reader
+from unet_diffusion.commands.demo.jobs import (
     MAX_COUNT,
     MAX_STEPS,
     NO_CLASS,
@@ -21,7 +22,6 @@ from unet_diffusion.demo_jobs import (
     generate_pictures,
     segment_picture,
 )
-from unet_diffusion.demo_pictures import Reader
 from unet_diffusion.diffusion.sampling import SamplerName
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from unet_diffusion.demo_pictures import Reader, as_rgb, fitted, heat, read_upload, viewed
+from unet_diffusion.commands.demo.images import Reader, as_rgb, fitted, heat, read_upload, viewed
+from unet_diffusion.commands.sample import GenerationOptions, best_device
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
-from unet_diffusion.generation import GenerationOptions, best_device
 from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
 from unet_diffusion.images.figures import array_pictures, save_picture, save_stored
 from unet_diffusion.images.output import has_png

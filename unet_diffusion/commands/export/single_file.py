@@ -86,7 +86,7 @@ def load_single_file(path: str | Path) -> Any:
         >>> from tempfile import TemporaryDirectory
         >>> from unet_diffusion import UNet
         >>> from unet_diffusion.pipelines import SegmentationPipeline
-        >>> from unet_diffusion.single_file import load_single_file, write_single_file
+        >>> from unet_diffusion.commands.export.single_file import load_single_file, write_single_file
 
         >>> pipe = SegmentationPipeline(UNet.from_preset("tiny").to_segmentation(2).eval())
         >>> with TemporaryDirectory() as folder:

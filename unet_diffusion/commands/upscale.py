@@ -4,9 +4,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from unet_diffusion.commands.sample import best_device
+from unet_diffusion.commands.segment import find_pictures, output_names
 from unet_diffusion.data.folders import readable
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
-from unet_diffusion.generation import best_device
 from unet_diffusion.images.figures import save_stored
 from unet_diffusion.images.output import has_png
 from unet_diffusion.network.tiling import Tiling
@@ -14,7 +15,6 @@ from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline
-from unet_diffusion.segment import find_pictures, output_names
 
 logger = logging.getLogger(__name__)
 

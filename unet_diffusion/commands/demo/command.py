@@ -9,8 +9,8 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from unet_diffusion.demo_jobs import load_abilities
-from unet_diffusion.demo_pictures import find_examples
+from unet_diffusion.commands.demo.images import find_examples
+from unet_diffusion.commands.demo.jobs import load_abilities
 from unet_diffusion.training.stopping import stop_requests
 
 MAX_UPLOAD = "1gb"
@@ -54,7 +54,10 @@ def demo(config: Demo) -> str:
     with TemporaryDirectory(prefix="unet-diffusion-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")  # before Gradio is imported
         try:
-            from unet_diffusion.demo_page import launch_options, page  # here, since Gradio is an extra, and slow
+            from unet_diffusion.commands.demo.page import (  # here, since Gradio is an extra, and slow
+                launch_options,
+                page,
+            )
         except ImportError as error:
             raise ImportError('the page needs Gradio: pip install "unet-diffusion[demo]"') from error
         blocks = page(config.run, abilities, examples, Path(folder))

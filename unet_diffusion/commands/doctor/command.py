@@ -5,13 +5,13 @@ from dataclasses import dataclass, fields
 from datasets import Dataset
 from tyro.conf import Positional
 
+from unet_diffusion.commands.doctor.facts import RowFacts, gather_facts
+from unet_diffusion.commands.doctor.findings import Finding, Report, about, sort_findings
+from unet_diffusion.commands.doctor.images import duplicate_findings, picture_findings
+from unet_diffusion.commands.doctor.masks import agreed_encoding, mask_findings
 from unet_diffusion.data.config import DataConfig, PictureOptions
 from unet_diffusion.data.masked.sets import MaskedDataConfig, open_part
 from unet_diffusion.data.sets import open_rows
-from unet_diffusion.doctor_facts import RowFacts, gather_facts
-from unet_diffusion.doctor_masks import agreed_encoding, mask_findings
-from unet_diffusion.doctor_pictures import duplicate_findings, picture_findings
-from unet_diffusion.findings import Finding, Report, about, sort_findings
 
 __all__ = ["Doctor", "Finding", "Report", "doctor", "examine", "refuse_errors"]
 

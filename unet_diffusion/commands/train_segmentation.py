@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
+from unet_diffusion.commands.doctor.command import refuse_errors
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig, load_unlabelled
-from unet_diffusion.doctor import refuse_errors
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipeline_config import from_index

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from unet_diffusion.commands.sample import best_device
 from unet_diffusion.data.folders import IMAGE_SUFFIXES, readable
 from unet_diffusion.files import write_text
-from unet_diffusion.generation import best_device
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import save_picture
 from unet_diffusion.output_folder import check_output

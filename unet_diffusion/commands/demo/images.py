@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from unet_diffusion.commands.segment import find_pictures
 from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
 from unet_diffusion.images.decoding import PixelRange, decode_image
 from unet_diffusion.images.figures import array_pictures
 from unet_diffusion.images.output import as_output
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
-from unet_diffusion.segment import find_pictures
 
 Reader: TypeAlias = SegmentationPipeline | SuperResolutionPipeline  # pipelines that take pictures
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from unet_diffusion.graph_files import compare, load_onnx, load_program, write_onnx, write_program
-from unet_diffusion.head_function import HeadFunction, Sizes, traced
+from unet_diffusion.commands.export.graph_files import compare, load_onnx, load_program, write_onnx, write_program
+from unet_diffusion.commands.export.head_function import HeadFunction, Sizes, traced
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.pipeline_config import from_index
 from unet_diffusion.saved_runs import load_saved, read_object, saved_components

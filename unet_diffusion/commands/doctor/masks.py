@@ -2,11 +2,11 @@
 
 from collections import Counter
 
+from unet_diffusion.commands.doctor.facts import RowFacts
+from unet_diffusion.commands.doctor.findings import Finding, about
+from unet_diffusion.commands.doctor.images import unusable_severity
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
 from unet_diffusion.data.masked.sets import MaskedDataConfig
-from unet_diffusion.doctor_facts import RowFacts
-from unet_diffusion.doctor_pictures import unusable_severity
-from unet_diffusion.findings import Finding, about
 from unet_diffusion.images.masks import Colour, describe
 from unet_diffusion.segmentation.losses import IGNORE_INDEX
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from unet_diffusion.head_function import HeadFunction
+from unet_diffusion.commands.export.head_function import HeadFunction
 
 Graph = Callable[..., Tensor]  # what was read from a file, to be called with the inputs of its `HeadFunction`
 

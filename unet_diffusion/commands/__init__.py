@@ -1,0 +1,1 @@
+"""The commands of `unet-diffusion`, one a file."""

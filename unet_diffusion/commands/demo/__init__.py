@@ -1,0 +1,1 @@
+"""The files of the command `unet-diffusion demo`."""
