@@ -22,7 +22,7 @@ from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.large_images import create_mask, open_picture
 from unet_diffusion.images.palette import mask_picture, overlay
 from unet_diffusion.network.tiling import Read
-from unet_diffusion.pipeline_config import PrivateArguments, check_class_details
+from unet_diffusion.pipelines.base import PrivateArguments, check_class_details
 from unet_diffusion.segmentation.segmenter import Segmenter, check_evaluation_mode, check_levels
 from unet_diffusion.unet import UNet
 

@@ -20,7 +20,7 @@ from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.output import as_output, check_output_type
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
-from unet_diffusion.pipeline_config import PrivateArguments
+from unet_diffusion.pipelines.base import PrivateArguments
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored")

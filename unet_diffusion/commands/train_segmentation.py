@@ -14,7 +14,7 @@ from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedSets, load_m
 from unet_diffusion.data.masked.unlabelled import JointConfig, load_unlabelled
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.output_folder import check_output
-from unet_diffusion.pipeline_config import from_index
+from unet_diffusion.pipelines.base import from_index
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unet_diffusion import pipelines
-from unet_diffusion.pipeline_config import from_index
+from unet_diffusion.pipelines.base import from_index
 from unet_diffusion.saved_runs import (
     NETWORKS,
     SHOWN,
