@@ -10,7 +10,8 @@ from PIL import Image
 from test_scripts import load_script
 from test_time_to_quality import Blocks
 
-from unet_diffusion import cli, evaluate_generation
+from unet_diffusion import cli
+from unet_diffusion.commands import evaluate_generation
 from unet_diffusion.commands.evaluate_generation import EvaluateGeneration
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.sampling import sampler

@@ -64,7 +64,7 @@ def test_the_package_calls_nothing_that_unpickles_or_runs_text():
     pattern = re.compile(
         r"pickle\.load|allow_pickle=True|joblib|yaml\.|(?<![\w.])(eval|exec)\(|torch\.load\((?!.*weights_only=True)"
     )
-    places = [*PACKAGE.glob("*.py"), *(PACKAGE.parent / "pipelines").glob("*.py")]
+    places = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "pipelines").glob("*.py")]
     assert len(places) > 50
     found = [
         f"{path.name}: {line.strip()}"

@@ -11,7 +11,8 @@ from datasets import Array2D, Dataset, DatasetDict, Features
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from unet_diffusion import masked_cache, masked_dataset
+from unet_diffusion.data.masked import cache as masked_cache
+from unet_diffusion.data.masked import dataset as masked_dataset
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import GlobalBatches, to_batch

@@ -80,7 +80,9 @@ def test_the_wheel_holds_everything_that_is_imported(tmp_path):
     venv.create(tmp_path / "environment", with_pip=True, system_site_packages=False)
     python = tmp_path / "environment" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
-    modules = [f"unet_diffusion.{path.stem}" for path in (ROOT / "unet_diffusion").glob("[a-z]*.py")]
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.glob("unet_diffusion/**/[a-z]*.py")
+    ]
     modules += [f"unet_diffusion.pipelines.{path.stem}" for path in (ROOT / "pipelines").glob("[a-z]*.py")]
     code = (
         f"import sys; sys.path.append({next(p for p in sys.path if p.endswith('site-packages'))!r})\n"  # dependencies

@@ -15,7 +15,7 @@ from fault_checks.finding import Finding
 from fault_checks.places import Place, die_at
 from fault_checks.tiny_runs import Options, differences, into, tiny_runs, train
 
-from unet_diffusion import checkpoints, run_folder
+from unet_diffusion.training import checkpoints, run_folder
 from unet_diffusion.training.checkpoints import DamagedCheckpoint, load_checkpoint, saved_checkpoints, sha256
 
 PROMISE = "No half-written state"
