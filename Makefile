@@ -17,7 +17,7 @@ WAYS := small-pretrained small-self_training small-imagenet small-scratch small-
 
 .PHONY: quickstart test test-slow lint label-efficiency-small $(WAYS) docs clean
 
-quickstart: $(INSTALLED)  ## train on digits, generate, segment; pictures in runs/quickstart
+quickstart: $(INSTALLED)  ## train on digits, generate, segment; images in runs/quickstart
 	$(RUN) scripts/quickstart.py
 
 test: $(INSTALLED) lint  ## the default tests

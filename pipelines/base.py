@@ -1,4 +1,4 @@
-"""What our pipelines save beside their components: how pictures are stored, names, colours."""
+"""What our pipelines save beside their components: how images are stored, names, colours."""
 
 import inspect
 import json

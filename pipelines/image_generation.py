@@ -1,4 +1,4 @@
-"""Noise to pictures with any scheduler of diffusers, by class and with guidance where the network has classes."""
+"""Noise to images with any scheduler of diffusers, by class and with guidance where the network has classes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ class ImageGenerationOutput(BaseOutput):
     """What `ImageGenerationPipeline` returns.
 
     Attributes:
-        images: the pictures; the type follows from `output_type`, which `ImageGenerationPipeline.__call__` explains.
+        images: the images; the type follows from `output_type`, which `ImageGenerationPipeline.__call__` explains.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
 
 
 class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
-    """Generates pictures from noise (Ho et al. 2020), with any scheduler of diffusers whose `step` needs no more.
+    """Generates images from noise (Ho et al. 2020), with any scheduler of diffusers whose `step` needs no more.
 
     Examples:
         >>> import torch
@@ -53,12 +53,12 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     Args:
         unet: a network with a noise head and a timestep embedding.
-        scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the scheduler of the training.
-        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit pictures.
-        label_names: names of the classes that pictures can be generated of, in the order of their indices.
+        scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the training's scheduler.
+        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit images.
+        label_names: names of the classes that images can be generated of, in the order of their indices.
 
     Raises:
-        ValueError: a network that cannot turn noise into pictures, or a bad pixel range.
+        ValueError: a network that cannot turn noise into images, or a bad pixel range.
     """
 
     model_cpu_offload_seq = "unet"
@@ -98,7 +98,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def num_timesteps(self) -> int:
-        """How often the network runs for a picture; more than the steps with Heun and its like."""
+        """How often the network runs for an image; more than the steps with Heun and its like."""
         return self._num_timesteps
 
     @property
@@ -160,7 +160,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         Args:
             shape: (B, C, H, W).
             device: where the network runs.
-            generator: one, or one per picture; None: PyTorch's global one.
+            generator: one, or one per image; None: PyTorch's global one.
             latents: unit noise to use instead of drawing it.
         """
         if latents is None:
@@ -187,23 +187,23 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         callback_on_step_end: Callable[["ImageGenerationPipeline", int, Any, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImageGenerationOutput | tuple:
-        """Generates `batch_size` pictures.
+        """Generates `batch_size` images.
 
         Args:
-            batch_size: number of pictures.
+            batch_size: number of images.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1000 for plain DDPM.
-            class_labels: a class for all pictures or one each, as index or as one of `label_names`; None: no class.
+            class_labels: a class for all images or one each, as index or as one of `label_names`; None: no class.
             guidance_scale: w in uncond + w (cond - uncond), classifier-free guidance (Ho & Salimans 2022); 1: none.
             guidance_interval: (low, high), the part of the steps that is guided, as shares of the schedule: 0 is its
                 noisy begin, 1 its end (Kynkaanniemi et al. 2024); None: all of it.
             height: in pixels; None: `unet.config.sample_size`.
             width: in pixels; None: `unet.config.sample_size`.
-            generator: one, or a list with one per picture: then a picture depends on its own generator alone, in
+            generator: one, or a list with one per image: then an image depends on its own generator alone, in
                 whatever batch it is made.
             latents: unit noise to start from, (B, C, H, W); None: drawn from `generator`.
-            max_batch: pictures that the network sees at once; twice that with guidance.
+            max_batch: images that the network sees at once; twice that with guidance.
             eta: the noise that DDIM (eq. 16 of Song et al. 2020) or TCD adds; None: the scheduler's own default.
-            output_type: "pil": a list of pictures (1, 3 or 4 channels); "np": float32 (B, H, W, C) in [0, 1];
+            output_type: "pil": a list of images (1, 3 or 4 channels); "np": float32 (B, H, W, C) in [0, 1];
                 "pt": float32 (B, C, H, W) in [0, 1]; "stored": (B, C, H, W) in the data type and values of the training
                 files; "latent": float32 (B, C, H, W) around [-1, 1] as the sampler leaves it.
             return_dict: whether to return an `ImageGenerationOutput` rather than a tuple.
@@ -291,7 +291,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         return prediction.float().contiguous()  # as schedulers and the caller expect it
 
     def _class_indices(self, class_labels: Any, batch_size: int) -> list[int] | None:
-        """One index per picture, from indices and names."""
+        """One index per image, from indices and names."""
         if class_labels is None:
             return None
         if isinstance(class_labels, Tensor):

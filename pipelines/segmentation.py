@@ -1,4 +1,4 @@
-"""Pictures of any size to masks, with test-time augmentation and an uncertainty map."""
+"""Images of any size to masks, with test-time augmentation and an uncertainty map."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.files import written_aside
-from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
+from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.images.large_images import create_mask, open_picture
-from unet_diffusion.images.palette import mask_picture, overlay
+from unet_diffusion.images.large_images import create_mask, open_image
+from unet_diffusion.images.palette import mask_image, overlay
 from unet_diffusion.network.tiling import Read
 from unet_diffusion.pipelines.base import PrivateArguments, check_class_details
 from unet_diffusion.segmentation.segmenter import Segmenter, check_evaluation_mode, check_levels
@@ -32,10 +32,10 @@ MAX_CLASSES = 255  # masks are stored in 8 bits, and 255 means "ignore"
 
 @dataclass
 class SegmentationOutput(BaseOutput):
-    """What `SegmentationPipeline` returns: lists with one entry per picture, since sizes may differ.
+    """What `SegmentationPipeline` returns: lists with one entry per image, since sizes may differ.
 
     Attributes:
-        masks: class indices at the size of the picture: PIL images of mode P, uint8 arrays or int64 tensors (H, W).
+        masks: class indices at the size of the image: PIL images of mode P, uint8 arrays or int64 tensors (H, W).
         probabilities: of each class, float32 arrays (tensors for "pt") (K, H, W), or None if not asked for.
         uncertainty: entropy of the probabilities divided by log K, in [0, 1], float32 (H, W), or None likewise.
     """
@@ -46,7 +46,7 @@ class SegmentationOutput(BaseOutput):
 
 
 class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
-    """Segments pictures of any size; large ones window by window (`unet_diffusion.network.tiling`).
+    """Segments images of any size; large ones window by window (`unet_diffusion.network.tiling`).
 
     Examples:
         >>> import numpy as np
@@ -54,19 +54,19 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         >>> from unet_diffusion.pipelines import SegmentationPipeline
 
         >>> pipe = SegmentationPipeline(UNet.from_preset("tiny").to_segmentation(2))
-        >>> picture = np.zeros((40, 30), dtype=np.uint8)
-        >>> mask = pipe(picture).masks[0]
+        >>> image = np.zeros((40, 30), dtype=np.uint8)
+        >>> mask = pipe(image).masks[0]
         >>> mask.mode, mask.size
         ('P', (30, 40))
 
     Args:
         unet: a network with a segmentation head, or, beside a classifier, a noise predictor.
-        scheduler: adds noise to the picture, where timesteps are asked for and for a classifier; not needed otherwise.
-        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit pictures.
+        scheduler: adds noise to the image, where timesteps are asked for and for a classifier; not needed otherwise.
+        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit images.
         class_names: names of the classes, in the order of their indices.
         palette: red, green and blue of each class, 0 to 255; None: colours that colour-blind readers can tell apart.
-        classifier: reads the network's features of noisy pictures, instead of a segmentation head. The noise is the
-            same for every picture and at every call, so that masks are too.
+        classifier: reads the network's features of noisy images, instead of a segmentation head. The noise is the
+            same for every image and at every call, so that masks are too.
 
     Raises:
         ValueError: a network without a segmentation head, or a classifier that was made for another network or has no
@@ -153,37 +153,37 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         return_probabilities: bool = True,
         return_dict: bool = True,
     ) -> SegmentationOutput | tuple:
-        """Segments one or more pictures, each at its own size.
+        """Segments one or more images, each at its own size.
 
         Args:
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
                 values that are stored in files; or a list of those.
             tile_size: output pixels a side of a tile; None: chosen for about 64 MiB of memory in the network, while
-                pictures that take at most 512 MiB are run whole. Otherwise pictures not larger than a tile with its
+                images that take at most 512 MiB are run whole. Otherwise images not larger than a tile with its
                 context are.
-            num_draws: noisy versions of the picture per timestep.
-            timesteps: where noise is added to the picture before it is segmented; the probabilities are averaged. None:
-                the clean picture at the timestep that the network was trained to segment at, or, with a classifier, the
+            num_draws: noisy versions of the image per timestep.
+            timesteps: where noise is added to the image before it is segmented; the probabilities are averaged. None:
+                the clean image at the timestep that the network was trained to segment at, or, with a classifier, the
                 timesteps that it was trained with.
-            augment: average over the 8 flips and rotations of the picture, at 8 times the cost.
+            augment: average over the 8 flips and rotations of the image, at 8 times the cost.
             generator: where the noise at `timesteps` comes from; None: PyTorch's global one.
             output_type: "pil": PIL masks of mode P with the palette; "np": uint8 masks; "pt": int64 masks, on the CPU.
             return_probabilities: whether to return probabilities and uncertainty, 4 (K + 1) bytes per pixel.
             return_dict: whether to return a `SegmentationOutput` rather than a tuple.
 
         Raises:
-            ValueError: a picture or an argument that does not fit the network, named with the fix.
+            ValueError: an image or an argument that does not fit the network, named with the fix.
         """
         self.check_inputs(tile_size, num_draws, timesteps, output_type)
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment)
         masks: list[Tensor] = []
         probabilities: list[Tensor] = []
         uncertainty: list[Tensor] = []
-        for batch in segmenter.batches(stored_pictures(image)):
+        for batch in segmenter.batches(stored_images(image)):
             count, (height, width) = len(batch), batch[0].shape[1:]
 
             def read(rows: slice, columns: slice, batch: list[Tensor] = batch) -> Tensor:
-                return torch.stack([picture[:, rows, columns] for picture in batch])
+                return torch.stack([each[:, rows, columns] for each in batch])
 
             mask = torch.empty(count, height, width, dtype=torch.uint8)
             chances = torch.empty(count if return_probabilities else 0, self.num_classes, height, width)
@@ -219,10 +219,10 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         augment: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Segments a picture that may be larger than memory: read in windows, the mask written in windows.
+        """Segments an image that may be larger than memory: read in windows, the mask written in windows.
 
         Args:
-            source: path of a `.npy`, `.tif` or `.zarr` picture, or any array (H, W) or (H, W, C) with slices.
+            source: path of a `.npy`, `.tif` or `.zarr` image, or any array (H, W) or (H, W, C) with slices.
             target: path of the mask to write, `.npy`, `.tif` or `.zarr`, which appears when it is complete; or any
                 array (H, W) that windows of uint8 class indices can be assigned to.
             tile_size: as in `__call__`.
@@ -232,17 +232,17 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             generator: as in `__call__`.
 
         Raises:
-            ValueError: a picture or an argument that does not fit the network, or a target that exists.
+            ValueError: an image or an argument that does not fit the network, or a target that exists.
         """
         self.check_inputs(tile_size, num_draws, timesteps)
-        picture = open_picture(source)
-        size = picture.shape[:2]
-        dtype = "float32" if picture.dtype.kind == "f" else picture.dtype.name
-        check_picture(self.unet.config.in_channels, self.pixel_range, picture.shape[2], dtype)
+        image = open_image(source)
+        size = image.shape[:2]
+        dtype = "float32" if image.dtype.kind == "f" else image.dtype.name
+        check_image(self.unet.config.in_channels, self.pixel_range, image.shape[2], dtype)
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment)
 
         def read(rows: slice, columns: slice) -> Tensor:
-            return torch.from_numpy(picture.read(rows, columns)).permute(2, 0, 1)[None]
+            return torch.from_numpy(image.read(rows, columns)).permute(2, 0, 1)[None]
 
         def fill(mask: Any) -> None:
             for rows, columns, part in self._regions(segmenter, read, size, 1, generator):
@@ -250,7 +250,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
         if not isinstance(target, (str, Path)):
             if tuple(target.shape) != size:
-                raise ValueError(f"target has shape {tuple(target.shape)}, but the picture is {size[0]}x{size[1]}.")
+                raise ValueError(f"target has shape {tuple(target.shape)}, but the image is {size[0]}x{size[1]}.")
             fill(target)
         elif Path(target).exists():
             raise ValueError(f"{target} exists already; remove it, or choose another name.")
@@ -260,27 +260,27 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         self.maybe_free_model_hooks()
 
     def overlay(self, image: Any, mask: Any, opacity: float = 0.5) -> Image.Image:
-        """The classes of a mask in colour over its picture, as RGB; class 0 stays clear.
+        """The classes of a mask in colour over its image, as RGB; class 0 stays clear.
 
         Args:
-            image: one picture, as in `__call__`.
+            image: one image, as in `__call__`.
             mask: its mask as a PIL image, an array or a tensor (H, W).
             opacity: of the colours, from 0 to 1.
 
         Raises:
-            ValueError: a picture and a mask of different sizes, more than one picture, or another opacity.
+            ValueError: an image and a mask of different sizes, more than one image, or another opacity.
         """
-        pictures = list(stored_pictures(image))
+        stored = list(stored_images(image))
         labels = np.asarray(mask)
-        if len(pictures) != 1 or tuple(pictures[0].shape[1:]) != labels.shape:
-            sizes = [f"{picture.shape[1]}x{picture.shape[2]}" for picture in pictures]
+        if len(stored) != 1 or tuple(stored[0].shape[1:]) != labels.shape:
+            sizes = [f"{each.shape[1]}x{each.shape[2]}" for each in stored]
             raise ValueError(
-                f"the pictures are {sizes} and the mask has shape {labels.shape}; give one picture and its mask."
+                f"the images are {sizes} and the mask has shape {labels.shape}; give one image and its mask."
             )
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}, but must be from 0 to 1.")
-        check_picture(self.unet.config.in_channels, self.pixel_range, len(pictures[0]), dtype_name(pictures[0]))
-        shown = PixelRange.full("uint8").to_stored(self.pixel_range.to_model(pictures[0])).permute(1, 2, 0).numpy()
+        check_image(self.unet.config.in_channels, self.pixel_range, len(stored[0]), dtype_name(stored[0]))
+        shown = PixelRange.full("uint8").to_stored(self.pixel_range.to_model(stored[0])).permute(1, 2, 0).numpy()
         base = Image.fromarray(shown[..., :3] if shown.shape[2] >= 3 else shown[..., 0])
         return overlay(base, labels, opacity, self.palette)
 
@@ -288,7 +288,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         """A uint8 mask (H, W) in the form that is asked for."""
         if output_type == "pt":
             return mask.long()
-        return mask.numpy() if output_type == "np" else mask_picture(mask.numpy(), self.palette)
+        return mask.numpy() if output_type == "np" else mask_image(mask.numpy(), self.palette)
 
     def _segmenter(
         self, tile_size: int | None, num_draws: int, timesteps: Sequence[int] | None, augment: bool

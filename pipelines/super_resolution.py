@@ -1,4 +1,4 @@
-"""Small pictures to large ones with any scheduler of diffusers, tile by tile where they are large."""
+"""Small images to large ones with any scheduler of diffusers, tile by tile where they are large."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unet_diffusion.diffusion.low_resolution import check_condition_noise, check_scale, enlarged, with_noise
 from unet_diffusion.diffusion.sampling import check_scheduler, step_arguments
-from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
+from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.output import as_output, check_output_type
 from unet_diffusion.network.maps import channels_last
@@ -28,22 +28,22 @@ OUTPUT_TYPES = ("pil", "np", "pt", "stored")
 
 @dataclass
 class SuperResolutionOutput(BaseOutput):
-    """What `SuperResolutionPipeline` returns: a list with one entry per picture, since sizes may differ.
+    """What `SuperResolutionPipeline` returns: a list with one entry per image, since sizes may differ.
 
     Attributes:
-        images: the large pictures; the type follows from `output_type`, which `SuperResolutionPipeline.__call__` tells.
+        images: the large images; the type follows from `output_type`, which `SuperResolutionPipeline.__call__` tells.
     """
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor]
 
 
 class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
-    """Enlarges pictures by denoising beside them (SR3, Saharia et al. 2021), with any scheduler of diffusers.
+    """Enlarges images by denoising beside them (SR3, Saharia et al. 2021), with any scheduler of diffusers.
 
-    A picture of any size starts from noise of the large size, which is drawn once. In each step the network sees the
-    noisy picture and the enlarged small one; where both are larger than one window it sees them window by window
-    (`unet_diffusion.network.tiling`). Its predictions are joined before the scheduler's step, so that all windows go on from
-    one picture.
+    An image of any size starts from noise of the large size, which is drawn once. In each step the network sees the
+    noisy image and the enlarged small one; where both are larger than one window it sees them window by window
+    (`unet_diffusion.network.tiling`). Its predictions are joined before the scheduler's step, so that all windows go
+    on from one image.
 
     Examples:
         >>> import numpy as np
@@ -56,19 +56,19 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         >>> unet = UNet.from_preset("tiny", in_channels=2, out_channels=1)
         >>> pipe = SuperResolutionPipeline(unet, sampler("dpm-solver++", DDPMScheduler()), scale=2)
         >>> pipe.set_progress_bar_config(disable=True)
-        >>> picture = np.zeros((10, 15), dtype=np.uint8)
-        >>> pipe(picture, num_inference_steps=5, generator=torch.manual_seed(0)).images[0].size
+        >>> image = np.zeros((10, 15), dtype=np.uint8)
+        >>> pipe(image, num_inference_steps=5, generator=torch.manual_seed(0)).images[0].size
         (30, 20)
 
     Args:
-        unet: a network with twice as many channels in as its noise head has out, the noisy picture before the enlarged
+        unet: a network with twice as many channels in as its noise head has out, the noisy image before the enlarged
             one, and with a timestep embedding.
-        scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the scheduler of the training.
-        scale: how many times larger pictures become a side; what the network was trained for.
-        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit pictures.
+        scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the training's scheduler.
+        scale: how many times larger images become a side; what the network was trained for.
+        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit images.
 
     Raises:
-        ValueError: a network that cannot enlarge pictures, a scale that is no integer of at least 2, or a bad pixel
+        ValueError: a network that cannot enlarge images, a scale that is no integer of at least 2, or a bad pixel
             range.
     """
 
@@ -98,12 +98,12 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def scale(self) -> int:
-        """How many times larger pictures become a side."""
+        """How many times larger images become a side."""
         return self.config["_scale"]
 
     @property
     def channels(self) -> int:
-        """Channels of the pictures."""
+        """Channels of the images."""
         return self.unet.config.out_channels
 
     def check_inputs(self, num_inference_steps: int, condition_noise: float, output_type: str) -> None:
@@ -125,42 +125,40 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> SuperResolutionOutput | tuple:
-        """Enlarges one or more pictures, each from its own size.
+        """Enlarges one or more images, each from its own size.
 
         Args:
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
                 values that are stored in files; or a list of those.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver.
-            generator: one, or a list with one per picture: then a picture depends on its own generator alone, whatever
+            generator: one, or a list with one per image: then an image depends on its own generator alone, whatever
                 others are enlarged with it. None: PyTorch's global one.
-            condition_noise: deviation of noise that the enlarged picture gets, where values lie in [-1, 1]; for
-                pictures that are worse than those of the training, such as compressed ones.
-            tile_size: pixels a side of a tile of the large picture; None: chosen for about 64 MiB of memory in the
-                network, while pictures that take at most 512 MiB are run whole.
+            condition_noise: deviation of noise that the enlarged image gets, where values lie in [-1, 1]; for
+                images that are worse than those of the training, such as compressed ones.
+            tile_size: pixels a side of a tile of the large image; None: chosen for about 64 MiB of memory in the
+                network, while images that take at most 512 MiB are run whole.
             output_type: "pil": PIL images (1, 3 or 4 channels); "np": float32 arrays (H, W, C) in [0, 1]; "pt": float32
                 tensors (C, H, W) in [0, 1]; "stored": tensors (C, H, W) in the data type and values of the training
                 files.
             return_dict: whether to return a `SuperResolutionOutput` rather than a tuple.
 
         Raises:
-            ValueError: a picture or an argument that does not fit the network or the scheduler, named with the fix.
+            ValueError: an image or an argument that does not fit the network or the scheduler, named with the fix.
         """
         self.check_inputs(num_inference_steps, condition_noise, output_type)
         tiling = Tiling.of(self.unet, tile_size)
-        pictures = list(stored_pictures(image))
-        for picture in pictures:
-            check_picture(self.channels, self.pixel_range, len(picture), dtype_name(picture))
-        if isinstance(generator, list) and len(generator) != len(pictures):
-            raise ValueError(
-                f"there are {len(generator)} generators, but {len(pictures)} pictures; pass one, or one each."
-            )
-        generators = [generator] * len(pictures) if isinstance(generator, torch.Generator) else generator
+        inputs = list(stored_images(image))
+        for each in inputs:
+            check_image(self.channels, self.pixel_range, len(each), dtype_name(each))
+        if isinstance(generator, list) and len(generator) != len(inputs):
+            raise ValueError(f"there are {len(generator)} generators, but {len(inputs)} images; pass one, or one each.")
+        generators = [generator] * len(inputs) if isinstance(generator, torch.Generator) else generator
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        batches = list(self._batches(pictures, tiling))
+        batches = list(self._batches(inputs, tiling))
         images: list[Any] = []
         with self.progress_bar(total=len(batches) * len(self.scheduler.timesteps)) as progress:
             for part in batches:
-                small = torch.stack(pictures[part]).to(self._execution_device)
+                small = torch.stack(inputs[part]).to(self._execution_device)
                 own = None if generators is None else generators[part]
                 condition = enlarged(small, self.scale, self.pixel_range)
                 large = self._drawn(condition, own)  # first, so that it does not depend on what else is drawn
@@ -180,13 +178,13 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return SuperResolutionOutput(images=images) if return_dict else (images,)
 
-    def _batches(self, pictures: list[Tensor], tiling: Tiling) -> Iterator[slice]:
-        """Neighbouring pictures of one size, as many as take the memory of one window."""
+    def _batches(self, images: list[Tensor], tiling: Tiling) -> Iterator[slice]:
+        """Neighbouring images of one size, as many as take the memory of one window."""
         start = 0
-        for stop in range(1, len(pictures) + 1):
-            height, width = (self.scale * side for side in pictures[start].shape[1:])
+        for stop in range(1, len(images) + 1):
+            height, width = (self.scale * side for side in images[start].shape[1:])
             full = stop - start == tiling.batch_size(height, width)
-            if full or stop == len(pictures) or pictures[stop].shape != pictures[start].shape:
+            if full or stop == len(images) or images[stop].shape != images[start].shape:
                 yield slice(start, stop)
                 start = stop
 
@@ -195,7 +193,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         return randn_tensor(tuple(like.shape), generator=generators, device=like.device, dtype=torch.float32)
 
     def _predict(self, large: Tensor, timestep: Any, condition: Tensor, tiling: Tiling) -> Tensor:
-        """What the network predicts of noisy pictures beside their conditions, float32 (B, C, H, W)."""
+        """What the network predicts of noisy images beside their conditions, float32 (B, C, H, W)."""
         scale = getattr(self.scheduler, "scale_model_input", lambda sample, _: sample)  # flow matching has none
         seen = torch.cat([scale(large, timestep), condition], dim=1)  # (B, 2C, H, W)
 

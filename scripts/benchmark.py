@@ -41,7 +41,7 @@ class Benchmark:
     rounds: int = 15
     """Times that each piece of work is taken."""
     seed: int = 0
-    """Weights, pictures and noise follow from it."""
+    """Weights, images and noise follow from it."""
 
     def __post_init__(self) -> None:
         """Checks every value."""
@@ -58,9 +58,9 @@ def benchmarks(config: Benchmark) -> dict[str, Callable[[], Iterator[Row]]]:
     rounds, data, folder = config.rounds, config.data, config.output / "generation"
     faster = {STOCK: 2.0, MONAI: 1.5, LUCIDRAINS: 1.5}
     step = training_step.speed
-    of_pictures: dict[str, Callable[[], Iterator[Row]]] = {}
+    of_images: dict[str, Callable[[], Iterator[Row]]] = {}
     if data is not None:
-        of_pictures = {
+        of_images = {
             "D1": partial(data_delivery.rows, data, rounds),
             "G1": partial(generation.speed, generation.recipe(data, folder / "run"), folder),
         }
@@ -74,7 +74,7 @@ def benchmarks(config: Benchmark) -> dict[str, Callable[[], Iterator[Row]]]:
         "G2": partial(inference.evaluations, rounds),
         "S1": partial(inference.segmentation, rounds),
         "S2": inference.memory,
-        **of_pictures,
+        **of_images,
     }
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Times the exported graphs of a segmentation network against the network itself, side by side in one process.
 
-The network is untrained, one picture is segmented at a time, and torch (with the memory layout of our pipelines), ONNX
+The network is untrained, one image is segmented at a time, and torch (with the memory layout of our pipelines), ONNX
 Runtime and the program of `torch.export` take turns with equal numbers of threads. A figure is the median of the ratios
 of the rounds, with their quartiles:
 
@@ -44,7 +44,7 @@ class BenchmarkExport:
     classes: int = 3
     """Classes of its segmentation head."""
     sizes: tuple[str, ...] = ("128x128", "129x97")
-    """Heights and widths of the pictures."""
+    """Heights and widths of the images."""
     rounds: int = 15
     """Times that each form is taken."""
 
@@ -63,7 +63,7 @@ class Row:
 
     Attributes:
         form: of the export.
-        size: of the picture.
+        size: of the image.
         milliseconds: of torch and of the form, the medians.
         times_as_fast: as torch, the median of the ratios.
         low: their lower quartile.
@@ -102,8 +102,8 @@ def run(config: BenchmarkExport) -> list[Row]:
             graphs[form] = load(done.path / f"segmentation.{suffix}")
     rows = []
     for size in config.sizes:
-        (picture,) = function.example(1, *map(int, size.split("x")))
-        layouts = {name: picture if name == "onnx" else channels_last(picture) for name in graphs}  # each its own
+        (image,) = function.example(1, *map(int, size.split("x")))
+        layouts = {name: image if name == "onnx" else channels_last(image) for name in graphs}  # each its own
         seconds = alternate({name: partial(graph, layouts[name]) for name, graph in graphs.items()}, config.rounds)
         medians = {name: 1000 * sorted(times)[len(times) // 2] for name, times in seconds.items()}
         for form in FORMS:

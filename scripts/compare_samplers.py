@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""How good the pictures of finished runs are, against how often a sampler evaluates the network.
+"""How good the images of finished runs are, against how often a sampler evaluates the network.
 
 Every case goes through `evaluate-generation`, with the data that the run learnt from:
 
     python scripts/compare_samplers.py --runs runs/fashion-mnist runs/fashion-mnist-classic --output runs/samplers
 
-Writes the figures of each case, a grid of its pictures, `samplers.md` and `samplers.png`. The same command goes on
+Writes the figures of each case, a grid of its images, `samplers.md` and `samplers.png`. The same command goes on
 where it was stopped.
 """
 
@@ -20,15 +20,15 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from unet_diffusion.commands.evaluate_generation import EvaluateGeneration, RealPictures, evaluate_generation, load_real
+from unet_diffusion.commands.evaluate_generation import EvaluateGeneration, RealImages, evaluate_generation, load_real
 from unet_diffusion.commands.sample import GenerationOptions
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.sampling import SamplerName
 from unet_diffusion.files import write_text, written_aside
-from unet_diffusion.images.figures import grid, save_picture
+from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.saved_runs import read_object
 
-SHOWN = 36  # pictures in a grid
+SHOWN = 36  # images in a grid
 DRAWN = ("Frechet distance", "kernel distance")
 FIGURES = (*DRAWN, "precision", "recall")
 
@@ -40,13 +40,13 @@ class CompareSamplers:
     runs: tuple[Path, ...]
     """Folders of DDPM runs."""
     output: Path
-    """Folder of the figures and pictures."""
+    """Folder of the figures and images."""
     samplers: tuple[SamplerName, ...] = ("ddim", "dpm-solver++", "sde-dpm-solver++", "heun")
     """How the noise is removed."""
     evaluations: tuple[int, ...] = (10, 20, 50)
-    """Network evaluations of each picture. Heun's method takes two a step, but one in the last."""
+    """Network evaluations of each image. Heun's method takes two a step, but one in the last."""
     count: int = 512
-    """Pictures that each case generates, and as many real ones."""
+    """Images that each case generates, and as many real ones."""
     features: str = "efficientnet-lite0"
     """Network whose features are compared, as in `evaluate-generation`."""
     seed: int = 0
@@ -81,7 +81,7 @@ class Case:
 
     @property
     def evaluations(self) -> int:
-        """Of the network, for each picture: Heun's last step, which ends without noise, is one of Euler's."""
+        """Of the network, for each image: Heun's last step, which ends without noise, is one of Euler's."""
         return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ def compare_samplers(options: CompareSamplers) -> str:
         if not (run / "config.json").is_file():
             raise ValueError(f"runs has {run}, but there is no config.json, which says what it learnt from.")
     found: dict[Case, dict[str, Any]] = {}
-    real: dict[str, RealPictures] = {}  # by the data, which runs of several recipes share
+    real: dict[str, RealImages] = {}  # by the data, which runs of several recipes share
     for case in options.cases():
         path = options.output / f"{case}.json"
         if not path.is_file():
@@ -117,13 +117,13 @@ def compare_samplers(options: CompareSamplers) -> str:
     return text
 
 
-def measure(options: CompareSamplers, case: Case, path: Path, real: dict[str, RealPictures]) -> None:
-    """Writes the figures of a case, last of all that belongs to it, and a grid of its first pictures."""
+def measure(options: CompareSamplers, case: Case, path: Path, real: dict[str, RealImages]) -> None:
+    """Writes the figures of a case, last of all that belongs to it, and a grid of its first images."""
     data = read_object(case.run / "config.json")["data"]
     shared: dict[str, Any] = {"run": case.run, "sampler": case.sampler, "steps": case.steps, "seed": options.seed}
     shown = GenerationOptions(count=SHOWN, **shared)
     pipe = shown.pipeline()
-    save_picture(grid(shown.generate(pipe, "pil")), path.with_name(f"{case}-samples.png"))
+    save_image(grid(shown.generate(pipe, "pil")), path.with_name(f"{case}-samples.png"))
     evaluation = EvaluateGeneration(
         data=DataConfig(**data),
         count=options.count,
@@ -142,9 +142,9 @@ def table(found: dict[Case, dict[str, Any]]) -> str:
     """A line for each case, as Markdown, with standard errors."""
     first = next(iter(found.values()))
     options, used = first["options"], first["figures"]["kernel distance"]["generated_count"]
-    title = f"{options['count']} pictures each ({used} for the kernel distance), seed {options['seed']}, features of"
+    title = f"{options['count']} images each ({used} for the kernel distance), seed {options['seed']}, features of"
     lines = [f"{title} {first['features']}.", ""]
-    lines += ["| run | sampler | evaluations | " + " | ".join(FIGURES) + " | nearer than held-out pictures |"]
+    lines += ["| run | sampler | evaluations | " + " | ".join(FIGURES) + " | nearer than held-out images |"]
     lines += ["| --- " * (len(FIGURES) + 4) + "|"]
     for case, results in sorted(found.items(), key=lambda item: (item[0].run.name, item[0].sampler, item[0].steps)):
         figures = (results["figures"][name] for name in FIGURES)

@@ -25,7 +25,7 @@ from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedDataset, MaskedSets, load_labelled, load_masked
 from unet_diffusion.evaluation.masks import Scores, predictor, score_masks
 from unet_diffusion.files import write_json, write_text
-from unet_diffusion.images.figures import grid, save_picture
+from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet
@@ -43,12 +43,12 @@ OURS = {
     "ronneberger-2015": "ronneberger-quarter.json",
 }
 PEERS: dict[str, type[Peer]] = {"monai-basic-unet": MonaiUNet, "batch-norm-unet": BatchNormUNet}
-OTHERS = ("ours-2m", "ours-lean", "ronneberger-2015", *PEERS)  # what ours is compared with, picture by picture
-SHOWN = (0, 20, 40, 60)  # pictures of the test set, modulo its size
-COLOURED = 1.0  # mean difference of the channels, in grey levels, above which a picture has colours
-DARK = 110  # mean grey level below which a grey picture shows bright things on black
+OTHERS = ("ours-2m", "ours-lean", "ronneberger-2015", *PEERS)  # what ours is compared with, image by image
+SHOWN = (0, 20, 40, 60)  # images of the test set, modulo its size
+COLOURED = 1.0  # mean difference of the channels, in grey levels, above which an image has colours
+DARK = 110  # mean grey level below which a grey image shows bright things on black
 
-Predict = Callable[[Tensor], Tensor]  # a stored picture (C, H, W) to its mask (H, W)
+Predict = Callable[[Tensor], Tensor]  # a stored image (C, H, W) to its mask (H, W)
 
 
 @dataclass
@@ -98,7 +98,7 @@ def compare(options: Comparison) -> str:
     predictors |= {name: predictor(pipe) for name, pipe in pipes.items()}
     scores = {name: score_masks(predict, test, membrane=options.membrane) for name, predict in predictors.items()}
     parameters = {name: sum(p.numel() for p in pipe.unet.parameters()) for name, pipe in pipes.items()}
-    save_picture(overlays(test, {name: predictors[name] for name in pipes}, first), options.output / "overlays.png")
+    save_image(overlays(test, {name: predictors[name] for name in pipes}, first), options.output / "overlays.png")
     results = {
         "options": asdict(options),
         "parameters": parameters,
@@ -154,18 +154,18 @@ def network(name: str, data: MaskedSets) -> UNet | Peer:
 def most_frequent(test: MaskedDataset) -> Predict:
     """The same class everywhere: the one that most pixels have."""
     label = int(test.class_counts().argmax())
-    return lambda picture: torch.full(picture.shape[1:], label)
+    return lambda image: torch.full(image.shape[1:], label)
 
 
 def threshold(num_classes: int) -> Predict:
-    """Otsu's thresholds of each picture by itself, with what a person knows of the three sets.
+    """Otsu's thresholds of each image by itself, with what a person knows of the three sets.
 
-    The darker part of an electron micrograph (one channel) is class 0, the membrane. Of colour pictures class 0 is the
-    brightest part of the green channel, as in blood smears, but the darkest in fluorescence: grey and dark pictures.
+    The darker part of an electron micrograph (one channel) is class 0, the membrane. Of colour images class 0 is the
+    brightest part of the green channel, as in blood smears, but the darkest in fluorescence: grey and dark images.
     """
 
-    def predict(picture: Tensor) -> Tensor:
-        values = picture.numpy()  # integers, so that every grey level is a bin of its own
+    def predict(image: Tensor) -> Tensor:
+        values = image.numpy()  # integers, so that every grey level is a bin of its own
         level = values[1] if len(values) == 3 else values[0]  # the green channel
         found = np.digitize(level, threshold_multiotsu(level, num_classes), right=True)
         fluorescence = (
@@ -178,13 +178,13 @@ def threshold(num_classes: int) -> Predict:
 
 
 def overlays(test: MaskedDataset, predictors: dict[str, Predict], pipe: SegmentationPipeline) -> Image.Image:
-    """Pictures of the test set, each in a row with its mask and what each network made of it."""
+    """Images of the test set, each in a row with its mask and what each network made of it."""
     shown: list[Any] = []
     for index in sorted({index % len(test) for index in SHOWN}):
-        picture, mask = test[index]["image"], test[index]["mask"]
-        masks = [mask, *(predict(picture) for predict in predictors.values())]
-        shown += [pipe.overlay(picture, np.zeros(mask.shape, np.uint8))]
-        shown += [pipe.overlay(picture, each.numpy(), opacity=0.7) for each in masks]
+        image, mask = test[index]["image"], test[index]["mask"]
+        masks = [mask, *(predict(image) for predict in predictors.values())]
+        shown += [pipe.overlay(image, np.zeros(mask.shape, np.uint8))]
+        shown += [pipe.overlay(image, each.numpy(), opacity=0.7) for each in masks]
     return grid(shown, columns=len(predictors) + 2)
 
 
@@ -192,29 +192,29 @@ def table(scores: dict[str, Scores], parameters: dict[str, int]) -> str:
     """One line for each network, as Markdown."""
     first = next(iter(scores.values()))
     names = ["accuracy", "mean_iou", "mean_dice", *(f"iou_{label}" for label in range(first.num_classes))]
-    others = [key for key in ("boundary_f1", "cell_rand_error", "instance_rand_error") if key in first.per_picture]
+    others = [key for key in ("boundary_f1", "cell_rand_error", "instance_rand_error") if key in first.per_image]
     lines = ["| network | parameters | " + " | ".join([*names, *others]) + " |"]
     lines += ["| --- " * (len(names) + len(others) + 2) + "|"]
     for name, each in scores.items():
-        figures = [each.pooled[key] for key in names] + [each.per_picture[key] for key in others]
+        figures = [each.pooled[key] for key in names] + [each.per_image[key] for key in others]
         count = f"{parameters[name]:,}" if name in parameters else ""
         lines.append(f"| {name} | {count} | " + " | ".join(f"{figure:.4f}" for figure in figures) + " |")
     return "\n".join(lines)
 
 
 def differences(scores: dict[str, Scores]) -> str:
-    """How far ours lies above each other network on the same pictures, with 95% intervals, as Markdown."""
+    """How far ours lies above each other network on the same images, with 95% intervals, as Markdown."""
     lines = []
     for other in (name for name in OTHERS if name in scores and "ours" in scores):
         parts = []
         for key in ("mean_iou", "boundary_f1", "cell_rand_error", "instance_rand_error"):
-            pairs = zip(scores["ours"].pictures, scores[other].pictures)
+            pairs = zip(scores["ours"].images, scores[other].images)
             found = np.array([ours[key] - theirs[key] for ours, theirs in pairs if key in ours])
             found = found[~np.isnan(found)]
             if len(found) > 1:
                 interval = 1.96 * found.std(ddof=1) / len(found) ** 0.5
                 parts.append(f"{key} {found.mean():+.4f} +- {interval:.4f}")
-        lines.append(f"\nours minus {other}, mean over pictures: {', '.join(parts)}")
+        lines.append(f"\nours minus {other}, mean over images: {', '.join(parts)}")
     return "\n".join(lines)
 
 

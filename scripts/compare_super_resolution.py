@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Ways to enlarge pictures, on held-out ones: nearest pixel, bicubic, a U-Net that regresses, and diffusion (SR3).
+"""Ways to enlarge images, on held-out ones: nearest pixel, bicubic, a U-Net that regresses, and diffusion (SR3).
 
-Both U-Nets learn from `train.parquet`: same layers, steps, batches, optimizer and seed. Pictures of `test.parquet` are
+Both U-Nets learn from `train.parquet`: same layers, steps, batches, optimizer and seed. Images of `test.parquet` are
 made small, enlarged in each way, rounded to what a file stores and compared with what they were: PSNR, SSIM, and the
 distance of the features of a network that ImageNet has taught, which sees less of single pixels. All three are of
 pairs, and favour blur where the detail is not known. The kernel distance of the same features is of the two sets:
-whether enlarged pictures look like real ones, be their detail right or not.
+whether enlarged images look like real ones, be their detail right or not.
 
     python scripts/compare_super_resolution.py --data shared/data/fruits64 --scale 4 --output runs/larger/fruits64
 
-Writes `comparison.md`, `comparison.json` (the scores of every picture too) and `comparison.png`. The same command goes
+Writes `comparison.md`, `comparison.json` (the scores of every image too) and `comparison.png`. The same command goes
 on where it was stopped.
 """
 
@@ -39,7 +39,7 @@ from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_n
 from unet_diffusion.evaluation.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.images.figures import array_pictures, grid, save_picture
+from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
@@ -52,37 +52,37 @@ from unet_diffusion.training.trainer import Trainer
 
 NETWORKS = Path(__file__).parent / "networks"
 FEATURES = "efficientnet-lite0"
-AT_ONCE = 64  # pictures
-SHOWN = 8  # pictures in comparison.png
-FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "distance": f"distance of {FEATURES} features"}  # of each picture
+AT_ONCE = 64  # images
+SHOWN = 8  # images in comparison.png
+FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "distance": f"distance of {FEATURES} features"}  # of each image
 
-Enlarge = Callable[[Tensor, range], Tensor]  # stored (B, C, h, w), and which test pictures they are, to [-1, 1]
+Enlarge = Callable[[Tensor, range], Tensor]  # stored (B, C, h, w), and which test images they are, to [-1, 1]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How a method does: the figures of each test picture, and the kernel distance of all if they are enough."""
+    """How a method does: the figures of each test image, and the kernel distance of all if they are enough."""
 
-    pictures: dict[str, list[float]]
+    images: dict[str, list[float]]
     kernel_distance: Measurement | None
 
 
 @dataclass
 class Comparison:
-    """Train two networks, and compare four ways to enlarge pictures."""
+    """Train two networks, and compare four ways to enlarge images."""
 
     data: Path
-    """Folder with `train.parquet` and `test.parquet`, of pictures of one size."""
+    """Folder with `train.parquet` and `test.parquet`, of images of one size."""
     output: Path
     """Folder for the runs and the results."""
     scale: int = 4
-    """How many times larger pictures become a side."""
+    """How many times larger images become a side."""
     model: str = str(NETWORKS / "fruits64.json")
     """Network of both: a preset or a JSON file of config values."""
     steps: int = 5000
     """Optimizer steps of each."""
     batch_size: int = 32
-    """Pictures per step."""
+    """Images per step."""
     learning_rate: float = 1e-3
     """Highest learning rate of AdamW, the same for both."""
     condition_noise: float = 0.05
@@ -92,17 +92,17 @@ class Comparison:
     sampling_steps: int = 20
     """Steps of the sampler."""
     max_images: int | None = None
-    """Train on the first so many pictures only."""
-    test_pictures: int = 512
-    """Test pictures, the first of a fixed random order."""
+    """Train on the first so many images only."""
+    test_images: int = 512
+    """Test images, the first of a fixed random order."""
     seed: int = 0
     """Of initialisation, order and noise."""
     device: str = "auto"
-    """Where the test pictures are enlarged."""
+    """Where the test images are enlarged."""
 
     def __post_init__(self) -> None:
         """Checks the numbers that nothing else checks before training."""
-        for name in ("test_pictures", "sampling_steps"):
+        for name in ("test_images", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
 
@@ -113,13 +113,13 @@ def compare(options: Comparison) -> str:
     check_sides(test.height, test.width, options.scale)
     features = feature_network(FEATURES).to(best_device(options.device))
     features.check_channels(test.channels)
-    clean = drawn(test, options.test_pictures)
+    clean = drawn(test, options.test_images)
     small = shrunk(clean, options.scale, test.pixel_range)
     methods = make_methods(options, test.pixel_range)
     scores = {name: scored(options, name, methods[name], small, clean, features, test.pixel_range) for name in methods}
     first = range(min(SHOWN, len(clean)))
     shown = [enlarge(small[: len(first)], first) for enlarge in methods.values()]
-    save_picture(side_by_side([*shown, clean[: len(first)]]), options.output / "comparison.png")
+    save_image(side_by_side([*shown, clean[: len(first)]]), options.output / "comparison.png")
     found = {name: asdict(each) for name, each in scores.items()}
     write_json(options.output / "comparison.json", {"options": asdict(options), "features": FEATURES, "scores": found})
     text = table(scores)
@@ -136,7 +136,7 @@ def make_methods(options: Comparison, pixel_range: PixelRange) -> dict[str, Enla
     pipe.set_progress_bar_config(disable=True)
 
     def by_diffusion(small: Tensor, indices: range) -> Tensor:
-        generators = [keyed_generator(options.seed, "test picture", index) for index in indices]
+        generators = [keyed_generator(options.seed, "test image", index) for index in indices]
         (images,) = pipe(small, options.sampling_steps, generators, output_type="pt", return_dict=False)
         return torch.stack(images).cpu() * 2 - 1
 
@@ -180,7 +180,7 @@ def train_regression(options: Comparison) -> Path:
 
 
 def data_config(options: Comparison) -> DataConfig:
-    """The pictures to learn from."""
+    """The images to learn from."""
     return DataConfig(data=str(options.data / "train.parquet"), max_images=options.max_images)
 
 
@@ -212,7 +212,7 @@ def scored(
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["options"] == asked:
             distance = kept["kernel_distance"]
-            return Scores(kept["pictures"], None if distance is None else Measurement(**distance))
+            return Scores(kept["images"], None if distance is None else Measurement(**distance))
     parts: list[dict[str, list[float]]] = []
     seen: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(clean), AT_ONCE):
@@ -221,17 +221,17 @@ def scored(
         stored = pixel_range.to_model(pixel_range.to_stored(large))
         seen.append((features_of(features, stored), features_of(features, wanted)))
         parts.append(scores_of(stored, wanted, *seen[-1]))
-    pictures = {figure: [value for part in parts for value in part[figure]] for figure in FIGURES}
+    images = {figure: [value for part in parts for value in part[figure]] for figure in FIGURES}
     ours, theirs = (torch.cat(each) for each in zip(*seen))
-    scores = Scores(pictures, kernel_distance(theirs, ours) if len(clean) >= SMALLEST_SAMPLE else None)
+    scores = Scores(images, kernel_distance(theirs, ours) if len(clean) >= SMALLEST_SAMPLE else None)
     write_json(path, {"options": asked, **asdict(scores)})
     return scores
 
 
 def scores_of(found: Tensor, clean: Tensor, ours: Tensor, theirs: Tensor) -> dict[str, list[float]]:
-    """The figures of each of some pictures; SSIM with its Gaussian window of 11 pixels.
+    """The figures of each of some images; SSIM with its Gaussian window of 11 pixels.
 
-    Equal pictures have an infinite PSNR, of which no mean can be taken: it counts as that of a picture of which a
+    Equal images have an infinite PSNR, of which no mean can be taken: it counts as that of an image of which a
     single value is off by one of 256 levels.
 
     Args:
@@ -252,20 +252,20 @@ def scores_of(found: Tensor, clean: Tensor, ours: Tensor, theirs: Tensor) -> dic
 
 
 def side_by_side(columns: list[Tensor]) -> Image.Image:
-    """Pictures (B, C, H, W) in [-1, 1] of each method, one picture a row, each pixel twice as large a side."""
+    """Images (B, C, H, W) in [-1, 1] of each method, one image a row, each pixel twice as large a side."""
     rows = torch.stack(columns, dim=1).flatten(0, 1).permute(0, 2, 3, 1)
-    return grid(array_pictures((rows / 2 + 0.5).numpy()), columns=len(columns), scale=2)
+    return grid(array_images((rows / 2 + 0.5).numpy()), columns=len(columns), scale=2)
 
 
 def table(scores: dict[str, Scores]) -> str:
-    """Means over the pictures with 95% intervals, and the kernel distance with its standard error, as Markdown."""
-    heads = ["method", *FIGURES.values(), "kernel distance", "pictures"]
+    """Means over the images with 95% intervals, and the kernel distance with its standard error, as Markdown."""
+    heads = ["method", *FIGURES.values(), "kernel distance", "images"]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, each in scores.items():
-        cells = [mean_and_interval(each.pictures[figure]) for figure in FIGURES]
+        cells = [mean_and_interval(each.images[figure]) for figure in FIGURES]
         distance = each.kernel_distance
         cells.append("" if distance is None else f"{distance.value:.3g} ± {distance.error:.1g}")
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(each.pictures['psnr'])} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(each.images['psnr'])} |")
     return "\n".join(lines)
 
 

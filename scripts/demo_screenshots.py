@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the pictures of docs/demo.md: the page of a run, used in a real browser.
+"""Draw the images of docs/demo.md: the page of a run, used in a real browser.
 
 Needs selenium, and Chromium with its driver on this machine.
 """
@@ -35,11 +35,11 @@ class Screenshot:
     output: Path
     """The PNG to write."""
     examples: Path | None = None
-    """Folder of pictures; the one that `pick` names is used."""
+    """Folder of images; the one that `pick` names is used."""
     pick: int = 0
     """Which example to use."""
     count: int = 32
-    """Pictures to generate."""
+    """Images to generate."""
     width: int = 1240
     """Of the window, in pixels."""
     height: int = 860
@@ -102,8 +102,8 @@ def find(driver: webdriver.Chrome, selector: str) -> Any:
     return wait(driver, lambda page: (page.find_elements(By.CSS_SELECTOR, selector) or [None])[0])
 
 
-def pictures(driver: webdriver.Chrome, name: str) -> list[str]:
-    """The addresses of all pictures in the component of a name that are loaded."""
+def images(driver: webdriver.Chrome, name: str) -> list[str]:
+    """The addresses of all images in the component of a name that are loaded."""
     found = driver.find_elements(By.CSS_SELECTOR, f"#{name} img")
     loaded = "return arguments[0].complete && arguments[0].naturalWidth > 0"
     return [image.get_attribute("src") for image in found if driver.execute_script(loaded, image)]
@@ -128,18 +128,18 @@ def draw(options: Screenshot) -> Path:
             find(driver, "#generate")
             enter(driver, "count", options.count)
             find(driver, "#generate").click()
-            wait(driver, lambda page: len(pictures(page, "generated")) >= options.count)
+            wait(driver, lambda page: len(images(page, "generated")) >= options.count)
         else:
-            wait(driver, lambda page: len(pictures(page, "examples")) > options.pick)
+            wait(driver, lambda page: len(images(page, "examples")) > options.pick)
             driver.find_elements(By.CSS_SELECTOR, "#examples button img")[options.pick].click()
             result = "overlay" if driver.find_elements(By.ID, "overlay") else "large"
-            wait(driver, lambda page: pictures(page, result))
+            wait(driver, lambda page: images(page, result))
         wait(driver, lambda page: not page.find_elements(By.CSS_SELECTOR, ".progress-text, .eta-bar, .generating"))
         shot = Path(folder) / "shot.png"
         driver.save_screenshot(str(shot))
-        with Image.open(shot) as picture:
+        with Image.open(shot) as image:
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            picture.convert("RGB").quantize(COLOURS).save(options.output, optimize=True)
+            image.convert("RGB").quantize(COLOURS).save(options.output, optimize=True)
     return options.output
 
 

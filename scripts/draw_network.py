@@ -50,7 +50,7 @@ class DrawNetwork:
     model: str = "ronneberger-2015"
     """A preset, or a JSON file of config values, such as the `unet/config.json` of a run."""
     side: int | None = None
-    """Height and width of the picture that goes in; by default the network's `sample_size`."""
+    """Height and width of the image that goes in; by default the network's `sample_size`."""
     num_classes: int = 2
     """Classes of the segmentation head, where the network has none of its own."""
     output: Path = Path("docs/images/network-2015.png")
@@ -91,7 +91,7 @@ class Shapes:
     Each level has what comes into its blocks, and what each of their convolutions gives.
     """
 
-    picture: Map
+    image: Map
     encoder: tuple[Level, ...]  # the finest first
     bridge: Level
     decoder: tuple[Level, ...]  # the finest last
@@ -100,7 +100,7 @@ class Shapes:
 
 
 def read_shapes(unet: UNet, height: int, width: int) -> Shapes:
-    """The shapes that a picture takes on its way through a network and all its heads."""
+    """The shapes that an image takes on its way through a network and all its heads."""
     given: dict[nn.Module, Map] = {}
     taken: dict[nn.Module, Map] = {}
 
@@ -110,10 +110,10 @@ def read_shapes(unet: UNet, height: int, width: int) -> Shapes:
 
     heads = {name: getattr(unet, name) for name in HEADS if getattr(unet, name) is not None}
     hooks = [module.register_forward_hook(remember) for module in unet.modules() if module is not unet]
-    picture = torch.zeros(1, unet.config.in_channels, height, width, device=unet.device)
+    image = torch.zeros(1, unet.config.in_channels, height, width, device=unet.device)
     timestep = None if unet.time_embed is None else 0
     with torch.no_grad():
-        unet(picture, timestep, head="both" if len(heads) == 2 else None)
+        unet(image, timestep, head="both" if len(heads) == 2 else None)
     for hook in hooks:
         hook.remove()
 
@@ -128,7 +128,7 @@ def read_shapes(unet: UNet, height: int, width: int) -> Shapes:
 
     skips = [given[stage.blocks].channels for stage in unet.encoder]
     return Shapes(
-        picture=Map(*picture.shape[1:]),
+        image=Map(*image.shape[1:]),
         encoder=tuple(level(stage.blocks) for stage in unet.encoder),
         bridge=level(unet.bridge),
         decoder=tuple(level(stage.blocks, skip) for stage, skip in zip(unet.decoder, reversed(skips))),
@@ -164,7 +164,7 @@ class Drawing:
     def __init__(self, axes: Axes, shapes: Shapes, timestep: bool) -> None:
         self.axes, self.timestep = axes, timestep
         going_down = [*shapes.encoder, shapes.bridge]
-        self.tallest = max(shape.height for shape in (shapes.picture, *going_down[0]))
+        self.tallest = max(shape.height for shape in (shapes.image, *going_down[0]))
         self.widest = max(shape.channels for level in going_down for shape in level)
         self.column = 0
         self.rows = [0.0]  # the middle of each resolution
@@ -233,12 +233,12 @@ def draw_u(drawing: Drawing, shapes: Shapes) -> None:
     """All maps and what leads from one to the next."""
     skips: list[Box] = []
     for row, level in enumerate((*shapes.encoder, shapes.bridge)):
-        stem = (shapes.picture,) if row == 0 and shapes.stem else ()
+        stem = (shapes.image,) if row == 0 and shapes.stem else ()
         boxes = drawing.row((*stem, *level), row, len(stem))
         if skips:
             drawing.arrow("down", skips[-1].beyond(BELOW, UNDER), boxes[0].beyond(ABOVE, OVER))
         else:
-            drawing.name("picture", boxes[0], LEFT)
+            drawing.name("image", boxes[0], LEFT)
         skips.append(boxes[-1])
     last = skips.pop()
     for row, level in reversed(list(enumerate(shapes.decoder[::-1]))):
@@ -283,7 +283,7 @@ def explain(drawing: Drawing, unet: UNet, place: tuple[float, float]) -> None:
 
 
 def draw(options: DrawNetwork) -> Path:
-    """Writes the picture and returns its path."""
+    """Writes the image and returns its path."""
     with torch.device("meta"):  # shapes only
         unet = load_unet(options.model, {}).eval()
         unet.to_segmentation(unet.config.num_classes or options.num_classes)

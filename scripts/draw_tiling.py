@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws how the windows of a network lie on a picture, as `unet_diffusion.network.tiling` places them."""
+"""Draws how the windows of a network lie on an image, as `unet_diffusion.network.tiling` places them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from unet_diffusion import UNet
 from unet_diffusion.files import written_aside
 from unet_diffusion.network.tiling import Tiling
 
-SIDE = 1024  # pixels of the picture
+SIDE = 1024  # pixels of the image
 TILE = 256
 KEPT = {"tab:orange": 0, "tab:blue": 2}  # colours of the windows shown: the first, and the third each way
 
@@ -54,7 +54,7 @@ def draw_weights(axes: Axes, tiling: Tiling) -> None:
 
 
 def draw(options: Drawing) -> Path:
-    """Writes the picture and returns its path."""
+    """Writes the image and returns its path."""
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     padded, unpadded, blended = figure.subplots(1, 3)
     with torch.device("meta"):
@@ -63,7 +63,7 @@ def draw(options: Drawing) -> Path:
     draw_windows(padded, Tiling.of(networks[0], TILE))
     draw_windows(unpadded, Tiling.of(networks[1], TILE))
     draw_weights(blended, Tiling.of(attending, TILE))
-    padded.set_title("padded: cut inside the picture")
+    padded.set_title("padded: cut inside the image")
     unpadded.set_title("unpadded: mirrored beyond its border")
     blended.set_title("statistics over space: blended")
     with written_aside(options.output) as aside:

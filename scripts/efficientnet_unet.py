@@ -18,8 +18,8 @@ class EfficientNetUNet(Peer):
     """EfficientNet-lite0 (Tan & Le 2019) with its ImageNet weights as the encoder of a U-Net.
 
     Each stage of the decoder joins the upsampled maps with the encoder's last ones of that resolution, the finest with
-    the picture itself. The batch normalisation of the encoder keeps ImageNet's statistics, since those of a few small
-    squares are noisy; its scales and shifts learn, as all else does. Takes pictures of every size.
+    the image itself. The batch normalisation of the encoder keeps ImageNet's statistics, since those of a few small
+    squares are noisy; its scales and shifts learn, as all else does. Takes images of every size.
 
     Args:
         in_channels: 3, or 1, which is repeated.
@@ -38,11 +38,11 @@ class EfficientNetUNet(Peer):
     def __init__(self, in_channels: int, num_classes: int, widths: tuple[int, ...] = (128, 64, 48, 32, 16)) -> None:
         super().__init__()
         if in_channels not in (1, 3):
-            raise ValueError(f"in_channels is {in_channels}, but ImageNet has colours; convert the pictures to 1 or 3.")
+            raise ValueError(f"in_channels is {in_channels}, but ImageNet has colours; convert the images to 1 or 3.")
         if len(widths) != 5 or any(width < GROUPS or width % GROUPS for width in widths):
             raise ValueError(f"widths is {tuple(widths)}, but must be 5 multiples of {GROUPS}, one for each stage.")
         known = EfficientNetLite0()
-        # image_size=None: padding that follows the picture, equal to the original at 224 pixels
+        # image_size=None: padding that follows the image, equal to the original at 224 pixels
         kind = import_module("efficientnet_lite_pytorch").EfficientNet
         self.encoder = kind.from_name("efficientnet-lite0", image_size=None)
         self.encoder.load_state_dict(known.network.state_dict())
@@ -71,10 +71,10 @@ class EfficientNetUNet(Peer):
         return self
 
     def maps(self, sample: Tensor) -> list[Tensor]:
-        """The picture as ImageNet's are, and the encoder's last maps of each resolution, at strides 1 to 32."""
+        """The image as ImageNet's are, and the encoder's last maps of each resolution, at strides 1 to 32."""
         encoder = self.encoder
-        picture = (sample.expand(-1, 3, -1, -1) / 2 + 0.5 - self.mean) / self.deviation
-        x, found = encoder._swish(encoder._bn0(encoder._conv_stem(picture))), [picture]
+        image = (sample.expand(-1, 3, -1, -1) / 2 + 0.5 - self.mean) / self.deviation
+        x, found = encoder._swish(encoder._bn0(encoder._conv_stem(image))), [image]
         for index, layer in enumerate(encoder._blocks):
             if index in self.halving:
                 found.append(x)
@@ -82,7 +82,7 @@ class EfficientNetUNet(Peer):
         return [*found, x]
 
     def logits(self, sample: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to scores (B, K, H, W)."""
+        """Images (B, C, H, W) to scores (B, K, H, W)."""
         *skips, x = self.maps(sample)
         for each in self.decoder:
             skip = skips.pop()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Score a trained run on pictures with masks; the same as `unet-diffusion evaluate`."""
+"""Score a trained run on images with masks; the same as `unet-diffusion evaluate`."""
 
 from unet_diffusion.cli import run
 

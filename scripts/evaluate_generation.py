@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare generated pictures with real ones; the same as `unet-diffusion evaluate-generation`."""
+"""Compare generated images with real ones; the same as `unet-diffusion evaluate-generation`."""
 
 from unet_diffusion.cli import run
 

@@ -39,7 +39,7 @@ class Faults:
     only: tuple[str, ...] = tuple(PARTS)
     """Which parts: kills, state, numbers, processes, bad_input, hostile_files, load."""
     reduced: bool = False
-    """Fewer kills, processes, pictures and steps."""
+    """Fewer kills, processes, images and steps."""
 
     def __post_init__(self) -> None:
         """Checks every value."""

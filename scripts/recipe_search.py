@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Which parts of the recipe of `train-ddpm` make good pictures soon: one change at a time, on one thread.
+"""Which parts of the recipe of `train-ddpm` make good images soon: one change at a time, on one thread.
 
-Every variant sees as many pictures. Its averaged weights at the end are judged by the Frechet distance of their
-pictures, and its time is CPU seconds of the training steps.
+Every variant sees as many images. Its averaged weights at the end are judged by the Frechet distance of their
+images, and its time is CPU seconds of the training steps.
 
     OMP_NUM_THREADS=1 python scripts/recipe_search.py --data fashion_mnist/train.parquet --output runs/recipes
 
@@ -54,7 +54,7 @@ class Variant:
 
 
 def batches_of(size: int) -> Variant:
-    """As many pictures in steps of another size."""
+    """As many images in steps of another size."""
     steps = STEPS * BATCH // size
     return Variant(training={"batch_size": size, "steps": steps, "warmup_steps": steps // 10})
 
@@ -62,7 +62,7 @@ def batches_of(size: int) -> Variant:
 VARIANTS = {
     "defaults": Variant(),
     "the noise predicted": Variant({"prediction_type": "epsilon"}),
-    "the clean picture predicted": Variant({"prediction_type": "sample"}),
+    "the clean image predicted": Variant({"prediction_type": "sample"}),
     "no weighting": Variant({"min_snr_gamma": None}),
     "gamma 1": Variant({"min_snr_gamma": 1.0}),
     "gamma 20": Variant({"min_snr_gamma": 20.0}),
@@ -75,9 +75,9 @@ VARIANTS = {
     "learning rate 2e-3": Variant(training={"learning_rate": 2e-3}),
     "learning rate constant": Variant(training={"schedule": "constant"}),
     "no warm-up": Variant(training={"warmup_steps": 0}),
-    "8 pictures a step": batches_of(8),
-    "32 pictures a step": batches_of(32),
-    "64 pictures a step": batches_of(64),
+    "8 images a step": batches_of(8),
+    "32 images a step": batches_of(32),
+    "64 images a step": batches_of(64),
     "average with decay 0.99": Variant(training={"ema_decay": 0.99}),
     "average with decay 0.9999": Variant(training={"ema_decay": 0.9999}),
 }
@@ -88,13 +88,13 @@ class RecipeSearch:
     """What is tried."""
 
     data: str
-    """Pictures to learn from, such as Fashion-MNIST."""
+    """Images to learn from, such as Fashion-MNIST."""
     output: Path
     """Folder of the runs and the results."""
     only: tuple[str, ...] = ()
     """Variants, by default all."""
-    pictures: int = 1000
-    """Pictures generated for each, and real ones."""
+    images: int = 1000
+    """Images generated for each, and real ones."""
     seed: int = 0
     """Everything random follows from it."""
 
@@ -108,7 +108,7 @@ class RecipeSearch:
 def search(config: RecipeSearch) -> str:
     """Trains what is not trained, judges it, and returns the table."""
     torch.set_num_threads(1)
-    quality = TimeToQuality(config.data, config.output, batch_size=BATCH, pictures=config.pictures, seed=config.seed)
+    quality = TimeToQuality(config.data, config.output, batch_size=BATCH, images=config.images, seed=config.seed)
     data = load_images(DataConfig(data=config.data)).train
     assert isinstance(data, ImageDataset)
     features = real_features(quality)
@@ -118,7 +118,7 @@ def search(config: RecipeSearch) -> str:
         ours = quality.ours(STEPS)
         training = replace(ours.training, **variant.training)
         run = replace(ours, output=folder, diffusion=DiffusionConfig(**variant.diffusion), training=training)
-        score = folder / f"score-{config.pictures}.json"
+        score = folder / f"score-{config.images}.json"
         if not score.exists():
             if not snapshot_path(folder, training.steps).exists():
                 train_ours(run, variant.task)
@@ -135,7 +135,7 @@ def search(config: RecipeSearch) -> str:
 
 
 def table(points: dict[str, Point]) -> str:
-    """A line for each variant, the nearest to the real pictures first, as Markdown."""
+    """A line for each variant, the nearest to the real images first, as Markdown."""
     lines = ["| recipe | steps | seconds | Frechet distance |", "| --- | --- | --- | --- |"]
     for name, point in sorted(points.items(), key=lambda item: item[1].distance):
         lines.append(f"| {name} | {point.step} | {point.seconds:.1f} | {point.distance:.1f} ± {point.error:.1f} |")

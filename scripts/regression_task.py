@@ -1,4 +1,4 @@
-"""What super-resolution by diffusion is compared with: a U-Net of the same size that regresses the large picture."""
+"""What super-resolution by diffusion is compared with: a U-Net of the same size that regresses the large image."""
 
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,23 @@ from unet_diffusion import UNet
 from unet_diffusion.data.sets import ImageSets, to_batch
 from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk
 from unet_diffusion.files import merged_into
-from unet_diffusion.images.figures import array_pictures, grid
+from unet_diffusion.images.figures import array_images, grid
 from unet_diffusion.tasks.diffusion import VALIDATION_BATCH, DiffusionConfig, DiffusionTask
 
 
 class RegressionTask(DiffusionTask):
-    """The enlarged small picture to the large one by the mean squared error, in one network pass.
+    """The enlarged small image to the large one by the mean squared error, in one network pass.
 
-    The network gives what is missing in the enlarged picture; so an untrained one, which gives zero, is bicubic
+    The network gives what is missing in the enlarged image; so an untrained one, which gives zero, is bicubic
     interpolation. It is told timestep 0 always, and has the layers of the diffusion model but for the first, which sees
-    one picture rather than two.
+    one image rather than two.
 
     Args:
         unet: of C channels in and C out.
-        data: pictures to learn from, and held-out ones.
-        scale: how many times larger pictures become a side.
-        config: how many pictures are validated on and shown.
-        num_workers: processes that load pictures ahead.
+        data: images to learn from, and held-out ones.
+        scale: how many times larger images become a side.
+        config: how many images are validated on and shown.
+        num_workers: processes that load images ahead.
     """
 
     def __init__(self, unet: UNet, data: ImageSets, scale: int, config: DiffusionConfig, num_workers: int = 0) -> None:
@@ -44,12 +44,12 @@ class RegressionTask(DiffusionTask):
         return F.mse_loss(self.predicted(unet, clean), clean)
 
     def predicted(self, unet: nn.Module, clean: Tensor) -> Tensor:
-        """What the network makes of the small versions of pictures (B, C, H, W) in [-1, 1]."""
+        """What the network makes of the small versions of images (B, C, H, W) in [-1, 1]."""
         return regressed(unet, enlarged(shrunk(clean, self.scale, self.pixel_range), self.scale, self.pixel_range))
 
     def validate(self, unet: UNet, accelerator: Accelerator) -> dict[str, float]:
-        """The mean squared error of held-out pictures."""
-        count = min(len(self.held_out), self.config.validation_pictures)
+        """The mean squared error of held-out images."""
+        count = min(len(self.held_out), self.config.validation_images)
         total = 0.0
         for start in range(0, count, VALIDATION_BATCH):
             indices = range(start, min(start + VALIDATION_BATCH, count))
@@ -59,19 +59,19 @@ class RegressionTask(DiffusionTask):
         return {"validation_loss": total / count}
 
     def shown(self, unet: UNet) -> Image.Image:
-        """Held-out pictures in pairs: regressed, original."""
-        count = min(len(self.held_out), self.config.preview_pictures)
+        """Held-out images in pairs: regressed, original."""
+        count = min(len(self.held_out), self.config.preview_images)
         clean = self.pixel_range.to_model(torch.stack([self.held_out[i]["image"] for i in range(count)]))
         pairs = torch.stack([self.predicted(unet, clean.to(unet.device)).cpu(), clean], dim=1).flatten(0, 1)
-        return grid(array_pictures((pairs / 2 + 0.5).permute(0, 2, 3, 1).numpy()))
+        return grid(array_images((pairs / 2 + 0.5).permute(0, 2, 3, 1).numpy()))
 
     def export(self, unet: UNet, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
-        """The network and held-out pictures; `metrics.jsonl` has the losses."""
+        """The network and held-out images; `metrics.jsonl` has the losses."""
         with merged_into(folder) as aside:
             unet.save_pretrained(aside / "unet")
             self.preview(unet, aside / "samples.png")
 
 
 def regressed(unet: nn.Module, condition: Tensor) -> Tensor:
-    """Enlarged pictures (B, C, H, W) in [-1, 1] and what the network adds to them."""
+    """Enlarged images (B, C, H, W) in [-1, 1] and what the network adds to them."""
     return condition + unet(condition, 0, head="noise").sample.float()

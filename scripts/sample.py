@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Generate pictures with a trained run; the same as `unet-diffusion sample`."""
+"""Generate images with a trained run; the same as `unet-diffusion sample`."""
 
 from unet_diffusion.cli import run
 

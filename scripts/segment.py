@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Segment picture files with a trained run; the same as `unet-diffusion segment`."""
+"""Segment image files with a trained run; the same as `unet-diffusion segment`."""
 
 from unet_diffusion.cli import run
 

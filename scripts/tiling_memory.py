@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The peak memory of segmenting one large picture; `measure_tiling.py memory` starts it anew for every case."""
+"""The peak memory of segmenting one large image; `measure_tiling.py memory` starts it anew for every case."""
 
 import json
 import time
@@ -19,11 +19,11 @@ from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 
 KIB_PER_MIB = 1024
-ROWS_AT_ONCE = 256  # of a generated picture
+ROWS_AT_ONCE = 256  # of a generated image
 
 
 def peak_memory(preset: str, height: int, width: int, seed: int) -> dict[str, Any]:
-    """Segments a generated picture from file to file, and says what this process, which did nothing before, needed.
+    """Segments a generated image from file to file, and says what this process, which did nothing before, needed.
 
     The peak is that of the whole process, the interpreter and PyTorch included, as the kernel counts it (VmHWM; the
     ru_maxrss of a new process begins with that of the process that started it). Files count while they are mapped; the
@@ -32,13 +32,13 @@ def peak_memory(preset: str, height: int, width: int, seed: int) -> dict[str, An
     torch.manual_seed(keyed_seed(seed, "network"))
     pipe = SegmentationPipeline(UNet.from_preset(preset, num_classes=2).eval())
     with TemporaryDirectory() as folder:
-        picture = Path(folder) / "picture.npy"
-        write_picture(picture, (height, width, pipe.unet.config.in_channels), seed)
+        image = Path(folder) / "image.npy"
+        write_image(image, (height, width, pipe.unet.config.in_channels), seed)
         before, started, cpu = memory(), time.monotonic(), time.process_time()
         with sampled("RssAnon") as most:
-            pipe.segment_file(picture, Path(folder) / "mask.npy")
+            pipe.segment_file(image, Path(folder) / "mask.npy")
         return {
-            "picture_mib": round(picture.stat().st_size / 2**20, 1),
+            "image_mib": round(image.stat().st_size / 2**20, 1),
             "before_mib": before["VmHWM"],
             "peak_mib": memory()["VmHWM"],
             "anonymous_before_mib": before["RssAnon"],
@@ -48,7 +48,7 @@ def peak_memory(preset: str, height: int, width: int, seed: int) -> dict[str, An
         }
 
 
-def write_picture(path: Path, shape: tuple[int, int, int], seed: int) -> None:
+def write_image(path: Path, shape: tuple[int, int, int], seed: int) -> None:
     """Writes 8-bit noise (H, W, C) block by block, through no memory map, so that nothing of it stays resident."""
     random = np.random.default_rng(seed)
     with path.open("wb") as file:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""How much sooner our recipe makes good pictures than the training example of diffusers, at equal parameters.
+"""How much sooner our recipe makes good images than the training example of diffusers, at equal parameters.
 
 Three trainings on one thread: the example as published, the same with its learning rate tuned, and `train-ddpm`, which
 may be run at several lengths, since a learning rate that decays makes the last steps the best. Time is CPU seconds of
-the training steps. Snapshots of the averaged weights are then judged by the Frechet distance of their pictures.
+the training steps. Snapshots of the averaged weights are then judged by the Frechet distance of their images.
 
     OMP_NUM_THREADS=1 python scripts/time_to_quality.py --data fashion_mnist/train.parquet --output runs/quality
 
@@ -24,7 +24,7 @@ from benchmarks.row import table
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from unet_diffusion.commands.evaluate_generation import real_pictures
+from unet_diffusion.commands.evaluate_generation import real_images
 from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet
 from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
@@ -43,7 +43,7 @@ class TimeToQuality:
     """What is trained and judged."""
 
     data: str
-    """Pictures to learn from, such as Fashion-MNIST; the real ones that count are drawn from them."""
+    """Images to learn from, such as Fashion-MNIST; the real ones that count are drawn from them."""
     output: Path
     """Folder of the runs and the results."""
     only: tuple[str, ...] = ()
@@ -57,11 +57,11 @@ class TimeToQuality:
     our_steps: tuple[int, ...] = (180, 360, 1080)
     """Lengths of our training."""
     batch_size: int = 16
-    """Pictures per step of ours; the example's. Few steps of many pictures learn less in the same time."""
+    """Images per step of ours; the example's. Few steps of many images learn less in the same time."""
     snapshots: int = 3
     """Snapshots of each run that are judged, the last ones; each is at twice the steps of the one before."""
-    pictures: int = 2000
-    """Pictures generated for each, and real ones."""
+    images: int = 2000
+    """Images generated for each, and real ones."""
     model: str = str(NETWORK)
     """Our network."""
     seed: int = 0
@@ -141,7 +141,7 @@ def judge_all(config: TimeToQuality, data: ImageDataset) -> dict[str, list[Point
     for folder, (name, steps) in trained.items():
         points = []
         for step in snapshot_steps(steps)[-config.snapshots :]:
-            path = config.output / folder / "scores" / f"step-{step:08d}-{config.pictures}.json"
+            path = config.output / folder / "scores" / f"step-{step:08d}-{config.images}.json"
             if not path.exists():
                 scheduler = DiffusionConfig().make_scheduler() if name == OURS else DDPMScheduler()
                 network = our_network(config, data) if name == OURS else peer_network(data.height, data.channels)
@@ -157,9 +157,9 @@ def our_network(config: TimeToQuality, data: ImageDataset) -> UNet:
 
 
 def real_features(config: TimeToQuality) -> tuple[FeatureNetwork, Tensor]:
-    """The feature network, and what it makes of the real pictures (N, D)."""
+    """The feature network, and what it makes of the real images (N, D)."""
     network = feature_network("efficientnet-lite0")
-    return network, features_of(network, real_pictures(DataConfig(data=config.data), config.pictures))
+    return network, features_of(network, real_images(DataConfig(data=config.data), config.images))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a classifier of whole pictures; the same as `unet-diffusion train-classifier`."""
+"""Train a classifier of whole images; the same as `unet-diffusion train-classifier`."""
 
 from unet_diffusion.cli import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Enlarge picture files with a super-resolution run; the same as `unet-diffusion upscale`."""
+"""Enlarge image files with a super-resolution run; the same as `unet-diffusion upscale`."""
 
 from unet_diffusion.cli import run
 

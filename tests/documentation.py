@@ -51,7 +51,7 @@ INSTEAD = {
 # Options that are added to commands for the same reason; the last one counts.
 TRAINING = "--steps 2 --batch-size 4 --warmup-steps 1 --trackers"
 ADDED = {
-    "train-ddpm": f"--image-size 16 --preview-pictures 4 {TRAINING}",
+    "train-ddpm": f"--image-size 16 --preview-images 4 {TRAINING}",
     "train-classifier": f"--image-size 16 --widths 4 8 {TRAINING}",
     "train-segmentation": TRAINING,
     "evaluate-generation": "--image-size 16 --count 64 --steps 2",

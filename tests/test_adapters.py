@@ -25,7 +25,7 @@ def classifier(timesteps: tuple[int, ...] = (10, 200), **overrides) -> PixelClas
 
 
 def random_maps(size: tuple[int, int], batch: int = 2) -> tuple[Tensor, ...]:
-    """Maps of the stages above for pictures of a size, at another scale each."""
+    """Maps of the stages above for images of a size, at another scale each."""
     sides = [[-(-side // stride) for side in size] for stride in STRIDES]
     return tuple(10**i * torch.randn(batch, width, *side) for i, (width, side) in enumerate(zip(CHANNELS, sides)))
 
@@ -82,7 +82,7 @@ def test_it_equals_a_perceptron_on_all_features_upsampled_and_joined(size):
 
 @pytest.mark.parametrize(("top", "left"), [(4, 8), (12, 0)])
 @torch.no_grad()
-def test_a_window_gets_what_the_whole_picture_gets_but_for_its_border(top, left):
+def test_a_window_gets_what_the_whole_image_gets_but_for_its_border(top, left):
     """Windows start at multiples of the largest stride; upsampling reads that far beyond a pixel at most."""
     network = classifier()
     features = [random_maps((33, 30)) for _ in range(2)]
@@ -111,7 +111,7 @@ def test_the_scale_of_a_stage_does_not_matter():
 
 
 @torch.no_grad()
-def test_pictures_of_a_batch_do_not_know_of_each_other():
+def test_images_of_a_batch_do_not_know_of_each_other():
     network = classifier().train()
     features = [random_maps((9, 12)) for _ in range(2)]
     alone = network([[x[:1] for x in maps] for maps in features], (9, 12))
@@ -136,7 +136,7 @@ def test_every_parameter_gets_a_gradient():
 # --- the features of a network ---
 
 
-def test_features_are_those_of_the_noisy_picture_at_each_timestep():
+def test_features_are_those_of_the_noisy_image_at_each_timestep():
     unet, scheduler = noise_predictor(), DDPMScheduler()
     network = PixelClassifier.beside(unet, 2, (10, 200), stages=(1,))
     clean, noises = torch.rand(2, 1, 9, 14) * 2 - 1, torch.randn(2, 2, 1, 9, 14)
@@ -155,8 +155,8 @@ def test_the_network_runs_only_when_its_features_are_asked_for():
     unet, calls = noise_predictor(), []
     unet.register_forward_hook(lambda *_: calls.append(1))
     network = PixelClassifier.beside(unet, 2, (10, 20, 30))
-    picture = torch.zeros(1, 1, 8, 8)
-    features = network.features(unet, DDPMScheduler(), picture, [picture] * 3)
+    image = torch.zeros(1, 1, 8, 8)
+    features = network.features(unet, DDPMScheduler(), image, [image] * 3)
     for expected in (1, 2, 3):
         next(features)
         assert len(calls) == expected
@@ -184,8 +184,8 @@ def test_gradients_reach_the_classifier_but_not_the_network():
     unet = noise_predictor()
     network = PixelClassifier.beside(unet, 2, (10, 20))
     nn.init.normal_(network.head.weight)
-    picture = torch.randn(1, 1, 8, 8)
-    network(network.features(unet, DDPMScheduler(), picture, [picture] * 2), (8, 8)).sum().backward()
+    image = torch.randn(1, 1, 8, 8)
+    network(network.features(unet, DDPMScheduler(), image, [image] * 2), (8, 8)).sum().backward()
     assert network.projections[1][0].linear.weight.grad.any()
     assert all(parameter.grad is None for parameter in unet.parameters())
 
@@ -283,5 +283,5 @@ def test_maps_that_are_missing_or_of_another_size_are_refused():
         network([maps], (9, 9))
     with pytest.raises(ValueError, match="2 maps of a timestep"):
         network([maps, maps[:2]], (9, 9))
-    with pytest.raises(ValueError, match="map of stride 4 is 3x3, but the picture is 13x9"):
+    with pytest.raises(ValueError, match="map of stride 4 is 3x3, but the image is 13x9"):
         network([maps, maps], (13, 9))

@@ -26,10 +26,10 @@ def test_a_block_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
 
 
 def test_the_temporary_name_keeps_the_suffix(tmp_path):
-    with written_aside(tmp_path / "picture.png") as aside:
+    with written_aside(tmp_path / "image.png") as aside:
         assert aside.suffix == ".png" and aside.parent == tmp_path
         aside.write_bytes(b"x")
-    assert (tmp_path / "picture.png").read_bytes() == b"x"
+    assert (tmp_path / "image.png").read_bytes() == b"x"
 
 
 def test_merging_replaces_files_and_leaves_others(tmp_path):

@@ -65,12 +65,12 @@ def test_turning_by_the_grid_equals_rot90(turns):
     torch.testing.assert_close(warp_masks(masks, grid), masks.rot90(turns, (-2, -1)), rtol=0, atol=0)
 
 
-def test_turning_a_wide_picture_keeps_distances():
+def test_turning_a_wide_image_keeps_distances():
     masks = torch.zeros(1, 9, 15, dtype=torch.int64)
     masks[0, 4, 7 + 3] = 1  # three pixels right of the centre
     turned = warp_masks(masks, grid_of((9, 15), batch=1, angle=math.pi / 2))
     assert (turned == 1).nonzero().tolist() == [[0, 4 - 3, 7]]  # three pixels above it
-    assert (turned[0, :, :3] == IGNORE_INDEX).all()  # the turned picture is 9 wide
+    assert (turned[0, :, :3] == IGNORE_INDEX).all()  # the turned image is 9 wide
     assert (turned[0, :, 3:12] != IGNORE_INDEX).all()
 
 
@@ -97,7 +97,7 @@ def test_a_constant_displacement_shifts_and_fills_by_the_rules(size):
     for strip in (masks_out[:, :2], masks_out[:, :, -3:]):
         assert (strip == IGNORE_INDEX).all()
     assert weights_out[..., -2:].abs().max() < 1e-4
-    mirrored = images[..., -3:].flip(-1)  # the edge of the picture is the mirror
+    mirrored = images[..., -3:].flip(-1)  # the edge of the image is the mirror
     torch.testing.assert_close(images_out[..., 2:, -3:], mirrored[..., :-2, :], rtol=0, atol=1e-4)
 
 
@@ -130,7 +130,7 @@ def test_all_eight_orientations_occur_and_nothing_else():
     assert {tuple(x.flatten().tolist()) for x in batch} == eight
 
 
-def test_a_picture_that_is_not_square_keeps_its_shape_and_all_its_pixels_under_quarter_turns():
+def test_an_image_that_is_not_square_keeps_its_shape_and_all_its_pixels_under_quarter_turns():
     images, masks = random_batch((4, 6), batch=20)
     config = AugmentationConfig(elastic=0, rotation=0, scale=(1, 1), brightness=0, contrast=0, gamma=0, noise=0)
     result = augment(images, masks, config, generators(20))
@@ -149,7 +149,7 @@ def test_masks_keep_to_their_classes(size):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 64), (80, 80)])
-def test_picture_mask_and_weights_stay_aligned(size):
+def test_image_mask_and_weights_stay_aligned(size):
     column = torch.arange(size[1]).expand(4, *size)
     row = torch.arange(size[0])[:, None].expand(4, *size)
     whole = augment(row[:, None] / 64 - 1, row, GEOMETRIC, generators(4), weights=torch.ones(4, 1, *size)).weights[:, 0]
@@ -244,7 +244,7 @@ def test_noise_has_at_most_its_standard_deviation():
     assert deviations.mean().item() == pytest.approx(0.05, abs=4 * 0.1 / 12**0.5 / 10)  # uniform levels, 100 of them
 
 
-def test_inverting_negates_its_share_of_the_pictures_and_no_mask():
+def test_inverting_negates_its_share_of_the_images_and_no_mask():
     images, masks = random_batch((4, 4), batch=200)
     result = augment(images, masks, AugmentationConfig(**{**vars(OFF), "invert": 0.3}), generators(200))
     changed = torch.tensor([not torch.equal(after, before) for after, before in zip(result.images, images)])
@@ -312,7 +312,7 @@ def test_batches_that_do_not_belong_together_are_refused():
     images, masks = random_batch((6, 8))
     with pytest.raises(ValueError, match=r"masks have shape \(2, 8, 6\)"):
         augment(images, masks.mT, OFF, generators())
-    with pytest.raises(ValueError, match="1 generators for 2 pictures"):
+    with pytest.raises(ValueError, match="1 generators for 2 images"):
         augment(images, masks, OFF, generators(1))
     with pytest.raises(ValueError, match="weights have shape"):
         augment(images, masks, OFF, generators(), weights=torch.ones(2, 6, 8))

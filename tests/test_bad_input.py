@@ -50,7 +50,7 @@ def test_there_are_more_than_30_refusals_and_the_table_has_a_line_for_each_case(
     assert all(finding.held and "max_broken" in finding.figure for finding in found)
 
 
-def test_a_broken_picture_among_many_is_named_in_a_warning(models, tmp_path):
+def test_a_broken_image_among_many_is_named_in_a_warning(models, tmp_path):
     case = next(case for case in CASES if case.given.startswith("one zero-byte file of 200"))
     outcome = try_case(case, Place(tmp_path, models))
     assert outcome.held

@@ -65,7 +65,7 @@ def test_twice_the_width_has_four_times_the_weights_and_as_many_heads(benchmark)
 
 
 @pytest.mark.slow
-def test_processes_share_the_pictures_of_a_step(benchmark, monkeypatch):
+def test_processes_share_the_images_of_a_step(benchmark, monkeypatch):
     for processes in (1, 2):
         seconds = benchmark.growth.launched(processes, rounds=3)
         assert len(seconds) == 3 and min(seconds) > 0
@@ -74,7 +74,7 @@ def test_processes_share_the_pictures_of_a_step(benchmark, monkeypatch):
         benchmark.growth.launched(1, rounds=3)
 
 
-def test_contenders_have_equal_parameters_within_5_percent_and_predict_a_picture(benchmark):
+def test_contenders_have_equal_parameters_within_5_percent_and_predict_an_image(benchmark):
     contenders, missing = benchmark.training_step.present(
         lambda name: benchmark.nine_million(name, 32), benchmark.CONTENDERS
     )
@@ -115,7 +115,7 @@ def test_steps_are_compared_and_what_does_not_load_is_named(benchmark):
     assert faster.details["flops"]["convolution"] == 64 * 2 * 9 * 256 * 256 * 16 * 16
     assert missing.figure == "not run: ImportError: no operators" and missing.met is None
     assert [row.against for row in shares] == ["unet-diffusion", "peer"]
-    first = 2 * 2 * (3 * 9 * 8) * 8 * 8  # FLOPs of the first convolution on two pictures, forward
+    first = 2 * 2 * (3 * 9 * 8) * 8 * 8  # FLOPs of the first convolution on two images, forward
     assert shares[0].details["flops"]["unet-diffusion"] > 2 * first  # and again for its weights
 
 
@@ -131,7 +131,7 @@ def test_a_step_learns_and_moves_the_average(benchmark):
 def test_segmentation_networks_have_equal_parameters_learn_and_segment(benchmark):
     from benchmarks import inference, segmenters
 
-    picture = np.random.default_rng(0).integers(0, 256, (304, 288), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (304, 288), dtype=np.uint8)
     names = (segmenters.OURS, segmenters.LEAN, *segmenters.PEERS)
     networks, missing = benchmark.training_step.present(segmenters.segmenter, names)
     assert set(networks) | set(missing) == set(names)
@@ -141,7 +141,7 @@ def test_segmentation_networks_have_equal_parameters_learn_and_segment(benchmark
         assert parameters[name] == pytest.approx(parameters[segmenters.OURS], rel=0.05)
     for name, network in networks.items():
         inference.SegmentationStep(network, 32, 1)()
-        result = inference.large_picture(name, network, picture)()
+        result = inference.large_image(name, network, image)()
         mask = result if isinstance(result, torch.Tensor) else result.masks
         assert np.asarray(mask).shape == (1, 304, 288)
 

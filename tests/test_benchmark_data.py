@@ -1,4 +1,4 @@
-"""The measurement of data delivery, on pictures so few that it takes no time."""
+"""The measurement of data delivery, on images so few that it takes no time."""
 
 import io
 
@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 from test_scripts import SCRIPTS
 
-PICTURES = 400  # 7 batches
+IMAGES = 400  # 7 batches
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,34 +20,34 @@ def scripts():
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return np.random.default_rng(0).integers(0, 256, (PICTURES, 8, 8), dtype=np.uint8)
+def images():
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def parquet(tmp_path_factory, pictures):
-    def png(picture):
+def parquet(tmp_path_factory, images):
+    def png(image):
         file = io.BytesIO()
-        Pillow.fromarray(picture).save(file, "PNG")
+        Pillow.fromarray(image).save(file, "PNG")
         return {"bytes": file.getvalue(), "path": None}
 
     path = tmp_path_factory.mktemp("data") / "train.parquet"
-    columns = {"image": [png(picture) for picture in pictures], "label": [0, 1] * (PICTURES // 2)}
+    columns = {"image": [png(image) for image in images], "label": [0, 1] * (IMAGES // 2)}
     Dataset.from_dict(columns, Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})).to_parquet(path)
     return path
 
 
-def test_both_loaders_deliver_the_stored_pictures(parquet, pictures, tmp_path):
+def test_both_loaders_deliver_the_stored_images(parquet, images, tmp_path):
     from benchmarks.first_batch import BATCH, example, ours
 
-    stored = {picture.tobytes() for picture in pictures}
+    stored = {image.tobytes() for image in images}
     batch = next(ours(str(parquet), str(tmp_path / "ours")))
     assert batch["image"].shape == (BATCH, 1, 8, 8)
-    assert {picture.numpy().tobytes() for picture in batch["image"]} <= stored
+    assert {image.numpy().tobytes() for image in batch["image"]} <= stored
     batch = next(example(str(parquet), str(tmp_path / "example")))
     assert batch["input"].shape == (BATCH, 3, 8, 8) and batch["input"].dtype == torch.float32
     levels = ((batch["input"][:, 0] + 1) * 127.5).round().to(torch.uint8)  # the inverse of (x / 255 - 0.5) / 0.5
-    assert {picture.numpy().tobytes() for picture in levels} <= stored
+    assert {image.numpy().tobytes() for image in levels} <= stored
 
 
 @pytest.mark.slow  # imports everything in a new process
@@ -57,8 +57,8 @@ def test_a_process_reports_the_time_to_its_first_batch_and_keeps_its_cache(parqu
     report = start("ours", parquet, tmp_path)
     assert 0 < report["imports"] < report["processor"]
     assert report["seconds"] > report["imports"] / 4  # several threads may import no faster than so
-    (kept,) = tmp_path.glob("unet_diffusion/*/pictures/pixels.bin")
-    assert kept.stat().st_size == PICTURES * 8 * 8
+    (kept,) = tmp_path.glob("unet_diffusion/*/images/pixels.bin")
+    assert kept.stat().st_size == IMAGES * 8 * 8
 
 
 def test_rounds_begin_without_a_cache_and_the_ratio_is_of_processor_seconds(parquet, monkeypatch):

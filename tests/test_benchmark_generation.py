@@ -1,4 +1,4 @@
-"""The measurement of generation at equal quality, with a network and pictures so small that it takes no time."""
+"""The measurement of generation at equal quality, with a network and images so small that it takes no time."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def training(tmp_path_factory):
         output=folder / "run",
         model=str(folder / "network.json"),
         data=DataConfig(max_images=100, image_size=8, validation_fraction=0),
-        diffusion=DiffusionConfig(preview_pictures=1),
+        diffusion=DiffusionConfig(preview_images=1),
         training=TrainingConfig(steps=1, batch_size=4, trackers=()),
     )
 
@@ -51,18 +51,18 @@ class Means(nn.Module):
         return levels[:, 0, :4].float().mean(dim=2) * self.scale
 
 
-def test_every_case_is_timed_on_the_same_number_of_pictures_and_kept(generation, training, tmp_path):
+def test_every_case_is_timed_on_the_same_number_of_images_and_kept(generation, training, tmp_path):
     stock, fast = generation.Case("ddpm", 4), (generation.Case("dpm-solver++", 2), generation.Case("unipc", 2))
     features = FeatureNetwork("means", Means())
     rows = list(generation.speed(training, tmp_path, features, stock, fast, batches=2))
     details = rows[0].details
     assert set(details["seconds"]) == {"ddpm, 4 steps", "dpm-solver++, 2 steps", "unipc, 2 steps"}
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in details["seconds"].values())
-    assert [row.work for row in rows][:2] == [f"{2 * generation.BATCH} pictures, {case}" for case in fast]
+    assert [row.work for row in rows][:2] == [f"{2 * generation.BATCH} images, {case}" for case in fast]
     kept = sorted(tmp_path.glob("*-means/*/*.safetensors"))
     assert len(kept) == 6
     batch = load_file(kept[0])
-    assert batch["pictures"].shape == (generation.BATCH, 1, 8, 8) and batch["pictures"].abs().max() <= 1
+    assert batch["images"].shape == (generation.BATCH, 1, 8, 8) and batch["images"].abs().max() <= 1
 
     changed = {path: path.stat().st_mtime_ns for path in kept}
     again = list(generation.speed(training, tmp_path, features, stock, fast, batches=2))
@@ -70,7 +70,7 @@ def test_every_case_is_timed_on_the_same_number_of_pictures_and_kept(generation,
     assert changed == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_both_pipelines_make_pictures_from_the_same_weights(generation, training):
+def test_both_pipelines_make_images_from_the_same_weights(generation, training):
     stock = generation.stock_generator(training.output, 3)(2, torch.manual_seed(0))
     ours = generation.our_generator(training.output, generation.Case("ddpm", 3))(2, torch.manual_seed(0))
     assert stock.shape == ours.shape == (2, 8, 8, 1)
@@ -94,7 +94,7 @@ def test_the_target_is_that_of_the_fewest_steps_at_equal_quality(generation):
     distances = dict(zip(cases, (measurement(value, 1) for value in (10, 10, 11, 12))))  # 12 > 10 + sqrt(2)
     seconds = dict(zip(cases, ([90.0, 110.0], [3.0, 3.0], [2.0, 2.0], [1.0, 1.0])))
     rows = list(generation.compare(stock, distances, seconds))
-    assert [row.work for row in rows] == [f"128 pictures, {case}" for case in fast]
+    assert [row.work for row in rows] == [f"128 images, {case}" for case in fast]
     assert [row.target for row in rows] == ["", "50.0x", ""]
     assert rows[1].value == 50 and rows[1].met
     assert "equal" in rows[1].figure and "worse" in rows[2].figure

@@ -15,7 +15,7 @@ from unet_diffusion.data.sets import NO_LABEL, DataConfig, load_images
 from unet_diffusion.evaluation.classifier import (
     CLASSIFIER_FOLDER,
     ClassificationTask,
-    PictureClassifier,
+    ImageClassifier,
     TrainClassifier,
     classification_loss,
     train_classifier,
@@ -29,8 +29,8 @@ HEIGHT, WIDTH = 7, 5
 LEVELS = {"dark": (0, 60), "bright": (190, 250)}  # grey values
 
 
-def pictures(folder: Path, count: int = 12, kind: str = "grey", flat: bool = False) -> Path:
-    """Pictures of noise, `count` of each class in a folder of its name: dark and bright, or red and blue."""
+def images(folder: Path, count: int = 12, kind: str = "grey", flat: bool = False) -> Path:
+    """Images of noise, `count` of each class in a folder of its name: dark and bright, or red and blue."""
     random = np.random.default_rng(0)
     for position, (name, (low, high)) in enumerate(LEVELS.items()):
         (folder / ("" if flat else name)).mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def options(folder: Path, data: Path, **changes) -> TrainClassifier:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> TrainClassifier:
     folder = tmp_path_factory.mktemp("classifier")
-    return options(folder, pictures(folder / "pictures"))
+    return options(folder, images(folder / "images"))
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def run(config) -> Path:
     return train_classifier(config)
 
 
-def classifier(**changes) -> PictureClassifier:
+def classifier(**changes) -> ImageClassifier:
     """One whose last layer is not zero, as it is where nothing was learnt."""
-    network = PictureClassifier(**{"in_channels": 1, "num_classes": 3, "widths": (4, 6), "dropout": 0.5, **changes})
+    network = ImageClassifier(**{"in_channels": 1, "num_classes": 3, "widths": (4, 6), "dropout": 0.5, **changes})
     torch.nn.init.normal_(network.head.weight)
     return network.eval()
 
@@ -84,20 +84,20 @@ def classifier(**changes) -> PictureClassifier:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 3), (9, 7), (16, 16)])
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_pictures_of_any_size_have_features_that_feed_the_last_layer(size, channels):
+def test_images_of_any_size_have_features_that_feed_the_last_layer(size, channels):
     network, batch = classifier(in_channels=channels), torch.rand(2, channels, *size) * 2 - 1
     features = network.features(batch)
     assert features.shape == (2, 6) and features.isfinite().all()
     assert torch.equal(network(batch), network.head(features))
 
 
-def test_a_picture_is_judged_by_itself():
+def test_an_image_is_judged_by_itself():
     network, batch = classifier(), torch.rand(4, 1, 9, 7) * 2 - 1
     torch.testing.assert_close(network.features(batch[1:2]), network.features(batch)[1:2])
 
 
 def test_untrained_all_classes_are_equally_likely_so_the_loss_is_the_log_of_their_number():
-    network = PictureClassifier(in_channels=1, num_classes=7, widths=(4,))
+    network = ImageClassifier(in_channels=1, num_classes=7, widths=(4,))
     loss = classification_loss(network(torch.rand(5, 1, 6, 6)), torch.tensor([0, 1, 6, 3, 2]))
     assert loss.item() == pytest.approx(math.log(7), rel=1e-6)
 
@@ -108,7 +108,7 @@ def test_every_parameter_learns():
     assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
 
 
-def test_the_loss_is_a_mean_over_pictures_however_they_are_spread_and_without_labels_zero():
+def test_the_loss_is_a_mean_over_images_however_they_are_spread_and_without_labels_zero():
     logits, labels = torch.randn(6, 3), torch.tensor([0, NO_LABEL, 2, 1, NO_LABEL, NO_LABEL])
     halves = [classification_loss(logits[part], labels[part]) for part in (slice(3), slice(3, 6))]
     whole = classification_loss(logits, labels)
@@ -141,12 +141,12 @@ def test_values_that_no_classifier_can_have_are_refused(wrong, message):
 
 @pytest.mark.parametrize("kind", ["colour", "16 bit"])
 def test_classes_that_can_be_told_apart_are_learnt(kind, tmp_path):
-    """By colour at equal brightness, or by brightness in pictures that are streamed; guessing gives a half."""
-    config = options(tmp_path, pictures(tmp_path / "pictures", kind=kind))
+    """By colour at equal brightness, or by brightness in images that are streamed; guessing gives a half."""
+    config = options(tmp_path, images(tmp_path / "images", kind=kind))
     if kind == "16 bit":
-        held_out = str(pictures(tmp_path / "held out", count=4, kind=kind))
+        held_out = str(images(tmp_path / "held out", count=4, kind=kind))
         config.data = replace(config.data, streaming=True, image_size=5, validation_data=held_out, shuffle_buffer=24)
-    network = PictureClassifier.from_pretrained(train_classifier(config) / CLASSIFIER_FOLDER)
+    network = ImageClassifier.from_pretrained(train_classifier(config) / CLASSIFIER_FOLDER)
     assert network.config.accuracy == 1
     assert network.config.in_channels == (3 if kind == "colour" else 1)
 
@@ -155,7 +155,7 @@ def test_the_folder_holds_the_best_weights_which_say_their_data_classes_and_accu
     for name in ("README.md", "curves.png", "hardest.png", "previews/step-00000012.png", "metrics.jsonl"):
         assert (run / name).stat().st_size > 0
     assert json.loads((run / "config.json").read_text())["widths"] == [8, 12]
-    network = PictureClassifier.from_pretrained(run / CLASSIFIER_FOLDER).eval()
+    network = ImageClassifier.from_pretrained(run / CLASSIFIER_FOLDER).eval()
     held_out = load_images(config.data).validation
     hits = [
         network(held_out.pixel_range.to_model(item["image"])[None]).argmax().item() == item["label"]
@@ -180,25 +180,25 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(config, run, tmp_path):
         assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 
 
-def test_the_hardest_pictures_come_first_and_cost_accuracy(config, tmp_path):
-    """A bright picture among the dark ones that are held out."""
-    held_out = pictures(tmp_path / "held out", count=5)
+def test_the_hardest_images_come_first_and_cost_accuracy(config, tmp_path):
+    """A bright image among the dark ones that are held out."""
+    held_out = images(tmp_path / "held out", count=5)
     stray = held_out / "dark" / "stray.png"
     (held_out / "bright" / "bright-03.png").rename(stray)
     data = replace(config.data, validation_data=str(held_out))
     run = train_classifier(replace(config, output=tmp_path / "run", data=data))
-    assert PictureClassifier.load_config(run / CLASSIFIER_FOLDER)["accuracy"] == 9 / 10
+    assert ImageClassifier.load_config(run / CLASSIFIER_FOLDER)["accuracy"] == 9 / 10
     first = np.asarray(Image.open(run / "hardest.png"))[2 : 2 + HEIGHT, 2 : 2 + WIDTH]
     assert np.array_equal(first, np.asarray(Image.open(stray).convert("RGB")))
     assert "held-out accuracy 0.900" in feature_network(str(run)).name
 
 
 def test_data_that_cannot_be_learnt_are_refused_before_training(tmp_path):
-    labelled, flat = pictures(tmp_path / "labelled"), pictures(tmp_path / "flat", flat=True)
+    labelled, flat = images(tmp_path / "labelled"), images(tmp_path / "flat", flat=True)
     for data, message in (
         ({"data": str(flat)}, "has no class labels, which a classifier learns; name their column by label_column"),
-        ({"validation_fraction": 0.0}, "no held-out pictures, by whose accuracy .*; set validation_fraction above 0"),
-        ({"validation_data": str(flat)}, "none of the 24 pictures used of .*flat .* has a class label"),
+        ({"validation_fraction": 0.0}, "no held-out images, by whose accuracy .*; set validation_fraction above 0"),
+        ({"validation_data": str(flat)}, "none of the 24 images used of .*flat .* has a class label"),
         ({"data": str(labelled), "max_images": 8, "label_column": "absent"}, "absent"),
     ):
         config = options(tmp_path, labelled)
@@ -215,7 +215,7 @@ def test_data_that_cannot_be_learnt_are_refused_before_training(tmp_path):
 
 def test_features_are_those_of_the_stored_levels(run):
     network = feature_network(str(run))
-    trained = PictureClassifier.from_pretrained(run / CLASSIFIER_FOLDER).eval()
+    trained = ImageClassifier.from_pretrained(run / CLASSIFIER_FOLDER).eval()
     stored = torch.randint(0, 256, (3, 1, 6, 9)) / 127.5 - 1
     expected = trained.features(stored).double()
     torch.testing.assert_close(features_of(network, stored), expected)
@@ -232,8 +232,8 @@ def test_distances_are_zero_for_equal_sets_and_grow_with_noise(run):
         assert measure(same, same).value < measure(same, slight).value < measure(same, strong).value
 
 
-def test_pictures_of_other_channels_are_refused(run):
-    with pytest.raises(ValueError, match="the pictures have 3 channels, but classifier of .* takes 1 channel; choose"):
+def test_images_of_other_channels_are_refused(run):
+    with pytest.raises(ValueError, match="the images have 3 channels, but classifier of .* takes 1 channel; choose"):
         features_of(feature_network(str(run)), torch.zeros(1, 3, 8, 8))
 
 
@@ -246,10 +246,13 @@ def test_a_folder_without_a_finished_classifier_is_refused(tmp_path):
 
     refused("there is no classifier/config.json in it; give the folder of a finished run of train-classifier")
     UNet.from_preset("tiny").save_pretrained(folder)
-    refused("is a UNet, but must be a PictureClassifier; give the folder")
+    refused("is a UNet, but must be an ImageClassifier; give the folder")
     classifier().save_pretrained(folder)
     refused("does not say its data and accuracy")
     classifier(data="mine", accuracy=0.5).save_pretrained(folder)
+    assert feature_network(str(tmp_path)).name == "classifier of mine, held-out accuracy 0.500"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_class_name": "PictureClassifier"}))  # its former name
     assert feature_network(str(tmp_path)).name == "classifier of mine, held-out accuracy 0.500"
     (weights,) = folder.glob("*.safetensors")
     content = weights.read_bytes()

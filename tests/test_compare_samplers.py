@@ -27,14 +27,14 @@ def script():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A DDPM run on 80 pictures of 8x8."""
+    """A DDPM run on 80 images of 8x8."""
     folder = tmp_path_factory.mktemp("samplers")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for index, levels in enumerate(np.random.default_rng(0).integers(0, 256, (80, 8, 8), dtype=np.uint8)):
-        Image.fromarray(levels).save(folder / "pictures" / f"{index}.png")
+        Image.fromarray(levels).save(folder / "images" / f"{index}.png")
     (folder / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
     arguments = ["--output", str(folder / "run"), "--model", str(folder / "network.json")]
-    arguments += ["--data", str(folder / "pictures"), "--validation-fraction", "0.1", "--preview-pictures", "4"]
+    arguments += ["--data", str(folder / "images"), "--validation-fraction", "0.1", "--preview-images", "4"]
     cli.run("train-ddpm", [*arguments, "--batch-size", "4", "--steps", "2"])
     return folder / "run"
 
@@ -63,8 +63,8 @@ def test_what_is_measured_is_not_measured_again(script, run, tmp_path, monkeypat
     options = script.CompareSamplers((run,), tmp_path, samplers=("ddim", "heun"), evaluations=(3, 6), count=64)
     text = script.compare_samplers(options)
     title, _, _, _, *cases, _, flag = text.splitlines()
-    assert title.startswith("64 pictures each (60 for the kernel distance), seed 0, features of ")
-    assert flag.startswith("8 held-out pictures are too few")
+    assert title.startswith("64 images each (60 for the kernel distance), seed 0, features of ")
+    assert flag.startswith("8 held-out images are too few")
     assert [line.split(" | ")[:3] for line in cases] == [
         ["| run", "ddim", "3"],
         ["| run", "ddim", "6"],
@@ -75,7 +75,7 @@ def test_what_is_measured_is_not_measured_again(script, run, tmp_path, monkeypat
     assert figures["options"]["steps"] == 2 and figures["memorisation"]["held_out_count"] == 8
     assert Image.open(tmp_path / "run-ddim-6-samples.png").size == (6 * 10 + 2, 6 * 10 + 2)
     assert Image.open(tmp_path / "samplers.png").width == 1000
-    # the real pictures are seen once for all cases; alone, a case has the same figures
+    # the real images are seen once for all cases; alone, a case has the same figures
     again = EvaluateGeneration(**{**figures["options"], "data": DataConfig(**figures["options"]["data"])})
     evaluate_generation.evaluate_generation(replace(again, run=run, output=tmp_path / "alone.json"))
     alone = json.loads((tmp_path / "alone.json").read_text())

@@ -17,7 +17,7 @@ def comparison():
 
 
 def blobs(folder, name: str, count: int) -> None:
-    """Dark grey pictures with one bright square, which is class 1 and instance 1."""
+    """Dark grey images with one bright square, which is class 1 and instance 1."""
     random = np.random.default_rng(len(name))
     columns: dict[str, list] = {"image": [], "mask": [], "instances": []}
     for _ in range(count):
@@ -47,21 +47,21 @@ def test_every_network_is_trained_and_scored_on_the_same_test_set(comparison, tm
     assert set(counts) == set(names)
     assert max(counts.values()) < 1.15 * min(counts.values())  # about equal, as the documents say
     assert text.count("\n| ") == 7 + 1 and (options.output / "overlays.png").stat().st_size > 0
-    assert len(results["scores"]["ours"]["pictures"]) == 3
+    assert len(results["scores"]["ours"]["images"]) == 3
 
 
-def test_differences_are_taken_picture_by_picture(comparison):
+def test_differences_are_taken_image_by_image(comparison):
     def scores(*values: float):
-        pictures = tuple({"mean_iou": value, "boundary_f1": float("nan")} for value in values)
-        return comparison.Scores(2, 2.0, {}, {}, pictures)
+        images = tuple({"mean_iou": value, "boundary_f1": float("nan")} for value in values)
+        return comparison.Scores(2, 2.0, {}, {}, images)
 
     # differences 0.1, 0.1, 0.4: mean 0.2, deviation 0.1 sqrt(3), so the interval is 1.96 * 0.1
     text = comparison.differences({"ours": scores(0.5, 0.6, 0.9), "monai-basic-unet": scores(0.4, 0.5, 0.5)})
-    assert text.strip() == "ours minus monai-basic-unet, mean over pictures: mean_iou +0.2000 +- 0.1960"
+    assert text.strip() == "ours minus monai-basic-unet, mean over images: mean_iou +0.2000 +- 0.1960"
 
 
 @pytest.mark.parametrize(
-    ("picture", "num_classes", "expected"),
+    ("image", "num_classes", "expected"),
     [
         ([[[10, 200]]], 2, [[0, 1]]),  # electron microscopy: the dark is class 0
         ([[[10, 90]]] * 3, 2, [[0, 1]]),  # fluorescence: the bright is class 1
@@ -69,7 +69,7 @@ def test_differences_are_taken_picture_by_picture(comparison):
         ([[[250, 120, 20]], [[240, 130, 10]], [[60, 50, 40]]], 3, [[0, 1, 2]]),  # blood: the darker, the higher
     ],
 )
-def test_the_threshold_knows_what_is_dark_in_each_kind_of_picture(comparison, picture, num_classes, expected):
+def test_the_threshold_knows_what_is_dark_in_each_kind_of_image(comparison, image, num_classes, expected):
     jitter = torch.arange(40).reshape(40, 1) % 5 - 2  # forty rows of the same, a few grey levels apart
-    stored = (torch.tensor(picture) + jitter).to(torch.uint8)
+    stored = (torch.tensor(image) + jitter).to(torch.uint8)
     assert comparison.threshold(num_classes)(stored).tolist() == expected * 40

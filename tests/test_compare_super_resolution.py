@@ -1,4 +1,4 @@
-"""The comparison of ways to enlarge pictures: its figures, its regression, and that it goes on where it stopped."""
+"""The comparison of ways to enlarge images: its figures, its regression, and that it goes on where it stopped."""
 
 import json
 import math
@@ -32,8 +32,8 @@ def comparison():
 def options(comparison, tmp_path):
     random = np.random.default_rng(0)
     for name, count in (("train", 12), ("test", 3)):
-        pictures = [random.integers(0, 256, (16, 16), dtype=np.uint8) for _ in range(count)]
-        rows = Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()}))
+        images = [random.integers(0, 256, (16, 16), dtype=np.uint8) for _ in range(count)]
+        rows = Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()}))
         rows.to_parquet(tmp_path / f"{name}.parquet")
     model = tmp_path / "network.json"
     model.write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
@@ -49,12 +49,12 @@ def options(comparison, tmp_path):
     )
 
 
-def test_four_ways_are_scored_on_the_same_pictures_and_nothing_is_done_twice(comparison, options, monkeypatch):
+def test_four_ways_are_scored_on_the_same_images_and_nothing_is_done_twice(comparison, options, monkeypatch):
     text = comparison.compare(options)
     results = json.loads((options.output / "comparison.json").read_text())
     assert list(results["scores"]) == ["nearest pixel", "bicubic", "regression", "diffusion"]
-    assert all(len(values) == 3 for each in results["scores"].values() for values in each["pictures"].values())
-    assert all(each["kernel_distance"] is None for each in results["scores"].values())  # of three pictures
+    assert all(len(values) == 3 for each in results["scores"].values() for values in each["images"].values())
+    assert all(each["kernel_distance"] is None for each in results["scores"].values())  # of three images
     assert "efficientnet-lite0" in text and text.count("\n| ") == 5
     assert Image.open(options.output / "comparison.png").size == (5 * 34 + 2, 3 * 34 + 2)  # five columns, three rows
 
@@ -71,8 +71,8 @@ def test_an_untrained_regression_is_bicubic_interpolation(comparison):
         assert torch.equal(comparison.regressed(unet, condition), condition)
 
 
-def test_figures_are_those_of_each_picture(comparison):
-    """An error of 0.2 everywhere is 20 dB for a range of 2; equal pictures have SSIM 1 and no distance."""
+def test_figures_are_those_of_each_image(comparison):
+    """An error of 0.2 everywhere is 20 dB for a range of 2; equal images have SSIM 1 and no distance."""
     clean = torch.rand(2, 1, 16, 16) * 1.6 - 0.9
     found = torch.stack([clean[0] + 0.2, clean[1]])
     features = comparison.feature_network("efficientnet-lite0")
@@ -84,8 +84,8 @@ def test_figures_are_those_of_each_picture(comparison):
 
 
 def test_the_kernel_distance_is_that_of_the_sets(comparison, options):
-    """Pictures that are enlarged without an error have none; noise is far away."""
-    options.test_pictures = 70
+    """Images that are enlarged without an error have none; noise is far away."""
+    options.test_images = 70
     clean = BYTES.to_model(torch.randint(0, 256, (70, 1, 16, 16), dtype=torch.uint8))
     features = FeatureNetwork("blocks", Blocks())
     distances = {}
@@ -110,11 +110,11 @@ def test_what_cannot_be_compared_is_refused_before_training(comparison, options)
     with pytest.raises(ValueError, match="16x16 pixels, but both sides must be multiples of scale, 3"):
         comparison.compare(options)
     assert not options.output.exists()
-    with pytest.raises(ValueError, match="test_pictures is 0"):
-        comparison.Comparison(data=options.data, output=options.output, test_pictures=0)
+    with pytest.raises(ValueError, match="test_images is 0"):
+        comparison.Comparison(data=options.data, output=options.output, test_images=0)
 
 
-def test_the_small_pictures_are_those_that_training_makes(comparison, options):
+def test_the_small_images_are_those_that_training_makes(comparison, options):
     """The regression sees in training what it is given in the test."""
     clean = BYTES.to_model(torch.randint(0, 256, (1, 1, 16, 16), dtype=torch.uint8))
     data = comparison.load_images(comparison.data_config(options))

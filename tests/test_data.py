@@ -1,4 +1,4 @@
-"""Sets of pictures: what is kept, held out, refused and cached, and the order in which a run sees it."""
+"""Sets of images: what is kept, held out, refused and cached, and the order in which a run sees it."""
 
 import io
 import logging
@@ -29,9 +29,9 @@ def encoded(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def save(folder, pictures, labels=None, names=("a", "b")) -> str:
-    """A `save_to_disk` folder; a picture is an array or the bytes of a file."""
-    rows = [{"bytes": p if isinstance(p, bytes) else encoded(p), "path": None} for p in pictures]
+def save(folder, images, labels=None, names=("a", "b")) -> str:
+    """A `save_to_disk` folder; an image is an array or the bytes of a file."""
+    rows = [{"bytes": p if isinstance(p, bytes) else encoded(p), "path": None} for p in images]
     features = Features({"image": datasets.Image(decode=False)})
     columns = {"image": rows}
     if labels is not None:
@@ -42,7 +42,7 @@ def save(folder, pictures, labels=None, names=("a", "b")) -> str:
 
 
 def numbered(count, shape=(6, 5, 1), dtype=np.uint8) -> list[np.ndarray]:
-    """Pictures of one value each: their number."""
+    """Images of one value each: their number."""
     return [np.full(shape, number, dtype=dtype) for number in range(count)]
 
 
@@ -56,20 +56,20 @@ def load(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_pictures_keep_channels_precision_and_values(tmp_path, load, channels, dtype):
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 5, channels)).astype(dtype)
-    train = load(save(tmp_path / "set", pictures), validation_fraction=0.0, value_range=(0.0, 255.0)).train
+def test_images_keep_channels_precision_and_values(tmp_path, load, channels, dtype):
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 5, channels)).astype(dtype)
+    train = load(save(tmp_path / "set", images), validation_fraction=0.0, value_range=(0.0, 255.0)).train
     assert (len(train), train.channels, train.height, train.width) == (5, channels, 6, 5)
     assert train.pixel_range == PixelRange((0.0,), (255.0,), dtype)
     batch = to_batch([train[i] for i in range(5)])
     assert batch["image"].dtype == getattr(torch, dtype)
-    assert np.array_equal(batch["image"].numpy(), np.moveaxis(pictures, 3, 1))
+    assert np.array_equal(batch["image"].numpy(), np.moveaxis(images, 3, 1))
     assert batch["label"].tolist() == [-1] * 5
     back = train.pixel_range.to_stored(train.pixel_range.to_model(batch["image"]))
     torch.testing.assert_close(back, batch["image"], rtol=0, atol=255 * 2**-23 if dtype == "float32" else 0)
 
 
-def test_held_out_pictures_do_not_depend_on_the_seed_and_are_not_trained_on(tmp_path, load):
+def test_held_out_images_do_not_depend_on_the_seed_and_are_not_trained_on(tmp_path, load):
     source = save(tmp_path / "set", numbered(20), labels=[0, 1] * 10)
     first, second = (load(source, seed=seed, validation_fraction=0.2) for seed in (1, 2))
     held_out = [first.validation[i]["image"][0, 0, 0].item() for i in range(4)]
@@ -97,8 +97,8 @@ def test_named_validation_takes_the_range_and_the_classes_of_training(tmp_path, 
 
 
 def test_named_validation_split(tmp_path, load):
-    pictures = Dataset.from_dict({"image": [encoded(picture) for picture in numbered(5)]})
-    DatasetDict(train=pictures, test=pictures.select([4])).save_to_disk(tmp_path / "splits")
+    images = Dataset.from_dict({"image": [encoded(image) for image in numbered(5)]})
+    DatasetDict(train=images, test=images.select([4])).save_to_disk(tmp_path / "splits")
     sets = load(str(tmp_path / "splits"), validation_split="test")
     assert (len(sets.train), len(sets.validation)) == (5, 1)
     assert sets.validation[0]["image"].max() == 4
@@ -109,7 +109,7 @@ def test_max_images_takes_the_first(tmp_path, load):
     assert [int(train[i]["image"].max()) for i in range(len(train))] == [0, 1, 2]
 
 
-def test_real_pictures(shared_data, load):
+def test_real_images(shared_data, load):
     sets = load(str(shared_data / "fruits64"), split="test", max_images=40, image_size=16)
     assert (len(sets.train), sets.train.channels, sets.train.height) == (39, 3, 16)
     assert sets.train.class_names == ("apple", "cherry", "tomato")
@@ -121,15 +121,15 @@ def test_real_pictures(shared_data, load):
 # ranges
 
 
-def test_percentiles_are_measured_per_channel_on_training_pictures(tmp_path, load):
-    pictures = np.random.default_rng(0).normal(size=(40, 8, 8, 2)).astype(np.float32) * [1, 100]
-    sets = load(save(tmp_path / "set", pictures), percentiles=(1.0, 99.0), validation_fraction=0.25)
+def test_percentiles_are_measured_per_channel_on_training_images(tmp_path, load):
+    images = np.random.default_rng(0).normal(size=(40, 8, 8, 2)).astype(np.float32) * [1, 100]
+    sets = load(save(tmp_path / "set", images), percentiles=(1.0, 99.0), validation_fraction=0.25)
     values = np.stack([sets.train[i]["image"].numpy() for i in range(30)], axis=1).reshape(2, -1)
     np.testing.assert_allclose(sets.train.pixel_range.low, np.percentile(values, 1, axis=1), rtol=1e-6)
     np.testing.assert_allclose(sets.train.pixel_range.high, np.percentile(values, 99, axis=1), rtol=1e-6)
 
 
-def test_floats_need_a_range_and_dark_16_bit_pictures_a_warning(tmp_path, load, caplog):
+def test_floats_need_a_range_and_dark_16_bit_images_a_warning(tmp_path, load, caplog):
     with pytest.raises(ValueError, match=r"floats from 0 to 9.*value_range"):
         load(save(tmp_path / "floats", numbered(10, dtype=np.float32)), validation_fraction=0.0)
     twelve_bits = save(tmp_path / "twelve", [np.array([[0, 4095]], dtype=np.uint16)] * 3)
@@ -175,26 +175,26 @@ def test_center_crop_is_not_random(tmp_path, load):
 
 
 def ramps(*sizes: tuple[int, int]) -> list[np.ndarray]:
-    """Pictures whose values are 16 * row + column, so that a piece tells where it was cut."""
+    """Images whose values are 16 * row + column, so that a piece tells where it was cut."""
     return [(16 * np.arange(height)[:, None] + np.arange(width)).astype(np.uint8) for height, width in sizes]
 
 
-def test_pieces_are_cut_bit_exactly_from_pictures_of_any_size(tmp_path, load):
-    pictures = ramps((9, 12), (6, 5), (15, 5))
-    source = save(tmp_path / "set", pictures)
+def test_pieces_are_cut_bit_exactly_from_images_of_any_size(tmp_path, load):
+    images = ramps((9, 12), (6, 5), (15, 5))
+    source = save(tmp_path / "set", images)
     train = load(source, crop_size=5, validation_fraction=0.0).train
     assert (train.height, train.width) == (5, 5)
-    for index, picture in enumerate(pictures):
-        spare = picture.shape[0] - 5, picture.shape[1] - 5
+    for index, image in enumerate(images):
+        spare = image.shape[0] - 5, image.shape[1] - 5
         pieces = [train[epoch, index]["image"][0].numpy() for epoch in range(40)]
         places = {tuple(map(int, divmod(piece[0, 0], 16))) for piece in pieces}
         assert len(places) > min(10, spare[0])
         assert all(top <= spare[0] and left <= spare[1] for top, left in places)
         for piece in pieces:
             top, left = divmod(int(piece[0, 0]), 16)
-            assert np.array_equal(piece, picture[top : top + 5, left : left + 5])
-        middle = picture[spare[0] // 2 :, spare[1] // 2 :][:5, :5]
-        assert np.array_equal(train[index]["image"][0], middle)  # undisturbed, as validation pictures are
+            assert np.array_equal(piece, image[top : top + 5, left : left + 5])
+        middle = image[spare[0] // 2 :, spare[1] // 2 :][:5, :5]
+        assert np.array_equal(train[index]["image"][0], middle)  # undisturbed, as validation images are
 
 
 def test_pieces_depend_on_seed_epoch_and_index_alone(tmp_path, load):
@@ -207,7 +207,7 @@ def test_pieces_depend_on_seed_epoch_and_index_alone(tmp_path, load):
     assert not all(torch.equal(pieces[epoch, 0], pieces[epoch, 1]) for epoch in range(10))
 
 
-def test_pictures_smaller_than_the_pieces_are_mirrored(tmp_path, load):
+def test_images_smaller_than_the_pieces_are_mirrored(tmp_path, load):
     source = save(tmp_path / "set", [np.tile(np.arange(3, dtype=np.uint8), (6, 1))])
     train = load(source, crop_size=5, validation_fraction=0.0).train
     assert train[0]["image"][0].tolist() == [[1, 0, 1, 2, 1]] * 5
@@ -215,7 +215,7 @@ def test_pictures_smaller_than_the_pieces_are_mirrored(tmp_path, load):
     assert seen == {(2, 1, 0, 1, 2), (1, 0, 1, 2, 1), (0, 1, 2, 1, 0)}  # the three places of 3 pixels in 5
 
 
-def test_pieces_of_resized_pictures_come_from_their_whole_length(tmp_path, load):
+def test_pieces_of_resized_images_come_from_their_whole_length(tmp_path, load):
     wide = np.repeat(np.arange(8, dtype=np.uint8) * 20, 10)[None].repeat(40, axis=0)  # 40x80, to be 4x8
     train = load(save(tmp_path / "set", [wide]), image_size=4, crop_size=3, validation_fraction=0.0).train
     assert {round(int(train[epoch, 0]["image"][0, 0, 0]) / 20) for epoch in range(60)} == {0, 1, 2, 3, 4, 5}
@@ -228,7 +228,7 @@ def test_a_set_that_was_cut_is_still_refused_whole(tmp_path, load):
         load(source)
 
 
-def test_named_validation_pictures_are_cut_in_the_middle_to_the_size_of_training(tmp_path, load):
+def test_named_validation_images_are_cut_in_the_middle_to_the_size_of_training(tmp_path, load):
     train, other = (save(tmp_path / name, ramps(size)) for name, size in (("train", (9, 9)), ("other", (5, 12))))
     sets = load(train, validation_data=other, crop_size=3)
     assert sets.validation[0]["image"][0].tolist() == [[20, 21, 22], [36, 37, 38], [52, 53, 54]]
@@ -242,15 +242,15 @@ def test_a_stream_is_cut_at_the_size_of_its_files(tmp_path, load):
     assert len({int(piece[0, 0, 0]) for piece in pieces}) > 5
 
 
-# broken pictures
+# broken images
 
 
-def test_broken_pictures_are_named_and_left_out_up_to_a_share(tmp_path, load, caplog):
-    pictures = [*numbered(8), b"", np.zeros((6, 5, 3), dtype=np.uint8), np.zeros((6, 5, 1), dtype=np.uint16)]
-    source = save(tmp_path / "set", pictures)
-    with pytest.raises(ValueError, match="3 of the 11 pictures.*row 8: .*empty.*row 9: .*3 channels.*row 10: .*uint16"):
+def test_broken_images_are_named_and_left_out_up_to_a_share(tmp_path, load, caplog):
+    images = [*numbered(8), b"", np.zeros((6, 5, 3), dtype=np.uint8), np.zeros((6, 5, 1), dtype=np.uint16)]
+    source = save(tmp_path / "set", images)
+    with pytest.raises(ValueError, match="3 of the 11 images.*row 8: .*empty.*row 9: .*3 channels.*row 10: .*uint16"):
         load(source, max_broken=0.2)
-    for _ in range(2):  # warnings come back when the pictures come from the cache
+    for _ in range(2):  # warnings come back when the images come from the cache
         caplog.clear()
         train = load(source, max_broken=0.3, validation_fraction=0.0).train
         assert [int(train[i]["image"].max()) for i in range(len(train))] == list(range(8))
@@ -259,9 +259,9 @@ def test_broken_pictures_are_named_and_left_out_up_to_a_share(tmp_path, load, ca
     assert len(load(source, max_broken=0.3, channels=3, validation_fraction=0.0).train) == 9
 
 
-def test_no_usable_picture_is_an_error_at_once(tmp_path, load):
-    with pytest.raises(ValueError, match="no usable picture among 2. row 0.*empty.*row 1.*cannot be decoded"):
-        load(save(tmp_path / "broken", [b"", b"no picture"]), max_broken=1.0)
+def test_no_usable_image_is_an_error_at_once(tmp_path, load):
+    with pytest.raises(ValueError, match="no usable image among 2. row 0.*empty.*row 1.*cannot be decoded"):
+        load(save(tmp_path / "broken", [b"", b"no image"]), max_broken=1.0)
     no_rows = Dataset.from_dict({"image": []}, features=Features({"image": datasets.Image()}))
     no_rows.to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="no data"):
@@ -273,8 +273,8 @@ def test_no_usable_picture_is_an_error_at_once(tmp_path, load):
 # cache
 
 
-def test_second_start_reads_no_picture(tmp_path, load):
-    folder = tmp_path / "pictures"
+def test_second_start_reads_no_image(tmp_path, load):
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(4):
         Image.new("L", (5, 5), number).save(folder / f"{number}.png")
@@ -301,9 +301,9 @@ def test_a_decoding_that_was_killed_leaves_nothing_behind(tmp_path, load):
     source = save(tmp_path / "set", numbered(3))
     train = load(source).train
     home = train.cache.folder.parent
-    train.cache.folder.rename(home / ".writing-1-pictures")  # as if the process had died before the renaming
+    train.cache.folder.rename(home / ".writing-1-images")  # as if the process had died before the renaming
     again = load(source).train
-    assert sorted(path.name for path in home.iterdir()) == ["lock", "pictures"]
+    assert sorted(path.name for path in home.iterdir()) == ["images", "lock"]
     assert again.fingerprint == train.fingerprint
 
 
@@ -322,7 +322,7 @@ def test_processes_that_start_at_once_share_one_cache(tmp_path):
 
 def test_worker_processes_read_the_same_items(tmp_path, load):
     train = load(save(tmp_path / "set", numbered(12)), flip=True, validation_fraction=0.0).train
-    assert len(pickle.dumps(train)) < 5000  # a path, not the pictures
+    assert len(pickle.dumps(train)) < 5000  # a path, not the images
     assert torch.equal(pickle.loads(pickle.dumps(train))[3, 5]["image"], train[3, 5]["image"])
     alone, workers = (
         DataLoader(train, batch_sampler=GlobalBatches(12, 4), collate_fn=to_batch, num_workers=n) for n in (0, 2)

@@ -21,10 +21,10 @@ from unet_diffusion.commands.demo.jobs import (
     NO_CLASS,
     can_guide,
     class_choices,
-    enlarge_picture,
-    generate_pictures,
+    enlarge_image,
+    generate_images,
     load_abilities,
-    segment_picture,
+    segment_image,
 )
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.images.decoding import PixelRange
@@ -51,7 +51,7 @@ def save_enlarging_run(folder: Path, channels: int = 3, **arguments) -> Path:
     return folder
 
 
-def save_picture(path: Path, height: int = 12, width: int = 10, channels: int = 1) -> Path:
+def save_image(path: Path, height: int = 12, width: int = 10, channels: int = 1) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
     Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels).save(path)
     return path
@@ -116,23 +116,23 @@ def test_wrong_devices_are_named(joint_run):
 # --- generate
 
 
-def test_pictures_are_those_of_the_command(joint, joint_run, tmp_path):
+def test_images_are_those_of_the_command(joint, joint_run, tmp_path):
     cli.run("sample", ["--run", str(joint_run), "--output", str(tmp_path / "samples"), "--count", "3", "--steps", "2",
                        "--seed", "5", "--class-labels", "left", "right", "--max-batch", "16"])  # fmt: skip
     told = Told()
-    found = generate_pictures(joint.generation, 3, 2, "dpm-solver++", 5, EVERY_CLASS, 1.0, told)
-    for i, picture in enumerate(found):
-        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(tmp_path / "samples" / f"{i:05d}.png")))
+    found = generate_images(joint.generation, 3, 2, "dpm-solver++", 5, EVERY_CLASS, 1.0, told)
+    for i, image in enumerate(found):
+        assert np.array_equal(np.asarray(image), np.asarray(Image.open(tmp_path / "samples" / f"{i:05d}.png")))
     assert told == [(1, 2), (2, 2)]
 
 
 def test_a_visitor_leaves_the_pipeline_as_it_was(joint):
     scheduler, bar = joint.generation.scheduler, joint.generation.progress_bar
-    first = generate_pictures(joint.generation, 1, 2, "ddim", 0, NO_CLASS, 1.0, Told())
-    generate_pictures(joint.generation, 1, 3, "heun", 1, "1", 2.0, Told())
+    first = generate_images(joint.generation, 1, 2, "ddim", 0, NO_CLASS, 1.0, Told())
+    generate_images(joint.generation, 1, 3, "heun", 1, "1", 2.0, Told())
     assert joint.generation.scheduler is scheduler and joint.generation.progress_bar == bar
     assert joint.generation.config["scheduler"] == ("diffusers", "DDPMScheduler")
-    again = generate_pictures(joint.generation, 1, 2, "ddim", 0, NO_CLASS, 1.0, Told())
+    again = generate_images(joint.generation, 1, 2, "ddim", 0, NO_CLASS, 1.0, Told())
     assert np.array_equal(np.asarray(first[0]), np.asarray(again[0]))
 
 
@@ -141,8 +141,8 @@ def test_visitors_at_once_get_what_each_gets_alone(joint):
 
     def wished(wish: tuple[str, int]) -> np.ndarray:
         name, seed = wish
-        (picture,) = generate_pictures(joint.generation, 1, 8, name, seed, NO_CLASS, 1.0, Told())
-        return np.asarray(picture)
+        (image,) = generate_images(joint.generation, 1, 8, name, seed, NO_CLASS, 1.0, Told())
+        return np.asarray(image)
 
     alone = [wished(wish) for wish in wishes]
     with ThreadPoolExecutor(len(wishes)) as visitors:
@@ -158,15 +158,15 @@ def test_classes_are_offered_by_name_and_guidance_where_it_was_trained(joint):
     assert not can_guide(dropless)
     plain = ImageGenerationPipeline(network(), DDPMScheduler())
     assert class_choices(plain) == [] and not can_guide(plain)
-    assert len(generate_pictures(plain, 2, 1, "ddim", 0, NO_CLASS, 1.0, Told())) == 2
+    assert len(generate_images(plain, 2, 1, "ddim", 0, NO_CLASS, 1.0, Told())) == 2
 
 
 @pytest.mark.parametrize("channels", [2, 5])
-def test_pictures_of_any_channels_and_depth_can_be_looked_at(channels):
+def test_images_of_any_channels_and_depth_can_be_looked_at(channels):
     unet = network(in_channels=channels, out_channels=channels)
     pipe = ImageGenerationPipeline(unet, DDPMScheduler(), pixel_range=PIXELS_12_BIT.to_dict())
-    (picture,) = generate_pictures(pipe, 1, 1, "ddim", 0, NO_CLASS, 1.0, Told())
-    assert (picture.mode, picture.size) == ("L" if channels == 2 else "RGB", (8, 8))
+    (image,) = generate_images(pipe, 1, 1, "ddim", 0, NO_CLASS, 1.0, Told())
+    assert (image.mode, image.size) == ("L" if channels == 2 else "RGB", (8, 8))
 
 
 @pytest.mark.parametrize(
@@ -185,19 +185,19 @@ def test_pictures_of_any_channels_and_depth_can_be_looked_at(channels):
 def test_wrong_options_of_generation_are_named(joint, change, message):
     options = {"count": 1, "steps": 1, "sampler_name": "ddim", "seed": 0, "choice": "0", "guidance_scale": 1.0}
     with pytest.raises(ValueError, match=message):
-        generate_pictures(joint.generation, **{**options, **change}, report=Told())
+        generate_images(joint.generation, **{**options, **change}, report=Told())
 
 
 # --- segment
 
 
 def test_a_mask_is_that_of_the_pipeline_and_its_file_holds_the_classes(joint, tmp_path):
-    path = save_picture(tmp_path / "picture.png")
-    found = segment_picture(joint.segmentation, path, tmp_path, Told())
+    path = save_image(tmp_path / "image.png")
+    found = segment_image(joint.segmentation, path, tmp_path, Told())
     expected = joint.segmentation(path)
     labels = np.asarray(expected.masks[0])
     with Image.open(found.file) as mask:
-        assert (found.file.name, mask.format, mask.mode) == ("picture-mask.png", "PNG", "P")
+        assert (found.file.name, mask.format, mask.mode) == ("image-mask.png", "PNG", "P")
         assert np.array_equal(np.asarray(mask), labels)
     assert [name for name, _, _ in found.legend] == NAMES
     assert [shade for _, shade, _ in found.legend] == PALETTE[:3]
@@ -210,12 +210,12 @@ def test_a_mask_is_that_of_the_pipeline_and_its_file_holds_the_classes(joint, tm
 
 
 def test_opacity_is_that_of_the_pipeline_and_asks_no_network(joint, tmp_path, monkeypatch):
-    path = save_picture(tmp_path / "picture.png")
-    found = segment_picture(joint.segmentation, path, tmp_path, Told())
+    path = save_image(tmp_path / "image.png")
+    found = segment_image(joint.segmentation, path, tmp_path, Told())
     expected = [joint.segmentation.overlay(path, Image.open(found.file), opacity) for opacity in (0, 0.3, 1)]
     monkeypatch.setattr(joint.segmentation.unet, "forward", None)  # which cannot be called
-    for opacity, picture in zip((0, 0.3, 1), expected):
-        assert np.array_equal(np.asarray(found.overlay(opacity)), np.asarray(fitted(picture)))
+    for opacity, image in zip((0, 0.3, 1), expected):
+        assert np.array_equal(np.asarray(found.overlay(opacity)), np.asarray(fitted(image)))
     with pytest.raises(ValueError, match="opacity is 2, but must be from 0 to 1"):
         found.overlay(2)
 
@@ -224,14 +224,14 @@ def test_tiles_are_reported(joint, tmp_path, monkeypatch):
     monkeypatch.setattr("unet_diffusion.network.tiling.WHOLE", 0)
     monkeypatch.setattr("unet_diffusion.network.tiling.MEMORY", 2**20)
     told = Told()
-    segment_picture(joint.segmentation, save_picture(tmp_path / "large.png", 300, 200), tmp_path, told)
+    segment_image(joint.segmentation, save_image(tmp_path / "large.png", 300, 200), tmp_path, told)
     assert len(told) > 1 and told == [(done, len(told)) for done in range(1, len(told) + 1)]
 
 
-def test_a_picture_of_too_many_probabilities_has_no_uncertainty(joint, tmp_path, monkeypatch):
+def test_an_image_of_too_many_probabilities_has_no_uncertainty(joint, tmp_path, monkeypatch):
     monkeypatch.setattr("unet_diffusion.commands.demo.jobs.MAX_PROBABILITIES", 12 * 10 * 3 - 1)
-    path = save_picture(tmp_path / "picture.png")
-    assert segment_picture(joint.segmentation, path, tmp_path, Told()).uncertainty is None
+    path = save_image(tmp_path / "image.png")
+    assert segment_image(joint.segmentation, path, tmp_path, Told()).uncertainty is None
 
 
 def test_16_bit_files_are_read_as_they_are(tmp_path):
@@ -241,17 +241,17 @@ def test_16_bit_files_are_read_as_they_are(tmp_path):
     np.save(tmp_path / "deep.npy", pixels)
     expected = np.asarray(pipe(pixels).masks[0])
     for name in ("deep.png", "deep.npy"):
-        found = segment_picture(pipe, tmp_path / name, tmp_path, Told())
+        found = segment_image(pipe, tmp_path / name, tmp_path, Told())
         assert np.array_equal(np.asarray(Image.open(found.file)), expected)
-    eight_bit = save_picture(tmp_path / "eight.png")
+    eight_bit = save_image(tmp_path / "eight.png")
     with pytest.raises(ValueError, match="holds uint8, but the network was trained on uint16"):
-        segment_picture(pipe, eight_bit, tmp_path, Told())
+        segment_image(pipe, eight_bit, tmp_path, Told())
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("notes.txt", b"no picture", "^notes.txt cannot be decoded: it is no picture"),
+        ("notes.txt", b"no image", "^notes.txt cannot be decoded: it is no image"),
         ("empty.png", b"", "^empty.png is empty"),
         ("objects.npy", None, "^objects.npy cannot be decoded: it holds Python objects"),
     ],
@@ -269,11 +269,11 @@ def test_wrong_files_are_named_without_the_folders_of_the_server(name, content, 
 # --- enlarge
 
 
-def test_a_large_picture_is_that_of_the_command(enlarging, tmp_path):
-    run, path = save_enlarging_run(tmp_path / "run"), save_picture(tmp_path / "small.png", channels=3)
+def test_a_large_image_is_that_of_the_command(enlarging, tmp_path):
+    run, path = save_enlarging_run(tmp_path / "run"), save_image(tmp_path / "small.png", channels=3)
     cli.run("upscale", ["--run", str(run), "--inputs", str(path), "--steps", "2", "--output", str(tmp_path / "out")])
     told = Told()
-    found = enlarge_picture(enlarging, path, 2, "dpm-solver++", 0, tmp_path, told)
+    found = enlarge_image(enlarging, path, 2, "dpm-solver++", 0, tmp_path, told)
     assert found.file.name == "small-large.png"
     large = np.asarray(Image.open(found.file))
     assert large.shape == (24, 20, 3)
@@ -290,7 +290,7 @@ def test_what_png_does_not_hold_is_an_array(tmp_path):
     pixel_range = PixelRange((0.0,), (1.0,), "float32")
     run = save_enlarging_run(tmp_path / "run", channels=1, pixel_range=pixel_range.to_dict())
     np.save(tmp_path / "small.npy", np.random.default_rng(0).random((5, 4), dtype=np.float32))
-    found = enlarge_picture(
+    found = enlarge_image(
         load_abilities(run, "cpu").super_resolution, tmp_path / "small.npy", 1, "ddim", 0, tmp_path, Told()
     )
     large = np.load(found.file)
@@ -298,22 +298,22 @@ def test_what_png_does_not_hold_is_an_array(tmp_path):
     assert found.large.mode == "RGB"
 
 
-def test_wrong_pictures_to_enlarge_are_named(enlarging, tmp_path, monkeypatch):
-    grey = save_picture(tmp_path / "grey.png")
-    with pytest.raises(ValueError, match="the picture has 1 channels, but the network takes 3"):
-        enlarge_picture(enlarging, grey, 1, "ddim", 0, tmp_path, Told())
-    path = save_picture(tmp_path / "colour.png", channels=3)
+def test_wrong_images_to_enlarge_are_named(enlarging, tmp_path, monkeypatch):
+    grey = save_image(tmp_path / "grey.png")
+    with pytest.raises(ValueError, match="the image has 1 channels, but the network takes 3"):
+        enlarge_image(enlarging, grey, 1, "ddim", 0, tmp_path, Told())
+    path = save_image(tmp_path / "colour.png", channels=3)
     with pytest.raises(ValueError, match="steps is 0"):
-        enlarge_picture(enlarging, path, 0, "ddim", 0, tmp_path, Told())
+        enlarge_image(enlarging, path, 0, "ddim", 0, tmp_path, Told())
     monkeypatch.setattr("unet_diffusion.commands.demo.jobs.MAX_ENLARGED", 479)
     with pytest.raises(ValueError, match="would have 20x24 pixels, but the page makes at most 479"):
-        enlarge_picture(enlarging, path, 1, "ddim", 0, tmp_path, Told())
+        enlarge_image(enlarging, path, 1, "ddim", 0, tmp_path, Told())
 
 
-# --- pictures on the page
+# --- images on the page
 
 
-def test_pictures_fit_the_page():
+def test_images_fit_the_page():
     assert fitted(Image.new("RGB", (4 * LARGEST_SHOWN, LARGEST_SHOWN))).size == (LARGEST_SHOWN, LARGEST_SHOWN // 4)
     assert fitted(Image.new("P", (100_000, 1))).size == (LARGEST_SHOWN, 1)
     assert fitted(Image.new("RGB", (SMALLEST_SHOWN + 1, 5))).size == (SMALLEST_SHOWN + 1, 5)
@@ -321,13 +321,13 @@ def test_pictures_fit_the_page():
 
 
 def test_examples_are_checked_before_the_page_is_there(joint, tmp_path):
-    with pytest.raises(ValueError, match="there is no picture in it; give a folder of pictures"):
+    with pytest.raises(ValueError, match="there is no image in it; give a folder of images"):
         find_examples(tmp_path, joint.segmentation)
-    path = save_picture(tmp_path / "a.png")
+    path = save_image(tmp_path / "a.png")
     ((found, thumbnail),) = find_examples(tmp_path, joint.segmentation)
     assert found == path and thumbnail.mode == "RGB" and max(thumbnail.size) <= 128
     with pytest.raises(ValueError, match="examples are .*, but the run only generates"):
         find_examples(tmp_path, None)
-    save_picture(tmp_path / "b.png", channels=3)
-    with pytest.raises(ValueError, match="b.png does not fit the run: the picture has 3 channels"):
+    save_image(tmp_path / "b.png", channels=3)
+    with pytest.raises(ValueError, match="b.png does not fit the run: the image has 3 channels"):
         find_examples(tmp_path, joint.segmentation)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_demo import NAMES, Told, save_enlarging_run, save_joint_run, save_picture
+from test_demo import NAMES, Told, save_enlarging_run, save_image, save_joint_run
 from test_scripts import load_script
 
 from unet_diffusion.commands.demo.images import heat
-from unet_diffusion.commands.demo.jobs import enlarge_picture, generate_pictures, load_abilities
+from unet_diffusion.commands.demo.jobs import enlarge_image, generate_images, load_abilities
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.saved_runs import load_pipeline
 
@@ -53,7 +53,7 @@ def joint_run(tmp_path_factory) -> Path:
 def examples(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     for i in range(2):
-        save_picture(folder / f"{i}.png", 9 + i, 12)
+        save_image(folder / f"{i}.png", 9 + i, 12)
     return folder
 
 
@@ -119,11 +119,11 @@ def fetched(address: str, folder: Path) -> np.ndarray:
 
 
 def changed(visit, driver, name: str, before: list[str]) -> str:
-    """The address of the picture in a component, once it is another than before."""
-    return visit.wait(driver, lambda page: [a for a in visit.pictures(page, name) if a not in before])[0]
+    """The address of the image in a component, once it is another than before."""
+    return visit.wait(driver, lambda page: [a for a in visit.images(page, name) if a not in before])[0]
 
 
-def test_pictures_are_generated_as_chosen(visit, joint_page, joint_run, tmp_path):
+def test_images_are_generated_as_chosen(visit, joint_page, joint_run, tmp_path):
     assert [tab.text for tab in tabs(joint_page)] == ["Generate", "Segment"]
     visit.enter(joint_page, "count", 3)
     visit.enter(joint_page, "steps", 2)
@@ -132,11 +132,11 @@ def test_pictures_are_generated_as_chosen(visit, joint_page, joint_run, tmp_path
     choose(visit, joint_page, "class", "right")
     visit.enter(joint_page, "guidance", 2.5)
     visit.find(joint_page, "#generate").click()
-    visit.wait(joint_page, lambda page: len(visit.pictures(page, "generated")) == 3)
-    shown = [fetched(address, tmp_path) for address in visit.pictures(joint_page, "generated")]
+    visit.wait(joint_page, lambda page: len(visit.images(page, "generated")) == 3)
+    shown = [fetched(address, tmp_path) for address in visit.images(joint_page, "generated")]
     pipe = load_abilities(joint_run, "cpu").generation
-    expected = generate_pictures(pipe, 3, 2, "euler", 5, "1", 2.5, Told())  # right is class 1
-    assert np.array_equal(shown, [np.asarray(picture.convert("RGB")) for picture in expected])
+    expected = generate_images(pipe, 3, 2, "euler", 5, "1", 2.5, Told())  # right is class 1
+    assert np.array_equal(shown, [np.asarray(image.convert("RGB")) for image in expected])
     outside = [
         address for address in requests(joint_page) if not re.match(r"http://127\.0\.0\.1:|data:|blob:", address)
     ]
@@ -150,7 +150,7 @@ def test_a_number_out_of_bounds_is_told(visit, joint_page):
 
 
 def test_an_upload_is_segmented_blended_and_downloaded(visit, joint_page, joint_run, downloads, tmp_path):
-    path = save_picture(tmp_path / "upload.png", 20, 30)
+    path = save_image(tmp_path / "upload.png", 20, 30)
     pipe = load_pipeline(SegmentationPipeline, joint_run)
     found = pipe(path)
     expected = found.masks[0]
@@ -177,7 +177,7 @@ def test_an_upload_is_segmented_blended_and_downloaded(visit, joint_page, joint_
 
 def test_an_example_is_segmented(visit, joint_page, joint_run, examples, tmp_path):
     open_tab(visit, joint_page, "Segment")
-    visit.wait(joint_page, lambda page: len(visit.pictures(page, "examples")) == 2)
+    visit.wait(joint_page, lambda page: len(visit.images(page, "examples")) == 2)
     visit.enter(joint_page, "opacity", 0.25)
     joint_page.find_elements("css selector", "#examples button img")[1].click()
     shown = fetched(changed(visit, joint_page, "overlay", []), tmp_path)
@@ -187,36 +187,36 @@ def test_an_example_is_segmented(visit, joint_page, joint_run, examples, tmp_pat
 
 def test_wrong_files_are_told_and_the_page_goes_on(visit, joint_page, tmp_path):
     open_tab(visit, joint_page, "Segment")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     upload(visit, joint_page, tmp_path / "notes.txt")
-    assert message(visit, joint_page) == "Notes.txt cannot be decoded: it is no picture; it begins with b'no pictu'."
-    upload(visit, joint_page, save_picture(tmp_path / "colour.png", channels=3))
-    assert "The picture has 3 channels, but the network takes 1" in message(visit, joint_page)
-    upload(visit, joint_page, save_picture(tmp_path / "right.png"))
+    assert message(visit, joint_page) == "Notes.txt cannot be decoded: it is no image; it begins with b'no pictu'."
+    upload(visit, joint_page, save_image(tmp_path / "colour.png", channels=3))
+    assert "The image has 3 channels, but the network takes 1" in message(visit, joint_page)
+    upload(visit, joint_page, save_image(tmp_path / "right.png"))
     changed(visit, joint_page, "overlay", [])
 
 
-def test_a_small_picture_is_enlarged_beside_its_bicubic_version(visit, driver, tmp_path, monkeypatch):
+def test_a_small_image_is_enlarged_beside_its_bicubic_version(visit, driver, tmp_path, monkeypatch):
     run, kept = save_enlarging_run(tmp_path / "enlarging"), tmp_path / "kept"
     kept.mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(kept))
-    path = save_picture(tmp_path / "small.png", 6, 8, channels=3)
+    path = save_image(tmp_path / "small.png", 6, 8, channels=3)
     pipe = load_abilities(run, "cpu").super_resolution
     with visit.served(run) as address:
         driver.get(address)
         visit.enter(driver, "steps", 2)
         assert [tab.text for tab in tabs(driver)] == ["Super-resolution"]
         visit.find(driver, "#enlarge").click()
-        assert message(visit, driver) == "There is no picture yet; upload one."
+        assert message(visit, driver) == "There is no image yet; upload one."
         upload(visit, driver, path)
-        expected = enlarge_picture(pipe, path, 2, "dpm-solver++", 0, tmp_path, Told())
-        for name, picture in (("large", expected.large), ("bicubic", expected.bicubic)):
-            assert np.array_equal(fetched(changed(visit, driver, name, []), tmp_path), np.asarray(picture))
+        expected = enlarge_image(pipe, path, 2, "dpm-solver++", 0, tmp_path, Told())
+        for name, image in (("large", expected.large), ("bicubic", expected.bicubic)):
+            assert np.array_equal(fetched(changed(visit, driver, name, []), tmp_path), np.asarray(image))
         choose(visit, driver, "sampler", "ddpm")
         visit.enter(driver, "seed", 1)
-        before = visit.pictures(driver, "large")
+        before = visit.images(driver, "large")
         visit.find(driver, "#enlarge").click()
-        expected = enlarge_picture(pipe, path, 2, "ddpm", 1, tmp_path, Told())
+        expected = enlarge_image(pipe, path, 2, "ddpm", 1, tmp_path, Told())
         assert np.array_equal(fetched(changed(visit, driver, "large", before), tmp_path), np.asarray(expected.large))
         assert list(kept.rglob("small.png")) and list(kept.rglob("small-large.png"))
     assert list(kept.iterdir()) == []  # uploads and results go with the page

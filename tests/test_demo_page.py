@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from diffusers import DDPMScheduler
 from PIL import Image
-from test_demo import Told, save_enlarging_run, save_joint_run, save_picture
+from test_demo import Told, save_enlarging_run, save_image, save_joint_run
 from tiny import network
 
 from unet_diffusion import cli
-from unet_diffusion.commands.demo.jobs import Abilities, load_abilities, segment_picture
+from unet_diffusion.commands.demo.jobs import Abilities, load_abilities, segment_image
 from unet_diffusion.pipelines import ImageGenerationPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
@@ -66,8 +66,8 @@ def test_mistakes_become_messages_that_are_no_html(pages):
     import gradio
 
     with pytest.raises(gradio.Error) as told, pages.told_on_the_page():
-        raise ValueError("<img src=x>.png is 'no' picture")
-    assert told.value.message == "&lt;img src=x&gt;.png is 'no' picture"
+        raise ValueError("<img src=x>.png is 'no' image")
+    assert told.value.message == "&lt;img src=x&gt;.png is 'no' image"
     with pytest.raises(gradio.Error, match="Out of memory"), pages.told_on_the_page():
         raise MemoryError("no room.")
     with pytest.raises(AssertionError), pages.told_on_the_page():  # ours, not the visitor's
@@ -75,7 +75,7 @@ def test_mistakes_become_messages_that_are_no_html(pages):
 
 
 def test_names_in_the_legend_are_text(joint, pages, tmp_path):
-    found = segment_picture(joint.segmentation, save_picture(tmp_path / "picture.png"), tmp_path, Told())
+    found = segment_image(joint.segmentation, save_image(tmp_path / "image.png"), tmp_path, Told())
     table = pages.legend_table(found)
     assert "&lt;b&gt;other&lt;/b&gt;" in table and "<b>" not in table and "rgb(230, 159, 0)" in table
 

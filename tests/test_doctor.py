@@ -38,10 +38,10 @@ def save(folder, **columns) -> str:
 
 
 def healthy(seed=0, classes=2) -> tuple[list, list]:
-    """Ten different pictures with masks of two classes, in no way remarkable."""
+    """Ten different images with masks of two classes, in no way remarkable."""
     generator = np.random.default_rng(seed)
-    pictures = generator.integers(0, 256, (ROWS, 12, 14), dtype=np.uint8)
-    return list(pictures), list(generator.integers(0, classes, (ROWS, 12, 14)).astype(np.uint8))
+    images = generator.integers(0, 256, (ROWS, 12, 14), dtype=np.uint8)
+    return list(images), list(generator.integers(0, classes, (ROWS, 12, 14)).astype(np.uint8))
 
 
 @pytest.fixture
@@ -59,15 +59,15 @@ def sentences(report, severity) -> str:
 
 
 def test_a_healthy_set_has_no_errors_and_no_warnings(tmp_path, look):
-    pictures, masks = healthy()
-    report = look(save(tmp_path / "set", image=pictures, mask=masks))
+    images, masks = healthy()
+    report = look(save(tmp_path / "set", image=images, mask=masks))
     assert [finding.severity for finding in report.findings] == ["note"]  # the balance of classes
     ones = np.mean(masks)
     assert f"class 0 {1 - ones:.1%}, class 1 {ones:.1%}" in str(report)
     assert str(report).endswith("0 errors, 0 warnings, 1 note")
-    plain = look(save(tmp_path / "plain", image=pictures), plain=True)
+    plain = look(save(tmp_path / "plain", image=images), plain=True)
     assert plain.findings == ()
-    assert str(plain).startswith("examined: 10 pictures of ")
+    assert str(plain).startswith("examined: 10 images of ")
 
 
 BINARY = np.array([0, 255], dtype=np.uint8)
@@ -75,7 +75,7 @@ OVERLAPPING = np.ones((12, 14, 2), dtype=np.uint8)
 NOT_A_NUMBER = np.full((12, 14), np.nan, dtype=np.float32)
 
 
-def plant(fault: str, pictures: list, masks: list) -> None:
+def plant(fault: str, images: list, masks: list) -> None:
     """Puts one fault into row 3, or into all rows where it is one of the whole set."""
     if fault == "0/255 as indices":
         masks[:] = [BINARY[mask] for mask in masks]
@@ -88,11 +88,11 @@ def plant(fault: str, pictures: list, masks: list) -> None:
     elif fault == "one class":
         masks[3] = masks[3] * 0 + 1
     elif fault == "unreadable":
-        pictures[3] = npy(pictures[3])[:90]
+        images[3] = npy(images[3])[:90]
     elif fault == "channels":
-        pictures[3] = np.repeat(pictures[3][:, :, None], 3, axis=2)
+        images[3] = np.repeat(images[3][:, :, None], 3, axis=2)
     elif fault == "duplicate":
-        pictures[3], masks[3] = pictures[5], masks[5]
+        images[3], masks[3] = images[5], masks[5]
     elif fault == "missing mask":
         masks[3] = None
     elif fault == "colours":
@@ -100,15 +100,15 @@ def plant(fault: str, pictures: list, masks: list) -> None:
     elif fault == "multi-label":
         masks[3] = OVERLAPPING
     elif fault == "NaN":
-        pictures[3] = NOT_A_NUMBER
+        images[3] = NOT_A_NUMBER
     elif fault == "dark 16 bits":
-        pictures[:] = [picture.astype(np.uint16) for picture in pictures]
+        images[:] = [image.astype(np.uint16) for image in images]
     elif fault == "floats":
-        pictures[:] = [picture.astype(np.float32) for picture in pictures]
+        images[:] = [image.astype(np.float32) for image in images]
     elif fault == "constant":
-        pictures[3] = pictures[3] * 0 + 7
-    elif fault == "picture sizes":
-        pictures[3], masks[3] = pictures[3][:8], masks[3][:8]
+        images[3] = images[3] * 0 + 7
+    elif fault == "image sizes":
+        images[3], masks[3] = images[3][:8], masks[3][:8]
     elif fault == "rare class":
         masks[:] = [mask * 0 for mask in masks]
         masks[3][0, :5] = 1
@@ -131,7 +131,7 @@ FAULTS = [
         "error",
         r"outside the classes, which are 0..1: 1.\n    row 3: 6..7",
     ),
-    ("mask size", {}, "error", r"another size than their picture: 1.\n    row 3: mask 9x12, picture 14x12"),
+    ("mask size", {}, "error", r"another size than their image: 1.\n    row 3: mask 9x12, image 14x12"),
     ("empty mask", {}, "note", r"empty, class 0 everywhere: 1 of 10.\n    row 3"),
     ("one class", {}, "warning", r"all one class: 1.\n    row 3: class 1"),
     ("unreadable", {}, "error", r"cannot be read: 1 of 10.\n    row 3: .*cannot be decoded"),
@@ -142,12 +142,12 @@ FAULTS = [
     ("multi-label", {}, "error", r"row 3: the mask has 2 channels of uint8, and they overlap at 168 pixels"),
     ("NaN", {}, "error", "row 3: .*NaN"),
     ("dark 16 bits", {}, "warning", "use only 0 to 255 of 0 to 65535"),
-    ("dark 16 bits", {}, "note", "16-bit pictures .* no more levels than 8 bits hold: 10"),
+    ("dark 16 bits", {}, "note", "16-bit images .* no more levels than 8 bits hold: 10"),
     ("dark 16 bits", {"value_range": (0, 99)}, "warning", "outside value_range 0 to 99, which are clipped: 10"),
     ("floats", {}, "error", "floats from 0 to 255.*give value_range"),
     ("constant", {}, "warning", r"constant.*: 1.\n    row 3: 7 everywhere"),
-    ("picture sizes", {}, "error", r"sizes .* differ \(2\).*\n    14x12: 9 pictures\n    14x8: 1 pictures"),
-    ("picture sizes", {"crop_size": 4}, "note", "2 different sizes"),
+    ("image sizes", {}, "error", r"sizes .* differ \(2\).*\n    14x12: 9 images\n    14x8: 1 images"),
+    ("image sizes", {"crop_size": 4}, "note", "2 different sizes"),
     ("rare class", {}, "warning", "class 1: 0.30%"),
     ("rare class", {"num_classes": 3}, "warning", r"do not occur .*: 1.\n    class 2"),
     ("ignored", {}, "warning", r"ignored \(255\) everywhere: 1.\n    row 3"),
@@ -158,9 +158,9 @@ FAULTS = [
 
 @pytest.mark.parametrize(("fault", "options", "severity", "message"), FAULTS)
 def test_each_planted_fault_is_found(tmp_path, look, fault, options, severity, message):
-    pictures, masks = healthy()
-    plant(fault, pictures, masks)
-    report = look(save(tmp_path / "set", image=pictures, mask=masks), **options)
+    images, masks = healthy()
+    plant(fault, images, masks)
+    report = look(save(tmp_path / "set", image=images, mask=masks), **options)
     found = sentences(report, severity)
     assert re.search(message, found), str(report)
     if severity != "error":
@@ -169,13 +169,13 @@ def test_each_planted_fault_is_found(tmp_path, look, fault, options, severity, m
 
 @pytest.mark.parametrize(
     "fault", ["0/255 as indices", "values outside", "mask size", "unreadable", "channels", "missing mask", "colours",
-              "multi-label", "NaN", "floats", "picture sizes", "many values"],
+              "multi-label", "NaN", "floats", "image sizes", "many values"],
 )  # fmt: skip
 def test_what_is_an_error_stops_a_run(tmp_path, fault):
-    pictures, masks = healthy()
-    plant(fault, pictures, masks)
+    images, masks = healthy()
+    plant(fault, images, masks)
     options = next(options for name, options, *_ in FAULTS if name == fault)
-    source = save(tmp_path / "set", image=pictures, mask=masks)
+    source = save(tmp_path / "set", image=images, mask=masks)
     config = MaskedDataConfig(data=source, cache_dir=str(tmp_path / "cache"), validation_split="train", **options)
     with pytest.raises(ValueError):
         load_masked(config)
@@ -184,30 +184,30 @@ def test_what_is_an_error_stops_a_run(tmp_path, fault):
 
 
 def test_several_faults_are_found_at_once(tmp_path, look):
-    pictures, masks = healthy()
-    plant("unreadable", pictures, masks)
-    masks[4], masks[6], pictures[7] = None, masks[6][:5], pictures[8]
-    report = look(save(tmp_path / "set", image=pictures, mask=masks))
+    images, masks = healthy()
+    plant("unreadable", images, masks)
+    masks[4], masks[6], images[7] = None, masks[6][:5], images[8]
+    report = look(save(tmp_path / "set", image=images, mask=masks))
     text = str(report)
-    for part in ("cannot be read", "have no mask", "another size than their picture", "inside a split", "contradict"):
+    for part in ("cannot be read", "have no mask", "another size than their image", "inside a split", "contradict"):
         assert part in text
     assert text.index("error:") < text.index("warning:") < text.index("note:")
     assert text.endswith("3 errors, 2 warnings, 1 note")
 
 
 def test_few_broken_rows_are_only_a_warning(tmp_path, look):
-    pictures, masks = healthy()
-    plant("unreadable", pictures, masks)
-    source = save(tmp_path / "set", image=pictures, mask=masks)
+    images, masks = healthy()
+    plant("unreadable", images, masks)
+    source = save(tmp_path / "set", image=images, mask=masks)
     assert not look(source, max_broken=0.1).errors
     assert "cannot be read" in sentences(look(source, max_broken=0.1), "warning")
 
 
 def test_duplicates_across_splits_and_masks_that_contradict(tmp_path, look):
-    pictures, masks = healthy()
+    images, masks = healthy()
     others, other_masks = healthy(seed=1)
-    others[2] = pictures[6]
-    train = save(tmp_path / "train", image=pictures, mask=masks)
+    others[2] = images[6]
+    train = save(tmp_path / "train", image=images, mask=masks)
     validation = save(tmp_path / "validation", image=others, mask=other_masks)
     warnings = sentences(look(train, validation_data=validation), "warning")
     assert "duplicates across splits, equal pixel by pixel: 1." in warnings
@@ -218,9 +218,9 @@ def test_duplicates_across_splits_and_masks_that_contradict(tmp_path, look):
 
 
 def test_validation_masks_are_judged_by_the_classes_of_training(tmp_path, look):
-    pictures, masks = healthy()
+    images, masks = healthy()
     others, other_masks = healthy(seed=1, classes=4)
-    train = save(tmp_path / "train", image=pictures, mask=masks)
+    train = save(tmp_path / "train", image=images, mask=masks)
     report = look(train, validation_data=save(tmp_path / "validation", image=others, mask=other_masks))
     assert len(report.errors) == 1
     assert "values outside the classes, which are 0..1" in str(report.errors[0])
@@ -228,55 +228,55 @@ def test_validation_masks_are_judged_by_the_classes_of_training(tmp_path, look):
     assert "and 5 more" in str(report)
 
 
-def test_masks_without_pictures_palettes_and_orientation(tmp_path, look):
+def test_masks_without_images_palettes_and_orientation(tmp_path, look):
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
-    pictures, masks = healthy()
+    images, masks = healthy()
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down: the size does not tell
-    for number, (picture, mask) in enumerate(zip(pictures, masks)):
-        Image.fromarray(picture).save(tmp_path / "images" / f"{number}.png", exif=exif if number == 2 else None)
-        image = Image.fromarray(mask, mode="P")
-        image.putpalette([0, 0, 0, *((255, 0, 0) if number != 4 else (0, 0, 255))])
-        image.save(tmp_path / "masks" / f"{number}.png")
+    for number, (image, mask) in enumerate(zip(images, masks)):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png", exif=exif if number == 2 else None)
+        indexed = Image.fromarray(mask, mode="P")
+        indexed.putpalette([0, 0, 0, *((255, 0, 0) if number != 4 else (0, 0, 255))])
+        indexed.save(tmp_path / "masks" / f"{number}.png")
     (tmp_path / "images" / "9.png").unlink()
     report = look(str(tmp_path / "images"), masks=str(tmp_path / "masks"))
-    assert "have no picture: 1.\n    9.png" in sentences(report, "warning")
+    assert "have no image: 1.\n    9.png" in sentences(report, "warning")
     assert "row 4 (4.png): index 1 is (0, 0, 255), before (255, 0, 0)" in sentences(report, "error")
     assert "state an EXIF orientation" in sentences(report, "note")
     assert "row 2 (2.png)" in sentences(report, "note")
 
 
 def test_instance_maps_are_examined_too(tmp_path, look):
-    pictures, masks = healthy()
+    images, masks = healthy()
     maps = [mask.astype(np.uint16) * 400 for mask in masks]
     maps[3] = maps[3][:4]
-    source = save(tmp_path / "set", image=pictures, mask=masks, cells=maps)
+    source = save(tmp_path / "set", image=images, mask=masks, cells=maps)
     report = look(source, instances_column="cells")
-    assert "row 3: its instance map has 14x4 pixels, the picture 14x12" in sentences(report, "error")
+    assert "row 3: its instance map has 14x4 pixels, the image 14x12" in sentences(report, "error")
     maps[3] = maps[2]
-    source = save(tmp_path / "maps", image=pictures, mask=maps)
+    source = save(tmp_path / "maps", image=images, mask=maps)
     assert not look(source, mask_encoding="instances").errors
 
 
 def test_a_second_look_decodes_nothing(tmp_path, look, monkeypatch):
-    pictures, masks = healthy()
-    source = save(tmp_path / "set", image=pictures, mask=masks)
+    images, masks = healthy()
+    source = save(tmp_path / "set", image=images, mask=masks)
     first = look(source)
     monkeypatch.setattr(doctor_facts, "decode_image", lambda *_: pytest.fail("decoded again"))
     assert str(look(source, crop_size=4)) == str(first)
 
 
 def test_the_command_takes_its_data_first_and_may_leave_out_all_but_errors(tmp_path):
-    pictures, masks = healthy()
-    plant("constant", pictures, masks)
-    source = save(tmp_path / "set", image=pictures, mask=masks)
+    images, masks = healthy()
+    plant("constant", images, masks)
+    source = save(tmp_path / "set", image=images, mask=masks)
     cache = ["--cache-dir", str(tmp_path / "cache")]
     options = tyro.cli(Doctor, args=[source, *cache])
     assert "constant" in str(doctor(options))
     assert doctor(tyro.cli(Doctor, args=[source, "--errors-only", *cache])).findings == ()
     plain = doctor(tyro.cli(Doctor, args=[source, "--plain", "--max-labels", "4", *cache]))
-    assert plain.examined == (f"4 pictures of {source} (train)",)
+    assert plain.examined == (f"4 images of {source} (train)",)
     with pytest.raises(ValueError, match="no such file or folder"):
         doctor(Doctor(data="/absent/folder"))
 

@@ -14,7 +14,7 @@ from pydoc import locate
 import pytest
 import yaml
 from documentation import ADDED, DOCUMENTS, INSTEAD, ROOT, SHOWN, TYPED, blocks, commands, name_of, type_document
-from documented_pictures import RUNS, make_pictures, train_runs
+from documented_images import RUNS, make_images, train_runs
 
 from unet_diffusion import cli
 
@@ -29,7 +29,7 @@ LINKING = [*DOCUMENTS, ROOT / "CHANGELOG.md"]
 def named(tmp_path_factory) -> Path:
     """A folder with everything that the documents name and a reader has."""
     folder = tmp_path_factory.mktemp("named")
-    make_pictures(folder)
+    make_images(folder)
     return folder
 
 

@@ -60,10 +60,10 @@ def test_a_noise_predictor_has_both_heads_and_shows_where_it_attends(script):
 
 
 @pytest.mark.parametrize("config", [{"in_channels": 4}, {"padding": "valid", "block": "plain", "time_embedding": None}])
-def test_the_drawing_is_a_picture(script, tmp_path, config):
+def test_the_drawing_is_an_image(script, tmp_path, config):
     network = tmp_path / "network.json"
     network.write_text(json.dumps({"channels": [4, 8, 12], "head_channels": 4, **config}))
     file = script.draw(script.DrawNetwork(model=str(network), side=44, output=tmp_path / "network.png"))
-    picture = Image.open(file).convert("L")
-    assert picture.width > picture.height > 300
-    assert picture.getextrema()[0] < 100 and picture.getpixel((0, 0)) == 255
+    image = Image.open(file).convert("L")
+    assert image.width > image.height > 300
+    assert image.getextrema()[0] < 100 and image.getpixel((0, 0)) == 255

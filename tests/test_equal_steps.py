@@ -1,4 +1,4 @@
-"""Networks that learn for equally many steps: the same pictures and noise for all, and figures that survive a stop."""
+"""Networks that learn for equally many steps: the same images and noise for all, and figures that survive a stop."""
 
 import json
 
@@ -34,13 +34,11 @@ def equal_steps():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for name, count in (("train", 24), ("test", 8)):
-        pictures = list(random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
-        Dataset.from_dict({"image": pictures}, Features({"image": ImageFeature()})).to_parquet(
-            folder / f"{name}.parquet"
-        )
+        images = list(random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
+        Dataset.from_dict({"image": images}, Features({"image": ImageFeature()})).to_parquet(folder / f"{name}.parquet")
     return folder
 
 
@@ -74,22 +72,22 @@ def test_each_network_goes_on_with_its_best_learning_rate(equal_steps, data, tmp
 
 @pytest.mark.slow
 def test_a_run_in_two_parts_is_the_run_in_one(equal_steps, data, tmp_path):
-    pictures = equal_steps.load_images(
+    images = equal_steps.load_images(
         equal_steps.DataConfig(data=str(data / "train.parquet"), validation_data=str(data / "test.parquet"))
     )
     losses = []
     for folder, parts in (("one", (8,)), ("two", (4, 8))):
         chosen = options(equal_steps, data, tmp_path / folder)
         for steps in parts:
-            points = equal_steps.train(chosen, pictures, PEER, 1e-3, 0, steps)
+            points = equal_steps.train(chosen, images, PEER, 1e-3, 0, steps)
         assert points[4]["cpu_seconds"] < points[8]["cpu_seconds"]  # also those before the stop are counted
         losses.append([point["validation_loss"] for point in points.values()])
     assert losses[0] == losses[1]
-    shorter = equal_steps.train(chosen, pictures, PEER, 1e-3, 0, 4)
+    shorter = equal_steps.train(chosen, images, PEER, 1e-3, 0, 4)
     assert list(shorter) == [4]
 
 
-def test_all_networks_see_the_same_noisy_pictures(equal_steps, data, tmp_path, monkeypatch):
+def test_all_networks_see_the_same_noisy_images(equal_steps, data, tmp_path, monkeypatch):
     seen: dict[str, list[torch.Tensor]] = {}
     tiny = equal_steps.SIZES["9m"]
 

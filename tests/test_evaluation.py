@@ -23,9 +23,9 @@ datasets.disable_progress_bars()
 GREEN, RED = (0, 200, 0), (255, 0, 0)
 
 
-def save(folder: Path, pictures, masks) -> dict[str, str]:
+def save(folder: Path, images, masks) -> dict[str, str]:
     """Two folders of PNG files; gives the options that name them."""
-    for name, arrays in (("images", pictures), ("masks", masks)):
+    for name, arrays in (("images", images), ("masks", masks)):
         (folder / name).mkdir(parents=True)
         for number, pixels in enumerate(arrays):
             Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(folder / name / f"{number}.png")
@@ -33,7 +33,7 @@ def save(folder: Path, pictures, masks) -> dict[str, str]:
 
 
 def save_instances(folder: Path, instances, mask=None) -> dict[str, str]:
-    """One `save_to_disk` folder with a mask and an instance map; the picture shows the instances in white."""
+    """One `save_to_disk` folder with a mask and an instance map; the image shows the instances in white."""
     rows = {"image": 255 * (instances > 0), "mask": 1 * (instances > 0) if mask is None else mask, "nuclei": instances}
     features = datasets.Features(dict.fromkeys(rows, datasets.Array2D(instances.shape, "uint8")))
     datasets.Dataset.from_dict({name: [value] for name, value in rows.items()}, features=features).save_to_disk(folder)
@@ -45,9 +45,9 @@ def load(options: dict, num_classes: int = 2, **network):
     return load_labelled(MaskedOptions(**options), **wanted)
 
 
-def white(picture: torch.Tensor) -> torch.Tensor:
-    """Predicts class 1 where a picture is white."""
-    return (picture[0] == 255).long()
+def white(image: torch.Tensor) -> torch.Tensor:
+    """Predicts class 1 where an image is white."""
+    return (image[0] == 255).long()
 
 
 # scores
@@ -57,29 +57,29 @@ def test_a_square_two_pixels_too_far_to_the_right(tmp_path):
     square, nothing = np.zeros((20, 20)), np.zeros((10, 10))
     square[5:11, 5:11] = 1  # 36 pixels, of which 24 are hit and 12 missed, and 12 more are false
     dataset = load(save(tmp_path, [255 * square, nothing], [square, nothing]))
-    scores = score_masks(lambda picture: white(picture).roll(2, dims=1), dataset)
+    scores = score_masks(lambda image: white(image).roll(2, dims=1), dataset)
 
     iou, dice = {0: 352 / 376, 1: 24 / 48}, {0: 2 * 352 / (2 * 364), 1: 2 * 24 / 72}
-    first, second = scores.pictures
+    first, second = scores.images
     assert (first["row"], second["row"]) == (0, 1)
     assert first["accuracy"] == pytest.approx(376 / 400)
     for label in (0, 1):
         assert first[f"iou_{label}"] == pytest.approx(iou[label])
         assert first[f"dice_{label}"] == pytest.approx(dice[label])
     assert first["boundary_f1"] == 1  # nowhere farther than the 2 pixels that are allowed
-    assert score_masks(lambda picture: white(picture).roll(9, dims=1), dataset).pictures[0]["boundary_f1"] < 0.5
+    assert score_masks(lambda image: white(image).roll(9, dims=1), dataset).images[0]["boundary_f1"] < 0.5
 
     assert second["accuracy"] == second["iou_0"] == 1
     assert math.isnan(second["iou_1"])
     assert math.isnan(second["boundary_f1"])
     assert scores.pooled["accuracy"] == pytest.approx(476 / 500)
     assert scores.pooled["iou_0"] == pytest.approx((352 + 100) / (376 + 100))
-    assert scores.pooled["iou_1"] == scores.per_picture["iou_1"] == pytest.approx(0.5)
-    assert scores.per_picture["accuracy"] == pytest.approx((0.94 + 1) / 2)
-    assert scores.per_picture["iou_0"] == pytest.approx((352 / 376 + 1) / 2)
-    assert scores.per_picture["boundary_f1"] == 1  # of the one picture that has a boundary
+    assert scores.pooled["iou_1"] == scores.per_image["iou_1"] == pytest.approx(0.5)
+    assert scores.per_image["accuracy"] == pytest.approx((0.94 + 1) / 2)
+    assert scores.per_image["iou_0"] == pytest.approx((352 / 376 + 1) / 2)
+    assert scores.per_image["boundary_f1"] == 1  # of the one image that has a boundary
     assert "boundary_f1" not in scores.pooled
-    assert not any(name.startswith(("cell", "instance")) for name in scores.per_picture)
+    assert not any(name.startswith(("cell", "instance")) for name in scores.per_image)
 
 
 def test_undefined_scores_are_null_in_json_and_empty_in_the_table(tmp_path):
@@ -87,14 +87,14 @@ def test_undefined_scores_are_null_in_json_and_empty_in_the_table(tmp_path):
     scores = score_masks(white, load(save(tmp_path, [nothing], [nothing]), num_classes=3))
     written = json.loads(json.dumps(scores.to_dict(["ground", "a", "b"]), allow_nan=False))
     assert written["pooled"] == {"accuracy": 1, "mean_iou": 1, "mean_dice": 1}
-    assert written["per_picture"] == {"accuracy": 1, "mean_iou": 1, "mean_dice": 1, "boundary_f1": None}
+    assert written["per_image"] == {"accuracy": 1, "mean_iou": 1, "mean_dice": 1, "boundary_f1": None}
     known, unknown = {"iou": 1, "dice": 1}, {"iou": None, "dice": None}
     assert written["classes"] == [
-        {"name": "ground", "pooled": known, "per_picture": known},
-        {"name": "a", "pooled": unknown, "per_picture": unknown},
-        {"name": "b", "pooled": unknown, "per_picture": unknown},
+        {"name": "ground", "pooled": known, "per_image": known},
+        {"name": "a", "pooled": unknown, "per_image": unknown},
+        {"name": "b", "pooled": unknown, "per_image": unknown},
     ]
-    assert written["pictures"][0]["iou_2"] is None
+    assert written["images"][0]["iou_2"] is None
     assert written["boundary_tolerance"] == 2
     lines = scores.to_table().splitlines()
     assert len({line.count("|") for line in lines}) == 1
@@ -114,49 +114,49 @@ def test_a_gap_in_the_membrane_merges_its_cells(tmp_path):
     half[:, 8:] = 255  # nothing is known of the second cell
     dataset = load(save(tmp_path, [255 * broken, 255 * thick, 255 * broken], [membrane, membrane, half]))
     scores = score_masks(white, dataset, membrane=1)
-    merged, wide, ignored = scores.pictures
+    merged, wide, ignored = scores.images
     together = 2 * 105 * 104  # ordered pairs of pixels within the two cells of 7 x 15 pixels
     error = 1 - 2 * together / (together + 210 * 209)
     assert merged["cell_rand_error"] == pytest.approx(error)
     assert (merged["cell_splits"], merged["cell_merges"]) == pytest.approx((0, 1))  # one bit says which cell it is
     for scored in (wide, ignored):
         assert (scored["cell_rand_error"], scored["cell_splits"], scored["cell_merges"]) == (0, 0, 0)
-    assert scores.per_picture["cell_rand_error"] == pytest.approx(error / 3)
+    assert scores.per_image["cell_rand_error"] == pytest.approx(error / 3)
     assert "| adapted Rand error, cells |  | 0.1" in scores.to_table()
-    other = score_masks(lambda picture: 1 - white(picture), load_swapped(tmp_path), membrane=0)
-    assert other.per_picture["cell_rand_error"] == pytest.approx(error / 2)
+    other = score_masks(lambda image: 1 - white(image), load_swapped(tmp_path), membrane=0)
+    assert other.per_image["cell_rand_error"] == pytest.approx(error / 2)
 
 
 def load_swapped(folder: Path):
-    """The first two pictures of the test above, the membrane being class 0."""
-    pictures = [np.asarray(Image.open(folder / "images" / f"{number}.png")) for number in (0, 1)]
+    """The first two images of the test above, the membrane being class 0."""
+    images = [np.asarray(Image.open(folder / "images" / f"{number}.png")) for number in (0, 1)]
     masks = [1 - np.asarray(Image.open(folder / "masks" / f"{number}.png")) for number in (0, 1)]
-    return load(save(folder / "swapped", pictures, masks))
+    return load(save(folder / "swapped", images, masks))
 
 
 def test_touching_instances_found_as_one(tmp_path):
     instances = np.zeros((12, 12))
     instances[2:6, 2:6], instances[2:6, 6:10] = 1, 2  # 16 pixels each
     dataset = load(save_instances(tmp_path / "both", instances))
-    (scores,) = score_masks(white, dataset).pictures
+    (scores,) = score_masks(white, dataset).images
     assert scores["accuracy"] == 1
     together = 2 * 16 * 15
     assert scores["instance_rand_error"] == pytest.approx(1 - 2 * together / (together + 32 * 31))
     assert (scores["instance_splits"], scores["instance_merges"]) == pytest.approx((0, 1))
 
-    def apart(picture: torch.Tensor) -> torch.Tensor:
-        mask = white(picture)
+    def apart(image: torch.Tensor) -> torch.Tensor:
+        mask = white(image)
         mask[:, 6] = 0  # a quarter of the second nucleus is lost
         return mask
 
-    (scores,) = score_masks(apart, dataset).pictures
+    (scores,) = score_masks(apart, dataset).images
     pairs = 16 * 15 + 12 * 11 + 4 * 3  # together in truth and in the prediction, where the lost part is background
     assert scores["instance_rand_error"] == pytest.approx(1 - 2 * pairs / (together + pairs))
     assert scores["instance_merges"] == 0
 
     mask = 1 * (instances > 0)
     mask[:, 6:] = 255  # nothing is known of the second nucleus
-    (scores,) = score_masks(white, load(save_instances(tmp_path / "one", instances, mask))).pictures
+    (scores,) = score_masks(white, load(save_instances(tmp_path / "one", instances, mask))).images
     assert (scores["instance_rand_error"], scores["instance_splits"], scores["instance_merges"]) == (0, 0, 0)
 
 
@@ -167,17 +167,17 @@ def test_options_that_fit_no_set_are_refused(tmp_path):
     with pytest.raises(ValueError, match="boundary_tolerance is -1"):
         score_masks(white, dataset, boundary_tolerance=-1)
     with pytest.raises(ValueError, match="must be the same"):
-        score_masks(lambda picture: white(picture)[:2], dataset)
+        score_masks(lambda image: white(image)[:2], dataset)
 
 
 def test_the_points_of_reference_of_a_real_set(shared_data, tmp_path):
     """All interior reaches 0.804 of the pixels, says the README of the data, and has one cell for all."""
     dataset = load({"data": str(shared_data / "isbi2012" / "test.parquet"), "cache_dir": str(tmp_path)})
-    scores = score_masks(lambda picture: torch.ones(picture.shape[1:], dtype=torch.int64), dataset, membrane=0)
-    assert len(scores.pictures) == 6
+    scores = score_masks(lambda image: torch.ones(image.shape[1:], dtype=torch.int64), dataset, membrane=0)
+    assert len(scores.images) == 6
     assert scores.pooled["accuracy"] == pytest.approx(0.804, abs=0.0005)
-    assert scores.per_picture["cell_splits"] == pytest.approx(0, abs=1e-9)
-    assert scores.per_picture["cell_merges"] > 4  # bits, of cells of all sizes
+    assert scores.per_image["cell_splits"] == pytest.approx(0, abs=1e-9)
+    assert scores.per_image["cell_merges"] > 4  # bits, of cells of all sizes
 
 
 # labelled sets
@@ -202,13 +202,13 @@ def test_colours_mean_what_they_meant_in_training(tmp_path):
 
 
 def test_sets_that_do_not_fit_the_network_are_refused(tmp_path):
-    picture, mask = np.zeros((4, 5)), np.zeros((4, 5))
+    image, mask = np.zeros((4, 5)), np.zeros((4, 5))
     mask[1:3] = 2
-    indices = save(tmp_path / "indices", [picture, picture], [np.zeros((4, 5)), mask])
+    indices = save(tmp_path / "indices", [image, image], [np.zeros((4, 5)), mask])
     with pytest.raises(ValueError, match=r"network of 2 classes: masks hold 2, which is no class.*in 1 of 2.*rows 1\."):
         load(indices)
     assert load(indices, num_classes=3)[1]["mask"].max() == 2
-    binary = save(tmp_path / "binary", [picture], [255 * (mask > 0)])
+    binary = save(tmp_path / "binary", [image], [255 * (mask > 0)])
     assert load(binary)[0]["mask"].unique().tolist() == [0, 1]
     for reading in ("auto", "binary", "instances"):
         with pytest.raises(ValueError, match="one class from the background, but the network has 3 classes"):
@@ -216,7 +216,7 @@ def test_sets_that_do_not_fit_the_network_are_refused(tmp_path):
     ignoring = load({**binary, "mask_encoding": "indices"}, num_classes=3)
     assert ignoring[0]["mask"].unique().tolist() == [0, 255]
     with pytest.raises(ValueError, match="label no pixel"):
-        load(save(tmp_path / "ignored", [picture], [np.full((4, 5), 255)]))
+        load(save(tmp_path / "ignored", [image], [np.full((4, 5), 255)]))
     with pytest.raises(ValueError, match="1 channels of uint8, but the network takes 3 of uint8"):
         load(indices, num_classes=3, channels=3)
     assert load({**indices, "channels": 3}, num_classes=3, channels=3)[0]["image"].shape == (3, 4, 5)
@@ -224,7 +224,7 @@ def test_sets_that_do_not_fit_the_network_are_refused(tmp_path):
         load(indices, num_classes=3, pixel_range=PixelRange.full("uint16"))
 
 
-def test_pictures_are_resized_but_never_cut(tmp_path):
+def test_images_are_resized_but_never_cut(tmp_path):
     options = save(tmp_path, [np.zeros((6, 12))], [np.eye(6, 12)])
     assert load(options)[0]["mask"].shape == (6, 12)
     assert load({**options, "image_size": 3})[0]["mask"].shape == (3, 6)
@@ -246,7 +246,7 @@ def run(tmp_path) -> Path:
 
 @pytest.fixture
 def labelled(tmp_path) -> dict[str, str]:
-    """Three pictures of 9 x 12 with 12, 24 and 36 of 108 pixels of class 1."""
+    """Three images of 9 x 12 with 12, 24 and 36 of 108 pixels of class 1."""
     random = np.random.default_rng(0)
     masks = [np.repeat([1, 0], [count, 9 - count])[:, None] * np.ones((1, 12)) for count in (1, 2, 3)]
     return save(tmp_path / "set", [random.integers(0, 256, (9, 12)) for _ in masks], masks)
@@ -267,9 +267,9 @@ def test_the_command_writes_scores_and_a_table(run, labelled, tmp_path, capsys):
     assert [each["name"] for each in masks["classes"]] == ["ground", "cell", "nucleus"]
     assert masks["pooled"]["accuracy"] == cell["pooled"]["iou"] == pytest.approx(72 / 324)
     assert ground["pooled"] == {"iou": 0, "dice": 0}
-    assert nucleus["pooled"] == nucleus["per_picture"] == {"iou": None, "dice": None}
-    assert [each["accuracy"] for each in masks["pictures"]] == pytest.approx([1 / 9, 2 / 9, 3 / 9])
-    assert masks["per_picture"]["boundary_f1"] == 0
+    assert nucleus["pooled"] == nucleus["per_image"] == {"iou": None, "dice": None}
+    assert [each["accuracy"] for each in masks["images"]] == pytest.approx([1 / 9, 2 / 9, 3 / 9])
+    assert masks["per_image"]["boundary_f1"] == 0
     text = (run / "evaluation.md").read_text()
     assert text.startswith(f"# run on {labelled['data']} (train)\n")
     assert "| IoU of cell | 0.2222 | 0.2222 |" in text
@@ -295,8 +295,8 @@ def test_the_command_predicts_as_the_pipeline_does(run, labelled, tmp_path):
             for image, mask in zip(images, masks)
         ]
         expected[augment] = [hit.mean() for hit in hits]
-        pictures = json.loads((options.output / "evaluation.json").read_text())["masks"]["pictures"]
-        assert [each["accuracy"] for each in pictures] == pytest.approx(expected[augment])
+        scores = json.loads((options.output / "evaluation.json").read_text())["masks"]["images"]
+        assert [each["accuracy"] for each in scores] == pytest.approx(expected[augment])
     assert expected[False] != expected[True]
 
 
@@ -304,7 +304,7 @@ def test_cells_and_instances_reach_the_files(run, tmp_path):
     instances = np.zeros((8, 8))
     instances[:4, :4], instances[5:, 5:] = 1, 2
     evaluate(Evaluate(MaskedOptions(**save_instances(tmp_path / "nuclei", instances)), run, membrane=2))
-    means = json.loads((run / "evaluation.json").read_text())["masks"]["per_picture"]
+    means = json.loads((run / "evaluation.json").read_text())["masks"]["per_image"]
     assert means["instance_merges"] == pytest.approx(-(16 / 25) * np.log2(16 / 25) - (9 / 25) * np.log2(9 / 25))
     assert means["cell_rand_error"] == 0  # no membrane in either: one cell
     assert "| variation of information, merges, bits, instances |  | 0.94" in (run / "evaluation.md").read_text()

@@ -75,7 +75,7 @@ def outputs(unet, ddpm, generation, segmentation, classifier, larger):
     import torch
 
     given = torch.randn(1, 1, 13, 18, generator=torch.manual_seed(0))
-    picture = np.random.default_rng(0).integers(0, 256, (45, 70), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (45, 70), dtype=np.uint8)
     for pipe in (ddpm, generation, segmentation, classifier, larger):
         pipe.set_progress_bar_config(disable=True)
     with torch.no_grad():
@@ -83,11 +83,11 @@ def outputs(unet, ddpm, generation, segmentation, classifier, larger):
     for name, pipe in (("ddpm", ddpm), ("generation", generation)):
         result = pipe(batch_size=2, num_inference_steps=3, generator=torch.manual_seed(0), output_type="np")
         found[name] = result.images
-    result = larger(picture[:9, :14], num_inference_steps=3, generator=torch.manual_seed(0), output_type="np")
+    result = larger(image[:9, :14], num_inference_steps=3, generator=torch.manual_seed(0), output_type="np")
     found["larger"] = result.images[0]
     for name, pipe in (("segmentation", segmentation), ("classifier", classifier)):
         for tile_size in (16, None):
-            result = pipe(picture, tile_size=tile_size, output_type="np")
+            result = pipe(image, tile_size=tile_size, output_type="np")
             found[f"{name} mask {tile_size}"] = result.masks[0]
             found[f"{name} probabilities {tile_size}"] = result.probabilities[0]
         tiling = pipe._segmenter(None, 1, None, False).tiling
@@ -155,7 +155,7 @@ def assert_equal_to_the_runs(found: dict[str, np.ndarray], runs: Path) -> None:
 
 
 def test_without_the_package_the_outputs_are_those_of_the_run(runs, exports, tmp_path):
-    """Neither the package nor what only some pictures need can be imported, and nothing is warned of."""
+    """Neither the package nor what only some images need can be imported, and nothing is warned of."""
     block = f"import sys; sys.modules.update(dict.fromkeys({('unet_diffusion', *OPTIONAL)}))"
     assert_equal_to_the_runs(outputs_elsewhere(sys.executable, block, exports, tmp_path), runs)
 

@@ -79,14 +79,14 @@ def test_the_graph_of_onnx_gives_the_logits_of_the_run_at_other_sizes_and_says_w
     assert [file.name for file in (tmp_path / "graphs").iterdir()] == ["segmentation.onnx"]
 
     session = onnx_session(tmp_path / "graphs" / "segmentation.onnx")
-    assert [(each.name, each.shape) for each in session.get_inputs()] == [("picture", ["batch", 1, "height", "width"])]
+    assert [(each.name, each.shape) for each in session.get_inputs()] == [("image", ["batch", 1, "height", "width"])]
     assert [each.name for each in session.get_outputs()] == ["logits"]
     unet = UNet.from_pretrained(masks / "unet")
     for size in ((1, 1, 17, 30), (5, 1, 12, 7)):
-        picture = torch.randn(size).clamp(-1, 1)
+        image = torch.randn(size).clamp(-1, 1)
         with torch.no_grad():
-            expected = unet(picture, head="segmentation").logits.numpy()
-        (found,) = session.run(None, {"picture": picture.numpy()})
+            expected = unet(image, head="segmentation").logits.numpy()
+        (found,) = session.run(None, {"image": image.numpy()})
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), strict=True)
 
     fields = session.get_modelmeta().custom_metadata_map
@@ -191,7 +191,7 @@ def test_a_graph_that_does_not_compute_what_the_network_computes_is_refused():
     almost, other = (lambda x, f=f: function(x) + f * function(x).abs().max() for f in (1e-6, 1e-3))
     assert compare(function, almost, sizes, "almost").endswith("1.0e-06 of the largest value")
 
-    def failing(picture):
+    def failing(image):
         raise KeyError("no such kernel")
 
     for graph, message in (
@@ -300,11 +300,11 @@ def test_a_single_file_brings_back_every_weight_and_every_word_of_a_run(tmp_path
             assert after[name].dtype == value.dtype and torch.equal(after[name], value), name
         assert words_of(found) == words_of(expected)
         assert not found.unet.training
-    picture = np.random.default_rng(0).integers(0, 256, (13, 18), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (13, 18), dtype=np.uint8)
     for name in ("masks", "features"):
         pipes = [SegmentationPipeline.from_pretrained(tmp_path / name)]
         pipes.append(load_single_file(tmp_path / f"{name}.safetensors"))
-        (first,), (second,) = (pipe(picture).probabilities for pipe in pipes)
+        (first,), (second,) = (pipe(image).probabilities for pipe in pipes)
         np.testing.assert_array_equal(first, second)
 
 

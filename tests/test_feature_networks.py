@@ -27,27 +27,27 @@ def patterns(count, size, seed):
     return torch.sin(3 * (frequency[:, :, 0] * down + frequency[:, :, 1] * across) + 6.3 * phase[:, :, 0])
 
 
-def blurred(pictures, width):
-    return F.avg_pool2d(F.pad(pictures, [width // 2] * 4, mode="reflect"), width, stride=1)
+def blurred(images, width):
+    return F.avg_pool2d(F.pad(images, [width // 2] * 4, mode="reflect"), width, stride=1)
 
 
 def photograph():
     return Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")  # 400x600
 
 
-def as_pictures(picture):
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+def as_images(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
 
 
 def test_a_cup_of_espresso_is_recognised(network):
     # the weights and the channel order are right if the network's own classifier is; class 967 is espresso
     classifier = network.layers.network._fc
-    probabilities = classifier(features_of(network, as_pictures(photograph())).float()).softmax(dim=1)[0]
+    probabilities = classifier(features_of(network, as_images(photograph())).float()).softmax(dim=1)[0]
     assert probabilities.argmax() == 967
     assert probabilities.max() > 0.5
 
 
-def test_pictures_are_normalised_as_imagenet_is(network):
+def test_images_are_normalised_as_imagenet_is(network):
     shares = torch.randint(0, 256, (1, 3, 224, 224), generator=torch.Generator().manual_seed(6)) / 255
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     normalised = ((shares.permute(0, 2, 3, 1) - mean) / deviation).permute(0, 3, 1, 2)
@@ -58,25 +58,23 @@ def test_pictures_are_normalised_as_imagenet_is(network):
 def test_resizing_is_that_of_pillow(network):
     # Pillow's bilinear filter is antialiased; it rounds to bytes, which the features hardly notice
     resized = photograph().resize((224, 224), Image.Resampling.BILINEAR)
-    ours, theirs = (features_of(network, as_pictures(x)) for x in (photograph(), resized))
-    aliased = features_of(network, F.interpolate(as_pictures(photograph()), (224, 224), mode="bilinear"))
+    ours, theirs = (features_of(network, as_images(x)) for x in (photograph(), resized))
+    aliased = features_of(network, F.interpolate(as_images(photograph()), (224, 224), mode="bilinear"))
     assert (ours - theirs).norm() < 0.1 * ours.norm()
     assert (ours - theirs).norm() < 0.4 * (aliased - theirs).norm()
 
 
-def noisy(pictures, deviation):
-    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(2))
-    return (pictures + deviation * noise).clamp(-1, 1)
+def noisy(images, deviation):
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+    return (images + deviation * noise).clamp(-1, 1)
 
 
 @pytest.mark.parametrize(
     "degrade, amounts", [(noisy, (0.2, 0.5)), pytest.param(blurred, (3, 7), marks=pytest.mark.slow)]
 )
 def test_distances_grow_with_noise_and_blur(network, degrade, amounts):
-    pictures = patterns(64, 32, seed=1)
-    real, slight, strong = (
-        features_of(network, x) for x in (pictures, *(degrade(pictures, amount) for amount in amounts))
-    )
+    images = patterns(64, 32, seed=1)
+    real, slight, strong = (features_of(network, x) for x in (images, *(degrade(images, amount) for amount in amounts)))
     assert real.shape == (64, 1280)
     assert real.dtype == torch.float64
     for measure in (frechet_distance, kernel_distance):
@@ -109,10 +107,10 @@ def test_generated_floats_are_seen_as_stored_bytes(network):
 
 
 def test_batches_change_nothing_and_order_is_kept(network):
-    pictures = patterns(5, 16, seed=5)
-    together = features_of(network, pictures)
-    torch.testing.assert_close(features_of(network, pictures, batch_size=2), together, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(features_of(network, pictures.flip(0)), together.flip(0), atol=1e-4, rtol=1e-4)
+    images = patterns(5, 16, seed=5)
+    together = features_of(network, images)
+    torch.testing.assert_close(features_of(network, images, batch_size=2), together, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features_of(network, images.flip(0)), together.flip(0), atol=1e-4, rtol=1e-4)
 
 
 def test_network_is_frozen_and_stays_in_evaluation_mode(network):
@@ -130,10 +128,10 @@ def test_other_shapes_are_refused(network, shape):
 
 @pytest.mark.parametrize("value", [255.0, -1.1, float("nan")])
 def test_other_value_ranges_are_refused(network, value):
-    pictures = torch.zeros(1, 3, 8, 8)
-    pictures[0, 0, 0, 0] = value
+    images = torch.zeros(1, 3, 8, 8)
+    images[0, 0, 0, 0] = value
     with pytest.raises(ValueError, match=r"must be in \[-1, 1\]"):
-        network(pictures)
+        network(images)
 
 
 def test_code_in_a_weights_file_is_refused(network, tmp_path, monkeypatch):

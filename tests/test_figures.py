@@ -1,29 +1,29 @@
 import numpy as np
 from PIL import Image
 
-from unet_diffusion.images.figures import array_pictures, grid, save_curves
-from unet_diffusion.images.palette import colour, mask_picture, overlay, viewable
+from unet_diffusion.images.figures import array_images, grid, save_curves
+from unet_diffusion.images.palette import colour, mask_image, overlay, viewable
 
 
-def test_a_grid_has_the_pictures_where_they_belong():
-    pictures = [Image.new("L", (4, 3), value) for value in (10, 20, 30)]
-    sheet = grid(pictures, columns=2, gap=1)
+def test_a_grid_has_the_images_where_they_belong():
+    images = [Image.new("L", (4, 3), value) for value in (10, 20, 30)]
+    sheet = grid(images, columns=2, gap=1)
     assert sheet.size == (2 * 5 + 1, 2 * 4 + 1)
     assert [sheet.getpixel(place)[0] for place in ((1, 1), (6, 1), (1, 5), (6, 5), (0, 0))] == [10, 20, 30, 255, 255]
 
 
-def test_sixteen_bit_and_float_pictures_are_stretched_to_be_seen():
+def test_sixteen_bit_and_float_images_are_stretched_to_be_seen():
     values = np.array([[100, 200], [300, 300]])
     for dtype in (np.uint16, np.float32):
         seen = np.asarray(viewable(Image.fromarray(values.astype(dtype))))
         assert seen[..., 0].tolist() == [[0, 128], [255, 255]]
 
 
-def test_a_mask_picture_keeps_the_indices_and_shows_the_palette():
+def test_a_mask_image_keeps_the_indices_and_shows_the_palette():
     mask = np.array([[0, 1], [2, 255]])
-    picture = mask_picture(mask)
-    assert np.asarray(picture).tolist() == mask.tolist()
-    assert picture.convert("RGB").getpixel((1, 0)) == colour(1)
+    image = mask_image(mask)
+    assert np.asarray(image).tolist() == mask.tolist()
+    assert image.convert("RGB").getpixel((1, 0)) == colour(1)
 
 
 def test_an_overlay_changes_labelled_pixels_only():
@@ -33,7 +33,7 @@ def test_an_overlay_changes_labelled_pixels_only():
 
 
 def test_arrays_of_any_channel_count_can_be_seen():
-    modes = [array_pictures(np.full((1, 2, 2, channels), 0.5))[0].mode for channels in (1, 2, 3, 4, 7)]
+    modes = [array_images(np.full((1, 2, 2, channels), 0.5))[0].mode for channels in (1, 2, 3, 4, 7)]
     assert modes == ["L", "L", "RGB", "RGB", "RGB"]
 
 

@@ -53,7 +53,7 @@ def pipeline(unet: UNet | None = None, **arguments) -> SegmentationPipeline:
     return pipe
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 1), dtype=np.uint8)
 
 
@@ -67,7 +67,7 @@ def probabilities(pipe: SegmentationPipeline, pixels: np.ndarray, **arguments) -
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (17, 30)])
 def test_probabilities_are_those_of_the_classifier_with_the_fixed_noise(size, augment):
-    pipe, pixels = pipeline(), picture(*size)
+    pipe, pixels = pipeline(), image(*size)
     clean = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     whole = (slice(0, size[0]), slice(0, size[1]))
     noises = [noise_window(CLASSIFIER_SEED, draw, 1, *whole)[None] for draw in range(2)]
@@ -84,10 +84,10 @@ def test_probabilities_are_those_of_the_classifier_with_the_fixed_noise(size, au
 
 
 def test_masks_are_the_same_at_every_call_whatever_the_generator():
-    pipe, pixels = pipeline(), picture(16, 16)
+    pipe, pixels = pipeline(), image(16, 16)
     one = probabilities(pipe, pixels, generator=torch.manual_seed(1))
     assert np.array_equal(one, probabilities(pipe, pixels, generator=torch.manual_seed(2)))
-    beside = pipe([picture(16, 16, seed=1), pixels], output_type="np").probabilities[1]
+    beside = pipe([image(16, 16, seed=1), pixels], output_type="np").probabilities[1]
     np.testing.assert_allclose(beside, one, atol=1e-5)
 
 
@@ -96,20 +96,20 @@ def test_masks_are_the_same_at_every_call_whatever_the_generator():
 def test_tiles_give_what_the_whole_gives(augment, upsample):
     """At sizes that are no multiple of the stride; the tiles' context is that of the network."""
     pipe = pipeline(noise_predictor(**LOCAL, upsample=upsample))
-    pixels = picture(61, 87)
+    pixels = image(61, 87)
     whole = probabilities(pipe, pixels, augment=augment)
     np.testing.assert_allclose(probabilities(pipe, pixels, augment=augment, tile_size=8), whole, atol=1e-5)
 
 
 def test_blended_tiles_of_a_network_with_attention_are_near_the_whole():
-    pipe, pixels = pipeline(), picture(90, 90)
+    pipe, pixels = pipeline(), image(90, 90)
     whole, tiles = probabilities(pipe, pixels), probabilities(pipe, pixels, tile_size=32)
     assert np.abs(tiles - whole).mean() < 0.2 * np.abs(whole - whole.mean(axis=(1, 2), keepdims=True)).mean()
 
 
 def test_files_are_segmented_window_by_window(tmp_path):
     pipe = pipeline(noise_predictor(**LOCAL))
-    pixels, mask = picture(70, 41), np.zeros((70, 41), dtype=np.uint8)
+    pixels, mask = image(70, 41), np.zeros((70, 41), dtype=np.uint8)
     expected = pipe(pixels, output_type="np").masks[0]
     pipe.segment_file(pixels, mask, tile_size=16)
     assert np.array_equal(mask, expected)
@@ -134,7 +134,7 @@ def test_the_segmentation_head_is_not_asked_where_there_is_a_classifier():
     unet = noise_predictor(num_classes=5)
     pipe = pipeline(unet)
     assert pipe.num_classes == 3
-    assert probabilities(pipe, picture(9, 9)).shape == (3, 9, 9)
+    assert probabilities(pipe, image(9, 9)).shape == (3, 9, 9)
     assert SegmentationPipeline(unet).num_classes == 5
     assert unet.active_head == "noise"
 
@@ -145,7 +145,7 @@ def test_the_segmentation_head_is_not_asked_where_there_is_a_classifier():
 )
 def test_timesteps_and_draws_are_the_classifiers_own(arguments, message):
     with pytest.raises(ValueError, match=message):
-        pipeline()(picture(4, 4), **arguments)
+        pipeline()(image(4, 4), **arguments)
 
 
 def test_components_that_do_not_fit_are_refused():
@@ -171,16 +171,16 @@ def test_a_saved_pipeline_names_the_class_by_its_module():  # this path is part 
 def test_a_fresh_process_loads_it_without_a_warning_and_computes_the_same(tmp_path):
     pipe = pipeline(pixel_range=PixelRange((0.0,), (200.0,), "uint8").to_dict())
     pipe.save_pretrained(tmp_path / "run")
-    np.save(tmp_path / "picture.npy", picture(20, 15))
+    np.save(tmp_path / "image.npy", image(20, 15))
     program = f"""
 import numpy as np, unet_diffusion
 from unet_diffusion.pipelines import SegmentationPipeline
 pipe = SegmentationPipeline.from_pretrained({str(tmp_path / "run")!r})
-np.save({str(tmp_path / "out.npy")!r}, pipe({str(tmp_path / "picture.npy")!r}, output_type="np").probabilities[0])
+np.save({str(tmp_path / "out.npy")!r}, pipe({str(tmp_path / "image.npy")!r}, output_type="np").probabilities[0])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert [line for line in done.stderr.splitlines() if line.strip() and "it/s" not in line] == []
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), probabilities(pipe, picture(20, 15)), atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), probabilities(pipe, image(20, 15)), atol=1e-6)
 
 
 def test_it_works_as_a_custom_pipeline_and_by_from_pipe(tmp_path):
@@ -189,8 +189,8 @@ def test_it_works_as_a_custom_pipeline_and_by_from_pipe(tmp_path):
     custom = DiffusionPipeline.from_pretrained(
         tmp_path, custom_pipeline=str(REPOSITORY / "pipelines" / "segmentation.py"), trust_remote_code=True
     )
-    expected = probabilities(pipe, picture(9, 9))
-    np.testing.assert_allclose(probabilities(custom, picture(9, 9)), expected, atol=1e-6)
+    expected = probabilities(pipe, image(9, 9))
+    np.testing.assert_allclose(probabilities(custom, image(9, 9)), expected, atol=1e-6)
     again = SegmentationPipeline.from_pipe(pipe)
     assert again.classifier is pipe.classifier
     assert again.class_names == ["ground", "cell", "border"]
@@ -220,7 +220,7 @@ def test_a_pipeline_without_a_classifier_does_not_name_one(tmp_path):
 
 
 def squares(folder: Path, count: int = 12, side: int = 16) -> None:
-    """Pictures of one square on grey noise, bright (class 1) or dark (class 2), and their masks."""
+    """Images of one square on grey noise, bright (class 1) or dark (class 2), and their masks."""
     random = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
@@ -250,7 +250,7 @@ TRAINING = TrainingConfig(
 def make_task(data: MaskedDataConfig, config: SegmentationConfig | None = None, **arguments) -> FrozenFeaturesTask:
     torch.manual_seed(0)
     return FrozenFeaturesTask(
-        noise_predictor(std=0.05),  # what it holds is not far from the picture
+        noise_predictor(std=0.05),  # what it holds is not far from the image
         load_masked(data),
         config or SegmentationConfig(),
         arguments.pop("features", FrozenFeaturesConfig(timesteps=(10, 50), hidden=(32,))),

@@ -58,9 +58,9 @@ def test_frechet_distance_of_a_set_from_itself_is_0_even_where_the_covariance_is
         assert bool(measured.flag) == (features == 100)
 
 
-def test_frechet_distance_flags_as_many_pictures_as_features_and_states_the_counts():
+def test_frechet_distance_flags_as_many_images_as_features_and_states_the_counts():
     measured = frechet_distance(gaussian(64, 64, seed=1), gaussian(65, 64, seed=2))
-    assert "64 pictures give 64 features" in measured.flag
+    assert "64 images give 64 features" in measured.flag
     assert (measured.real_count, measured.generated_count) == (64, 65)
     assert not frechet_distance(gaussian(65, 64, seed=1), gaussian(65, 64, seed=2)).flag
 
@@ -109,7 +109,7 @@ def test_kernel_distance_of_equal_distributions_is_0_on_average_and_its_error_is
     assert 0.6 < standard.square().mean() / (9 / 7) < 1.6
 
 
-def test_subsets_are_at_most_1000_pictures_and_share_none(monkeypatch):
+def test_subsets_are_at_most_1000_images_and_share_none(monkeypatch):
     seen = []
 
     def noted(x, y, **kernel):
@@ -124,7 +124,7 @@ def test_subsets_are_at_most_1000_pictures_and_share_none(monkeypatch):
 
 
 def clusters(*centres, count=64, seed=0):
-    """Pictures around each centre on a line, at most about 1 from it."""
+    """Images around each centre on a line, at most about 1 from it."""
     return torch.cat([gaussian(count, 2, seed + i, deviation=0.2) + centre for i, centre in enumerate(centres)])
 
 
@@ -141,7 +141,7 @@ def test_precision_and_recall_of_disjoint_sets_are_0():
 
 
 def test_half_of_the_modes_give_precision_1_and_recall_a_half():
-    # the generated set repeats the first mode's pictures, half of the real ones; no ball reaches the other mode
+    # the generated set repeats the first mode's images, half of the real ones; no ball reaches the other mode
     first, second = clusters(0), clusters(100, seed=9)
     precision, recall = precision_recall(torch.cat([first, second]), first)
     assert precision.value == 1
@@ -153,8 +153,8 @@ def test_half_of_the_modes_give_precision_1_and_recall_a_half():
     assert (precision.value, recall.value) == (0.5, 1)
 
 
-def test_error_of_a_share_of_separate_pictures_is_binomial():
-    # every ball has no radius and half of the pictures lie at its centre, so the share is a mean of 64 zeros and ones;
+def test_error_of_a_share_of_separate_images_is_binomial():
+    # every ball has no radius and half of the images lie at its centre, so the share is a mean of 64 zeros and ones;
     # their variance is 1/4 * 64/63, and draws of 57 without replacement vary by 1/57 - 1/64 of it
     centre = torch.zeros(64, 2)
     halves = torch.cat([centre[:32], centre[32:] + 100])
@@ -170,8 +170,8 @@ def test_error_of_a_share_of_separate_pictures_is_binomial():
 
 
 def test_errors_of_precision_and_recall_are_the_spread_over_new_samples():
-    # Draws of 57 from 64 show 1 - (57/64)^m of the variance that comes from m pictures acting together, and 9 times
-    # that is reported: 0.98 of it for single pictures, 4.0 for the 5 of a ball (its centre, its k = 3, the judged one).
+    # Draws of 57 from 64 show 1 - (57/64)^m of the variance that comes from m images acting together, and 9 times
+    # that is reported: 0.98 of it for single images, 4.0 for the 5 of a ball (its centre, its k = 3, the judged one).
     # Samples of 57 vary by 64/57 more, so the error is from 1.05 to about 2.1 of the spread; 100 draws give it to 7%.
     draws = [
         precision_recall(gaussian(64, 8, seed=2 * i), gaussian(64, 8, seed=2 * i + 1, mean=0.5, deviation=1.2))
@@ -196,7 +196,7 @@ def test_collapsed_sets_have_no_recall():
     x = clusters(0)
     precision, recall = precision_recall(x, x[:1].expand(64, 2))
     assert precision.value == 1
-    assert recall.value == pytest.approx(1 / 64)  # the one picture that is repeated, though its ball has no radius
+    assert recall.value == pytest.approx(1 / 64)  # the one image that is repeated, though its ball has no radius
 
 
 def test_nearest_neighbours_finds_copies_and_their_places():
@@ -237,9 +237,9 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_another_error():
 @pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, precision_recall])
 def test_features_that_mean_nothing_are_refused(measure):
     enough, few = gaussian(64, 4, seed=1), gaussian(63, 4, seed=2)
-    with pytest.raises(ValueError, match="63 generated pictures, but fewer than 64"):
+    with pytest.raises(ValueError, match="63 generated images, but fewer than 64"):
         measure(enough, few)
-    with pytest.raises(ValueError, match="63 real pictures"):
+    with pytest.raises(ValueError, match="63 real images"):
         measure(few, enough)
     with pytest.raises(ValueError, match=r"shapes \(64, 4\) and \(64, 3\).*one feature network"):
         measure(enough, enough[:, :3])
@@ -255,5 +255,5 @@ def test_precision_recall_refuses_other_ks(k):
 
 @pytest.mark.parametrize("k", [0, 6])
 def test_nearest_neighbours_refuses_more_than_there_are(k):
-    with pytest.raises(ValueError, match=f"k is {k}, but must be in 1..5, the number of training pictures"):
+    with pytest.raises(ValueError, match=f"k is {k}, but must be in 1..5, the number of training images"):
         nearest_neighbours(gaussian(3, 2, seed=1), gaussian(5, 2, seed=2), k=k)

@@ -1,4 +1,4 @@
-"""The order of training pictures: the same however a step is divided among processes and micro-batches."""
+"""The order of training images: the same however a step is divided among processes and micro-batches."""
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +23,7 @@ def draws(steps: int, **options) -> list[list[tuple[int, int]]]:
     start=st.integers(0, 4),
     seed=st.integers(0, 3),
 )
-def test_a_step_sees_the_same_pictures_however_they_are_divided(length, batch, processes, accumulate, start, seed):
+def test_a_step_sees_the_same_images_however_they_are_divided(length, batch, processes, accumulate, start, seed):
     together = draws(7, length=length, batch_size=batch * processes * accumulate, seed=seed)
     divided = draws(
         7 - start,

@@ -48,7 +48,7 @@ def test_example_in_the_docstring_runs():
 # --- the loop
 
 
-def test_pictures_are_those_of_the_stock_pipeline():
+def test_images_are_those_of_the_stock_pipeline():
     unet, scheduler = network(), DDPMScheduler()
     stock = DDPMPipeline(unet, DDPMScheduler())
     stock.set_progress_bar_config(disable=True)
@@ -69,7 +69,7 @@ def test_maps_lie_as_the_network_is_fastest(channels):
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm-solver++", "heun"])
-def test_picture_depends_on_its_own_generator_alone(name):
+def test_image_depends_on_its_own_generator_alone(name):
     pipe = pipeline(scheduler=sampler(name, DDPMScheduler()))
     together = pipe(5, 4, generator=seeded(0, 1, 2, 3, 4), max_batch=5, output_type="latent").images
     in_batches = pipe(5, 4, generator=seeded(0, 1, 2, 3, 4), max_batch=2, output_type="latent").images
@@ -79,7 +79,7 @@ def test_picture_depends_on_its_own_generator_alone(name):
     assert (together[0] - together[1]).abs().max() > 0.1
 
 
-def test_deterministic_sampler_gives_the_same_pictures_in_any_batches_from_one_generator():
+def test_deterministic_sampler_gives_the_same_images_in_any_batches_from_one_generator():
     pipe = pipeline(scheduler=sampler("dpm-solver++", DDPMScheduler()))
     results = [
         pipe(5, 4, generator=torch.Generator().manual_seed(1), max_batch=n, output_type="latent").images for n in (5, 2)
@@ -87,7 +87,7 @@ def test_deterministic_sampler_gives_the_same_pictures_in_any_batches_from_one_g
     torch.testing.assert_close(*results, atol=ROUNDING, rtol=0)
 
 
-def test_pictures_of_any_size_and_given_noise():
+def test_images_of_any_size_and_given_noise():
     pipe = pipeline()
     assert pipe(1, 2, height=5, width=11, output_type="np").images.shape == (1, 5, 11, 1)
     noise = torch.randn(2, 1, 8, 8)
@@ -149,7 +149,7 @@ def one_step(pipe, **arguments):
 
 
 def test_guidance_goes_from_the_null_class_to_the_class():
-    # One step of DDIM is linear in the noise, so guidance w gives uncond + w (cond - uncond) of the pictures too.
+    # One step of DDIM is linear in the noise, so guidance w gives uncond + w (cond - uncond) of the images too.
     pipe = pipeline(class_network(), DDIMScheduler(clip_sample=False))
     unconditional, conditional = one_step(pipe), one_step(pipe, class_labels=1)
     guided = one_step(pipe, class_labels=1, guidance_scale=3.0)
@@ -163,7 +163,7 @@ def test_guidance_interval_is_a_part_of_the_steps():
     runs = []
     pipe.unet.register_forward_pre_hook(lambda module, arguments: runs.append(len(arguments[0])))
     pipe(1, 4, class_labels=0, guidance_scale=2.0, guidance_interval=(0.25, 0.75))
-    assert runs == [1, 2, 2, 1]  # steps at 0, 1/4, 1/2 and 3/4 of the schedule; a guided one sees the picture twice
+    assert runs == [1, 2, 2, 1]  # steps at 0, 1/4, 1/2 and 3/4 of the schedule; a guided one sees the image twice
 
 
 def test_classes_by_index_name_list_and_tensor():
@@ -208,7 +208,7 @@ def test_pil_modes(channels, pixel_range, mode):
 
 
 @pytest.mark.parametrize(("channels", "pixel_range"), [(2, None), (7, None), (3, PIXELS_12_BIT)])
-def test_pictures_that_pil_cannot_hold_name_the_other_types(channels, pixel_range):
+def test_images_that_pil_cannot_hold_name_the_other_types(channels, pixel_range):
     pipe = pipeline(network(in_channels=channels, out_channels=channels), pixel_range=pixel_range)
     with pytest.raises(ValueError, match=f"{channels} channels of .*'np' or 'pt'.*'stored'"):
         pipe()
@@ -217,7 +217,7 @@ def test_pictures_that_pil_cannot_hold_name_the_other_types(channels, pixel_rang
 
 def test_output_types_agree():
     pipe = pipeline(pixel_range=PIXELS_12_BIT)
-    latent, array, tensor, stored, pictures = (
+    latent, array, tensor, stored, images = (
         pipe(2, 3, generator=seeded(0, 1), output_type=kind).images for kind in ("latent", "np", "pt", "stored", "pil")
     )
     assert latent.abs().max() <= 1.5 and latent.min() < 0
@@ -226,7 +226,7 @@ def test_output_types_agree():
     assert np.array_equal(array[..., 0], tensor[:, 0].numpy())
     assert stored.dtype == torch.uint16 and stored.shape == (2, 1, 8, 8)
     assert (stored.float() / 4095 - tensor).abs().max() <= 0.5 / 4095 + 1e-6  # rounded to the nearest value
-    assert np.array_equal(np.asarray(pictures[1]), stored[1, 0].numpy())
+    assert np.array_equal(np.asarray(images[1]), stored[1, 0].numpy())
 
 
 def test_tuple_on_request():

@@ -40,13 +40,13 @@ OBJECTIVE = DiffusionConfig(
     num_train_timesteps=500,
     class_conditional=True,
     label_dropout=0.3,
-    preview_pictures=2,
+    preview_images=2,
 )
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Pictures, a network small enough for many runs, and a DDPM run on the pictures, with two classes."""
+    """Images, a network small enough for many runs, and a DDPM run on the images, with two classes."""
     folder = tmp_path_factory.mktemp("joint")
     squares(folder / "data", kinds=("a", "b"))
     (folder / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
@@ -63,7 +63,7 @@ def options(place, tmp_path) -> TrainSegmentation:
         data=MaskedDataConfig(data=images, masks=masks, validation_fraction=0.25),
         output=tmp_path / "run",
         model=str(place / "network.json"),
-        segmentation=SegmentationConfig(preview_pictures=2),
+        segmentation=SegmentationConfig(preview_images=2),
         joint=JointConfig(denoising_weight=0.3),
         augmentation=AugmentationConfig(elastic=1.0),
         training=TrainingConfig(
@@ -82,12 +82,12 @@ def first_batch(options: TrainSegmentation, task: JointTask, step: int = 0) -> d
     return next(task.batches(make_accelerator(options.training, options.output), options.training, step))
 
 
-def pictures(dataset) -> set[bytes]:
+def images(dataset) -> set[bytes]:
     return {dataset[i]["image"].numpy().tobytes() for i in range(len(dataset))}
 
 
 def files(folder: str | Path) -> dict[bytes, str]:
-    """The kind of each picture, which is its folder's name."""
+    """The kind of each image, which is its folder's name."""
     return {np.asarray(Image.open(path)).tobytes(): path.parent.name for path in Path(folder).rglob("*.png")}
 
 
@@ -181,7 +181,7 @@ def test_two_processes_give_the_losses_of_one(options, tmp_path):
     def command(output: Path, batch_size: int) -> list[str]:
         arguments = {
             **{"data": options.data.data, "masks": options.data.masks, "model": options.model, "output": output},
-            **{"validation-fraction": 0.25, "crop-size": 12, "denoising-weight": 0.3, "preview-pictures": 2},
+            **{"validation-fraction": 0.25, "crop-size": 12, "denoising-weight": 0.3, "preview-images": 2},
             **{"steps": 6, "batch-size": batch_size, "log-every": 2, "validate-every": 3, "warmup-steps": 2},
         }
         words = [str(word) for name, value in arguments.items() for word in (f"--{name}", value)]
@@ -201,7 +201,7 @@ def test_two_processes_give_the_losses_of_one(options, tmp_path):
         assert single[1] == pytest.approx(double[1], rel=1e-4)
 
 
-# the pictures without masks
+# the images without masks
 
 
 @pytest.mark.parametrize("max_labels", [None, 8])
@@ -211,24 +211,24 @@ def test_what_masks_are_validated_on_is_never_trained_on(options, max_labels, na
     options.data = replace(options.data, max_labels=max_labels)
     options.joint = replace(options.joint, unlabelled=options.data.data if named else None)
     task, everything = task_of(options), set(files(options.data.data))
-    held_out = pictures(load_masked(options.data, options.training.seed).validation)
+    held_out = images(load_masked(options.data, options.training.seed).validation)
     assert (len(held_out), len(everything)) == (3 if max_labels is None else 2, 12)
-    assert pictures(task.segmentation.validation) == pictures(task.diffusion.data.validation) == held_out
-    assert pictures(task.segmentation.train).isdisjoint(held_out)
-    assert pictures(task.diffusion.data.train) == everything - held_out
+    assert images(task.segmentation.validation) == images(task.diffusion.data.validation) == held_out
+    assert images(task.segmentation.train).isdisjoint(held_out)
+    assert images(task.diffusion.data.train) == everything - held_out
     assert len(task.diffusion.data.train) == 12 - len(held_out)
 
 
-def test_pictures_of_a_named_validation_set_are_left_out_too(options, tmp_path):
-    squares(tmp_path / "other", count=3, kinds=("a", "b"))  # its first pictures are those of the fixture
+def test_images_of_a_named_validation_set_are_left_out_too(options, tmp_path):
+    squares(tmp_path / "other", count=3, kinds=("a", "b"))  # its first images are those of the fixture
     folder = tmp_path / "other"
     options.data = replace(options.data, validation_data=str(folder / "images"), validation_masks=str(folder / "masks"))
-    unlabelled = pictures(task_of(options).diffusion.data.train)
+    unlabelled = images(task_of(options).diffusion.data.train)
     assert unlabelled == set(files(options.data.data)) - set(files(folder / "images"))
     assert len(unlabelled) == 9
 
 
-def test_both_kinds_of_pictures_are_cut_alike_and_mapped_by_one_range(options):
+def test_both_kinds_of_images_are_cut_alike_and_mapped_by_one_range(options):
     options.data = replace(options.data, crop_size=12, value_range=(0.0, 210.0))
     task = task_of(options)
     batch, other = first_batch(options, task), first_batch(options, task, step=1)
@@ -241,7 +241,7 @@ def test_both_kinds_of_pictures_are_cut_alike_and_mapped_by_one_range(options):
 
 
 def test_equal_sets_do_not_go_in_step(options):
-    """The labelled and the unlabelled half of a batch hold the same pictures only by chance, of 9 pictures 4."""
+    """The labelled and the unlabelled half of a batch hold the same images only by chance, of 9 images 4."""
     task = task_of(options)
     batches = [first_batch(options, task, step) for step in range(6)]
     assert any(not torch.equal(batch["image"], batch["unlabelled_image"]) for batch in batches)
@@ -274,14 +274,14 @@ def test_classes_that_the_network_does_not_know_are_none(options, place, tmp_pat
 
 
 def test_without_a_run_the_objective_is_the_default(options):
-    assert task_of(options).diffusion.config == DiffusionConfig(preview_pictures=2)
+    assert task_of(options).diffusion.config == DiffusionConfig(preview_images=2)
 
 
 def test_a_pipeline_without_a_run_tells_its_objective(place, tmp_path):
     pipe = ImageGenerationPipeline.from_pretrained(place / "ddpm")
     pipe.save_pretrained(tmp_path / "pipeline")
     found = saved_objective(tmp_path / "pipeline", pipe.unet, pipe.scheduler)
-    same = {"preview_pictures": 36, "min_snr_gamma": 5.0}  # what only the run's options say
+    same = {"preview_images": 36, "min_snr_gamma": 5.0}  # what only the run's options say
     assert found == replace(OBJECTIVE, **same)
 
 
@@ -294,7 +294,7 @@ def run(place) -> Path:
     output = place / "by-command"
     arguments = {
         **{"data": place / "data/images", "masks": place / "data/masks", "model": place / "ddpm", "output": output},
-        **{"denoising-weight": 0.1, "unlabelled": place / "data/images", "preview-pictures": 3},
+        **{"denoising-weight": 0.1, "unlabelled": place / "data/images", "preview-images": 3},
         **{"steps": 2, "batch-size": 4, "warmup-steps": 1},
     }
     words = [str(word) for name, value in arguments.items() for word in (f"--{name}", value)]
@@ -307,7 +307,7 @@ def test_a_run_shows_masks_samples_and_curves_and_says_what_it_does(run):
         assert (run / name).stat().st_size > 0
     assert Image.open(run / "previews/step-00000002-samples.png").size == Image.open(run / "samples.png").size
     card = (run / "README.md").read_text()
-    assert "every pixel one of 2 classes, and also generates pictures of 16x16 pixels" in " ".join(card.split())
+    assert "every pixel one of 2 classes, and also generates images of 16x16 pixels" in " ".join(card.split())
     assert json.loads((run / "config.json").read_text())["diffusion"]["prediction_type"] == "epsilon"
 
 
@@ -339,14 +339,12 @@ def test_the_noise_head_goes_on_learning(run, place):
 # what is refused
 
 
-def test_pictures_without_masks_need_a_weight():
+def test_images_without_masks_need_a_weight():
     for wrong, message in ((-0.1, "denoising_weight is -0.1"), (float("nan"), "denoising_weight is nan")):
         with pytest.raises(ValueError, match=message):
             JointConfig(denoising_weight=wrong)
-    with pytest.raises(
-        ValueError, match="unlabelled is 'pictures', but denoising_weight and self_training_weight are 0"
-    ):
-        JointConfig(self_training_weight=0.0, unlabelled="pictures")
+    with pytest.raises(ValueError, match="unlabelled is 'images', but denoising_weight and self_training_weight are 0"):
+        JointConfig(self_training_weight=0.0, unlabelled="images")
 
 
 @pytest.mark.parametrize(
@@ -373,7 +371,7 @@ def test_a_head_alone_learns_nothing_from_noise_prediction(options):
         task_of(options)
 
 
-def test_unlabelled_pictures_of_another_kind_are_refused(options, tmp_path):
+def test_unlabelled_images_of_another_kind_are_refused(options, tmp_path):
     for name, mode, size in (("colour", "RGB", (16, 16)), ("wide", "L", (20, 16))):
         (tmp_path / name).mkdir()
         Image.new(mode, size).save(tmp_path / name / "0.png")
@@ -387,10 +385,17 @@ def test_unlabelled_pictures_of_another_kind_are_refused(options, tmp_path):
             task_of(options)
 
 
-def test_a_source_of_held_out_pictures_alone_is_refused(options, tmp_path):
+def test_a_source_of_held_out_images_alone_is_refused(options, tmp_path):
     squares(tmp_path / "other", count=3, kinds=("a", "b"))
     folder = tmp_path / "other"
     options.data = replace(options.data, validation_data=str(folder / "images"), validation_masks=str(folder / "masks"))
     options.joint = replace(options.joint, unlabelled=str(folder / "images"))
-    with pytest.raises(ValueError, match="all 3 unlabelled pictures of .* are held out for validation"):
+    with pytest.raises(ValueError, match="all 3 unlabelled images of .* are held out for validation"):
         task_of(options)
+
+
+def test_the_objective_of_a_run_from_before_options_were_renamed_is_read(tmp_path):
+    saved = {**asdict(DiffusionConfig(preview_images=5)), "preview_pictures": 5}
+    del saved["preview_images"]
+    (tmp_path / "config.json").write_text(json.dumps({"diffusion": saved}))
+    assert saved_objective(tmp_path, None, None) == DiffusionConfig(preview_images=5)

@@ -1,4 +1,4 @@
-"""Few labels: every method, going on after a stop, which pictures are used, and the arithmetic of the differences."""
+"""Few labels: every method, going on after a stop, which images are used, and the arithmetic of the differences."""
 
 import json
 from dataclasses import replace
@@ -71,7 +71,7 @@ def test_every_method_gives_a_row_and_a_second_call_trains_nothing(script, optio
     assert [row["method"] for row in rows] == list(options.methods)
     for row in rows:
         assert 0 <= row["mean_iou"] <= 1 and 0 <= row["validation_mean_iou"] <= 1
-        assert len(row["pictures"]) == 3 and all(0 <= each <= 1 for each in row["pictures"])
+        assert len(row["images"]) == 3 and all(0 <= each <= 1 for each in row["images"])
         assert row["seconds"] > 0 and (row["pretraining_seconds"] > 0) == ("pretraining" in row["config"])
         assert text.count(f"| {row['method']} | ") == (2 if row["method"] == "scratch" else 3)
     assert len({row["pretraining_seconds"] for row in rows}) == 2  # none, and that of the one noise predictor
@@ -105,7 +105,7 @@ def test_what_is_added_is_trained_and_nothing_else(script, options, monkeypatch)
 def test_a_run_reads_what_its_method_uses(options):
     from few_labels.experiment import SetFacts
 
-    facts = SetFacts(pictures=5, channels=3, num_classes=2)
+    facts = SetFacts(images=5, channels=3, num_classes=2)
 
     def changed(method: str, **values) -> bool:
         return replace(options, **values).config("squares", method, facts) != options.config("squares", method, facts)
@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_and_its_seconds_add_up(script, options, monkeypatc
     assert row == {name: value for name, value in whole.items() if name != "seconds"}
 
 
-def test_the_labelled_pictures_are_the_first_rows_and_know_all_classes(script, options, data):
+def test_the_labelled_images_are_the_first_rows_and_know_all_classes(script, options, data):
     (run,) = options.runs()
     script.train_and_test(options, run)
     saved = json.loads((options.output / run.folder / "config.json").read_text())["data"]
@@ -162,12 +162,12 @@ def test_the_labelled_pictures_are_the_first_rows_and_know_all_classes(script, o
 
 def test_all_labels_are_those_of_the_set_and_larger_numbers_are_left_out(options):
     assert [run.labels for run in replace(options, labels=("all", 3, 6, 5)).runs()] == [3, 5]
-    with pytest.raises(ValueError, match=r"labels is \(6, 7\), but squares has 5 training pictures; give smaller"):
+    with pytest.raises(ValueError, match=r"labels is \(6, 7\), but squares has 5 training images; give smaller"):
         replace(options, labels=(6, 7)).runs()
 
 
 @pytest.mark.slow
-def test_the_noise_predictor_learns_from_all_training_pictures_and_no_others(options, tmp_path):
+def test_the_noise_predictor_learns_from_all_training_images_and_no_others(options, tmp_path):
     from few_labels.training import pretrain, pretraining_run
 
     sets = load_images(pretraining_run(options, "squares").data)
@@ -245,7 +245,7 @@ def test_gradients_reach_every_weight_and_the_statistics_stay(imagenet):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 50)])
-def test_pictures_of_every_size_get_scores_of_their_size(imagenet, size):
+def test_images_of_every_size_get_scores_of_their_size(imagenet, size):
     assert imagenet.eval()(torch.zeros(1, 3, *size)).logits.shape == (1, 4, *size)
 
 
@@ -261,21 +261,21 @@ def test_what_was_learnt_is_loaded_and_not_imagenet(imagenet, tmp_path):
         weights.copy_(before)
 
 
-def test_grey_pictures_are_seen_as_grey_colours(imagenet):
+def test_grey_images_are_seen_as_grey_colours(imagenet):
     grey = type(imagenet)(1, 4)
     grey.load_state_dict(imagenet.state_dict())
-    picture = torch.rand(1, 1, 32, 32) * 2 - 1
+    image = torch.rand(1, 1, 32, 32) * 2 - 1
     with torch.no_grad():
-        same = grey.eval().logits(picture), imagenet.eval().logits(picture.expand(-1, 3, -1, -1))
+        same = grey.eval().logits(image), imagenet.eval().logits(image.expand(-1, 3, -1, -1))
     torch.testing.assert_close(*same)
-    with pytest.raises(ValueError, match="in_channels is 4, but ImageNet has colours; convert the pictures"):
+    with pytest.raises(ValueError, match="in_channels is 4, but ImageNet has colours; convert the images"):
         type(imagenet)(4, 2)
     with pytest.raises(ValueError, match=r"widths is \(8, 12\), but must be 5 multiples of 8"):
         type(imagenet)(3, 2, (8, 12))
 
 
-def row(seed: int, *pictures: float | None) -> dict:
-    return {"seed": seed, "pictures": list(pictures)}
+def row(seed: int, *images: float | None) -> dict:
+    return {"seed": seed, "images": list(images)}
 
 
 def test_the_paired_difference_and_its_interval_with_one_seed(script):

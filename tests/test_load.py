@@ -54,9 +54,9 @@ def test_growth_is_judged_after_the_warm_up_and_along_the_line():
     steady = np.full(SAMPLES, 10_000)
     steady[: SAMPLES // 10] -= 5_000
     assert reading(steady).flat and reading(steady).slope == pytest.approx((0, 0), abs=1e-6)
-    rising = np.arange(SAMPLES) * 10  # KiB, one for each picture
+    rising = np.arange(SAMPLES) * 10  # KiB, one for each image
     assert reading(rising).slope[0] == pytest.approx(1) and not reading(rising).flat
-    assert reading(rising * SETTLING // 1000).flat  # 890 pictures are measured
+    assert reading(rising * SETTLING // 1000).flat  # 890 images are measured
     assert not reading(steady, handles=1).flat
     assert "slope +1000.0 +- 0.0 KiB per 1000; 7 -> 7 handles" in str(reading(rising))
 
@@ -100,7 +100,7 @@ def test_a_plot_holds_nothing_of_its_caller(tmp_path):
 
 def test_segmenting_compressed_tiffs_leaves_no_file_open(tmp_path):
     pipe = SegmentationPipeline(UNet.from_preset("tiny", num_classes=2).eval())
-    source = tmp_path / "picture.tif"
+    source = tmp_path / "image.tif"
     tifffile.imwrite(source, np.zeros((20, 24), np.uint8), compression="zlib")
 
     def opened() -> int:

@@ -15,7 +15,7 @@ from PIL import Image
 from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
 from unet_diffusion.data.masked.encoding import find_encoding, parse_colours
 from unet_diffusion.images.masks import decode_instances, decode_mask
-from unet_diffusion.images.palette import mask_picture
+from unet_diffusion.images.palette import mask_image
 from unet_diffusion.randomness import keyed_generator, keyed_permutation, keyed_seed
 from unet_diffusion.segmentation.losses import IGNORE_INDEX
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
@@ -30,8 +30,8 @@ def file_of(save: Callable[[io.BytesIO], object]) -> bytes:
     return file.getvalue()
 
 
-def png(picture: Image.Image) -> bytes:
-    return file_of(lambda file: picture.save(file, "PNG"))
+def png(image: Image.Image) -> bytes:
+    return file_of(lambda file: image.save(file, "PNG"))
 
 
 INDEX_FILES: dict[str, Callable[[np.ndarray], object]] = {
@@ -42,7 +42,7 @@ INDEX_FILES: dict[str, Callable[[np.ndarray], object]] = {
     "PIL": Image.fromarray,
     "PNG": lambda mask: png(Image.fromarray(mask)),
     "16-bit PNG": lambda mask: png(Image.fromarray(mask.astype(np.uint16))),
-    "palette PNG": lambda mask: png(mask_picture(mask)),
+    "palette PNG": lambda mask: png(mask_image(mask)),
     "grey RGB": lambda mask: png(Image.fromarray(mask).convert("RGB")),
     "BMP": lambda mask: file_of(lambda file: Image.fromarray(mask).save(file, "BMP")),
     "TIFF": lambda mask: file_of(lambda file: tifffile.imwrite(file, mask)),
@@ -84,10 +84,10 @@ def test_stated_colours_come_back_with_those_to_ignore(mask, colours, alpha):
     table = np.array([*colours[:classes], *[(0, 0, 0)] * (IGNORE_INDEX - classes), colours[20]], dtype=np.uint8)
     meaning = {"#{:02x}{:02x}{:02x}".format(*colour): label for label, colour in enumerate(colours[:classes])}
     meaning["#{:02x}{:02x}{:02x}".format(*colours[20])] = IGNORE_INDEX
-    picture = Image.fromarray(table[labels])
+    image = Image.fromarray(table[labels])
     if alpha:
-        picture.putalpha(255)
-    found = classes_of(png(picture), encoding="palette", colours=parse_colours(meaning))
+        image.putalpha(255)
+    found = classes_of(png(image), encoding="palette", colours=parse_colours(meaning))
     assert np.array_equal(found, labels)
 
 
@@ -129,7 +129,7 @@ def test_a_channel_for_each_class_is_refused_rather_than_misread(mask, channels,
         decode_mask(one_hot)
 
 
-# --- picture and mask together ---
+# --- image and mask together ---
 
 
 @PROPERTY
@@ -147,8 +147,8 @@ def test_a_channel_for_each_class_is_refused_rather_than_misread(mask, channels,
         }
     ),
 )
-def test_a_picture_that_shows_its_mask_still_does_after_augmentation(size, block, seed, parts):
-    """Where the bicubic picture is nearly pure, its nearest pixel was of that colour."""
+def test_an_image_that_shows_its_mask_still_does_after_augmentation(size, block, seed, parts):
+    """Where the bicubic image is nearly pure, its nearest pixel was of that colour."""
     generator = keyed_generator(seed, "blocks")
     blocks = torch.randint(2, (2, *size), generator=generator)
     masks = blocks.repeat_interleave(block, dim=1).repeat_interleave(block, dim=2)
@@ -188,7 +188,7 @@ def test_scores_are_shares_that_depend_on_neither_batches_nor_order_nor_names(ca
     predicted, masks, classes = case
     whole = scores(predicted, masks, classes)
     assert all(0 <= value <= 1 for value in whole.values() if value == value)
-    for prefix in ("pooled", "per_picture"):
+    for prefix in ("pooled", "per_image"):
         for k in range(classes):
             iou, dice = whole[f"{prefix}/iou_{k}"], whole[f"{prefix}/dice_{k}"]
             assert (iou != iou and dice != dice) or iou <= dice + 1e-12

@@ -1,4 +1,4 @@
-"""Sets of pictures with masks: where they come from, what an item holds, what is refused and what is cached."""
+"""Sets of images with masks: where they come from, what an item holds, what is refused and what is cached."""
 
 import io
 import pickle
@@ -36,16 +36,16 @@ def field(value) -> dict | None:
     return value if value is None else {"bytes": value if isinstance(value, bytes) else npy(value), "path": None}
 
 
-def save(folder, pictures, masks, **columns) -> str:
-    """A `save_to_disk` folder; a picture is an array, the bytes of a file, or None."""
-    columns = {"image": pictures, "mask": masks, **columns}
+def save(folder, images, masks, **columns) -> str:
+    """A `save_to_disk` folder; an image is an array, the bytes of a file, or None."""
+    columns = {"image": images, "mask": masks, **columns}
     rows = {name: [field(value) for value in values] for name, values in columns.items()}
     Dataset.from_dict(rows, features=Features(dict.fromkeys(rows, FIELD))).save_to_disk(folder)
     return str(folder)
 
 
 def examples(count=6, shape=(8, 10), classes=3) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Masks of random classes, and grey pictures whose value is 10 * class + 1: a mask belongs to its picture."""
+    """Masks of random classes, and grey images whose value is 10 * class + 1: a mask belongs to its image."""
     masks = list(np.random.default_rng(0).integers(0, classes, (count, *shape)).astype(np.uint8))
     return [10 * mask + 1 for mask in masks], masks
 
@@ -69,23 +69,23 @@ def load(tmp_path):
 
 @pytest.mark.parametrize("kind", ["parquet", "other names", "arrays", "two folders", "split folders", "one folder"])
 def test_sources(tmp_path, load, kind):
-    pictures, masks = examples()
+    images, masks = examples()
     options = {}
     source = tmp_path / "data"
     if kind in ("parquet", "other names"):
         names = ("image", "mask") if kind == "parquet" else ("photo", "annotation")
-        rows = {name: [field(each) for each in values] for name, values in zip(names, (pictures, masks))}
+        rows = {name: [field(each) for each in values] for name, values in zip(names, (images, masks))}
         source.mkdir()
         Dataset.from_dict(rows, features=Features(dict.fromkeys(names, FIELD))).to_parquet(source / "train.parquet")
         options = {} if kind == "parquet" else {"image_column": "photo"}
     elif kind == "arrays":
         features = Features(image=Array2D((8, 10), "uint8"), mask=Array2D((8, 10), "int64"))
-        Dataset.from_dict({"image": pictures, "mask": masks}, features=features).save_to_disk(source)
+        Dataset.from_dict({"image": images, "mask": masks}, features=features).save_to_disk(source)
     else:
         split = "train/" if kind == "split folders" else ""
         suffix = "_seg" if kind == "one folder" else ""
-        for number, (picture, mask) in enumerate(zip(pictures, masks)):
-            files = {f"images/{split}a/{number}.bmp": picture, f"masks/{split}a/{number}{suffix}.png": mask}
+        for number, (image, mask) in enumerate(zip(images, masks)):
+            files = {f"images/{split}a/{number}.bmp": image, f"masks/{split}a/{number}{suffix}.png": mask}
             for name, pixels in files.items():
                 path = source / (name.replace("masks", "images") if suffix else name)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,18 +102,18 @@ def test_sources(tmp_path, load, kind):
 
 
 def test_named_validation_of_columns_and_of_folders(tmp_path, load):
-    pictures, masks = examples(4)
+    images, masks = examples(4)
     for part, rows in (("train", slice(0, 3)), ("val", slice(3, 4))):
-        for kind, values in (("images", pictures), ("masks", masks)):
+        for kind, values in (("images", images), ("masks", masks)):
             (tmp_path / kind / part).mkdir(parents=True)
             for number, pixels in enumerate(values[rows]):
                 Image.fromarray(pixels).save(tmp_path / kind / part / f"{number}.png")
-    images, folder = tmp_path / "images", str(tmp_path / "masks")
-    in_splits = load(str(images), masks=folder, validation_split="val")
+    source, folder = tmp_path / "images", str(tmp_path / "masks")
+    in_splits = load(str(source), masks=folder, validation_split="val")
     elsewhere = load(
-        str(images / "train"),
+        str(source / "train"),
         masks=f"{folder}/train",
-        validation_data=str(images / "val"),
+        validation_data=str(source / "val"),
         validation_masks=f"{folder}/val",
     )
     for sets in (in_splits, elsewhere):
@@ -122,8 +122,8 @@ def test_named_validation_of_columns_and_of_folders(tmp_path, load):
 
 
 def test_wrong_sources_are_refused(tmp_path):
-    pictures, masks = examples(2)
-    source = save(tmp_path / "set", pictures, masks)
+    images, masks = examples(2)
+    source = save(tmp_path / "set", images, masks)
     (tmp_path / "empty").mkdir()
     for name in ("a.png", "a.jpg", "b.png"):
         Image.new("L", (4, 4)).save(tmp_path / "empty" / name)
@@ -140,7 +140,7 @@ def test_wrong_sources_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             open_masked_source(data, **options)
     (folder / "a.jpg").unlink()
-    with pytest.raises(ValueError, match=r"no picture of .* has a mask.*a, b and none, without the suffix '_m'"):
+    with pytest.raises(ValueError, match=r"no image of .* has a mask.*a, b and none, without the suffix '_m'"):
         open_masked_source(folder, mask_suffix="_m")
 
 
@@ -172,14 +172,14 @@ def test_real_sets(shared_data, load):
 
 
 def test_binary_palette_and_colour_masks(tmp_path, load):
-    pictures, masks = examples(classes=2)
-    sets = load(save(tmp_path / "binary", pictures, [BINARY[mask].astype(np.uint8) for mask in masks]))
+    images, masks = examples(classes=2)
+    sets = load(save(tmp_path / "binary", images, [BINARY[mask].astype(np.uint8) for mask in masks]))
     assert sets.num_classes == 2
     assert belong_together(sets.train[0])
 
-    pictures, masks = examples()
+    images, masks = examples()
     colours = np.array([(0, 0, 0), (0, 200, 0), (255, 0, 0)], dtype=np.uint8)
-    found = load(save(tmp_path / "colours", pictures, [colours[mask] for mask in masks]))
+    found = load(save(tmp_path / "colours", images, [colours[mask] for mask in masks]))
     assert found.palette == ((0, 0, 0), (0, 200, 0), (255, 0, 0))
     assert belong_together(found.train[0])
     mapping = {"black": 0, "#00c800": 255, "#ff0000": 1}
@@ -198,7 +198,7 @@ def test_binary_palette_and_colour_masks(tmp_path, load):
         file = io.BytesIO()
         image.save(file, "PNG")
         files.append(file.getvalue())
-    source = save(tmp_path / "palette", pictures, files)
+    source = save(tmp_path / "palette", images, files)
     for options in ({}, {"mask_encoding": "palette"}):
         sets = load(source, **options)
         assert sets.palette == ((0, 0, 0), (0, 200, 0), (255, 0, 0))
@@ -208,15 +208,15 @@ def test_binary_palette_and_colour_masks(tmp_path, load):
 def test_instances_are_separated_in_training_only_and_give_border_weights(tmp_path, load):
     instances = np.zeros((12, 16), dtype=np.uint16)
     instances[2:8, 2:6], instances[2:8, 6:11], instances[9:11, 13:15] = 300, 7, 8
-    pictures = [np.zeros((12, 16), dtype=np.uint8)] * 3
+    images = [np.zeros((12, 16), dtype=np.uint8)] * 3
     mask = (instances > 0).astype(np.uint8)
     separated = separate_instances(instances)
     columns = load(
-        save(tmp_path / "columns", pictures, [mask] * 3, nuclei=[instances] * 3),
+        save(tmp_path / "columns", images, [mask] * 3, nuclei=[instances] * 3),
         instances_column="nuclei",
         border_weights=True,
     )
-    alone = load(save(tmp_path / "maps", pictures, [instances] * 3), mask_encoding="instances", border_weights=True)
+    alone = load(save(tmp_path / "maps", images, [instances] * 3), mask_encoding="instances", border_weights=True)
     for sets in (columns, alone):
         item = sets.train[0]
         assert sets.num_classes == 2
@@ -230,31 +230,31 @@ def test_instances_are_separated_in_training_only_and_give_border_weights(tmp_pa
 
 
 def test_max_labels_reads_the_first_rows_only(tmp_path, load):
-    pictures, masks = examples(9)
-    source = save(tmp_path / "set", pictures, [*masks[:5], *[None] * 4])
+    images, masks = examples(9)
+    source = save(tmp_path / "set", images, [*masks[:5], *[None] * 4])
     sets = load(source, max_labels=5)
     assert len(sets.train) + len(sets.validation) == 5
-    with pytest.raises(ValueError, match="4 of the 9 pictures.*row 5: it has no mask"):
+    with pytest.raises(ValueError, match="4 of the 9 images.*row 5: it has no mask"):
         load(source)
 
 
 def test_values_outside_the_classes_name_their_rows(tmp_path, load):
-    pictures, masks = examples(4)
+    images, masks = examples(4)
     masks[2] = masks[2] + 5
-    source = save(tmp_path / "set", pictures, masks)
+    source = save(tmp_path / "set", images, masks)
     with pytest.raises(ValueError, match=r"masks hold 5..7, which are no class.*in 1 of 4 masks: rows 2\."):
         load(source, num_classes=3)
-    pictures, masks = examples(4, classes=2)
-    source = save(tmp_path / "binary", pictures, [BINARY[mask].astype(np.uint8) for mask in masks])
+    images, masks = examples(4, classes=2)
+    source = save(tmp_path / "binary", images, [BINARY[mask].astype(np.uint8) for mask in masks])
     with pytest.raises(ValueError, match="no class but 0.*mask_encoding='binary'"):
         load(source, mask_encoding="indices")
-    validation = save(tmp_path / "indices", pictures, masks)
+    validation = save(tmp_path / "indices", images, masks)
     with pytest.raises(ValueError, match="masks hold 1, which is no class"):
         load(source, validation_data=validation)
 
 
 def test_palettes_that_contradict_each_other_leave_a_row_out(tmp_path, load):
-    pictures, masks = examples(4, classes=2)
+    images, masks = examples(4, classes=2)
     files = []
     for number, mask in enumerate(masks):
         image = Image.fromarray(mask, mode="P")
@@ -262,7 +262,7 @@ def test_palettes_that_contradict_each_other_leave_a_row_out(tmp_path, load):
         file = io.BytesIO()
         image.save(file, "PNG")
         files.append(file.getvalue())
-    source = save(tmp_path / "set", pictures, files)
+    source = save(tmp_path / "set", images, files)
     with pytest.raises(ValueError, match=r"row 3: index 1 of its mask has the colour \(0, 0, 255\).*'palette'"):
         load(source)
     assert load(source, mask_encoding="palette").num_classes == 3
@@ -271,9 +271,9 @@ def test_palettes_that_contradict_each_other_leave_a_row_out(tmp_path, load):
 # sizes and crops
 
 
-def test_crops_depend_on_seed_epoch_and_index_alone_and_keep_picture_and_mask_together(tmp_path, load):
-    pictures, masks = examples(4, shape=(20, 30))
-    source = save(tmp_path / "set", pictures, masks)
+def test_crops_depend_on_seed_epoch_and_index_alone_and_keep_image_and_mask_together(tmp_path, load):
+    images, masks = examples(4, shape=(20, 30))
+    source = save(tmp_path / "set", images, masks)
     train, again = (load(source, seed=3, crop_size=7).train for _ in range(2))
     assert (train.height, train.width) == (7, 7)
     keys = [(epoch, index) for epoch in range(10) for index in range(3)]
@@ -290,9 +290,9 @@ def test_crops_depend_on_seed_epoch_and_index_alone_and_keep_picture_and_mask_to
     assert train[0]["image"].shape == (1, 20, 30)  # an index alone: whole
 
 
-def test_small_pictures_are_mirrored_and_ignored_there(tmp_path, load):
-    pictures, masks = examples(4, shape=(5, 30))
-    sets = load(save(tmp_path / "set", pictures, masks), crop_size=8, border_weights=True)
+def test_small_images_are_mirrored_and_ignored_there(tmp_path, load):
+    images, masks = examples(4, shape=(5, 30))
+    sets = load(save(tmp_path / "set", images, masks), crop_size=8, border_weights=True)
     for epoch in range(5):
         item = sets.train[epoch, 0]
         assert item["image"].shape == (1, 8, 8)
@@ -311,8 +311,8 @@ def test_small_pictures_are_mirrored_and_ignored_there(tmp_path, load):
 
 
 def test_sizes_may_differ_with_a_crop_size_and_in_validation(tmp_path, load):
-    pictures, masks = zip(*(pair for shape in ((8, 10), (12, 9)) for pair in zip(*examples(3, shape))))
-    source = save(tmp_path / "set", pictures, masks)
+    images, masks = zip(*(pair for shape in ((8, 10), (12, 9)) for pair in zip(*examples(3, shape))))
+    source = save(tmp_path / "set", images, masks)
     with pytest.raises(ValueError, match="row 3 has 9x12 pixels, row 0 10x8; give crop_size"):
         load(source, validation_split="train")
     sets = load(source, crop_size=6)
@@ -324,12 +324,12 @@ def test_sizes_may_differ_with_a_crop_size_and_in_validation(tmp_path, load):
 
 
 def test_masks_of_another_size_and_unreadable_ones_are_named(tmp_path, load):
-    pictures, masks = examples(6)
-    masks[1], masks[3] = masks[1][:5], b"no picture"
-    pictures[4] = np.zeros((8, 10, 3), dtype=np.uint8)
-    source = save(tmp_path / "set", pictures, masks)
+    images, masks = examples(6)
+    masks[1], masks[3] = masks[1][:5], b"no image"
+    images[4] = np.zeros((8, 10, 3), dtype=np.uint8)
+    source = save(tmp_path / "set", images, masks)
     with pytest.raises(
-        ValueError, match=r"row 1: its mask has 10x5 pixels, the picture 10x8.*row 3.*row 4: .*3 channels"
+        ValueError, match=r"row 1: its mask has 10x5 pixels, the image 10x8.*row 3.*row 4: .*3 channels"
     ):
         load(source, max_broken=0.2)
     sets = load(source, max_broken=0.5)
@@ -340,11 +340,11 @@ def test_masks_of_another_size_and_unreadable_ones_are_named(tmp_path, load):
 # batches, cache, options
 
 
-def test_batches_hold_pictures_masks_and_weights(tmp_path, load):
-    pictures, masks = examples(5)
-    source = save(tmp_path / "set", [picture.astype(np.uint16) for picture in pictures], masks)
+def test_batches_hold_images_masks_and_weights(tmp_path, load):
+    images, masks = examples(5)
+    source = save(tmp_path / "set", [image.astype(np.uint16) for image in images], masks)
     train = load(source, border_weights=True, crop_size=4).train
-    assert len(pickle.dumps(train)) < 8000  # paths, not pictures
+    assert len(pickle.dumps(train)) < 8000  # paths, not images
     batches = [
         next(iter(DataLoader(train, batch_sampler=GlobalBatches(4, 3), collate_fn=to_batch, num_workers=workers)))
         for workers in (0, 1)
@@ -359,8 +359,8 @@ def test_batches_hold_pictures_masks_and_weights(tmp_path, load):
 
 
 def test_second_start_decodes_nothing_and_another_encoding_neither(tmp_path, load, monkeypatch):
-    pictures, masks = examples(classes=2)
-    source = save(tmp_path / "set", pictures, [BINARY[mask].astype(np.uint8) for mask in masks])
+    images, masks = examples(classes=2)
+    source = save(tmp_path / "set", images, [BINARY[mask].astype(np.uint8) for mask in masks])
     first = load(source, border_weights=True)
 
     def refuse(*_):
@@ -376,22 +376,22 @@ def test_second_start_decodes_nothing_and_another_encoding_neither(tmp_path, loa
         load(source, image_size=4)
 
 
-def test_held_out_pictures_do_not_depend_on_the_seed(tmp_path, load):
+def test_held_out_images_do_not_depend_on_the_seed(tmp_path, load):
     source = save(tmp_path / "set", *examples(20))
     first, second = (load(source, seed=seed) for seed in (1, 2))
     assert first.validation.fingerprint == second.validation.fingerprint
     assert sorted([*first.train.rows, *first.validation.rows]) == list(range(20))
 
 
-def test_the_range_is_measured_on_training_pictures(tmp_path, load):
-    pictures, masks = examples(5)
-    floats = [picture.astype(np.float32) / 7 for picture in pictures]
+def test_the_range_is_measured_on_training_images(tmp_path, load):
+    images, masks = examples(5)
+    floats = [image.astype(np.float32) / 7 for image in images]
     source = save(tmp_path / "set", floats, masks)
     with pytest.raises(ValueError, match="floats from .*value_range"):
         load(source)
     assert load(source, percentiles=(0.0, 100.0)).pixel_range.high == pytest.approx((3.0,))
     with pytest.raises(ValueError, match="1 channels of uint8, those to train on 1 of float32"):
-        load(source, value_range=(0.0, 3.0), validation_data=save(tmp_path / "other", pictures, masks))
+        load(source, value_range=(0.0, 3.0), validation_data=save(tmp_path / "other", images, masks))
 
 
 def test_named_splits(tmp_path, load):

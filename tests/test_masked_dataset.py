@@ -9,7 +9,7 @@ from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 
 def starts(side: int, crop: int | None, margin: int) -> tuple[set[int], int]:
-    """Where crops start on the endless line of the picture, and how long they all are."""
+    """Where crops start on the endless line of the image, and how long they all are."""
     found, lengths = set(), set()
     for seed in range(200):
         window, (before, after) = place(side, crop, margin, torch.Generator().manual_seed(seed))
@@ -56,6 +56,6 @@ def test_a_margin_is_mirrored_and_ignored(dataset):
     assert (item["mask"] != IGNORE_INDEX).sum() == whole["mask"].numel()
 
 
-def test_a_margin_leaves_the_set_and_its_whole_pictures_as_they_are(dataset):
+def test_a_margin_leaves_the_set_and_its_whole_images_as_they_are(dataset):
     assert torch.equal(dataset.mirrored(4)[1]["image"], dataset[1]["image"])
     assert dataset[0, 1]["image"].shape == (1, 10, 10)

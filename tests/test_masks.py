@@ -36,7 +36,7 @@ def npy(values) -> bytes:
     return file.getvalue()
 
 
-def palette_picture(indices: np.ndarray, colours) -> Image.Image:
+def palette_image(indices: np.ndarray, colours) -> Image.Image:
     image = Image.fromarray(indices.astype(np.uint8), mode="P")
     image.putpalette([channel for each in colours for channel in each])
     return image
@@ -50,7 +50,7 @@ def palette_picture(indices: np.ndarray, colours) -> Image.Image:
     [
         encoded(Image.fromarray(INDICES.astype(np.uint8))),
         encoded(Image.fromarray(INDICES.astype(np.uint16))),
-        encoded(palette_picture(INDICES, [(i, 0, 255 - i) for i in range(256)])),
+        encoded(palette_image(INDICES, [(i, 0, 255 - i) for i in range(256)])),
         encoded(Image.fromarray(np.repeat(INDICES[..., None], 3, axis=2).astype(np.uint8))),  # grey saved as colour
         npy(INDICES),
         npy(INDICES.astype(np.float32)),
@@ -62,7 +62,7 @@ def test_indices_are_read_from_any_file(source):
 
 
 def test_a_palette_gives_indices_with_their_colours_or_colours():
-    source = encoded(palette_picture(np.array([[0, 1], [1, 3]]), [BLACK, RED, WHITE, GREEN]))
+    source = encoded(palette_image(np.array([[0, 1], [1, 3]]), [BLACK, RED, WHITE, GREEN]))
     mask = decode_mask(source)
     assert mask.keys.tolist() == [[0, 1], [1, 3]]
     assert mask.palette == {0: BLACK, 1: RED, 3: GREEN}
@@ -70,7 +70,7 @@ def test_a_palette_gives_indices_with_their_colours_or_colours():
         [0, colour_key(RED)],
         [colour_key(RED), colour_key(GREEN)],
     ]
-    assert decode_image(source).shape == (2, 2, 3)  # as a picture it is in colour
+    assert decode_image(source).shape == (2, 2, 3)  # as an image it is in colour
 
 
 def test_colours_have_keys_of_their_own_and_transparent_pixels_are_black():
@@ -135,21 +135,19 @@ def test_instance_maps_keep_16_bits():
 
 
 @pytest.mark.parametrize("tag", range(1, 9))
-def test_a_mask_of_the_stored_pixels_is_turned_with_its_picture(tag):
+def test_a_mask_of_the_stored_pixels_is_turned_with_its_image(tag):
     stored = np.arange(6, dtype=np.uint8).reshape(2, 3)
     exif = Image.Exif()
     exif[0x0112] = tag
-    picture = encoded(Image.fromarray(stored), exif=exif)
-    upright = decode_image(picture)[:, :, 0]  # turned by Pillow: the reference
-    assert orientation(picture) == tag
-    assert np.array_equal(
-        fit_orientation(upright.copy(), upright.shape, picture), upright
-    )  # drawn on what viewers show
+    image = encoded(Image.fromarray(stored), exif=exif)
+    upright = decode_image(image)[:, :, 0]  # turned by Pillow: the reference
+    assert orientation(image) == tag
+    assert np.array_equal(fit_orientation(upright.copy(), upright.shape, image), upright)  # drawn on what viewers show
     if tag >= 5:  # height and width are exchanged, so the sizes tell
-        assert np.array_equal(fit_orientation(stored, upright.shape, picture), upright)
+        assert np.array_equal(fit_orientation(stored, upright.shape, image), upright)
     else:
-        assert np.array_equal(fit_orientation(stored, upright.shape, picture), stored)
-    assert np.array_equal(decode_mask(picture).keys, upright)  # a mask that states its own orientation
+        assert np.array_equal(fit_orientation(stored, upright.shape, image), stored)
+    assert np.array_equal(decode_mask(image).keys, upright)  # a mask that states its own orientation
 
 
 # size
@@ -163,11 +161,11 @@ def test_masks_are_resized_by_nearest_neighbour_as_pillow_does():
 
 
 @pytest.mark.parametrize("crop", ["center", "random"])
-def test_masks_are_cut_and_resized_as_their_pictures(crop):
-    picture = np.zeros((20, 40, 1), dtype=np.uint8)
-    picture[4:16, 20:26] = 255
+def test_masks_are_cut_and_resized_as_their_images(crop):
+    image = np.zeros((20, 40, 1), dtype=np.uint8)
+    image[4:16, 20:26] = 255
     preparation = Preparation(10, crop)
-    prepared, mask = preparation(picture)[:, :, 0], preparation.labels(picture[:, :, 0])
+    prepared, mask = preparation(image)[:, :, 0], preparation.labels(image[:, :, 0])
     assert prepared.shape == mask.shape == ((10, 10) if crop == "center" else (10, 20))
     assert np.array_equal(prepared > 127, mask == 255)  # edges fall between pixels
     assert Preparation().labels(mask) is mask

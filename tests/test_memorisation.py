@@ -1,4 +1,4 @@
-"""Copies of training pictures are found, and fresh pictures of the same kind are not taken for copies."""
+"""Copies of training images are found, and fresh images of the same kind are not taken for copies."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_distances_are_root_mean_squares_of_pixels():
     assert figures.near == 0
 
 
-def test_fresh_pictures_are_as_near_as_held_out_ones():
+def test_fresh_images_are_as_near_as_held_out_ones():
     count = 2000
     figures, _ = memorisation(noise(count, seed=3), noise(500, seed=4), noise(count, seed=5))
     deviation = (0.05 * 0.95 * 2 / count) ** 0.5  # of the share, and of the quantile that it is measured against
@@ -42,21 +42,21 @@ def test_fresh_pictures_are_as_near_as_held_out_ones():
 
 
 def spread_of_medians(count: int) -> float:
-    """Of the distances of fresh pictures to those of the test above."""
+    """Of the distances of fresh images to those of the test above."""
     medians = [memorisation(noise(count, seed), noise(500, seed=4))[0].generated for seed in range(10, 22)]
     return torch.tensor(medians, dtype=torch.float64).std().item()
 
 
-def test_too_few_held_out_pictures_are_flagged_and_have_no_error():
+def test_too_few_held_out_images_are_flagged_and_have_no_error():
     figures, _ = memorisation(noise(100, seed=8), noise(50, seed=9), noise(63, seed=10))
     assert figures.generated_error > 0 and figures.held_out_error is None and figures.near_error is None
     assert str(figures).endswith(
-        "63 held-out pictures are too few to tell how near the nearest 5 % of such pictures are; hold out 64 or more."
+        "63 held-out images are too few to tell how near the nearest 5 % of such images are; hold out 64 or more."
     )
 
 
 @pytest.mark.parametrize("held_out", [None, torch.zeros(0, 1, 3, 5)])
-def test_without_held_out_pictures_nothing_is_compared(held_out):
+def test_without_held_out_images_nothing_is_compared(held_out):
     figures, _ = memorisation(noise(4, seed=6), noise(5, seed=7), held_out)
     assert figures.held_out is None and figures.near is None
     assert "none were held out" in str(figures)

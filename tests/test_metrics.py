@@ -22,7 +22,7 @@ def scores_of(predicted, masks, num_classes):
 
 def test_1100_against_1111():
     scores = scores_of([[[1, 1, 0, 0]]], [[[1, 1, 1, 1]]], 3)
-    for prefix in ("pooled", "per_picture"):
+    for prefix in ("pooled", "per_image"):
         assert scores[f"{prefix}/accuracy"] == 0.5
         assert scores[f"{prefix}/dice_1"] == pytest.approx(2 / 3)
         assert scores[f"{prefix}/iou_1"] == 0.5
@@ -33,17 +33,17 @@ def test_1100_against_1111():
         assert scores[f"{prefix}/mean_dice"] == pytest.approx(1 / 3)
 
 
-def test_pooled_and_per_picture_differ_as_they_should():
+def test_pooled_and_per_image_differ_as_they_should():
     predicted = [[[1, 1, 0, 0]], [[0, 0, 0, 0]]]
     masks = [[[1, 1, 1, 0]], [[0, 0, 0, 0]]]
     scores = scores_of(predicted, masks, 2)
-    assert scores["pooled/accuracy"] == scores["per_picture/accuracy"] == 7 / 8
+    assert scores["pooled/accuracy"] == scores["per_image/accuracy"] == 7 / 8
     assert scores["pooled/iou_0"] == 5 / 6
-    assert scores["per_picture/iou_0"] == (1 / 2 + 1) / 2
-    assert scores["pooled/iou_1"] == scores["per_picture/iou_1"] == pytest.approx(2 / 3)  # class 1 is in one picture
+    assert scores["per_image/iou_0"] == (1 / 2 + 1) / 2
+    assert scores["pooled/iou_1"] == scores["per_image/iou_1"] == pytest.approx(2 / 3)  # class 1 is in one image
     assert scores["pooled/mean_iou"] == pytest.approx((5 / 6 + 2 / 3) / 2)
-    assert scores["per_picture/mean_iou"] == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1) / 2)
-    assert scores["per_picture/mean_dice"] == pytest.approx(((2 / 3 + 4 / 5) / 2 + 1) / 2)
+    assert scores["per_image/mean_iou"] == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1) / 2)
+    assert scores["per_image/mean_dice"] == pytest.approx(((2 / 3 + 4 / 5) / 2 + 1) / 2)
 
 
 def test_ignored_pixels_count_nowhere():
@@ -52,10 +52,10 @@ def test_ignored_pixels_count_nowhere():
     assert math.isnan(scores["pooled/iou_0"])
 
 
-def test_a_picture_without_labels_is_left_out():
+def test_an_image_without_labels_is_left_out():
     ignored = [[IGNORE_INDEX, IGNORE_INDEX]]
     scores = scores_of([[[0, 1]], [[0, 1]]], [[[0, 0]], ignored], 2)
-    assert scores["per_picture/accuracy"] == 0.5
+    assert scores["per_image/accuracy"] == 0.5
     assert math.isnan(scores_of([[[0, 1]]], [ignored], 2)["pooled/accuracy"])
 
 
@@ -77,7 +77,7 @@ def test_states_of_processes_add_up():
     whole.update(predicted, masks)
     first.update(predicted[:4], masks[:4])
     second.update(predicted[4:], masks[4:])
-    others = iter([second.confusion, second.picture_sums])
+    others = iter([second.confusion, second.image_sums])
     first.sum_over_processes(lambda state: state + next(others))
     assert first.compute() == pytest.approx(whole.compute(), rel=1e-12)
 
@@ -172,5 +172,5 @@ def test_a_thicker_membrane_at_the_same_place_is_no_error():
     )
 
 
-def test_a_picture_of_membrane_alone_has_no_cells():
+def test_an_image_of_membrane_alone_has_no_cells():
     assert not membrane_components(np.ones((4, 5), dtype=bool), fill=True).any()

@@ -74,7 +74,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def call(unet: UNet, x: torch.Tensor) -> list[torch.Tensor]:
-    """What all heads of a network say of a picture."""
+    """What all heads of a network say of an image."""
     config = unet.config
     heads = [head for head, module in (("noise", unet.noise_head), ("segmentation", unet.segmentation_head)) if module]
     labels = None if config.num_class_embeds is None else torch.zeros(len(x), dtype=torch.int64)

@@ -33,8 +33,8 @@ def test_min_snr_weights_by_hand(prediction_type, expected):
     torch.testing.assert_close(weights, torch.tensor(expected))
 
 
-def test_min_snr_weights_agree_in_clean_picture_space():
-    """The same wrong clean picture costs the same, whichever of the three quantities expresses it."""
+def test_min_snr_weights_agree_in_clean_image_space():
+    """The same wrong clean image costs the same, whichever of the three quantities expresses it."""
     scheduler = DDPMScheduler()
     timesteps = torch.tensor([10, 300, 900])
     clean, wrong, noise = torch.randn(3, 3, 1, 4, 4)
@@ -63,7 +63,7 @@ def test_noise_weight_is_finite_at_zero_terminal_snr():
         assert min_snr_weight(torch.tensor([0.0]), 5.0, prediction_type).isfinite().all()
 
 
-def test_velocity_is_the_derivative_of_the_noisy_picture_along_the_circle():
+def test_velocity_is_the_derivative_of_the_noisy_image_along_the_circle():
     scheduler = DDPMScheduler(prediction_type="v_prediction")
     timesteps = torch.tensor([7, 500])
     clean, noise = torch.randn(2, 2, 1, 3, 3)
@@ -79,8 +79,8 @@ def test_unknown_prediction_type_is_refused():
         noise_prediction_loss(tiny(), scheduler, torch.zeros(1, 1, 8, 8))
 
 
-def test_noise_is_added_in_float32_whatever_the_pictures_are():
-    """bfloat16 pictures and noise would lose the small noise of early steps."""
+def test_noise_is_added_in_float32_whatever_the_images_are():
+    """bfloat16 images and noise would lose the small noise of early steps."""
     seen = []
 
     class Recorder(torch.nn.Module):

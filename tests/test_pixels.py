@@ -132,7 +132,7 @@ def test_other_modes_of_pillow():
     assert decode_image(encoded(palette, "PNG", transparency=0))[0, 0].tolist() == [10, 20, 30, 0]
 
 
-def test_16_bit_and_float_pictures_keep_their_precision(tmp_path):
+def test_16_bit_and_float_images_keep_their_precision(tmp_path):
     grey = np.array([[0, 1, 256], [4095, 40000, 65535]], dtype=np.uint16)
     for kind in ("PNG", "TIFF"):
         decoded = decode_image(encoded(Image.fromarray(grey), kind))
@@ -167,7 +167,7 @@ def test_tiff_with_what_pillow_lacks(pixels, options):
 def test_pages_of_a_tiff_are_channels_unless_they_are_depth():
     pages = np.arange(210, dtype=np.uint16).reshape(7, 5, 6)
     assert np.array_equal(decode_image(tiff(pages)), np.moveaxis(pages, 0, 2))
-    with pytest.raises(ValueError, match="not one picture"):
+    with pytest.raises(ValueError, match="not one image"):
         decode_image(tiff(pages, imagej=True, metadata={"axes": "ZYX"}))
 
 
@@ -221,7 +221,7 @@ def test_broken_files_are_named(tmp_path):
     whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8)), "PNG")
     contents = {
         "empty.png": b"",
-        "text.png": b"not a picture at all",
+        "text.png": b"not an image at all",
         "truncated.png": whole[: len(whole) // 2],
         "nan.npy": npy(np.array([[np.inf]])),
         "pickled.npy": npy(np.array([{}], dtype=object)),
@@ -253,11 +253,11 @@ def test_decompression_bombs_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
-def test_a_constant_picture_stays_constant_when_resized(dtype, channels):
+def test_a_constant_image_stays_constant_when_resized(dtype, channels):
     values = np.arange(1, channels + 1).astype(dtype) * 9
-    picture = np.broadcast_to(values, (13, 10, channels))
-    resized = resize(picture, 5, 8)
-    assert resized.dtype == picture.dtype
+    image = np.broadcast_to(values, (13, 10, channels))
+    resized = resize(image, 5, 8)
+    assert resized.dtype == image.dtype
     np.testing.assert_allclose(resized, np.broadcast_to(values, (5, 8, channels)), rtol=1e-6)
 
 
@@ -273,11 +273,11 @@ def test_resizing_keeps_16_bits_and_does_not_overshoot():
 
 
 def test_shorter_side_becomes_image_size():
-    picture = np.arange(20 * 10, dtype=np.uint8).reshape(20, 10, 1)
-    assert Preparation(5, "center")(picture).shape == (5, 5, 1)
-    assert Preparation(5, "random")(picture).shape == (10, 5, 1)
-    assert np.array_equal(Preparation(10, "center")(picture), picture[5:15])  # a cut alone changes no value
-    assert Preparation()(picture) is picture
+    image = np.arange(20 * 10, dtype=np.uint8).reshape(20, 10, 1)
+    assert Preparation(5, "center")(image).shape == (5, 5, 1)
+    assert Preparation(5, "random")(image).shape == (10, 5, 1)
+    assert np.array_equal(Preparation(10, "center")(image), image[5:15])  # a cut alone changes no value
+    assert Preparation()(image) is image
 
 
 def test_channels_are_converted_only_when_asked():

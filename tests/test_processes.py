@@ -27,13 +27,13 @@ def place(processes, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["stored", "stream"])
-def test_each_picture_is_seen_once_an_epoch_in_the_same_order_by_any_number_of_processes(processes, place, kind):
+def test_each_image_is_seen_once_an_epoch_in_the_same_order_by_any_number_of_processes(processes, place, kind):
     assert processes.once_an_epoch(place, kind).held
 
 
 @pytest.mark.slow
 def test_two_processes_with_two_micro_batches_learn_masks_as_one_with_one(processes, place):
-    """With augmentation, which leaves another number of ignored pixels in each picture; 3 are held out for both."""
+    """With augmentation, which leaves another number of ignored pixels in each image; 3 are held out for both."""
     one = processes.train(place, "segmentation", 1)
     two = processes.train(place, "segmentation", 2, accumulate=2)
     found = processes.distance(two, one)

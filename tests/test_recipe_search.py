@@ -41,7 +41,7 @@ def test_logit_normal_timesteps_have_their_quantiles(script):
     torch.testing.assert_close(quantiles, torch.tensor([-1.2816, 0, 1.2816]).sigmoid(), rtol=0, atol=0.02)
 
 
-def test_every_variant_sees_as_many_pictures_and_differs(script):
+def test_every_variant_sees_as_many_images_and_differs(script):
     seen = []
     for variant in script.VARIANTS.values():
         assert variant not in seen
@@ -56,11 +56,11 @@ def test_what_is_judged_is_not_trained_again(script, tmp_path, monkeypatch):
 
     monkeypatch.setattr(script, "STEPS", 2)
     monkeypatch.setattr(time_to_quality, "feature_network", lambda name: FeatureNetwork(name, Blocks()))
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for index, levels in enumerate(np.random.default_rng(0).integers(0, 256, (70, 8, 8), dtype=np.uint8)):
-        Image.fromarray(levels).save(tmp_path / "pictures" / f"{index}.png")
+        Image.fromarray(levels).save(tmp_path / "images" / f"{index}.png")
     only = ("defaults", "timesteps evenly spread")
-    config = script.RecipeSearch(str(tmp_path / "pictures"), tmp_path / "run", only, pictures=64)
+    config = script.RecipeSearch(str(tmp_path / "images"), tmp_path / "run", only, images=64)
     first = script.search(config)
     assert all(f"| {name} | 2 | " in first for name in only)
     distances = [
@@ -73,4 +73,4 @@ def test_what_is_judged_is_not_trained_again(script, tmp_path, monkeypatch):
 
 def test_an_unknown_variant_is_refused(script, tmp_path):
     with pytest.raises(ValueError, match="only is 'magic', but must be among defaults, the noise"):
-        script.RecipeSearch("pictures", tmp_path, only=("magic",))
+        script.RecipeSearch("images", tmp_path, only=("magic",))

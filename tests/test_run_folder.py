@@ -52,3 +52,12 @@ def test_a_run_from_before_self_training_inverting_and_colours_goes_on_without_t
         claim(tmp_path / key, before)
         with pytest.raises(ValueError, match=key):
             claim(tmp_path / key, {**now, section: {**now[section], key: value}})
+
+
+def test_a_run_from_before_options_were_renamed_goes_on(tmp_path):
+    """A picture is an image in every name now."""
+    claim(tmp_path / "run", {"diffusion": {"preview_pictures": 36, "validation_pictures": 256}})
+    claim(tmp_path / "run", {"diffusion": {"preview_images": 36, "validation_images": 256}})
+    claim(tmp_path / "other", {"diffusion": {"preview_pictures": 36}})
+    with pytest.raises(ValueError, match="preview_images is 12, but the run in .* was started with 36"):
+        claim(tmp_path / "other", {"diffusion": {"preview_images": 12}})

@@ -71,7 +71,7 @@ def test_given_scheduler_is_left_as_it_is():
 
 @pytest.mark.parametrize("name", ["dpm-solver++", "sde-dpm-solver++", "unipc", "heun", "ddim", "ddpm"])
 def test_cosine_schedule_survives_an_error_in_the_noise(name):
-    # At its noisy end alpha is 5e-5: an error of 0.01 in the noise is one of 200 in the clean picture, unless clipped.
+    # At its noisy end alpha is 5e-5: an error of 0.01 in the noise is one of 200 in the clean image, unless clipped.
     # One that is clipped gives a next sample of at most |alpha| + |sigma noise| + what the sampler adds.
     scheduler = sampler(name, DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
     scheduler.set_timesteps(10)
@@ -97,10 +97,10 @@ def test_clipping_is_for_noise_prediction_where_the_training_clips():
         assert sampler("ddpm", training).config.clip_sample is training.config.clip_sample
 
 
-def test_thresholding_of_diffusers_is_clipping_to_the_range_of_pictures():
+def test_thresholding_of_diffusers_is_clipping_to_the_range_of_images():
     scheduler = sampler("dpm-solver++", DDPMScheduler())
-    pictures = 3 * torch.randn(2, 1, 8, 8)
-    torch.testing.assert_close(scheduler._threshold_sample(pictures), pictures.clamp(-1, 1))
+    images = 3 * torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(scheduler._threshold_sample(images), images.clamp(-1, 1))
 
 
 @pytest.mark.parametrize("name", ["dpm-solver++", "sde-dpm-solver++", "unipc", "euler", "ddim", "ddpm"])

@@ -32,8 +32,8 @@ from unet_diffusion.pipelines import ImageGenerationPipeline
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
 
 MEAN, STD = 0.2, 0.5
-PICTURES, SIDE = 4, 64
-SAMPLES = PICTURES * SIDE**2  # 16384 independent pixels
+IMAGES, SIDE = 4, 64
+SAMPLES = IMAGES * SIDE**2  # 16384 independent pixels
 # Four standard errors of the sample mean and of the sample standard deviation of a Gaussian, plus 2 % of s for the
 # finite number of steps: a scheduler used wrongly (input or noise not scaled, wrong prediction) is off by more.
 SOLVER_ERROR = 0.02 * STD
@@ -49,7 +49,7 @@ class GaussianPredictor(ModelMixin, ConfigMixin):
         prediction_type: what is returned.
         endpoint: whether the clean value is that of a consistency model.
         sigma_data: of schedulers that precondition the network.
-        sigma_min: of consistency models, which leave a picture with that noise as it is.
+        sigma_min: of consistency models, which leave an image with that noise as it is.
         alphas_cumprod: the schedule of family "vp".
     """
 
@@ -207,15 +207,15 @@ CASES = {
     "UnCLIPScheduler": Case(250, predictions=("epsilon", "sample")),
     "UniPCMultistepScheduler": Case(50),
 }
-TOKENS = "samples discrete tokens, not pictures"
+TOKENS = "samples discrete tokens, not images"
 NOT_APPLICABLE = {
     "AmusedScheduler": TOKENS,
     "BlockRefinementScheduler": TOKENS,
     "CogVideoXDPMScheduler": "`step` also needs the last prediction; only CogVideoX's pipelines call it so",
     "ConsistencyDecoderScheduler": "part of an image decoder",
-    "DDIMInverseScheduler": "goes from pictures to noise",
-    "DDPMWuerstchenScheduler": "takes one timestep per picture, of Würstchen's own network",
-    "DPMSolverMultistepInverseScheduler": "goes from pictures to noise",
+    "DDIMInverseScheduler": "goes from images to noise",
+    "DDPMWuerstchenScheduler": "takes one timestep per image, of Würstchen's own network",
+    "DPMSolverMultistepInverseScheduler": "goes from images to noise",
     "DiscreteDDIMScheduler": TOKENS,
     "EntropyBoundScheduler": TOKENS,
     "HeliosDMDScheduler": "generates videos in stages of growing resolution",
@@ -223,7 +223,7 @@ NOT_APPLICABLE = {
     "KarrasVeScheduler": "withdrawn by diffusers",
     "PiflowScheduler": "needs a network with ten predictions per channel",
     "RFD4ProteinaScheduler": "generates proteins",
-    "RePaintScheduler": "fills in a masked picture; use `RePaintPipeline`",
+    "RePaintScheduler": "fills in a masked image; use `RePaintPipeline`",
     "SCMScheduler": "needs a TrigFlow network and the loop of its own pipelines",
     "ScoreSdeVeScheduler": "has no `step`; use `ScoreSdeVePipeline`",
     "ScoreSdeVpScheduler": "withdrawn by diffusers",
@@ -264,7 +264,7 @@ def result(name: str, prediction: str) -> Result:
     """Mean and standard deviation of the samples that our pipeline makes."""
     pipe = pipeline(name, prediction)
     generator = torch.Generator().manual_seed(0)
-    images = pipe(PICTURES, CASES[name].steps, generator=generator, eta=CASES[name].eta, output_type="latent").images
+    images = pipe(IMAGES, CASES[name].steps, generator=generator, eta=CASES[name].eta, output_type="latent").images
     return Result(images.mean().item(), images.std().item())
 
 
@@ -308,7 +308,7 @@ def test_samplers_need_no_more_steps_than_they_are_said_to(name, beta_schedule):
     pipe = ImageGenerationPipeline(unet, sampler(name, training))
     pipe.set_progress_bar_config(disable=True)
     steps = {"ddpm": 250, "ddim": 100, "euler": 100}.get(name, 20)
-    images = pipe(PICTURES, steps, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    images = pipe(IMAGES, steps, generator=torch.Generator().manual_seed(0), output_type="latent").images
     assert images.mean().item() == pytest.approx(MEAN, abs=MEAN_TOLERANCE)
     assert images.std().item() == pytest.approx(STD, abs=STD_TOLERANCE + 0.04 * STD)  # so few steps are 5 % off
 

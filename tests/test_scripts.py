@@ -1,4 +1,4 @@
-"""Each command runs for a few steps on a few pictures, and what it wrote can be read."""
+"""Each command runs for a few steps on a few images, and what it wrote can be read."""
 
 import importlib.util
 import json
@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from unet_diffusion import cli
-from unet_diffusion.evaluation.classifier import PictureClassifier
+from unet_diffusion.evaluation.classifier import ImageClassifier
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-SHORT = ["--max-images", "40", "--validation-fraction", "0.1", "--image-size", "8", "--preview-pictures", "4"]
+SHORT = ["--max-images", "40", "--validation-fraction", "0.1", "--image-size", "8", "--preview-images", "4"]
 SHORT += ["--batch-size", "4", "--steps", "2"]
 
 
@@ -34,7 +34,7 @@ def load_script(name: str):
     return module
 
 
-def test_sample_writes_pictures_that_depend_on_seed_and_index_alone(run, tmp_path, capsys):
+def test_sample_writes_images_that_depend_on_seed_and_index_alone(run, tmp_path, capsys):
     arguments = ["--run", str(run), "--steps", "2", "--class-labels", "3", "7"]
     cli.run("sample", [*arguments, "--count", "3", "--output", str(tmp_path / "three")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "three")
@@ -49,14 +49,14 @@ def test_sample_writes_pictures_that_depend_on_seed_and_index_alone(run, tmp_pat
 def test_sample_overwrites_nothing_unless_told(run, tmp_path):
     (tmp_path / "00000.png").write_bytes(b"mine")
     arguments = ["--run", str(run), "--steps", "1", "--count", "1", "--output", str(tmp_path)]
-    with pytest.raises(SystemExit, match="holds pictures already; set overwrite"):
+    with pytest.raises(SystemExit, match="holds images already; set overwrite"):
         cli.run("sample", arguments)
     assert (tmp_path / "00000.png").read_bytes() == b"mine"
     cli.run("sample", [*arguments, "--overwrite"])
     assert Image.open(tmp_path / "00000.png").size == (8, 8)
 
 
-def test_generated_pictures_are_compared_with_real_ones_and_with_the_counts(run, tmp_path, capsys):
+def test_generated_images_are_compared_with_real_ones_and_with_the_counts(run, tmp_path, capsys):
     arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--image-size", "8"]
     arguments += ["--output", str(tmp_path / "figures.json")]
     cli.run("evaluate-generation", [*arguments, "--max-images", "80", "--validation-fraction", "0"])
@@ -77,13 +77,13 @@ def test_generated_pictures_are_compared_with_real_ones_and_with_the_counts(run,
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "other.png")])
 
 
-def test_real_pictures_of_other_channels_are_refused(run, tmp_path):
+def test_real_images_of_other_channels_are_refused(run, tmp_path):
     arguments = ["--run", str(run), "--count", "64", "--image-size", "8", "--channels", "3", "--max-images", "70"]
-    with pytest.raises(SystemExit, match="the real pictures have 3 channels, but the run generates 1; set channels"):
+    with pytest.raises(SystemExit, match="the real images have 3 channels, but the run generates 1; set channels"):
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "figures.json")])
 
 
-def test_pictures_are_compared_through_a_classifier_of_their_own(run, tmp_path, capsys):
+def test_images_are_compared_through_a_classifier_of_their_own(run, tmp_path, capsys):
     classifier, figures = tmp_path / "classifier", tmp_path / "figures.json"
     cli.run("train-classifier", ["--output", str(classifier), *SHORT[:6], "--batch-size", "4", "--steps", "2"])
     assert capsys.readouterr().out.strip() == str(classifier)
@@ -95,8 +95,8 @@ def test_pictures_are_compared_through_a_classifier_of_their_own(run, tmp_path, 
     assert name in capsys.readouterr().out
     arguments += ["--overwrite"]
     saved = json.loads((classifier / "classifier" / "config.json").read_text())
-    PictureClassifier.from_config({**saved, "in_channels": 3}).save_pretrained(classifier / "classifier")
-    with pytest.raises(SystemExit, match="the pictures have 1 channel, but classifier of .* takes 3 channels"):
+    ImageClassifier.from_config({**saved, "in_channels": 3}).save_pretrained(classifier / "classifier")
+    with pytest.raises(SystemExit, match="the images have 1 channel, but classifier of .* takes 3 channels"):
         cli.run("evaluate-generation", arguments)
     with pytest.raises(SystemExit, match="there is no classifier/config.json in it"):
         cli.run("evaluate-generation", [*arguments, "--features", str(run)])
@@ -145,7 +145,7 @@ def test_each_command_has_a_script(command):
     assert f'run("{command}")' in text
 
 
-def test_the_quickstart_leaves_its_pictures_and_figures(tmp_path):
+def test_the_quickstart_leaves_its_images_and_figures(tmp_path):
     quickstart = load_script("quickstart")
     options = quickstart.Quickstart(tmp_path / "quickstart", diffusion_steps=2, segmentation_steps=2, max_images=40)
     figures = quickstart.quickstart(options)

@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_segmentation_pipeline import network, picture, pipeline, saved
+from test_segmentation_pipeline import image, network, pipeline, saved
 
 from unet_diffusion.cli import run
-from unet_diffusion.commands.segment import Segment, find_pictures, output_names, segment
-from unet_diffusion.images.large_images import open_picture
+from unet_diffusion.commands.segment import Segment, find_images, output_names, segment
+from unet_diffusion.images.large_images import open_image
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".tif", ".zarr"])
 def test_files_are_segmented_window_by_window(tmp_path, suffix):
     pytest.importorskip({".npy": "numpy", ".tif": "tifffile", ".zarr": "zarr"}[suffix])
     pipe = pipeline(network(norm="none", attention=(False, False)))
-    pixels = picture(70, 41)
+    pixels = image(70, 41)
     expected = pipe(pixels, output_type="np").masks[0]
-    source, target = tmp_path / f"picture{suffix}", tmp_path / f"mask{suffix}"
+    source, target = tmp_path / f"image{suffix}", tmp_path / f"mask{suffix}"
     if suffix == ".npy":
         np.save(source, pixels)
     elif suffix == ".tif":
@@ -32,7 +32,7 @@ def test_files_are_segmented_window_by_window(tmp_path, suffix):
 
         zarr.create_array(source, data=pixels, chunks=(16, 16, 1))
     pipe.segment_file(source, target, tile_size=16)
-    assert np.array_equal(open_picture(target).read(slice(0, 70), slice(0, 41))[..., 0], expected)
+    assert np.array_equal(open_image(target).read(slice(0, 70), slice(0, 41))[..., 0], expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, target.name])
     with pytest.raises(ValueError, match="exists already"):
         pipe.segment_file(source, target)
@@ -40,7 +40,7 @@ def test_files_are_segmented_window_by_window(tmp_path, suffix):
 
 def test_any_array_will_do_for_reading_and_writing():
     pipe = pipeline(network(norm="none", attention=(False, False)))
-    pixels, mask = picture(50, 41), np.full((50, 41), 9, dtype=np.uint8)
+    pixels, mask = image(50, 41), np.full((50, 41), 9, dtype=np.uint8)
     pipe.segment_file(pixels, mask, tile_size=16)
     assert np.array_equal(mask, pipe(pixels, output_type="np").masks[0])
     with pytest.raises(ValueError, match=r"target has shape \(3, 3\)"):
@@ -51,7 +51,7 @@ def test_planar_tiff_channels_and_other_byte_orders_are_understood(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     values = np.arange(3 * 20 * 30, dtype=np.uint16).reshape(3, 20, 30)
     tifffile.imwrite(tmp_path / "p.tif", values, photometric="rgb", planarconfig="separate", byteorder=">")
-    opened = open_picture(tmp_path / "p.tif")
+    opened = open_image(tmp_path / "p.tif")
     assert (opened.shape, opened.dtype) == ((20, 30, 3), np.dtype("uint16"))
     assert np.array_equal(opened.read(slice(3, 9), slice(5, 30)), np.moveaxis(values, 0, 2)[3:9, 5:30])
 
@@ -60,33 +60,33 @@ def test_planar_tiff_channels_and_other_byte_orders_are_understood(tmp_path):
 def test_files_that_cannot_be_read_in_windows_are_refused(tmp_path, name, message):
     (tmp_path / "a.jpg").touch()
     with pytest.raises(ValueError, match=message):
-        open_picture(tmp_path / name)
+        open_image(tmp_path / name)
 
 
 def test_a_failed_run_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="channels"):
-        pipeline().segment_file(picture(9, 9, 3), tmp_path / "mask.npy")
+        pipeline().segment_file(image(9, 9, 3), tmp_path / "mask.npy")
     with pytest.raises(ValueError, match="cannot be written in windows"):
-        pipeline().segment_file(picture(9, 9), tmp_path / "mask.png")
+        pipeline().segment_file(image(9, 9), tmp_path / "mask.png")
     assert list(tmp_path.iterdir()) == []
 
 
 # --- the command ---
 
 
-def folder_of_pictures(folder: Path) -> Path:
+def folder_of_images(folder: Path) -> Path:
     for name, seed in (("a/x.png", 0), ("b/x.png", 1), ("b/y.png", 2)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(12, 10, seed=seed)[..., 0]).save(folder / name)
+        Image.fromarray(image(12, 10, seed=seed)[..., 0]).save(folder / name)
     return folder
 
 
 def test_the_command_writes_masks_overlays_and_areas_and_goes_on_after_a_bad_file(tmp_path):
     pipe = saved(tmp_path / "run")
-    pictures = folder_of_pictures(tmp_path / "pictures")
-    (pictures / "b" / "broken.png").write_bytes(b"no picture")
+    images = folder_of_images(tmp_path / "images")
+    (images / "b" / "broken.png").write_bytes(b"no image")
     output = tmp_path / "out"
-    arguments = ["--run", tmp_path / "run", "--inputs", pictures, "--output", output, "--device", "cpu"]
+    arguments = ["--run", tmp_path / "run", "--inputs", images, "--output", output, "--device", "cpu"]
     with pytest.raises(
         SystemExit, match=r"(?s)1 of 4 inputs failed.*broken.png cannot be decoded"
     ):  # a text exits with 1
@@ -96,7 +96,7 @@ def test_the_command_writes_masks_overlays_and_areas_and_goes_on_after_a_bad_fil
         ["areas.csv", *(f"{stem}.png" for stem in stems), *(f"{stem}-overlay.png" for stem in stems)]
     )
     for stem, name in zip(stems, ("a/x.png", "b/x.png", "b/y.png")):
-        expected = np.asarray(pipe(pictures / name).masks[0])
+        expected = np.asarray(pipe(images / name).masks[0])
         assert np.array_equal(np.asarray(Image.open(output / f"{stem}.png")), expected)
         rows = [
             row
@@ -106,29 +106,29 @@ def test_the_command_writes_masks_overlays_and_areas_and_goes_on_after_a_bad_fil
         assert [row["class"] for row in rows] == ["ground", "cell", "border"]
         assert [int(row["pixels"]) for row in rows] == np.bincount(expected.ravel(), minlength=3).tolist()
         assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=2e-6)
-        assert {row["file"] for row in rows} == {str(pictures / name)}
+        assert {row["file"] for row in rows} == {str(images / name)}
 
 
 def test_results_are_not_overwritten_unless_told(tmp_path):
     saved(tmp_path / "run")
-    pictures = folder_of_pictures(tmp_path / "pictures")
+    images = folder_of_images(tmp_path / "images")
     options = {"run": tmp_path / "run", "output": tmp_path / "out", "device": "cpu"}
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "y.png").write_bytes(b"mine")
     with pytest.raises(RuntimeError, match=r"y.png exists already"):
-        segment(Segment(inputs=(str(pictures / "b"),), **options))
+        segment(Segment(inputs=(str(images / "b"),), **options))
     assert (tmp_path / "out" / "y.png").read_bytes() == b"mine"
     assert (tmp_path / "out" / "x.png").exists()
     with pytest.raises(ValueError, match="holds results already"):
-        segment(Segment(inputs=(str(pictures / "a"),), **options))
-    segment(Segment(inputs=(str(pictures / "b" / "*.png"),), overwrite=True, **options))
+        segment(Segment(inputs=(str(images / "a"),), **options))
+    segment(Segment(inputs=(str(images / "b" / "*.png"),), overwrite=True, **options))
     assert Image.open(tmp_path / "out" / "y.png").mode == "P"
 
 
-def test_pictures_in_the_output_folder_are_not_taken_for_inputs(tmp_path):
-    pictures = folder_of_pictures(tmp_path)
-    found = find_pictures([str(pictures)], output=pictures / "a")
-    assert [path.name for path in found[str(pictures)]] == ["x.png", "y.png"]
+def test_images_in_the_output_folder_are_not_taken_for_inputs(tmp_path):
+    images = folder_of_images(tmp_path)
+    found = find_images([str(images)], output=images / "a")
+    assert [path.name for path in found[str(images)]] == ["x.png", "y.png"]
 
 
 def test_no_two_outputs_share_a_name():
@@ -141,7 +141,7 @@ def test_no_two_outputs_share_a_name():
 
 def test_inputs_that_are_missing_are_named(tmp_path):
     saved(tmp_path / "run")
-    with pytest.raises(ValueError, match="there is no picture"):
+    with pytest.raises(ValueError, match="there is no image"):
         segment(Segment(run=tmp_path / "run", inputs=(str(tmp_path / "nowhere"),), device="cpu"))
     with pytest.raises(ValueError, match="inputs is empty"):
         Segment()

@@ -36,7 +36,7 @@ def test_cross_entropy_of_equal_logits_is_log_of_the_number_of_classes():
     assert cross_entropy(torch.zeros(2, 5, 6, 7), masks).item() == pytest.approx(math.log(5), rel=1e-6)
 
 
-def test_cross_entropy_is_the_mean_over_pictures_of_their_mean_over_pixels_that_are_not_ignored():
+def test_cross_entropy_is_the_mean_over_images_of_their_mean_over_pixels_that_are_not_ignored():
     logits, masks = random_batch()
     masks[0, :3] = IGNORE_INDEX
     each = [F.cross_entropy(logits[i : i + 1], masks[i : i + 1], ignore_index=IGNORE_INDEX) for i in range(2)]
@@ -45,12 +45,12 @@ def test_cross_entropy_is_the_mean_over_pictures_of_their_mean_over_pixels_that_
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "dice", "both"])
 def test_the_loss_is_the_mean_of_those_of_its_parts_however_many_pixels_are_ignored(loss):
-    """What micro-batches and processes give, whose gradients are averaged; one picture is ignored as a whole."""
+    """What micro-batches and processes give, whose gradients are averaged; one image is ignored as a whole."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(8, 3, 6, 7, generator=generator)
     masks = torch.randint(0, 3, (8, 6, 7), generator=generator)
-    for picture, ignored in enumerate((0, 1, 2, 3, 4, 5, 6, 6)):
-        masks[picture, :ignored] = IGNORE_INDEX
+    for image, ignored in enumerate((0, 1, 2, 3, 4, 5, 6, 6)):
+        masks[image, :ignored] = IGNORE_INDEX
     weights = None if loss == "dice" else torch.rand(8, 1, 6, 7, generator=generator)
     whole = segmentation_loss(logits, masks, loss, pixel_weights=weights)
     for size in (1, 2, 4):
@@ -102,7 +102,7 @@ def test_dice_of_1100_against_1111_is_two_thirds():
     assert loss.item() == pytest.approx(1 - 2 / 3, rel=1e-6)
 
 
-def test_dice_averages_the_pictures_and_in_each_the_classes_that_occur():
+def test_dice_averages_the_images_and_in_each_the_classes_that_occur():
     masks = torch.tensor([[[0, 0, 1, 1]], [[0, 0, 0, IGNORE_INDEX]]])
     predicted = torch.tensor([[[0, 0, 1, 0]], [[0, 2, 0, 1]]])
     # first: class 0 has 2 of 2 true, 3 predicted, so 4 / 5, class 1 has 1 of 2, 1 predicted, so 2 / 3;

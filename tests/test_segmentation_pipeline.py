@@ -39,7 +39,7 @@ def pipeline(unet: UNet | None = None, **arguments) -> SegmentationPipeline:
     return pipe
 
 
-def picture(height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+def image(height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
@@ -56,7 +56,7 @@ def expected_probabilities(unet: UNet, pixels: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(1, 1), (17, 30), (33, 8)])
 def test_probabilities_masks_and_uncertainty_are_those_of_the_network(size):
     pipe = pipeline()
-    pixels = picture(*size)
+    pixels = image(*size)
     expected = expected_probabilities(pipe.unet, pixels)
     output = pipe(pixels, output_type="pt")
     assert isinstance(output, SegmentationOutput)
@@ -70,28 +70,28 @@ def test_uncertainty_is_1_for_equal_scores_and_0_for_certain_ones():
     pipe = pipeline()
     nn.init.zeros_(pipe.unet.segmentation_head.weight)
     nn.init.zeros_(pipe.unet.segmentation_head.bias)
-    assert pipe(picture(8, 8), output_type="np").uncertainty[0] == pytest.approx(np.ones((8, 8)), abs=1e-6)
+    assert pipe(image(8, 8), output_type="np").uncertainty[0] == pytest.approx(np.ones((8, 8)), abs=1e-6)
     pipe.unet.segmentation_head.bias.data[1] = 200.0
-    output = pipe(picture(8, 8), output_type="np")
+    output = pipe(image(8, 8), output_type="np")
     assert not output.uncertainty[0].any()
     assert (output.masks[0] == 1).all()
 
 
 def test_every_kind_of_input_gives_the_same_mask(tmp_path):
     pipe = pipeline(network(in_channels=3, out_channels=3))
-    pixels = picture(20, 14, 3)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    pixels = image(20, 14, 3)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     inputs = [
         pixels,
         Image.fromarray(pixels),
-        str(tmp_path / "picture.png"),
-        tmp_path / "picture.png",
+        str(tmp_path / "image.png"),
+        tmp_path / "image.png",
         tensor,
         tensor[None],
         [pixels],
     ]
-    masks = [pipe(image, output_type="np").masks for image in inputs]
+    masks = [pipe(each, output_type="np").masks for each in inputs]
     assert all(len(mask) == 1 and np.array_equal(mask[0], masks[0][0]) for mask in masks)
     assert masks[0][0].shape == (20, 14)
 
@@ -99,25 +99,25 @@ def test_every_kind_of_input_gives_the_same_mask(tmp_path):
 def test_a_list_of_different_sizes_gives_each_its_own_mask_and_batching_changes_nothing():
     pipe = pipeline()
     sizes = [(9, 12), (9, 12), (20, 5), (9, 12)]
-    pictures = [picture(*size, seed=seed) for seed, size in enumerate(sizes)]
-    together = pipe(pictures, output_type="np")
+    images = [image(*size, seed=seed) for seed, size in enumerate(sizes)]
+    together = pipe(images, output_type="np")
     assert [mask.shape for mask in together.masks] == sizes
-    for pixels, probabilities in zip(pictures, together.probabilities):
+    for pixels, probabilities in zip(images, together.probabilities):
         np.testing.assert_allclose(pipe(pixels, output_type="np").probabilities[0], probabilities, atol=1e-5)
 
 
-def test_grey_pictures_may_lack_the_channel_axis():
+def test_grey_images_may_lack_the_channel_axis():
     pipe = pipeline()
-    pixels = picture(11, 7)
+    pixels = image(11, 7)
     assert np.array_equal(pipe(pixels[..., 0], output_type="np").masks[0], pipe(pixels, output_type="np").masks[0])
 
 
 def test_orientation_by_exif_is_applied(tmp_path):
-    pixels = picture(6, 10)
-    image = Image.fromarray(pixels[..., 0])
-    exif = image.getexif()
+    pixels = image(6, 10)
+    stored = Image.fromarray(pixels[..., 0])
+    exif = stored.getexif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees
-    image.save(tmp_path / "turned.png", exif=exif)
+    stored.save(tmp_path / "turned.png", exif=exif)
     assert pipeline()(tmp_path / "turned.png").masks[0].size == (6, 10)
 
 
@@ -138,7 +138,7 @@ def test_stored_values_are_mapped_by_the_pixel_range():
 
 def test_pil_masks_hold_the_indices_and_the_palette():
     palette = [[0, 0, 0], [10, 20, 30], [200, 100, 50]]
-    mask = pipeline(palette=palette)(picture(30, 30)).masks[0]
+    mask = pipeline(palette=palette)(image(30, 30)).masks[0]
     indices = np.asarray(mask)
     assert mask.mode == "P"
     assert np.array_equal(np.asarray(mask.convert("RGB")), np.array(palette, dtype=np.uint8)[indices])
@@ -147,21 +147,21 @@ def test_pil_masks_hold_the_indices_and_the_palette():
 
 def test_output_types():
     pipe = pipeline()
-    assert pipe(picture(8, 9), output_type="np").masks[0].dtype == np.uint8
-    assert pipe(picture(8, 9), output_type="pt").masks[0].dtype == torch.int64
-    masks, probabilities, uncertainty = pipe(picture(8, 9), return_dict=False)
+    assert pipe(image(8, 9), output_type="np").masks[0].dtype == np.uint8
+    assert pipe(image(8, 9), output_type="pt").masks[0].dtype == torch.int64
+    masks, probabilities, uncertainty = pipe(image(8, 9), return_dict=False)
     assert (masks[0].size, probabilities[0].shape, uncertainty[0].shape) == ((9, 8), (3, 8, 9), (8, 9))
-    lean = pipe(picture(8, 9), return_probabilities=False)
+    lean = pipe(image(8, 9), return_probabilities=False)
     assert (lean.masks, lean.probabilities, lean.uncertainty) == (masks, None, None)
 
 
-def test_overlay_shows_classes_over_the_picture():
+def test_overlay_shows_classes_over_the_image():
     pipe = pipeline()
     shown = np.asarray(pipe.overlay(np.full((1, 2), 100, dtype=np.uint8), np.array([[0, 1]]), opacity=0.25))
     assert shown[0, 0].tolist() == [100, 100, 100]
     assert shown[0, 1].tolist() == [round(75 + 0.25 * channel) for channel in colour(1)]
     with pytest.raises(ValueError, match="4x4"):
-        pipe.overlay(picture(4, 4), np.zeros((4, 5)))
+        pipe.overlay(image(4, 4), np.zeros((4, 5)))
 
 
 # --- tiles, augmentation, noise ---
@@ -171,29 +171,29 @@ def test_overlay_shows_classes_over_the_picture():
 def test_tiles_give_what_the_whole_gives(augment):
     pipe = pipeline(network(norm="none", attention=(False, False)), scheduler=DDPMScheduler())
     arguments = {"augment": augment, "timesteps": [3, 200], "num_draws": 2, "output_type": "np"}
-    pixels = picture(61, 87)
+    pixels = image(61, 87)
     whole = pipe(pixels, generator=torch.manual_seed(5), **arguments)
     tiles = pipe(pixels, tile_size=16, generator=torch.manual_seed(5), **arguments)
     np.testing.assert_allclose(tiles.probabilities[0], whole.probabilities[0], atol=1e-5)
 
 
-def test_unpadded_networks_segment_pictures_of_any_size():
+def test_unpadded_networks_segment_images_of_any_size():
     unet = network(out_channels=None, padding="valid", norm="none", attention=(False, False), time_embedding=None)
     pipe = pipeline(unet)
     for size in [(1, 1), (5, 40), (50, 33)]:
-        whole = pipe(picture(*size), output_type="np")
-        tiles = pipe(picture(*size), tile_size=8, output_type="np")
+        whole = pipe(image(*size), output_type="np")
+        tiles = pipe(image(*size), tile_size=8, output_type="np")
         assert whole.masks[0].shape == size
         np.testing.assert_allclose(tiles.probabilities[0], whole.probabilities[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_maps_lie_as_the_network_is_fastest(channels):
-    """Channels last, grey pictures too: for PyTorch, one channel lies in both ways, and then the maps would not."""
+    """Channels last, grey images too: for PyTorch, one channel lies in both ways, and then the maps would not."""
     pipe = pipeline(network(in_channels=channels, out_channels=channels))
     formats = []
     pipe.unet.stem.register_forward_hook(lambda module, images, maps: formats.append(maps.stride()[1]))
-    pipe(picture(12, 10, channels))
+    pipe(image(12, 10, channels))
     assert formats == [1]
 
 
@@ -207,7 +207,7 @@ def test_channels_last_changes_no_value():
 
 def test_augmentation_is_the_mean_over_the_eight_symmetries():
     pipe = pipeline()
-    pixels = picture(10, 7)
+    pixels = image(10, 7)
     means = []
     for quarters in range(4):
         for mirror in (False, True):
@@ -219,25 +219,25 @@ def test_augmentation_is_the_mean_over_the_eight_symmetries():
     np.testing.assert_allclose(output.probabilities[0], np.mean(means, axis=0), atol=1e-5)
 
 
-def test_augmented_masks_turn_with_the_picture():
+def test_augmented_masks_turn_with_the_image():
     pipe = pipeline()
-    pixels = picture(12, 12)
+    pixels = image(12, 12)
     upright = pipe(pixels, augment=True, output_type="np").probabilities[0]
     turned = pipe(np.ascontiguousarray(np.rot90(pixels)), augment=True, output_type="np").probabilities[0]
     np.testing.assert_allclose(turned, np.rot90(upright, axes=(1, 2)), atol=1e-5)
 
 
-def test_timestep_0_without_noise_is_the_clean_picture():
+def test_timestep_0_without_noise_is_the_clean_image():
     """A schedule whose first beta is 0 adds no noise at t = 0, the network's own segmentation timestep."""
     pipe = pipeline(scheduler=DDPMScheduler(trained_betas=np.linspace(0, 0.02, 1000)))
-    clean = pipe(picture(8, 8), output_type="np").probabilities[0]
-    noisy = pipe(picture(8, 8), timesteps=[0], output_type="np").probabilities[0]
+    clean = pipe(image(8, 8), output_type="np").probabilities[0]
+    noisy = pipe(image(8, 8), timesteps=[0], output_type="np").probabilities[0]
     np.testing.assert_allclose(noisy, clean, atol=1e-6)
 
 
 def test_draws_and_timesteps_are_averaged_and_follow_the_generator():
     pipe = pipeline(scheduler=DDIMScheduler())
-    pixels = picture(16, 16)
+    pixels = image(16, 16)
 
     def chances(seed: int, **arguments) -> np.ndarray:
         return pipe(pixels, generator=torch.manual_seed(seed), output_type="np", **arguments).probabilities[0]
@@ -255,7 +255,7 @@ def test_the_network_is_left_as_it_was():
     unet = network()
     pipe = pipeline(unet, scheduler=DDPMScheduler())
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    pipe(picture(9, 9), augment=True, timesteps=[1], tile_size=8)
+    pipe(image(9, 9), augment=True, timesteps=[1], tile_size=8)
     assert unet.active_head == "noise"
     assert not unet.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
@@ -291,17 +291,17 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 def test_wrong_timesteps_are_refused():
     with pytest.raises(ValueError, match="from 0 to 999"):
-        pipeline(scheduler=DDPMScheduler())(picture(4, 4), timesteps=[1000])
+        pipeline(scheduler=DDPMScheduler())(image(4, 4), timesteps=[1000])
     timeless = network(time_embedding=None, out_channels=None)
     with pytest.raises(ValueError, match="time_embedding is None"):
-        pipeline(timeless, scheduler=DDPMScheduler())(picture(4, 4), timesteps=[1])
+        pipeline(timeless, scheduler=DDPMScheduler())(image(4, 4), timesteps=[1])
 
 
 @pytest.mark.parametrize("option", [{"norm": "batch"}, {"dropout": 0.5}])
 def test_a_network_in_training_mode_is_refused_where_it_matters(option):
     pipe = pipeline(network(**option).train())
     with pytest.raises(ValueError, match=r"call pipe.unet.eval\(\)"):
-        pipe(picture(4, 4))
+        pipe(image(4, 4))
 
 
 @pytest.mark.parametrize(
@@ -335,19 +335,19 @@ def saved(folder: Path) -> SegmentationPipeline:
 
 def test_a_fresh_process_loads_it_without_a_warning_and_computes_the_same(tmp_path):
     pipe = saved(tmp_path / "run")
-    np.save(tmp_path / "picture.npy", picture(20, 15))
+    np.save(tmp_path / "image.npy", image(20, 15))
     program = f"""
 import numpy as np, unet_diffusion
 from unet_diffusion.pipelines import SegmentationPipeline
 pipe = SegmentationPipeline.from_pretrained({str(tmp_path / "run")!r})
-np.save({str(tmp_path / "out.npy")!r}, pipe({str(tmp_path / "picture.npy")!r}, output_type="np").probabilities[0])
+np.save({str(tmp_path / "out.npy")!r}, pipe({str(tmp_path / "image.npy")!r}, output_type="np").probabilities[0])
 print(pipe.class_names, pipe.palette, pipe.pixel_range.high)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     warnings = [line for line in done.stderr.splitlines() if line.strip() and "it/s" not in line]
     assert warnings == []
     assert done.stdout.strip() == "['ground', 'cell', 'border'] [[0, 0, 0], [1, 2, 3], [4, 5, 6]] (200.0,)"
-    expected = pipe(picture(20, 15), output_type="np").probabilities[0]
+    expected = pipe(image(20, 15), output_type="np").probabilities[0]
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
 
 
@@ -375,8 +375,8 @@ def test_it_works_as_a_custom_pipeline(tmp_path):
     custom = DiffusionPipeline.from_pretrained(
         tmp_path, custom_pipeline=str(REPOSITORY / "pipelines" / "segmentation.py"), trust_remote_code=True
     )
-    expected = pipe(picture(9, 9), output_type="np").masks[0]
-    assert np.array_equal(custom(picture(9, 9), output_type="np").masks[0], expected)
+    expected = pipe(image(9, 9), output_type="np").masks[0]
+    assert np.array_equal(custom(image(9, 9), output_type="np").masks[0], expected)
     assert custom.class_names == ["ground", "cell", "border"]
 
 

@@ -17,7 +17,7 @@ NETWORK = {"in_channels": 1, "channels": (8, 16), "head_channels": 8, "num_class
 
 
 class Halves(torch.utils.data.Dataset):
-    """Pictures of noise, brighter where the mask is 1: everywhere right of a column."""
+    """Images of noise, brighter where the mask is 1: everywhere right of a column."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -140,7 +140,7 @@ def test_a_timestep_needs_a_network_that_knows_timesteps():
         {"trunk_rate": 1.5},
         {"learn": "head", "trunk_rate": 0.5},
         {"patience": 0},
-        {"preview_pictures": 0},
+        {"preview_images": 0},
     ],
 )
 def test_values_without_a_meaning_are_refused(values):

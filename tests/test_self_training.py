@@ -41,7 +41,7 @@ def options(place, tmp_path) -> TrainSegmentation:
         data=MaskedDataConfig(data=images, masks=masks, channels=3, validation_fraction=0.25, max_labels=8),
         output=tmp_path / "run",
         model=str(place / "network.json"),
-        segmentation=SegmentationConfig(preview_pictures=2),
+        segmentation=SegmentationConfig(preview_images=2),
         joint=JointConfig(self_training_weight=0.5, confidence=0.87),
         augmentation=AugmentationConfig(elastic=1.0),
         training=TrainingConfig(
@@ -82,8 +82,8 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
     each = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none").sum((1, 2))
     supervised = (each / valid.sum((1, 2))).mean()
 
-    pictures = batch[IMAGE] / 127.5 - 1
-    probability = task.network(pictures).logits.softmax(dim=1)[:, 1]
+    unlabelled = batch[IMAGE] / 127.5 - 1
+    probability = task.network(unlabelled).logits.softmax(dim=1)[:, 1]
     draws = [divmod(draw, 6) for draw in range(256)]  # squares are uncut here, so each counts 42 or 43 times
     share = sum((task.train[draw]["mask"] == 1).float().mean().item() for draw in draws) / 256
     odds = probability / (1 - probability)
@@ -91,7 +91,7 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
     own = (odds > 1).long()
     own[(odds < 0.87 / 0.13) & (odds > 0.13 / 0.87)] = IGNORE_INDEX
     assert 0.1 < (own != IGNORE_INDEX).float().mean() < 0.9
-    varied, own_masks, _ = augment(pictures, own, replace(options.augmentation, colour=0.5), random)
+    varied, own_masks, _ = augment(unlabelled, own, replace(options.augmentation, colour=0.5), random)
     rows = task.network(varied).logits.log_softmax(dim=1)
     picked = rows.gather(1, own_masks.clamp(max=1)[:, None])[:, 0]
     unsupervised = -(picked * (own_masks != IGNORE_INDEX)).sum() / own_masks.numel()
@@ -152,11 +152,11 @@ def test_it_sets_in_after_a_tenth_of_the_steps(options, accumulate):
     assert [IMAGE in next(batches) for _ in expected] == expected
 
 
-def test_pictures_beyond_the_labels_are_used_and_held_out_ones_are_not(options):
+def test_images_beyond_the_labels_are_used_and_held_out_ones_are_not(options):
     task = task_of(options)
-    assert (len(task.train), len(task.validation), len(task.pictures)) == (6, 2, 10)
+    assert (len(task.train), len(task.validation), len(task.images)) == (6, 2, 10)
     held_out = {task.validation[i]["image"].numpy().tobytes() for i in range(2)}
-    assert held_out.isdisjoint(task.pictures[i]["image"].numpy().tobytes() for i in range(10))
+    assert held_out.isdisjoint(task.images[i]["image"].numpy().tobytes() for i in range(10))
     assert "without masks" in task.describe(make_accelerator(options.training, options.output), options.training, 7, [])
 
 
@@ -203,7 +203,7 @@ def test_what_cannot_train_itself_is_refused(options, tmp_path):
     assert not options.output.exists()
 
 
-def test_it_is_the_default_from_a_noise_predictor_where_pictures_have_no_masks(options, tmp_path):
+def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(options, tmp_path):
     ddpm = DataConfig(data=options.data.data, channels=3, validation_fraction=0.0)
     train_ddpm(TrainDDPM(tmp_path / "ddpm", options.model, ddpm, training=replace(options.training, steps=1)))
     few = replace(options, model=str(tmp_path / "ddpm"), joint=JointConfig())
@@ -220,5 +220,5 @@ def test_it_is_the_default_from_a_noise_predictor_where_pictures_have_no_masks(o
     run = train_segmentation(few)
     assert json.loads((run / "config.json").read_text())["joint"]["self_training_weight"] == 1
     assert series(read_metrics(run / "metrics.jsonl"), "self_training_loss")[1]
-    with pytest.raises(ValueError, match="so that nothing learns from these pictures"):
+    with pytest.raises(ValueError, match="so that nothing learns from these images"):
         settled_joint(replace(scratch, joint=JointConfig(unlabelled=options.data.data)))

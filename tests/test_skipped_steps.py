@@ -42,11 +42,11 @@ def options(tmp_path) -> TrainDDPM:
         trackers=(),
     )
     data = DataConfig(max_images=40, validation_fraction=0.1, image_size=8)
-    return TrainDDPM(tmp_path / "run", str(network), data, DiffusionConfig(preview_pictures=4), training)
+    return TrainDDPM(tmp_path / "run", str(network), data, DiffusionConfig(preview_images=4), training)
 
 
 def spoil(monkeypatch, steps: set[int], how: str = "loss", accumulate: int = 1) -> list[torch.Tensor]:
-    """Makes a number of these steps be lost; returns a list to which the pictures of every forward pass are added."""
+    """Makes a number of these steps be lost; returns a list to which the images of every forward pass are added."""
     compute, seen = DiffusionTask.loss, []
 
     def spoilt(self, unet, batch, generators):
@@ -54,7 +54,7 @@ def spoil(monkeypatch, steps: set[int], how: str = "loss", accumulate: int = 1) 
         seen.append(batch["image"])
         if step not in steps or seen_before:  # of several forward passes the first alone is spoilt
             return compute(self, unet, batch, generators)
-        if how == "picture":  # which reaches the running means
+        if how == "image":  # which reaches the running means
             return compute(self, unet, batch | {"image": batch["image"].float().fill_(torch.nan)}, generators)
         loss = compute(self, unet, batch, generators)
         if how == "gradient":  # of a square root at 0, infinite times 0
@@ -79,7 +79,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-@pytest.mark.parametrize(("how", "accumulate"), [("loss", 1), ("gradient", 1), ("picture", 1), ("picture", 2)])
+@pytest.mark.parametrize(("how", "accumulate"), [("loss", 1), ("gradient", 1), ("image", 1), ("image", 2)])
 def test_a_lost_step_changes_nothing_and_the_next_ones_go_on(options, monkeypatch, how, accumulate):
     options.training = replace(options.training, accumulate=accumulate)
     spoil(monkeypatch, {2}, how, accumulate)
@@ -111,7 +111,7 @@ def test_the_logged_loss_is_that_of_the_steps_that_count(options, monkeypatch):
     assert pairs[2] == pytest.approx((singles[1] + singles[2]) / 2)
 
 
-def test_too_many_in_a_row_end_the_run_and_say_which_pictures_and_timesteps(options, monkeypatch, caplog):
+def test_too_many_in_a_row_end_the_run_and_say_which_images_and_timesteps(options, monkeypatch, caplog):
     seen = spoil(monkeypatch, {1, 3, 4, 5})
     with pytest.raises(FloatingPointError, match="2 steps in a row, up to step 4: ") as error:
         train_ddpm(options)
@@ -119,10 +119,10 @@ def test_too_many_in_a_row_end_the_run_and_say_which_pictures_and_timesteps(opti
     assert last == "step-00000004"  # of the steps 0 to 3
 
     timesteps = [int(torch.randint(1000, (), generator=keyed_generator(0, "sample", 4, i))) for i in range(4)]
-    assert f"timesteps {', '.join(map(str, timesteps))}; pictures " in str(error.value)
-    rows = [int(row) for row in re.search(r"pictures ([\d, ]+) of mnist-5000", str(error.value))[1].split(", ")]
+    assert f"timesteps {', '.join(map(str, timesteps))}; images " in str(error.value)
+    rows = [int(row) for row in re.search(r"images ([\d, ]+) of mnist-5000", str(error.value))[1].split(", ")]
     cache = load_images(options.data, options.training.seed).train.cache
-    assert torch.equal(torch.stack([torch.from_numpy(cache.picture(row).copy()) for row in rows]), seen[4])
+    assert torch.equal(torch.stack([torch.from_numpy(cache.image(row).copy()) for row in rows]), seen[4])
     assert [record.getMessage()[:14] for record in caplog.records if "skipped" in record.getMessage()] == [
         "step 1 skipped",
         "step 3 skipped",
@@ -140,7 +140,7 @@ def test_a_run_that_goes_on_remembers_what_it_skipped(options, monkeypatch):
         train_ddpm(options)
 
 
-def test_a_joint_step_names_both_kinds_of_pictures_and_the_timesteps(tmp_path, monkeypatch):
+def test_a_joint_step_names_both_kinds_of_images_and_the_timesteps(tmp_path, monkeypatch):
     squares(tmp_path / "data")
     (tmp_path / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
     run = TrainSegmentation(
@@ -168,8 +168,8 @@ def test_a_joint_step_names_both_kinds_of_pictures_and_the_timesteps(tmp_path, m
     text = task.describe(accelerator, run.training, step, [keyed_generator(0, "sample", step, i) for i in range(6)])
     assert f"timesteps {', '.join(map(str, timesteps))};" in text
 
-    named = [[int(row) for row in each.split(", ")] for each in re.findall(r"pictures ([\d, ]+) of", text)]
+    named = [[int(row) for row in each.split(", ")] for each in re.findall(r"images ([\d, ]+) of", text)]
     sets = (task.segmentation.train, task.diffusion.data.train)
     for rows, dataset, key in zip(named, sets, ("image", "unlabelled_image")):
-        pictures = {row: dataset[index]["image"] for index, row in enumerate(dataset.rows)}
-        assert torch.equal(torch.stack([pictures[row] for row in rows]), torch.cat([batch[key] for batch in both]))
+        images = {row: dataset[index]["image"] for index, row in enumerate(dataset.rows)}
+        assert torch.equal(torch.stack([images[row] for row in rows]), torch.cat([batch[key] for batch in both]))

@@ -10,7 +10,7 @@ import pytest
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from PIL import Image
 
-from unet_diffusion.data.sources import class_names, open_source, picture_reader
+from unet_diffusion.data.sources import class_names, image_reader, open_source
 from unet_diffusion.images.decoding import decode_image
 
 datasets.disable_progress_bars()
@@ -23,7 +23,7 @@ def png(value: int) -> bytes:
 
 
 @pytest.fixture
-def three_pictures() -> Dataset:
+def three_images() -> Dataset:
     features = Features({"image": datasets.Image(), "label": ClassLabel(names=["cat", "dog"]), "id": Value("int64")})
     rows = {"image": [{"bytes": png(value), "path": None} for value in range(3)], "label": [0, 1, 0], "id": [7, 8, 9]}
     return Dataset.from_dict(rows, features=features)
@@ -32,34 +32,34 @@ def three_pictures() -> Dataset:
 @pytest.fixture
 def folder(tmp_path):
     for name in ("cat/a.png", "dog/b.png", "dog/deeper/c.PNG"):
-        path = tmp_path / "pictures" / name
+        path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(len(name)))
-    (tmp_path / "pictures/cat/notes.txt").write_text("not a picture")
-    (tmp_path / "pictures/cat/.hidden.png").write_bytes(b"")
-    return tmp_path / "pictures"
+    (tmp_path / "images/cat/notes.txt").write_text("not an image")
+    (tmp_path / "images/cat/.hidden.png").write_bytes(b"")
+    return tmp_path / "images"
 
 
 def first_values(dataset) -> list[int]:
-    read = picture_reader(dataset)
+    read = image_reader(dataset)
     return [int(decode_image(read(row["image"]))[0, 0, 0]) for row in dataset]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["parquet", "glob", "arrow", "folder of parquet", "save_to_disk", "saved splits"])
-def test_files_and_saved_folders(three_pictures, tmp_path, kind, streaming):
+def test_files_and_saved_folders(three_images, tmp_path, kind, streaming):
     source = tmp_path / "data"
     source.mkdir()
     if kind == "save_to_disk":
-        three_pictures.save_to_disk(source)
+        three_images.save_to_disk(source)
     elif kind == "saved splits":
-        DatasetDict(train=three_pictures, test=three_pictures.select([0])).save_to_disk(source)
+        DatasetDict(train=three_images, test=three_images.select([0])).save_to_disk(source)
     elif kind == "arrow":
-        three_pictures.save_to_disk(tmp_path / "saved")
+        three_images.save_to_disk(tmp_path / "saved")
         source = next((tmp_path / "saved").glob("*.arrow"))
     else:
         for part, rows in enumerate(([0], [1, 2])):
-            three_pictures.select(rows).to_parquet(source / f"train-{part}.parquet")
+            three_images.select(rows).to_parquet(source / f"train-{part}.parquet")
         if kind == "glob":
             source = source / "train-*.parquet"
         elif kind == "parquet":
@@ -88,14 +88,14 @@ def test_webdataset(tmp_path, streaming):
     assert set(open_source(tmp_path / "shard.tar", **options).features) == {"image"}
 
 
-def test_folder_of_pictures_takes_subfolders_as_classes(folder):
+def test_folder_of_images_takes_subfolders_as_classes(folder):
     dataset = open_source(folder)
     assert class_names(dataset) == ("cat", "dog")
     assert dataset["label"][:] == [0, 1, 1]
     assert first_values(dataset) == [len("cat/a.png"), len("dog/b.png"), len("dog/deeper/c.PNG")]
     assert first_values(open_source(folder, streaming=True)) == first_values(dataset)
     (folder / "loose.png").write_bytes(png(1))
-    assert class_names(open_source(folder)) is None  # not every picture lies in a subfolder
+    assert class_names(open_source(folder)) is None  # not every image lies in a subfolder
 
 
 def test_folder_changes_its_fingerprint_with_its_files(folder):
@@ -138,15 +138,15 @@ def test_hub_name_that_cannot_be_reached(monkeypatch):
         open_source("nobody/no-such-set")
 
 
-def test_unknown_sources_and_splits_are_explained(three_pictures, tmp_path):
-    three_pictures.to_parquet(tmp_path / "a" / "train.parquet")
-    DatasetDict(train=three_pictures).save_to_disk(tmp_path / "saved")
+def test_unknown_sources_and_splits_are_explained(three_images, tmp_path):
+    three_images.to_parquet(tmp_path / "a" / "train.parquet")
+    DatasetDict(train=three_images).save_to_disk(tmp_path / "saved")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "picture.png").write_bytes(png(0))
+    (tmp_path / "image.png").write_bytes(png(0))
     for source, split, message in [
         (tmp_path / "absent", "train", "no such file or folder"),
-        (tmp_path / "empty", "train", "no picture"),
-        (tmp_path / "picture.png", "train", "give their folder"),
+        (tmp_path / "empty", "train", "no image"),
+        (tmp_path / "image.png", "train", "give their folder"),
         (tmp_path / "a", "test", r"\['train'\]"),
         (tmp_path / "a/train.parquet", "test", "no named splits"),
         (tmp_path / "saved", "test", "has train"),
@@ -156,13 +156,13 @@ def test_unknown_sources_and_splits_are_explained(three_pictures, tmp_path):
             open_source(source, split, cache_dir=tmp_path / "cache")
 
 
-def test_columns_are_found_or_listed(three_pictures, tmp_path):
+def test_columns_are_found_or_listed(three_images, tmp_path):
     def saved(dataset: Dataset) -> str:
         folder = tmp_path / f"saved-{dataset._fingerprint}"
         dataset.save_to_disk(folder)
         return str(folder)
 
-    renamed = saved(three_pictures.rename_columns({"image": "scan", "label": "species"}))
+    renamed = saved(three_images.rename_columns({"image": "scan", "label": "species"}))
     assert set(open_source(renamed).features) == {"image", "label"}
     two = saved(
         Dataset.from_dict({"a": [{"bytes": png(0), "path": None}], "b": [{"bytes": png(9), "path": None}]}).cast(
@@ -174,17 +174,17 @@ def test_columns_are_found_or_listed(three_pictures, tmp_path):
         (two, {}, r"no single column.*a \(Image\), b \(Image\)"),
         (two, {"image_column": "c"}, "no such column.*a "),
         (two, {"label_column": "c"}, "no such column.*a "),
-        (renamed, {"image_column": "id"}, "holds no pictures"),
+        (renamed, {"image_column": "id"}, "holds no images"),
     ]:
         with pytest.raises(ValueError, match=message):
             open_source(source, **options)
     assert class_names(open_source(renamed, label_column="id")) == tuple(map(str, range(10)))
-    named = saved(three_pictures.remove_columns("label").add_column("kind", ["x", "y", "x"]))
+    named = saved(three_images.remove_columns("label").add_column("kind", ["x", "y", "x"]))
     assert class_names(open_source(named)) is None
     assert class_names(open_source(named, label_column="kind")) == ("x", "y")
 
 
-def test_pictures_as_arrays_and_bytes_keep_their_dtype(tmp_path):
+def test_images_as_arrays_and_bytes_keep_their_dtype(tmp_path):
     arrays = np.arange(2 * 3 * 4 * 7, dtype=np.uint8).reshape(2, 3, 4, 7)
     for name, features in {
         "fixed": Features({"image": Array3D((3, 4, 7), "uint8")}),
@@ -192,7 +192,7 @@ def test_pictures_as_arrays_and_bytes_keep_their_dtype(tmp_path):
     }.items():
         Dataset.from_dict({"image": arrays.tolist()}, features=features).save_to_disk(tmp_path / name)
         dataset = open_source(tmp_path / name)
-        decoded = decode_image(picture_reader(dataset)(dataset[1]["image"]))
+        decoded = decode_image(image_reader(dataset)(dataset[1]["image"]))
         assert decoded.dtype == np.uint8
         assert np.array_equal(decoded, arrays[1])
     Dataset.from_dict({"image": [png(3)]}).save_to_disk(tmp_path / "bytes")
@@ -204,4 +204,4 @@ def test_real_parquet_with_class_names(shared_data, tmp_path):
     assert class_names(dataset)[-1] == "Ankle boot"
     row = next(iter(dataset))
     assert decode_image(row["image"]).shape == (28, 28, 1)
-    assert row["label"] == 9  # the first test picture of Fashion-MNIST is an ankle boot
+    assert row["label"] == 9  # the first test image of Fashion-MNIST is an ankle boot

@@ -44,7 +44,7 @@ def vqvae() -> VQModel:
     return VQModel(block_out_channels=(32, 32), norm_num_groups=8, latent_channels=3, **blocks).eval()
 
 
-def picture(value: int) -> Image.Image:
+def image(value: int) -> Image.Image:
     """Of 32 pixels a side, since the stock pipelines round the sizes of PIL images down to multiples of it."""
     return Image.fromarray(np.full((32, 32, 3), value, dtype=np.uint8))
 
@@ -71,17 +71,17 @@ PIPELINES = {
     ),
     "RePaint": (
         lambda: RePaintPipeline(network(), RePaintScheduler()),
-        {**STEPS, "image": picture(200), "mask_image": hole(), "jump_length": 1, "jump_n_sample": 2},
+        {**STEPS, "image": image(200), "mask_image": hole(), "jump_length": 1, "jump_n_sample": 2},
     ),
     "LDM": (lambda: LDMPipeline(vqvae(), network(), DDIMScheduler()), STEPS),
     "LDMSuperResolution": (
         lambda: LDMSuperResolutionPipeline(vqvae(), network(6, out_channels=3), DDIMScheduler()),
-        {**STEPS, "image": picture(90)},
+        {**STEPS, "image": image(90)},
     ),
 }
 
 
-def pictures(pipe, arguments) -> np.ndarray:
+def images(pipe, arguments) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     return np.asarray(pipe(generator=torch.Generator().manual_seed(0), output_type="np", **arguments).images)
 
@@ -90,16 +90,16 @@ def pictures(pipe, arguments) -> np.ndarray:
 def test_stock_pipeline_runs_and_comes_back_from_a_folder(name, tmp_path):
     make, arguments = PIPELINES[name]
     pipe = make()
-    before = pictures(pipe, arguments)
+    before = images(pipe, arguments)
     assert np.isfinite(before).all() and before.std() > 0
     pipe.save_pretrained(tmp_path)
     assert isinstance(type(pipe).from_pretrained(tmp_path).unet, UNet)
-    np.testing.assert_array_equal(pictures(type(pipe).from_pretrained(tmp_path), arguments), before)
+    np.testing.assert_array_equal(images(type(pipe).from_pretrained(tmp_path), arguments), before)
 
 
 def test_repaint_keeps_what_the_mask_keeps():
     make, arguments = PIPELINES["RePaint"]
-    painted = pictures(make(), {**arguments, "num_inference_steps": 20})[0]
+    painted = images(make(), {**arguments, "num_inference_steps": 20})[0]
     keep = np.asarray(hole()) == 255
     assert np.abs(painted[keep] - 200 / 255).max() < 0.1
     assert np.abs(painted[~keep] - 200 / 255).mean() > 0.1

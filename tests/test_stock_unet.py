@@ -119,7 +119,7 @@ def test_masks_and_features_are_read_off_the_maps_of_the_stock_model(kind):
 @every_kind
 @pytest.mark.parametrize("size", [(1, 1), (5, 14), (16, 3)])
 @torch.no_grad()
-def test_pictures_of_any_size_are_continued_by_their_mirror_image(kind, size):
+def test_images_of_any_size_are_continued_by_their_mirror_image(kind, size):
     network = adapter(kind).eval()
     sample = torch.randn(2, 1, *size)
     stride = network.stride
@@ -313,7 +313,7 @@ def test_values_and_networks_that_are_no_plain_unet_are_refused(changes, message
 # --- pipelines ---
 
 
-def test_stock_pipelines_make_the_same_pictures():
+def test_stock_pipelines_make_the_same_images():
     reference = stock()
     for pipeline in (DDPMPipeline, DDIMPipeline):
         images = []
@@ -330,8 +330,8 @@ def test_tiles_start_at_multiples_of_the_stride_and_are_near_the_whole():
     assert tiling.stride == network.stride == 4 and tiling.ramp > 0  # GroupNorm: windows are blended
     pipe = SegmentationPipeline(network)
     pipe.set_progress_bar_config(disable=True)
-    picture = np.random.default_rng(0).integers(0, 256, (70, 61), dtype=np.uint8)
-    whole, tiles = (pipe(picture, output_type="np", tile_size=size).probabilities[0] for size in (None, 32))
+    image = np.random.default_rng(0).integers(0, 256, (70, 61), dtype=np.uint8)
+    whole, tiles = (pipe(image, output_type="np", tile_size=size).probabilities[0] for size in (None, 32))
     assert whole.shape == (3, 70, 61)
     assert np.abs(tiles - whole).mean() < 0.2 * np.abs(whole - whole.mean(axis=(1, 2), keepdims=True)).mean()
 

@@ -30,7 +30,7 @@ from unet_diffusion.training.metrics_log import read_metrics, series
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Pictures of one bright square on dark noise, their masks, and a stock pipeline."""
+    """Images of one bright square on dark noise, their masks, and a stock pipeline."""
     folder = tmp_path_factory.mktemp("place")
     tiny.squares(folder)
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def options(place, tmp_path) -> TrainSegmentation:
         ),
         output=tmp_path / "run",
         model=str(place / "stock"),
-        segmentation=SegmentationConfig(preview_pictures=2),
+        segmentation=SegmentationConfig(preview_images=2),
         augment=False,
         training=TrainingConfig(steps=2, batch_size=4, warmup_steps=1, log_every=2, validate_every=2, trackers=()),
     )
@@ -114,7 +114,7 @@ for pipeline in (ImageGenerationPipeline, SegmentationPipeline):
 
 
 def test_a_pixel_classifier_reads_a_stock_network(options, place):
-    learn = SegmentationConfig(learn="pixel_classifier", preview_pictures=2)
+    learn = SegmentationConfig(learn="pixel_classifier", preview_images=2)
     run = train_segmentation(
         replace(options, segmentation=learn, frozen_features=FrozenFeaturesConfig((10, 100), hidden=(8,)))
     )
@@ -122,8 +122,8 @@ def test_a_pixel_classifier_reads_a_stock_network(options, place):
     assert pipe.classifier.config.channels == [16, 8] and pipe.classifier.config.strides == [1, 1]
     expected = UNet2DAdapter.from_pretrained(run / "unet").to_stock().state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(place / "stock").items())
-    picture = np.zeros((7, 9), dtype=np.uint8)
-    assert pipe(picture, output_type="np").masks[0].shape == (7, 9)
+    image = np.zeros((7, 9), dtype=np.uint8)
+    assert pipe(image, output_type="np").masks[0].shape == (7, 9)
 
 
 def test_both_heads_of_a_stock_network_learn_at_once(options, place):

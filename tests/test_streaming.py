@@ -1,4 +1,4 @@
-"""A stream is the same for any number of processes, resumes exactly, and survives broken pictures."""
+"""A stream is the same for any number of processes, resumes exactly, and survives broken images."""
 
 import io
 from itertools import islice
@@ -24,9 +24,9 @@ def png(value: int) -> dict:
     return {"bytes": file.getvalue(), "path": f"{value}.npy"}
 
 
-def arrow(folder, pictures, files=1) -> str:
+def arrow(folder, images, files=1) -> str:
     features = Features({"image": datasets.Image(decode=False), "label": ClassLabel(names=["even", "odd"])})
-    rows = Dataset.from_dict({"image": pictures, "label": [i % 2 for i in range(len(pictures))]}, features=features)
+    rows = Dataset.from_dict({"image": images, "label": [i % 2 for i in range(len(images))]}, features=features)
     rows.save_to_disk(folder / "saved", num_shards=files)
     return str(folder / "saved" / "*.arrow")
 
@@ -41,7 +41,7 @@ def numbers(images, count) -> list[int]:
 
 
 @pytest.mark.parametrize("sizes", [(20,), (7, 13), (2, 5, 13)])  # of the files
-def test_processes_see_disjoint_pictures_and_together_all(tmp_path, sizes):
+def test_processes_see_disjoint_images_and_together_all(tmp_path, sizes):
     """Also where files hold unequal numbers of rows and an epoch ends within a batch."""
     ends = np.cumsum(sizes)
     for file, (end, size) in enumerate(zip(ends, sizes)):
@@ -66,10 +66,10 @@ def test_processes_see_disjoint_pictures_and_together_all(tmp_path, sizes):
         assert together[:48] == whole
 
 
-def test_a_broken_picture_has_the_same_substitute_in_every_process(tmp_path):
-    pictures = [png(value) for value in range(12)]
-    pictures[4] = pictures[5] = {"bytes": b"", "path": "broken.png"}
-    source, options = arrow(tmp_path, pictures), {"crop_size": 4, "flip": True, "max_broken": 0.1}
+def test_a_broken_image_has_the_same_substitute_in_every_process(tmp_path):
+    images = [png(value) for value in range(12)]
+    images[4] = images[5] = {"bytes": b"", "path": "broken.png"}
+    source, options = arrow(tmp_path, images), {"crop_size": 4, "flip": True, "max_broken": 0.1}
     whole = [item["image"] for item in islice(stream(source, **options), 30)]
     parts = [iter(stream(source, rank, 3, **options)) for rank in range(3)]
     for place, image in enumerate(whole):
@@ -78,15 +78,15 @@ def test_a_broken_picture_has_the_same_substitute_in_every_process(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resuming_equals_the_undisturbed_stream_with_a_worker_process_or_without(tmp_path, workers):
-    pictures = [png(value) for value in range(12)]
-    pictures[4] = {"bytes": b"", "path": "four.png"}  # its place is taken by another
-    source = arrow(tmp_path, pictures)
+    images = [png(value) for value in range(12)]
+    images[4] = {"bytes": b"", "path": "four.png"}  # its place is taken by another
+    source = arrow(tmp_path, images)
     options = {"crop_size": 4, "flip": True, "max_broken": 0.1}
 
     def seen(start: int, batches: int) -> list[tuple[int, int]]:
-        images = stream(source, **options)
-        images.start = start
-        loader = DataLoader(images, batch_size=3, collate_fn=to_batch, num_workers=workers if start else 0)
+        streamed = stream(source, **options)
+        streamed.start = start
+        loader = DataLoader(streamed, batch_size=3, collate_fn=to_batch, num_workers=workers if start else 0)
         pairs = (zip(batch["image"].amax((1, 2, 3)).tolist(), batch["label"].tolist()) for batch in loader)
         return [pair for batch in islice(pairs, batches) for pair in batch]
 
@@ -132,7 +132,7 @@ def test_streams_that_cannot_go_on_say_why(tmp_path, caplog, monkeypatch):
         with pytest.raises(ValueError, match="num_workers is 2"):
             numbers(stream(source), 1)
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="no usable picture"):
+    with pytest.raises(ValueError, match="no usable image"):
         stream(arrow(tmp_path / "none", [broken] * 3))
 
 

@@ -30,7 +30,7 @@ CONVOLUTIONS = {"norm": "none", "attention": (False, False)}  # a network whose 
 
 
 def network(channels: int = 1, **config) -> UNet:
-    """The tiny one as these tasks need it: it sees the noisy picture and the condition."""
+    """The tiny one as these tasks need it: it sees the noisy image and the condition."""
     return tiny.network(**{"in_channels": 2 * channels, "out_channels": channels, **config})
 
 
@@ -40,7 +40,7 @@ def pipeline(unet=None, scheduler=None, scale: int = 2, **arguments) -> SuperRes
     return pipe
 
 
-def picture(height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+def image(height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
@@ -59,7 +59,7 @@ def test_example_in_the_docstring_runs():
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_shrinking_and_enlarging_are_those_of_pillow(scale):
     """Its bicubic filter on 32-bit floats, antialiased where it shrinks; then rounded to what a file stores."""
-    pixels = picture(12, 24)[..., 0]
+    pixels = image(12, 24)[..., 0]
     pixels[:, :8], pixels[:, 8:16] = 0, 255  # bicubic overshoots at such an edge, and is clipped
     clean = BYTES.to_model(torch.from_numpy(pixels)[None, None])
     floats = Image.fromarray(pixels.astype(np.float32))
@@ -72,7 +72,7 @@ def test_shrinking_and_enlarging_are_those_of_pillow(scale):
     np.testing.assert_allclose(condition, large, atol=1e-3)  # of 255: rounding in float32
 
 
-def test_a_constant_picture_is_its_own_condition_at_any_depth():
+def test_a_constant_image_is_its_own_condition_at_any_depth():
     stored = torch.full((1, 2, 8, 12), 1365, dtype=torch.uint16)
     clean = PIXELS_12_BIT.to_model(stored)
     small = shrunk(clean, 4, PIXELS_12_BIT)
@@ -95,7 +95,7 @@ def test_sides_that_cannot_be_divided_are_named():
 
 
 class Reveals(nn.Module):
-    """Reads the clean picture from the condition, and predicts the noise that makes the noisy one of it."""
+    """Reads the clean image from the condition, and predicts the noise that makes the noisy one of it."""
 
     def __init__(self, scheduler) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Reveals(nn.Module):
         return SimpleNamespace(sample=(noisy - abar.sqrt() * clean) / (1 - abar).sqrt())
 
 
-def test_the_condition_follows_the_noisy_picture_in_the_channels():
+def test_the_condition_follows_the_noisy_image_in_the_channels():
     scheduler = DDPMScheduler()
     clean = torch.rand(4, 2, 6, 6) * 2 - 1
     timesteps = torch.tensor([100, 400, 700, 999])
@@ -119,8 +119,8 @@ def test_the_condition_follows_the_noisy_picture_in_the_channels():
 
 
 def test_a_perfect_predictor_gives_what_the_condition_shows(monkeypatch):
-    """With the enlarged picture for the clean one, every sampler ends at it, whatever noise it starts from."""
-    pixels = picture(5, 7)
+    """With the enlarged image for the clean one, every sampler ends at it, whatever noise it starts from."""
+    pixels = image(5, 7)
     for name in ("ddim", "dpm-solver++", "ddpm"):
         pipe = pipeline(scheduler=sampler(name, DDPMScheduler()))
         monkeypatch.setattr(pipe.unet, "forward", Reveals(pipe.scheduler).forward)
@@ -130,40 +130,40 @@ def test_a_perfect_predictor_gives_what_the_condition_shows(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["ddim", "sde-dpm-solver++", "ddpm", "heun"])
-def test_a_picture_depends_on_its_own_generator_alone(name):
+def test_an_image_depends_on_its_own_generator_alone(name):
     pipe = pipeline(scheduler=sampler(name, DDPMScheduler()))
-    pictures = [picture(4, 5, seed=0), picture(4, 5, seed=1), picture(6, 3, seed=2), picture(4, 5, seed=3)]
-    together = pipe(pictures, 4, seeded(0, 1, 2, 3), output_type="pt").images
-    assert [tuple(image.shape) for image in together] == [(1, 8, 10), (1, 8, 10), (1, 12, 6), (1, 8, 10)]
-    for pixels, seed, image in zip(pictures, range(4), together):
+    images = [image(4, 5, seed=0), image(4, 5, seed=1), image(6, 3, seed=2), image(4, 5, seed=3)]
+    together = pipe(images, 4, seeded(0, 1, 2, 3), output_type="pt").images
+    assert [tuple(each.shape) for each in together] == [(1, 8, 10), (1, 8, 10), (1, 12, 6), (1, 8, 10)]
+    for pixels, seed, large in zip(images, range(4), together):
         alone = pipe(pixels, 4, seeded(seed), output_type="pt").images[0]
-        torch.testing.assert_close(alone, image, atol=ROUNDING, rtol=0)
-    other = pipe(pictures[0], 4, seeded(9), output_type="pt").images[0]
+        torch.testing.assert_close(alone, large, atol=ROUNDING, rtol=0)
+    other = pipe(images[0], 4, seeded(9), output_type="pt").images[0]
     assert (other - together[0]).abs().max() > 0.05
 
 
-def test_pictures_of_one_size_run_together_up_to_the_memory_of_a_window():
+def test_images_of_one_size_run_together_up_to_the_memory_of_a_window():
     pipe = pipeline()
-    pictures = [torch.zeros(1, *size) for size in ((4, 4), (4, 4), (4, 4), (4, 5), (4, 4))]
+    images = [torch.zeros(1, *size) for size in ((4, 4), (4, 4), (4, 4), (4, 5), (4, 4))]
     tiling = SimpleNamespace(batch_size=lambda height, width: {(8, 8): 2, (8, 10): 2}[height, width])
-    parts = [(part.start, part.stop) for part in pipe._batches(pictures, tiling)]
+    parts = [(part.start, part.stop) for part in pipe._batches(images, tiling)]
     assert parts == [(0, 2), (2, 3), (3, 4), (4, 5)]
     assert list(pipe._batches([], tiling)) == []
 
 
-def test_one_generator_goes_from_picture_to_picture():
-    """As one list of noise for all: the pictures start from the first numbers and those that follow."""
+def test_one_generator_goes_from_image_to_image():
+    """As one list of noise for all: the images start from the first numbers and those that follow."""
     pipe = pipeline()
     starts = []
     pipe.unet.register_forward_pre_hook(lambda module, arguments: starts.append(arguments[0][:, :1]))
-    pipe([picture(4, 4), picture(4, 4)], 1, seeded(0)[0])
+    pipe([image(4, 4), image(4, 4)], 1, seeded(0)[0])
     torch.testing.assert_close(torch.cat(starts), torch.randn(2, 1, 8, 8, generator=seeded(0)[0]))
 
 
-def test_tiles_as_large_as_the_picture_change_nothing(monkeypatch):
+def test_tiles_as_large_as_the_image_change_nothing(monkeypatch):
     """Of a network with attention and statistics over space too, bit for bit: one forward of the whole a step."""
     pipe = pipeline()
-    pixels = picture(12, 10)
+    pixels = image(12, 10)
     tiled, chosen = (pipe(pixels, 3, seeded(0), tile_size=size, output_type="pt").images[0] for size in (24, None))
     everywhere = (slice(0, 24), slice(0, 20))
     monkeypatch.setattr(super_resolution, "tiled", lambda run, read, *_: [(*everywhere, run(read(*everywhere)))])
@@ -171,9 +171,9 @@ def test_tiles_as_large_as_the_picture_change_nothing(monkeypatch):
     assert torch.equal(tiled, whole) and torch.equal(chosen, whole)
 
 
-def test_tiles_of_a_convolutional_network_give_the_untiled_picture():
+def test_tiles_of_a_convolutional_network_give_the_untiled_image():
     pipe = pipeline(network(**CONVOLUTIONS))
-    pixels = picture(40, 35)
+    pixels = image(40, 35)
     whole, tiled = (pipe(pixels, 3, seeded(0), tile_size=size, output_type="pt").images[0] for size in (None, 16))
     torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)  # rounding, enlarged by three steps
     sizes = []
@@ -183,7 +183,7 @@ def test_tiles_of_a_convolutional_network_give_the_untiled_picture():
 
 
 class SeesMeans(Reveals):
-    """Takes the mean of its window for the clean picture, as a network with statistics over space might."""
+    """Takes the mean of its window for the clean image, as a network with statistics over space might."""
 
     def forward(self, seen, timesteps, class_labels=None, head=None):
         noisy, condition = seen.chunk(2, dim=1)
@@ -209,13 +209,13 @@ def test_what_tiles_see_differently_is_blended(monkeypatch):
     assert (steps > 0.01 * jump.max()).sum(dim=1).tolist() == [5] * 8
 
 
-def test_every_kind_of_input_gives_the_same_picture(tmp_path):
+def test_every_kind_of_input_gives_the_same_image(tmp_path):
     pipe = pipeline(network(3))
-    pixels = picture(4, 6, 3)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    pixels = image(4, 6, 3)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    inputs = [pixels, Image.fromarray(pixels), str(tmp_path / "picture.png"), tensor, tensor[None], [pixels]]
-    results = [pipe(image, 2, seeded(0), output_type="np").images for image in inputs]
+    inputs = [pixels, Image.fromarray(pixels), str(tmp_path / "image.png"), tensor, tensor[None], [pixels]]
+    results = [pipe(each, 2, seeded(0), output_type="np").images for each in inputs]
     assert all(len(result) == 1 and np.array_equal(result[0], results[0][0]) for result in results)
     assert results[0][0].shape == (8, 12, 3)
 
@@ -237,13 +237,13 @@ def test_output_types_agree(channels, pixel_range, mode):
     assert np.array_equal(np.asarray(pil).reshape(8, 10, channels), stored.permute(1, 2, 0).numpy())
 
 
-def test_noise_of_the_condition_is_drawn_after_that_of_the_picture():
-    """So the picture starts from the same noise with it and without."""
+def test_noise_of_the_condition_is_drawn_after_that_of_the_image():
+    """So the image starts from the same noise with it and without."""
     pipe = pipeline()
     starts = []
     pipe.unet.register_forward_pre_hook(lambda module, arguments: starts.append(arguments[0]))
-    pipe(picture(4, 4), 1, seeded(0))
-    pipe(picture(4, 4), 1, seeded(0), condition_noise=0.1)
+    pipe(image(4, 4), 1, seeded(0))
+    pipe(image(4, 4), 1, seeded(0), condition_noise=0.1)
     assert torch.equal(starts[0][:, 0], starts[1][:, 0])
     difference = starts[1][:, 1] - (1 - 0.1**2) ** 0.5 * starts[0][:, 1]
     expected = torch.randn(2, 1, 8, 8, generator=seeded(0)[0])[1]
@@ -271,7 +271,7 @@ def test_file_works_as_custom_pipeline(tmp_path, monkeypatch):
     )
     again.set_progress_bar_config(disable=True)
     assert type(again).__name__ == "SuperResolutionPipeline" and type(again) is not SuperResolutionPipeline
-    images, expected = (each(picture(3, 4), 2, seeded(0), output_type="stored").images[0] for each in (again, pipe))
+    images, expected = (each(image(3, 4), 2, seeded(0), output_type="stored").images[0] for each in (again, pipe))
     assert torch.equal(images, expected)
 
 
@@ -282,14 +282,14 @@ def test_file_works_as_custom_pipeline(tmp_path, monkeypatch):
         ({"condition_noise": 1.0}, "condition_noise is 1.0, but must be from 0 up to"),
         ({"tile_size": 0}, "tile_size is 0"),
         ({"output_type": "latent"}, "output_type is 'latent', but must be one of pil, np, pt, stored"),
-        ({"generator": seeded(0, 1)}, "there are 2 generators, but 1 pictures"),
-        ({"image": picture(4, 4, 3)}, r'has 3 channels, but the network takes 1; pass image.convert\("L"\)'),
-        ({"image": picture(4, 4).astype(np.uint16)}, "holds uint16, but the network was trained on uint8"),
+        ({"generator": seeded(0, 1)}, "there are 2 generators, but 1 images"),
+        ({"image": image(4, 4, 3)}, r'has 3 channels, but the network takes 1; pass image.convert\("L"\)'),
+        ({"image": image(4, 4).astype(np.uint16)}, "holds uint16, but the network was trained on uint8"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        pipeline()(**{"image": picture(4, 4), **arguments})
+        pipeline()(**{"image": image(4, 4), **arguments})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
-from test_super_resolution import BYTES, network, picture, seeded
+from test_super_resolution import BYTES, image, network, seeded
 from test_training import assert_same_run, metrics
 
 from unet_diffusion import cli
@@ -41,7 +41,7 @@ def options(tmp_path) -> TrainDDPM:
         task="super-resolution",
         model=str(model),
         data=DataConfig(max_images=60, validation_fraction=0.1, image_size=8),
-        diffusion=DiffusionConfig(preview_pictures=4),
+        diffusion=DiffusionConfig(preview_images=4),
         super_resolution=SuperResolutionConfig(scale=2),
         training=TrainingConfig(
             steps=4, batch_size=4, warmup_steps=2, log_every=2, checkpoint_every=2, validate_every=4, trackers=()
@@ -59,7 +59,7 @@ def test_a_run_is_a_pipeline_that_knows_its_scale(options):
     run = train_ddpm(options)
     for name in ("curves.png", "config.json", "previews/step-00000004.png"):
         assert (run / name).stat().st_size > 0
-    assert Image.open(run / "samples.png").size == (3 * 10 + 2, 4 * 10 + 2)  # 4 rows of three pictures of 8 x 8
+    assert Image.open(run / "samples.png").size == (3 * 10 + 2, 4 * 10 + 2)  # 4 rows of three images of 8 x 8
     assert "2 times larger" in (run / "README.md").read_text()
     pipe = load_pipeline(SuperResolutionPipeline, run)
     assert pipe.scale == 2 and pipe.unet.config.in_channels == 2 and pipe.unet.config.sample_size == 8
@@ -119,7 +119,7 @@ def test_the_timestep_is_the_first_number_of_a_generator(options):
         ({"task": "denoising"}, "task is 'denoising', but must be 'generation' or 'super-resolution'"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_before_a_picture_is_read(options, change, message):
+def test_options_that_do_not_fit_are_refused_before_an_image_is_read(options, change, message):
     with pytest.raises(ValueError, match=message):
         replace(options, **change)
 
@@ -127,7 +127,7 @@ def test_options_that_do_not_fit_are_refused_before_a_picture_is_read(options, c
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": DataConfig(max_images=20, validation_fraction=0, image_size=8)}, "no picture is held out"),
+        ({"data": DataConfig(max_images=20, validation_fraction=0, image_size=8)}, "no image is held out"),
         ({"data": DataConfig(max_images=20), "super_resolution": SuperResolutionConfig(scale=3)}, "28x28 pixels"),
         ({"diffusion": DiffusionConfig(class_conditional=True)}, "class_conditional is set, but super-resolution"),
         ({"model": "ronneberger-2015"}, "padding='valid' .* train such"),
@@ -182,50 +182,50 @@ def test_runs_from_before_there_were_tasks_are_those_of_generation(tmp_path):
 def test_other_pipelines_and_commands_refuse_the_run(run, generation_run, tmp_path):
     for kind in (ImageGenerationPipeline, SegmentationPipeline):
         with pytest.raises(
-            ValueError, match="is a super-resolution run, which only enlarges pictures; use it by upscale"
+            ValueError, match="is a super-resolution run, which only enlarges images; use it by upscale"
         ):
             load_pipeline(kind, run)
-    with pytest.raises(ValueError, match="is the run of a ImageGenerationPipeline, which enlarges no pictures"):
+    with pytest.raises(ValueError, match="holds a ImageGenerationPipeline, which does not enlarge images"):
         load_pipeline(SuperResolutionPipeline, generation_run)
     for wanted in ({"in_channels": 1}, {"in_channels": 2}, {"in_channels": 1, "out_channels": 1}):
-        with pytest.raises(ValueError, match="a super-resolution run, whose network sees a small picture beside"):
+        with pytest.raises(ValueError, match="a super-resolution run, whose network sees a small image beside"):
             load_unet(str(run), wanted)
     assert load_unet(str(run), {"in_channels": 2, "out_channels": 1}).config.in_channels == 2
     with pytest.raises(ValueError, match="in_channels is 2 for these data and options, but the network in .* has 1"):
         load_unet(str(generation_run), {"in_channels": 2, "out_channels": 1})
     with pytest.raises(SystemExit, match="sample: .* is a super-resolution run"):
         cli.run("sample", ["--run", str(run), "--output", str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="upscale: .* enlarges no pictures"):
+    with pytest.raises(SystemExit, match="upscale: .* enlarges no images"):
         cli.run("upscale", ["--run", str(generation_run), "--inputs", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_writes_pictures_that_depend_on_seed_and_name_alone(run, tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_the_command_writes_images_that_depend_on_seed_and_name_alone(run, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
     for name, seed in (("a.png", 0), ("b.png", 1)):
-        Image.fromarray(picture(5, 4, seed=seed)[..., 0]).save(pictures / name)
+        Image.fromarray(image(5, 4, seed=seed)[..., 0]).save(images / name)
     arguments = ["--run", str(run), "--steps", "2", "--device", "cpu"]
-    cli.run("upscale", [*arguments, "--inputs", str(pictures), "--output", str(tmp_path / "both")])
+    cli.run("upscale", [*arguments, "--inputs", str(images), "--output", str(tmp_path / "both")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "both")
-    cli.run("upscale", [*arguments, "--inputs", str(pictures / "b.png"), "--output", str(tmp_path / "one")])
+    cli.run("upscale", [*arguments, "--inputs", str(images / "b.png"), "--output", str(tmp_path / "one")])
     both, one = (Image.open(tmp_path / folder / "b.png") for folder in ("both", "one"))
     assert both.size == (8, 10) and np.array_equal(np.asarray(both), np.asarray(one))
 
     (tmp_path / "one" / "b.png").write_bytes(b"mine")
-    again = [*arguments, "--inputs", str(pictures), "--output", str(tmp_path / "one")]
+    again = [*arguments, "--inputs", str(images), "--output", str(tmp_path / "one")]
     with pytest.raises(SystemExit, match="b.png exists already; set overwrite"):
         cli.run("upscale", again)
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["b.png"]  # nothing was written before it
-    (pictures / "broken.png").write_bytes(b"no picture")
+    (images / "broken.png").write_bytes(b"no image")
     with pytest.raises(SystemExit, match=r"(?s)1 of 3 inputs failed.*broken.png cannot be decoded"):
         cli.run("upscale", [*again, "--overwrite"])
     assert np.array_equal(np.asarray(Image.open(tmp_path / "one" / "b.png")), np.asarray(both))
 
 
-def test_pictures_that_no_png_holds_are_arrays(tmp_path):
+def test_images_that_no_png_holds_are_arrays(tmp_path):
     SuperResolutionPipeline(network(2), DDPMScheduler(), 2).save_pretrained(tmp_path / "run")
-    np.save(tmp_path / "small.npy", picture(3, 4, 2))
+    np.save(tmp_path / "small.npy", image(3, 4, 2))
     output = ["--output", str(tmp_path / "out"), "--steps", "1"]
     cli.run("upscale", ["--run", str(tmp_path / "run"), "--inputs", str(tmp_path / "small.npy"), *output])
     large = np.load(tmp_path / "out" / "small.npy")
@@ -239,7 +239,7 @@ def test_pictures_that_no_png_holds_are_arrays(tmp_path):
         (["--inputs", "x", "--steps", "0"], "num_inference_steps is 0"),
         (["--inputs", "x", "--tile-size", "0"], "tile_size is 0"),
         (["--inputs", "x", "--condition-noise", "1"], "condition_noise is 1"),
-        (["--inputs", "nowhere"], "there is no picture outside of"),
+        (["--inputs", "nowhere"], "there is no image outside of"),
     ],
 )
 def test_mistakes_end_with_one_sentence(run, tmp_path, arguments, message, capsys):

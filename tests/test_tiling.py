@@ -55,13 +55,13 @@ def network(**overrides) -> UNet:
     return unet.eval()
 
 
-def run(unet: UNet, picture: Tensor, tiling: Tiling, turn=(0, False)) -> Tensor:
+def run(unet: UNet, image: Tensor, tiling: Tiling, turn=(0, False)) -> Tensor:
     """Logits (B, K, H, W), every pixel written once."""
-    logits = torch.full((len(picture), unet.config.num_classes, *picture.shape[2:]), torch.nan)
+    logits = torch.full((len(image), unet.config.num_classes, *image.shape[2:]), torch.nan)
     parts = tiled(
         lambda window: turned_back(unet(turned(window, turn), head="segmentation").logits, turn),
-        lambda rows, columns: picture[..., rows, columns],
-        picture.shape[2:],
+        lambda rows, columns: image[..., rows, columns],
+        image.shape[2:],
         tiling,
     )
     with torch.no_grad():
@@ -83,11 +83,11 @@ def difference(a: Tensor, b: Tensor) -> float:
 def pixels_that_matter(unet: UNet, side: int, pixel: int) -> tuple[int, int]:
     """First and last row that changes the output at row `pixel`, by trying every row."""
     torch.manual_seed(2)
-    picture = torch.randn(1, 1, side, 3, dtype=torch.float64)
-    changed = picture.repeat(side, 1, 1, 1)
+    image = torch.randn(1, 1, side, 3, dtype=torch.float64)
+    changed = image.repeat(side, 1, 1, 1)
     changed[torch.arange(side), :, torch.arange(side)] += 3.0
     with torch.no_grad():
-        clean, *others = unet(torch.cat([picture, changed])).logits[..., pixel, :]
+        clean, *others = unet(torch.cat([image, changed])).logits[..., pixel, :]
     effect = torch.stack([(other - clean).abs().max() for other in others])
     rows = (effect > 1e-12 * clean.abs().max()).nonzero()  # float64: rounding is 1e-16
     return int(rows.min()), int(rows.max())
@@ -96,7 +96,7 @@ def pixels_that_matter(unet: UNet, side: int, pixel: int) -> tuple[int, int]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("side", [72, 69])
 def test_context_is_the_reach_of_the_network(kind, side):
-    """Perturbing each row of the picture: nothing beyond the context matters, and its last row does somewhere."""
+    """Perturbing each row of the image: nothing beyond the context matters, and its last row does somewhere."""
     unet = network(**kind).double()
     stride = 2 ** (len(unet.config.channels) - 1)
     reach = []
@@ -151,7 +151,7 @@ def test_windows_cover_the_side_and_keep_their_context(side, stride, tile, befor
     for span in spans:
         assert 0 <= span.start < span.stop <= side
         assert span.start % stride == 0
-        assert (side - span.stop) % stride == 0  # so that the flipped picture is cut at multiples as well
+        assert (side - span.stop) % stride == 0  # so that the flipped image is cut at multiples as well
         for piece in span.pieces:
             assert piece.start >= span.start + before or span.start == 0
             assert piece.stop <= span.stop - after or span.stop == side
@@ -162,13 +162,13 @@ def test_windows_cover_the_side_and_keep_their_context(side, stride, tile, befor
     assert len(spans) <= 1 + max(-(-(side - tiling.shared) // tiling.tile), 0)
 
 
-def test_small_pictures_are_one_window():
+def test_small_images_are_one_window():
     tiling = Tiling.of(network(), 16)  # 16 + 2 * 24, and up to a stride more
     assert tiling.count(64, 64) == tiling.count(65, 67) == 1
     assert tiling.count(68, 64) == 2
 
 
-def test_chosen_tiles_do_not_depend_on_the_picture_but_on_the_network():
+def test_chosen_tiles_do_not_depend_on_the_image_but_on_the_network():
     with torch.device("meta"):
         narrow, wide = (Tiling.of(network(channels=(width, 32))) for width in (16, 64))
         attending = Tiling.of(UNet(channels=(64, 64, 64), num_classes=2, attention=(False, True, False)))
@@ -188,7 +188,7 @@ def test_chosen_windows_share_at_most_a_third_and_take_the_memory_that_is_stated
     )
 
 
-def test_pictures_that_fit_are_not_cut_and_windows_of_larger_ones_are_small():
+def test_images_that_fit_are_not_cut_and_windows_of_larger_ones_are_small():
     with torch.device("meta"):
         tiling = Tiling.of(UNet(channels=(32, 32), num_classes=2, attention=(False, False)))
     rows, columns = tiling.windows(512, WHOLE // (4 * MAPS * 32 * 512))
@@ -215,19 +215,19 @@ def test_wrong_tile_sizes_are_refused(tile_size):
 @given(height=st.integers(1, 110), width=st.integers(1, 110), tile_size=st.integers(1, 48), seed=st.integers(0, 99))
 def test_tiled_equals_whole_for_padded_networks(kind, height, width, tile_size, seed):
     unet = network(**kind)
-    picture = torch.randn(1, 1, height, width, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
+    image = torch.randn(1, 1, height, width, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
     with torch.no_grad():
-        whole = unet(picture).logits
-    assert difference(run(unet, picture, Tiling.of(unet, max(tile_size, 12))), whole) <= 1e-5
+        whole = unet(image).logits
+    assert difference(run(unet, image, Tiling.of(unet, max(tile_size, 12))), whole) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", [KINDS[1], KINDS[2], KINDS[4]])
 @settings(max_examples=4, deadline=None)
 @given(height=st.integers(1, 80), width=st.integers(1, 80), tile_size=st.integers(12, 40))
 def test_tiled_equals_whole_for_unpadded_networks(kind, height, width, tile_size):
-    """The whole: one forward of the picture, mirrored at its border by numpy."""
+    """The whole: one forward of the image, mirrored at its border by numpy."""
     unet = network(padding="valid", **kind)
-    picture = torch.randn(1, 1, height, width, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    image = torch.randn(1, 1, height, width, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     stride = 2 ** (len(unet.config.channels) - 1)
     margin = (unet.smallest_side - unet.output_size(unet.smallest_side, unet.smallest_side)[0]) // 2
     ends = []
@@ -235,40 +235,40 @@ def test_tiled_equals_whole_for_unpadded_networks(kind, height, width, tile_size
         wanted = side + 2 * margin + stride  # the last rows are spoilt where upsampling pads one side
         even = unet.smallest_side + -(-max(wanted - unet.smallest_side, 0) // stride) * stride
         ends.append((margin, even - margin - side))
-    padded = np.pad(picture[0, 0].numpy(), ends, mode="reflect")
+    padded = np.pad(image[0, 0].numpy(), ends, mode="reflect")
     with torch.no_grad():
         whole = unet(torch.from_numpy(padded)[None, None]).logits[..., :height, :width]
     tiling = Tiling.of(unet, tile_size)
-    assert difference(run(unet, picture, tiling), whole) <= 1e-5
-    assert difference(run(unet, picture, Tiling.of(unet, 512)), whole) <= 1e-5
+    assert difference(run(unet, image, tiling), whole) <= 1e-5
+    assert difference(run(unet, image, Tiling.of(unet, 512)), whole) <= 1e-5
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("turn", TURNS)
 def test_tiled_equals_whole_for_flipped_and_rotated_windows(padding, turn):
     unet = network(padding=padding, upsample="nearest", channels=(4, 6))
-    picture = torch.randn(1, 1, 71, 46)
-    whole = run(unet, picture, Tiling.of(unet, 512, symmetric=True), turn)
-    assert difference(run(unet, picture, Tiling.of(unet, 16, symmetric=True), turn), whole) <= 1e-5
+    image = torch.randn(1, 1, 71, 46)
+    whole = run(unet, image, Tiling.of(unet, 512, symmetric=True), turn)
+    assert difference(run(unet, image, Tiling.of(unet, 16, symmetric=True), turn), whole) <= 1e-5
 
 
 def test_off_stride_windows_would_be_wrong():
     """What the multiples of the stride are for: a window that starts one pixel off gives other logits."""
     unet = network()
-    picture = torch.randn(1, 1, 160, 12)
+    image = torch.randn(1, 1, 160, 12)
     with torch.no_grad():
-        whole, off = unet(picture).logits, unet(picture[:, :, 21:]).logits
+        whole, off = unet(image).logits, unet(image[:, :, 21:]).logits
     assert difference(off[:, :, 50:60], whole[:, :, 71:81]) > 1e-2
 
 
 def test_blended_windows_are_near_the_whole_and_have_no_seam():
     """GroupNorm and attention: the difference of this random network is bounded, and is not larger at the cuts."""
     unet = network(norm="group", attention=(False, False, True), head_channels=8)
-    picture = torch.nn.functional.interpolate(torch.randn(1, 1, 30, 30), scale_factor=8, mode="bicubic").clamp(-1, 1)
+    image = torch.nn.functional.interpolate(torch.randn(1, 1, 30, 30), scale_factor=8, mode="bicubic").clamp(-1, 1)
     with torch.no_grad():
-        whole = unet(picture).logits
+        whole = unet(image).logits
     tiling = Tiling.of(unet, 96)
-    error = (run(unet, picture, tiling) - whole).abs().amax(dim=(0, 1)) / whole.abs().max()
+    error = (run(unet, image, tiling) - whole).abs().amax(dim=(0, 1)) / whole.abs().max()
     assert error.mean() < 0.1
     cuts = [span.pieces[0].start + tiling.ramp for span in tiling.spans(240)[1:]]
     assert cuts
@@ -292,7 +292,7 @@ def test_blending_weighs_by_distance():
     assert out[0] == 0
 
 
-def test_what_is_held_does_not_grow_with_the_picture():
+def test_what_is_held_does_not_grow_with_the_image():
     """Pixels that were read but are not finished: the strips lie along the shorter side, however long the other."""
 
     def most_held(height: int, width: int) -> int:
@@ -324,9 +324,9 @@ def test_mirrored_places_are_numpys_reflection(side, start, length):
 
 
 def test_windows_beyond_the_border_are_mirrored():
-    picture = torch.randn(2, 3, 5, 4)
-    seen = read_mirrored(lambda r, c: picture[..., r, c], (5, 4), range(-7, 11), range(2, 9))
-    expected = np.pad(picture.numpy(), [(0, 0), (0, 0), (7, 6), (0, 5)], mode="reflect")[..., 2:9]
+    image = torch.randn(2, 3, 5, 4)
+    seen = read_mirrored(lambda r, c: image[..., r, c], (5, 4), range(-7, 11), range(2, 9))
+    expected = np.pad(image.numpy(), [(0, 0), (0, 0), (7, 6), (0, 5)], mode="reflect")[..., 2:9]
     assert np.array_equal(seen.numpy(), expected)
 
 

@@ -30,8 +30,8 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     for index, levels in enumerate(np.random.default_rng(0).integers(0, 256, (70, 8, 8), dtype=np.uint8)):
         Image.fromarray(levels).save(folder / f"{index}.png")
     return str(folder)
@@ -43,18 +43,18 @@ def features(script, monkeypatch):
 
 
 @pytest.fixture
-def config(script, pictures, tmp_path):
+def config(script, images, tmp_path):
     network = tmp_path / "network.json"
     network.write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
     return script.TimeToQuality(
-        pictures, tmp_path / "run", peer_steps=4, our_steps=(2,), snapshots=1, pictures=64, model=str(network)
+        images, tmp_path / "run", peer_steps=4, our_steps=(2,), snapshots=1, images=64, model=str(network)
     )
 
 
-def peer(script, pictures, folder, steps=4):
+def peer(script, images, folder, steps=4):
     from benchmarks.quality_training import PeerTraining, PublishedRecipe
 
-    data = script.load_images(script.DataConfig(data=pictures)).train
+    data = script.load_images(script.DataConfig(data=images)).train
     torch.manual_seed(0)
     recipe = PublishedRecipe(steps, learning_rate=1e-2, batch_size=4, warmup_steps=2)
     return PeerTraining(script.peer_network(8, 1), recipe, data, folder)
@@ -71,8 +71,8 @@ def test_snapshots_come_at_doubled_steps_and_at_the_end(script):
     assert script.snapshot_steps(5) == [1, 2, 5]
 
 
-def test_the_moving_average_and_the_learning_rate_are_those_of_the_example(script, pictures, tmp_path):
-    training = peer(script, pictures, tmp_path)
+def test_the_moving_average_and_the_learning_rate_are_those_of_the_example(script, images, tmp_path):
+    training = peer(script, images, tmp_path)
     rates = []
     step = training._train_step
     training._train_step = lambda clean: (rates.append(training.optimizer.param_groups[0]["lr"]), step(clean))
@@ -83,10 +83,10 @@ def test_the_moving_average_and_the_learning_rate_are_those_of_the_example(scrip
 
 
 @pytest.mark.slow
-def test_a_stopped_peer_goes_on_as_if_it_had_not_been(script, pictures, tmp_path):
-    whole = peer(script, pictures, tmp_path / "whole")
+def test_a_stopped_peer_goes_on_as_if_it_had_not_been(script, images, tmp_path):
+    whole = peer(script, images, tmp_path / "whole")
     whole.run()
-    stopped = peer(script, pictures, tmp_path / "stopped")
+    stopped = peer(script, images, tmp_path / "stopped")
     step = stopped._train_step
 
     def dies(clean):
@@ -97,7 +97,7 @@ def test_a_stopped_peer_goes_on_as_if_it_had_not_been(script, pictures, tmp_path
     stopped._train_step = dies
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
-    again = peer(script, pictures, tmp_path / "stopped")
+    again = peer(script, images, tmp_path / "stopped")
     again.run()
     assert again.step == 4 and again.seconds > stopped.seconds > 0
     for name, weights in whole.network.state_dict().items():
@@ -154,10 +154,10 @@ def test_everything_is_trained_judged_and_written_and_nothing_twice(script, conf
     assert script.time_to_quality(config) == text
 
 
-def test_a_snapshot_is_judged_by_its_own_weights(script, pictures, tmp_path):
-    peer(script, pictures, tmp_path, steps=2).run()
+def test_a_snapshot_is_judged_by_its_own_weights(script, images, tmp_path):
+    peer(script, images, tmp_path, steps=2).run()
     network = script.peer_network(8, 1)
-    features, real = script.real_features(script.TimeToQuality(pictures, tmp_path, pictures=64))
+    features, real = script.real_features(script.TimeToQuality(images, tmp_path, images=64))
     points = [script.judge(tmp_path, step, network, DDPMScheduler(), features, real) for step in (1, 2, 1)]
     assert points[0] == points[2] and points[0].distance != points[1].distance
     assert points[0].seconds < points[1].seconds

@@ -58,13 +58,13 @@ def test_training_finds_the_squares_and_saves_a_pipeline(options, tmp_path):
 
 
 def noise_predictor(options: TrainSegmentation, folder: Path) -> Path:
-    """A DDPM run of two steps on the pictures."""
+    """A DDPM run of two steps on the images."""
     return train_ddpm(
         TrainDDPM(
             output=folder,
             model=options.model,
             data=DataConfig(data=options.data.data, validation_fraction=0.2),
-            diffusion=DiffusionConfig(preview_pictures=2),
+            diffusion=DiffusionConfig(preview_images=2),
             training=replace(options.training, steps=2),
         )
     )

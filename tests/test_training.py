@@ -59,7 +59,7 @@ def options(tmp_path, network) -> TrainDDPM:
         output=tmp_path / "run",
         model=network,
         data=DataConfig(max_images=60, validation_fraction=0.1, image_size=8),
-        diffusion=DiffusionConfig(preview_pictures=4),
+        diffusion=DiffusionConfig(preview_images=4),
         training=training,
     )
 
@@ -92,7 +92,7 @@ def assert_same_run(a: Path, b: Path, step: int) -> None:
     assert metrics(a) == metrics(b)
 
 
-def test_a_run_is_a_pipeline_folder_with_pictures_and_numbers(options):
+def test_a_run_is_a_pipeline_folder_with_images_and_numbers(options):
     run = train_ddpm(options)
     for name in ("README.md", "curves.png", "samples.png", "config.json", "previews/step-00000006.png"):
         assert (run / name).stat().st_size > 0
@@ -102,7 +102,7 @@ def test_a_run_is_a_pipeline_folder_with_pictures_and_numbers(options):
 
 
 @pytest.mark.parametrize("pipeline", ["diffusers.DDPMPipeline", "unet_diffusion.pipelines.ImageGenerationPipeline"])
-def test_a_new_process_makes_bit_equal_pictures(options, tmp_path, pipeline):
+def test_a_new_process_makes_bit_equal_images(options, tmp_path, pipeline):
     """Before saving, here; after loading, in a process that imports nothing of ours but `unet_diffusion`."""
     unet, scheduler = UNet.from_preset("tiny", sample_size=12), options.diffusion.make_scheduler()
     torch.nn.init.normal_(unet.noise_head.weight, std=0.2)  # or an untrained network would predict zero
@@ -115,8 +115,8 @@ import numpy, torch, unet_diffusion
 from {module} import {name}
 torch.set_num_threads({torch.get_num_threads()})
 pipe = {name}.from_pretrained({str(tmp_path / "saved")!r})
-pictures = pipe(batch_size=3, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
-numpy.save({str(tmp_path / "after.npy")!r}, pictures)
+images = pipe(batch_size=3, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
+numpy.save({str(tmp_path / "after.npy")!r}, images)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     assert before.std() > 0
@@ -182,7 +182,7 @@ def test_a_resumed_run_may_spread_a_step_differently_but_not_change_its_size(opt
     train_ddpm(replace(options, training=replace(options.training, batch_size=2, accumulate=2)))
     losses = [series(metrics(run), "loss")[1] for run in (options.output, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    with pytest.raises(ValueError, match="pictures_per_step is 8, but the run in .* was started with 4"):
+    with pytest.raises(ValueError, match="images_per_step is 8, but the run in .* was started with 4"):
         train_ddpm(replace(options, training=replace(options.training, batch_size=8)))
 
 
@@ -214,7 +214,7 @@ def test_the_learning_rate_follows_the_schedule_in_optimizer_steps(options):
     assert series(metrics(run), "learning_rate")[1] == pytest.approx(expected, abs=1e-12)
 
 
-def test_accumulation_sees_the_same_pictures_and_noise_as_one_large_batch(options, tmp_path, network):
+def test_accumulation_sees_the_same_images_and_noise_as_one_large_batch(options, tmp_path, network):
     """Without dropout two halves give the loss of the whole: the same draws, averaged."""
     options.model = without_dropout(network, tmp_path)
     halves = replace(
@@ -260,11 +260,9 @@ def test_metrics_reach_tensorboard(options):
 
 
 def test_a_stream_trains_and_goes_on_where_it_stopped(options, tmp_path):
-    """Pictures read while training, from an Arrow file; a run in two parts equals one in a whole."""
-    pictures = [Image.fromarray(np.full((8, 8), 10 * i, dtype=np.uint8)) for i in range(20)]
-    Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()})).save_to_disk(
-        tmp_path / "arrow"
-    )
+    """Images read while training, from an Arrow file; a run in two parts equals one in a whole."""
+    images = [Image.fromarray(np.full((8, 8), 10 * i, dtype=np.uint8)) for i in range(20)]
+    Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()})).save_to_disk(tmp_path / "arrow")
     (arrow,) = (tmp_path / "arrow").glob("*.arrow")
     options.data = DataConfig(data=str(arrow), streaming=True, image_size=8, shuffle_buffer=8)
     options.training = replace(options.training, schedule="constant")
@@ -360,7 +358,7 @@ def command(options: TrainDDPM, steps: int) -> list[str]:
     training = options.training
     return [
         *(str(ROOT / "scripts" / "train_ddpm.py"), "--output", str(options.output), "--model", options.model),
-        *("--max-images", "60", "--validation-fraction", "0.1", "--image-size", "8", "--preview-pictures", "4"),
+        *("--max-images", "60", "--validation-fraction", "0.1", "--image-size", "8", "--preview-images", "4"),
         *("--steps", str(steps), "--batch-size", str(training.batch_size), "--warmup-steps", "2", "--log-every", "2"),
         *("--validate-every", "3", "--preview-every", "100", "--checkpoint-every", "2", "--trackers"),
     ]

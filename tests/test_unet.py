@@ -116,7 +116,7 @@ def test_pooling_rounds_up_as_ceil_mode_does(size):
     assert torch.equal(*gradients)
 
 
-def test_odd_sizes_stay_aligned_with_the_picture():
+def test_odd_sizes_stay_aligned_with_the_image():
     """One row and column of zeros more change nothing away from that edge."""
     unet = randomised(small(norm="none", attention=(False, False))).eval()
     x = torch.randn(1, 1, 32, 32)

@@ -15,13 +15,13 @@ def network(**config) -> UNet:
     return tiny.network(**{"in_channels": 3, "out_channels": 3, "attention": (True, True), **config})
 
 
-def pictures(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.linspace(-1, 1, 2 * 3 * 15 * 12).reshape(2, 3, 15, 12).to(dtype)
 
 
 @torch.no_grad()
 def prediction(unet: UNet, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return unet(pictures(dtype), 5).sample
+    return unet(images(dtype), 5).sample
 
 
 def saved_bytes(unet: UNet) -> int:
@@ -36,7 +36,7 @@ def saved_bytes(unet: UNet) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = unet(pictures(), 5).sample  # alive, so that no address is used twice
+        output = unet(images(), 5).sample  # alive, so that no address is used twice
     assert output.requires_grad
     return sum(sizes.values())
 
@@ -95,7 +95,7 @@ def test_group_offload_with_a_stream_changes_no_value():
     expected = prediction(unet)
     unet.enable_group_offload(torch.device("cuda"), offload_type="leaf_level", use_stream=True)
     with torch.no_grad():
-        torch.testing.assert_close(unet(pictures().cuda(), 5).sample.cpu(), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(unet(images().cuda(), 5).sample.cpu(), expected, rtol=0, atol=1e-4)
 
 
 def test_attention_backends_agree_and_are_set_by_name_or_context():

@@ -1,4 +1,4 @@
-"""Small things for many tests: a network, what it predicts, pictures with their masks, a run that breaks off."""
+"""Small things for many tests: a network, what it predicts, images with their masks, a run that breaks off."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,20 +27,20 @@ def network(**config) -> UNet:
 
 @torch.no_grad()
 def prediction(unet: UNet) -> Tensor:
-    """Of the noise, for two pictures of 9 x 7 pixels."""
+    """Of the noise, for two images of 9 x 7 pixels."""
     channels = unet.config.in_channels
     return unet(torch.linspace(-1, 1, 126 * channels).reshape(2, channels, 9, 7), 5).sample
 
 
 def squares(folder: Path, count: int = 12, side: int = 16, kinds: tuple[str, ...] = ("",)) -> None:
-    """Pictures of one bright square on dark noise, in a subfolder for each kind, and masks that say where it is."""
+    """Images of one bright square on dark noise, in a subfolder for each kind, and masks that say where it is."""
     random = np.random.default_rng(0)
     for i in range(count):
         top, left = random.integers(0, side - 6, 2)
         mask = np.zeros((side, side), dtype=np.uint8)
         mask[top : top + 6, left : left + 6] = 1
-        picture = (random.integers(0, 60, (side, side)) + 150 * mask).astype(np.uint8)
-        for name, pixels in (("images", picture), ("masks", mask)):
+        image = (random.integers(0, 60, (side, side)) + 150 * mask).astype(np.uint8)
+        for name, pixels in (("images", image), ("masks", mask)):
             path = folder / name / kinds[i % len(kinds)] / f"{i:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)

@@ -2,9 +2,9 @@
 
 The classifier reads the features of a frozen noise predictor, pixel by pixel.
 
-The label-efficient recipe of Baranchuk et al. 2022 (section 4): given a picture with the noise of a few timesteps, the
+The label-efficient recipe of Baranchuk et al. 2022 (section 4): given an image with the noise of a few timesteps, the
 decoder of a trained noise predictor holds maps that tell what each pixel belongs to, and a classifier that learns from
-a handful of masks reads them. Theirs are ten classifiers that vote, on the stored features of all pictures; here it is
+a handful of masks reads them. Theirs are ten classifiers that vote, on the stored features of all images; here it is
 one, and features pass by, one timestep at a time.
 
 The path of this module, `unet_diffusion.adapters`, is written into pipelines saved with a classifier; do not move it.
@@ -31,18 +31,18 @@ __all__ = ["PixelClassifier", "UNet2DAdapter"]
 class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
     """Class scores of each pixel from what a network's decoder holds at several timesteps.
 
-    It computes what a perceptron does with the features of all timesteps and stages, each brought to the picture's size
+    It computes what a perceptron does with the features of all timesteps and stages, each brought to the image's size
     and joined: but its first layer is linear, as is bilinear upsampling, so the order of the two is free. Every map is
     normalised and projected at its own resolution, projections of one resolution are added up, and only their sums are
     upsampled. Nothing is as wide as the features but the features of one timestep.
 
-    It takes no statistics from the batch or from the picture: a pixel's scores depend on the features around it alone.
+    It takes no statistics from the batch or from the image: a pixel's scores depend on the features around it alone.
 
     Args:
         channels: channels of each map that is taken from the decoder.
-        strides: pixels of the picture per pixel of each of these maps.
+        strides: pixels of the image per pixel of each of these maps.
         stages: which maps these are, as indices into `UNet.feature_info`.
-        timesteps: where noise is added to the picture before the network sees it.
+        timesteps: where noise is added to the image before the network sees it.
         hidden: widths of the hidden layers.
         num_classes: the background included.
 
@@ -116,7 +116,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
         config, own = unet.config, self.config
         if not hasattr(scheduler, "add_noise"):
             raise ValueError(
-                "a pixel classifier reads pictures with noise, but there is no scheduler that adds it; "
+                "a pixel classifier reads images with noise, but there is no scheduler that adds it; "
                 "pass the scheduler that the noise predictor was trained with."
             )
         limit = scheduler.config.num_train_timesteps
@@ -130,7 +130,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
             )
         if config.get("num_class_embeds") is not None and config.get("label_dropout", 0) == 0:
             raise ValueError(
-                "the network was trained with a class for every picture (label_dropout is 0), and pictures to segment "
+                "the network was trained with a class for every image (label_dropout is 0), and images to segment "
                 "have none; use a noise predictor that was trained without classes, or with label_dropout above 0."
             )
         check_stages(own.stages, unet.feature_info)
@@ -145,12 +145,12 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
     def features(
         self, unet: Any, scheduler: Any, clean: Tensor, noises: Iterable[Tensor]
     ) -> Iterator[tuple[Tensor, ...]]:
-        """What the decoder holds of noisy pictures, one timestep after the other, each computed as it is asked for.
+        """What the decoder holds of noisy images, one timestep after the other, each computed as it is asked for.
 
         Args:
             unet: the network, in evaluation mode; it gets no gradients.
             scheduler: whose `add_noise` makes the noisy versions.
-            clean: float32 pictures in [-1, 1], (B, C, H, W).
+            clean: float32 images in [-1, 1], (B, C, H, W).
             noises: standard normal, (B, C, H, W), one for each timestep.
 
         Yields:
@@ -167,10 +167,10 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
 
         Args:
             features: for each timestep the maps of all stages, such as `features` gives.
-            size: height and width of the picture.
+            size: height and width of the image.
 
         Raises:
-            ValueError: maps are missing, or not of the size that belongs to the picture.
+            ValueError: maps are missing, or not of the size that belongs to the image.
         """
         maps_of_timesteps = iter(features)
         sums: list[Any] = [0] * len(self.config.stages)  # (B, hidden, H / stride, W / stride) each
@@ -213,7 +213,7 @@ class Projection(nn.Module):
 def noisy_features(
     unet: Any, scheduler: Any, clean: Tensor, noise: Tensor, timestep: int, stages: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    """The decoder's maps (B, C_stage, h, w) of pictures (B, C, H, W) in [-1, 1] with the noise of one timestep."""
+    """The decoder's maps (B, C_stage, h, w) of images (B, C, H, W) in [-1, 1] with the noise of one timestep."""
     steps = torch.full((len(clean),), timestep, device=clean.device)
     noisy = scheduler.add_noise(clean, noise, steps).to(unet.dtype)
     maps = unet(channels_last(noisy), timestep, head="features").features
@@ -221,21 +221,21 @@ def noisy_features(
 
 
 def upsampled(x: Tensor, stride: int, size: Sequence[int]) -> Tensor:
-    """Enlarges a map (B, C, h, w) bilinearly to the height and width of the picture, (B, C, H, W).
+    """Enlarges a map (B, C, h, w) bilinearly to the height and width of the image, (B, C, H, W).
 
-    Pixel p of the map stands for pixels stride * p to stride * p + stride - 1 of the picture, of which the last map
+    Pixel p of the map stands for pixels stride * p to stride * p + stride - 1 of the image, of which the last map
     pixel may reach beyond the border, since sizes round up. So the map is enlarged by exactly the stride and cut at the
     far end. Enlarged to the size itself it would be squeezed wherever that is no multiple of the stride, and a window
-    would not get what the whole picture gets.
+    would not get what the whole image gets.
 
     Raises:
-        ValueError: a map that does not belong to a picture of that size.
+        ValueError: a map that does not belong to an image of that size.
     """
     height, width = size
     if x.shape[2:] != (-(-height // stride), -(-width // stride)):
         raise ValueError(
-            f"a map of stride {stride} is {x.shape[2]}x{x.shape[3]}, but the picture is {height}x{width}; "
-            "give the size of the picture that the features come from."
+            f"a map of stride {stride} is {x.shape[2]}x{x.shape[3]}, but the image is {height}x{width}; "
+            "give the size of the image that the features come from."
         )
     if stride == 1:
         return x

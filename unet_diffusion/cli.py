@@ -47,7 +47,7 @@ def run(command: str, arguments: list[str] | None = None) -> None:
     except (ValueError, ImportError, RuntimeError, OSError, FloatingPointError) as error:
         raise SystemExit(f"{program}: {error}") from error
     except MemoryError as error:
-        raise SystemExit(f"{program}: out of memory: {error} Use smaller pictures, crops or batches.") from error
+        raise SystemExit(f"{program}: out of memory: {error} Use smaller images, crops or batches.") from error
     print(result)
     if isinstance(result, Report) and result.errors:
         raise SystemExit(1)

@@ -1,6 +1,6 @@
 """Randomness that is keyed, not stored: every draw follows from a seed and the place where it is used.
 
-Noise, timesteps, augmentation and the order of the pictures come from generators keyed by (seed, purpose, step or
+Noise, timesteps, augmentation and the order of the images come from generators keyed by (seed, purpose, step or
 epoch, index). A run that is resumed, or spread over another number of processes or workers, therefore draws the same
 numbers without saving any random state.
 """

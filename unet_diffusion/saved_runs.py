@@ -20,7 +20,7 @@ NETWORKS: dict[tuple[str, str], type] = {
     (kind.__module__, kind.__name__): kind for kind in (UNet, UNet2DAdapter, PixelClassifier)
 }
 SHOWN = 3  # weights named one by one
-SUPER_RESOLUTION = "SuperResolutionPipeline"  # what model_index.json calls a run that enlarges pictures
+SUPER_RESOLUTION = "SuperResolutionPipeline"  # what model_index.json calls a run that enlarges images
 
 
 def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
@@ -38,10 +38,10 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
     """
     path = Path(source)
     if path.is_dir():
-        sees_one_picture = "in_channels" in wanted and wanted.get("out_channels") in (None, wanted["in_channels"])
-        if sees_one_picture and saved_kind(path) == SUPER_RESOLUTION:
+        sees_one_image = "in_channels" in wanted and wanted.get("out_channels") in (None, wanted["in_channels"])
+        if sees_one_image and saved_kind(path) == SUPER_RESOLUTION:
             raise ValueError(
-                f"model is {source}, a super-resolution run, whose network sees a small picture beside the noisy one; "
+                f"model is {source}, a super-resolution run, whose network sees a small image beside the noisy one; "
                 "start from a generation run, or from a preset."
             )
         unet = load_saved(saved_unet_folder(path))
@@ -138,10 +138,10 @@ def load_pipeline(kind: type[T], run: Path) -> T:
     check_run(run)
     saved = saved_kind(run)
     if saved == SUPER_RESOLUTION != kind.__name__:
-        raise ValueError(f"{run} is a super-resolution run, which only enlarges pictures; use it by upscale.")
+        raise ValueError(f"{run} is a super-resolution run, which only enlarges images; use it by upscale.")
     if saved != SUPER_RESOLUTION == kind.__name__:
         raise ValueError(
-            f"{run} is the run of a {saved}, which enlarges no pictures; train one that does: train-ddpm --task "
+            f"{run} holds a {saved}, which does not enlarge images; train one that does: train-ddpm --task "
             "super-resolution."
         )
     taken = signature(kind).parameters

@@ -23,7 +23,7 @@ from unet_diffusion.unet import UNet, UNetOutput
 STOCK_KEYS = UNet2DModel._get_init_keys(UNet2DModel) - {"self"}
 OWN_KEYS = {"num_classes", "segmentation_timestep"}
 WORDS_OF_UNET = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # they repeat the stock config
-TRUNK_BLOCKS = {  # those whose only path from picture to prediction is the trunk
+TRUNK_BLOCKS = {  # those whose only path from image to prediction is the trunk
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
 }
@@ -34,7 +34,7 @@ class UNet2DAdapter(UNet):
 
     Noise prediction is bit for bit that of the stock model, at the sizes that it takes: multiples of its stride. Others
     are refused, since the noise beyond the border would have to be made up. Masks and features come at any size; there
-    the picture is continued to the next multiple by its mirror image, and the maps are cut.
+    the image is continued to the next multiple by its mirror image, and the maps are cut.
 
     A class-conditional stock model has no null class, so noise prediction needs `class_labels`. Masks do not: there the
     mean of the embeddings of all classes stands for "no class".
@@ -134,7 +134,7 @@ class UNet2DAdapter(UNet):
 
     @property
     def stride(self) -> int:
-        """Pixels of the picture per pixel of the coarsest map."""
+        """Pixels of the image per pixel of the coarsest map."""
         return 2 ** (len(self.config.channels) - 1)
 
     @property
@@ -299,7 +299,7 @@ def copied(weights: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> d
 
 
 def enlarged(sample: Tensor, stride: int) -> Tensor:
-    """Pictures (B, C, H, W) whose far ends are continued to the next multiple of the stride by their mirror image."""
+    """Images (B, C, H, W) whose far ends are continued to the next multiple of the stride by their mirror image."""
     if not any(side % stride for side in sample.shape[2:]):
         return sample  # and no graph of such sizes holds the mirror
     rows, columns = (
@@ -309,6 +309,6 @@ def enlarged(sample: Tensor, stride: int) -> Tensor:
 
 
 def cut(x: Tensor, size: Sequence[int], stride: int = 1) -> Tensor:
-    """The part (B, C, H / stride, W / stride), rounded up, of a map that belongs to a picture of a size."""
+    """The part (B, C, H / stride, W / stride), rounded up, of a map that belongs to an image of a size."""
     height, width = (-(-side // stride) for side in size)
     return x[..., :height, :width]

@@ -65,8 +65,8 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     It is a `UNet2DModel` by its calls, since pipelines of diffusers ask for that class; layers and config are its own.
 
     Args:
-        sample_size: height and width of the pictures to generate, in pixels.
-        in_channels: channels of the picture that comes in.
+        sample_size: height and width of the images to generate, in pixels.
+        in_channels: channels of the image that comes in.
         out_channels: channels that the noise head predicts; None: no noise head.
         channels: width of each resolution, finest first; N entries make N - 1 downsamplings, the last is the bridge's.
         blocks_per_stage: convolution blocks per resolution, in encoder, bridge and decoder alike.
@@ -136,7 +136,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         dropouts = [inner_dropout] * (len(finer) - 1) + [dropout]  # the contracting path ends with the last of finer
 
         self.stem = style.conv(in_channels, channels[0]) if residual else nn.Identity()
-        width = channels[0] if residual else in_channels  # in 2015 the first block sees the picture itself
+        width = channels[0] if residual else in_channels  # in 2015 the first block sees the image itself
         self.time_embed = None
         if time_embedding is not None:
             self.time_embed = ConditionEmbedding(time_embedding, 4 * channels[0], num_class_embeds)
@@ -176,7 +176,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         """Runs the trunk and one head, or both.
 
         Args:
-            sample: pictures in [-1, 1] or their noisy versions, (B, in_channels, H, W).
+            sample: images in [-1, 1] or their noisy versions, (B, in_channels, H, W).
             timestep: a number or a tensor of shape (), (1,) or (B,), integer or not; None means
                 `config.segmentation_timestep` and is allowed where no noise is predicted.
             class_labels: class indices, int64 (B,); None means the null class.
@@ -312,7 +312,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         return [{"channels": width, "stride": 2**level} for level, width in reversed(list(enumerate(finer)))]
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what the heads return for a picture of the given height and width."""
+        """Height and width of what the heads return for an image of the given height and width."""
         return output_side(self.config, height), output_side(self.config, width)
 
     def _embed(self, timestep: Tensor | float | int | None, class_labels: Tensor | None, sample: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""The rows of a benchmark as a picture: how far each figure is from 1, and from its target."""
+"""The rows of a benchmark as an image: how far each figure is from 1, and from its target."""
 
 from pathlib import Path
 

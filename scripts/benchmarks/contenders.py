@@ -23,7 +23,7 @@ class Contender:
 
     Attributes:
         network: of about as many parameters as the others.
-        predict: noisy pictures (B, C, H, W) and timesteps (B,) to the prediction (B, C, H, W).
+        predict: noisy images (B, C, H, W) and timesteps (B,) to the prediction (B, C, H, W).
     """
 
     network: nn.Module
@@ -41,7 +41,7 @@ def stock(network: UNet2DModel) -> Contender:
 
 
 def nine_million(name: str, side: int) -> Contender:
-    """About 9 million parameters for RGB pictures of `side` pixels; what each library's defaults leave open is widths.
+    """About 9 million parameters for RGB images of `side` pixels; what each library's defaults leave open is widths.
 
     Raises:
         ImportError: the library is not installed, or does not load on this machine.

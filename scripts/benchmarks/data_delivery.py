@@ -1,4 +1,4 @@
-"""D1: whether training ever waits for pictures, and how soon a program holds its first batch of them."""
+"""D1: whether training ever waits for images, and how soon a program holds its first batch of them."""
 
 import json
 import statistics
@@ -64,14 +64,14 @@ def delivery(data: Path, rounds: int) -> Iterator[Row]:
     """The share of our training loop that waits, with the smallest network; and how fast both loaders are alone.
 
     Args:
-        data: Parquet files of grey pictures.
+        data: Parquet files of grey images.
         rounds: batches that are timed.
     """
     with TemporaryDirectory() as folder:
         shares, step = waiting(data, Path(folder), rounds)
         low, share, high = statistics.quantiles(shares, n=4, method="inclusive")
         figure = f"{share:.2%} ({low:.2%} to {high:.2%}) of a step of {step:.3f} s waits for data"
-        work = f"training loop, {BATCH} pictures a step, 0.38M parameters"
+        work = f"training loop, {BATCH} images a step, 0.38M parameters"
         details: dict[str, Any] = {"shares": shares}
         yield Row("D1", work, "itself", figure, share, f"{SHARE:.0%}", share <= SHARE, details, (low, high))
 
@@ -79,9 +79,9 @@ def delivery(data: Path, rounds: int) -> Iterator[Row]:
         seconds = alternate({name: partial(next, batches) for name, batches in loaders.items()}, rounds)
         faster = ratio(seconds["example"], seconds["ours"])
         rates = {name: BATCH / statistics.median(each) for name, each in seconds.items()}
-        figure = f"{faster} times the pictures a second, {rates['ours']:,.0f} against {rates['example']:,.0f}"
+        figure = f"{faster} times the images a second, {rates['ours']:,.0f} against {rates['example']:,.0f}"
         details = {"seconds": seconds}
-        work = "pictures delivered by the loader alone"
+        work = "images delivered by the loader alone"
         yield Row("D1", work, PEER, figure, faster.median, details=details, quartiles=(faster.low, faster.high))
 
 
@@ -90,7 +90,7 @@ def waiting(data: Path, folder: Path, steps: int) -> tuple[list[float], float]:
     config = TrainDDPM(
         output=folder / "run",
         data=DataConfig(data=str(data), cache_dir=str(folder), validation_fraction=0),
-        diffusion=DiffusionConfig(preview_pictures=1),
+        diffusion=DiffusionConfig(preview_images=1),
         training=TrainingConfig(steps=steps + 2, batch_size=BATCH, trackers=()),
     )
     accelerator = make_accelerator(config.training, config.output)
@@ -109,7 +109,7 @@ def first_batch(data: Path, rounds: int) -> Iterator[Row]:
     the seconds that passed are among the details.
 
     Args:
-        data: Parquet files of grey pictures.
+        data: Parquet files of grey images.
         rounds: processes of each kind.
     """
     reports: dict[str, dict[str, list[dict[str, float]]]] = {

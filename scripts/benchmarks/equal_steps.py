@@ -1,7 +1,7 @@
 """Validation loss at equal steps: whether a network that is faster learns less from each step.
 
-Every network learns from the same pictures in the same order, with the same noise, timesteps, optimizer and moving
-average, and is validated on the same held-out pictures with the same noise. Each gets the best of the same learning
+Every network learns from the same images in the same order, with the same noise, timesteps, optimizer and moving
+average, and is validated on the same held-out images with the same noise. Each gets the best of the same learning
 rates, by its validation loss after a short run; that run then goes on, and other seeds follow.
 """
 
@@ -38,7 +38,7 @@ class EqualSteps:
     """Train networks of equal size for equally many steps, each on one thread, and compare their validation losses."""
 
     data: Path
-    """Folder with `train.parquet` and `test.parquet`, pictures of 32x32 RGB."""
+    """Folder with `train.parquet` and `test.parquet`, images of 32x32 RGB."""
     output: Path
     """Folder for the runs and the results; a run that was stopped goes on."""
     networks: tuple[str, ...] = CONTENDERS[:2]
@@ -56,7 +56,7 @@ class EqualSteps:
     seeds: tuple[int, ...] = (0, 1)
     """Of weights, order and noise; the first is that of the search."""
     batch_size: int = 16
-    """Pictures per step."""
+    """Images per step."""
     validate_every: int = 50
     """Steps between validations."""
 
@@ -82,7 +82,7 @@ class NoisePredictor(nn.Module):
         self.network, self.predict = contender.network, contender.predict
 
     def forward(self, noisy: Tensor, timesteps: Tensor, class_labels: None, head: str) -> UNetOutput:
-        """Noisy pictures (B, C, H, W) and timesteps (B,) to the prediction (B, C, H, W)."""
+        """Noisy images (B, C, H, W) and timesteps (B,) to the prediction (B, C, H, W)."""
         return UNetOutput(sample=self.predict(noisy, timesteps))
 
     def to_diffusion(self) -> "NoisePredictor":
@@ -121,13 +121,13 @@ def validated(run: Path) -> Points:
 def compare(options: EqualSteps) -> str:
     """Trains what is not trained yet, writes `equal_steps.json`, `.md` and `.png`, and returns the table."""
     torch.set_num_threads(1)
-    pictures = load_images(
+    images = load_images(
         DataConfig(data=str(options.data / "train.parquet"), validation_data=str(options.data / "test.parquet"))
     )
     first, *_ = options.seeds
     search = {
         name: {
-            rate: train(options, pictures, name, rate, first, options.search_steps)[options.search_steps]
+            rate: train(options, images, name, rate, first, options.search_steps)[options.search_steps]
             for rate in options.learning_rates
         }
         for name in options.networks
@@ -136,7 +136,7 @@ def compare(options: EqualSteps) -> str:
     runs: dict[str, dict[int, Points]] = {name: {} for name in options.networks}
     for seed in options.seeds:
         for name in options.networks:
-            runs[name][seed] = train(options, pictures, name, best[name], seed, options.steps)
+            runs[name][seed] = train(options, images, name, best[name], seed, options.steps)
             write_json(
                 options.output / "equal_steps.json",
                 {"options": asdict(options), "search": search, "learning_rate": best, "runs": runs},
@@ -147,7 +147,7 @@ def compare(options: EqualSteps) -> str:
     return text
 
 
-def train(options: EqualSteps, pictures: ImageSets, name: str, learning_rate: float, seed: int, steps: int) -> Points:
+def train(options: EqualSteps, images: ImageSets, name: str, learning_rate: float, seed: int, steps: int) -> Points:
     """A run to the given step, or what it left of it before; returns its validations up to there."""
     output = options.output / name.replace(" ", "-") / f"rate-{learning_rate:g}-seed-{seed}"
     if steps not in validated(output):
@@ -166,9 +166,9 @@ def train(options: EqualSteps, pictures: ImageSets, name: str, learning_rate: fl
             trackers=(),
         )
         torch.manual_seed(keyed_seed(seed, "initialisation"))
-        network = NoisePredictor(SIZES[options.size](name, pictures.train.width))
+        network = NoisePredictor(SIZES[options.size](name, images.train.width))
         objective = OBJECTIVES[options.objective]
-        task = LossAlone(network, pictures, objective)  # type: ignore[arg-type]
+        task = LossAlone(network, images, objective)  # type: ignore[arg-type]
         resolved = {"network": name, "objective": asdict(objective), "training": asdict(config)}
         RecordingTrainer(task, config, output, resolved, make_accelerator(config, output)).run()
     return {step: point for step, point in validated(output).items() if step <= steps}

@@ -1,6 +1,6 @@
-"""What a training program does from its start until it holds a batch of pictures: a program of its own, timed by D1.
+"""What a training program does from its start until it holds a batch of images: a program of its own, timed by D1.
 
-    python -m benchmarks.first_batch ours pictures.parquet CACHE
+    python -m benchmarks.first_batch ours images.parquet CACHE
 
 The imports are inside the functions, since they are most of what is timed.
 """
@@ -31,7 +31,7 @@ def ours(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> 
 def example(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> Iterator[Any]:
     """The batches of diffusers' example for unconditional training, float32 (B, 3, H, W) in [-1, 1]; one epoch.
 
-    As it does, each picture is decoded whenever it is asked for, made RGB, then a tensor, then normalised. Its
+    As it does, each image is decoded whenever it is asked for, made RGB, then a tensor, then normalised. Its
     transforms come from torchvision, whose operators the CPU build of PyTorch lacks; NumPy stands in for these, and
     their import is not counted.
     """
@@ -47,8 +47,8 @@ def example(data: str, cache: str, imported: Callable[[], None] = lambda: None) 
     imported()
 
     def transform(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        pictures = [np.array(image.convert("RGB")) for image in rows["image"]]
-        tensors = [torch.from_numpy(picture).permute(2, 0, 1).contiguous().float() / 255 for picture in pictures]
+        arrays = [np.array(image.convert("RGB")) for image in rows["image"]]
+        tensors = [torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 255 for array in arrays]
         return {"input": [(tensor - 0.5) / 0.5 for tensor in tensors]}
 
     dataset = datasets.load_dataset("parquet", data_files={"train": data}, split="train", cache_dir=cache)

@@ -1,7 +1,7 @@
-"""G1: pictures a second of our pipeline with a fast sampler, against the stock DDPM pipeline, at equal quality.
+"""G1: images a second of our pipeline with a fast sampler, against the stock DDPM pipeline, at equal quality.
 
 Both generate from one checkpoint, in batches of one size, taken in turn. The quality is the Frechet distance to real
-pictures. Every batch is kept as a file, so that a run that was stopped goes on.
+images. Every batch is kept as a file, so that a run that was stopped goes on.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from diffusers import DDPMPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unet_diffusion.commands.evaluate_generation import real_pictures
+from unet_diffusion.commands.evaluate_generation import real_images
 from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.data.sets import DataConfig
@@ -34,11 +34,11 @@ from unet_diffusion.saved_runs import load_pipeline
 from unet_diffusion.training.config import TrainingConfig
 
 BATCH = 64  # for both pipelines
-BATCHES = 8  # 512 pictures
-REAL = 1024  # pictures: more of them make the distances surer, and all cases are compared with the same
+BATCHES = 8  # 512 images
+REAL = 1024  # images: more of them make the distances surer, and all cases are compared with the same
 TARGET = 50.0  # times as fast
 PEER = "stock DDPMPipeline"
-Generate = Callable[[int, torch.Generator], np.ndarray]  # number of pictures to (B, H, W, C) in [0, 1]
+Generate = Callable[[int, torch.Generator], np.ndarray]  # number of images to (B, H, W, C) in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def speed(
     fast: Sequence[Case] = FAST,
     batches: int = BATCHES,
 ) -> Iterator[Row]:
-    """The ratio of pictures a second for every case, and whether the fewest steps of equal quality reach the target.
+    """The ratio of images a second for every case, and whether the fewest steps of equal quality reach the target.
 
     A case has equal quality if its distance is not above the stock pipeline's by more than the error of the difference,
-    the root of the sum of the squares of both standard errors. Both are compared with the same real pictures, which
+    the root of the sum of the squares of both standard errors. Both are compared with the same real images, which
     makes that error wider than it is.
 
     Args:
@@ -88,20 +88,20 @@ def speed(
         features: what the distance is taken through; by default efficientnet-lite0.
         stock: what the stock pipeline does.
         fast: what our pipeline does.
-        batches: of `BATCH` pictures.
+        batches: of `BATCH` images.
     """
     if not (training.output / INDEX).is_file():
         train_ddpm(training)
     features = features or feature_network("efficientnet-lite0")
     weights = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(training.output.glob("unet/*")))).hexdigest()
-    folder /= f"{weights[:8]}-{features.name}"  # pictures of other weights are not taken for these
+    folder /= f"{weights[:8]}-{features.name}"  # images of other weights are not taken for these
     generators = {stock: stock_generator(training.output, stock.steps)}
     generators |= {case: our_generator(training.output, case) for case in fast}
     parts: dict[Case, list[dict[str, Tensor]]] = {case: [] for case in generators}
     for index in range(batches):
         for case, generate in generators.items():
             parts[case].append(kept_batch(folder / f"{case}" / f"{index}.safetensors", generate, features, index))
-    real = features_of(features, real_pictures(training.data, REAL))
+    real = features_of(features, real_images(training.data, REAL))
     distances = {
         case: frechet_distance(real, torch.cat([part["features"] for part in each])) for case, each in parts.items()
     }
@@ -125,14 +125,14 @@ def our_generator(run: Path, case: Case) -> Generate:
 
 
 def kept_batch(path: Path, generate: Generate, features: FeatureNetwork, index: int) -> dict[str, Tensor]:
-    """The pictures (B, C, H, W) in [-1, 1] of a batch, their features (B, D) and the seconds that they took."""
+    """The images (B, C, H, W) in [-1, 1] of a batch, their features (B, D) and the seconds that they took."""
     if not path.is_file():
         generator = keyed_generator(0, "generation", index)
         started = clock()
-        pictures = generate(BATCH, generator)
+        images = generate(BATCH, generator)
         seconds = clock() - started
-        batch = {"pictures": torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous() * 2 - 1}
-        batch |= {"features": features_of(features, batch["pictures"]), "seconds": torch.tensor([seconds])}
+        batch = {"images": torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() * 2 - 1}
+        batch |= {"features": features_of(features, batch["images"]), "seconds": torch.tensor([seconds])}
         with written_aside(path) as aside:
             save_file(batch, aside)
     return load_file(path)
@@ -159,15 +159,15 @@ def compare(stock: Case, distances: dict[Case, Measurement], seconds: dict[Case,
         faster = ratio(seconds[stock], seconds[case])
         ours, theirs = (distances[each] for each in (case, stock))
         figure = (
-            f"{faster} times the pictures a second, {count / sum(seconds[case]):.3g} against "
+            f"{faster} times the images a second, {count / sum(seconds[case]):.3g} against "
             f"{count / sum(seconds[stock]):.3g}; Frechet distance {ours.value:.2f} (error {ours.error:.2f}) against "
             f"{theirs.value:.2f} ({theirs.error:.2f}), {'equal' if case in equal else 'worse'}"
         )
         target, met = (f"{TARGET}x", faster.median >= TARGET) if case == chosen else ("", None)
-        work = f"{count} pictures, {case}"
+        work = f"{count} images, {case}"
         yield Row("G1", work, PEER, figure, faster.median, target, met, details, (faster.low, faster.high))
     if chosen is None:
-        work = f"{count} pictures, whatever case"
+        work = f"{count} images, whatever case"
         yield Row("G1", work, PEER, "none is as good", target=f"{TARGET}x", met=False, details=details)
 
 

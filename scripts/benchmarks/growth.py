@@ -1,4 +1,4 @@
-"""How the time of our training step grows with the batch, the pictures, the width and the processes (L1)."""
+"""How the time of our training step grows with the batch, the images, the width and the processes (L1)."""
 
 import json
 import math
@@ -21,7 +21,7 @@ BATCHES = (4, 8, 16, 32)
 SIDES = (16, 32, 64)  # pixels
 WIDTHS = (0.5, 1.0, 2.0)  # of all stages
 PROCESSES = (1, 2)
-GLOBAL_BATCH = 16  # pictures per step of all processes together
+GLOBAL_BATCH = 16  # images per step of all processes together
 HEAD_CHANNELS = 32  # of the network as it is
 
 
@@ -30,7 +30,7 @@ def growth(rounds: int) -> Iterator[Row]:
     steps = {batch: TrainingStep(nine_million(OURS, 32), 32, batch) for batch in BATCHES}
     yield power("batch", alternate(steps, rounds))
     steps = {side: TrainingStep(nine_million(OURS, side), side, 4) for side in SIDES}
-    yield power("side of the pictures", alternate(steps, rounds))
+    yield power("side of the images", alternate(steps, rounds))
     networks = [widened(width) for width in WIDTHS]
     steps = {network.channels_out: TrainingStep(stock(network), 32, 4) for network in networks}
     yield power("channels of the finest stage", alternate(steps, rounds))
@@ -66,7 +66,7 @@ def exponent(values: Mapping[int, float]) -> float:
 
 
 def launched(processes: int, rounds: int) -> list[float]:
-    """Seconds of each step in processes of one thread, which share `GLOBAL_BATCH` pictures.
+    """Seconds of each step in processes of one thread, which share `GLOBAL_BATCH` images.
 
     Raises:
         RuntimeError: a process failed.
@@ -81,7 +81,7 @@ def launched(processes: int, rounds: int) -> list[float]:
 
 
 def share_of_steps(rounds: int) -> list[float]:
-    """What one of the processes does: steps on its share of the pictures; returns the seconds of each."""
+    """What one of the processes does: steps on its share of the images; returns the seconds of each."""
     processes = torch.distributed.get_world_size()
     network = nine_million(OURS, 32).network
     if processes > 1:

@@ -21,7 +21,7 @@ from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.segmentation.losses import segmentation_loss
 
-EVALUATIONS = {1: 16, 64: 1}  # in a row, of so many pictures: both take at least a tenth of a second
+EVALUATIONS = {1: 16, 64: 1}  # in a row, of so many images: both take at least a tenth of a second
 LARGE = 2048
 WINDOW = 256  # of MONAI's sliding window; batches of 4 windows that overlap by a quarter are its defaults
 TALL = (8192, 2048)
@@ -63,9 +63,9 @@ def no_grad(work: Work) -> Work:
     return torch.no_grad()(work)
 
 
-def scores(network: nn.Module, pictures: Tensor) -> Tensor:
-    """Class scores of pictures, of our networks and of those that return them plainly."""
-    output = network(pictures)
+def scores(network: nn.Module, images: Tensor) -> Tensor:
+    """Class scores of images, of our networks and of those that return them plainly."""
+    output = network(images)
     return output if isinstance(output, Tensor) else output.logits
 
 
@@ -75,18 +75,18 @@ class SegmentationStep:
     def __init__(self, network: nn.Module, side: int, batch: int) -> None:
         self.network = network.train()
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
-        self.pictures = torch.rand(batch, 1, side, side) * 2 - 1
+        self.images = torch.rand(batch, 1, side, side) * 2 - 1
         self.masks = torch.randint(0, CLASSES, (batch, side, side))
 
     def __call__(self) -> None:
         """One step."""
-        segmentation_loss(scores(self.network, self.pictures), self.masks).backward()
+        segmentation_loss(scores(self.network, self.images), self.masks).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
 def segmentation(rounds: int) -> Iterator[Row]:
-    """S1: a training step, and the mask of a large picture."""
+    """S1: a training step, and the mask of a large image."""
     networks, missing = present(segmenter, (OURS, LEAN, *PEERS))
     for name, why in missing.items():
         yield Row("S1", "segmentation", name, why, target="1.3x")
@@ -97,8 +97,8 @@ def segmentation(rounds: int) -> Iterator[Row]:
     for ours, peer in pairs:
         yield faster("S1", "segmentation training step, 128x128, batch 8", peer, seconds, 1.3, details, ours)
 
-    picture = np.random.default_rng(0).integers(0, 256, (LARGE, LARGE), dtype=np.uint8)
-    works = {name: large_picture(name, networks[name], picture) for name in networks}
+    image = np.random.default_rng(0).integers(0, 256, (LARGE, LARGE), dtype=np.uint8)
+    works = {name: large_image(name, networks[name], image) for name in networks}
     seconds = alternate(works, max(rounds // 4, 3), 1)
     for ours, peer in pairs:
         yield faster("S1", f"mask of {LARGE}x{LARGE} pixels", peer, seconds, 1.5, details, ours)
@@ -115,25 +115,25 @@ def faster(
     return Row(id, work, peer, figure, value.median, f"{target}x", met, {**details, "seconds": seconds}, quartiles)
 
 
-def large_picture(name: str, network: nn.Module, picture: np.ndarray) -> Work:
+def large_image(name: str, network: nn.Module, image: np.ndarray) -> Work:
     """The mask of class indices: by our pipeline as it comes, by the network at once, or by MONAI's sliding window.
 
-    The network with batch norm gets the whole picture, as its users do; the others windows with MONAI's defaults.
+    The network with batch norm gets the whole image, as its users do; the others windows with MONAI's defaults.
     """
     network = network.eval()
     if name in (OURS, LEAN):
         pipe = SegmentationPipeline(network)
         pipe.set_progress_bar_config(disable=True)
-        return lambda: pipe(picture, output_type="np", return_probabilities=False)
+        return lambda: pipe(image, output_type="np", return_probabilities=False)
     predictor = partial(scores, network)
     infer = import_module("monai.inferers").sliding_window_inference
     windows = partial(infer, roi_size=(WINDOW, WINDOW), sw_batch_size=4, predictor=predictor)
     predict = predictor if name == LAYOUT else windows
-    return no_grad(lambda: predict(torch.from_numpy(picture).float()[None, None] / 127.5 - 1).argmax(dim=1))
+    return no_grad(lambda: predict(torch.from_numpy(image).float()[None, None] / 127.5 - 1).argmax(dim=1))
 
 
 def memory() -> Iterator[Row]:
-    """S2: the peak memory beyond the picture's own array, each case in a process of its own."""
+    """S2: the peak memory beyond the image's own array, each case in a process of its own."""
     mib = {}
     for name in (OURS, MONAI):
         command = [sys.executable, "-m", "benchmarks.inference", name]
@@ -146,9 +146,9 @@ def memory() -> Iterator[Row]:
 
 
 def peak(name: str) -> float:
-    """MiB that segmenting a tall picture adds to this process at most, the picture and the network not counted."""
-    picture = np.random.default_rng(0).integers(0, 256, TALL, dtype=np.uint8)
-    work = large_picture(name, segmenter(name), picture)
+    """MiB that segmenting a tall image adds to this process at most, the image and the network not counted."""
+    image = np.random.default_rng(0).integers(0, 256, TALL, dtype=np.uint8)
+    work = large_image(name, segmenter(name), image)
     before = resident("VmRSS")
     work()
     return resident("VmHWM") - before

@@ -1,6 +1,6 @@
-"""Time to quality (Q1): how many seconds of training it takes until generated pictures are as near to real ones.
+"""Time to quality (Q1): how many seconds of training it takes until generated images are as near to real ones.
 
-Every snapshot of every run is judged alike: pictures by the same fast sampler from the same noise, and their Frechet
+Every snapshot of every run is judged alike: images by the same fast sampler from the same noise, and their Frechet
 distance to real ones.
 """
 
@@ -40,7 +40,7 @@ class Point:
     Attributes:
         step: optimizer steps until then.
         seconds: CPU seconds of training until then.
-        distance: Frechet distance of its pictures.
+        distance: Frechet distance of its images.
         error: the distance's standard error.
     """
 
@@ -53,7 +53,7 @@ class Point:
 def peer_network(side: int, channels: int) -> UNet2DModel:
     """A `UNet2DModel` of its default kinds of blocks, with 0.4% fewer parameters than ours (`digits.json`).
 
-    Pictures of 28 pixels can be halved twice only, hence three resolutions; so few parameters need narrow ones, hence
+    Images of 28 pixels can be halved twice only, hence three resolutions; so few parameters need narrow ones, hence
     16 groups in the normalisations.
     """
     return UNet2DModel(
@@ -83,7 +83,7 @@ def judge(
         network: takes its weights.
         scheduler: of the training.
         features: the feature network.
-        real: features (N, D) of real pictures; as many are generated.
+        real: features (N, D) of real images; as many are generated.
     """
     with safe_open(snapshot_path(folder, step), "pt") as file:
         network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, it is no mapping
@@ -93,23 +93,23 @@ def judge(
 
 
 def generate(network: UNet2DModel, scheduler: SchedulerMixin, count: int) -> Tensor:
-    """Pictures float32 (N, C, H, W) in [-1, 1] by the fast sampler; picture i starts from the same noise everywhere."""
+    """Images float32 (N, C, H, W) in [-1, 1] by the fast sampler; image i starts from the same noise everywhere."""
     unet = network if isinstance(network, UNet) else UNet2DAdapter.from_stock(network)
     pipe = ImageGenerationPipeline(unet, sampler("dpm-solver++", scheduler))
     pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(keyed_seed(0, "picture", i)) for i in range(count)]
-    (pictures,) = pipe(
+    generators = [torch.Generator().manual_seed(keyed_seed(0, "image", i)) for i in range(count)]
+    (images,) = pipe(
         batch_size=count,
         num_inference_steps=SAMPLER_STEPS,
         generator=generators,
         output_type="pt",
         return_dict=False,
     )
-    return pictures * 2 - 1
+    return images * 2 - 1
 
 
 def reached(points: list[Point], distance: float) -> Point | None:
-    """The first point that is as near to the real pictures as `distance`, or None; nothing is interpolated."""
+    """The first point that is as near to the real images as `distance`, or None; nothing is interpolated."""
     return next(
         (point for point in sorted(points, key=lambda point: point.seconds) if point.distance <= distance), None
     )

@@ -50,7 +50,7 @@ class PublishedRecipe:
     Attributes:
         steps: optimizer steps in all.
         learning_rate: highest one; the example's by default.
-        batch_size: pictures per step; the example's by default.
+        batch_size: images per step; the example's by default.
         warmup_steps: steps over which the learning rate rises from 0; the example's by default.
         seed: everything random follows from it.
     """
@@ -85,7 +85,7 @@ class PeerTraining:
     Args:
         network: what learns; made with the global generator seeded.
         recipe: its values.
-        data: stored pictures.
+        data: stored images.
         folder: of the run.
     """
 
@@ -106,11 +106,11 @@ class PeerTraining:
         with only_run_in(self.folder):
             claim(self.folder, asdict(self.recipe))
             self._restore()
-            pictures = torch.stack([self.data[index]["image"] for index in range(len(self.data))])
+            images = torch.stack([self.data[index]["image"] for index in range(len(self.data))])
             every = max(1, self.recipe.steps // CHECKPOINTS)
             for rows in islice(self._order(), self.recipe.steps - self.step):
                 started = time.process_time()
-                self._train_step(self.data.pixel_range.to_model(pictures[rows]))
+                self._train_step(self.data.pixel_range.to_model(images[rows]))
                 self.seconds += time.process_time() - started
                 self.step += 1
                 if self.step in snapshot_steps(self.recipe.steps):

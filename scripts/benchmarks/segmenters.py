@@ -1,4 +1,4 @@
-"""Segmentation networks for grey pictures: ours, and those that a user would pick instead, at equal parameters."""
+"""Segmentation networks for grey images: ours, and those that a user would pick instead, at equal parameters."""
 
 from collections.abc import Callable
 from importlib import import_module

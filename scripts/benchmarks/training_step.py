@@ -32,8 +32,8 @@ class TrainingStep:
 
     Args:
         contender: what learns.
-        side: of the pictures, in pixels.
-        batch: number of pictures.
+        side: of the images, in pixels.
+        batch: number of images.
     """
 
     def __init__(self, contender: Contender, side: int, batch: int) -> None:
@@ -64,8 +64,8 @@ def speed(
         id: of the benchmark.
         work: what the steps are.
         make: gives the contender of a name.
-        side: of the pictures.
-        batch: number of pictures.
+        side: of the images.
+        batch: number of images.
         rounds: times that each step is taken.
         targets: for each peer, how many times its steps per second ours should make.
     """
@@ -117,7 +117,7 @@ def by_round(seconds: dict[str, list[float]]) -> Iterator[dict[str, float]]:
 
 
 def larger(rounds: int) -> Iterator[Row]:
-    """T2: the same networks on pictures of 64 pixels, and the networks of the CIFAR-10 experiments."""
+    """T2: the same networks on images of 64 pixels, and the networks of the CIFAR-10 experiments."""
     faster = dict.fromkeys(CONTENDERS[1:], 1.5)
     yield from speed("T2", "training step, 64x64, batch 8", partial(nine_million, side=64), 64, 8, rounds, faster)
     work = "training step, ddpm-32 against google/ddpm-cifar10-32, 32x32, batch 8"

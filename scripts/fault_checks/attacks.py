@@ -16,13 +16,13 @@ import torch
 from datasets import Dataset
 from diffusers import DDPMPipeline
 from fault_checks.attempts import WEIGHTS, Place
-from fault_checks.bad_pictures import encoded
+from fault_checks.bad_images import encoded
 from safetensors.torch import save_file
 
 from unet_diffusion import UNet, pipelines
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.evaluation.feature_networks import EfficientNetLite0
-from unet_diffusion.images.large_images import open_picture
+from unet_diffusion.images.large_images import open_image
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.training.checkpoints import saved_checkpoints, sha256
 
@@ -63,20 +63,20 @@ def objects(place: Place, save: Callable = np.save) -> bytes:
 
 def use(place: Place, model: Path, command: str) -> None:
     """Gives a model to a command."""
-    picture = place.write("picture.npy", b"")
-    np.save(picture, np.zeros((28, 28), np.uint8))
+    image = place.write("image.npy", b"")
+    np.save(image, np.zeros((28, 28), np.uint8))
     if command == "segment":
-        place.segment(picture, model=model)
+        place.segment(image, model=model)
     elif command == "sample":
         place.sample(model)
     elif command == "export":
         place.command("export", model, place.folder / "exported")
     elif command == "evaluate":
-        data = place.pictures()
+        data = place.images()
         options = ("--data", data / "images", "--masks", data / "masks", "--cache-dir", place.folder / "cache")
         place.command("evaluate", "--run", model, *options)
     elif command == "train-segmentation":
-        data = place.pictures()
+        data = place.images()
         options = ("--output", place.folder / "run", "--cache-dir", place.folder / "cache", "--model", model)
         place.command(command, "--data", data / "images", "--masks", data / "masks", "--steps", 1, *options)
     else:
@@ -168,7 +168,7 @@ def checkpoint(name: str) -> Callable[[Place], None]:
     """A part of a checkpoint replaced by a pickle, with checksums that fit."""
 
     def attempt(place: Place) -> None:
-        images = place.pictures() / "images"
+        images = place.images() / "images"
         place.train(images)
         (folder,) = saved_checkpoints(place.folder / "run" / "checkpoints")
         (folder / name).write_bytes(raw(place))
@@ -180,10 +180,10 @@ def checkpoint(name: str) -> Callable[[Place], None]:
 
 
 def cache(name: str) -> Callable[[Place], None]:
-    """A file of the cache of decoded pictures replaced by a pickle."""
+    """A file of the cache of decoded images replaced by a pickle."""
 
     def attempt(place: Place) -> None:
-        images = place.pictures() / "images"
+        images = place.images() / "images"
         place.train(images)
         next((place.folder / "cache").rglob(name)).write_bytes(objects(place) if name.endswith("npy") else raw(place))
         place.train(images)
@@ -191,8 +191,8 @@ def cache(name: str) -> Callable[[Place], None]:
     return attempt
 
 
-def picture(name: str, content: Callable[[Place], bytes], read: Callable) -> Callable[[Place], None]:
-    """A file given as a picture or a mask."""
+def image(name: str, content: Callable[[Place], bytes], read: Callable) -> Callable[[Place], None]:
+    """A file given as an image or a mask."""
     return lambda place: read(place.write(name, content(place)))
 
 
@@ -214,7 +214,7 @@ def zarr(version: int) -> Callable[[Place], None]:
             described = {**size, **kind, "chunk_grid": grid, "chunk_key_encoding": keys, "codecs": codecs}
             place.write("a.zarr/zarr.json", json.dumps(described))
             place.write("a.zarr/c/0/0", raw(place))
-        open_picture(folder).read(slice(0, 2), slice(0, 2))
+        open_image(folder).read(slice(0, 2), slice(0, 2))
 
     return attempt
 
@@ -231,7 +231,7 @@ def tar(place: Place, *members: tuple[str, bytes]) -> Path:
 
 
 def tar_member(suffix: str, content: Callable[[Place], bytes], streaming: bool) -> Callable[[Place], None]:
-    """A pickle beside a picture in a WebDataset tar file."""
+    """A pickle beside an image in a WebDataset tar file."""
 
     def attempt(place: Place) -> None:
         folder = tar(place, ("0.png", encoded("PNG")), (f"0.{suffix}", content(place)))
@@ -294,7 +294,7 @@ def features(place: Place) -> None:
 
 
 def stray_names(place: Place) -> None:
-    """Pictures with one name in several folders, above the output too, are written into the output alone."""
+    """Images with one name in several folders, above the output too, are written into the output alone."""
     for folder in ("x", "x/y", "z"):
         place.write(f"{folder}/..png", encoded("PNG", 28))
         place.write(f"{folder}/a.png", encoded("PNG", 28))

@@ -21,7 +21,7 @@ from unet_diffusion import UNet
 from unet_diffusion.cli import run
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 
-SIDE = 16  # pixels of the good pictures
+SIDE = 16  # pixels of the good images
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FOREIGN = re.compile(r"object at 0x|Traceback|_io\.|\[Errno")  # what no sentence for a user holds
 NOBODY = 65534  # a user without rights
@@ -39,7 +39,7 @@ class Place:
     folder: Path
     models: Path
 
-    def pictures(self, name: str = "data", count: int = 6) -> Path:
+    def images(self, name: str = "data", count: int = 6) -> Path:
         """A folder with `images` and `masks`, 16x16 grey, each mask with a square of class 1."""
         random = np.random.default_rng(0)
         data = self.folder / name
@@ -48,8 +48,8 @@ class Place:
         mask = np.zeros((SIDE, SIDE), dtype=np.uint8)
         mask[4:12, 4:12] = 1
         for i in range(count):
-            picture = random.integers(0, 255, (SIDE, SIDE), dtype=np.uint8)
-            Image.fromarray(picture).save(data / "images" / f"{i}.png")
+            image = random.integers(0, 255, (SIDE, SIDE), dtype=np.uint8)
+            Image.fromarray(image).save(data / "images" / f"{i}.png")
             Image.fromarray(mask).save(data / "masks" / f"{i}.png")
         return data
 
@@ -74,7 +74,7 @@ class Place:
         self.command("segment", "--run", run, "--output", self.folder / "out", "--inputs", *inputs)
 
     def sample(self, model: Path) -> None:
-        """`unet-diffusion sample`, one picture in one step."""
+        """`unet-diffusion sample`, one image in one step."""
         self.command("sample", "--run", model, "--output", self.folder / "out", "--count", 1, "--steps", 1)
 
     def train(self, images: Path, *options: Any) -> None:
@@ -144,7 +144,7 @@ def try_case(case: Case, place: Place) -> Outcome:
 
 
 def save_models(folder: Path) -> Path:
-    """Untrained pipelines of both kinds, which take 28x28 grey pictures; the segmenting one has 2 classes."""
+    """Untrained pipelines of both kinds, which take 28x28 grey images; the segmenting one has 2 classes."""
     torch.manual_seed(0)
     ImageGenerationPipeline(UNet.from_preset("tiny"), DDPMScheduler()).save_pretrained(folder / "generation")
     unet = UNet.from_preset("tiny").to_segmentation(2)

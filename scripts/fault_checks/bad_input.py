@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fault_checks.attempts import Case, Place, in_one_line, save_models, try_case
-from fault_checks.bad_pictures import PICTURES, SETS
+from fault_checks.bad_images import IMAGES, SETS
 from fault_checks.bad_runs import RUNS
 from fault_checks.finding import Finding
-from fault_checks.odd_pictures import ODD
+from fault_checks.odd_images import ODD
 
 PROMISE = "Bad input"
-CASES: list[Case] = [*PICTURES, *SETS, *RUNS, *ODD]
+CASES: list[Case] = [*IMAGES, *SETS, *RUNS, *ODD]
 
 
 def checks(reduced: bool, work: Path) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ Attempt = Callable[[Place], None]
 
 def option(*options: object) -> Attempt:
     """Trains with an option."""
-    return lambda place: place.train(place.pictures() / "images", *options)
+    return lambda place: place.train(place.images() / "images", *options)
 
 
 def weights(change: Callable[[dict[str, torch.Tensor]], None], use: str = "segment") -> Attempt:
@@ -29,7 +29,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], None], use: str = "segme
         change(tensors)
         save_file(tensors, model / WEIGHTS)
         if use == "segment":
-            place.segment(place.pictures() / "images" / "0.png", model=model)
+            place.segment(place.images() / "images" / "0.png", model=model)
         elif use == "export":
             place.command("export", model, place.folder / "exported")
         else:
@@ -74,7 +74,7 @@ def resumed(*options: object) -> Attempt:
     """Goes on with a run of one step."""
 
     def attempt(place: Place) -> None:
-        images = place.pictures() / "images"
+        images = place.images() / "images"
         place.train(images, "--warmup-steps", 0)
         place.train(images, "--warmup-steps", 0, *options)
 
@@ -83,7 +83,7 @@ def resumed(*options: object) -> Attempt:
 
 def later_checkpoint(place: Place) -> None:
     """Goes on with a run whose checkpoint says that a later version wrote it."""
-    images = place.pictures() / "images"
+    images = place.images() / "images"
     place.train(images)
     (checkpoint,) = saved_checkpoints(place.folder / "run" / "checkpoints")
     state = json.loads((checkpoint / "state.json").read_text())
@@ -95,12 +95,12 @@ def later_checkpoint(place: Place) -> None:
 
 def _segment_into_file(place: Place) -> None:
     place.write("out", "")
-    place.segment(place.pictures() / "images")
+    place.segment(place.images() / "images")
 
 
 def changed_model(place: Place) -> None:
     """Goes on with a run whose model's file has other widths by now."""
-    images = place.pictures() / "images"
+    images = place.images() / "images"
     for width in (8, 16):
         model = place.write("model.json", json.dumps({"channels": [8, width], "head_channels": 8}))
         place.train(images, "--warmup-steps", 0, "--model", model, "--steps", width)
@@ -108,19 +108,19 @@ def changed_model(place: Place) -> None:
 
 def output_not_utf8(place: Place) -> None:
     """An output folder whose name cannot be written into the model card."""
-    place.train(place.pictures() / "images", "--output", os.fsdecode(os.fsencode(place.folder) + b"/sorti\xe9"))
+    place.train(place.images() / "images", "--output", os.fsdecode(os.fsencode(place.folder) + b"/sorti\xe9"))
 
 
 def data_not_utf8(place: Place) -> None:
-    """A folder of pictures whose name cannot be written into the model card."""
+    """A folder of images whose name cannot be written into the model card."""
     folder = os.fsdecode(os.fsencode(place.folder) + b"/donn\xe9es")
-    os.rename(place.pictures(), folder)
+    os.rename(place.images(), folder)
     place.train(Path(folder) / "images")
 
 
 def _train_into_file(place: Place) -> None:
     place.write("run", "")
-    place.train(place.pictures() / "images")
+    place.train(place.images() / "images")
 
 
 RUNS = [
@@ -147,7 +147,7 @@ RUNS = [
     Case("run folder without a run", lambda place: place.sample(place.folder), ("no model_index.json", "finished run")),
     Case(
         "generation run for segmentation",
-        lambda place: place.segment(place.pictures() / "images", model=place.models / "generation"),
+        lambda place: place.segment(place.images() / "images", model=place.models / "generation"),
         ("num_classes=None", "needs a head"),
     ),
     Case("model without weights", _no_weights, ("no file named .*safetensors", "get it anew")),
@@ -188,7 +188,7 @@ RUNS = [
     ),
     Case("learning rate that is NaN", option("--learning-rate", "nan"), ("learning_rate is nan", "above 0")),
     Case("resume after the model's file has changed", changed_model, ("of another network", "another output folder")),
-    Case("pictures enlarged beyond memory", option("--image-size", 10**8), ("out of memory", "smaller pictures")),
+    Case("images enlarged beyond memory", option("--image-size", 10**8), ("out of memory", "smaller images")),
     Case("output folder that is not UTF-8", output_not_utf8, ("sorti.*no UTF-8", "choose another")),
     Case("data folder that is not UTF-8", data_not_utf8, ("donn.*no UTF-8", "rename it")),
 ]

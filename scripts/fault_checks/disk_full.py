@@ -45,7 +45,7 @@ CASES = (
     Full("metrics.jsonl", "_log", 2, 0),
     Full("a preview", "_preview", 1, 0),
     Full("the weights of the export", "_export", 1, 0),
-    Full("the pictures of the export", "_export", 1, 100_000),
+    Full("the images of the export", "_export", 1, 100_000),
 )
 
 

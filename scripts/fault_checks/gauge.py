@@ -38,7 +38,7 @@ class Gauge:
 
     Args:
         calls: of `see` to come, at least `SAMPLES`.
-        each: pictures or steps that each of them is about.
+        each: images or steps that each of them is about.
     """
 
     def __init__(self, calls: int, each: int = 1) -> None:
@@ -52,7 +52,7 @@ class Gauge:
         self.calls = self.taken = 0
 
     def see(self) -> None:
-        """Call it after each batch of pictures, or step."""
+        """Call it after each batch of images, or step."""
         self.seconds[self.calls] = time.process_time() - self.last
         rarely = max(len(self.seconds) // YARDSTICKS, 1)
         if self.calls % rarely == 0:
@@ -89,7 +89,7 @@ class Reading:
     """What a process held.
 
     Attributes:
-        samples: int64 (SAMPLES, 5): pictures or steps done, resident KiB, and how many of each of `KINDS`.
+        samples: int64 (SAMPLES, 5): images or steps done, resident KiB, and how many of each of `KINDS`.
         seconds: float64, CPU time from each call of `see` to the next.
         yardsticks: float64, CPU time of `yardstick` at these calls.
         warm_up: samples before those that count.
@@ -102,7 +102,7 @@ class Reading:
 
     @property
     def slope(self) -> tuple[float, float]:
-        """KiB per picture or step after the warm-up, by least squares, and the standard error."""
+        """KiB per image or step after the warm-up, by least squares, and the standard error."""
         (slope, _), covariance = np.polyfit(*self.samples[self.warm_up :, :2].T, deg=1, cov=True)
         return float(slope), float(covariance[0, 0] ** 0.5)
 
@@ -111,8 +111,8 @@ class Reading:
         """Whether nothing grew after the warm-up.
 
         Memory is borne to grow by `SETTLING` along the line: so much it rises in runs that hold nothing, as pages are
-        touched for the first time. So the longer the run, the smaller the leak that is found: with 10,000 pictures 60
-        bytes a picture, about an empty list.
+        touched for the first time. So the longer the run, the smaller the leak that is found: with 10,000 images 60
+        bytes an image, about an empty list.
         """
         return self.same and self.growth <= SETTLING
 

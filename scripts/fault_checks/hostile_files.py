@@ -11,7 +11,7 @@ from fault_checks.attempts import Case, Place, in_one_line, save_models, try_cas
 from fault_checks.finding import Finding
 
 from unet_diffusion.images.decoding import decode_image
-from unet_diffusion.images.large_images import open_picture
+from unet_diffusion.images.large_images import open_image
 from unet_diffusion.images.masks import decode_mask
 
 PROMISE = "Hostile files"
@@ -48,22 +48,20 @@ STATE = [
     Case(f"cache: {name}", attacks.cache(name), ("cache .* is damaged", "delete that folder"))
     for name in ("labels.npy", "sizes.npy", "info.json")
 ]
-PICTURES = [
-    Case(f"{kind}: {name}", attacks.picture(name, content, read), says)
-    for kind, read in (("picture", decode_image), ("mask", decode_mask))
+IMAGES = [
+    Case(f"{kind}: {name}", attacks.image(name, content, read), says)
+    for kind, read in (("image", decode_image), ("mask", decode_mask))
     for name, content, says in (
         ("a.npy", attacks.objects, ("Python objects",)),
-        ("a.png", attacks.raw, ("no picture",)),
-        ("a.npz", npz, ("no picture",)),
+        ("a.png", attacks.raw, ("no image",)),
+        ("a.npz", npz, ("no image",)),
     )
 ] + [
-    Case(
-        "large picture: .npy of objects", attacks.picture("a.npy", attacks.objects, open_picture), ("Python objects",)
-    ),
-    Case("large picture: pickle", attacks.picture("a.npy", attacks.raw, open_picture), ("damaged",)),
-    Case("large picture: .npz called .npy", attacks.picture("a.npy", npz, open_picture), ("damaged",)),
-    Case("large picture: Zarr 2 with pickled chunks", attacks.zarr(2), ("cannot be read",)),
-    Case("large picture: Zarr 3 with pickled chunks", attacks.zarr(3), ("cannot be read",)),
+    Case("large image: .npy of objects", attacks.image("a.npy", attacks.objects, open_image), ("Python objects",)),
+    Case("large image: pickle", attacks.image("a.npy", attacks.raw, open_image), ("damaged",)),
+    Case("large image: .npz called .npy", attacks.image("a.npy", npz, open_image), ("damaged",)),
+    Case("large image: Zarr 2 with pickled chunks", attacks.zarr(2), ("cannot be read",)),
+    Case("large image: Zarr 3 with pickled chunks", attacks.zarr(3), ("cannot be read",)),
 ]
 SETS = [
     Case(
@@ -80,7 +78,7 @@ SETS = [
         ("npz", npz, ("Object arrays",)),
     )
 ] + [
-    Case("Parquet: pickles in its cells", attacks.table("cells"), ("no usable picture", "no picture")),
+    Case("Parquet: pickles in its cells", attacks.table("cells"), ("no usable image", "no image")),
     Case("Parquet: type with pickled parameters, passed over", attacks.table("type")),
     Case("save_to_disk folder: pickled state", attacks.saved_to_disk, ("damaged or incomplete",)),
     Case("folder with a script and pickles", attacks.script, ("scripts are no longer supported",)),
@@ -96,7 +94,7 @@ LIBRARY = [
     Case(f"{kind}.from_pretrained: weights as {PICKLED}", attacks.library(kind), ("safetensors",))
     for kind in ("UNet", "ImageGenerationPipeline", "SegmentationPipeline", "DDPMPipeline")
 ]
-CASES: list[Case] = [*WEIGHTS, *LIBRARY, *CODE, *STATE, *PICTURES, *SETS, *NAMES]
+CASES: list[Case] = [*WEIGHTS, *LIBRARY, *CODE, *STATE, *IMAGES, *SETS, *NAMES]
 
 
 def checks(reduced: bool, work: Path) -> Iterator[Finding]:

@@ -193,7 +193,7 @@ def arguments(options: Any) -> list[str]:
         "model": options.model,
         "data": options.data.data,
         **{name: getattr(options.data, name) for name in ("validation_fraction", "cache_dir", "num_workers")},
-        "preview_pictures": options.diffusion.preview_pictures,
+        "preview_images": options.diffusion.preview_images,
         **{name: value for name, value in vars(options.training).items() if type(value) is int},
     }
     given = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]

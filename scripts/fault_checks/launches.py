@@ -55,7 +55,7 @@ class Launch:
         return True
 
     def alive(self) -> list[psutil.Process]:
-        """The processes of the launch, those that load pictures included, that are there."""
+        """The processes of the launch, those that load images included, that are there."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Load: many pictures and many steps in one process, and whether what the process holds stays the same."""
+"""Load: many images and many steps in one process, and whether what the process holds stays the same."""
 
 import logging
 from collections.abc import Iterator
@@ -28,30 +28,30 @@ from unet_diffusion.training.metrics_log import read_metrics
 from unet_diffusion.training.trainer import Trainer
 
 PROMISE = "Load"
-PICTURES = 10_000
+IMAGES = 10_000
 STEPS = 20_000
 RUNS = 10
-BATCH = 5  # pictures generated at once
+BATCH = 5  # images generated at once
 SLOWER = 0.1  # share of a step's time that it may grow by over the run
 SLOWER_REDUCED = 0.5  # in a run of seconds, of which another program may take a good part
 LOG_EVERY = 20
 COMPRESSED_SLOPE = 4  # KiB that a compressed TIFF may leave behind; about 1 was seen, in the libraries that read it
-SIDE = 8  # of the pictures that are learnt and generated
+SIDE = 8  # of the images that are learnt and generated
 
 
 def checks(reduced: bool, work: Path) -> Iterator[Finding]:
-    """All measurements; the reduced ones have a twentieth of the pictures and a fortieth of the steps."""
-    pictures, steps = (PICTURES // 20, STEPS // 40) if reduced else (PICTURES, STEPS)
+    """All measurements; the reduced ones have a twentieth of the images and a fortieth of the steps."""
+    images, steps = (IMAGES // 20, STEPS // 40) if reduced else (IMAGES, STEPS)
     with new_process() as process:
         for name, measure, count in (
-            ("generated and written as PNG", generate, pictures),
-            ("segmented from arrays, PNG and TIFF files, then written as PNG, in the same process", segment, pictures),
-            ("segmented in windows from file to file, .npy and TIFF", segment_files, max(pictures // 5, SAMPLES)),
-            ("segmented, no two of one size", segment_sizes, pictures),
+            ("generated and written as PNG", generate, images),
+            ("segmented from arrays, PNG and TIFF files, then written as PNG, in the same process", segment, images),
+            ("segmented in windows from file to file, .npy and TIFF", segment_files, max(images // 5, SAMPLES)),
+            ("segmented, no two of one size", segment_sizes, images),
         ):
             reading = process.submit(measure, count, work).result()
-            yield Finding(PROMISE, f"{count:,} pictures {name}", str(reading), reading.flat)
-        count = max(pictures // 10, SAMPLES)
+            yield Finding(PROMISE, f"{count:,} images {name}", str(reading), reading.flat)
+        count = max(images // 10, SAMPLES)
         reading = process.submit(segment_compressed, count, work).result()
         held = reading.same and reading.growth <= SETTLING + COMPRESSED_SLOPE * count
         yield Finding(PROMISE, f"{count:,} compressed TIFF files segmented in windows", str(reading), held)
@@ -69,7 +69,7 @@ def network() -> UNet:
 
 
 def generate(count: int, work: Path) -> Reading:
-    """Generates pictures in small batches."""
+    """Generates images in small batches."""
     pipe = ImageGenerationPipeline(network(), DDPMScheduler())
     pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -82,11 +82,11 @@ def generate(count: int, work: Path) -> Reading:
 
 
 def segment(count: int, work: Path) -> Reading:
-    """Segments small pictures from memory and from files in turn."""
+    """Segments small images from memory and from files in turn."""
     pipe = SegmentationPipeline(network())
-    picture = np.random.default_rng(0).integers(0, 256, (24, 20), dtype=np.uint8)
-    Image.fromarray(picture).save(work / "picture.png")
-    sources = [picture, work / "picture.png", *write_tiffs(work, picture)]
+    image = np.random.default_rng(0).integers(0, 256, (24, 20), dtype=np.uint8)
+    Image.fromarray(image).save(work / "image.png")
+    sources = [image, work / "image.png", *write_tiffs(work, image)]
     gauge = Gauge(count)
     for number in range(count):
         output = pipe(sources[number % len(sources)])
@@ -98,15 +98,15 @@ def segment(count: int, work: Path) -> Reading:
 def segment_files(count: int, work: Path) -> Reading:
     """Segments files in windows, into files."""
     pipe = SegmentationPipeline(network())
-    picture = np.random.default_rng(0).integers(0, 256, (24, 20), dtype=np.uint8)
-    np.save(work / "picture.npy", picture)
-    return segment_each(pipe, [work / "picture.npy", write_tiffs(work, picture)[0]], count, work)
+    image = np.random.default_rng(0).integers(0, 256, (24, 20), dtype=np.uint8)
+    np.save(work / "image.npy", image)
+    return segment_each(pipe, [work / "image.npy", write_tiffs(work, image)[0]], count, work)
 
 
 def segment_compressed(count: int, work: Path) -> Reading:
     """The same with compressed TIFF files, read through zarr, whose event loop does not give back all memory."""
-    picture = np.random.default_rng(0).integers(0, 256, (24, 20), dtype=np.uint8)
-    return segment_each(SegmentationPipeline(network()), write_tiffs(work, picture)[1:], count, work)
+    image = np.random.default_rng(0).integers(0, 256, (24, 20), dtype=np.uint8)
+    return segment_each(SegmentationPipeline(network()), write_tiffs(work, image)[1:], count, work)
 
 
 def segment_each(pipe: SegmentationPipeline, sources: list[Path], count: int, work: Path) -> Reading:
@@ -121,18 +121,18 @@ def segment_each(pipe: SegmentationPipeline, sources: list[Path], count: int, wo
     return gauge.reading()
 
 
-def write_tiffs(work: Path, picture: np.ndarray) -> list[Path]:
+def write_tiffs(work: Path, image: np.ndarray) -> list[Path]:
     """A TIFF that can be mapped into memory, and a compressed one that cannot."""
     paths = [work / "plain.tif", work / "compressed.tif"]
     for path, compression in zip(paths, (None, "zlib")):
-        tifffile.imwrite(path, picture, compression=compression)
+        tifffile.imwrite(path, image, compression=compression)
     return paths
 
 
 def segment_sizes(count: int, work: Path) -> Reading:
-    """Segments pictures of as many sizes, the largest first.
+    """Segments images of as many sizes, the largest first.
 
-    The first half is the warm-up: a picture larger than all before needs more working memory, and oneDNN keeps the
+    The first half is the warm-up: an image larger than all before needs more working memory, and oneDNN keeps the
     compiled kernels of about as many sizes as its cache holds.
     """
     pipe = SegmentationPipeline(network())
@@ -160,7 +160,7 @@ class MeasuredTask(DiffusionTask):
 
 
 def trainer(steps: int, num_workers: int, folder: Path, output: Path) -> Trainer:
-    """A run as `train_ddpm` makes it, of a few tiny pictures, with few validations and previews and no checkpoint."""
+    """A run as `train_ddpm` makes it, of a few tiny images, with few validations and previews and no checkpoint."""
     logging.disable(logging.WARNING)
     if not folder.exists():
         folder.mkdir(parents=True)
@@ -170,7 +170,7 @@ def trainer(steps: int, num_workers: int, folder: Path, output: Path) -> Trainer
     options = TrainDDPM(
         output=output,
         data=DataConfig(str(folder), validation_fraction=0.25, cache_dir=f"{folder}-cache", num_workers=num_workers),
-        diffusion=DiffusionConfig(preview_pictures=4),
+        diffusion=DiffusionConfig(preview_images=4),
         training=TrainingConfig(
             steps=steps,
             batch_size=2,
@@ -188,7 +188,7 @@ def trainer(steps: int, num_workers: int, folder: Path, output: Path) -> Trainer
 
 def train(steps: int, num_workers: int, slower: float, work: Path) -> list[Finding]:
     """A long run: memory, time and the log."""
-    loop = trainer(steps, num_workers, work / "pictures", work / "run")
+    loop = trainer(steps, num_workers, work / "images", work / "run")
     gauge = loop.task.gauge = Gauge(steps)
     loop.run()
     reading, helpers = gauge.reading(), f"{num_workers} data workers"
@@ -214,7 +214,7 @@ def train_again(runs: int, work: Path) -> Finding:
     process = psutil.Process()
     held = []
     for number in range(runs):
-        trainer(2, 1, work / "pictures", work / f"run-{number}").run()
+        trainer(2, 1, work / "images", work / f"run-{number}").run()
         held.append((len(process.children()), process.num_fds(), process.num_threads()))
     children, handles, threads = zip(*held)
     others = f"handles {handles[0]} -> {handles[-1]}, threads {threads[0]} -> {threads[-1]}"

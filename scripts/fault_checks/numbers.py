@@ -50,14 +50,14 @@ def checks(reduced: bool, work: Path) -> Iterator[Finding]:
 
 
 def prepare(work: Path) -> None:
-    """Pictures of a bright square, masks that say where it is, and a network small enough for many runs."""
+    """Images of a bright square, masks that say where it is, and a network small enough for many runs."""
     random = np.random.default_rng(0)
     for i in range(16):
         top, left = random.integers(0, 10, 2)
         mask = np.zeros((16, 16), dtype=np.uint8)
         mask[top : top + 6, left : left + 6] = 1
-        picture = (random.integers(0, 60, (16, 16)) + 150 * mask).astype(np.uint8)
-        for kind, pixels in (("images", picture), ("masks", mask)):
+        image = (random.integers(0, 60, (16, 16)) + 150 * mask).astype(np.uint8)
+        for kind, pixels in (("images", image), ("masks", mask)):
             path = work / kind / f"{i:02d}.png"
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(pixels).save(path)
@@ -65,17 +65,17 @@ def prepare(work: Path) -> None:
 
 
 def train(output: Path, work: Path, name: str, training: TrainingConfig = TRAINING) -> Path:
-    """A run of one kind on these pictures."""
+    """A run of one kind on these images."""
     model = str(work / "network.json")
     if name == "noise prediction":
         data = DataConfig(data=str(work / "images"), validation_fraction=0.25)
-        return train_ddpm(TrainDDPM(output, model, data, DiffusionConfig(preview_pictures=1), training))
+        return train_ddpm(TrainDDPM(output, model, data, DiffusionConfig(preview_images=1), training))
     return train_segmentation(
         TrainSegmentation(
             data=MaskedDataConfig(data=str(work / "images"), masks=str(work / "masks"), validation_fraction=0.25),
             output=output,
             model=model,
-            segmentation=SegmentationConfig(preview_pictures=1),
+            segmentation=SegmentationConfig(preview_images=1),
             joint=JointConfig(denoising_weight=1.0 if name == "joint training" else 0.0),
             training=training,
         )
@@ -121,7 +121,7 @@ def skipped(output: Path, work: Path, name: str, task: Any, number: float) -> Fi
 
 
 def ended(output: Path, work: Path) -> Finding:
-    """Lost steps without end: the run says which pictures and timesteps, and leaves a good checkpoint."""
+    """Lost steps without end: the run says which images and timesteps, and leaves a good checkpoint."""
     restore = spoilt(DiffusionTask, set(range(LOST, 100)), float("nan"))
     try:
         train(output, work, "noise prediction")
@@ -132,7 +132,7 @@ def ended(output: Path, work: Path) -> Finding:
         restore()
     saved = sorted((output / "checkpoints").iterdir())[-1].name
     step = LOST + TRAINING.max_skipped_steps - 1
-    said = all(words in message for words in (f"up to step {step}", "timesteps ", "pictures "))
+    said = all(words in message for words in (f"up to step {step}", "timesteps ", "images "))
     finite = all(value.isfinite().all() for value in state(output, step).values())
     return Finding(
         PROMISE,

@@ -78,7 +78,7 @@ PLACES = (
     Place("a checkpoint before it is read back", "_save", checkpoints, "load_checkpoint"),
     Place("a checkpoint before its renaming", "_save", os, "replace", 3),
     Place("the removal of an old checkpoint", "_save", shutil, "rmtree", 1, _half_a_folder),
-    Place("the pictures of the export", "_export", UNet, "forward"),
+    Place("the images of the export", "_export", UNet, "forward"),
     Place("the files of the export being moved", "_export", os, "replace", 5),
 )
 

@@ -31,7 +31,7 @@ from unet_diffusion.training.config import TrainingConfig
 PROMISE = "Several processes"
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
-PICTURES = 22  # 3 of them held out, fewer than 4 processes; the 19 others are no multiple of a step's 8
+IMAGES = 22  # 3 of them held out, fewer than 4 processes; the 19 others are no multiple of a step's 8
 PER_STEP = 8
 LEARNING_RATE = 1e-3
 LOSS_TOLERANCE = 1e-5  # relative: float32 rounds to 6e-8, sums in another order do so differently, and 60 steps add up
@@ -40,23 +40,23 @@ WEIGHT_TOLERANCE = 0.02 * LEARNING_RATE  # a weight moves by up to the rate in e
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs find what they learn from: the pictures, the masks, the same in files of other lengths, a network."""
+    """Where runs find what they learn from: the images, the masks, the same in files of other lengths, a network."""
 
     work: Path
 
     def make(self) -> None:
         """Writes all of it."""
-        squares(self.work / "data", PICTURES)
+        squares(self.work / "data", IMAGES)
         (self.work / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))  # no dropout
-        pictures = sorted((self.work / "data" / "images").glob("*.png"))
+        images = sorted((self.work / "data" / "images").glob("*.png"))
         features = Features({"image": ImageFeature()})
         for file, rows in enumerate((range(3), range(3, 8), range(8, 19))):
-            columns = {"image": [str(pictures[row]) for row in rows]}
+            columns = {"image": [str(images[row]) for row in rows]}
             Dataset.from_dict(columns, features=features).save_to_disk(self.work / "files" / str(file))
 
     @property
     def files(self) -> str:
-        """A source of 19 pictures in files of 3, 5 and 11."""
+        """A source of 19 images in files of 3, 5 and 11."""
         return str(self.work / "files" / "*" / "*.arrow")
 
     def command(self, task: str, output: Path, batch_size: int, *more: str) -> list[str]:
@@ -71,7 +71,7 @@ class Place:
             *(["--denoising-weight", "0.3"] if task == "joint" else []),
             *(["--streaming", "--image-size", "16", "--shuffle-buffer", "5"] if task == "stream" else []),
             *(validation or ["--validation-fraction", "0.14"]),
-            *("--cache-dir", str(self.work / "cache"), "--preview-pictures", "2"),
+            *("--cache-dir", str(self.work / "cache"), "--preview-images", "2"),
             *("--steps", str(STEPS), "--batch-size", str(batch_size), "--learning-rate", str(LEARNING_RATE)),
             *("--warmup-steps", "5", "--log-every", "3", "--validate-every", "6", "--checkpoint-every", "5"),
             *("--preview-every", "1000", *more, "--trackers"),
@@ -169,7 +169,7 @@ def checkpoint(run: Path, step: int) -> Path:
 
 
 def checks(reduced: bool, work: Path) -> Iterator[Finding]:
-    """What becomes of runs in several processes; reduced: each picture once, and a killed process in joint mode."""
+    """What becomes of runs in several processes; reduced: each image once, and a killed process in joint mode."""
     place = Place(work)
     place.make()
     yield once_an_epoch(place, "stored")
@@ -190,7 +190,7 @@ def checks(reduced: bool, work: Path) -> Iterator[Finding]:
 
 
 def once_an_epoch(place: Place, kind: str) -> Finding:
-    """Whether each picture is seen once an epoch, and every step the same ones from wherever it is resumed."""
+    """Whether each image is seen once an epoch, and every step the same ones from wherever it is resumed."""
     source = {"data": place.files, "streaming": True} if kind == "stream" else {"data": str(place.work / "data/images")}
     data = DataConfig(**source, image_size=16, shuffle_buffer=5, validation_fraction=0.0, cache_dir=str(place.work))  # type: ignore[arg-type]
     steps, orders = 12, []
@@ -199,19 +199,19 @@ def once_an_epoch(place: Place, kind: str) -> Finding:
         for start in (0, 5):
             ranks = [batches(data, config, rank, processes, start) for rank in range(processes)]
             micros = range((steps - start) * accumulate)
-            orders.append((start, [picture for _ in micros for rank in ranks for picture in next(rank)]))
+            orders.append((start, [image for _ in micros for rank in ranks for image in next(rank)]))
     whole = orders[0][1]
     length = len(set(whole))
     epochs = [whole[i : i + length] for i in range(0, len(whole) - length + 1, length)]
     same = all(order == whole[start * PER_STEP :] for start, order in orders)
-    once = length == (19 if kind == "stream" else PICTURES) and all(len(set(epoch)) == length for epoch in epochs)
-    figure = f"{len(epochs)} epochs of {length} pictures in steps of {PER_STEP}, 1 to 4 processes and micro-batches"
+    once = length == (19 if kind == "stream" else IMAGES) and all(len(set(epoch)) == length for epoch in epochs)
+    figure = f"{len(epochs)} epochs of {length} images in steps of {PER_STEP}, 1 to 4 processes and micro-batches"
     held = same and once
-    return Finding(PROMISE, f"each picture once an epoch, also after step 5 ({kind})", figure, held)
+    return Finding(PROMISE, f"each image once an epoch, also after step 5 ({kind})", figure, held)
 
 
 def batches(data: DataConfig, config: TrainingConfig, rank: int, processes: int, start: int) -> Iterator[list[bytes]]:
-    """The pictures of each micro-batch of a process."""
+    """The images of each micro-batch of a process."""
     process: Any = SimpleNamespace(process_index=rank, num_processes=processes, device=torch.device("cpu"))
     train = load_images(data, 0, rank, processes).train
     for batch in training_batches(train, process, config, start):
@@ -219,7 +219,7 @@ def batches(data: DataConfig, config: TrainingConfig, rank: int, processes: int,
 
 
 def killed(place: Place, single: Path) -> Iterator[Finding]:
-    """One of two processes, each with one that loads pictures, gets SIGKILL; then the same command."""
+    """One of two processes, each with one that loads images, gets SIGKILL; then the same command."""
     output = place.work / "killed"
     command = place.command("joint", output, PER_STEP // 2, "--num-workers", "1")
     launch = Launch(2, command)
@@ -257,7 +257,7 @@ def refused(place: Place, ended: Path) -> Iterator[Finding]:
     copy = place.work / "refused"
     copytree(ended, copy)
     other = Launch(2, place.command("ddpm", copy, PER_STEP))
-    yield refusal(other, "2 processes with another number of pictures per step", "pictures_per_step is 16")
+    yield refusal(other, "2 processes with another number of images per step", "images_per_step is 16")
     with FileLock(copy / ".lock"):
         locked = Launch(2, place.command("ddpm", copy, PER_STEP // 2))
         yield refusal(locked, "2 processes in a folder where another run trains", "another process is training")

@@ -28,7 +28,7 @@ DIFFERS = ("images_per_second",)  # wall time
 
 
 def squares(folder: Path, count: int = 24, side: int = 16) -> None:
-    """Pictures of one bright square on dark noise, and masks that say where it is."""
+    """Images of one bright square on dark noise, and masks that say where it is."""
     random = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
@@ -36,8 +36,8 @@ def squares(folder: Path, count: int = 24, side: int = 16) -> None:
         top, left = random.integers(0, side - 6, 2)
         mask = np.zeros((side, side), dtype=np.uint8)
         mask[top : top + 6, left : left + 6] = 1
-        picture = (random.integers(0, 60, (side, side)) + 150 * mask).astype(np.uint8)
-        Image.fromarray(picture).save(folder / "images" / f"{i:02d}.png")
+        image = (random.integers(0, 60, (side, side)) + 150 * mask).astype(np.uint8)
+        Image.fromarray(image).save(folder / "images" / f"{i:02d}.png")
         Image.fromarray(mask).save(folder / "masks" / f"{i:02d}.png")
 
 
@@ -45,7 +45,7 @@ def tiny_runs(work: Path, steps: int = 12) -> dict[str, Options]:
     """The options of a run of each task, with dropout, accumulation, and every phase of a run every few steps.
 
     Args:
-        work: an empty folder for the pictures; the output is to be set with `into`.
+        work: an empty folder for the images; the output is to be set with `into`.
         steps: of each run.
     """
     squares(work / "data")
@@ -67,14 +67,14 @@ def tiny_runs(work: Path, steps: int = 12) -> dict[str, Options]:
     segmentation = TrainSegmentation(
         data=masked,
         model=network,
-        segmentation=SegmentationConfig(preview_pictures=2),
+        segmentation=SegmentationConfig(preview_images=2),
         augmentation=AugmentationConfig(elastic=1.0),
         training=training,
     )
     ddpm = TrainDDPM(
         model=network,
         data=DataConfig(data=images, validation_fraction=0.25, cache_dir=cache),
-        diffusion=DiffusionConfig(preview_pictures=2),
+        diffusion=DiffusionConfig(preview_images=2),
         training=training,
     )
     joint = replace(segmentation, joint=JointConfig(denoising_weight=0.3))
@@ -82,7 +82,7 @@ def tiny_runs(work: Path, steps: int = 12) -> dict[str, Options]:
 
 
 def into(options: Options, output: Path, num_workers: int = 0) -> Options:
-    """The same run in another folder, with so many processes that load pictures."""
+    """The same run in another folder, with so many processes that load images."""
     return replace(options, output=output, data=replace(options.data, num_workers=num_workers))
 
 
@@ -114,10 +114,10 @@ def differences(run: Path, whole: Path) -> list[str]:
     found += [str(file) for file in EXPORTED if (run / file).read_bytes() != (whole / file).read_bytes()]
     if json.dumps(metrics(run)) != json.dumps(metrics(whole)):
         found.append("metrics.jsonl")
-    pictures = [sorted(path.name for path in folder.glob("previews/*")) for folder in (run, whole)]
-    if pictures[0] != pictures[1]:
-        found.append(f"previews {pictures[0]} instead of {pictures[1]}")
-    found += [f"preview {name}" for name in pictures[1] if _bytes(run, name) != _bytes(whole, name)]
+    images = [sorted(path.name for path in folder.glob("previews/*")) for folder in (run, whole)]
+    if images[0] != images[1]:
+        found.append(f"previews {images[0]} instead of {images[1]}")
+    found += [f"preview {name}" for name in images[1] if _bytes(run, name) != _bytes(whole, name)]
     return found + [f"leftover {path.relative_to(run)}" for path in run.rglob(f"{PREFIX}*")]
 
 

@@ -41,7 +41,7 @@ COUNTS = ("crop_size", "steps", "batch_size", "validate_every", "pretraining_ste
 
 @dataclass
 class LabelEfficiency:
-    """Learn masks from few labelled pictures in several ways, and score all of them on the same test pictures."""
+    """Learn masks from few labelled images in several ways, and score all of them on the same test images."""
 
     data: Path
     """Folder that holds the sets, each a folder with `train.parquet`, `validation.parquet` and `test.parquet`."""
@@ -52,16 +52,16 @@ class LabelEfficiency:
     sets: tuple[str, ...] = ("dsb2018", "wbc", "isbi2012")
     """Names of the sets."""
     methods: tuple[Method, ...] = METHODS
-    """Ways to learn. Our network from "scratch" or "pretrained" (from a DDPM run on all training pictures), either also
-    with "self_training" on all training pictures; "joint", which goes on predicting noise; a "pixel_classifier" on
+    """Ways to learn. Our network from "scratch" or "pretrained" (from a DDPM run on all training images), either also
+    with "self_training" on all training images; "joint", which goes on predicting noise; a "pixel_classifier" on
     frozen features. "monai" is a peer of as many parameters, from scratch; "imagenet" has an encoder with ImageNet
     weights."""
     labels: tuple[int | Literal["all"], ...] = (1, 5, 10, 40, "all")
-    """Numbers of labelled pictures, the first of the training set; a set leaves out the numbers above its own."""
+    """Numbers of labelled images, the first of the training set; a set leaves out the numbers above its own."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of initialisation, order, crops and augmentation; the noise predictor is the same for all."""
     crop_size: int = 64
-    """Side of the training squares in pixels; validation and test pictures stay whole."""
+    """Side of the training squares in pixels; validation and test images stay whole."""
     steps: int = 400
     """Optimizer steps of each run."""
     batch_size: int = 8
@@ -177,12 +177,12 @@ class LabelEfficiency:
         """The loss and what learns."""
         if method in FINE_TUNED:
             recipe = {"learn": self.learn, "trunk_rate": self.trunk_rate, "timestep": self.timestep}
-            return SegmentationConfig(**recipe, preview_pictures=4)
+            return SegmentationConfig(**recipe, preview_images=4)
         learn: Any = "pixel_classifier" if method == "pixel_classifier" else "everything"
-        return SegmentationConfig(learn=learn, preview_pictures=4)
+        return SegmentationConfig(learn=learn, preview_images=4)
 
     def joint(self, method: str) -> JointConfig:
-        """What pictures without masks teach."""
+        """What images without masks teach."""
         return JointConfig(
             self.denoising_weight if method == "joint" else 0.0,
             self.self_training_weight if method in SELF_TRAINED else 0.0,
@@ -190,11 +190,11 @@ class LabelEfficiency:
         )
 
     def augmentation_of(self, name: str) -> AugmentationConfig:
-        """How the training pictures of a set are varied."""
+        """How the training images of a set are varied."""
         return replace(self.augmentation, invert=INVERTED) if name in self.inverted_sets else self.augmentation
 
     def masked(self, name: str, labels: int | None = None, num_classes: int | None = None) -> MaskedDataConfig:
-        """The first so many pictures of a set with masks, and its validation set."""
+        """The first so many images of a set with masks, and its validation set."""
         return MaskedDataConfig(
             data=str(self.data / name / "train.parquet"),
             validation_data=str(self.data / name / "validation.parquet"),
@@ -243,11 +243,11 @@ class LabelEfficiency:
         made = []
         for name in self.sets:
             facts = set_facts(self.masked(name))
-            counts = dict.fromkeys(facts.pictures if count == "all" else int(count) for count in self.labels)
-            fitting = sorted(count for count in counts if count <= facts.pictures)
+            counts = dict.fromkeys(facts.images if count == "all" else int(count) for count in self.labels)
+            fitting = sorted(count for count in counts if count <= facts.images)
             if not fitting:
                 raise ValueError(
-                    f"labels is {self.labels}, but {name} has {facts.pictures} training pictures; give smaller "
+                    f"labels is {self.labels}, but {name} has {facts.images} training images; give smaller "
                     "numbers, or 'all'."
                 )
             configs = {method: self.config(name, method, facts) for method in self.methods}
@@ -267,7 +267,7 @@ class Run:
     Attributes:
         data: name of the set.
         method: way to learn.
-        labels: number of labelled pictures.
+        labels: number of labelled images.
         seed: of the run.
         config: as `LabelEfficiency.config` gives it.
     """
@@ -286,9 +286,9 @@ class Run:
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What a training set says: its number of pictures, their channels, and the classes of all of its masks."""
+    """What a training set says: its number of images, their channels, and the classes of all of its masks."""
 
-    pictures: int
+    images: int
     channels: int
     num_classes: int
 

@@ -45,11 +45,11 @@ def parameters(network: torch.nn.Module) -> int:
 
 
 def untrained_peer(method: str, channels: int, num_classes: int, features: tuple[int, ...] = ()) -> Peer | None:
-    """The network of a method that does not use ours, for pictures of so many channels; None for the others.
+    """The network of a method that does not use ours, for images of so many channels; None for the others.
 
     Args:
         method: way to learn.
-        channels: of the pictures.
+        channels: of the images.
         num_classes: the background included.
         features: widths of MONAI's network.
     """

@@ -17,7 +17,7 @@ from unet_diffusion.files import write_json, written_aside
 
 Row = dict[str, Any]  # as `few_labels.training.train_and_test` gives it
 BASE = "scratch"  # the method that others are compared with
-FEW, MANY = 10, 40  # labelled pictures: what a method makes of few is compared with what the base makes of many
+FEW, MANY = 10, 40  # labelled images: what a method makes of few is compared with what the base makes of many
 KEY = ("data", "method", "labels", "seed", "config")
 
 
@@ -48,20 +48,20 @@ def row_of(rows: Sequence[Row], run: Run) -> Row | None:
 
 
 def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, float]:
-    """How far a method lies above another in the mean IoU of a test picture, as mean and half of a 95% interval.
+    """How far a method lies above another in the mean IoU of a test image, as mean and half of a 95% interval.
 
-    The differences d[s, p] are those of seed s, which both methods have, on picture p, where both are defined. The mean
-    is that over all of them. Seeds and pictures are both taken for samples: the variance of the mean is that of the S
-    means over the pictures divided by S, plus that of the P means over the seeds divided by P (a little too large, as
+    The differences d[s, p] are those of seed s, which both methods have, on image p, where both are defined. The mean
+    is that over all of them. Seeds and images are both taken for samples: the variance of the mean is that of the S
+    means over the images divided by S, plus that of the P means over the seeds divided by P (a little too large, as
     both hold the remaining noise once). The interval is Student's, with the degrees of freedom of Welch and
-    Satterthwaite: few seeds that disagree make it wide. With one seed it knows the pictures alone. It says nothing of
-    other labelled pictures or another pretraining, which all runs share.
+    Satterthwaite: few seeds that disagree make it wide. With one seed it knows the images alone. It says nothing of
+    other labelled images or another pretraining, which all runs share.
 
     Returns:
-        NaN for both without a common seed, and for the interval with one seed and one picture.
+        NaN for both without a common seed, and for the interval with one seed and one image.
     """
-    by_seed = {row["seed"]: row["pictures"] for row in base}
-    pairs = [(row["pictures"], by_seed[row["seed"]]) for row in rows if row["seed"] in by_seed]
+    by_seed = {row["seed"]: row["images"] for row in base}
+    pairs = [(row["images"], by_seed[row["seed"]]) for row in rows if row["seed"] in by_seed]
     if not pairs:
         return float("nan"), float("nan")
     scores = np.array(pairs, dtype=float)  # (S, 2, P); None becomes NaN
@@ -78,7 +78,7 @@ def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, 
 
 
 def axis_means(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means (S,) over the pictures, and (P,) over the seeds."""
+    """Means (S,) over the images, and (P,) over the seeds."""
     return differences.mean(axis=1), differences.mean(axis=0)
 
 
@@ -107,14 +107,14 @@ def set_summary(name: str, found: Mapping[str, Mapping[int, list[Row]]]) -> str:
     lines = [
         f"## {name}",
         "",
-        f"Mean IoU on the test pictures, mean (least to most) of seeds {', '.join(map(str, seeds))}:",
+        f"Mean IoU on the test images, mean (least to most) of seeds {', '.join(map(str, seeds))}:",
         "",
     ]
     lines += header
     for method, by_count in found.items():
         lines.append(f"| {method} | {' | '.join(shown(rows, len(seeds)) for rows in by_count.values())} |")
     if BASE in found and len(found) > 1:
-        lines += ["", f"Above {BASE}, mean IoU of a picture, paired by seed and picture, with 95% intervals:", ""]
+        lines += ["", f"Above {BASE}, mean IoU of an image, paired by seed and image, with 95% intervals:", ""]
         lines += header
         for method, by_count in found.items():
             if method != BASE:
@@ -174,7 +174,7 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
         axes.xaxis.set_major_locator(FixedLocator([*next(iter(found.values()))]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))  # plain text, as in figures.py
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set(title=name, xlabel="labelled pictures", ylabel="mean IoU, test")
+        axes.set(title=name, xlabel="labelled images", ylabel="mean IoU, test")
         axes.grid(alpha=0.3)
     figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=4, fontsize="small")
     with written_aside(path) as aside:

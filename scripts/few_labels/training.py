@@ -27,11 +27,11 @@ INDEX = "model_index.json"  # comes last when a run is saved
 
 
 def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
-    """Trains a run, or goes on with it, and scores its weights of the best validation once on the test pictures.
+    """Trains a run, or goes on with it, and scores its weights of the best validation once on the test images.
 
     Returns:
         The run as the JSON file has it: `data`, `method`, `labels`, `seed`; `mean_iou` of the classes, the pixels of
-        all test pictures counted together; `pictures`, the mean IoU of each, None where it is undefined;
+        all test images counted together; `images`, the mean IoU of each, None where it is undefined;
         `validation_mean_iou`; `parameters` of all that predicts; `seconds`, CPU seconds of the training steps, and
         `pretraining_seconds`, those of the noise predictor that the run shares with others; `config`.
     """
@@ -70,7 +70,7 @@ def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
         "pretraining_seconds": pretraining_seconds,
         "parameters": sum(parameters(network) for network in (pipe.unet, pipe.classifier) if network is not None),
         "config": run.config,
-        "pictures": [picture["mean_iou"] for picture in scores["pictures"]],
+        "images": [image["mean_iou"] for image in scores["images"]],
     }
 
 
@@ -84,7 +84,7 @@ def task_of(run: Run, config: TrainSegmentation, data: MaskedSets, facts: SetFac
 
 
 def score(options: LabelEfficiency, name: str, pipe: SegmentationPipeline) -> Scores:
-    """The scores of a pipeline on the test pictures of a set."""
+    """The scores of a pipeline on the test images of a set."""
     dataset = load_labelled(
         MaskedOptions(data=str(options.data / name / "test.parquet"), image_column="image", mask_column="mask"),
         num_classes=pipe.num_classes,
@@ -96,7 +96,7 @@ def score(options: LabelEfficiency, name: str, pipe: SegmentationPipeline) -> Sc
 
 
 def pretrain(options: LabelEfficiency, name: str) -> tuple[str, float]:
-    """Trains the noise predictor of a set on all of its training pictures and no others, if it is not trained.
+    """Trains the noise predictor of a set on all of its training images and no others, if it is not trained.
 
     Returns:
         Its folder, and the CPU seconds of its steps.
@@ -109,7 +109,7 @@ def pretrain(options: LabelEfficiency, name: str) -> tuple[str, float]:
 
 
 def pretraining_run(options: LabelEfficiency, name: str) -> TrainDDPM:
-    """What `train_ddpm` would be given: pictures of the training set alone, of which none is held out."""
+    """What `train_ddpm` would be given: images of the training set alone, of which none is held out."""
     data = DataConfig(
         data=str(options.data / name / "train.parquet"),
         image_column="image",
@@ -122,6 +122,6 @@ def pretraining_run(options: LabelEfficiency, name: str) -> TrainDDPM:
         options.output / name / folder,
         str(options.network),
         data,
-        DiffusionConfig(preview_pictures=4),
+        DiffusionConfig(preview_images=4),
         options.pretraining(),
     )

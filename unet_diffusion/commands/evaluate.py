@@ -17,7 +17,7 @@ from unet_diffusion.saved_runs import check_run, load_pipeline
 
 @dataclass
 class Evaluate:
-    """Score the masks of a trained run on pictures with masks, each at its own size."""
+    """Score the masks of a trained run on images with masks, each at its own size."""
 
     data: MaskedOptions
     run: Path = Path("runs/segmentation")
@@ -25,7 +25,7 @@ class Evaluate:
     output: Path | None = None
     """Folder for `evaluation.json` and `evaluation.md`; by default the run's."""
     tile_size: int | None = None
-    """Output pixels a side of a tile of large pictures; by default so that one takes about 64 MiB."""
+    """Output pixels a side of a tile of large images; by default so that one takes about 64 MiB."""
     augment: bool = False
     """Average over 8 flips and rotations, at 8 times the cost."""
     boundary_tolerance: float = 2.0
@@ -40,7 +40,7 @@ class Evaluate:
 
 
 def evaluate(config: Evaluate) -> str:
-    """Writes `evaluation.json`, with the scores of each picture, and `evaluation.md`; returns the text of the latter.
+    """Writes `evaluation.json`, with the scores of each image, and `evaluation.md`; returns the text of the latter.
 
     The classes, their names and colours and the range of values are those of the run.
 
@@ -66,9 +66,9 @@ def evaluate(config: Evaluate) -> str:
     )
     with pipe.progress_bar(total=len(dataset)) as progress:
 
-        def predict(picture: Tensor) -> Tensor:
+        def predict(image: Tensor) -> Tensor:
             (mask,) = pipe(
-                picture,
+                image,
                 tile_size=config.tile_size,
                 augment=config.augment,
                 output_type="pt",
@@ -83,7 +83,7 @@ def evaluate(config: Evaluate) -> str:
     write_json(output / "evaluation.json", {**facts, "masks": scores.to_dict(pipe.class_names)})
     text = f"""# {readable(config.run.name)} on {dataset.name}
 
-{len(dataset)} pictures. Pooled scores count the pixels of all of them together; means are over the pictures in which a
+{len(dataset)} images. Pooled scores count the pixels of all of them together; means are over the images in which a
 score is defined; empty where none is.
 
 {scores.to_table(pipe.class_names)}

@@ -1,4 +1,4 @@
-"""How near the pictures of a finished run are to real ones, written as a file."""
+"""How near the images of a finished run are to real ones, written as a file."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,34 +18,34 @@ from unet_diffusion.evaluation.generation_metrics import (
 )
 from unet_diffusion.evaluation.memorisation import memorisation
 from unet_diffusion.files import write_json
-from unet_diffusion.images.figures import save_picture
+from unet_diffusion.images.figures import save_image
 from unet_diffusion.output_folder import check_output
 
 
 @dataclass
 class EvaluateGeneration(GenerationOptions):
-    """Compare generated pictures with real ones through a feature network."""
+    """Compare generated images with real ones through a feature network."""
 
     data: DataConfig = field(default_factory=DataConfig)
     count: int = 512
-    """Number of pictures to generate; as many real ones are used, or all there are."""
+    """Number of images to generate; as many real ones are used, or all there are."""
     features: str = "efficientnet-lite0"
     """Network whose features are compared: "efficientnet-lite0" (offline, extra `metrics`), "inception" (downloads,
-    extra `inception`), or the folder of a finished run of `train-classifier`, for pictures like those that it learned
+    extra `inception`), or the folder of a finished run of `train-classifier`, for images like those that it learned
     from. Figures of different networks cannot be compared."""
-    training_pictures: int = 10_000
-    """Pictures of the training set among which the nearest one of every generated picture is looked for."""
+    training_images: int = 10_000
+    """Images of the training set among which the nearest one of every generated image is looked for."""
     output: Path | None = None
     """File of the figures; by default `generation.json` in the run's folder. A PNG of the same name shows the generated
-    pictures that are nearest to a training picture, each beside that one."""
+    images that are nearest to a training image, each beside that one."""
     overwrite: bool = False
     """Replace figures that are there already."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers of pictures."""
+        """Checks the numbers of images."""
         super().__post_init__()
-        if self.training_pictures < 1:
-            raise ValueError(f"training_pictures is {self.training_pictures}, but must be at least 1.")
+        if self.training_images < 1:
+            raise ValueError(f"training_images is {self.training_images}, but must be at least 1.")
 
     def network(self) -> FeatureNetwork:
         """The network that sees the features, on the device."""
@@ -53,14 +53,14 @@ class EvaluateGeneration(GenerationOptions):
 
 
 @dataclass(frozen=True)
-class RealPictures:
-    """What generated pictures are compared with; several runs on the same data can share it.
+class RealImages:
+    """What generated images are compared with; several runs on the same data can share it.
 
     Attributes:
         network: sees the features.
-        training: pictures (N, C, H, W) in [-1, 1] of the training rows, among which copies are looked for.
+        training: images (N, C, H, W) in [-1, 1] of the training rows, among which copies are looked for.
         features: of the first `count` of them, (count, D).
-        held_out: pictures that were held out of training, or None where there are none.
+        held_out: images that were held out of training, or None where there are none.
     """
 
     network: FeatureNetwork
@@ -69,30 +69,30 @@ class RealPictures:
     held_out: Tensor | None
 
 
-def load_real(config: EvaluateGeneration, network: FeatureNetwork, channels: int) -> RealPictures:
+def load_real(config: EvaluateGeneration, network: FeatureNetwork, channels: int) -> RealImages:
     """The real side of `evaluate_generation`: the training rows of the data, the first of a fixed random order.
 
     Args:
         config: data and counts; the run is not read.
         network: sees the features.
-        channels: of the pictures that the run generates.
+        channels: of the images that the run generates.
 
     Raises:
-        ValueError: a feature network that does not take these pictures, or pictures of other channels.
+        ValueError: a feature network that does not take these images, or images of other channels.
     """
     network.check_channels(channels)
-    pictures = load_images(config.data)
-    training = drawn(pictures.train, max(config.count, config.training_pictures))
+    images = load_images(config.data)
+    training = drawn(images.train, max(config.count, config.training_images))
     if training.shape[1] != channels:
         raise ValueError(
-            f"the real pictures have {training.shape[1]} channels, but the run generates {channels}; set channels."
+            f"the real images have {training.shape[1]} channels, but the run generates {channels}; set channels."
         )
-    held_out = None if pictures.validation is None else drawn(pictures.validation, config.count)
+    held_out = None if images.validation is None else drawn(images.validation, config.count)
     features = features_of(network, training[: config.count])
-    return RealPictures(network, training, features, held_out)
+    return RealImages(network, training, features, held_out)
 
 
-def evaluate_generation(config: EvaluateGeneration, real: RealPictures | None = None) -> str:
+def evaluate_generation(config: EvaluateGeneration, real: RealImages | None = None) -> str:
     """Writes the figures as JSON and the pairs as PNG, and returns the figures as Markdown.
 
     Args:
@@ -100,8 +100,8 @@ def evaluate_generation(config: EvaluateGeneration, real: RealPictures | None = 
         real: as `load_real` gives it for this config; by default it is loaded.
 
     Raises:
-        ValueError: an option that does not fit the run, a feature network that does not take its pictures, pictures of
-            other channels than the run's, too few pictures, or figures that would be overwritten.
+        ValueError: an option that does not fit the run, a feature network that does not take its images, images of
+            other channels than the run's, too few images, or figures that would be overwritten.
         ImportError: without the extra that the feature network needs.
     """
     output = config.output or config.run / "generation.json"
@@ -124,30 +124,30 @@ def evaluate_generation(config: EvaluateGeneration, real: RealPictures | None = 
         "precision": precision,
         "recall": recall,
     }
-    copies, pairs = memorisation(generated, real.training[: config.training_pictures], real.held_out)
-    save_picture(pairs, pairs_file)
+    copies, pairs = memorisation(generated, real.training[: config.training_images], real.held_out)
+    save_image(pairs, pairs_file)
     measured = {name: asdict(figure) for name, figure in figures.items()}
     results = {"features": network.name, "options": asdict(config), "figures": measured}
     write_json(output, {**results, "memorisation": asdict(copies)})
     return f"{table(figures, network.name)}\n{copies}"
 
 
-def real_pictures(data: DataConfig, count: int) -> Tensor:
-    """Pictures of the training rows, float32 (N, C, H, W) in [-1, 1], at most `count` of them."""
+def real_images(data: DataConfig, count: int) -> Tensor:
+    """Images of the training rows, float32 (N, C, H, W) in [-1, 1], at most `count` of them."""
     return drawn(load_images(data).train, count)
 
 
-def drawn(pictures: ImageDataset | StreamingImages, count: int) -> Tensor:
-    """The first pictures in a fixed random order."""
-    if not isinstance(pictures, ImageDataset):
-        raise ValueError("streaming is set, but real pictures are drawn from the whole set; leave it out.")
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:count].tolist()
-    return pictures.pixel_range.to_model(torch.stack([pictures[index]["image"] for index in order]))
+def drawn(images: ImageDataset | StreamingImages, count: int) -> Tensor:
+    """The first images in a fixed random order."""
+    if not isinstance(images, ImageDataset):
+        raise ValueError("streaming is set, but real images are drawn from the whole set; leave it out.")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    return images.pixel_range.to_model(torch.stack([images[index]["image"] for index in order]))
 
 
 def table(figures: dict[str, Measurement], network: str) -> str:
     """The figures with their errors and counts, as Markdown."""
-    lines = [f"| {network} | value | error | pictures, real and generated |", "| --- | --- | --- | --- |"]
+    lines = [f"| {network} | value | error | images, real and generated |", "| --- | --- | --- | --- |"]
     for name, figure in figures.items():
         counts = f"{figure.real_count} and {figure.generated_count}"
         lines.append(f"| {name} | {figure.value:.4g} | {figure.error:.2g} | {counts} |")

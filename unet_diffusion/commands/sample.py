@@ -1,4 +1,4 @@
-"""Pictures from a finished run, written as files."""
+"""Images from a finished run, written as files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
 from unet_diffusion.files import written_aside
-from unet_diffusion.images.figures import grid, save_picture
+from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.images.output import has_png
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
@@ -20,12 +20,12 @@ from unet_diffusion.saved_runs import load_pipeline
 
 @dataclass
 class GenerationOptions:
-    """Which pictures to generate. Picture i depends on the seed and i alone."""
+    """Which images to generate. Image i depends on the seed and i alone."""
 
     run: Path = Path("runs/ddpm")
     """Folder of the run, or of any saved pipeline with a UNet."""
     count: int = 16
-    """Number of pictures."""
+    """Number of images."""
     sampler: SamplerName = "dpm-solver++"
     """How the noise is removed; "ddpm" is the original, with --steps 1000."""
     steps: int = 20
@@ -37,12 +37,12 @@ class GenerationOptions:
     guidance_scale: float = 1.0
     """Strength of classifier-free guidance; 1 is none."""
     max_batch: int = 64
-    """Pictures made at once."""
+    """Images made at once."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
 
     def __post_init__(self) -> None:
-        """Checks the number of pictures; the pipeline checks the rest."""
+        """Checks the number of images; the pipeline checks the rest."""
         if self.count < 1:
             raise ValueError(f"count is {self.count}, but must be at least 1.")
 
@@ -57,7 +57,7 @@ class GenerationOptions:
         return pipe
 
     def generate(self, pipe: ImageGenerationPipeline, output_type: str) -> Any:
-        """All pictures, in a form that the pipeline knows.
+        """All images, in a form that the pipeline knows.
 
         Raises:
             ValueError: an option that does not fit the run.
@@ -68,7 +68,7 @@ class GenerationOptions:
             num_inference_steps=self.steps,
             class_labels=[labels[i % len(labels)] for i in range(self.count)] if labels else None,
             guidance_scale=self.guidance_scale,
-            generator=[torch.Generator().manual_seed(keyed_seed(self.seed, "picture", i)) for i in range(self.count)],
+            generator=[torch.Generator().manual_seed(keyed_seed(self.seed, "image", i)) for i in range(self.count)],
             max_batch=self.max_batch,
             output_type=output_type,
             return_dict=False,
@@ -78,27 +78,27 @@ class GenerationOptions:
 
 @dataclass
 class Sample(GenerationOptions):
-    """Generate pictures with a trained run. Picture i depends on the seed and i alone."""
+    """Generate images with a trained run. Image i depends on the seed and i alone."""
 
     output: Path | None = None
-    """Folder for the pictures; by default `samples` in the run's folder."""
+    """Folder for the images; by default `samples` in the run's folder."""
     overwrite: bool = False
-    """Replace pictures that are there already."""
+    """Replace images that are there already."""
 
 
 def sample(config: Sample) -> Path:
     """Writes `00000.png`, ... and `grid.png`, and returns their folder.
 
-    Pictures have the training data's channels and depth; with channels that PNG does not know they are `.npy` arrays
+    Images have the training data's channels and depth; with channels that PNG does not know they are `.npy` arrays
     (C, H, W) of stored values.
 
     Raises:
-        ValueError: an option that does not fit the run, or pictures that would be overwritten.
+        ValueError: an option that does not fit the run, or images that would be overwritten.
     """
     output = config.output or config.run / "samples"
     check_output(output)
     if any(output.glob("[0-9]*.*")) and not config.overwrite:
-        raise ValueError(f"{output} holds pictures already; set overwrite, or choose another output.")
+        raise ValueError(f"{output} holds images already; set overwrite, or choose another output.")
     pipe = config.pipeline()
     as_png = has_png(pipe.unet.config.in_channels, pipe.pixel_range)
     images = config.generate(pipe, "pil" if as_png else "stored")
@@ -106,7 +106,7 @@ def sample(config: Sample) -> Path:
         with written_aside(output / f"{i:05d}{'.png' if as_png else '.npy'}") as aside:
             image.save(aside) if as_png else np.save(aside, image.cpu().numpy())
     shown = images if as_png else [Image.fromarray(image[0].float().cpu().numpy()) for image in images]
-    save_picture(grid(shown[:256]), output / "grid.png")
+    save_image(grid(shown[:256]), output / "grid.png")
     return output
 
 

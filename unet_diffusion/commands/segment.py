@@ -1,4 +1,4 @@
-"""Masks of many picture files with a trained run, written as files."""
+"""Masks of many image files with a trained run, written as files."""
 
 import csv
 import glob
@@ -14,7 +14,7 @@ from unet_diffusion.commands.sample import best_device
 from unet_diffusion.data.folders import IMAGE_SUFFIXES, readable
 from unet_diffusion.files import write_text
 from unet_diffusion.images.decoding import decode_image
-from unet_diffusion.images.figures import save_picture
+from unet_diffusion.images.figures import save_image
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
@@ -27,20 +27,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Segment:
-    """Segment picture files with a trained run. A file that cannot be segmented is reported, and the others go on."""
+    """Segment image files with a trained run. A file that cannot be segmented is reported, and the others go on."""
 
     run: Path = Path("runs/segmentation")
     """Folder of the run, or of any saved SegmentationPipeline."""
     inputs: tuple[str, ...] = ()
-    """Picture files, folders (with their subfolders) and globs."""
+    """Image files, folders (with their subfolders) and globs."""
     output: Path | None = None
     """Folder for the masks; by default `masks` in the run's folder."""
     tile_size: int | None = None
-    """Output pixels a side of a tile of large pictures; by default so that one takes about 64 MiB."""
+    """Output pixels a side of a tile of large images; by default so that one takes about 64 MiB."""
     augment: bool = False
     """Average over 8 flips and rotations, at 8 times the cost."""
     timesteps: tuple[int, ...] = ()
-    """Timesteps at which noise is added and the masks are averaged; by default the clean picture."""
+    """Timesteps at which noise is added and the masks are averaged; by default the clean image."""
     num_draws: int = 1
     """Noisy versions per timestep."""
     opacity: float = 0.5
@@ -53,9 +53,9 @@ class Segment:
     """Replace masks that are there already."""
 
     def __post_init__(self) -> None:
-        """Checks what the pipeline does not check before the first picture."""
+        """Checks what the pipeline does not check before the first image."""
         if not self.inputs:
-            raise ValueError("inputs is empty; give picture files, folders or globs.")
+            raise ValueError("inputs is empty; give image files, folders or globs.")
         if not 0 <= self.opacity <= 1:
             raise ValueError(f"opacity is {self.opacity}, but must be from 0 to 1.")
 
@@ -66,18 +66,18 @@ def segment(config: Segment) -> Path:
     NAME is the file's name without its suffix, and a number where several files have it.
 
     Raises:
-        ValueError: an option that does not fit the run, no picture at all, or an `areas.csv` that would be overwritten.
-        RuntimeError: after the last picture, if some failed; it names them. An output that would be overwritten counts.
+        ValueError: an option that does not fit the run, no image at all, or an `areas.csv` that would be overwritten.
+        RuntimeError: after the last image, if some failed; it names them. An output that would be overwritten counts.
     """
     check_run(config.run)
     output = config.output or config.run / "masks"
     check_output(output)
     if (output / "areas.csv").exists() and not config.overwrite:
         raise ValueError(f"{output} holds results already; set overwrite, or choose another output.")
-    found = find_pictures(config.inputs, output)
+    found = find_images(config.inputs, output)
     if not any(found.values()):
-        raise ValueError(f"inputs are {', '.join(config.inputs)}, but there is no picture outside of {output}.")
-    failures = [f"{given}: no such file, and no picture in it" for given, paths in found.items() if not paths]
+        raise ValueError(f"inputs are {', '.join(config.inputs)}, but there is no image outside of {output}.")
+    failures = [f"{given}: no such file, and no image in it" for given, paths in found.items() if not paths]
     paths = list(dict.fromkeys(path for matches in found.values() for path in matches))
     pipe = load_pipeline(SegmentationPipeline, config.run).to(best_device(config.device))
     pipe.check_inputs(config.tile_size, config.num_draws, config.timesteps or None)
@@ -86,7 +86,7 @@ def segment(config: Segment) -> Path:
     rows: list[tuple] = []
     for path in pipe.progress_bar(paths):
         try:
-            rows += _segment_picture(pipe, config, path, output, names[path])
+            rows += _segment_image(pipe, config, path, output, names[path])
         except (ValueError, OSError, ImportError, MemoryError) as error:
             failures.append(readable(f"{path}: {error}"))
             logger.warning("%s", failures[-1])
@@ -99,10 +99,10 @@ def segment(config: Segment) -> Path:
     return output
 
 
-def find_pictures(inputs: Iterable[str], output: Path) -> dict[str, list[Path]]:
-    """The picture files of each input, as absolute paths in order; files of the output folder are left out.
+def find_images(inputs: Iterable[str], output: Path) -> dict[str, list[Path]]:
+    """The image files of each input, as absolute paths in order; files of the output folder are left out.
 
-    A file that is named is taken whatever its suffix; of a folder, the files with a picture's suffix.
+    A file that is named is taken whatever its suffix; of a folder, the files with an image's suffix.
     """
     found = {}
     for given in inputs:
@@ -121,7 +121,7 @@ def find_pictures(inputs: Iterable[str], output: Path) -> dict[str, list[Path]]:
 
 
 def output_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """A name for the outputs of each picture: no two of `NAME.png` and `NAME-overlay.png` are equal, in any case."""
+    """A name for the outputs of each image: no two of `NAME.png` and `NAME-overlay.png` are equal, in any case."""
     taken: set[str] = set()
     names = {}
     for path in paths:
@@ -138,8 +138,8 @@ def _lower_case(name: str) -> set[str]:
     return {name.casefold(), f"{name}-overlay".casefold()}
 
 
-def _segment_picture(pipe: SegmentationPipeline, config: Segment, path: Path, output: Path, name: str) -> list[tuple]:
-    """Writes the mask and the overlay of one picture; returns its lines of the table."""
+def _segment_image(pipe: SegmentationPipeline, config: Segment, path: Path, output: Path, name: str) -> list[tuple]:
+    """Writes the mask and the overlay of one image; returns its lines of the table."""
     mask_path, overlay_path = output / f"{name}.png", output / f"{name}-overlay.png"
     for target in (mask_path, overlay_path):
         if target.exists() and not config.overwrite:
@@ -155,8 +155,8 @@ def _segment_picture(pipe: SegmentationPipeline, config: Segment, path: Path, ou
         return_probabilities=False,
         return_dict=False,
     )[0]
-    save_picture(mask, mask_path)
-    save_picture(pipe.overlay(pixels, mask, config.opacity), overlay_path)
+    save_image(mask, mask_path)
+    save_image(pipe.overlay(pixels, mask, config.opacity), overlay_path)
     classes = pipe.class_names or [str(label) for label in range(pipe.num_classes)]
     counts = np.bincount(np.asarray(mask).ravel(), minlength=len(classes))
     return [

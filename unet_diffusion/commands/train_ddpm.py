@@ -1,4 +1,4 @@
-"""A DDPM run from options to a folder that diffusers loads: one that generates pictures, or one that enlarges them."""
+"""A DDPM run from options to a folder that diffusers loads: one that generates images, or one that enlarges them."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from unet_diffusion.unet import UNet
 
 @dataclass
 class TrainDDPM:
-    """Train a U-Net to generate or enlarge pictures (DDPM). The same command again goes on with a stopped run."""
+    """Train a U-Net to generate or enlarge images (DDPM). The same command again goes on with a stopped run."""
 
     output: Path = Path("runs/ddpm")
     """Folder of the run; it becomes a diffusers pipeline."""
@@ -31,11 +31,11 @@ class TrainDDPM:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     task: Literal["generation", "super-resolution"] = "generation"
-    """"generation" makes pictures from noise; "super-resolution" makes small pictures `scale` times larger a side."""
+    """"generation" makes images from noise; "super-resolution" makes small images `scale` times larger a side."""
     super_resolution: SuperResolutionConfig = field(default_factory=SuperResolutionConfig)
 
     def __post_init__(self) -> None:
-        """Checks the task and its options, before any picture is read."""
+        """Checks the task and its options, before any image is read."""
         if self.task not in ("generation", "super-resolution"):
             raise ValueError(f"task is {self.task!r}, but must be 'generation' or 'super-resolution'.")
         scale = self.super_resolution.scale
@@ -59,7 +59,7 @@ def train_ddpm(config: TrainDDPM) -> Path:
     follow from the data.
 
     Raises:
-        ValueError: an option, a picture source or a network that cannot be used, before training starts.
+        ValueError: an option, an image source or a network that cannot be used, before training starts.
         RuntimeError: another process is training in the folder.
     """
     accelerator = make_accelerator(config.training, config.output)
@@ -78,13 +78,13 @@ def train_ddpm(config: TrainDDPM) -> Path:
 
 
 def make_unet(config: TrainDDPM, height: int, width: int, channels: int, class_names: tuple[str, ...] | None) -> UNet:
-    """The network of a run, made for pictures of a size, a number of channels and classes.
+    """The network of a run, made for images of a size, a number of channels and classes.
 
     Raises:
         ValueError: an unknown preset, weights for another number of channels, or class labels that the data lack.
     """
     size = height if height == width else (height, width)
-    seen = 2 * channels if config.task == "super-resolution" else channels  # the small picture beside the noisy one
+    seen = 2 * channels if config.task == "super-resolution" else channels  # the small image beside the noisy one
     wanted: dict[str, Any] = {"sample_size": size, "in_channels": seen, "out_channels": channels}
     if config.diffusion.class_conditional:
         if class_names is None:

@@ -46,7 +46,7 @@ class TrainSegmentation:
     frozen_features: FrozenFeaturesConfig = field(default_factory=FrozenFeaturesConfig)
     joint: JointConfig = field(default_factory=JointConfig)
     augment: bool = True
-    """Vary pictures and masks in training, as the next options say."""
+    """Vary images and masks in training, as the next options say."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(steps=2000, batch_size=8, warmup_steps=100, validate_every=100)
@@ -94,35 +94,35 @@ def make_task(config: TrainSegmentation, data: MaskedSets) -> Task:
     scheduler = saved_scheduler(run, data)
     rest = (config.augmentation if config.augment else None, scheduler, config.data.num_workers)
     if learn == "pixel_classifier":
-        if joint.needs_pictures:
+        if joint.needs_images:
             raise ValueError(
-                f"learn is {learn!r} and joint is {joint}, but its trunk does not learn, so pictures without masks "
+                f"learn is {learn!r} and joint is {joint}, but its trunk does not learn, so images without masks "
                 "teach it nothing; leave their weights out, or set learn='everything'."
             )
         unet = load_unet(config.model, {"in_channels": data.train.channels})
         return FrozenFeaturesTask(unet, data, config.segmentation, config.frozen_features, *rest)
     network = make_unet(config.model, data, generates=joint.denoising_weight > 0)
-    if not joint.needs_pictures:
+    if not joint.needs_images:
         return SegmentationTask(network, data, config.segmentation, *rest)
     diffusion, label_names = DiffusionConfig(), None
     if joint.denoising_weight > 0 and run.is_dir():
         diffusion, label_names = saved_conditions(run, network, scheduler)
-    pictures = load_unlabelled(joint, config.data, data, label_names, config.training.seed)
+    images = load_unlabelled(joint, config.data, data, label_names, config.training.seed)
     if joint.self_training_weight:
         segmentation: SegmentationTask = SelfTrainingTask(
-            network, data, pictures.train, joint, config.segmentation, *rest
+            network, data, images.train, joint, config.segmentation, *rest
         )
     else:
         segmentation = SegmentationTask(network, data, config.segmentation, *rest)
     if joint.denoising_weight == 0:
         return segmentation
     check_generates(network, joint.denoising_weight)
-    denoising = DiffusionTask(network, pictures, diffusion, config.data.num_workers, scheduler)
+    denoising = DiffusionTask(network, images, diffusion, config.data.num_workers, scheduler)
     return JointTask(segmentation, denoising, joint.denoising_weight)
 
 
 def settled_joint(config: TrainSegmentation) -> JointConfig:
-    """What pictures without masks teach, with the default of the weight that the options leave open."""
+    """What images without masks teach, with the default of the weight that the options leave open."""
     joint = config.joint
     if joint.self_training_weight is not None:
         return joint
@@ -135,7 +135,7 @@ def settled_joint(config: TrainSegmentation) -> JointConfig:
 def saved_conditions(
     run: Path, network: UNet, scheduler: DDPMScheduler | None
 ) -> tuple[DiffusionConfig, tuple[str, ...] | None]:
-    """The objective that a saved noise predictor had, with which it goes on, and the classes of its pictures.
+    """The objective that a saved noise predictor had, with which it goes on, and the classes of its images.
 
     Raises:
         ValueError: nothing says what it predicts.
@@ -154,8 +154,8 @@ def make_unet(model: str, data: MaskedSets, generates: bool = False) -> UNet:
 
     Args:
         model: as in `TrainSegmentation`.
-        data: pictures with masks.
-        generates: whether an untrained network gets a noise head too, and pictures are generated at the size that the
+        data: images with masks.
+        generates: whether an untrained network gets a noise head too, and images are generated at the size that the
             network is trained on.
 
     Raises:
@@ -172,7 +172,7 @@ def make_unet(model: str, data: MaskedSets, generates: bool = False) -> UNet:
 
 
 def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
-    """The scheduler of a DDPM run, or None; warns where that run saw pictures in another range of values."""
+    """The scheduler of a DDPM run, or None; warns where that run saw images in another range of values."""
     folder = scheduler_folder(run)
     if folder is None:
         return None
@@ -180,7 +180,7 @@ def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
     pixel_range = PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
     if pixel_range != data.pixel_range:
         logger.warning(
-            "the network of %s learnt from %s, but these pictures are mapped by %s; value_range makes them agree",
+            "the network of %s learnt from %s, but these images are mapped by %s; value_range makes them agree",
             run,
             pixel_range,
             data.pixel_range,

@@ -1,11 +1,11 @@
-"""Large versions of many picture files with a super-resolution run, written as files."""
+"""Large versions of many image files with a super-resolution run, written as files."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from unet_diffusion.commands.sample import best_device
-from unet_diffusion.commands.segment import find_pictures, output_names
+from unet_diffusion.commands.segment import find_images, output_names
 from unet_diffusion.data.folders import readable
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
 from unet_diffusion.images.figures import save_stored
@@ -21,46 +21,46 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Upscale:
-    """Enlarge picture files with a super-resolution run. A file that fails is reported, and the others go on."""
+    """Enlarge image files with a super-resolution run. A file that fails is reported, and the others go on."""
 
     run: Path = Path("runs/super-resolution")
     """Folder of the run, or of any saved SuperResolutionPipeline."""
     inputs: tuple[str, ...] = ()
-    """Picture files, folders (with their subfolders) and globs."""
+    """Image files, folders (with their subfolders) and globs."""
     output: Path | None = None
-    """Folder for the large pictures; by default `upscaled` in the run's folder."""
+    """Folder for the large images; by default `upscaled` in the run's folder."""
     sampler: SamplerName = "dpm-solver++"
     """How the noise is removed; "ddpm" is the original, with --steps 1000."""
     steps: int = 20
     """Steps of the sampler."""
     seed: int = 0
-    """The noise of a picture follows from it and from the name of its output."""
+    """The noise of an image follows from it and from the name of its output."""
     condition_noise: float = 0.0
-    """Deviation of noise that the enlarged picture gets, where values lie in [-1, 1]; for pictures that are worse than
+    """Deviation of noise that the enlarged image gets, where values lie in [-1, 1]; for images that are worse than
     those of the training, such as compressed ones."""
     tile_size: int | None = None
-    """Pixels a side of a tile of large pictures; by default so that one takes about 64 MiB."""
+    """Pixels a side of a tile of large images; by default so that one takes about 64 MiB."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
     overwrite: bool = False
-    """Replace pictures that are there already."""
+    """Replace images that are there already."""
 
     def __post_init__(self) -> None:
-        """Checks what the pipeline does not check before the first picture."""
+        """Checks what the pipeline does not check before the first image."""
         if not self.inputs:
-            raise ValueError("inputs is empty; give picture files, folders or globs.")
+            raise ValueError("inputs is empty; give image files, folders or globs.")
 
 
 def upscale(config: Upscale) -> Path:
-    """Writes `NAME.png` for each picture, and returns their folder.
+    """Writes `NAME.png` for each image, and returns their folder.
 
-    NAME is the file's name without its suffix, and a number where several files have it. Pictures have the training
+    NAME is the file's name without its suffix, and a number where several files have it. Images have the training
     data's channels and depth; with channels that PNG does not know, or floats, they are `.npy` arrays (H, W, C).
 
     Raises:
-        ValueError: no super-resolution run, an option that does not fit it, no picture at all, or a picture that would
+        ValueError: no super-resolution run, an option that does not fit it, no image at all, or an image that would
             be overwritten.
-        RuntimeError: after the last picture, if some failed; it names them.
+        RuntimeError: after the last image, if some failed; it names them.
     """
     output = config.output or config.run / "upscaled"
     check_output(output)
@@ -70,10 +70,10 @@ def upscale(config: Upscale) -> Path:
     pipe.check_inputs(config.steps, config.condition_noise, "stored")
     Tiling.of(pipe.unet, config.tile_size)  # which refuses a wrong size
 
-    found = find_pictures(config.inputs, output)
+    found = find_images(config.inputs, output)
     if not any(found.values()):
-        raise ValueError(f"inputs are {', '.join(config.inputs)}, but there is no picture outside of {output}.")
-    failures = [f"{given}: no such file, and no picture in it" for given, paths in found.items() if not paths]
+        raise ValueError(f"inputs are {', '.join(config.inputs)}, but there is no image outside of {output}.")
+    failures = [f"{given}: no such file, and no image in it" for given, paths in found.items() if not paths]
     paths = list(dict.fromkeys(path for matches in found.values() for path in matches))
     names = output_names(paths)
     targets = {path: output / f"{names[path]}{'.png' if as_png else '.npy'}" for path in paths}
@@ -82,10 +82,10 @@ def upscale(config: Upscale) -> Path:
             raise ValueError(f"{target} exists already; set overwrite, or choose another output.")
 
     progress = pipe.progress_bar(paths)
-    pipe.set_progress_bar_config(disable=True)  # one for all pictures, rather than one each
+    pipe.set_progress_bar_config(disable=True)  # one for all images, rather than one each
     for path in progress:
         try:
-            _upscale_picture(pipe, config, path, targets[path])
+            _upscale_image(pipe, config, path, targets[path])
         except (ValueError, OSError, ImportError, MemoryError) as error:
             failures.append(readable(f"{path}: {error}"))
             logger.warning("%s", failures[-1])
@@ -95,8 +95,8 @@ def upscale(config: Upscale) -> Path:
     return output
 
 
-def _upscale_picture(pipe: SuperResolutionPipeline, config: Upscale, path: Path, target: Path) -> None:
-    """Writes the large version of one picture, as the suffix of its target says."""
+def _upscale_image(pipe: SuperResolutionPipeline, config: Upscale, path: Path, target: Path) -> None:
+    """Writes the large version of one image, as the suffix of its target says."""
     ((image,),) = pipe(
         path,
         num_inference_steps=config.steps,

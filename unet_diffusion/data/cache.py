@@ -1,4 +1,4 @@
-"""Pictures decoded once and kept as a memory-mapped file, so that reading one is a copy of its pixels."""
+"""Images decoded once and kept as a memory-mapped file, so that reading one is a copy of its pixels."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 from filelock import FileLock
 
-from unet_diffusion.data.sources import class_names, picture_reader
+from unet_diffusion.data.sources import class_names, image_reader
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTYPES, DTypeName, decode_image
 from unet_diffusion.images.fetching import pixel_limit
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # of the files below; a change makes old caches unread
 NO_LABEL = -1
 ROWS_AT_ONCE = 256  # read and decoded in parallel; bounds the memory
-ROWS_A_TASK = 16  # of one thread: handing over small pictures one by one takes longer than decoding them
-SHOWN = 10  # broken pictures named one by one
+ROWS_A_TASK = 16  # of one thread: handing over small images one by one takes longer than decoding them
+SHOWN = 10  # broken images named one by one
 
 
 class ImageCache:
-    """The usable pictures of one source, (C, H, W) each, all of one dtype and number of channels.
+    """The usable images of one source, (C, H, W) each, all of one dtype and number of channels.
 
     Args:
-        folder: written by `cache_images`. It holds `pixels.bin`, all values one picture after the other, `sizes.npy`
+        folder: written by `cache_images`. It holds `pixels.bin`, all values one image after the other, `sizes.npy`
             (N, 2), `labels.npy` (N,) and `info.json`.
     """
 
@@ -49,10 +49,10 @@ class ImageCache:
             raise ValueError(f"dtype is {self.dtype!r}")
         self.channels: int = info["channels"]
         self.class_names: tuple[str, ...] | None = None if info["class_names"] is None else tuple(info["class_names"])
-        self.broken: list[str] = info["broken"]  # a sentence for each picture that was left out
+        self.broken: list[str] = info["broken"]  # a sentence for each image that was left out
         self.labels = np.load(folder / "labels.npy")  # int64 (N,)
         self.sizes = np.load(folder / "sizes.npy")  # int64 (N, 2): height and width
-        self.ends = np.cumsum(self.sizes.prod(axis=1) * self.channels)  # int64 (N,): where each picture ends, in values
+        self.ends = np.cumsum(self.sizes.prod(axis=1) * self.channels)  # int64 (N,): where each image ends, in values
         values = np.memmap(folder / "pixels.bin", dtype=self.dtype, mode="r", shape=(int(self.ends[-1]),))
         self.values = values.view(np.ndarray)  # each slice of a memmap runs Python code
 
@@ -62,8 +62,8 @@ class ImageCache:
     def __reduce__(self) -> Any:
         return ImageCache, (self.folder,)  # a worker process maps the file again instead of receiving a copy of it
 
-    def picture(self, index: int) -> np.ndarray:
-        """Picture (C, H, W) as a read-only view of the file."""
+    def image(self, index: int) -> np.ndarray:
+        """Image (C, H, W) as a read-only view of the file."""
         height, width = self.sizes[index]
         size = self.channels * height * width
         return self.values[self.ends[index] - size : self.ends[index]].reshape(self.channels, height, width)
@@ -72,23 +72,23 @@ class ImageCache:
 def cache_images(
     dataset: datasets.Dataset, preparation: Preparation, name: str, max_broken: float, cache_dir: str | Path | None
 ) -> ImageCache:
-    """Decodes and prepares all pictures of a source, or opens what an earlier call wrote.
+    """Decodes and prepares all images of a source, or opens what an earlier call wrote.
 
     Processes that call it at once wait for the one that decodes. The folder's name is a hash of the source's
     fingerprint and the preparation, so that a change of either is never overlooked.
 
     Args:
         dataset: from `open_source`.
-        preparation: what is done to every picture before it is stored.
+        preparation: what is done to every image before it is stored.
         name: of the source, for messages.
-        max_broken: share of the pictures that may be unusable; each is named in a warning.
+        max_broken: share of the images that may be unusable; each is named in a warning.
         cache_dir: parent of the folder; by default `unet_diffusion` in the cache of `datasets`.
 
     Raises:
-        ValueError: if more pictures are broken, if none is usable, or if sizes differ and nothing is resized or cut.
+        ValueError: if more images are broken, if none is usable, or if sizes differ and nothing is resized or cut.
     """
     key = [FORMAT, dataset._fingerprint, asdict(preparation)]
-    folder = written_once("pictures", key, cache_dir, lambda aside: _write(dataset, preparation, name, aside))
+    folder = written_once("images", key, cache_dir, lambda aside: _write(dataset, preparation, name, aside))
     cache = opened(ImageCache, folder)
     report_broken(cache, name, max_broken)
     return cache
@@ -128,21 +128,21 @@ def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Calla
 
 
 def report_broken(cache: ImageCache, name: str, max_broken: float) -> None:
-    """Warns of each picture that was left out; ValueError if they are more than the share `max_broken`."""
+    """Warns of each image that was left out; ValueError if they are more than the share `max_broken`."""
     total = len(cache) + len(cache.broken)
     if len(cache.broken) > max_broken * total:
         raise ValueError(
-            f"{len(cache.broken)} of the {total} pictures of {name} cannot be used, more than max_broken={max_broken} "
+            f"{len(cache.broken)} of the {total} images of {name} cannot be used, more than max_broken={max_broken} "
             f"allows; repair or remove them, or raise max_broken. {' '.join(cache.broken[:SHOWN])}"
         )
     for sentence in cache.broken[:SHOWN]:
         logger.warning("left out of %s: %s", name, sentence)
     if len(cache.broken) > SHOWN:
-        logger.warning("left out of %s: %d more pictures", name, len(cache.broken) - SHOWN)
+        logger.warning("left out of %s: %d more images", name, len(cache.broken) - SHOWN)
 
 
-class PictureWriter:
-    """Writes the files of an `ImageCache`, one picture after the other; use it in a `with`.
+class ImageWriter:
+    """Writes the files of an `ImageCache`, one image after the other; use it in a `with`.
 
     Args:
         folder: an empty folder.
@@ -155,30 +155,30 @@ class PictureWriter:
         self.labels: list[int] = []
         self.first: np.ndarray | None = None
 
-    def __enter__(self) -> "PictureWriter":
+    def __enter__(self) -> "ImageWriter":
         self.file = open(self.folder / "pixels.bin", "wb")  # noqa: SIM115  (closed by __exit__)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.file.close()
 
-    def check(self, picture: np.ndarray) -> None:
-        """Raises ValueError unless a picture (H, W, C) has the channels and the dtype of those before."""
+    def check(self, image: np.ndarray) -> None:
+        """Raises ValueError unless an image (H, W, C) has the channels and the dtype of those before."""
         if self.first is None:
             return
-        if picture.shape[2] != self.first.shape[2]:
+        if image.shape[2] != self.first.shape[2]:
             raise ValueError(
-                f"it has {picture.shape[2]} channels, the pictures before {self.first.shape[2]}; "
+                f"it has {image.shape[2]} channels, the images before {self.first.shape[2]}; "
                 "channels=1 or 3 converts them."
             )
-        if picture.dtype != self.first.dtype:
-            raise ValueError(f"its pixels are {picture.dtype}, those of the pictures before {self.first.dtype}.")
+        if image.dtype != self.first.dtype:
+            raise ValueError(f"its pixels are {image.dtype}, those of the images before {self.first.dtype}.")
 
-    def append(self, picture: np.ndarray, label: int | None = None) -> None:
-        """Adds a picture that `check` passed."""
-        self.first = picture if self.first is None else self.first
-        self.file.write(np.ascontiguousarray(picture.transpose(2, 0, 1)).data)
-        self.sizes.append(picture.shape[:2])
+    def append(self, image: np.ndarray, label: int | None = None) -> None:
+        """Adds an image that `check` passed."""
+        self.first = image if self.first is None else self.first
+        self.file.write(np.ascontiguousarray(image.transpose(2, 0, 1)).data)
+        self.sizes.append(image.shape[:2])
         self.labels.append(NO_LABEL if label is None else label)
 
     def leave_out(self, row: int, problem: ValueError) -> None:
@@ -186,10 +186,10 @@ class PictureWriter:
         self.broken.append(f"row {row}: {problem}")
 
     def finish(self, name: str, class_names: tuple[str, ...] | None = None) -> None:
-        """Writes what is known when all pictures are; ValueError if there is none."""
+        """Writes what is known when all images are; ValueError if there is none."""
         if self.first is None:
             total = len(self.broken)
-            raise ValueError(f"{name} has no usable picture among {total}. {' '.join(self.broken[:SHOWN])}".rstrip())
+            raise ValueError(f"{name} has no usable image among {total}. {' '.join(self.broken[:SHOWN])}".rstrip())
         np.save(self.folder / "sizes.npy", np.array(self.sizes, dtype=np.int64))
         np.save(self.folder / "labels.npy", np.array(self.labels, dtype=np.int64))
         info = {
@@ -222,7 +222,7 @@ def each_row(dataset: datasets.Dataset, prepare: Callable[[dict[str, Any]], T]) 
 
 
 def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folder: Path) -> None:
-    read, names = picture_reader(dataset), class_names(dataset)
+    read, names = image_reader(dataset), class_names(dataset)
 
     def prepare(row: dict[str, Any]) -> tuple[np.ndarray, int | None]:
         label = row.get("label")
@@ -230,26 +230,26 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
             raise ValueError(f"its label is {label}, but the classes are 0 to {len(names) - 1}, and -1 for none.")
         return preparation(decode_image(read(row["image"]))), label
 
-    with PictureWriter(folder) as writer:
+    with ImageWriter(folder) as writer:
         for row, prepared in enumerate(each_row(dataset, prepare)):
             if isinstance(prepared, ValueError):
                 writer.leave_out(row, prepared)
                 continue
-            picture, label = prepared
+            image, label = prepared
             if preparation.image_size is None and preparation.crop == "center" and writer.first is not None:
-                _check_same_size(picture, writer.first, row)  # a random crop is cut later, from any size
+                _check_same_size(image, writer.first, row)  # a random crop is cut later, from any size
             try:
-                writer.check(picture)
+                writer.check(image)
             except ValueError as problem:
                 writer.leave_out(row, problem)
             else:
-                writer.append(picture, label)
+                writer.append(image, label)
         writer.finish(name, names)
 
 
-def _check_same_size(picture: np.ndarray, first: np.ndarray, row: int) -> None:
-    if picture.shape[:2] != first.shape[:2]:
-        sizes = ["x".join(map(str, each.shape[1::-1])) for each in (picture, first)]
+def _check_same_size(image: np.ndarray, first: np.ndarray, row: int) -> None:
+    if image.shape[:2] != first.shape[:2]:
+        sizes = ["x".join(map(str, each.shape[1::-1])) for each in (image, first)]
         raise ValueError(
             f"row {row} has {sizes[0]} pixels, the rows before {sizes[1]}; give image_size to resize them, or "
             "crop_size to train on pieces of one size."

@@ -1,4 +1,4 @@
-"""The options that say which pictures a run uses."""
+"""The options that say which images a run uses."""
 
 from dataclasses import dataclass
 
@@ -7,53 +7,53 @@ from unet_diffusion.images.resizing import Preparation
 
 @dataclass
 class SourceOptions:
-    """Where pictures are, and what is done to each before it is stored."""
+    """Where images are, and what is done to each before it is stored."""
 
     data: str
-    """A folder of pictures, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
+    """A folder of images, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
     or the name of a data set on the Hugging Face Hub."""
     split: str = "train"
     """Split to use; "train" where the source has no splits."""
     image_column: str | None = None
-    """Column of the pictures; by default `image`, or the only one of type Image."""
+    """Column of the images; by default `image`, or the only one of type Image."""
     image_size: int | None = None
-    """Length of the shorter side in pixels, to which pictures are resized (Lanczos); by default they keep their
+    """Length of the shorter side in pixels, to which images are resized (Lanczos); by default they keep their
     size."""
     channels: int | None = None
-    """1 or 3 converts between grey and colour, laying alpha on white; by default the pictures' own are kept."""
+    """1 or 3 converts between grey and colour, laying alpha on white; by default the images' own are kept."""
     max_broken: float = 0.01
-    """Share of the pictures that may be unusable; they are named in warnings and left out."""
+    """Share of the images that may be unusable; they are named in warnings and left out."""
     cache_dir: str | None = None
-    """Where downloads and decoded pictures are kept; by default the cache of `datasets`."""
+    """Where downloads and decoded images are kept; by default the cache of `datasets`."""
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; a picture has at least 1 pixel a side.")
+            raise ValueError(f"image_size is {self.image_size}; an image has at least 1 pixel a side.")
         if self.channels not in (None, 1, 3):
             raise ValueError(
-                f"channels is {self.channels}; give 1 or 3 to convert, or nothing to keep the pictures' own."
+                f"channels is {self.channels}; give 1 or 3 to convert, or nothing to keep the images' own."
             )
         if not 0 <= self.max_broken <= 1:
             raise ValueError(f"max_broken is {self.max_broken}; it is a share, from 0 to 1.")
 
 
 @dataclass
-class PictureOptions(SourceOptions):
-    """What every kind of picture set of a run has besides: what is held out, and the range of values."""
+class ImageOptions(SourceOptions):
+    """What every kind of image set of a run has besides: what is held out, and the range of values."""
 
     validation_fraction: float = 0.0
-    """Share of the pictures held out, at least one, if no validation set is named; 0: none."""
+    """Share of the images held out, at least one, if no validation set is named; 0: none."""
     validation_data: str | None = None
     """Validation set: a source like `data`, read at `validation_split` or else "train"."""
     validation_split: str | None = None
     """Validation set: a split of `validation_data`, or else of `data`."""
     value_range: tuple[float, float] | None = None
-    """Stored values that become -1 and 1; by default the whole range of 8 or 16 bits. Float pictures need it, or
+    """Stored values that become -1 and 1; by default the whole range of 8 or 16 bits. Float images need it, or
     percentiles."""
     percentiles: tuple[float, float] | None = None
-    """Take these percentiles of each channel of the training pictures as the range, such as 0.1 and 99.9."""
+    """Take these percentiles of each channel of the training images as the range, such as 0.1 and 99.9."""
     num_workers: int = 0
-    """Processes that load batches ahead; stored pictures rarely need any."""
+    """Processes that load batches ahead; stored images rarely need any."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,57 +75,57 @@ class PictureOptions(SourceOptions):
 
 
 @dataclass
-class DataConfig(PictureOptions):
-    """Which pictures, and what is done to them before they reach the network."""
+class DataConfig(ImageOptions):
+    """Which images, and what is done to them before they reach the network."""
 
     data: str = "mnist-5000"
-    """"mnist-5000" (5,000 digits, extra `digits`), a folder of pictures, a file, glob or folder of Parquet, Arrow or
+    """"mnist-5000" (5,000 digits, extra `digits`), a folder of images, a file, glob or folder of Parquet, Arrow or
     WebDataset tar files, a `save_to_disk` folder, or the name of a data set on the Hugging Face Hub."""
     validation_fraction: float = 0.02
-    """Share of the pictures held out, at least one, if no validation set is named and nothing is streamed; 0: none."""
+    """Share of the images held out, at least one, if no validation set is named and nothing is streamed; 0: none."""
     image_size: int | None = None
-    """Pictures are resized (Lanczos) until the shorter side has so many pixels; by default they keep their size, which
+    """Images are resized (Lanczos) until the shorter side has so many pixels; by default they keep their size, which
     without crop_size must then be the same for all."""
     label_column: str | None = None
     """Column of the classes; by default `label`, or the only one of type ClassLabel."""
     crop_size: int | None = None
-    """Train on squares of so many pixels a side, cut at another place in every epoch from pictures of any size; smaller
-    ones are mirrored beyond their border. Validation pictures are cut in the middle, and so are all that are resized
+    """Train on squares of so many pixels a side, cut at another place in every epoch from images of any size; smaller
+    ones are mirrored beyond their border. Validation images are cut in the middle, and so are all that are resized
     without crop_size."""
     flip: bool = False
-    """Mirror half of the pictures left to right, drawn anew in every epoch."""
+    """Mirror half of the images left to right, drawn anew in every epoch."""
     max_images: int | None = None
-    """Use the first so many pictures only."""
+    """Use the first so many images only."""
     streaming: bool = False
-    """Read the pictures while training instead of decoding them into the cache once."""
+    """Read the images while training instead of decoding them into the cache once."""
     shuffle_buffer: int = 10_000
-    """Pictures among which the next one is drawn while streaming."""
+    """Images among which the next one is drawn while streaming."""
     num_workers: int = 0
-    """Processes that load batches ahead; stored pictures rarely need any, streamed ones take at most 1."""
+    """Processes that load batches ahead; stored images rarely need any, streamed ones take at most 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.crop_size is not None and self.crop_size < 1:
             raise ValueError(f"crop_size is {self.crop_size}; at least 1 is needed.")
         if self.max_images is not None and self.max_images < 1:
-            raise ValueError(f"max_images is {self.max_images}; at least 1 picture is needed.")
+            raise ValueError(f"max_images is {self.max_images}; at least 1 image is needed.")
         if self.shuffle_buffer < 1:
-            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}; it holds at least 1 picture.")
+            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}; it holds at least 1 image.")
         if self.streaming and self.num_workers > 1:
             raise ValueError(f"num_workers is {self.num_workers}; it is 0 or 1 while streaming.")
         if self.streaming and self.image_size is None and self.crop_size is None:
             raise ValueError(
-                "image_size is not given; while streaming, pictures are resized as they come, so give it, or crop_size."
+                "image_size is not given; while streaming, images are resized as they come, so give it, or crop_size."
             )
         if self.streaming and self.percentiles is not None:
             raise ValueError("percentiles cannot be measured while streaming; give value_range.")
 
     @property
     def side(self) -> int | None:
-        """Pixels a side of what the network learns from; None: pictures keep the size that they have in common."""
+        """Pixels a side of what the network learns from; None: images keep the size that they have in common."""
         return self.crop_size or self.image_size
 
     @property
     def preparation(self) -> Preparation:
-        """What is done to every picture before it is stored."""
+        """What is done to every image before it is stored."""
         return Preparation(self.image_size, "center" if self.crop_size is None else "random", self.channels)

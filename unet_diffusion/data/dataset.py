@@ -1,4 +1,4 @@
-"""Stored pictures as a torch data set whose items depend on the seed, the epoch and the index alone."""
+"""Stored images as a torch data set whose items depend on the seed, the epoch and the index alone."""
 
 import hashlib
 from typing import Any
@@ -13,22 +13,22 @@ from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.randomness import keyed_generator
 
 
-def augment(picture: np.ndarray, size: tuple[int, int], generator: torch.Generator | None, *, flip: bool) -> np.ndarray:
-    """A picture (C, h, w) cut to (C, height, width) and perhaps mirrored; a copy.
+def augment(image: np.ndarray, size: tuple[int, int], generator: torch.Generator | None, *, flip: bool) -> np.ndarray:
+    """An image (C, h, w) cut to (C, height, width) and perhaps mirrored; a copy.
 
-    The place of the cut is drawn from the generator, and so is the mirroring, left to right, of half of the pictures if
-    `flip` is true. Without a generator the centre is cut and nothing mirrored. A picture that is smaller is mirrored
+    The place of the cut is drawn from the generator, and so is the mirroring, left to right, of half of the images if
+    `flip` is true. Without a generator the centre is cut and nothing mirrored. An image that is smaller is mirrored
     beyond its border.
     """
-    places = [place(side, length, 0, generator) for side, length in zip(picture.shape[1:], size)]
+    places = [place(side, length, 0, generator) for side, length in zip(image.shape[1:], size)]
     mirror = generator is not None and torch.randint(2, (), generator=generator) == 1
     (rows, columns), padding = zip(*places)
-    cut = np.pad(picture[:, rows, columns], ((0, 0), *padding), mode="reflect")
+    cut = np.pad(image[:, rows, columns], ((0, 0), *padding), mode="reflect")
     return np.ascontiguousarray(cut[:, :, ::-1]) if mirror and flip else cut
 
 
 def place(side: int, crop: int | None, margin: int, generator: torch.Generator | None) -> tuple[slice, tuple[int, int]]:
-    """Where a crop lies along one side: the part of the picture, and the pixels to add before and after.
+    """Where a crop lies along one side: the part of the image, and the pixels to add before and after.
 
     A side with its margins is cut at a random place; one that is shorter than the crop comes whole, at a random place
     of it. Without a generator both are in the middle. Without a crop: the side with its margins.
@@ -43,17 +43,17 @@ def place(side: int, crop: int | None, margin: int, generator: torch.Generator |
 
 
 class ImageDataset(Dataset):
-    """Pictures cut to one size, in their stored dtype.
+    """Images cut to one size, in their stored dtype.
 
     Args:
-        cache: the decoded pictures.
+        cache: the decoded images.
         rows: int64 (N,), which of them belong to this set.
         size: height and width of the items.
         pixel_range: what maps the stored values to [-1, 1].
         name: of the source.
         class_names: of the labels, or None.
         labels: int64 (N,), class indices or -1; by default the cache's.
-        random: whether `dataset[epoch, index]` cuts pictures of other sizes at random places and mirrors.
+        random: whether `dataset[epoch, index]` cuts images of other sizes at random places and mirrors.
         flip: whether it mirrors.
         seed: of the run.
     """
@@ -89,13 +89,13 @@ class ImageDataset(Dataset):
         return len(self.rows)
 
     def fetch(self, index: int, generator: torch.Generator | None = None) -> dict[str, Any]:
-        """Picture `index`, cut and mirrored as the generator says, or undisturbed without one.
+        """Image `index`, cut and mirrored as the generator says, or undisturbed without one.
 
         Returns:
             `{"image": Tensor (C, H, W) of the stored dtype, "label": int, -1 where there is none}`.
         """
-        picture = self.cache.picture(self.rows[index])
-        image = augment(picture, (self.height, self.width), generator, flip=self.flip)
+        stored = self.cache.image(self.rows[index])
+        image = augment(stored, (self.height, self.width), generator, flip=self.flip)
         return {"image": torch.from_numpy(image), "label": int(self.labels[index])}
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class ImageDataset(Dataset):
             epoch, index = key
             return self.fetch(index, keyed_generator(self.seed, "augment", epoch, index) if self.random else None)
         if not -len(self) <= key < len(self):
-            raise IndexError(f"index {key} of {len(self)} pictures")
+            raise IndexError(f"index {key} of {len(self)} images")
         return self.fetch(key)
 
 

@@ -1,4 +1,4 @@
-"""Folders of pictures: which files they hold, and how a column of a data set names them."""
+"""Folders of images: which files they hold, and how a column of a data set names them."""
 
 import os
 from pathlib import Path
@@ -16,18 +16,18 @@ IMAGE_SUFFIXES = frozenset({
 SPLIT_FOLDERS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing"})
 
 
-def find_pictures(folder: Path, split: str) -> tuple[Path, list[Path]]:
-    """The folder of the split, which is the folder itself where it has no splits, and the picture files in it.
+def find_images(folder: Path, split: str) -> tuple[Path, list[Path]]:
+    """The folder of the split, which is the folder itself where it has no splits, and the image files in it.
 
     Links are followed, but no folder is entered twice.
 
     Raises:
-        ValueError: no such split, no picture, or a folder that cannot be listed.
+        ValueError: no such split, no image, or a folder that cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
         raise ValueError(
-            f"{error.filename} cannot be listed: {error.strerror}; its pictures would be missed, so give it the rights "
+            f"{error.filename} cannot be listed: {error.strerror}; its images would be missed, so give it the rights "
             "to be read, or take it away."
         ) from error
 
@@ -52,7 +52,7 @@ def find_pictures(folder: Path, split: str) -> tuple[Path, list[Path]]:
         paths = (Path(parent, name) for name in sorted(found) if not name.startswith("."))
         files += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
-        raise ValueError(f"{folder} has no picture: no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise ValueError(f"{folder} has no image: no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return folder, files
 
 
@@ -66,7 +66,7 @@ def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path
 def _state(file: Path) -> tuple[Any, ...]:
     try:
         state = file.stat()
-    except OSError as error:  # a link to nothing: the picture is named as one that cannot be read
+    except OSError as error:  # a link to nothing: the image is named as one that cannot be read
         return stored_path(file), error.errno
     return stored_path(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK)
 

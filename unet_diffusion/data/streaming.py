@@ -1,4 +1,4 @@
-"""Pictures read while training, for sets too large to be stored."""
+"""Images read while training, for sets too large to be stored."""
 
 import logging
 from collections.abc import Iterator
@@ -12,39 +12,39 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from unet_diffusion.data.cache import NO_LABEL
 from unet_diffusion.data.dataset import augment
-from unet_diffusion.data.sources import class_names, damaged, picture_reader
+from unet_diffusion.data.sources import class_names, damaged, image_reader
 from unet_diffusion.images.decoding import PixelRange, decode_image
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.randomness import keyed_generator
 
 logger = logging.getLogger(__name__)
 
-FEWEST_ROWS_JUDGED = 100  # the share of broken pictures is of at least so many
+FEWEST_ROWS_JUDGED = 100  # the share of broken images is of at least so many
 
 
 class StreamingImages(IterableDataset):
-    """An endless stream of prepared pictures, shuffled within a buffer, and one process's share of it.
+    """An endless stream of prepared images, shuffled within a buffer, and one process's share of it.
 
     The stream is one for all processes: each reads every row, and decodes only those at its own places, `batch_size` in
-    a row. So every picture is seen once an epoch, however the rows are spread over files, and processes, batch size and
+    a row. So every image is seen once an epoch, however the rows are spread over files, and processes, batch size and
     accumulation can be traded against each other without a change of what a step sees. (Files divided among processes
     would be read once, but seen unequally often unless all hold as many rows.)
 
-    A broken picture is named in a warning and its place taken by the next usable one, so that places in the stream are
+    A broken image is named in a warning and its place taken by the next usable one, so that places in the stream are
     rows of the source, and skipping needs no decoding. No or one worker process reads ahead; more are refused.
 
     Args:
         dataset: from `open_source(..., streaming=True)`.
-        preparation: what is done to every picture before it is cut.
+        preparation: what is done to every image before it is cut.
         size: height and width of the items.
         pixel_range: what maps the stored values to [-1, 1].
-        channels: of the prepared pictures.
+        channels: of the prepared images.
         name: of the source, for messages.
         fingerprint: of the source and the preparation.
         seed: of the run.
-        flip: mirror half of the pictures left to right.
+        flip: mirror half of the images left to right.
         shuffle_buffer: rows among which the next one is drawn.
-        max_broken: share of broken pictures above which the stream stops.
+        max_broken: share of broken images above which the stream stops.
         process_index: this process, counted from 0.
         num_processes: number of processes.
 
@@ -84,7 +84,7 @@ class StreamingImages(IterableDataset):
         self.num_processes = num_processes
         self.start = 0
         self.batch_size = 1
-        self._read = picture_reader(dataset)
+        self._read = image_reader(dataset)
         self._rows = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -94,7 +94,7 @@ class StreamingImages(IterableDataset):
             raise ValueError(
                 f"num_workers is {worker.num_workers}; a stream is read in order by no or one worker: use 1."
             )
-        waiting: list[int] = []  # own places without a picture yet
+        waiting: list[int] = []  # own places without an image yet
         decoded = broken = 0
         for place, row in enumerate(islice(self._endless(), self.start, None), start=self.start):
             if place // self.batch_size % self.num_processes == self.process_index:
@@ -103,7 +103,7 @@ class StreamingImages(IterableDataset):
                 continue
             decoded += 1
             try:
-                picture = self._usable(row["image"])
+                stored = self._usable(row["image"])
             except ValueError as error:
                 broken += 1
                 logger.warning("left out of %s: %s", self.name, error)
@@ -111,7 +111,7 @@ class StreamingImages(IterableDataset):
                 continue
             for each in waiting:
                 image = augment(
-                    picture, (self.height, self.width), keyed_generator(self.seed, "augment", each), flip=self.flip
+                    stored, (self.height, self.width), keyed_generator(self.seed, "augment", each), flip=self.flip
                 )
                 yield {"image": torch.from_numpy(image), "label": self._label(row)}
             waiting.clear()
@@ -126,14 +126,14 @@ class StreamingImages(IterableDataset):
                 raise ValueError(f"{self.name} has no rows.")
 
     def _usable(self, value: Any) -> np.ndarray:
-        """The prepared picture (C, H, W); ValueError if it cannot be used."""
-        picture = self.preparation(decode_image(self._read(value)))
-        if picture.shape[2] != self.channels or picture.dtype.name != self.pixel_range.dtype:
+        """The prepared image (C, H, W); ValueError if it cannot be used."""
+        image = self.preparation(decode_image(self._read(value)))
+        if image.shape[2] != self.channels or image.dtype.name != self.pixel_range.dtype:
             raise ValueError(
-                f"a picture has {picture.shape[2]} channels of {picture.dtype}, "
+                f"an image has {image.shape[2]} channels of {image.dtype}, "
                 f"the first {self.channels} of {self.pixel_range.dtype}."
             )
-        return np.moveaxis(picture, 2, 0)
+        return np.moveaxis(image, 2, 0)
 
     def _label(self, row: dict[str, Any]) -> int:
         """The class of a row, or `NO_LABEL`."""
@@ -148,21 +148,21 @@ class StreamingImages(IterableDataset):
     def _check_share(self, broken: int, rows: int) -> None:
         if broken > self.max_broken * max(rows, FEWEST_ROWS_JUDGED):
             raise ValueError(
-                f"{broken} of the last {rows} pictures of {self.name} cannot be used, more than "
+                f"{broken} of the last {rows} images of {self.name} cannot be used, more than "
                 f"max_broken={self.max_broken} allows; repair or remove them, or raise max_broken."
             )
 
 
 def first_usable(dataset: datasets.IterableDataset, preparation: Preparation, name: str) -> np.ndarray:
-    """The first picture (H, W, C) that can be decoded, which says what the others have to be like."""
-    read = picture_reader(dataset)
+    """The first image (H, W, C) that can be decoded, which says what the others have to be like."""
+    read = image_reader(dataset)
     problem = "it has no rows"
     for row in rows_of(dataset, name):
         try:
             return preparation(decode_image(read(row["image"])))
         except ValueError as error:
             problem = str(error)
-    raise ValueError(f"{name} has no usable picture: {problem}")
+    raise ValueError(f"{name} has no usable image: {problem}")
 
 
 def rows_of(dataset: datasets.IterableDataset, name: str) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""The small picture that super-resolution starts from, and what the network is shown of it.
+"""The small image that super-resolution starts from, and what the network is shown of it.
 
-As in SR3 (Saharia et al. 2021): the network sees the noisy picture and, in further channels, the small picture enlarged
+As in SR3 (Saharia et al. 2021): the network sees the noisy image and, in further channels, the small image enlarged
 to the same size by bicubic interpolation. Shrinking and enlarging are the antialiased bicubic filter of Pillow
-(a = -0.5), computed by PyTorch in float32; a picture that Pillow has made small is thus what was trained on.
+(a = -0.5), computed by PyTorch in float32; an image that Pillow has made small is thus what was trained on.
 """
 
 from typing import Any
@@ -15,31 +15,31 @@ from unet_diffusion.network.config import is_count, is_number
 
 
 def check_scale(scale: Any) -> None:
-    """Raises a ValueError unless pictures can be enlarged so many times a side."""
+    """Raises a ValueError unless images can be enlarged so many times a side."""
     if not is_count(scale, 2):
         raise ValueError(f"scale is {scale!r}, but must be an integer of at least 2; 2 and 4 are usual.")
 
 
 def check_condition_noise(condition_noise: Any) -> None:
-    """Raises a ValueError unless the enlarged picture can have noise of this deviation."""
+    """Raises a ValueError unless the enlarged image can have noise of this deviation."""
     if not (is_number(condition_noise) and 0 <= condition_noise < 1):
         raise ValueError(f"condition_noise is {condition_noise!r}, but must be from 0 up to, not including, 1.")
 
 
 def check_sides(height: int, width: int, scale: int) -> None:
-    """Raises a ValueError unless pictures of a size can be made `scale` times smaller a side."""
+    """Raises a ValueError unless images of a size can be made `scale` times smaller a side."""
     if height % scale or width % scale:
         raise ValueError(
-            f"the pictures have {width}x{height} pixels, but both sides must be multiples of scale, {scale}; set "
+            f"the images have {width}x{height} pixels, but both sides must be multiples of scale, {scale}; set "
             "image_size or crop_size to one, or another scale."
         )
 
 
 def shrunk(clean: Tensor, scale: int, pixel_range: PixelRange) -> Tensor:
-    """Pictures (B, C, H, W) in [-1, 1] made small, (B, C, H / scale, W / scale), as a file would store them.
+    """Images (B, C, H, W) in [-1, 1] made small, (B, C, H / scale, W / scale), as a file would store them.
 
     Args:
-        clean: the pictures; both sides are multiples of the scale.
+        clean: the images; both sides are multiples of the scale.
         scale: how many times smaller a side.
         pixel_range: how values are stored; what overshoots is clipped, and integers are rounded.
     """
@@ -48,7 +48,7 @@ def shrunk(clean: Tensor, scale: int, pixel_range: PixelRange) -> Tensor:
 
 
 def enlarged(small: Tensor, scale: int, pixel_range: PixelRange) -> Tensor:
-    """Stored pictures (B, C, h, w) made `scale` times larger a side: the network's condition, float32 in [-1, 1]."""
+    """Stored images (B, C, h, w) made `scale` times larger a side: the network's condition, float32 in [-1, 1]."""
     size = (small.shape[2] * scale, small.shape[3] * scale)
     return F.interpolate(pixel_range.to_model(small), size, mode="bicubic", antialias=True).clamp(-1, 1)
 
@@ -60,7 +60,7 @@ def with_noise(condition: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
     not: levels are small, and it may see how noisy the condition is.
 
     Args:
-        condition: enlarged pictures, (B, C, H, W).
+        condition: enlarged images, (B, C, H, W).
         levels: deviation of the noise of each, (B,), from 0 to 1.
         noise: standard normal, (B, C, H, W).
     """

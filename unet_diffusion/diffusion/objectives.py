@@ -19,7 +19,7 @@ def signal_to_noise(scheduler: Any, timesteps: Tensor) -> Tensor:
 
 
 def prediction_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the network should return, (B, C, H, W): the noise, the velocity (Salimans & Ho 2022) or the clean picture.
+    """What the network should return, (B, C, H, W): the noise, the velocity (Salimans & Ho 2022) or the clean image.
 
     Raises:
         ValueError: a prediction type that is none of the three.
@@ -35,9 +35,9 @@ def prediction_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: T
 
 
 def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    """Min-SNR-gamma (Hang et al. 2023, section 3.4): every type is weighted as min(snr, gamma) in clean-picture space.
+    """Min-SNR-gamma (Hang et al. 2023, section 3.4): every type is weighted as min(snr, gamma) in clean-image space.
 
-    An error in the noise is snr times that error in the clean picture, one in the velocity snr + 1 times; hence the
+    An error in the noise is snr times that error in the clean image, one in the velocity snr + 1 times; hence the
     three divisors. At snr 0 (zero terminal SNR) the noise weight takes its limit, 1.
     """
     capped = snr.clamp(max=gamma)
@@ -63,12 +63,12 @@ def noise_prediction_loss(
     Args:
         unet: called as `unet(noisy, timesteps, class_labels, head="noise").sample`.
         scheduler: a diffusers `DDPMScheduler`.
-        clean: pictures in [-1, 1], (B, C, H, W).
+        clean: images in [-1, 1], (B, C, H, W).
         noise: standard normal, (B, C, H, W); None draws it.
         timesteps: int64 (B,), from 0 to `num_train_timesteps - 1`; None draws them uniformly.
         class_labels: class indices (B,), or None.
         min_snr_gamma: the gamma of min-SNR weighting; None weighs all timesteps alike.
-        condition: what the network sees in channels behind those of the noisy picture, (B, K, H, W); None: nothing.
+        condition: what the network sees in channels behind those of the noisy image, (B, K, H, W); None: nothing.
 
     Returns:
         The mean over batch and pixels, a float32 scalar. An untrained network has 1 for the noise.

@@ -62,7 +62,7 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
     if config.get("rescale_betas_zero_snr"):
         if config["prediction_type"] == "epsilon":
             raise ValueError(
-                "the noise schedule ends at zero signal, where the noise does not tell the picture, so prediction_type "
+                "the noise schedule ends at zero signal, where the noise does not tell the image, so prediction_type "
                 "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
             )
         if "rescale_betas_zero_snr" not in known:
@@ -76,9 +76,9 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
             "EulerDiscreteScheduler lacks; use any other sampler."
         )
     fixed = {key: value for key, value in settings.items() if key in known}
-    # Where the training's scheduler clips and the network predicts noise, the clean picture that follows is clipped to
-    # [-1, 1]: at the noisy end of the cosine schedule an error in the noise is one 20,000 times larger in the picture.
-    # Other predictions have no such factor, and clipping DDIM makes their pictures worse. Thresholding with the default
+    # Where the training's scheduler clips and the network predicts noise, the clean image that follows is clipped to
+    # [-1, 1]: at the noisy end of the cosine schedule an error in the noise is one 20,000 times larger in the image.
+    # Other predictions have no such factor, and clipping DDIM makes their images worse. Thresholding with the default
     # sample_max_value = 1 is exactly that clipping. DDPM keeps what the training's scheduler has.
     clips = config.get("clip_sample", config.get("thresholding", False)) and config.get("clip_sample_range", 1.0) == 1.0
     if name != "ddpm":
@@ -107,7 +107,7 @@ def step_arguments(scheduler: SchedulerMixin, step: int, generator: Any, eta: fl
     Args:
         scheduler: after `set_timesteps`.
         step: index into `scheduler.timesteps`.
-        generator: one, or one per picture.
+        generator: one, or one per image.
         eta: None leaves the scheduler's own default.
     """
     following = scheduler.timesteps[step + 1] if step + 1 < len(scheduler.timesteps) else None

@@ -1,4 +1,4 @@
-"""What turns pictures into features: the networks through which generated pictures are compared with real ones.
+"""What turns images into features: the networks through which generated images are compared with real ones.
 
 A distance between features means nothing without the name of the network: write it beside every figure.
 """
@@ -13,17 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, PictureClassifier
+from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
 from unet_diffusion.saved_runs import load_weights, read_object
 
 T = TypeVar("T")
 NAMES = ("efficientnet-lite0", "inception")
+FORMER_NAME = "PictureClassifier"  # of `ImageClassifier`, in runs made before
 
 
 class FeatureNetwork(nn.Module):
-    """Pictures float (B, C, H, W) in [-1, 1] to features float32 (B, D).
+    """Images float (B, C, H, W) in [-1, 1] to features float32 (B, D).
 
-    Pictures are rounded to the 256 levels of an 8-bit file, so that generated ones, which come as floats, are seen as
+    Images are rounded to the 256 levels of an 8-bit file, so that generated ones, which come as floats, are seen as
     the stored ones are. Always frozen and in evaluation mode.
 
     Args:
@@ -44,31 +45,31 @@ class FeatureNetwork(nn.Module):
         """Stays in evaluation mode, whatever is asked for."""
         return super().train(False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Features (B, D).
 
         Raises:
             ValueError: for another shape, or for values outside [-1, 1].
         """
-        if pictures.ndim != 4:
+        if images.ndim != 4:
             raise ValueError(
-                f"pictures have shape {tuple(pictures.shape)}, but must be (B, C, H, W) with {self._takes}; add what "
+                f"images have shape {tuple(images.shape)}, but must be (B, C, H, W) with {self._takes}; add what "
                 "is missing."
             )
-        self.check_channels(pictures.shape[1])
-        if not (pictures.abs() <= 1 + 1e-3).all():  # NaN fails too
+        self.check_channels(images.shape[1])
+        if not (images.abs() <= 1 + 1e-3).all():  # NaN fails too
             raise ValueError(
-                f"pictures hold values in [{pictures.min():g}, {pictures.max():g}], but must be in [-1, 1]; scale them."
+                f"images hold values in [{images.min():g}, {images.max():g}], but must be in [-1, 1]; scale them."
             )
-        levels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return self.layers(levels)
 
     def check_channels(self, channels: int) -> None:
-        """Raises a ValueError unless pictures of so many channels can be seen."""
+        """Raises a ValueError unless images of so many channels can be seen."""
         if channels not in self.channels:
             raise ValueError(
-                f"the pictures have {channels} channel{'' if channels == 1 else 's'}, but {self.name} takes "
-                f"{self._takes}; choose the channels to compare, or a classifier of pictures like these "
+                f"the images have {channels} channel{'' if channels == 1 else 's'}, but {self.name} takes "
+                f"{self._takes}; choose the channels to compare, or a classifier of images like these "
                 "(train-classifier)."
             )
 
@@ -80,7 +81,7 @@ class FeatureNetwork(nn.Module):
 class EfficientNetLite0(nn.Module):
     """uint8 (B, 1 or 3, H, W) to the 1280 features before the classifier, averaged over the map (Tan & Le 2019).
 
-    Grey is repeated. Pictures are resized to 224x224, whatever their aspect, by bilinear interpolation, antialiased
+    Grey is repeated. Images are resized to 224x224, whatever their aspect, by bilinear interpolation, antialiased
     where they shrink, and normalised by ImageNet's mean and deviation. The weights come with a package: nothing is
     downloaded.
 
@@ -132,9 +133,9 @@ class Inception(nn.Module):
 
 
 class ClassifierFeatures(nn.Module):
-    """uint8 (B, C, H, W) to the features before a trained classifier's last layer, at the pictures' own size."""
+    """uint8 (B, C, H, W) to the features before a trained classifier's last layer, at the images' own size."""
 
-    def __init__(self, network: PictureClassifier) -> None:
+    def __init__(self, network: ImageClassifier) -> None:
         super().__init__()
         self.network = network
 
@@ -143,9 +144,9 @@ class ClassifierFeatures(nn.Module):
         return self.network.features(levels.float() / 127.5 - 1)
 
 
-def coloured(pictures: Tensor) -> Tensor:
-    """Pictures (B, 1 or 3, H, W) with three channels, grey ones repeated."""
-    return pictures.expand(-1, 3, -1, -1)
+def coloured(images: Tensor) -> Tensor:
+    """Images (B, 1 or 3, H, W) with three channels, grey ones repeated."""
+    return images.expand(-1, 3, -1, -1)
 
 
 def feature_network(name: str) -> FeatureNetwork:
@@ -153,9 +154,9 @@ def feature_network(name: str) -> FeatureNetwork:
 
     Args:
         name: "efficientnet-lite0", 1280 features, works offline (`EfficientNetLite0`); or "inception", the 2048
-            features of the network that published Frechet distances use, as torchmetrics takes it, with pictures
+            features of the network that published Frechet distances use, as torchmetrics takes it, with images
             resized to 299x299 by the same rule. Its weights are downloaded on first use, so the package's tests, which
-            run offline, do not cover it; or the folder of a finished run of `train-classifier`, which takes pictures
+            run offline, do not cover it; or the folder of a finished run of `train-classifier`, which takes images
             with the channels that it was trained on.
 
     Raises:
@@ -184,9 +185,9 @@ def classifier_features(run: Path) -> FeatureNetwork:
     if not (folder / "config.json").is_file():
         raise ValueError(f"feature network is {run}, but there is no {CLASSIFIER_FOLDER}/config.json in it; {anew}")
     kind = read_object(folder / "config.json").get("_class_name")
-    if kind != PictureClassifier.__name__:
-        raise ValueError(f"the network in {folder} is a {kind}, but must be a {PictureClassifier.__name__}; {anew}")
-    network = load_weights(PictureClassifier, folder)
+    if kind not in (ImageClassifier.__name__, FORMER_NAME):
+        raise ValueError(f"the network in {folder} is a {kind}, but must be an {ImageClassifier.__name__}; {anew}")
+    network = load_weights(ImageClassifier, folder)
     saved = network.config
     if saved.data is None or saved.accuracy is None:
         raise ValueError(f"the classifier in {folder} does not say its data and accuracy, which figures need; {anew}")
@@ -226,19 +227,19 @@ def only_tensors(load: Callable[[], T]) -> T:
 
 
 @torch.no_grad()
-def features_of(network: FeatureNetwork, pictures: Tensor, batch_size: int = 16) -> Tensor:
-    """Features of many pictures, for `generation_metrics`.
+def features_of(network: FeatureNetwork, images: Tensor, batch_size: int = 16) -> Tensor:
+    """Features of many images, for `generation_metrics`.
 
     Args:
-        network: on any device; the pictures are brought there.
-        pictures: float (N, C, H, W) in [-1, 1], C 1 or 3, N at least 1.
-        batch_size: pictures seen at once. On a CPU 16 is faster than 64, whose maps leave the cache.
+        network: on any device; the images are brought there.
+        images: float (N, C, H, W) in [-1, 1], C 1 or 3, N at least 1.
+        batch_size: images seen at once. On a CPU 16 is faster than 64, whose maps leave the cache.
 
     Returns:
-        float64 (N, D) on the CPU, in the order of the pictures.
+        float64 (N, D) on the CPU, in the order of the images.
 
     Raises:
         ValueError: as `FeatureNetwork` does.
     """
     device = next(network.parameters()).device
-    return torch.cat([network(batch.to(device)).to("cpu", torch.float64) for batch in pictures.split(batch_size)])
+    return torch.cat([network(batch.to(device)).to("cpu", torch.float64) for batch in images.split(batch_size)])

@@ -1,6 +1,6 @@
-"""How good generated pictures are: distances between two sets of features, precision and recall, nearest neighbours.
+"""How good generated images are: distances between two sets of features, precision and recall, nearest neighbours.
 
-Features are matrices (N, D), one row a picture, as `feature_networks.features_of` gives them. All is computed on the
+Features are matrices (N, D), one row an image, as `feature_networks.features_of` gives them. All is computed on the
 CPU in float64. The same features and seed give the same numbers.
 """
 
@@ -25,8 +25,8 @@ class Measurement:
     Attributes:
         value: the figure.
         error: its standard error.
-        real_count: real pictures that were used.
-        generated_count: generated pictures that were used.
+        real_count: real images that were used.
+        generated_count: generated images that were used.
         flag: why the figure should be read with care, one sentence; empty if there is nothing to say.
     """
 
@@ -39,7 +39,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest training pictures of each picture, nearest first: `distances` float64 and `indices` int64 (N, k)."""
+    """The nearest training images of each image, nearest first: `distances` float64 and `indices` int64 (N, k)."""
 
     distances: Tensor
     indices: Tensor
@@ -49,7 +49,7 @@ def frechet_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measu
     """Frechet distance between two sets of features taken as Gaussians (Heusel et al. 2017, eq. 6).
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with unbiased covariances. The distance of finite samples is too large,
-    the more so the fewer pictures there are: only distances of equal counts can be compared. The flag says where a
+    the more so the fewer images there are: only distances of equal counts can be compared. The flag says where a
     covariance has not full rank, N <= D. The error does not cover this bias.
 
     Args:
@@ -58,7 +58,7 @@ def frechet_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measu
         seed: of the subsamples for the error.
 
     Raises:
-        ValueError: for fewer than 64 pictures in a set, matrices that do not fit each other, or values that are not
+        ValueError: for fewer than 64 images in a set, matrices that do not fit each other, or values that are not
             finite.
     """
     real, generated = _checked(real, generated)
@@ -66,7 +66,7 @@ def frechet_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measu
     flag = ""
     if count <= features:
         flag = (
-            f"{count} pictures give {features} features no covariance of full rank, so the distance is far too large; "
+            f"{count} images give {features} features no covariance of full rank, so the distance is far too large; "
             f"compare it with distances of the same counts only."
         )
     return Measurement(
@@ -99,10 +99,10 @@ def _mean_and_root(features: Tensor) -> tuple[Tensor, Tensor]:
 def kernel_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measurement:
     """Kernel distance, KID: MMD^2 with the kernel (x y / D + 1)^3 (Binkowski et al. 2018), by torchmetrics.
 
-    The mean of the unbiased estimate (Gretton et al. 2012, eq. 3) over at least 10 subsets of at most 1000 pictures.
-    The subsets are drawn at random and share no picture, hence they are independent, and the standard error of their
+    The mean of the unbiased estimate (Gretton et al. 2012, eq. 3) over at least 10 subsets of at most 1000 images.
+    The subsets are drawn at random and share no image, hence they are independent, and the standard error of their
     mean is that of the distance. It has no bias at any count, so distances of different counts can be compared; equal
-    distributions give values around 0, on both sides. Of the larger set, as many pictures are used as of the smaller.
+    distributions give values around 0, on both sides. Of the larger set, as many images are used as of the smaller.
 
     Args:
         real: (N, D).
@@ -133,14 +133,14 @@ def kernel_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measur
 def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, seed: int = 0) -> tuple[Measurement, Measurement]:
     """Precision and recall by nearest neighbours (Kynkaanniemi et al. 2019, eq. 1 and 2), in [0, 1].
 
-    A set covers the balls around its pictures that reach to their k-th nearest neighbour in the set. Precision is the
-    share of generated pictures that the real set covers, recall the share of real ones that the generated set covers.
-    More pictures make smaller balls: only figures of equal counts can be compared, and unequal ones are flagged.
+    A set covers the balls around its images that reach to their k-th nearest neighbour in the set. Precision is the
+    share of generated images that the real set covers, recall the share of real ones that the generated set covers.
+    More images make smaller balls: only figures of equal counts can be compared, and unequal ones are flagged.
 
     Args:
         real: (N, D).
         generated: (M, D).
-        k: neighbours, the picture itself not counted; the paper's 3 by default.
+        k: neighbours, the image itself not counted; the paper's 3 by default.
         seed: of the subsamples for the errors.
 
     Returns:
@@ -151,13 +151,11 @@ def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, seed: int =
     """
     real, generated = _checked(real, generated)
     if not 1 <= k < SMALLEST_SAMPLE // 2:
-        raise ValueError(
-            f"k is {k}, but must be in 1..{SMALLEST_SAMPLE // 2 - 1}, few against the pictures; 3 is usual."
-        )
+        raise ValueError(f"k is {k}, but must be in 1..{SMALLEST_SAMPLE // 2 - 1}, few against the images; 3 is usual.")
     flag = ""
     if len(real) != len(generated):
         flag = (
-            f"{len(real)} real and {len(generated)} generated pictures: the smaller set has the larger balls, which "
+            f"{len(real)} real and {len(generated)} generated images: the smaller set has the larger balls, which "
             f"favours one of precision and recall; use equal counts."
         )
 
@@ -179,23 +177,23 @@ def _covered_share(judged: Tensor, covering: Tensor, k: int) -> float:
 
 
 def nearest_neighbours(generated: Tensor, training: Tensor, k: int = 1) -> Neighbours:
-    """The training pictures that are nearest to each generated one, to see whether the training set was memorised.
+    """The training images that are nearest to each generated one, to see whether the training set was memorised.
 
-    Distances have no scale of their own: compare them with those of real pictures that were not trained on
-    (`nearest_neighbours(held_out, training)`). A generator that memorised is nearer to its training pictures than these
+    Distances have no scale of their own: compare them with those of real images that were not trained on
+    (`nearest_neighbours(held_out, training)`). A generator that memorised is nearer to its training images than these
     are. Equal features have the distance 0.
 
     Args:
         generated: (M, D).
         training: (N, D).
-        k: neighbours of each picture.
+        k: neighbours of each image.
 
     Raises:
         ValueError: for a k that is not in 1..N, matrices that do not fit each other, or values that are not finite.
     """
     training, generated = _matrices(training, generated)
     if not 1 <= k <= len(training):
-        raise ValueError(f"k is {k}, but must be in 1..{len(training)}, the number of training pictures.")
+        raise ValueError(f"k is {k}, but must be in 1..{len(training)}, the number of training images.")
     nearest = [chunk.topk(k, dim=1, largest=False) for chunk in _distances(generated, training)]
     return Neighbours(torch.cat([x.values for x in nearest]), torch.cat([x.indices for x in nearest]))
 
@@ -216,9 +214,9 @@ def _distances(rows: Tensor, reference: Tensor) -> Iterator[Tensor]:
 def standard_error(statistic: Callable[..., float], samples: Sequence[Tensor], seed: int) -> float:
     """Standard error of a statistic of one or two sets, by a bootstrap that draws without replacement.
 
-    Each of `SUBSAMPLES` draws takes 9/10 of each set. Subsamples of b among n pictures vary as 1/b - 1/n where samples
+    Each of `SUBSAMPLES` draws takes 9/10 of each set. Subsamples of b among n images vary as 1/b - 1/n where samples
     of n vary as 1/n (Politis & Romano 1994, with the finite-population correction): 3 times less in deviation. The
-    error is on the wide side, never much too small. A bootstrap with replacement repeats pictures, so that a set looks
+    error is on the wide side, never much too small. A bootstrap with replacement repeats images, so that a set looks
     smaller than it is and neighbours have the distance 0; with statistics that depend on the count as these do, its
     error is wider still, most of all where N < D.
     """
@@ -236,7 +234,7 @@ def _checked(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     for name, features in (("real", real), ("generated", generated)):
         if len(features) < SMALLEST_SAMPLE:
             raise ValueError(
-                f"there are {len(features)} {name} pictures, but fewer than {SMALLEST_SAMPLE} say nothing about a "
+                f"there are {len(features)} {name} images, but fewer than {SMALLEST_SAMPLE} say nothing about a "
                 f"distribution; give more, a thousand or so for differences that are small."
             )
     return real, generated
@@ -251,5 +249,5 @@ def _matrices(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
         )
     real, generated = (x.detach().to("cpu", torch.float64) for x in (real, generated))
     if not (real.isfinite().all() and generated.isfinite().all()):
-        raise ValueError("features hold NaN or infinite values; look at the pictures that they come from.")
+        raise ValueError("features hold NaN or infinite values; look at the images that they come from.")
     return real, generated

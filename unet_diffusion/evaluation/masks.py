@@ -1,4 +1,4 @@
-"""The scores of predicted masks over a labelled set, for all pictures together and for each."""
+"""The scores of predicted masks over a labelled set, for all images together and for each."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,19 +34,19 @@ class Scores:
     Attributes:
         num_classes: the background included.
         boundary_tolerance: of the boundary F1, in pixels.
-        pooled: the pixels of all pictures counted together: `accuracy`, `mean_iou`, `mean_dice`, and `iou_k` and
+        pooled: the pixels of all images counted together: `accuracy`, `mean_iou`, `mean_dice`, and `iou_k` and
             `dice_k` of each class k.
-        per_picture: means over the pictures in which a score is defined: those of `pooled`, `boundary_f1`, and, where
+        per_image: means over the images in which a score is defined: those of `pooled`, `boundary_f1`, and, where
             they were asked for or can be told, `cell_rand_error`, `cell_splits`, `cell_merges` of the cells between
             membranes, and the same with `instance_`.
-        pictures: the scores of each picture, named as in `per_picture`, and its `row` in the source.
+        images: the scores of each image, named as in `per_image`, and its `row` in the source.
     """
 
     num_classes: int
     boundary_tolerance: float
     pooled: dict[str, float]
-    per_picture: dict[str, float]
-    pictures: tuple[dict[str, float], ...]
+    per_image: dict[str, float]
+    images: tuple[dict[str, float], ...]
 
     def to_dict(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
         """All scores as JSON has them, undefined ones as None; those of a class stand beside its name.
@@ -54,22 +54,22 @@ class Scores:
         Args:
             class_names: one each; by default the indices.
         """
-        general = [name for name in self.per_picture if not name.startswith(tuple(f"{kind}_" for kind in OF_A_CLASS))]
+        general = [name for name in self.per_image if not name.startswith(tuple(f"{kind}_" for kind in OF_A_CLASS))]
         classes = [
             {
                 "name": name,
                 "pooled": {kind: self.pooled[f"{kind}_{label}"] for kind in OF_A_CLASS},
-                "per_picture": {kind: self.per_picture[f"{kind}_{label}"] for kind in OF_A_CLASS},
+                "per_image": {kind: self.per_image[f"{kind}_{label}"] for kind in OF_A_CLASS},
             }
             for label, name in enumerate(class_names or map(str, range(self.num_classes)))
         ]
         return _without_nan(
             {
                 "pooled": {name: self.pooled[name] for name in OVERALL},
-                "per_picture": {name: self.per_picture[name] for name in general},
+                "per_image": {name: self.per_image[name] for name in general},
                 "classes": classes,
                 "boundary_tolerance": self.boundary_tolerance,
-                "pictures": self.pictures,
+                "images": self.images,
             }
         )
 
@@ -83,11 +83,11 @@ class Scores:
         for segments in ("cell", "instance"):
             labels |= {f"{segments}_{kind}": f"{shown}, {segments}s" for kind, shown in OF_SEGMENTS.items()}
         lines = [
-            f"| {label} | {_shown(self.pooled, name)} | {_shown(self.per_picture, name)} |"
+            f"| {label} | {_shown(self.pooled, name)} | {_shown(self.per_image, name)} |"
             for name, label in labels.items()
-            if name in self.per_picture
+            if name in self.per_image
         ]
-        return "\n".join(["| score | pooled | mean over pictures |", "| --- | --- | --- |", *lines])
+        return "\n".join(["| score | pooled | mean over images |", "| --- | --- | --- |", *lines])
 
 
 def score_masks(
@@ -97,14 +97,14 @@ def score_masks(
     boundary_tolerance: float = 2.0,
     membrane: int | None = None,
 ) -> Scores:
-    """Predicts and scores every picture of a set, one after the other.
+    """Predicts and scores every image of a set, one after the other.
 
     Where the set has instance maps, its instances are compared with the connected components of all that is predicted
     to be another class than 0.
 
     Args:
-        predict: gives the mask, int64 (H, W) on the CPU, of a stored picture (C, H, W).
-        dataset: pictures with masks, which come whole and are not separated where instances touch.
+        predict: gives the mask, int64 (H, W) on the CPU, of a stored image (C, H, W).
+        dataset: images with masks, which come whole and are not separated where instances touch.
         boundary_tolerance: of the boundary F1, in pixels.
         membrane: the class of the membrane between cells, to compare the cells too: connected components of all other
             classes, the predicted membrane being given to the nearest cell (`membrane_components`). Ignored pixels
@@ -118,14 +118,14 @@ def score_masks(
     if not boundary_tolerance >= 0:
         raise ValueError(f"boundary_tolerance is {boundary_tolerance}, but must be 0 pixels or more.")
     metrics = SegmentationMetrics(dataset.num_classes)
-    pictures = []
+    images = []
     for index, row in enumerate(dataset.rows):
         item = dataset[index]
         found, mask = predict(item["image"]), item["mask"]
         one = SegmentationMetrics(dataset.num_classes)
         one.update(found[None], mask[None])
         metrics.confusion += one.confusion
-        metrics.picture_sums += one.picture_sums
+        metrics.image_sums += one.image_sums
         scores = {"row": int(dataset.cache.rows[row]), **_named(one.compute(), "pooled/")}
 
         predicted, true = found.numpy(), mask.numpy()
@@ -137,22 +137,22 @@ def score_masks(
         if dataset.cache.has_instances:
             instances = np.where(known, dataset.cache.instances[row], 0)
             scores |= _of_segments("instance", connected_components(predicted != 0), instances)
-        pictures.append(scores)
+        images.append(scores)
 
     computed = metrics.compute()
-    others = [name for name in pictures[0] if name not in ("row", *_named(computed, "per_picture/"))]
-    means = {name: _mean([scores[name] for scores in pictures]) for name in others}
+    others = [name for name in images[0] if name not in ("row", *_named(computed, "per_image/"))]
+    means = {name: _mean([scores[name] for scores in images]) for name in others}
     return Scores(
         num_classes=dataset.num_classes,
         boundary_tolerance=boundary_tolerance,
         pooled=_named(computed, "pooled/"),
-        per_picture={**_named(computed, "per_picture/"), **means},
-        pictures=tuple(pictures),
+        per_image={**_named(computed, "per_image/"), **means},
+        images=tuple(images),
     )
 
 
 def predictor(pipe: Any) -> Callable[[Tensor], Tensor]:
-    """What gives the mask of a stored picture for `score_masks`: a `SegmentationPipeline` with its defaults."""
+    """What gives the mask of a stored image for `score_masks`: a `SegmentationPipeline` with its defaults."""
     pipe.set_progress_bar_config(disable=True)
     return lambda image: pipe(image, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
 

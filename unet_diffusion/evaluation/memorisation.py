@@ -1,4 +1,4 @@
-"""Whether generated pictures are copies of training pictures."""
+"""Whether generated images are copies of training images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.evaluation.generation_metrics import SMALLEST_SAMPLE, nearest_neighbours, standard_error
-from unet_diffusion.images.figures import array_pictures, grid
+from unet_diffusion.images.figures import array_images, grid
 
-LEVEL = 0.05  # share of the held-out pictures that are nearer than what counts as near
+LEVEL = 0.05  # share of the held-out images that are nearer than what counts as near
 
 
 @dataclass(frozen=True)
 class Memorisation:
-    """How near generated pictures are to training pictures, pixel by pixel.
+    """How near generated images are to training images, pixel by pixel.
 
-    Distances are root mean square differences of pixels; pictures in [-1, 1] are at most 2 apart. Held-out pictures are
-    the measure of what is near: of pictures that were drawn from the data anew, 5 % would be nearer than the nearest
-    5 % of these. A generator that memorised has far more, but so has one whose pictures are too smooth; the pairs show
+    Distances are root mean square differences of pixels; images in [-1, 1] are at most 2 apart. Held-out images are
+    the measure of what is near: of images that were drawn from the data anew, 5 % would be nearer than the nearest
+    5 % of these. A generator that memorised has far more, but so has one whose images are too smooth; the pairs show
     which it is (as in figure 10 of Ho et al. 2020).
 
     Attributes:
-        generated: the median over generated pictures of the distance to the nearest training picture.
-        held_out: the same of pictures that were held out; None where there are none.
-        near: share of generated pictures that are nearer to a training picture than 95 % of the held-out ones; None
+        generated: the median over generated images of the distance to the nearest training image.
+        held_out: the same of images that were held out; None where there are none.
+        near: share of generated images that are nearer to a training image than 95 % of the held-out ones; None
             likewise.
-        generated_count: generated pictures.
-        held_out_count: held-out pictures.
-        training_count: training pictures that were looked at.
-        generated_error: standard error of `generated`; None for fewer than 64 pictures, as are the others.
+        generated_count: generated images.
+        held_out_count: held-out images.
+        training_count: training images that were looked at.
+        generated_error: standard error of `generated`; None for fewer than 64 images, as are the others.
         held_out_error: of `held_out`.
         near_error: of `near`.
         flag: why the figures should be read with care, one sentence; empty if there is nothing to say.
@@ -50,14 +50,14 @@ class Memorisation:
     def __str__(self) -> str:
         """One sentence, and the flag."""
         ours = with_error(self.generated, self.generated_error)
-        told = f"nearest of {self.training_count} training pictures: root mean square difference {ours}"
+        told = f"nearest of {self.training_count} training images: root mean square difference {ours}"
         if self.held_out is None or self.near is None:
-            told += f" (median of {self.generated_count} generated pictures; none were held out to compare with)"
+            told += f" (median of {self.generated_count} generated images; none were held out to compare with)"
         else:
             error = "" if self.near_error is None else f" +- {self.near_error:.1%}"
             told += (
                 f" for {self.generated_count} generated and {with_error(self.held_out, self.held_out_error)} for "
-                f"{self.held_out_count} held-out pictures (medians); {self.near:.1%}{error} of the generated ones are "
+                f"{self.held_out_count} held-out images (medians); {self.near:.1%}{error} of the generated ones are "
                 "nearer than 95 % of the held-out ones"
             )
         return f"{told}\n{self.flag}" if self.flag else told
@@ -71,16 +71,16 @@ def with_error(value: float, error: float | None) -> str:
 def memorisation(
     generated: Tensor, training: Tensor, held_out: Tensor | None = None, pairs: int = 16
 ) -> tuple[Memorisation, Image.Image]:
-    """The figures, and the generated pictures that are nearest to a training picture, each beside that one.
+    """The figures, and the generated images that are nearest to a training image, each beside that one.
 
     Args:
-        generated: pictures in [-1, 1], (M, C, H, W).
+        generated: images in [-1, 1], (M, C, H, W).
         training: of the same kind, (N, C, H, W).
         held_out: of the same kind, not trained on, (K, C, H, W).
-        pairs: pictures that are shown.
+        pairs: images that are shown.
 
     Raises:
-        ValueError: pictures of different sizes or channels.
+        ValueError: images of different sizes or channels.
     """
     nearest = nearest_neighbours(generated.flatten(1), training.flatten(1))
     pixels = generated[0].numel() ** 0.5
@@ -95,8 +95,8 @@ def memorisation(
         figures = Memorisation(*values, *counts, *errors, flag=_flag(len(fresh)))
     shown = distances.argsort()[:pairs]
     both = torch.stack([generated[shown], training[nearest.indices[shown, 0]]], dim=1).flatten(0, 1)
-    pictures = array_pictures((both / 2 + 0.5).permute(0, 2, 3, 1).numpy())
-    return figures, grid(pictures, columns=min(8, len(pictures)))
+    images = array_images((both / 2 + 0.5).permute(0, 2, 3, 1).numpy())
+    return figures, grid(images, columns=min(8, len(images)))
 
 
 def _median(distances: Tensor) -> float:
@@ -116,10 +116,10 @@ def _error(statistic: Callable[..., float], *samples: Tensor) -> float | None:
 
 
 def _flag(held_out_count: int) -> str:
-    """Why the share of near pictures may mean little."""
+    """Why the share of near images may mean little."""
     if held_out_count >= SMALLEST_SAMPLE:
         return ""
     return (
-        f"{held_out_count} held-out pictures are too few to tell how near the nearest 5 % of such pictures are; hold "
+        f"{held_out_count} held-out images are too few to tell how near the nearest 5 % of such images are; hold "
         f"out {SMALLEST_SAMPLE} or more."
     )

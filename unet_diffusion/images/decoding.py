@@ -1,6 +1,6 @@
-"""Pixels: how a picture file becomes an array, and how stored values map to [-1, 1] and back.
+"""Pixels: how an image file becomes an array, and how stored values map to [-1, 1] and back.
 
-A picture keeps its own channels and precision: 8-bit, 16-bit or float, with 1, 2, 3, 4 or N channels.
+An image keeps its own channels and precision: 8-bit, 16-bit or float, with 1, 2, 3, 4 or N channels.
 """
 
 import io
@@ -46,7 +46,7 @@ class PixelRange:
     Args:
         low: stored value that becomes -1, one for all channels or one per channel.
         high: stored value that becomes 1, likewise; above `low`.
-        dtype: of the stored pictures.
+        dtype: of the stored images.
 
     Raises:
         ValueError: if the bounds are not finite, not in order or not equally many, or the dtype is another.
@@ -58,7 +58,7 @@ class PixelRange:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; pictures are stored as one of {', '.join(DTYPES)}.")
+            raise ValueError(f"dtype is {self.dtype!r}; images are stored as one of {', '.join(DTYPES)}.")
         if not self.low or len(self.low) != len(self.high):
             raise ValueError(
                 f"low has {len(self.low)} and high has {len(self.high)} values; give one each, or one per channel."
@@ -106,13 +106,13 @@ class PixelRange:
         if len(self.low) == 1:
             return self.low[0], self.high[0]
         if images.ndim < 3 or images.shape[-3] != len(self.low):
-            raise ValueError(f"pictures of shape {tuple(images.shape)}, but the range is for {len(self.low)} channels.")
+            raise ValueError(f"images of shape {tuple(images.shape)}, but the range is for {len(self.low)} channels.")
         low, high = (torch.tensor(bound, device=images.device)[:, None, None] for bound in (self.low, self.high))
         return low, high
 
 
 def decode_image(source: ImageLike, *, keep_indices: bool = False) -> np.ndarray:
-    """The pixels of one picture, with its own channels and precision.
+    """The pixels of one image, with its own channels and precision.
 
     Grey gives 1 channel, grey with alpha 2, colour 3, with alpha 4; palettes become colour (with alpha where they have
     transparency); CMYK, YCbCr, HSV and Lab are converted to RGB; black-and-white becomes 0 and 255. 16 bits stay 16
@@ -123,25 +123,25 @@ def decode_image(source: ImageLike, *, keep_indices: bool = False) -> np.ndarray
     Args:
         source: a PIL image, an array, the bytes of a file, a path or URL, or the `{"bytes", "path"}` of a
             `datasets.Image(decode=False)` column.
-        keep_indices: give the indices of a palette picture, 1 channel, rather than its colours.
+        keep_indices: give the indices of a palette image, 1 channel, rather than its colours.
 
     Returns:
         Array (H, W, C), uint8, uint16 or float32.
 
     Raises:
-        ValueError: naming the file and what is wrong: empty, truncated, not a picture, NaN or infinity in it, or more
+        ValueError: naming the file and what is wrong: empty, truncated, not an image, NaN or infinity in it, or more
             pixels than `pixel_limit` allows.
         ImportError: for a TIFF or 16-bit colour PNG that needs the extra `scientific`.
     """
     if isinstance(source, np.ndarray):
         return _checked(source, "the array")
     if isinstance(source, Image.Image):
-        return _checked(_pixels(source, keep_indices), getattr(source, "filename", "") or "the picture")
+        return _checked(_pixels(source, keep_indices), getattr(source, "filename", "") or "the image")
     return _decode_bytes(*read_bytes(source), keep_indices)
 
 
 def read_header(source: ImageLike) -> Image.Image | None:
-    """A picture as Pillow opens it, pixels not decoded, for its palette or EXIF; None where Pillow cannot open it."""
+    """An image as Pillow opens it, pixels not decoded, for its palette or EXIF; None where Pillow cannot open it."""
     if isinstance(source, Image.Image):
         return source
     if not isinstance(source, np.ndarray):
@@ -169,7 +169,7 @@ def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> np.ndarray:
     except (ImportError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be decoded: it is no picture; it begins with {data[:8]!r}.") from error
+        raise ValueError(f"{name} cannot be decoded: it is no image; it begins with {data[:8]!r}.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} cannot be decoded: {too_large('more pixels', limit)}") from error
     except Exception as error:  # decoders raise nearly every class on damaged bytes: struct.error, zlib.error
@@ -251,7 +251,7 @@ def _decode_tiff(data: bytes, keep_indices: bool) -> np.ndarray:
         others = kept.replace("Y", "").replace("X", "")
         if len(kept) != len(others) + 2 or len(others) > 1 or others.strip(CHANNEL_AXES):
             raise ValueError(
-                f"its axes {series.axes} of sizes {series.shape} are not one picture; store each slice as a file."
+                f"its axes {series.axes} of sizes {series.shape} are not one image; store each slice as a file."
             )
         pixels = series.asarray().reshape([axes[axis] for axis in kept])
         return np.moveaxis(pixels, [kept.index("Y"), kept.index("X")], [0, 1])
@@ -260,7 +260,7 @@ def _decode_tiff(data: bytes, keep_indices: bool) -> np.ndarray:
 def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
     """Pixels (H, W) or (H, W, C) as a contiguous array (H, W, C) of one of the three dtypes."""
     if pixels.ndim not in (2, 3) or pixels.size == 0:
-        raise ValueError(f"{name} has shape {pixels.shape}; a picture is (height, width) or (height, width, channels).")
+        raise ValueError(f"{name} has shape {pixels.shape}; an image is (height, width) or (height, width, channels).")
     if pixels.dtype.kind == "b":
         pixels = pixels.astype(np.uint8) * 255
     elif pixels.dtype.kind == "f":
@@ -269,7 +269,7 @@ def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
         if not np.isfinite(pixels).all():
             raise ValueError(f"{name} has pixels that are NaN or infinite.")
     elif pixels.dtype.kind not in "ui":
-        raise ValueError(f"{name} holds {pixels.dtype}; pictures hold integers of up to 16 bits or floats.")
+        raise ValueError(f"{name} holds {pixels.dtype}; images hold integers of up to 16 bits or floats.")
     elif pixels.dtype != np.uint8:
         if pixels.min() < 0 or pixels.max() > LARGEST["uint16"]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Pictures to look at: grids of samples, curves of a run; all written as PNG."""
+"""Images to look at: grids of samples, curves of a run; all written as PNG."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,38 +14,38 @@ from unet_diffusion.images.palette import viewable
 from unet_diffusion.training.metrics_log import series
 
 
-def grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2, scale: int = 1) -> Image.Image:
-    """Lays pictures of one size out in rows.
+def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2, scale: int = 1) -> Image.Image:
+    """Lays images of one size out in rows.
 
     Args:
-        pictures: PIL images; shown as RGB.
-        columns: pictures in a row; None makes the grid about square.
+        images: PIL images; shown as RGB.
+        columns: images in a row; None makes the grid about square.
         gap: white pixels between them.
         scale: how many pixels a side each pixel becomes.
     """
-    columns = columns or int(np.ceil(np.sqrt(len(pictures))))
-    rows = -(-len(pictures) // columns)
-    width, height = (side * scale for side in pictures[0].size)
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    rows = -(-len(images) // columns)
+    width, height = (side * scale for side in images[0].size)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         place = (gap + (i % columns) * (width + gap), gap + (i // columns) * (height + gap))
-        sheet.paste(viewable(picture).resize((width, height), Image.Resampling.NEAREST), place)
+        sheet.paste(viewable(image).resize((width, height), Image.Resampling.NEAREST), place)
     return sheet
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
+def save_image(image: Image.Image, path: Path) -> None:
     """Writes a PNG aside and renames it."""
     with written_aside(path) as aside:
-        picture.save(aside, optimize=True)
+        image.save(aside, optimize=True)
 
 
-def save_stored(picture: Tensor, path: Path) -> None:
+def save_stored(image: Tensor, path: Path) -> None:
     """Writes stored values (C, H, W) aside and renames them: a PNG, or an array (H, W, C), as the suffix says."""
     if path.suffix == ".png":
-        save_picture(stored_image(picture), path)
+        save_image(stored_image(image), path)
     else:
         with written_aside(path) as aside:
-            np.save(aside, picture.permute(1, 2, 0).cpu().numpy())
+            np.save(aside, image.permute(1, 2, 0).cpu().numpy())
 
 
 def save_curves(rows: list[dict[str, Any]], path: Path, panels: Mapping[str, Sequence[str]]) -> None:
@@ -78,7 +78,7 @@ def save_curves(rows: list[dict[str, Any]], path: Path, panels: Mapping[str, Seq
         figure.savefig(aside, dpi=100)
 
 
-def array_pictures(images: np.ndarray) -> list[Image.Image]:
-    """Pictures (B, H, W, C) in [0, 1] as PIL images; of more channels than RGB the first three, of two the first."""
+def array_images(images: np.ndarray) -> list[Image.Image]:
+    """Images (B, H, W, C) in [0, 1] as PIL images; of more channels than RGB the first three, of two the first."""
     eight_bit = (images.clip(0, 1) * 255).round().astype(np.uint8)
     return [Image.fromarray(image[..., :3] if image.shape[2] >= 3 else image[..., 0]) for image in eight_bit]

@@ -1,4 +1,4 @@
-"""Pictures and masks too large for memory, read and written in windows: NumPy files, TIFF, Zarr, any array."""
+"""Images and masks too large for memory, read and written in windows: NumPy files, TIFF, Zarr, any array."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ CHUNK = 1024  # pixels a side of the chunks of a Zarr mask
 
 
 @dataclass(frozen=True)
-class LargePicture:
-    """A picture of which any window can be read.
+class LargeImage:
+    """An image of which any window can be read.
 
     Args:
         shape: (H, W, C).
@@ -69,19 +69,19 @@ class CompressedTiff:
             yield _zarr().open_array(tiff.aszarr(level=0), mode="r")
 
 
-def open_picture(source: Any) -> LargePicture:
-    """Opens a picture without reading it.
+def open_image(source: Any) -> LargeImage:
+    """Opens an image without reading it.
 
     Args:
         source: path of a `.npy` file, a TIFF (memory-mapped if it is not compressed, else by its tiles or strips), or a
             Zarr array; or any array (H, W) or (H, W, C) with a shape, a dtype and slices.
 
     Raises:
-        ValueError: a file that is missing, damaged or of another format, or a shape that is not a picture's.
+        ValueError: a file that is missing, damaged or of another format, or a shape that is not an image's.
         ImportError: for TIFF and Zarr without the extra `scientific`.
     """
     if not isinstance(source, (str, Path)):
-        return _as_picture(source, "YX" if len(source.shape) == 2 else "YXC", "the array")
+        return _as_image(source, "YX" if len(source.shape) == 2 else "YXC", "the array")
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
@@ -93,7 +93,7 @@ def open_picture(source: Any) -> LargePicture:
         raise
     except Exception as error:  # damaged files are told by every library that reads them
         raise ValueError(f"{path} cannot be read: {error}; it is damaged, or not what its name says.") from error
-    return _as_picture(array, axes, str(path))
+    return _as_image(array, axes, str(path))
 
 
 def _open_file(path: Path) -> tuple[Any, str]:
@@ -134,7 +134,7 @@ def create_mask(path: Path, height: int, width: int) -> Any:
     raise ValueError(f"{path} cannot be written in windows; end its name with .npy, .tif or .zarr.")
 
 
-def _as_picture(array: Any, axes: str, name: str) -> LargePicture:
+def _as_image(array: Any, axes: str, name: str) -> LargeImage:
     """An array whose axes are named by letters, Y and X among them and at most one more."""
     sizes = dict(zip(axes, array.shape))
     others = axes.replace("Y", "").replace("X", "")
@@ -142,7 +142,7 @@ def _as_picture(array: Any, axes: str, name: str) -> LargePicture:
     if not named or 0 in array.shape or np.dtype(array.dtype).kind not in "buif":
         raise ValueError(
             f"{name} has shape {tuple(array.shape)} of {array.dtype} and axes {axes}; "
-            "a picture is (height, width), has at most channels beside, and holds numbers."
+            "an image is (height, width), has at most channels beside, and holds numbers."
         )
     dtype = np.dtype(array.dtype).newbyteorder("=")
 
@@ -151,7 +151,7 @@ def _as_picture(array: Any, axes: str, name: str) -> LargePicture:
         window = np.array(array[place], dtype=dtype)  # a copy, so that no file stays mapped
         return np.moveaxis(window, axes.index(others), -1) if others else window[..., None]
 
-    return LargePicture((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read)
+    return LargeImage((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read)
 
 
 def _tifffile() -> Any:

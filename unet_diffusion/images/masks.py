@@ -38,13 +38,13 @@ class DecodedMask:
 def decode_mask(source: ImageLike, *, colours: bool = False) -> DecodedMask:
     """The keys of one mask.
 
-    Grey pictures give their values (8 or 16 bits; whole floats too), palette pictures their indices, colour pictures
-    the keys of their colours; transparent pixels count as black. Black-and-white pictures and bool arrays give 0 and
+    Grey images give their values (8 or 16 bits; whole floats too), palette images their indices, colour images
+    the keys of their colours; transparent pixels count as black. Black-and-white images and bool arrays give 0 and
     255.
 
     Args:
         source: as `decode_image` takes it.
-        colours: read the colours of palette pictures instead of their indices.
+        colours: read the colours of palette images instead of their indices.
 
     Raises:
         ValueError: if the file cannot be decoded; if it holds fractions, colours of 16 bits or half-transparent pixels;
@@ -63,7 +63,7 @@ def decode_mask(source: ImageLike, *, colours: bool = False) -> DecodedMask:
 
 
 def decode_instances(source: ImageLike) -> np.ndarray:
-    """Instance numbers, uint16 (H, W), 0 being the background, of a grey or palette picture or an array.
+    """Instance numbers, uint16 (H, W), 0 being the background, of a grey or palette image or an array.
 
     Raises:
         ValueError: if the file cannot be decoded, or holds colours or fractions.
@@ -74,28 +74,28 @@ def decode_instances(source: ImageLike) -> np.ndarray:
     return keys.astype(np.uint16)
 
 
-def fit_orientation(labels: np.ndarray, size: tuple[int, int], picture: ImageLike) -> np.ndarray:
-    """Turns a mask (H, W) upright as its picture, but only where the sizes say that it has to be turned.
+def fit_orientation(labels: np.ndarray, size: tuple[int, int], image: ImageLike) -> np.ndarray:
+    """Turns a mask (H, W) upright as its image, but only where the sizes say that it has to be turned.
 
-    Pictures are turned upright by their EXIF orientation, and so are masks that state one. A mask without one may have
-    been drawn on the upright picture, as viewers show it, or on the pixels as they are stored. If it has the size of
-    the upright picture it is left alone. If it has that size with height and width exchanged, and the picture states a
+    Images are turned upright by their EXIF orientation, and so are masks that state one. A mask without one may have
+    been drawn on the upright image, as viewers show it, or on the pixels as they are stored. If it has the size of
+    the upright image it is left alone. If it has that size with height and width exchanged, and the image states a
     quarter turn, it was drawn on the stored pixels and is turned alike. (Where the turn leaves the size as it was, the
     two cannot be told apart, and the doctor says so.)
 
     Args:
         labels: as decoded.
-        size: height and width of the upright picture.
-        picture: its source.
+        size: height and width of the upright image.
+        image: its source.
     """
     if labels.shape == size or labels.shape != size[::-1]:
         return labels
     turns = {5: labels.T, 6: np.rot90(labels, -1), 7: np.rot90(labels.T, 2), 8: np.rot90(labels)}
-    return np.ascontiguousarray(turns.get(orientation(picture), labels))
+    return np.ascontiguousarray(turns.get(orientation(image), labels))
 
 
 def orientation(source: ImageLike) -> int:
-    """The EXIF orientation that a picture states, 1 to 8; 1, upright, if it states none."""
+    """The EXIF orientation that an image states, 1 to 8; 1, upright, if it states none."""
     header = read_header(source)
     return 1 if header is None else header.getexif().get(EXIF_ORIENTATION, 1)
 

@@ -1,4 +1,4 @@
-"""What a pipeline gives back: pictures in [-1, 1] as PIL images, arrays, tensors or stored values."""
+"""What a pipeline gives back: images in [-1, 1] as PIL images, arrays, tensors or stored values."""
 
 import numpy as np
 from PIL import Image
@@ -10,7 +10,7 @@ PIL_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uin
 
 
 def check_output_type(output_type: str, known: tuple[str, ...], channels: int, pixel_range: PixelRange) -> None:
-    """Raises a ValueError for an unknown output type, or for "pil" where PIL has no mode for the pictures."""
+    """Raises a ValueError for an unknown output type, or for "pil" where PIL has no mode for the images."""
     if output_type not in known:
         raise ValueError(f"output_type is {output_type!r}, but must be one of {', '.join(known)}.")
     if output_type == "pil" and (pixel_range.dtype, channels) not in PIL_MODES:
@@ -21,15 +21,15 @@ def check_output_type(output_type: str, known: tuple[str, ...], channels: int, p
 
 
 def has_png(channels: int, pixel_range: PixelRange) -> bool:
-    """Whether a PNG that PIL writes holds such pictures without loss."""
+    """Whether a PNG that PIL writes holds such images without loss."""
     return (pixel_range.dtype, channels) in PIL_MODES and pixel_range.dtype != "float32"
 
 
 def as_output(images: Tensor, output_type: str, pixel_range: PixelRange) -> list[Image.Image] | np.ndarray | Tensor:
-    """Pictures float32 (B, C, H, W) around [-1, 1] in another form.
+    """Images float32 (B, C, H, W) around [-1, 1] in another form.
 
     Args:
-        images: the pictures; values outside of [-1, 1] are clipped, but for "latent".
+        images: the images; values outside of [-1, 1] are clipped, but for "latent".
         output_type: "pil": a list of PIL images; "np": float32 (B, H, W, C) in [0, 1]; "pt": float32 (B, C, H, W) in
             [0, 1]; "stored": (B, C, H, W) in the data type and values of files; "latent": as they are.
         pixel_range: how stored values map to [-1, 1].
@@ -42,10 +42,10 @@ def as_output(images: Tensor, output_type: str, pixel_range: PixelRange) -> list
     stored = pixel_range.to_stored(images)
     if output_type == "stored":
         return stored
-    return [stored_image(picture) for picture in stored]
+    return [stored_image(image) for image in stored]
 
 
-def stored_image(picture: Tensor) -> Image.Image:
+def stored_image(image: Tensor) -> Image.Image:
     """Stored values (C, H, W) as a PIL image, of channels and a data type that PIL has a mode for."""
-    array = picture.permute(1, 2, 0).cpu().numpy()
+    array = image.permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)

@@ -1,4 +1,4 @@
-"""Colours of classes: masks as palette images, and masks over pictures."""
+"""Colours of classes: masks as palette images, and masks over images."""
 
 from collections.abc import Sequence
 
@@ -26,16 +26,16 @@ def colour(label: int) -> tuple[int, int, int]:
     return PALETTE[label] if label < len(PALETTE) else PALETTE[1 + (label - 1) % (len(PALETTE) - 1)]
 
 
-def viewable(picture: Image.Image) -> Image.Image:
+def viewable(image: Image.Image) -> Image.Image:
     """Any PIL image as 8-bit RGB; 16-bit and float ones are stretched from their darkest to their lightest value."""
-    if picture.mode.startswith(("I", "F")):
-        values = np.asarray(picture, dtype=np.float64)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
         low, high = values.min(), values.max()
-        picture = Image.fromarray(((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8))
-    return picture.convert("RGB")
+        image = Image.fromarray(((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8))
+    return image.convert("RGB")
 
 
-def mask_picture(mask: np.ndarray, palette: Sequence[Sequence[int]] | None = None) -> Image.Image:
+def mask_image(mask: np.ndarray, palette: Sequence[Sequence[int]] | None = None) -> Image.Image:
     """A mask of class indices (H, W) as a palette image; values stay the indices.
 
     Args:
@@ -43,18 +43,18 @@ def mask_picture(mask: np.ndarray, palette: Sequence[Sequence[int]] | None = Non
         palette: red, green and blue of each class, 0 to 255; None, and classes beyond it: our own.
     """
     given = list(palette or [])
-    picture = Image.fromarray(mask.astype(np.uint8), mode="P")
-    picture.putpalette(
+    image = Image.fromarray(mask.astype(np.uint8), mode="P")
+    image.putpalette(
         [channel for label in range(256) for channel in (given[label] if label < len(given) else colour(label))]
     )
-    return picture
+    return image
 
 
 def overlay(
-    picture: Image.Image, mask: np.ndarray, opacity: float = 0.5, palette: Sequence[Sequence[int]] | None = None
+    image: Image.Image, mask: np.ndarray, opacity: float = 0.5, palette: Sequence[Sequence[int]] | None = None
 ) -> Image.Image:
-    """The classes of a mask (H, W) in colour over a picture of the same size; class 0 stays clear."""
-    base = np.asarray(viewable(picture), dtype=np.float32)
-    colours = np.asarray(mask_picture(mask, palette).convert("RGB"), dtype=np.float32)
+    """The classes of a mask (H, W) in colour over an image of the same size; class 0 stays clear."""
+    base = np.asarray(viewable(image), dtype=np.float32)
+    colours = np.asarray(mask_image(mask, palette).convert("RGB"), dtype=np.float32)
     shown = np.where((mask > 0)[..., None], (1 - opacity) * base + opacity * colours, base)
     return Image.fromarray(shown.round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Bringing decoded pictures to the size and the number of channels that a run asks for."""
+"""Bringing decoded images to the size and the number of channels that a run asks for."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,10 +13,10 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pill
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done once to every picture, before it is stored.
+    """What is done once to every image, before it is stored.
 
     Args:
-        image_size: length of the shorter side in pixels, smaller pictures being enlarged; None keeps the size.
+        image_size: length of the shorter side in pixels, smaller images being enlarged; None keeps the size.
         crop: "center" cuts the square in the middle; "random" keeps the longer side, to be cut anew in every epoch.
         channels: 1 or 3 converts between grey and colour; None keeps the channels.
     """
@@ -25,17 +25,17 @@ class Preparation:
     crop: Literal["center", "random"] = "center"
     channels: int | None = None
 
-    def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """Picture (H, W, C) to (H', W', C') of the same dtype; unchanged where nothing is asked for."""
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Image (H, W, C) to (H', W', C') of the same dtype; unchanged where nothing is asked for."""
         if self.channels is not None:
-            picture = convert_channels(picture, self.channels)
+            image = convert_channels(image, self.channels)
         if self.image_size is None:
-            return picture
-        window, (height, width) = self._window(picture.shape[0], picture.shape[1], self.image_size)
-        return resize(picture[window], height, width)
+            return image
+        window, (height, width) = self._window(image.shape[0], image.shape[1], self.image_size)
+        return resize(image[window], height, width)
 
     def labels(self, mask: np.ndarray) -> np.ndarray:
-        """A mask (H, W), cut and resized as its picture is, by nearest neighbour: no label is mixed from others."""
+        """A mask (H, W), cut and resized as its image is, by nearest neighbour: no label is mixed from others."""
         if self.image_size is None:
             return mask
         window, (height, width) = self._window(mask.shape[0], mask.shape[1], self.image_size)
@@ -50,18 +50,18 @@ class Preparation:
         return (slice(height), slice(width)), (round(height * shorter / side), round(width * shorter / side))
 
 
-def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Picture (H, W, C) to (height, width, C) by Pillow's Lanczos filter, antialiased, each channel for itself.
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Image (H, W, C) to (height, width, C) by Pillow's Lanczos filter, antialiased, each channel for itself.
 
-    Computed in float32 whatever the dtype, so that 16-bit and float pictures lose nothing. The filter's overshoot is
+    Computed in float32 whatever the dtype, so that 16-bit and float images lose nothing. The filter's overshoot is
     clipped to the values that the channel had.
     """
-    if picture.shape[:2] == (height, width):
-        return picture
-    planes = np.ascontiguousarray(np.moveaxis(picture, 2, 0)).astype(np.float32)  # (C, H, W)
+    if image.shape[:2] == (height, width):
+        return image
+    planes = np.ascontiguousarray(np.moveaxis(image, 2, 0)).astype(np.float32)  # (C, H, W)
     resized = np.stack([_resize_plane(plane, height, width) for plane in planes], axis=2)
     resized = resized.clip(planes.min(axis=(1, 2)), planes.max(axis=(1, 2)))
-    return _as_dtype(resized, picture.dtype)
+    return _as_dtype(resized, image.dtype)
 
 
 def resize_labels(mask: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -76,29 +76,29 @@ def _resize_plane(plane: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def convert_channels(picture: np.ndarray, channels: int) -> np.ndarray:
-    """Picture (H, W, C) to (H, W, channels): grey is repeated, colour becomes luma, alpha is laid on white.
+def convert_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Image (H, W, C) to (H, W, channels): grey is repeated, colour becomes luma, alpha is laid on white.
 
     Raises:
         ValueError: if there is no such conversion, as from 7 channels.
     """
-    found = picture.shape[2]
+    found = image.shape[2]
     if found == channels:
-        return picture
-    opaque = _on_white(picture) if found in (2, 4) and picture.dtype.name in LARGEST else picture
+        return image
+    opaque = _on_white(image) if found in (2, 4) and image.dtype.name in LARGEST else image
     if channels == 3 and opaque.shape[2] == 1:
         return np.repeat(opaque, 3, axis=2)
     if channels == 1 and opaque.shape[2] == 3:
-        return _as_dtype(opaque.astype(np.float32) @ LUMA, picture.dtype)[:, :, None]
+        return _as_dtype(opaque.astype(np.float32) @ LUMA, image.dtype)[:, :, None]
     if opaque.shape[2] == channels:
         return opaque
-    raise ValueError(f"{found} channels of {picture.dtype} cannot be converted to {channels}.")
+    raise ValueError(f"{found} channels of {image.dtype} cannot be converted to {channels}.")
 
 
-def _on_white(picture: np.ndarray) -> np.ndarray:
-    white = LARGEST[picture.dtype.name]
-    alpha = picture[:, :, -1:].astype(np.float32) / white
-    return _as_dtype(picture[:, :, :-1] * alpha + white * (1 - alpha), picture.dtype)
+def _on_white(image: np.ndarray) -> np.ndarray:
+    white = LARGEST[image.dtype.name]
+    alpha = image[:, :, -1:].astype(np.float32) / white
+    return _as_dtype(image[:, :, :-1] * alpha + white * (1 - alpha), image.dtype)
 
 
 def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

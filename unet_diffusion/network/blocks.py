@@ -78,8 +78,8 @@ class ScaleShift(nn.Module):
     def after(self, norm: nn.Module, x: Tensor, embedding: Tensor | None) -> Tensor:
         """The same of `norm(x)`, x (B, C, H, W).
 
-        In training, GroupNorm does both in one pass, which keeps one map less for the backward pass: it takes pictures
-        that have weights of their own for one picture of B * C channels. Otherwise the layers are called: offloading
+        In training, GroupNorm does both in one pass, which keeps one map less for the backward pass: it takes images
+        that have weights of their own for one image of B * C channels. Otherwise the layers are called: offloading
         hooks them, a graph is for any batch, and a map with channels last cannot be seen so.
         """
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()

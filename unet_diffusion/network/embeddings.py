@@ -1,4 +1,4 @@
-"""What the network is told beside the picture: the timestep and, if it has one, the class."""
+"""What the network is told beside the image: the timestep and, if it has one, the class."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 LARGEST_PERIOD = 10_000  # timesteps: the slowest sinusoid of Vaswani et al. 2017, as in DDPM
-SMALLEST_NOISE_LEVEL = 1e-4  # noise levels below this count as a clean picture, since their logarithm has no bound
+SMALLEST_NOISE_LEVEL = 1e-4  # noise levels below this count as a clean image, since their logarithm has no bound
 
 
 class SinusoidalFeatures(nn.Module):

@@ -5,9 +5,9 @@ from torch import Tensor
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) with the values of a pixel side by side, as networks run fastest without gradients.
+    """Images (B, C, H, W) with the values of a pixel side by side, as networks run fastest without gradients.
 
-    PyTorch takes a picture of one channel for one that is so already and then does not hand the layout on: the strides
+    PyTorch takes an image of one channel for one that is so already and then does not hand the layout on: the strides
     have to say it.
     """
     count, channels, height, width = images.shape

@@ -1,11 +1,11 @@
-"""Pictures of any size through a network, window by window (the overlap-tile strategy of Ronneberger et al. 2015).
+"""Images of any size through a network, window by window (the overlap-tile strategy of Ronneberger et al. 2015).
 
-How far a pixel of the output looks into the picture follows from the network (`context`), and so does where windows may
-start: at multiples of its stride, or pooling would join other pixels than it does in the whole picture. Windows of a
-padded network are cut inside the picture, so that its zero padding lies where it lies for the whole picture; those of
-an unpadded network reach over the border, where the picture is mirrored, and keep valid output only.
+How far a pixel of the output looks into the image follows from the network (`context`), and so does where windows may
+start: at multiples of its stride, or pooling would join other pixels than it does in the whole image. Windows of a
+padded network are cut inside the image, so that its zero padding lies where it lies for the whole image; those of
+an unpadded network reach over the border, where the image is mirrored, and keep valid output only.
 
-Without attention and without statistics over space, the tiled result equals that of the whole picture but for rounding
+Without attention and without statistics over space, the tiled result equals that of the whole image but for rounding
 (about 1e-6 of the largest logit). Otherwise every pixel depends on all others, and windows see only their own:
 neighbouring windows are then blended by raised cosines, and a difference remains that shrinks as windows grow. A wider
 overlap does not help: the difference comes from what the windows do not see, not from their borders.
@@ -26,30 +26,30 @@ from unet_diffusion.network.blocks import CONVOLUTIONS_PER_BLOCK
 from unet_diffusion.randomness import keyed_generator
 
 # Windows of 1 GiB are no faster on a CPU than those of 64 MiB, whose maps stay in its caches. With GroupNorm a window
-# is worse than the whole picture, and a small one worse than a large one (docs/large-pictures.md: mean IoU 0.780 whole,
-# 0.779 in windows of 416, 0.775 in windows of 208); so a picture is cut only where the whole would take much.
+# is worse than the whole image, and a small one worse than a large one (docs/large-images.md: mean IoU 0.780 whole,
+# 0.779 in windows of 416, 0.775 in windows of 208); so an image is cut only where the whole would take much.
 MEMORY = 2**26  # bytes that a window chosen by us may take in the network
-WHOLE = 2**29  # bytes that a picture may take that is not cut where we choose the windows
+WHOLE = 2**29  # bytes that an image may take that is not cut where we choose the windows
 LENGTH = 3  # times what it may share with its neighbours: the least side of a window chosen by us, so that the windows
-# of a large picture take at most (3 / 2)**2 times the work of the whole
+# of a large image take at most (3 / 2)**2 times the work of the whole
 MAPS = 12  # float32 maps of the finest width that are alive at once, by measurement
 ATTENDED = 64  # positions a side of a window chosen by us where it attends: the cost grows with their fourth power
 ATTENTION = (SelfAttention, Attention)  # that of our networks and of stock ones
 BLOCK = 64  # pixels a side of the blocks that noise is drawn in
 
-Read = Callable[[slice, slice], Tensor]  # rows and columns inside the picture -> (B, C, rows, columns)
+Read = Callable[[slice, slice], Tensor]  # rows and columns inside the image -> (B, C, rows, columns)
 Predict = Callable[[Tensor], Tensor]  # (B, C, h, w) -> (B, K, h, w), or smaller where the network is unpadded
 
 
 def context(unet: Any) -> tuple[int, int] | None:
     """How many input pixels before and after an output pixel can change it, along each side; None: all of them.
 
-    All of them, where there is attention or a normalisation that takes its statistics from the picture: GroupNorm,
+    All of them, where there is attention or a normalisation that takes its statistics from the image: GroupNorm,
     InstanceNorm, and BatchNorm in training mode. The same is taken for granted of networks other than `UNet`.
     """
     for module in unet.modules():
-        of_picture = isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))
-        statistics = of_picture or (isinstance(module, nn.BatchNorm2d) and module.training)
+        of_image = isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))
+        statistics = of_image or (isinstance(module, nn.BatchNorm2d) and module.training)
         if statistics or isinstance(module, ATTENTION):
             return None
     ours = "blocks_per_stage" in unet.config
@@ -93,7 +93,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Span:
-    """A window along one side: the picture's pixels from start to stop, and the parts of its output that are used."""
+    """A window along one side: the image's pixels from start to stop, and the parts of its output that are used."""
 
     start: int
     stop: int
@@ -102,19 +102,19 @@ class Span:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How windows of a network lie on a picture.
+    """How windows of a network lie on an image.
 
     Args:
-        stride: pixels of the picture per pixel of the network's coarsest map; windows start at its multiples.
+        stride: pixels of the image per pixel of the network's coarsest map; windows start at its multiples.
         tile: pixels that each further window adds along a side; a multiple of the stride.
-        before: pixels at a window's begin whose output is not used, unless the picture begins there.
+        before: pixels at a window's begin whose output is not used, unless the image begins there.
         after: the same at its end.
         ramp: half the width over which neighbouring windows are blended, at most a quarter of the tile; 0: a sharp cut.
         smallest: input side of the smallest window of an unpadded network; 0: padded.
         margin: pixels that an unpadded network loses at each end.
         lead: pixels before the output that an unpadded network is given: its margin or, by whole strides, more.
         trail: pixels after the output that it is given at least.
-        whole: pixels of the largest picture that is one window, however large a window is otherwise.
+        whole: pixels of the largest image that is one window, however large a window is otherwise.
     """
 
     stride: int
@@ -136,7 +136,7 @@ class Tiling:
             unet: a `UNet`, or a network with its `config` and `feature_info`.
             tile_size: output pixels a side of a tile, rounded down to a multiple of the network's stride (but not to
                 0). None: so that a window takes about 64 MiB in the network, or more if it would share more than a
-                third of its side with a neighbour. Pictures that take at most 512 MiB are then not cut at all. Both
+                third of its side with a neighbour. Images that take at most 512 MiB are then not cut at all. Both
                 have at most about 64 x 64 positions where the network attends.
             symmetric: whether the windows will be flipped too, so that both ends need the longer context.
 
@@ -183,27 +183,27 @@ class Tiling:
         return self.before + self.after + 2 * self.ramp
 
     def batch_size(self, height: int, width: int) -> int:
-        """How many pictures of a size take about the memory of the largest window; 1 for those that are cut."""
+        """How many images of a size take about the memory of the largest window; 1 for those that are cut."""
         window = self.tile + self.shared + self.lead + self.trail
         pixels = (height + self.lead + self.trail) * (width + self.lead + self.trail)
         return max(max(window**2, self.whole) // pixels, 1)
 
     def count(self, height: int, width: int) -> int:
-        """How many windows a picture of a size takes."""
+        """How many windows an image of a size takes."""
         rows, columns = self.windows(height, width)
         return len(rows) * len(columns)
 
     def windows(self, height: int, width: int) -> tuple[list[Span], list[Span]]:
-        """The windows along both sides of a picture of a size: one, if it is small enough to be run whole."""
+        """The windows along both sides of an image of a size: one, if it is small enough to be run whole."""
         whole = (height + self.lead + self.trail) * (width + self.lead + self.trail) <= self.whole
         tiling = replace(self, tile=max(height, width)) if whole else self
         return tiling.spans(height), tiling.spans(width)
 
     def spans(self, side: int) -> list[Span]:
-        """The windows along a side of the picture, in order.
+        """The windows along a side of the image, in order.
 
-        Their length is that of the side modulo the stride. Thus the offset from the picture's end is a multiple of the
-        stride as well, and a flipped picture is cut as it would be by itself.
+        Their length is that of the side modulo the stride. Thus the offset from the image's end is a multiple of the
+        stride as well, and a flipped image is cut as it would be by itself.
         """
         length = self.tile + self.shared
         length += (side - length) % self.stride
@@ -229,7 +229,7 @@ class Tiling:
         return tuple(pieces)
 
     def input_range(self, span: Span) -> range:
-        """The pixels that the network must be given for a window's output; beyond the picture if it is unpadded."""
+        """The pixels that the network must be given for a window's output; beyond the image if it is unpadded."""
         if not self.smallest:
             return range(span.start, span.stop)
         wanted = max(self.lead + span.stop - span.start + self.trail, self.smallest)
@@ -238,15 +238,15 @@ class Tiling:
 
 
 def tiled(predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Runs a network over a picture of any size and yields what is finished, part by part.
+    """Runs a network over an image of any size and yields what is finished, part by part.
 
     Every pixel is yielded once. What is held beside the running window are the strips along the shorter side of the
-    picture in which windows are blended; so memory does not grow with the picture.
+    image in which windows are blended; so memory does not grow with the image.
 
     Args:
         predict: the network, on one window: (B, C, h, w) in [-1, 1] to (B, K, h, w), or smaller if it is unpadded.
-        read: rows and columns inside the picture to that part of it, (B, C, rows, columns).
-        size: height and width of the picture.
+        read: rows and columns inside the image to that part of it, (B, C, rows, columns).
+        size: height and width of the image.
         tiling: where the windows lie.
 
     Yields:
@@ -273,7 +273,7 @@ def tiled(predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling) -
 
 
 def read_mirrored(read: Read, size: tuple[int, int], rows: range, columns: range) -> Tensor:
-    """A window (B, C, rows, columns) that may reach beyond the picture, which is mirrored there as often as needed.
+    """A window (B, C, rows, columns) that may reach beyond the image, which is mirrored there as often as needed.
 
     The border pixel itself is not repeated: `numpy.pad(mode="reflect")`.
     """

@@ -25,9 +25,9 @@ def cross_entropy(
 ) -> Tensor:
     """Pixel-wise softmax cross-entropy (Ronneberger et al. 2015, eq. 1), computed in float32.
 
-    The weighted sum of each picture is divided by the number of its pixels that are not ignored, not by the sum of the
-    weights: so a picture with heavy borders costs more, as in the paper, whose energy is that of one picture. The mean
-    over the pictures then is the same however they are spread over micro-batches and processes.
+    The weighted sum of each image is divided by the number of its pixels that are not ignored, not by the sum of the
+    weights: so an image with heavy borders costs more, as in the paper, whose energy is that of one image. The mean
+    over the images then is the same however they are spread over micro-batches and processes.
 
     Args:
         logits: (B, K, H, W).
@@ -36,7 +36,7 @@ def cross_entropy(
         pixel_weights: (B, 1, h, w), multiplied in, such as `border_weight_map`.
 
     Returns:
-        A scalar; a picture of which every pixel is ignored adds 0 to the mean, with gradients of 0.
+        A scalar; an image of which every pixel is ignored adds 0 to the mean, with gradients of 0.
 
     Raises:
         ValueError: if the masks are smaller than the logits.
@@ -55,16 +55,16 @@ def cross_entropy(
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """1 - soft Dice, 2 sum(p g) / (sum(p) + sum(g)) with softmax p (Milletari et al. 2016, without their squares).
 
-    For each picture the sums run over its pixels that are not ignored, and the mean over the classes that occur in its
+    For each image the sums run over its pixels that are not ignored, and the mean over the classes that occur in its
     mask: a class that is absent has no overlap to raise, and its false positives already lower the other classes. The
-    loss is the mean over the pictures, the same however they are spread over micro-batches and processes.
+    loss is the mean over the images, the same however they are spread over micro-batches and processes.
 
     Args:
         logits: (B, K, H, W).
         masks: int64 (B, h, w) with h >= H and w >= W; values in 0..K-1 or `IGNORE_INDEX`.
 
     Returns:
-        A scalar in [0, 1]; a picture of which every pixel is ignored adds 0 to the mean, with gradients of 0.
+        A scalar in [0, 1]; an image of which every pixel is ignored adds 0 to the mean, with gradients of 0.
 
     Raises:
         ValueError: if the masks are smaller than the logits.
@@ -116,7 +116,7 @@ def cut_to(target: Tensor, logits: Tensor) -> Tensor:
     if h < height or w < width:
         raise ValueError(
             f"masks or weights are {h}x{w}, but the logits are {height}x{width}, and a target may only be larger; "
-            f"give picture and mask of the same size."
+            f"give image and mask of the same size."
         )
     return fit(target, logits)
 

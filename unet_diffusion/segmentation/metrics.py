@@ -14,14 +14,14 @@ from unet_diffusion.segmentation.losses import IGNORE_INDEX, connected_component
 
 
 class SegmentationMetrics:
-    """Pixel accuracy, IoU and Dice, pooled over all pixels and as means over pictures.
+    """Pixel accuracy, IoU and Dice, pooled over all pixels and as means over images.
 
     torchmetrics counts the confusion matrix; its scores are not used, since they give 0 to a class that occurs neither
     in the masks nor in the predictions. Here such a class is NaN and left out of the means.
 
     Attributes:
         confusion: int64 (K, K), pixels by class of the mask (rows) and of the prediction (columns).
-        picture_sums: float64 (2, 3 + 2 K): per score the sum over pictures where it is defined, and their number.
+        image_sums: float64 (2, 3 + 2 K): per score the sum over images where it is defined, and their number.
             Columns: accuracy, mean IoU, mean Dice, IoU per class, Dice per class.
 
     Both are sums, so those of several processes add up (`sum_over_processes`).
@@ -31,10 +31,10 @@ class SegmentationMetrics:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        self.picture_sums = torch.zeros(2, 3 + 2 * num_classes, dtype=torch.float64)
+        self.image_sums = torch.zeros(2, 3 + 2 * num_classes, dtype=torch.float64)
 
     def update(self, predicted: Tensor, masks: Tensor) -> None:
-        """Adds pictures.
+        """Adds images.
 
         Args:
             predicted: class indices (B, H, W).
@@ -54,45 +54,45 @@ class SegmentationMetrics:
                     f"{name} holds class indices {labels.min()}..{labels.max()}, but with {self.num_classes} classes "
                     f"they must be in 0..{self.num_classes - 1}; map the mask values to classes."
                 )
-        for picture, mask in zip(predicted, masks):
+        for image, mask in zip(predicted, masks):
             confusion = multiclass_confusion_matrix(
-                picture, mask, num_classes=self.num_classes, ignore_index=self.ignore_index, validate_args=False
+                image, mask, num_classes=self.num_classes, ignore_index=self.ignore_index, validate_args=False
             ).cpu()
             self.confusion += confusion
             scores = self._scores(confusion)
-            self.picture_sums += torch.stack([scores.nan_to_num(), (~scores.isnan()).double()])
+            self.image_sums += torch.stack([scores.nan_to_num(), (~scores.isnan()).double()])
 
     def sum_over_processes(self, sum_tensor: Callable[[Tensor], Tensor]) -> None:
-        """Replaces the state by its sum over all processes; every picture must have been given to one process only.
+        """Replaces the state by its sum over all processes; every image must have been given to one process only.
 
         Args:
             sum_tensor: gives the sum over processes, on the CPU, such as
                 `lambda x: accelerator.reduce(x.to(accelerator.device), reduction="sum").cpu()`.
         """
         self.confusion = sum_tensor(self.confusion)
-        self.picture_sums = sum_tensor(self.picture_sums)
+        self.image_sums = sum_tensor(self.image_sums)
 
     def compute(self) -> dict[str, float]:
         """The scores, in [0, 1], or NaN where undefined.
 
-        `pooled/...` counts the pixels of all pictures together. `per_picture/...` is the mean over the pictures in
-        which the score is defined: `mean_iou` first averages over the classes that occur in the picture, `iou_2` takes
-        the pictures in which class 2 occurs (in mask or prediction).
+        `pooled/...` counts the pixels of all images together. `per_image/...` is the mean over the images in
+        which the score is defined: `mean_iou` first averages over the classes that occur in the image, `iou_2` takes
+        the images in which class 2 occurs (in mask or prediction).
 
         Returns:
             For each prefix `accuracy`, `mean_iou`, `mean_dice`, and `iou_k` and `dice_k` for each class k.
         """
         classes = range(self.num_classes)
         names = ["accuracy", "mean_iou", "mean_dice", *(f"iou_{k}" for k in classes), *(f"dice_{k}" for k in classes)]
-        sums, counts = self.picture_sums
-        pooled, per_picture = self._scores(self.confusion).tolist(), (sums / counts).tolist()
+        sums, counts = self.image_sums
+        pooled, per_image = self._scores(self.confusion).tolist(), (sums / counts).tolist()
         return {f"pooled/{name}": value for name, value in zip(names, pooled)} | {
-            f"per_picture/{name}": value for name, value in zip(names, per_picture)
+            f"per_image/{name}": value for name, value in zip(names, per_image)
         }
 
     @staticmethod
     def _scores(confusion: Tensor) -> Tensor:
-        """Scores float64 (3 + 2 K,) of a confusion matrix, in the columns of `picture_sums`; 0 / 0 is NaN."""
+        """Scores float64 (3 + 2 K,) of a confusion matrix, in the columns of `image_sums`; 0 / 0 is NaN."""
         confusion = confusion.double()
         hits = confusion.diagonal()
         sizes = confusion.sum(dim=0) + confusion.sum(dim=1)  # predicted plus true pixels of each class

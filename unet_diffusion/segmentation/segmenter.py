@@ -1,4 +1,4 @@
-"""Class probabilities of pictures of any size, averaged over turns and noisy versions of the picture."""
+"""Class probabilities of images of any size, averaged over turns and noisy versions of the image."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unet_diffusion.images.conversion import check_picture, dtype_name
+from unet_diffusion.images.conversion import check_image, dtype_name
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
 
 CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that are alive at once in a pixel classifier
-CLASSIFIER_SEED = 0  # of the noise that a pixel classifier sees: the same for every picture and at every call
+CLASSIFIER_SEED = 0  # of the noise that a pixel classifier sees: the same for every image and at every call
 
-Turn = tuple[int, bool]  # quarter turns, and whether the picture is mirrored after them
+Turn = tuple[int, bool]  # quarter turns, and whether the image is mirrored after them
 TURNS: list[Turn] = [(quarters, mirror) for quarters in range(4) for mirror in (False, True)]
 
 
@@ -28,9 +28,9 @@ class Segmenter:
         pixel_range: how stored values map to [-1, 1].
         tiling: where the windows lie.
         device: where the network runs.
-        turns: rotations and mirror images of the picture that are averaged.
+        turns: rotations and mirror images of the image that are averaged.
         scheduler: whose `add_noise` makes the noisy versions; None without levels.
-        levels: the timestep of each noisy version; none: the clean picture at the network's own timestep.
+        levels: the timestep of each noisy version; none: the clean image at the network's own timestep.
         classifier: a `PixelClassifier` that reads the network's features at all levels, which are its timesteps; None:
             the segmentation head, whose probabilities at the levels are averaged.
     """
@@ -75,24 +75,24 @@ class Segmenter:
         turns = tuple(TURNS if augment else TURNS[:1])
         return cls(unet, pixel_range, tiling, device, turns, scheduler, tuple(levels), classifier)
 
-    def batches(self, pictures: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-        """Neighbouring stored pictures of one size, as many as take the memory of one window; (C, H, W) each.
+    def batches(self, images: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        """Neighbouring stored images of one size, as many as take the memory of one window; (C, H, W) each.
 
         Raises:
-            ValueError: a picture that does not fit the network.
+            ValueError: an image that does not fit the network.
         """
         batch: list[Tensor] = []
-        for picture in pictures:
-            check_picture(self.unet.config.in_channels, self.pixel_range, len(picture), dtype_name(picture))
-            if batch and (picture.shape != batch[0].shape or len(batch) >= self.tiling.batch_size(*picture.shape[1:])):
+        for image in images:
+            check_image(self.unet.config.in_channels, self.pixel_range, len(image), dtype_name(image))
+            if batch and (image.shape != batch[0].shape or len(batch) >= self.tiling.batch_size(*image.shape[1:])):
                 yield batch
                 batch = []
-            batch.append(picture)
+            batch.append(image)
         if batch:
             yield batch
 
     def seeds(self, count: int, generator: torch.Generator | None) -> list[int]:
-        """Where the noise of so many pictures comes from: the generator, or, for a classifier, always the same."""
+        """Where the noise of so many images comes from: the generator, or, for a classifier, always the same."""
         if self.classifier is not None:
             return [CLASSIFIER_SEED] * count
         return random_seeds(count, generator) if self.levels else []
@@ -100,12 +100,12 @@ class Segmenter:
     def regions(
         self, read_stored: Read, size: tuple[int, int], seeds: list[int], window_done: Callable[[], Any]
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Segments pictures of one size part by part.
+        """Segments images of one size part by part.
 
         Args:
             read_stored: rows and columns to stored values (B, C, rows, columns).
             size: height and width.
-            seeds: where the noise of each picture comes from.
+            seeds: where the noise of each image comes from.
             window_done: called after each window.
 
         Yields:
@@ -114,7 +114,7 @@ class Segmenter:
         channels = self.unet.config.in_channels
 
         def read(rows: slice, columns: slice) -> Tensor:
-            """The clean pictures and, after them in the channels, the noise of each version."""
+            """The clean images and, after them in the channels, the noise of each version."""
             clean = self.pixel_range.to_model(read_stored(rows, columns).to(self.device))
             noises = [
                 torch.stack([noise_window(seed, draw, channels, rows, columns) for seed in seeds]).to(self.device)
@@ -154,7 +154,7 @@ class Segmenter:
 
 
 def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
-    """The tiling of a network with windows and whole pictures so small that they suit a pixel classifier too.
+    """The tiling of a network with windows and whole images so small that they suit a pixel classifier too.
 
     The context stays: for upsampling, an output pixel reads the pixels of each map next to its own, but the output of
     the network reads them as well, by the two 3x3 convolutions or more of every finer stage.
@@ -167,12 +167,12 @@ def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
 
 
 def check_levels(unet: Any, scheduler: Any, num_draws: int, timesteps: Sequence[int] | None) -> None:
-    """Raises a ValueError for timesteps that a network with a segmentation head cannot segment noisy pictures at."""
+    """Raises a ValueError for timesteps that a network with a segmentation head cannot segment noisy images at."""
     if not isinstance(num_draws, int) or num_draws < 1:
         raise ValueError(f"num_draws is {num_draws!r}, but must be an integer of at least 1.")
     if timesteps is None:
         if num_draws > 1:
-            raise ValueError(f"num_draws is {num_draws}, but the picture gets noise at timesteps only; pass timesteps.")
+            raise ValueError(f"num_draws is {num_draws}, but the image gets noise at timesteps only; pass timesteps.")
         return
     if not hasattr(scheduler, "add_noise"):
         raise ValueError(

@@ -33,7 +33,7 @@ def diffusion_card(name: str, unet: UNet, rows: list[dict[str, Any]], config: di
     return f"""{FRONT_MATTER.format(tag="unconditional-image-generation")}
 # {name}
 
-A U-Net of {parameters(unet)} parameters that generates pictures of {size(unet)} pixels with \
+A U-Net of {parameters(unet)} parameters that generates images of {size(unet)} pixels with \
 {unet.config.in_channels} channel(s), trained as a noise predictor (DDPM) with unet-diffusion {__version__}.
 
 ![Samples, 20 steps of DPM-Solver++](samples.png)
@@ -65,12 +65,12 @@ def super_resolution_card(name: str, pipe: Any, rows: list[dict[str, Any]], conf
     return f"""{FRONT_MATTER.format(tag="image-to-image")}
 # {name}
 
-A U-Net of {parameters(unet)} parameters that makes pictures with {unet.config.out_channels} channel(s) \
-{pipe.scale} times larger a side, trained on pictures of {size(unet)} pixels as a noise predictor that sees the small \
-picture (SR3, Saharia et al. 2021) with unet-diffusion {__version__}. The detail that it adds is drawn at random: \
+A U-Net of {parameters(unet)} parameters that makes images with {unet.config.out_channels} channel(s) \
+{pipe.scale} times larger a side, trained on images of {size(unet)} pixels as a noise predictor that sees the small \
+image (SR3, Saharia et al. 2021) with unet-diffusion {__version__}. The detail that it adds is drawn at random: \
 likely detail, not what was there.
 
-![Held-out pictures: small, enlarged in 20 steps of DPM-Solver++, original](samples.png)
+![Held-out images: small, enlarged in 20 steps of DPM-Solver++, original](samples.png)
 
 ## Use
 
@@ -104,7 +104,7 @@ def segmentation_card(name: str, pipe: Any, rows: list[dict[str, Any]], config: 
 # {name}
 
 {what} that gives every pixel one of {pipe.num_classes} classes, trained with unet-diffusion {__version__}. {also}
-![Pictures, their masks and the predictions](masks.png)
+![Images, their masks and the predictions](masks.png)
 
 ## Use
 
@@ -112,7 +112,7 @@ def segmentation_card(name: str, pipe: Any, rows: list[dict[str, Any]], config: 
 from unet_diffusion.pipelines import SegmentationPipeline
 
 pipe = SegmentationPipeline.from_pretrained("{name}")  # this folder
-pipe("picture.png").masks[0].save("mask.png")
+pipe("image.png").masks[0].save("mask.png")
 ```
 
 ## Training
@@ -124,28 +124,28 @@ pipe("picture.png").masks[0].save("mask.png")
 
 
 def classification_card(name: str, classifier: Any, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
-    """The card of a `PictureClassifier`, whose weights are those of the best validation; arguments as above."""
+    """The card of an `ImageClassifier`, whose weights are those of the best validation; arguments as above."""
     saved = classifier.config
     return f"""{FRONT_MATTER.format(tag="image-classification")}
 # {name}
 
-A classifier of {parameters(classifier)} parameters that gives pictures with {saved.in_channels} channel(s) one of \
+A classifier of {parameters(classifier)} parameters that gives images with {saved.in_channels} channel(s) one of \
 {saved.num_classes} classes, trained with unet-diffusion {__version__}. Its {saved.widths[-1]} features say how near \
-generated pictures are to real ones.
+generated images are to real ones.
 
-![Held-out pictures whose own class gets the lowest probability](hardest.png)
+![Held-out images whose own class gets the lowest probability](hardest.png)
 
 ## Use
 
-`unet-diffusion evaluate-generation --run RUN --data DATA --features {name}` compares the pictures of a DDPM run with \
+`unet-diffusion evaluate-generation --run RUN --data DATA --features {name}` compares the images of a DDPM run with \
 real ones. In Python:
 
 ```python
-from unet_diffusion.evaluation.classifier import PictureClassifier
+from unet_diffusion.evaluation.classifier import ImageClassifier
 
-classifier = PictureClassifier.from_pretrained("{name}/classifier").eval()  # in this folder
-logits = classifier(pictures)  # pictures (B, {saved.in_channels}, H, W) in [-1, 1]; logits (B, {saved.num_classes})
-features = classifier.features(pictures)  # (B, {saved.widths[-1]})
+classifier = ImageClassifier.from_pretrained("{name}/classifier").eval()  # in this folder
+logits = classifier(images)  # images (B, {saved.in_channels}, H, W) in [-1, 1]; logits (B, {saved.num_classes})
+features = classifier.features(images)  # (B, {saved.widths[-1]})
 ```
 
 ## Training
@@ -180,7 +180,7 @@ def training_facts(
     steps, scores = series(rows, best_by[0])
     if scores:
         best = max(range(len(scores)), key=scores.__getitem__)
-        facts[best_by[1]] = f"{scores[best]:.5f} on held-out pictures, at step {steps[best]}, whose weights these are"
+        facts[best_by[1]] = f"{scores[best]:.5f} on held-out images, at step {steps[best]}, whose weights these are"
     lines = [f"- {label}: {text}" for label, text in facts.items()]
     return "\n".join([*lines, "", "```json", json.dumps(config, indent=2, default=str), "```"])
 
@@ -191,6 +191,6 @@ def parameters(network: nn.Module) -> str:
 
 
 def size(unet: UNet) -> str:
-    """The pictures' size as height x width."""
+    """The images' size as height x width."""
     sides = unet.config.sample_size
     return f"{sides}x{sides}" if isinstance(sides, int) else f"{sides[0]}x{sides[1]}"

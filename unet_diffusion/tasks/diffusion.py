@@ -16,12 +16,13 @@ from unet_diffusion.data.sets import NO_LABEL, ImageSets, to_batch
 from unet_diffusion.diffusion.objectives import PredictionType, noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import merged_into
-from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
+from unet_diffusion.images.figures import array_images, grid, save_curves, save_image
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.tasks.cards import diffusion_card
-from unet_diffusion.training.batches import Batches, pictures_of_step, training_batches
+from unet_diffusion.training.batches import Batches, images_of_step, training_batches
 from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.run_folder import current_names
 from unet_diffusion.unet import UNet
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
@@ -29,7 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # Ho et al. 2020, sections 3.4 and 4
     "ddpm": {"prediction_type": "epsilon", "min_snr_gamma": None, "beta_schedule": "linear"},
 }
 PREVIEW_STEPS = 20  # of the fast sampler
-VALIDATION_BATCH = 64  # pictures at once
+VALIDATION_BATCH = 64  # images at once
 CURVES = {
     "loss": ("loss", "validation_loss"),
     "learning rate": ("learning_rate",),
@@ -45,7 +46,7 @@ class DiffusionConfig:
     """"ddpm" is the classic recipe: the noise, all timesteps weighted alike, linear betas. It decides prediction_type,
     min_snr_gamma and beta_schedule; None leaves them to their own options."""
     prediction_type: PredictionType = "v_prediction"
-    """"epsilon" (the noise: DDPM), "v_prediction" or "sample" (the clean picture)."""
+    """"epsilon" (the noise: DDPM), "v_prediction" or "sample" (the clean image)."""
     min_snr_gamma: float | None = 5.0
     """Min-SNR weight of the timesteps; None weighs them alike, as DDPM does."""
     beta_schedule: BetaSchedule = "squaredcos_cap_v2"
@@ -58,10 +59,10 @@ class DiffusionConfig:
     """Condition on the data's class labels."""
     label_dropout: float = 0.1
     """Share of the labels replaced by "no class" in training, so that guidance works; with class_conditional."""
-    validation_pictures: int = 256
-    """Held-out pictures that the validation loss is measured on, each at one fixed timestep with fixed noise."""
-    preview_pictures: int = 36
-    """Pictures in a preview and in the model card."""
+    validation_images: int = 256
+    """Held-out images that the validation loss is measured on, each at one fixed timestep with fixed noise."""
+    preview_images: int = 36
+    """Images in a preview and in the model card."""
 
     def __post_init__(self) -> None:
         """Checks every value."""
@@ -74,11 +75,11 @@ class DiffusionConfig:
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "zero_terminal_snr is set and prediction_type is 'epsilon', but without signal the noise tells nothing "
-                "of the picture; use prediction_type='v_prediction'."
+                "of the image; use prediction_type='v_prediction'."
             )
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             raise ValueError(f"min_snr_gamma is {self.min_snr_gamma}, but must be above 0, or None for no weighting.")
-        for name in ("num_train_timesteps", "validation_pictures", "preview_pictures"):
+        for name in ("num_train_timesteps", "validation_images", "preview_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
 
@@ -120,7 +121,7 @@ def saved_objective(run: Path, unet: UNet, scheduler: DDPMScheduler) -> Diffusio
     path = run / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8")).get("diffusion") if path.is_file() else None
     if saved is not None:
-        return DiffusionConfig(**saved)
+        return DiffusionConfig(**current_names(saved))
     return DiffusionConfig(
         prediction_type=scheduler.config.prediction_type,
         beta_schedule=scheduler.config.beta_schedule,
@@ -132,17 +133,17 @@ def saved_objective(run: Path, unet: UNet, scheduler: DDPMScheduler) -> Diffusio
 
 
 class DiffusionTask:
-    """Noise prediction on pictures, for `unet_diffusion.training.trainer.Trainer`.
+    """Noise prediction on images, for `unet_diffusion.training.trainer.Trainer`.
 
     Args:
         unet: the network; its segmentation head, if it has one, is frozen.
-        data: pictures to learn from and held-out ones.
+        data: images to learn from and held-out ones.
         config: the objective.
-        num_workers: processes that load pictures ahead.
+        num_workers: processes that load images ahead.
         scheduler: of an earlier run with this objective; None: made as `config` says.
     """
 
-    best_by: str | None = None  # the validation loss says little about the pictures, so the last weights are exported
+    best_by: str | None = None  # the validation loss says little about the images, so the last weights are exported
     patience: int | None = None
 
     def __init__(
@@ -165,7 +166,7 @@ class DiffusionTask:
         return [([parameter for parameter in self.network.parameters() if parameter.requires_grad], 1.0)]
 
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
-        """Micro-batches of stored pictures `image` (B, C, H, W) and classes `label` (B,), on the device."""
+        """Micro-batches of stored images `image` (B, C, H, W) and classes `label` (B,), on the device."""
         return training_batches(self.data.train, accelerator, config, start_step, self.num_workers)
 
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
@@ -192,17 +193,17 @@ class DiffusionTask:
         """What the network sees beside noisy versions of `clean` (B, C, H, W): nothing, unless a subclass says so.
 
         Args:
-            clean: pictures in [-1, 1].
-            generators: one for each picture, where something is random in training; none in validation.
+            clean: images in [-1, 1].
+            generators: one for each image, where something is random in training; none in validation.
         """
         return None
 
     def describe(
         self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
     ) -> str:
-        """The timesteps and the pictures of a step of this process."""
+        """The timesteps and the images of a step of this process."""
         timesteps = ", ".join(str(timestep) for timestep in self._timesteps(generators).tolist())
-        return f"timesteps {timesteps}; {pictures_of_step(self.data.train, accelerator, config, step)}"
+        return f"timesteps {timesteps}; {images_of_step(self.data.train, accelerator, config, step)}"
 
     def _timesteps(self, generators: list[torch.Generator]) -> Tensor:
         """One timestep from each generator, int64 (B,), the first number that is drawn from it."""
@@ -210,15 +211,15 @@ class DiffusionTask:
         return torch.stack([torch.randint(last, (), generator=generator) for generator in generators])
 
     def validate(self, unet: UNet, accelerator: Accelerator) -> dict[str, float]:
-        """The loss on held-out pictures, at timesteps spread evenly over all, with noise that is always the same."""
-        pictures = self.data.validation
-        if pictures is None:
+        """The loss on held-out images, at timesteps spread evenly over all, with noise that is always the same."""
+        images = self.data.validation
+        if images is None:
             return {}
-        count = min(len(pictures), self.config.validation_pictures)
+        count = min(len(images), self.config.validation_images)
         total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
         mine = range(accelerator.process_index, count, accelerator.num_processes)
         for indices in (mine[start : start + VALIDATION_BATCH] for start in range(0, len(mine), VALIDATION_BATCH)):
-            batch = to_batch([pictures[index] for index in indices])
+            batch = to_batch([images[index] for index in indices])
             batch = {name: value.to(accelerator.device) for name, value in batch.items()}
             clean = self.pixel_range.to_model(batch["image"])
             noise = [torch.randn(clean.shape[1:], generator=keyed_generator(0, "validation", i)) for i in indices]
@@ -249,7 +250,7 @@ class DiffusionTask:
         return pipe
 
     def sample(self, unet: UNet, count: int) -> list[Image.Image]:
-        """Pictures that the network makes with the fast sampler; the same noise at every call."""
+        """Images that the network makes with the fast sampler; the same noise at every call."""
         pipe = self.pipeline(unet)
         pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
         labels = None
@@ -264,11 +265,11 @@ class DiffusionTask:
             output_type="np",
             return_dict=False,
         )
-        return array_pictures(images)
+        return array_images(images)
 
     def shown(self, unet: UNet) -> Image.Image:
-        """What a preview shows: generated pictures."""
-        return grid(self.sample(unet, self.config.preview_pictures))
+        """What a preview shows: generated images."""
+        return grid(self.sample(unet, self.config.preview_images))
 
     def card(self, name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
         """The model card; arguments as `diffusion_card` has them."""
@@ -276,7 +277,7 @@ class DiffusionTask:
 
     def preview(self, unet: UNet, path: Path) -> None:
         """A grid of what `shown` says."""
-        save_picture(self.shown(unet), path)
+        save_image(self.shown(unet), path)
 
     def export(self, unet: UNet, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
         """The run's folder as a diffusers pipeline, with curves, a grid of samples and a model card."""

@@ -21,7 +21,7 @@ class FrozenFeaturesConfig:
     """Which features of the noise predictor are read, and by how wide a classifier."""
 
     timesteps: tuple[int, ...] = (50, 150, 250)
-    """Timesteps whose noise is added to the picture, one network pass each; those of Baranchuk et al. 2022, of 1000."""
+    """Timesteps whose noise is added to the image, one network pass each; those of Baranchuk et al. 2022, of 1000."""
     stages: tuple[int, ...] | None = None
     """Stages of the decoder, 0 the coarsest; by default all."""
     hidden: tuple[int, ...] = (128, 32)

@@ -1,6 +1,6 @@
 """Learning masks and noise prediction in the same steps, on one network with both heads.
 
-The checkpoint then segments and still generates, and pictures without masks go on teaching the trunk what the pictures
+The checkpoint then segments and still generates, and images without masks go on teaching the trunk what the images
 of a domain look like.
 """
 
@@ -29,19 +29,19 @@ CURVES = {
     "learning rate": ("learning_rate",),
 }
 SHARED = ("everything", "decoder")  # ways to learn in which both heads teach the trunk
-PREFIX = "unlabelled_"  # of what a batch holds of the pictures without masks
+PREFIX = "unlabelled_"  # of what a batch holds of the images without masks
 
 
 class JointTask:
     """A `SegmentationTask` and a `DiffusionTask` on one network, for `unet_diffusion.training.trainer.Trainer`.
 
-    A step makes two forward passes, of labelled pictures through the segmentation head and of noisy ones through the
+    A step makes two forward passes, of labelled images through the segmentation head and of noisy ones through the
     noise head, and one backward pass from the sum of both losses.
 
     Args:
         segmentation: learns the masks, on a padded `UNet` with both heads and a timestep embedding; says which part
-            learns, and how many pictures and samples a preview shows.
-        diffusion: learns noise prediction, with the same network and scheduler, from pictures of the same channels and
+            learns, and how many images and samples a preview shows.
+        diffusion: learns noise prediction, with the same network and scheduler, from images of the same channels and
             range of values; those held out from them are the ones that `validation_loss` is measured on.
         denoising_weight: factor of the noise-prediction loss, above 0.
 
@@ -60,7 +60,7 @@ class JointTask:
                 f"both heads share; set learn to one of {', '.join(SHARED)}, or leave denoising_weight out."
             )
         self.segmentation, self.diffusion = segmentation, diffusion
-        diffusion.config = replace(diffusion.config, preview_pictures=segmentation.config.preview_pictures)
+        diffusion.config = replace(diffusion.config, preview_images=segmentation.config.preview_images)
         segmentation.frozen = freeze(network.to_segmentation(), LEARN[learn])  # each task had frozen the other's head
         segmentation.frozen.remove(network.noise_head.requires_grad_(True))
         self.network, self.denoising_weight, self.patience = network, denoising_weight, segmentation.patience
@@ -89,17 +89,17 @@ class JointTask:
     def describe(
         self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
     ) -> str:
-        """The labelled and the unlabelled pictures of a step of this process, and the timesteps of these."""
+        """The labelled and the unlabelled images of a step of this process, and the timesteps of these."""
         labelled = self.segmentation.describe(accelerator, config, step, generators)
         unlabelled = self.diffusion.describe(accelerator, other_order(config, "unlabelled"), step, generators)
         return f"with masks {labelled}; for noise prediction {unlabelled}"
 
     def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
-        """The scores of the masks, and the noise-prediction loss where pictures are held out."""
+        """The scores of the masks, and the noise-prediction loss where images are held out."""
         return self.segmentation.validate(network, accelerator) | self.diffusion.validate(network, accelerator)
 
     def preview(self, network: Any, path: Path) -> None:
-        """Masks of held-out pictures, and beside that file one of samples, `<name>-samples.png`."""
+        """Masks of held-out images, and beside that file one of samples, `<name>-samples.png`."""
         self.segmentation.preview(network, path)
         self.diffusion.preview(network, path.with_stem(f"{path.stem}-samples"))
 
@@ -110,7 +110,7 @@ class JointTask:
         return pipe
 
     def export(self, network: Any, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
-        """The run's folder as a pipeline, with curves, masks of held-out pictures, samples and a model card."""
+        """The run's folder as a pipeline, with curves, masks of held-out images, samples and a model card."""
         with merged_into(folder) as aside:
             self.pipeline(network).save_pretrained(aside)
             save_curves(rows, aside / "curves.png", CURVES)
@@ -137,10 +137,10 @@ def joint_card(name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[s
 # {name}
 
 A U-Net of {parameters(unet)} parameters that gives every pixel one of {unet.config.num_classes} classes, and also \
-generates pictures of {size(unet)} pixels with {unet.config.in_channels} channel(s); trained for both at once with \
+generates images of {size(unet)} pixels with {unet.config.in_channels} channel(s); trained for both at once with \
 unet-diffusion {__version__}.
 
-![Pictures, their masks and the predictions](masks.png)
+![Images, their masks and the predictions](masks.png)
 
 ![Samples, 20 steps of DPM-Solver++](samples.png)
 
@@ -150,7 +150,7 @@ unet-diffusion {__version__}.
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 
 pipe = SegmentationPipeline.from_pretrained("{name}")  # this folder
-pipe("picture.png").masks[0].save("mask.png")
+pipe("image.png").masks[0].save("mask.png")
 
 pipe = ImageGenerationPipeline.from_pretrained("{name}")  # diffusers' own DDPMPipeline takes it as well
 pipe(num_inference_steps=1000).images[0].save("sample.png")

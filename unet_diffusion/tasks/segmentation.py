@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
 from unet_diffusion.evaluation.masks import predictor
 from unet_diffusion.files import merged_into
-from unet_diffusion.images.figures import array_pictures, grid, save_curves, save_picture
+from unet_diffusion.images.figures import array_images, grid, save_curves, save_image
 from unet_diffusion.images.palette import overlay
 from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation.losses import LOSSES, class_weights_from_counts, segmentation_loss
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
 from unet_diffusion.tasks.cards import segmentation_card
-from unet_diffusion.training.batches import Batches, pictures_of_step, training_batches
+from unet_diffusion.training.batches import Batches, images_of_step, training_batches
 from unet_diffusion.training.config import TrainingConfig
 
 CURVES = {"loss": ("loss",), "mean IoU": ("mean_iou",), "learning rate": ("learning_rate",)}
-PREVIEW_COLUMNS = 3  # picture, mask, prediction
+PREVIEW_COLUMNS = 3  # image, mask, prediction
 HEAD = ("segmentation_head.",)
 LEARN = {  # what the names of the parameters start with
     "everything": ("",),
@@ -50,8 +50,8 @@ class SegmentationConfig:
     """Timestep that the network is told while it segments; by default its own (0 for those made here)."""
     patience: int | None = None
     """Stop after so many validations in a row without a higher mean IoU; by default the run goes to its last step."""
-    preview_pictures: int = 12
-    """Validation pictures in a preview."""
+    preview_images: int = 12
+    """Validation images in a preview."""
 
     def __post_init__(self) -> None:
         """Checks every value."""
@@ -69,7 +69,7 @@ class SegmentationConfig:
             raise ValueError(
                 f"trunk_rate is {self.trunk_rate}, but with learn='head' the trunk is frozen; leave it out."
             )
-        for name in ("patience", "preview_pictures"):
+        for name in ("patience", "preview_images"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
 
@@ -79,13 +79,13 @@ class SegmentationTask:
 
     Args:
         network: a `UNet` with a segmentation head, which becomes the active one; a noise head is frozen.
-        data: pictures with masks, such as `unet_diffusion.data.masked.sets.MaskedSets`: `train[epoch, index]` and
+        data: images with masks, such as `unet_diffusion.data.masked.sets.MaskedSets`: `train[epoch, index]` and
             `validation[index]` give `{"image": (C, H, W) stored values, "mask": int64 (H, W)}`, with `"weights"`
             float32 (1, H, W) where pixels have weights; `pixel_range`, `class_names` and `palette` go with them.
         config: the loss and what learns.
-        augmentation: how training pictures are varied; None: not at all.
+        augmentation: how training images are varied; None: not at all.
         scheduler: of a DDPM run that the network comes from; saved with the pipeline, which then still generates.
-        num_workers: processes that load pictures ahead.
+        num_workers: processes that load images ahead.
 
     Raises:
         ValueError: a timestep for a network that knows none.
@@ -111,7 +111,7 @@ class SegmentationTask:
                     f"timestep is {config.timestep}, but the network knows none (time_embedding is None); leave it out."
                 )
             network.register_to_config(segmentation_timestep=config.timestep)
-        if network.config.get("padding") == "valid":  # so that its output covers pictures to their border, as in 2015
+        if network.config.get("padding") == "valid":  # so that its output covers images to their border, as in 2015
             self.train = data.train.mirrored(Tiling.of(network).margin)
 
     def _take(self, data: Any, config: SegmentationConfig, augmentation: Any, scheduler: Any, num_workers: int) -> None:
@@ -132,7 +132,7 @@ class SegmentationTask:
         return [(group, rate) for group, rate in ((trunk, self.config.trunk_rate), (head, 1.0)) if group]
 
     def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
-        """Micro-batches of stored pictures `image` (B, C, H, W) and masks `mask` (B, H, W), on the device."""
+        """Micro-batches of stored images `image` (B, C, H, W) and masks `mask` (B, H, W), on the device."""
         return training_batches(self.train, accelerator, config, start_step, self.num_workers)
 
     def loss(
@@ -151,15 +151,15 @@ class SegmentationTask:
     def describe(
         self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
     ) -> str:
-        """The pictures of a step of this process."""
-        return pictures_of_step(self.train, accelerator, config, step)
+        """The images of a step of this process."""
+        return images_of_step(self.train, accelerator, config, step)
 
     def logits(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Class scores (B, K, H, W) of pictures (B, C, H, W) in [-1, 1]; generators as for `loss`."""
+        """Class scores (B, K, H, W) of images (B, C, H, W) in [-1, 1]; generators as for `loss`."""
         return network(images, head="segmentation", return_dict=False)[0]
 
     def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
-        """The scores of the held-out pictures, pooled over all their pixels."""
+        """The scores of the held-out images, pooled over all their pixels."""
         metrics = SegmentationMetrics(self.num_classes)
         predict = self.predictor(network)
         for index in range(accelerator.process_index, len(self.validation), accelerator.num_processes):
@@ -170,21 +170,21 @@ class SegmentationTask:
         return {name: scores[f"pooled/{name}"] for name in ("mean_iou", "mean_dice", "accuracy")}
 
     def predictor(self, network: Any) -> Callable[[Tensor], Tensor]:
-        """What gives the mask, int64 (H, W) on the CPU, of a stored picture (C, H, W), as users of the run will."""
+        """What gives the mask, int64 (H, W) on the CPU, of a stored image (C, H, W), as users of the run will."""
         return predictor(self.pipeline(network))
 
     def preview(self, network: Any, path: Path) -> None:
-        """Held-out pictures, each beside its mask and the prediction."""
+        """Held-out images, each beside its mask and the prediction."""
         shown = []
         predict = self.predictor(network)
-        for index in range(min(self.config.preview_pictures, len(self.validation))):
+        for index in range(min(self.config.preview_images, len(self.validation))):
             item = self.validation[index]
-            image = self.pixel_range.to_model(item["image"])
-            picture = array_pictures((image / 2 + 0.5).permute(1, 2, 0)[None].numpy())[0]
+            pixels = self.pixel_range.to_model(item["image"])
+            image = array_images((pixels / 2 + 0.5).permute(1, 2, 0)[None].numpy())[0]
             masks = (item["mask"], predict(item["image"]))
-            shown += [picture, *(overlay(picture, mask.numpy(), 0.8, self.palette) for mask in masks)]
+            shown += [image, *(overlay(image, mask.numpy(), 0.8, self.palette) for mask in masks)]
         rows = max(1, round((len(shown) / PREVIEW_COLUMNS) ** 0.5))
-        save_picture(grid(shown, columns=PREVIEW_COLUMNS * -(-len(shown) // PREVIEW_COLUMNS // rows)), path)
+        save_image(grid(shown, columns=PREVIEW_COLUMNS * -(-len(shown) // PREVIEW_COLUMNS // rows)), path)
 
     def pipeline(self, network: Any) -> SegmentationPipeline:
         """The pipeline that a run saves."""
@@ -192,7 +192,7 @@ class SegmentationTask:
         return SegmentationPipeline(network, self.scheduler, self.pixel_range.to_dict(), names, palette)
 
     def export(self, network: Any, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
-        """The run's folder as a pipeline, with curves, masks of held-out pictures and a model card."""
+        """The run's folder as a pipeline, with curves, masks of held-out images and a model card."""
         pipe = self.pipeline(network)
         with merged_into(folder) as aside:
             pipe.save_pretrained(aside)

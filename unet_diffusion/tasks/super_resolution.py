@@ -1,4 +1,4 @@
-"""Learning to enlarge pictures: noise prediction by a network that sees the small picture, and its options."""
+"""Learning to enlarge images: noise prediction by a network that sees the small image, and its options."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from unet_diffusion.diffusion.low_resolution import (
     with_noise,
 )
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.images.figures import array_pictures, grid
+from unet_diffusion.images.figures import array_images, grid
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.cards import super_resolution_card
@@ -30,13 +30,13 @@ from unet_diffusion.unet import UNet
 
 @dataclass
 class SuperResolutionConfig:
-    """How small the pictures are that the network learns to enlarge."""
+    """How small the images are that the network learns to enlarge."""
 
     scale: int | None = None
-    """With task "super-resolution", how many times larger pictures become a side: 2, 4 or any integer above 1."""
+    """With task "super-resolution", how many times larger images become a side: 2, 4 or any integer above 1."""
     condition_noise: float = 0.05
-    """Highest deviation of the noise on the enlarged small picture in training, where values lie in [-1, 1]; each
-    picture has a deviation of its own. With it the network copes with pictures that are not quite as it was trained
+    """Highest deviation of the noise on the enlarged small image in training, where values lie in [-1, 1]; each
+    image has a deviation of its own. With it the network copes with images that are not quite as it was trained
     on, such as compressed ones. 0: none."""
 
     def __post_init__(self) -> None:
@@ -47,22 +47,22 @@ class SuperResolutionConfig:
 
 
 class SuperResolutionTask(DiffusionTask):
-    """Noise prediction beside the small picture (SR3, Saharia et al. 2021), for `unet_diffusion.training.trainer.Trainer`.
+    """Noise prediction beside the small image (SR3, Saharia et al. 2021), for the `Trainer`.
 
-    The small picture is made from each picture of the data: shrunk, stored as a file would, and enlarged again
+    The small image is made from each image of the data: shrunk, stored as a file would, and enlarged again
     (`unet_diffusion.diffusion.low_resolution`).
 
     Args:
-        unet: a network of 2 C channels in and C out, for pictures of C channels.
-        data: pictures to learn from, and held-out ones, which previews show.
+        unet: a network of 2 C channels in and C out, for images of C channels.
+        data: images to learn from, and held-out ones, which previews show.
         config: the objective.
-        super_resolution: the scale, which is needed, and the noise of the small picture.
+        super_resolution: the scale, which is needed, and the noise of the small image.
         num_workers: as in `DiffusionTask`.
         scheduler: as in `DiffusionTask`.
 
     Raises:
-        ValueError: sides that are no multiples of the scale, no held-out pictures, class labels, or a network that
-            cannot enlarge pictures.
+        ValueError: sides that are no multiples of the scale, no held-out images, class labels, or a network that
+            cannot enlarge images.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class SuperResolutionTask(DiffusionTask):
         check_sides(data.train.height, data.train.width, super_resolution.scale)
         if data.validation is None:
             raise ValueError(
-                "no picture is held out, but previews of super-resolution show held-out ones; set validation_fraction "
+                "no image is held out, but previews of super-resolution show held-out ones; set validation_fraction "
                 "above 0, or name validation_data."
             )
         if config.class_conditional:
             raise ValueError(
-                "class_conditional is set, but super-resolution starts from a picture, which says what it shows; "
+                "class_conditional is set, but super-resolution starts from an image, which says what it shows; "
                 "leave it out."
             )
         super().__init__(unet, data, config, num_workers, scheduler)
@@ -108,8 +108,8 @@ class SuperResolutionTask(DiffusionTask):
         return pipe
 
     def shown(self, unet: UNet) -> Image.Image:
-        """Held-out pictures in threes: small, in large pixels; generated, always from the same noise; original."""
-        count = min(len(self.held_out), self.config.preview_pictures)
+        """Held-out images in threes: small, in large pixels; generated, always from the same noise; original."""
+        count = min(len(self.held_out), self.config.preview_images)
         clean = self.pixel_range.to_model(torch.stack([self.held_out[i]["image"] for i in range(count)]))
         small = shrunk(clean, self.scale, self.pixel_range)
         pipe = self.pipeline(unet)
@@ -119,7 +119,7 @@ class SuperResolutionTask(DiffusionTask):
         pixels = F.interpolate(self.pixel_range.to_model(small), scale_factor=self.scale, mode="nearest")
         threes = torch.stack([pixels / 2 + 0.5, torch.stack(images).cpu(), clean / 2 + 0.5], dim=1).flatten(0, 1)
         columns = 3 * max(round((count / 3) ** 0.5), 1)
-        return grid(array_pictures(threes.permute(0, 2, 3, 1).numpy()), columns)
+        return grid(array_images(threes.permute(0, 2, 3, 1).numpy()), columns)
 
     def card(self, name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
         """The model card; arguments as `DiffusionTask.card`."""

@@ -25,7 +25,7 @@ def training_batches(
     """The micro-batches of this process for ever, on its device, from the first of optimizer step `start_step` on.
 
     The order is a function of the seed and the step; so a run goes on where it stopped, and several processes share the
-    pictures. Accelerate's own sharding and skipping are not used.
+    images. Accelerate's own sharding and skipping are not used.
 
     Args:
         dataset: `StreamingImages`, or a data set whose items are asked for as `dataset[epoch, index]`.
@@ -51,7 +51,7 @@ def training_batches(
 
 
 def global_batches(dataset: Any, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> GlobalBatches:
-    """The order in which this process sees the pictures, from an optimizer step on."""
+    """The order in which this process sees the images, from an optimizer step on."""
     return GlobalBatches(
         len(dataset),
         config.batch_size,
@@ -63,18 +63,18 @@ def global_batches(dataset: Any, accelerator: Accelerator, config: TrainingConfi
     )
 
 
-def pictures_of_step(dataset: Any, accelerator: Accelerator, config: TrainingConfig, step: int) -> str:
-    """The pictures that this process sees in an optimizer step, for a message; arguments as `training_batches`."""
+def images_of_step(dataset: Any, accelerator: Accelerator, config: TrainingConfig, step: int) -> str:
+    """The images that this process sees in an optimizer step, for a message; arguments as `training_batches`."""
     if isinstance(dataset, StreamingImages):
         count = config.batch_size * config.accumulate * accelerator.num_processes
-        return f"pictures among {step * count} to {(step + 1) * count - 1} of the stream {dataset.name}"
+        return f"images among {step * count} to {(step + 1) * count - 1} of the stream {dataset.name}"
     batches = islice(global_batches(dataset, accelerator, config, step), config.accumulate)
     indices = ", ".join(str(dataset.rows[index]) for _, index in chain.from_iterable(batches))
-    return f"pictures {indices} of {dataset.name}, counted from 0 among the usable ones"
+    return f"images {indices} of {dataset.name}, counted from 0 among the usable ones"
 
 
 def other_order(config: TrainingConfig, purpose: str) -> TrainingConfig:
-    """The configuration with an order of the pictures for another purpose.
+    """The configuration with an order of the images for another purpose.
 
     Two sets that are gone through side by side would otherwise go in step.
     """

@@ -1,4 +1,4 @@
-"""The weights that did best on the held-out pictures, and when to stop for want of better ones."""
+"""The weights that did best on the held-out images, and when to stop for want of better ones."""
 
 from typing import Any
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 EVERY = ("log_every", "validate_every", "preview_every", "checkpoint_every")
-FREE_TO_CHANGE = {  # when a run goes on; a step keeps its number of pictures, however they are spread
+FREE_TO_CHANGE = {  # when a run goes on; a step keeps its number of images, however they are spread
     *EVERY,
     *("steps", "batch_size", "accumulate", "processes"),
     *("output", "max_skipped_steps", "keep_checkpoints", "trackers", "num_workers", "cache_dir"),
@@ -18,7 +18,7 @@ class TrainingConfig:
     steps: int = 20_000
     """Optimizer steps in all."""
     batch_size: int = 64
-    """Pictures per process and forward pass."""
+    """Images per process and forward pass."""
     accumulate: int = 1
     """Forward passes per optimizer step."""
     learning_rate: float = 1e-3
@@ -46,7 +46,7 @@ class TrainingConfig:
     validate_every: int = 500
     """Steps between validations."""
     preview_every: int = 1000
-    """Steps between preview pictures."""
+    """Steps between preview images."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     keep_checkpoints: int = 2

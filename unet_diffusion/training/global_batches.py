@@ -1,4 +1,4 @@
-"""The order in which a training run sees the pictures, whatever the number of processes."""
+"""The order in which a training run sees the images, whatever the number of processes."""
 
 from collections.abc import Iterator
 
@@ -11,13 +11,13 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
     """An endless batch sampler: lists of (epoch, index), one list per forward pass of one process.
 
     The draws of a run are one stream: the permutation of the data set in epoch 0, then in epoch 1, and so on. Optimizer
-    step s takes the next `batch_size * num_processes * accumulate` draws, so every picture is seen once an epoch, a run
+    step s takes the next `batch_size * num_processes * accumulate` draws, so every image is seen once an epoch, a run
     resumes at any step without saved state, and processes, batch size and accumulation can be traded against each
     other without a change of what a step sees.
 
     Args:
-        length: number of pictures.
-        batch_size: pictures per forward pass and process.
+        length: number of images.
+        batch_size: images per forward pass and process.
         process_index: this process, counted from 0.
         num_processes: number of processes.
         accumulate: forward passes per optimizer step.

@@ -15,6 +15,7 @@ FORMER = {  # what runs did before there was a choice
     "task": "generation",
     **{"self_training_weight": 0.0, "confidence": 0.9, "invert": 0.0, "colour": 0.0},
 }
+RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # in runs made before
 WORKERS_END = 6.0  # seconds: torch's data workers look every 5 whether their process lives
 
 
@@ -66,4 +67,9 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in config.items():
         values |= value if isinstance(value, dict) else {key: value}
-    return values
+    return current_names(values)
+
+
+def current_names(options: dict[str, Any]) -> dict[str, Any]:
+    """Saved options under the names that they have today."""
+    return {RENAMED.get(key, key): value for key, value in options.items()}

@@ -25,7 +25,7 @@ class SkippedSteps:
 
         Args:
             step: which one, counted from 0.
-            what: what it was about, such as timesteps and pictures.
+            what: what it was about, such as timesteps and images.
 
         Raises:
             FloatingPointError: it was the last that is borne.
@@ -37,7 +37,7 @@ class SkippedSteps:
             return
         raise FloatingPointError(
             f"the loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {step}: {what}. No "
-            "weight was changed by them, and the last checkpoint is kept. Look at these pictures; if nothing is wrong "
+            "weight was changed by them, and the last checkpoint is kept. Look at these images; if nothing is wrong "
             "with them, start anew with a lower learning_rate, or with mixed_precision='no'."
         )
 

@@ -45,11 +45,11 @@ class Task(Protocol):
     def describe(
         self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
     ) -> str:
-        """What a step of this process was about: its pictures, and what else is known from all their generators."""
+        """What a step of this process was about: its images, and what else is known from all their generators."""
         ...
 
     def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
-        """Numbers of the held-out pictures, averaged over processes."""
+        """Numbers of the held-out images, averaged over processes."""
         ...
 
     def preview(self, network: Any, path: Path) -> None:

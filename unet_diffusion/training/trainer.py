@@ -58,8 +58,8 @@ class Trainer:
         self, task: Task, config: TrainingConfig, output: Path, resolved: dict[str, Any], accelerator: Accelerator
     ) -> None:
         self.task, self.config, self.output, self.accelerator = task, config, output, accelerator
-        pictures = config.batch_size * config.accumulate * accelerator.num_processes
-        facts = {"processes": accelerator.num_processes, "pictures_per_step": pictures}
+        images = config.batch_size * config.accumulate * accelerator.num_processes
+        facts = {"processes": accelerator.num_processes, "images_per_step": images}
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last log line
@@ -166,7 +166,7 @@ class Trainer:
 
     def _log(self, bar: tqdm) -> None:
         losses = {name: total.item() / self.loss_count for name, total in self._mean_over_processes().items()}
-        rate = self.loss_count * self.resolved["pictures_per_step"] / self.seconds
+        rate = self.loss_count * self.resolved["images_per_step"] / self.seconds
         self.loss_sums, self.loss_count = {}, 0
         self.seconds = 0.0
         bar.set_postfix(loss=f"{losses.get('loss', math.nan):.4f}", images_per_second=f"{rate:.0f}")

@@ -24,7 +24,7 @@ class Demo:
     run: Positional[Path]
     """Folder of the run, or of any saved pipeline with a UNet."""
     examples: Path | None = None
-    """Folder of pictures that visitors can pick, the first 24 of it, for runs that segment or enlarge."""
+    """Folder of images that visitors can pick, the first 24 of it, for runs that segment or enlarge."""
     host: str = "127.0.0.1"
     """Address to serve on; by default this machine alone can open the page, with "0.0.0.0" everyone in its network."""
     port: int | None = None

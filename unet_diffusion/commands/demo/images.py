@@ -1,4 +1,4 @@
-"""The pictures of a run's page: how an upload is read, and how pictures are shown."""
+"""The images of a run's page: how an upload is read, and how images are shown."""
 
 from pathlib import Path
 from typing import TypeAlias
@@ -7,15 +7,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.commands.segment import find_pictures
-from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
+from unet_diffusion.commands.segment import find_images
+from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.decoding import PixelRange, decode_image
-from unet_diffusion.images.figures import array_pictures
+from unet_diffusion.images.figures import array_images
 from unet_diffusion.images.output import as_output
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 
-Reader: TypeAlias = SegmentationPipeline | SuperResolutionPipeline  # pipelines that take pictures
+Reader: TypeAlias = SegmentationPipeline | SuperResolutionPipeline  # pipelines that take images
 
 MAX_EXAMPLES = 24
 LARGEST_SHOWN, SMALLEST_SHOWN = 1024, 384  # pixels a side on the page
@@ -23,16 +23,16 @@ THUMBNAIL = 128
 
 
 def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image.Image]]:
-    """The first pictures of a folder, each with a small version to pick it by.
+    """The first images of a folder, each with a small version to pick it by.
 
     Raises:
-        ValueError: a run that takes no pictures, a folder without any, or a picture that does not fit the run.
+        ValueError: a run that takes no images, a folder without any, or an image that does not fit the run.
     """
     if reader is None:
-        raise ValueError(f"examples are {folder}, but the run only generates and takes no pictures; leave them out.")
-    (paths,) = find_pictures((str(folder),), folder / "masks").values()
+        raise ValueError(f"examples are {folder}, but the run only generates and takes no images; leave them out.")
+    (paths,) = find_images((str(folder),), folder / "masks").values()
     if not paths:
-        raise ValueError(f"examples are {folder}, but there is no picture in it; give a folder of pictures.")
+        raise ValueError(f"examples are {folder}, but there is no image in it; give a folder of images.")
     examples = []
     for path in paths[:MAX_EXAMPLES]:
         try:
@@ -46,38 +46,38 @@ def read_upload(path: Path) -> np.ndarray:
     """The pixels of a file, (H, W, C); what is wrong with it is said of its name alone, without the server's folders.
 
     Raises:
-        ValueError: it is no picture, or a damaged one.
+        ValueError: it is no image, or a damaged one.
     """
     return decode_image({"bytes": path.read_bytes(), "path": path.name})
 
 
 def viewed(pipe: Reader, pixels: np.ndarray) -> Image.Image:
-    """A picture (H, W, C) as RGB, by the range of values that the run was trained on.
+    """An image (H, W, C) as RGB, by the range of values that the run was trained on.
 
     Raises:
-        ValueError: a picture of other channels or another data type than the run takes.
+        ValueError: an image of other channels or another data type than the run takes.
     """
-    (picture,) = stored_pictures(pixels)
+    (image,) = stored_images(pixels)
     wanted = pipe.channels if isinstance(pipe, SuperResolutionPipeline) else pipe.unet.config.in_channels
-    check_picture(wanted, pipe.pixel_range, len(picture), dtype_name(picture))
-    return as_rgb(pipe.pixel_range.to_model(picture), pipe.pixel_range)
+    check_image(wanted, pipe.pixel_range, len(image), dtype_name(image))
+    return as_rgb(pipe.pixel_range.to_model(image), pipe.pixel_range)
 
 
-def as_rgb(picture: Tensor, pixel_range: PixelRange) -> Image.Image:
-    """A picture (C, H, W) in [-1, 1] as RGB; of more channels the first three, of two the first."""
-    values = as_output(picture[None], "np", pixel_range)
+def as_rgb(image: Tensor, pixel_range: PixelRange) -> Image.Image:
+    """An image (C, H, W) in [-1, 1] as RGB; of more channels the first three, of two the first."""
+    values = as_output(image[None], "np", pixel_range)
     assert isinstance(values, np.ndarray)
-    return array_pictures(values)[0].convert("RGB")
+    return array_images(values)[0].convert("RGB")
 
 
-def fitted(picture: Image.Image, largest: int = LARGEST_SHOWN) -> Image.Image:
-    """A picture for the page: large ones become smaller, and the pixels of small ones squares that can be seen."""
-    longest = max(picture.size)
+def fitted(image: Image.Image, largest: int = LARGEST_SHOWN) -> Image.Image:
+    """An image for the page: large ones become smaller, and the pixels of small ones squares that can be seen."""
+    longest = max(image.size)
     if longest > largest:
-        width, height = (max(1, round(side * largest / longest)) for side in picture.size)
-        return picture.resize((width, height), Image.Resampling.NEAREST if picture.mode == "P" else None)
+        width, height = (max(1, round(side * largest / longest)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.NEAREST if image.mode == "P" else None)
     factor = max(1, min(SMALLEST_SHOWN, largest) // longest)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def heat(values: np.ndarray) -> Image.Image:

@@ -18,8 +18,8 @@ from unet_diffusion.commands.demo.images import Reader, as_rgb, fitted, heat, re
 from unet_diffusion.commands.sample import GenerationOptions, best_device
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.diffusion.sampling import SamplerName, sampler
-from unet_diffusion.images.conversion import check_picture, dtype_name, stored_pictures
-from unet_diffusion.images.figures import array_pictures, save_picture, save_stored
+from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
+from unet_diffusion.images.figures import array_images, save_image, save_stored
 from unet_diffusion.images.output import has_png
 from unet_diffusion.images.palette import colour, overlay
 from unet_diffusion.network.config import is_count
@@ -32,11 +32,11 @@ from unet_diffusion.saved_runs import SUPER_RESOLUTION, check_run, load_pipeline
 T = TypeVar("T")
 Report = Callable[[int, int], Any]  # told how many steps are done, and of how many
 
-MAX_COUNT = 64  # pictures of one visitor at once
+MAX_COUNT = 64  # images of one visitor at once
 MAX_STEPS = 1000
-MAX_BATCH = 16  # pictures in the network at once
-MAX_ENLARGED = 4096 * 4096  # pixels of a large picture
-MAX_PROBABILITIES = 2**28  # of a picture, 1 GiB: beyond it there is no uncertainty
+MAX_BATCH = 16  # images in the network at once
+MAX_ENLARGED = 4096 * 4096  # pixels of a large image
+MAX_PROBABILITIES = 2**28  # of an image, 1 GiB: beyond it there is no uncertainty
 NO_CLASS, EVERY_CLASS = "none", "each"
 
 
@@ -50,24 +50,24 @@ class Abilities:
 
     @property
     def reader(self) -> Reader | None:
-        """The pipeline that takes pictures."""
+        """The pipeline that takes images."""
         return self.segmentation or self.super_resolution
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """A picture with its mask.
+    """An image with its mask.
 
     Attributes:
-        picture: as the page shows it, RGB.
+        image: as the page shows it, RGB.
         mask: classes of its pixels, (H, W).
         palette: red, green and blue of each class.
-        uncertainty: entropy from 0 (black) to 1, at the size of the picture; None: the picture is too large.
-        legend: name, colour and share of the whole picture of each class.
-        file: the mask of the whole picture, a PNG of class indices.
+        uncertainty: entropy from 0 (black) to 1, at the size of the image; None: the image is too large.
+        legend: name, colour and share of the whole image of each class.
+        file: the mask of the whole image, a PNG of class indices.
     """
 
-    picture: Image.Image
+    image: Image.Image
     mask: np.ndarray
     palette: list[list[int]] | None
     uncertainty: Image.Image | None
@@ -75,20 +75,20 @@ class Segmented:
     file: Path
 
     def overlay(self, opacity: float) -> Image.Image:
-        """The classes in colour over the picture; the network is not asked again."""
+        """The classes in colour over the image; the network is not asked again."""
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}, but must be from 0 to 1.")
-        return overlay(self.picture, self.mask, opacity, self.palette)
+        return overlay(self.image, self.mask, opacity, self.palette)
 
 
 @dataclass(frozen=True)
 class Enlarged:
-    """A picture made larger.
+    """An image made larger.
 
     Attributes:
         large: what the network made, as the page shows it, RGB.
-        bicubic: the same picture enlarged without a network.
-        file: the large picture as `unet-diffusion upscale` writes it.
+        bicubic: the same image enlarged without a network.
+        file: the large image as `unet-diffusion upscale` writes it.
     """
 
     large: Image.Image
@@ -134,7 +134,7 @@ def load_abilities(run: Path, device: str) -> Abilities:
 
 
 def class_choices(pipe: ImageGenerationPipeline) -> list[tuple[str, str]]:
-    """What can be asked of a network with classes, in words and as `generate_pictures` takes it; empty without any."""
+    """What can be asked of a network with classes, in words and as `generate_images` takes it; empty without any."""
     classes = pipe.unet.config.num_class_embeds
     if classes is None:
         return []
@@ -144,11 +144,11 @@ def class_choices(pipe: ImageGenerationPipeline) -> list[tuple[str, str]]:
 
 
 def can_guide(pipe: ImageGenerationPipeline) -> bool:
-    """Whether the network also knows pictures without a class, which guidance needs."""
+    """Whether the network also knows images without a class, which guidance needs."""
     return pipe.unet.config.num_class_embeds is not None and pipe.unet.config.get("label_dropout", 0) > 0
 
 
-def generate_pictures(
+def generate_images(
     pipe: ImageGenerationPipeline,
     count: int,
     steps: int,
@@ -158,14 +158,14 @@ def generate_pictures(
     guidance_scale: float,
     report: Report,
 ) -> list[Image.Image]:
-    """The pictures that `unet-diffusion sample` makes with the same options, to look at.
+    """The images that `unet-diffusion sample` makes with the same options, to look at.
 
     Args:
         pipe: of the run.
-        count: number of pictures, up to `MAX_COUNT`.
+        count: number of images, up to `MAX_COUNT`.
         steps: of the sampler, up to `MAX_STEPS`.
         sampler_name: as `unet_diffusion.diffusion.sampling.sampler` knows it.
-        seed: picture i depends on it and i alone.
+        seed: image i depends on it and i alone.
         choice: index of a class, `EVERY_CLASS` in turn, or `NO_CLASS`.
         guidance_scale: strength of classifier-free guidance; 1 is none.
         report: told of each step.
@@ -186,17 +186,17 @@ def generate_pictures(
     )
     own = _own_copy(pipe, report)
     own.scheduler = sampler(sampler_name, pipe.scheduler)
-    return array_pictures(options.generate(own, "np"))
+    return array_images(options.generate(own, "np"))
 
 
-def segment_picture(pipe: SegmentationPipeline, source: Path, folder: Path, report: Report) -> Segmented:
-    """The mask of one picture file, which is also written below a folder.
+def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report: Report) -> Segmented:
+    """The mask of one image file, which is also written below a folder.
 
     Raises:
-        ValueError: no picture, or one that does not fit the run.
+        ValueError: no image, or one that does not fit the run.
     """
     pixels = read_upload(source)
-    picture = viewed(pipe, pixels)
+    image = viewed(pipe, pixels)
     height, width = pixels.shape[:2]
     judged = height * width * pipe.num_classes <= MAX_PROBABILITIES
     own = _own_copy(pipe, report)
@@ -205,9 +205,9 @@ def segment_picture(pipe: SegmentationPipeline, source: Path, folder: Path, repo
     names = pipe.class_names or [f"class {label}" for label in range(pipe.num_classes)]
     colours = [(red, green, blue) for red, green, blue in pipe.palette or map(colour, range(pipe.num_classes))]
     file = Path(mkdtemp(dir=folder)) / f"{source.stem}-mask.png"
-    save_picture(mask, file)
+    save_image(mask, file)
     return Segmented(
-        picture=fitted(picture),
+        image=fitted(image),
         mask=np.asarray(fitted(mask)),
         palette=pipe.palette,
         uncertainty=fitted(heat(uncertainty[0])) if judged else None,
@@ -216,7 +216,7 @@ def segment_picture(pipe: SegmentationPipeline, source: Path, folder: Path, repo
     )
 
 
-def enlarge_picture(
+def enlarge_image(
     pipe: SuperResolutionPipeline,
     source: Path,
     steps: int,
@@ -225,19 +225,19 @@ def enlarge_picture(
     folder: Path,
     report: Report,
 ) -> Enlarged:
-    """The large version of one picture file, as `unet-diffusion upscale` makes it; it is also written below a folder.
+    """The large version of one image file, as `unet-diffusion upscale` makes it; it is also written below a folder.
 
     Raises:
-        ValueError: no picture, one that does not fit the run or would become too large, or an option out of bounds.
+        ValueError: no image, one that does not fit the run or would become too large, or an option out of bounds.
     """
     _check_sampling(steps, seed)
     pixels = read_upload(source)
-    (small,) = stored_pictures(pixels)
-    check_picture(pipe.channels, pipe.pixel_range, len(small), dtype_name(small))
+    (small,) = stored_images(pixels)
+    check_image(pipe.channels, pipe.pixel_range, len(small), dtype_name(small))
     height, width = (side * pipe.scale for side in pixels.shape[:2])
     if height * width > MAX_ENLARGED:
         raise ValueError(
-            f"the large picture would have {width}x{height} pixels, but the page makes at most {MAX_ENLARGED}; enlarge "
+            f"the large image would have {width}x{height} pixels, but the page makes at most {MAX_ENLARGED}; enlarge "
             "it by `unet-diffusion upscale`."
         )
     own = _own_copy(pipe, report)

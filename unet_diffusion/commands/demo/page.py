@@ -18,9 +18,9 @@ from unet_diffusion.commands.demo.jobs import (
     Segmented,
     can_guide,
     class_choices,
-    enlarge_picture,
-    generate_pictures,
-    segment_picture,
+    enlarge_image,
+    generate_images,
+    segment_image,
 )
 from unet_diffusion.diffusion.sampling import SamplerName
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
@@ -38,7 +38,7 @@ MAX_WAITING = 32
 CLEAN_EVERY, KEPT = 600, 3600  # seconds, of uploads and results
 MAX_VISITORS = 100  # whose last mask is kept
 MESSAGE_SECONDS = 60
-SHARP = 128  # pixels a side: pictures up to this size are enlarged by their pixels
+SHARP = 128  # pixels a side: images up to this size are enlarged by their pixels
 CSS = """
 .gradio-container { max-width: 1200px !important; width: 100% !important; margin: auto; }
 .gradio-container main { width: 100% !important; }
@@ -61,7 +61,7 @@ def page(run: Path, abilities: Abilities, examples: Examples, folder: Path) -> g
     Args:
         run: the run's folder, for the title.
         abilities: its pipelines.
-        examples: pictures to pick from, as `find_examples` gives them.
+        examples: images to pick from, as `find_examples` gives them.
         folder: where results are written, below Gradio's own temporary folder, so that Gradio removes them in time.
     """
     name = run.absolute().name
@@ -93,10 +93,10 @@ def launch_options() -> dict[str, Any]:
 
 
 def describe(pipe: ImageGenerationPipeline | Reader) -> str:
-    """A sentence on the network and its pictures."""
+    """A sentence on the network and its images."""
     channels = pipe.channels if isinstance(pipe, SuperResolutionPipeline) else pipe.unet.config.in_channels
-    pictures = f"pictures of {channels} channel{'s' if channels > 1 else ''}, {pipe.pixel_range.dtype}"
-    return f"{parameters(pipe.unet)} parameters on {pipe.device}, for {pictures}, trained at {size(pipe.unet)} pixels."
+    images = f"images of {channels} channel{'s' if channels > 1 else ''}, {pipe.pixel_range.dtype}"
+    return f"{parameters(pipe.unet)} parameters on {pipe.device}, for {images}, trained at {size(pipe.unet)} pixels."
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def told_on_the_page() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise gr.Error(f"Out of memory: {escape(str(error), False)} Use a smaller picture.", **shown) from error
+        raise gr.Error(f"Out of memory: {escape(str(error), False)} Use a smaller image.", **shown) from error
     except (ValueError, ImportError, RuntimeError, OSError, FloatingPointError) as error:
         sentence = escape(str(error), quote=False)  # messages are HTML, and may name an upload
         raise gr.Error(sentence[:1].upper() + sentence[1:], **shown) from error
@@ -133,7 +133,7 @@ def _generate_tab(pipe: ImageGenerationPipeline) -> None:
     choices = class_choices(pipe)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            count = gr.Slider(1, MAX_COUNT, 16, step=1, label="Pictures", elem_id="count")
+            count = gr.Slider(1, MAX_COUNT, 16, step=1, label="Images", elem_id="count")
             sampling = _sampling_fields(pipe)
             choice = gr.Dropdown(choices or [NO_CLASS], label="Class", visible=bool(choices), elem_id="class")
             guidance = gr.Slider(
@@ -142,7 +142,7 @@ def _generate_tab(pipe: ImageGenerationPipeline) -> None:
             button = gr.Button("Generate", variant="primary", elem_id="generate")
         with gr.Column(scale=3):
             gallery = gr.Gallery(
-                label="Generated pictures",
+                label="Generated images",
                 show_label=False,
                 height=560,
                 object_fit="contain",
@@ -163,19 +163,19 @@ def _generate_tab(pipe: ImageGenerationPipeline) -> None:
     ) -> list[Image.Image]:
         report = _report(progress, "denoising")
         with told_on_the_page():
-            return generate_pictures(pipe, count, steps, sampler, seed, choice, guidance, report)
+            return generate_images(pipe, count, steps, sampler, seed, choice, guidance, report)
 
     button.click(job, [count, *sampling, choice, guidance], gallery, **ON_NETWORK)
 
 
-def _picture_fields(examples: Examples) -> tuple[gr.State, list[Any]]:
-    """Where a visitor uploads a picture, whatever its format, or picks one; its path, and the events that set it."""
+def _image_fields(examples: Examples) -> tuple[gr.State, list[Any]]:
+    """Where a visitor uploads an image, whatever its format, or picks one; its path, and the events that set it."""
     source = gr.State()
-    upload = gr.File(label="Picture", height=130, elem_id="upload")
+    upload = gr.File(label="Image", height=130, elem_id="upload")
     chosen = [upload.upload(Path, upload, source, **AT_ONCE)]
     if examples:
         gallery = gr.Gallery(
-            [picture for _, picture in examples],
+            [image for _, image in examples],
             label="Examples",
             show_label=False,
             height=240,
@@ -197,11 +197,11 @@ def _segment_tab(pipe: SegmentationPipeline, examples: Examples, folder: Path) -
     result = gr.State()
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            source, chosen = _picture_fields(examples)
+            source, chosen = _image_fields(examples)
             opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", elem_id="opacity")
         with gr.Column(scale=3):
             with gr.Row():
-                overlay = _view("**Classes** over the picture; the first stays clear", "overlay")
+                overlay = _view("**Classes** over the image; the first stays clear", "overlay")
                 uncertainty = _view("**Uncertainty**: entropy, black is certain", "uncertainty")
             with gr.Row():
                 legend = gr.HTML(elem_id="legend", padding=False)
@@ -210,7 +210,7 @@ def _segment_tab(pipe: SegmentationPipeline, examples: Examples, folder: Path) -
     def job(path: Path, opacity: float, progress: gr.Progress = PROGRESS) -> tuple:
         report = _report(progress, "segmenting")
         with told_on_the_page():
-            found = segment_picture(pipe, path, folder, report)
+            found = segment_image(pipe, path, folder, report)
             button = gr.DownloadButton(value=found.file, interactive=True)
             return found, found.overlay(opacity), found.uncertainty, legend_table(found), button
 
@@ -225,21 +225,21 @@ def _segment_tab(pipe: SegmentationPipeline, examples: Examples, folder: Path) -
 def _enlarge_tab(pipe: SuperResolutionPipeline, examples: Examples, folder: Path) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            source, chosen = _picture_fields(examples)
+            source, chosen = _image_fields(examples)
             sampling = _sampling_fields(pipe)
             button = gr.Button("Enlarge again", variant="primary", elem_id="enlarge")
         with gr.Column(scale=3):
             with gr.Row():
                 large = _view(f"**{pipe.scale} times larger** a side, by the network", "large")
                 bicubic = _view("**Bicubic**, for comparison", "bicubic")
-            download = gr.DownloadButton("Large picture as a file", interactive=False, size="md", elem_id="large-file")
+            download = gr.DownloadButton("Large image as a file", interactive=False, size="md", elem_id="large-file")
 
     def job(path: Path | None, steps: int, sampler: SamplerName, seed: int, progress: gr.Progress = PROGRESS) -> tuple:
         report = _report(progress, "denoising")
         with told_on_the_page():
             if path is None:
-                raise ValueError("there is no picture yet; upload one.")
-            found = enlarge_picture(pipe, path, steps, sampler, seed, folder, report)
+                raise ValueError("there is no image yet; upload one.")
+            found = enlarge_image(pipe, path, steps, sampler, seed, folder, report)
             return found.large, found.bicubic, gr.DownloadButton(value=found.file, interactive=True)
 
     for start in (button.click, *(event.success for event in chosen)):

@@ -7,9 +7,9 @@ from tyro.conf import Positional
 
 from unet_diffusion.commands.doctor.facts import RowFacts, gather_facts
 from unet_diffusion.commands.doctor.findings import Finding, Report, about, sort_findings
-from unet_diffusion.commands.doctor.images import duplicate_findings, picture_findings
+from unet_diffusion.commands.doctor.images import duplicate_findings, image_findings
 from unet_diffusion.commands.doctor.masks import agreed_encoding, mask_findings
-from unet_diffusion.data.config import DataConfig, PictureOptions
+from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.masked.sets import MaskedDataConfig, open_part
 from unet_diffusion.data.sets import open_rows
 
@@ -21,10 +21,10 @@ class Doctor(MaskedDataConfig):
     """Look at a data set before training, and say in sentences what is wrong with it."""
 
     data: Positional[str]
-    """A folder of pictures, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
+    """A folder of images, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
     or the name of a data set on the Hugging Face Hub."""
     plain: bool = False
-    """The pictures have no masks, or these do not matter: examine the pictures alone."""
+    """The images have no masks, or these do not matter: examine the images alone."""
     errors_only: bool = False
     """Leave out warnings and notes."""
 
@@ -35,28 +35,28 @@ def doctor(options: Doctor) -> Report:
     Raises:
         ValueError: if there is nothing to examine: no such source, split or column.
     """
-    config: PictureOptions = options
+    config: ImageOptions = options
     if options.plain:
-        shared = {field.name: getattr(options, field.name) for field in fields(PictureOptions)}
+        shared = {field.name: getattr(options, field.name) for field in fields(ImageOptions)}
         config = DataConfig(**shared, crop_size=options.crop_size, max_images=options.max_labels)
     return examine(config, options.errors_only)
 
 
-def refuse_errors(config: PictureOptions) -> None:
+def refuse_errors(config: ImageOptions) -> None:
     """Raises ValueError with all errors that `examine` finds; for trainers, before anything else is done."""
     errors = examine(config, errors_only=True).errors
     if errors:
         raise ValueError("\n".join(["the data cannot be trained on.", *map(str, errors)]))
 
 
-def examine(config: PictureOptions, errors_only: bool = False) -> Report:
-    """Looks at every picture and mask of the split to train on and of the validation set, if one is named.
+def examine(config: ImageOptions, errors_only: bool = False) -> Report:
+    """Looks at every image and mask of the split to train on and of the validation set, if one is named.
 
-    What is noted of each row is kept beside the decoded pictures, so that a second look is quick. Sources are read
+    What is noted of each row is kept beside the decoded images, so that a second look is quick. Sources are read
     whole, those that a run would stream included.
 
     Args:
-        config: a `DataConfig`, or a `MaskedDataConfig` for pictures with masks.
+        config: a `DataConfig`, or a `MaskedDataConfig` for images with masks.
         errors_only: leave out warnings and notes.
 
     Raises:
@@ -69,8 +69,8 @@ def examine(config: PictureOptions, errors_only: bool = False) -> Report:
         dataset, name, orphans = _open(config, part)
         facts = gather_facts(dataset, reading, config.cache_dir)
         parts[name] = facts
-        found += about("warning", f"masks of {name} that have no picture: {{count}}.", orphans)
-        found += picture_findings(facts, name, config, _needs_one_size(config, part))
+        found += about("warning", f"masks of {name} that have no image: {{count}}.", orphans)
+        found += image_findings(facts, name, config, _needs_one_size(config, part))
     if isinstance(config, MaskedDataConfig):
         encoding = None
         try:
@@ -81,12 +81,12 @@ def examine(config: PictureOptions, errors_only: bool = False) -> Report:
             found += mask_findings(facts, name, config, encoding)
     found += duplicate_findings(parts)
     kept = [finding for finding in found if finding.severity == "error" or not errors_only]
-    examined = [f"{len(facts)} pictures{' with masks' if reading else ''} of {name}" for name, facts in parts.items()]
+    examined = [f"{len(facts)} images{' with masks' if reading else ''} of {name}" for name, facts in parts.items()]
     return Report(sort_findings(kept), tuple(examined))
 
 
-def _open(config: PictureOptions, part: str) -> tuple[Dataset, str, list[str]]:
-    """The rows of a split, its name, and masks without a picture."""
+def _open(config: ImageOptions, part: str) -> tuple[Dataset, str, list[str]]:
+    """The rows of a split, its name, and masks without an image."""
     if isinstance(config, MaskedDataConfig):
         dataset, orphans, name = open_part(config, "train" if part == "train" else "validation")
         return dataset, name, [path.name for path in orphans]
@@ -101,7 +101,7 @@ def _open(config: PictureOptions, part: str) -> tuple[Dataset, str, list[str]]:
     return rows, f"{source} ({split})", []
 
 
-def _needs_one_size(config: PictureOptions, part: str) -> bool:
+def _needs_one_size(config: ImageOptions, part: str) -> bool:
     if config.image_size is not None:
         return False
     assert isinstance(config, (DataConfig, MaskedDataConfig))

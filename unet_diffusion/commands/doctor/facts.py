@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 
 from unet_diffusion.data.cache import each_row, written_once
-from unet_diffusion.data.sources import picture_reader
+from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.masks import (
     QUARTER_TURNED,
@@ -31,26 +31,26 @@ class RowFacts:
 
     Attributes:
         name: of the row for messages: its number and the name of its file.
-        picture_problem: why the picture cannot be used; the fields of the picture are then empty.
+        image_problem: why the image cannot be used; the fields of the image are then empty.
         mask_problem: likewise for the mask, or the instance map.
         no_mask: there is no mask, though there should be.
-        size: width and height of the upright picture.
-        channels: of the picture.
-        dtype: of the picture.
-        low: smallest value of the picture.
-        high: largest value of the picture.
-        levels: different values of the picture.
+        size: width and height of the upright image.
+        channels: of the image.
+        dtype: of the image.
+        low: smallest value of the image.
+        high: largest value of the image.
+        levels: different values of the image.
         digest: hash of its pixels and shape.
         mask_size: width and height of the mask; zeros if there is none.
         keys: pixels of each key of the mask, as pairs.
         palette: colours of its indices, as pairs.
         mask_digest: hash of its keys.
-        may_be_turned: the picture states an orientation, the mask none, and their sizes do not tell whether the mask
-            was drawn on the upright picture.
+        may_be_turned: the image states an orientation, the mask none, and their sizes do not tell whether the mask
+            was drawn on the upright image.
     """
 
     name: str
-    picture_problem: str | None = None
+    image_problem: str | None = None
     mask_problem: str | None = None
     no_mask: bool = False
     size: tuple[int, int] = (0, 0)
@@ -97,15 +97,15 @@ def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str
 
 
 def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[str, Any]], RowFacts]:
-    readers = {column: picture_reader(dataset, column) for column in dataset.features if column != "label"}
+    readers = {column: image_reader(dataset, column) for column in dataset.features if column != "label"}
 
     def examine(row: dict[str, Any]) -> RowFacts:
         facts = RowFacts(name=_file_name(row["image"]))
         source = readers["image"](row["image"])
         try:
-            _note_picture(facts, decode_image(source))
+            _note_image(facts, decode_image(source))
         except ValueError as error:
-            facts.picture_problem = str(error)
+            facts.image_problem = str(error)
         if reading is not None:
             facts.no_mask = any(_is_missing(row[column]) for column in ("mask", "instances") if column in row)
             if not facts.no_mask:
@@ -118,11 +118,11 @@ def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[
     return examine
 
 
-def _note_picture(facts: RowFacts, picture: np.ndarray) -> None:
-    facts.size, facts.channels, facts.dtype = (picture.shape[1], picture.shape[0]), picture.shape[2], picture.dtype.name
-    facts.low, facts.high = float(picture.min()), float(picture.max())
-    facts.levels = len(np.unique(picture))
-    facts.digest = hash_array(picture)
+def _note_image(facts: RowFacts, image: np.ndarray) -> None:
+    facts.size, facts.channels, facts.dtype = (image.shape[1], image.shape[0]), image.shape[2], image.dtype.name
+    facts.low, facts.high = float(image.min()), float(image.max())
+    facts.levels = len(np.unique(image))
+    facts.digest = hash_array(image)
 
 
 def _note_mask(facts: RowFacts, row: dict[str, Any], readers: dict[str, Callable[[Any], Any]], reading: str) -> None:
@@ -135,7 +135,7 @@ def _note_mask(facts: RowFacts, row: dict[str, Any], readers: dict[str, Callable
         keys = decoded.keys
         facts.palette = list(decoded.palette.items())
     drawn_size = keys.shape
-    if facts.picture_problem is None:
+    if facts.image_problem is None:
         keys = fit_orientation(keys, (size[0], size[1]), source)
         turned = orientation(source)
         told = turned in QUARTER_TURNED and drawn_size != drawn_size[::-1]
@@ -147,9 +147,9 @@ def _note_mask(facts: RowFacts, row: dict[str, Any], readers: dict[str, Callable
     if "instances" in row:
         instances = decode_instances(readers["instances"](row["instances"]))
         shape = fit_orientation(instances, (size[0], size[1]), source).shape
-        if facts.picture_problem is None and shape != size:
+        if facts.image_problem is None and shape != size:
             raise ValueError(
-                f"its instance map has {shape[1]}x{shape[0]} pixels, the picture {facts.size[0]}x{facts.size[1]}."
+                f"its instance map has {shape[1]}x{shape[0]} pixels, the image {facts.size[0]}x{facts.size[1]}."
             )
 
 

@@ -37,7 +37,7 @@ class Report:
 
     Attributes:
         findings: of all parts of the data set.
-        examined: what was looked at, such as "20 pictures with masks of cells (train)".
+        examined: what was looked at, such as "20 images with masks of cells (train)".
     """
 
     findings: tuple[Finding, ...]

@@ -1,21 +1,21 @@
-"""What can be wrong with the pictures of a data set, with or without masks."""
+"""What can be wrong with the images of a data set, with or without masks."""
 
 from collections import Counter, defaultdict
 
 from unet_diffusion.commands.doctor.facts import RowFacts
 from unet_diffusion.commands.doctor.findings import Finding, Severity, about
-from unet_diffusion.data.config import PictureOptions
+from unet_diffusion.data.config import ImageOptions
 from unet_diffusion.data.sets import NARROW
 from unet_diffusion.images.decoding import LARGEST
 
-FEW_LEVELS = 256  # of 65536, in a 16-bit picture: no more than 8 bits hold
+FEW_LEVELS = 256  # of 65536, in a 16-bit image: no more than 8 bits hold
 
 
-def unusable_severity(facts: list[RowFacts], config: PictureOptions) -> Severity:
+def unusable_severity(facts: list[RowFacts], config: ImageOptions) -> Severity:
     """A warning if a run would leave the unusable rows out, an error if they are more than `max_broken` allows."""
     kind = _kind(facts, config)
     unusable = sum(
-        fact.picture_problem is not None
+        fact.image_problem is not None
         or fact.mask_problem is not None
         or fact.no_mask
         or (fact.mask_size != (0, 0) and fact.mask_size != fact.size)
@@ -25,28 +25,28 @@ def unusable_severity(facts: list[RowFacts], config: PictureOptions) -> Severity
     return "error" if unusable > config.max_broken * len(facts) else "warning"
 
 
-def picture_findings(facts: list[RowFacts], name: str, config: PictureOptions, one_size: bool) -> list[Finding]:
-    """What is wrong with the pictures of one split.
+def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_size: bool) -> list[Finding]:
+    """What is wrong with the images of one split.
 
     Args:
         facts: of its rows.
         name: of the split, for the sentences.
         config: what a run would do with them.
-        one_size: whether a run needs pictures of one size.
+        one_size: whether a run needs images of one size.
     """
     severity = unusable_severity(facts, config)
-    problems = [f"{fact.name}: {fact.picture_problem}" for fact in facts if fact.picture_problem is not None]
-    found = about(severity, f"pictures of {name} that cannot be read: {{count}} of {len(facts)}.", problems)
-    usable = [fact for fact in facts if fact.picture_problem is None]
+    problems = [f"{fact.name}: {fact.image_problem}" for fact in facts if fact.image_problem is not None]
+    found = about(severity, f"images of {name} that cannot be read: {{count}} of {len(facts)}.", problems)
+    usable = [fact for fact in facts if fact.image_problem is None]
     if not usable:
-        return found or [Finding("error", f"{name} has no pictures.")]
+        return found or [Finding("error", f"{name} has no images.")]
     return (
         found + _kinds(usable, name, config, severity) + _sizes(usable, name, one_size) + _values(usable, name, config)
     )
 
 
 def duplicate_findings(parts: dict[str, list[RowFacts]]) -> list[Finding]:
-    """Pictures that are equal pixel by pixel, inside a split and across splits.
+    """Images that are equal pixel by pixel, inside a split and across splits.
 
     Args:
         parts: the facts of each split by its name.
@@ -83,29 +83,29 @@ def duplicate_findings(parts: dict[str, list[RowFacts]]) -> list[Finding]:
     ]
 
 
-def _kind(facts: list[RowFacts], config: PictureOptions) -> tuple[int | None, str]:
-    """Channels and dtype of the first picture that can be read, which those of the others have to equal."""
-    first = next((fact for fact in facts if fact.picture_problem is None), None)
+def _kind(facts: list[RowFacts], config: ImageOptions) -> tuple[int | None, str]:
+    """Channels and dtype of the first image that can be read, which those of the others have to equal."""
+    first = next((fact for fact in facts if fact.image_problem is None), None)
     if first is None:
         return 0, ""
     return (first.channels if config.channels is None else None), first.dtype
 
 
-def _kinds(usable: list[RowFacts], name: str, config: PictureOptions, severity: Severity) -> list[Finding]:
+def _kinds(usable: list[RowFacts], name: str, config: ImageOptions, severity: Severity) -> list[Finding]:
     channels = Counter(fact.channels for fact in usable)
     first = usable[0]
     others = [f"{fact.name}: {fact.channels} channels" for fact in usable if fact.channels != first.channels]
     if config.channels is None:
         sentence = (
-            f"pictures of {name} with another number of channels than the first, which has {first.channels}: {{count}} "
+            f"images of {name} with another number of channels than the first, which has {first.channels}: {{count}} "
             f"(found: {', '.join(map(str, sorted(channels)))}). Give channels=1 or 3 to convert them."
         )
         found = about(severity, sentence, others)
     else:
-        sentence = f"pictures of {name} with other channels than the first, converted to {config.channels}: {{count}}."
+        sentence = f"images of {name} with other channels than the first, converted to {config.channels}: {{count}}."
         found = about("note", sentence, others)
     dtypes = [f"{fact.name}: {fact.dtype}" for fact in usable if fact.dtype != first.dtype]
-    sentence = f"pictures of {name} with another dtype than the first, {first.dtype}: {{count}}. Store them alike."
+    sentence = f"images of {name} with another dtype than the first, {first.dtype}: {{count}}. Store them alike."
     return found + about(severity, sentence, dtypes)
 
 
@@ -113,26 +113,26 @@ def _sizes(usable: list[RowFacts], name: str, one_size: bool) -> list[Finding]:
     sizes = Counter(fact.size for fact in usable)
     if len(sizes) == 1:
         return []
-    examples = [f"{width}x{height}: {count} pictures" for (width, height), count in sizes.most_common()]
+    examples = [f"{width}x{height}: {count} images" for (width, height), count in sizes.most_common()]
     if not one_size:
-        return [Finding("note", f"the pictures of {name} have {len(sizes)} different sizes.", tuple(examples))]
+        return [Finding("note", f"the images of {name} have {len(sizes)} different sizes.", tuple(examples))]
     fix = "give image_size to resize them, or crop_size to train on pieces of one size"
-    return [Finding("error", f"the sizes of the pictures of {name} differ ({len(sizes)}); {fix}.", tuple(examples))]
+    return [Finding("error", f"the sizes of the images of {name} differ ({len(sizes)}); {fix}.", tuple(examples))]
 
 
-def _values(usable: list[RowFacts], name: str, config: PictureOptions) -> list[Finding]:
+def _values(usable: list[RowFacts], name: str, config: ImageOptions) -> list[Finding]:
     low, high = min(fact.low for fact in usable), max(fact.high for fact in usable)
     dtype = usable[0].dtype
     constant = [f"{fact.name}: {fact.low:g} everywhere" for fact in usable if fact.low == fact.high]
     found = about(
-        "warning", f"pictures of {name} that are constant, every pixel having the same value: {{count}}.", constant
+        "warning", f"images of {name} that are constant, every pixel having the same value: {{count}}.", constant
     )
     stated = config.value_range is not None or config.percentiles is not None
     if dtype == "float32" and not stated:
         found.append(
             Finding(
                 "error",
-                f"the pictures of {name} are floats from {low:g} to {high:g}, which have no natural range; give "
+                f"the images of {name} are floats from {low:g} to {high:g}, which have no natural range; give "
                 "value_range, or percentiles such as 0.1 and 99.9.",
             )
         )
@@ -140,17 +140,17 @@ def _values(usable: list[RowFacts], name: str, config: PictureOptions) -> list[F
         found.append(
             Finding(
                 "warning",
-                f"the 16-bit pictures of {name} use only {low:g} to {high:g} of 0 to 65535, so that the network sees "
+                f"the 16-bit images of {name} use only {low:g} to {high:g} of 0 to 65535, so that the network sees "
                 "them nearly uniform; for 12-bit data give value_range 0 4095, or give percentiles.",
             )
         )
     few = [f"{f.name}: {f.levels} levels" for f in usable if f.dtype == "uint16" and 1 < f.levels <= FEW_LEVELS]
-    found += about("note", f"16-bit pictures of {name} with no more levels than 8 bits hold: {{count}}.", few)
+    found += about("note", f"16-bit images of {name} with no more levels than 8 bits hold: {{count}}.", few)
     if config.value_range is not None:
         bottom, top = config.value_range
         outside = [f"{f.name}: {f.low:g} to {f.high:g}" for f in usable if f.low < bottom or f.high > top]
         sentence = (
-            f"pictures of {name} with values outside value_range {bottom:g} to {top:g}, which are clipped: {{count}}."
+            f"images of {name} with values outside value_range {bottom:g} to {top:g}, which are clipped: {{count}}."
         )
         found += about("warning", sentence, outside)
     return found

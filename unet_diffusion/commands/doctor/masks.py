@@ -36,22 +36,22 @@ def mask_findings(
     severity = unusable_severity(facts, config)
     found = about(
         severity,
-        f"pictures of {name} that have no mask: {{count}}. Add masks, or move the pictures to a folder of "
+        f"images of {name} that have no mask: {{count}}. Add masks, or move the images to a folder of "
         "their own, which training takes as unlabelled.",
         [fact.name for fact in facts if fact.no_mask],
     )
     problems = [f"{fact.name}: {fact.mask_problem}" for fact in facts if fact.mask_problem is not None]
     found += about(severity, f"masks of {name} that cannot be used: {{count}}.", problems)
     sizes = [
-        f"{fact.name}: mask {_size(fact.mask_size)}, picture {_size(fact.size)}"
+        f"{fact.name}: mask {_size(fact.mask_size)}, image {_size(fact.size)}"
         for fact in facts
         if fact.mask_size != (0, 0) and fact.size not in ((0, 0), fact.mask_size)
     ]
-    found += about(severity, f"masks of {name} of another size than their picture: {{count}}.", sizes)
+    found += about(severity, f"masks of {name} of another size than their image: {{count}}.", sizes)
     found += about(
         "note",
-        f"pictures of {name} that state an EXIF orientation while their masks state none: {{count}}. The sizes do not "
-        "tell whether the masks were drawn on the upright pictures, as is assumed; look at some.",
+        f"images of {name} that state an EXIF orientation while their masks state none: {{count}}. The sizes do not "
+        "tell whether the masks were drawn on the upright images, as is assumed; look at some.",
         [fact.name for fact in facts if fact.may_be_turned],
     )
     masked = [fact for fact in facts if fact.keys]

@@ -61,7 +61,7 @@ OWN = """\
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)  # this folder
-pipe("picture.png").{result}"""
+pipe("image.png").{result}"""
 RESULTS = {
     "SegmentationPipeline": 'masks[0].save("mask.png")',
     "SuperResolutionPipeline": 'images[0].save("large.png")',

@@ -70,8 +70,8 @@ def heads_of(run: Path, unet: UNet, wanted: str | None) -> list[str]:
     """
     if wanted != "noise" and "classifier" in saved_components(run):
         raise ValueError(
-            f"the masks of {run} come from a pixel classifier, which reads pictures with noise at several timesteps, "
-            "so they are no function of the picture alone; set head='noise' for its noise predictor, or "
+            f"the masks of {run} come from a pixel classifier, which reads images with noise at several timesteps, "
+            "so they are no function of the image alone; set head='noise' for its noise predictor, or "
             "format='safetensors-single' for both."
         )
     layers = {"segmentation": unet.segmentation_head, "noise": unet.noise_head}
@@ -109,7 +109,7 @@ def fields_of(function: HeadFunction, sizes: Sizes, form: str, run: Path) -> dic
         "format": form,
         "head": function.head,
         "inputs": function.names,
-        "value_range": [-1, 1],  # of clean pictures
+        "value_range": [-1, 1],  # of clean images
         "pixel_range": saved["pixel_range"] or PixelRange.full("uint8").to_dict(),  # the stored values that become it
         "smallest_side": sizes.smallest,
         "sides_are_multiples_of": sizes.multiple,

@@ -74,7 +74,7 @@ class HeadFunction(nn.Module):
         super().__init__()
         self.unet = unet.float().eval()
         self.head = head
-        self.names = ["picture" if head == "segmentation" else "sample"]
+        self.names = ["image" if head == "segmentation" else "sample"]
         if head == "noise" and unet.time_embed is not None:
             self.names.append("timestep")
         if head == "noise" and unet.config.num_class_embeds is not None:
@@ -89,12 +89,12 @@ class HeadFunction(nn.Module):
         return output.logits if self.head == "segmentation" else output.sample
 
     def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
-        """Inputs, the same at every call: pictures in [-1, 1], or noise, timesteps and classes."""
+        """Inputs, the same at every call: images in [-1, 1], or noise, timesteps and classes."""
         generator, config = torch.Generator().manual_seed(0), self.unet.config
         shape = (batch, config.in_channels, height, width)
         steps = config.get("num_train_timesteps") or TIMESTEPS
         values = {
-            "picture": 2 * torch.rand(shape, generator=generator) - 1,
+            "image": 2 * torch.rand(shape, generator=generator) - 1,
             "sample": torch.randn(shape, generator=generator),
             "timestep": torch.randint(1, steps, (batch,), generator=generator).float(),
             "class_labels": torch.randint(config.num_class_embeds or 1, (batch,), generator=generator),
@@ -103,7 +103,7 @@ class HeadFunction(nn.Module):
 
 
 def stride(unet: UNet) -> int:
-    """Pixels of the picture per pixel of the coarsest map."""
+    """Pixels of the image per pixel of the coarsest map."""
     return 2 ** (len(unet.config.channels) - 1)
 
 

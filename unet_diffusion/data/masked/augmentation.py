@@ -1,4 +1,4 @@
-"""Augmentation of pictures and masks together, on the batch and on its device, deterministic under keyed generators.
+"""Augmentation of images and masks together, on the batch and on its device, deterministic under keyed generators.
 
 All that bends, turns by free angles or scales goes through one sampling grid, hence one interpolation, with the
 paper's elastic deformation inside it; kornia's separate transforms would resample several times and lack the latter.
@@ -22,13 +22,13 @@ class AugmentationConfig:
     """What varies, and how far; 0, False or (1, 1) switches a part off. Every part is drawn anew for every sample."""
 
     elastic: float = 10.0  # standard deviation of the displacements in pixels; folds above 1/6 of the grid's spacing
-    elastic_grid: int = 3  # displacement vectors per side of the picture
+    elastic_grid: int = 3  # displacement vectors per side of the image
     flip: bool = True  # mirror left-right and top-bottom, each in half of the samples
-    rotate90: bool = True  # turn by 0, 90, 180 or 270 degrees; pictures that are not square by 0 or 180
+    rotate90: bool = True  # turn by 0, 90, 180 or 270 degrees; images that are not square by 0 or 180
     rotation: float = 15.0  # largest free rotation to either side, in degrees
     scale: tuple[float, float] = (0.8, 1.25)  # smallest and largest magnification, log-uniform
     brightness: float = 0.1  # largest shift, as a fraction of the value range
-    contrast: float = 0.2  # largest change about the picture's mean: factor between 1 / 1.2 and 1.2, log-uniform
+    contrast: float = 0.2  # largest change about the image's mean: factor between 1 / 1.2 and 1.2, log-uniform
     gamma: float = 0.2  # largest change of the exponent: between 1 / 1.2 and 1.2, log-uniform
     noise: float = 0.02  # largest standard deviation of Gaussian noise, as a fraction of the value range
     invert: float = 0.0  # share of the samples in which dark and bright change places, for objects that come as both
@@ -48,7 +48,7 @@ class AugmentationConfig:
 
 
 class Augmented(NamedTuple):
-    """Pictures, masks and weights of `augment`, in the shapes and types that it was given."""
+    """Images, masks and weights of `augment`, in the shapes and types that it was given."""
 
     images: Tensor
     masks: Tensor
@@ -64,7 +64,7 @@ def augment(
 ) -> Augmented:
     """One random variation of each sample; it depends on the sample and its generator, not on the rest of the batch.
 
-    Masks are never interpolated. What comes from outside the picture is mirrored in the picture, `IGNORE_INDEX` in the
+    Masks are never interpolated. What comes from outside the image is mirrored in the image, `IGNORE_INDEX` in the
     mask and 0 in the weights.
 
     Args:
@@ -112,15 +112,15 @@ def augment(
     return Augmented(images, masks, weights)
 
 
-def orient(pictures: Tensor, moves: list[tuple[bool, bool, int]]) -> Tensor:
-    """Mirrors and turns each picture (B, ..., H, W) by (left-right, top-bottom, quarter turns).
+def orient(images: Tensor, moves: list[tuple[bool, bool, int]]) -> Tensor:
+    """Mirrors and turns each image (B, ..., H, W) by (left-right, top-bottom, quarter turns).
 
     Apart from the grid, since whole pixels can be moved exactly.
     """
     moved = []
-    for picture, (left_right, top_bottom, turns) in zip(pictures, moves):
+    for image, (left_right, top_bottom, turns) in zip(images, moves):
         sides = [side for side, mirrored in ((-1, left_right), (-2, top_bottom)) if mirrored]
-        moved.append(torch.rot90(picture.flip(sides), turns, dims=(-2, -1)))
+        moved.append(torch.rot90(image.flip(sides), turns, dims=(-2, -1)))
     return torch.stack(moved)
 
 
@@ -129,7 +129,7 @@ def elastic_displacement(vectors: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         vectors: (B, 2, n, n), x and y displacements in pixels; the outer ones sit on the corner and border pixels.
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
 
     Returns:
         Per-pixel displacements (B, 2, H, W), in pixels.
@@ -138,17 +138,17 @@ def elastic_displacement(vectors: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sampling_grid(displacement: Tensor, angle: Tensor, scale: Tensor) -> Tensor:
-    """Where each output pixel is read: displaced, then turned and scaled about the picture's centre.
+    """Where each output pixel is read: displaced, then turned and scaled about the image's centre.
 
-    Computed in pixels, so that a picture that is not square is turned without shear.
+    Computed in pixels, so that an image that is not square is turned without shear.
 
     Args:
         displacement: (B, 2, H, W), x and y, in pixels.
-        angle: (B,), radians, float64 on the CPU; the picture turns anticlockwise as seen on screen.
+        angle: (B,), radians, float64 on the CPU; the image turns anticlockwise as seen on screen.
         scale: (B,), magnification, likewise; above 1 the content grows.
 
     Returns:
-        Grid (B, H, W, 2) for `grid_sample` with `align_corners=False`: -1 and 1 are the outer edges of the picture.
+        Grid (B, H, W, 2) for `grid_sample` with `align_corners=False`: -1 and 1 are the outer edges of the image.
     """
     height, width = displacement.shape[-2:]
     y = torch.arange(height, device=displacement.device, dtype=torch.float32) - (height - 1) / 2  # 0 at the centre
@@ -162,7 +162,7 @@ def sampling_grid(displacement: Tensor, angle: Tensor, scale: Tensor) -> Tensor:
 
 
 def warp_images(images: Tensor, grid: Tensor) -> Tensor:
-    """Reads pictures (B, C, H, W) in [-1, 1] at the grid, mirrored outside; bicubic, since bilinear blurs."""
+    """Reads images (B, C, H, W) in [-1, 1] at the grid, mirrored outside; bicubic, since bilinear blurs."""
     sampled = F.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     return sampled.clamp(-1, 1)  # bicubic interpolation overshoots at edges
 
@@ -180,9 +180,9 @@ def warp_weights(weights: Tensor, grid: Tensor) -> Tensor:
 
 
 def vary_intensity(image: Tensor, config: AugmentationConfig, uniform: list[float], generator: Generator) -> Tensor:
-    """Contrast, brightness, gamma, then noise, the same for all channels of one picture.
+    """Contrast, brightness, gamma, then noise, the same for all channels of one image.
 
-    One picture at a time, since the last bits of a power or a mean may depend on where in a batch it is computed.
+    One image at a time, since the last bits of a power or a mean may depend on where in a batch it is computed.
 
     Args:
         image: (C, H, W) in [-1, 1]; so is the result.
@@ -225,16 +225,16 @@ def toned(values: Tensor, mean: Tensor, factor: Any, shift: Any, exponent: Any) 
 
 
 def check_batch(images: Tensor, masks: Tensor, generators: list[Generator], weights: Tensor | None) -> None:
-    """Raises ValueError unless pictures, masks, weights and generators belong together."""
+    """Raises ValueError unless images, masks, weights and generators belong together."""
     batch, _, height, width = images.shape
     if masks.shape != (batch, height, width):
         raise ValueError(
-            f"masks have shape {tuple(masks.shape)}, but pictures of shape {tuple(images.shape)} need masks "
-            f"{(batch, height, width)}; give picture and mask of the same size."
+            f"masks have shape {tuple(masks.shape)}, but images of shape {tuple(images.shape)} need masks "
+            f"{(batch, height, width)}; give image and mask of the same size."
         )
     if weights is not None and weights.shape != (batch, 1, height, width):
         raise ValueError(
             f"weights have shape {tuple(weights.shape)}, but must be {(batch, 1, height, width)}, one channel each."
         )
     if len(generators) != batch:
-        raise ValueError(f"there are {len(generators)} generators for {batch} pictures; give one each.")
+        raise ValueError(f"there are {len(generators)} generators for {batch} images; give one each.")

@@ -1,4 +1,4 @@
-"""Pictures and their masks, decoded once and kept as memory-mapped files."""
+"""Images and their masks, decoded once and kept as memory-mapped files."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from unet_diffusion.data.cache import ImageCache, PictureWriter, each_row, opened, report_broken, written_once
-from unet_diffusion.data.sources import picture_reader
+from unet_diffusion.data.cache import ImageCache, ImageWriter, each_row, opened, report_broken, written_once
+from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
 from unet_diffusion.images.resizing import Preparation
@@ -26,18 +26,18 @@ class Example:
     """One row, decoded and prepared.
 
     Attributes:
-        picture: (H, W, C).
+        image: (H, W, C).
         mask: keys (H, W), as `unet_diffusion.images.masks` says.
         instances: uint16 (H, W), or None.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     mask: DecodedMask
     instances: np.ndarray | None
 
 
 class MaskedCache:
-    """The usable pictures of a source with their masks.
+    """The usable images of a source with their masks.
 
     Args:
         folder: written by `cache_masked`: the files of an `ImageCache`, and beside them `codes.bin`, for each pixel
@@ -48,11 +48,11 @@ class MaskedCache:
     def __init__(self, folder: Path) -> None:
         info = json.loads((folder / "masks.json").read_text())
         self.folder = folder
-        self.pictures = ImageCache(folder)
-        self.fingerprint = self.pictures.fingerprint
+        self.images = ImageCache(folder)
+        self.fingerprint = self.images.fingerprint
         self.keys: list[int] = info["keys"]
         self.palette: dict[int, Colour] = {int(key): tuple(value) for key, value in info["palette"].items()}
-        self.sizes = self.pictures.sizes  # int64 (N, 2): height and width
+        self.sizes = self.images.sizes  # int64 (N, 2): height and width
         self.counts = np.load(folder / "counts.npy")  # int64 (N, len(keys)): pixels of each key
         self.rows = np.load(folder / "rows.npy")  # int64 (N,): rows of the source
         self.has_instances: bool = info["has_instances"]
@@ -105,15 +105,15 @@ def example_reader(
 
     Args:
         dataset: from `open_masked_source`.
-        preparation: of pictures and masks alike.
+        preparation: of images and masks alike.
         encoding: "instances" reads the masks as instance maps, "palette" their colours.
     """
-    readers = {column: picture_reader(dataset, column) for column in dataset.features}
+    readers = {column: image_reader(dataset, column) for column in dataset.features}
 
     def read(row: dict[str, Any]) -> Example:
         source = readers["image"](row["image"])
-        picture = decode_image(source)
-        size = picture.shape[:2]
+        image = decode_image(source)
+        size = image.shape[:2]
         instances = None
         if encoding == "instances":
             instances = _fitting(decode_instances(_present(row, "mask", readers)), size, source, "mask")
@@ -125,7 +125,7 @@ def example_reader(
                 instances = decode_instances(_present(row, "instances", readers))
                 instances = _fitting(instances, size, source, "instance map")
         return Example(
-            preparation(picture),
+            preparation(image),
             DecodedMask(preparation.labels(mask.keys), mask.palette),
             None if instances is None else preparation.labels(instances),
         )
@@ -142,14 +142,14 @@ def cache_masked(
     max_broken: float = 0.0,
     cache_dir: str | Path | None = None,
 ) -> MaskedCache:
-    """Decodes and prepares all pictures and masks of a source, or opens what an earlier call wrote.
+    """Decodes and prepares all images and masks of a source, or opens what an earlier call wrote.
 
     What the masks' values mean is not decided here, so that another encoding needs no decoding, except for "palette"
     and "instances", which read the files otherwise.
 
     Args:
         dataset: from `open_masked_source`.
-        preparation: of pictures and masks alike.
+        preparation: of images and masks alike.
         name: of the source, for messages.
         encoding: as in `example_reader`.
         max_broken: share of the rows that may be unusable; each is named in a warning.
@@ -162,7 +162,7 @@ def cache_masked(
     key = ["masked", FORMAT, dataset._fingerprint, asdict(preparation), reading]
     folder = written_once("masked", key, cache_dir, lambda aside: _write(dataset, preparation, name, reading, aside))
     cache = opened(MaskedCache, folder)
-    report_broken(cache.pictures, name, max_broken)
+    report_broken(cache.images, name, max_broken)
     return cache
 
 
@@ -216,7 +216,7 @@ def _fitting(labels: np.ndarray, size: tuple[int, ...], source: Any, name: str) 
     labels = fit_orientation(labels, (size[0], size[1]), source)
     if labels.shape != size:
         raise ValueError(
-            f"its {name} has {labels.shape[1]}x{labels.shape[0]} pixels, the picture {size[1]}x{size[0]}; they must "
+            f"its {name} has {labels.shape[1]}x{labels.shape[0]} pixels, the image {size[1]}x{size[0]}; they must "
             "be equal."
         )
     return labels
@@ -228,19 +228,19 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, readi
     counted: list[dict[int, int]] = []
     has_instances = reading == "instances" or "instances" in dataset.features
     with ExitStack() as stack:
-        writer = stack.enter_context(PictureWriter(folder))
+        writer = stack.enter_context(ImageWriter(folder))
         names = ["codes", "instances", "touching"] if has_instances else ["codes"]
         files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
         for row, example in enumerate(each_row(dataset, example_reader(dataset, preparation, reading))):
             try:
                 if isinstance(example, ValueError):
                     raise example
-                writer.check(example.picture)
+                writer.check(example.image)
                 codes, counts = table.encode(example.mask)
             except ValueError as problem:
                 writer.leave_out(row, problem)
                 continue
-            writer.append(example.picture)
+            writer.append(example.image)
             files["codes"].write(codes.data)
             if example.instances is not None:
                 separated = separate_instances(example.instances)

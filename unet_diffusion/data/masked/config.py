@@ -1,8 +1,8 @@
-"""The options that say which pictures with masks a run uses, and how the masks are read."""
+"""The options that say which images with masks a run uses, and how the masks are read."""
 
 from dataclasses import dataclass
 
-from unet_diffusion.data.config import PictureOptions, SourceOptions
+from unet_diffusion.data.config import ImageOptions, SourceOptions
 from unet_diffusion.data.masked.encoding import check_encoding, parse_colours
 from unet_diffusion.images.masks import Colour
 from unet_diffusion.images.resizing import Preparation
@@ -11,17 +11,17 @@ from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 @dataclass
 class MaskedOptions(SourceOptions):
-    """Which pictures with masks, and how the masks are read."""
+    """Which images with masks, and how the masks are read."""
 
     mask_column: str | None = None
     """Column of the masks; by default `mask`, or the only other one of type Image."""
     instances_column: str | None = None
     """Column of instance maps, 0 being the background. In training, masks get background where two instances touch."""
     masks: str | None = None
-    """Folder of masks, named like their pictures but for the ending; `data` is then a folder of pictures."""
+    """Folder of masks, named like their images but for the ending; `data` is then a folder of images."""
     mask_suffix: str | None = None
     """What the names of masks have in addition before the ending, such as "_mask"; without `masks`, they lie beside
-    their pictures."""
+    their images."""
     mask_encoding: str = "auto"
     """What mask values mean: "indices" of classes (255: ignored), "binary" (two values), "palette" (each colour or
     value a class, black first), "instances" (0: background, above: class 1). "auto" takes colours for a palette,
@@ -52,23 +52,23 @@ class MaskedOptions(SourceOptions):
 
     @property
     def preparation(self) -> Preparation:
-        """What is done to every picture and mask before they are stored; nothing is cut off."""
+        """What is done to every image and mask before they are stored; nothing is cut off."""
         return Preparation(self.image_size, "random", self.channels)
 
 
 @dataclass
-class MaskedDataConfig(MaskedOptions, PictureOptions):
-    """Which pictures with masks, and what is done to both before they reach the network."""
+class MaskedDataConfig(MaskedOptions, ImageOptions):
+    """Which images with masks, and what is done to both before they reach the network."""
 
     validation_fraction: float = 0.1
-    """Share of the pictures held out, at least one, if no validation set is named."""
+    """Share of the images held out, at least one, if no validation set is named."""
     image_size: int | None = None
-    """Pictures are resized (Lanczos; masks by nearest neighbour) until the shorter side has so many pixels, and without
+    """Images are resized (Lanczos; masks by nearest neighbour) until the shorter side has so many pixels, and without
     crop_size cut to the square in the middle; by default they keep their size, which without crop_size must then be the
     same for all that are trained on."""
     crop_size: int | None = None
-    """Train on squares of so many pixels a side, cut at another place in every epoch; smaller pictures are mirrored
-    beyond their border, which is then ignored. Validation pictures stay whole."""
+    """Train on squares of so many pixels a side, cut at another place in every epoch; smaller images are mirrored
+    beyond their border, which is then ignored. Validation images stay whole."""
     validation_masks: str | None = None
     """Folder of the masks of `validation_data`."""
     num_classes: int | None = None
@@ -78,7 +78,7 @@ class MaskedDataConfig(MaskedOptions, PictureOptions):
     max_labels: int | None = None
     """Train on the first so many rows only, as if the others had no masks."""
     border_weights: bool = False
-    """Give the weight map of the 2015 paper with each training picture, which presses for the background between
+    """Give the weight map of the 2015 paper with each training image, which presses for the background between
     neighbouring instances (connected components where there are no instance maps)."""
 
     def __post_init__(self) -> None:
@@ -114,5 +114,5 @@ class MaskedDataConfig(MaskedOptions, PictureOptions):
 
     @property
     def preparation(self) -> Preparation:
-        """What is done to every picture and mask before they are stored."""
+        """What is done to every image and mask before they are stored."""
         return Preparation(self.image_size, "center" if self.crop_size is None else "random", self.channels)

@@ -1,4 +1,4 @@
-"""Stored pictures with masks as a torch data set whose items depend on the seed, the epoch and the index alone."""
+"""Stored images with masks as a torch data set whose items depend on the seed, the epoch and the index alone."""
 
 import copy
 import hashlib
@@ -23,22 +23,22 @@ ROWS_AT_ONCE = 64  # whose border weights are computed in parallel; bounds the m
 
 
 class MaskedDataset(Dataset):
-    """Pictures with masks, in their stored dtype and size.
+    """Images with masks, in their stored dtype and size.
 
     Args:
-        cache: the decoded pictures and masks.
+        cache: the decoded images and masks.
         rows: int64 (N,), which of them belong to this set.
         table: uint8 (256,), the class of each code of the cache.
         num_classes: the background included.
         pixel_range: what maps the stored values to [-1, 1].
         name: of the source.
-        crop_size: side of the square that `dataset[epoch, index]` cuts out at a random place; None: whole pictures.
+        crop_size: side of the square that `dataset[epoch, index]` cuts out at a random place; None: whole images.
         separate: set pixels where two instances touch to class 0 (`separate_instances`).
-        weights: border weights of all pictures of the cache, or None.
+        weights: border weights of all images of the cache, or None.
         seed: of the run.
 
     Attributes:
-        margin: pixels by which pictures are mirrored beyond their border before `dataset[epoch, index]` cuts them.
+        margin: pixels by which images are mirrored beyond their border before `dataset[epoch, index]` cuts them.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MaskedDataset(Dataset):
         self.weights = weights
         self.seed = seed
         self.margin = 0
-        self.channels = cache.pictures.channels
+        self.channels = cache.images.channels
         self.height, self.width = (crop_size, crop_size) if crop_size else map(int, cache.sizes[rows[0]])
         content = cache.fingerprint.encode() + rows.tobytes() + table.tobytes()
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
@@ -90,9 +90,9 @@ class MaskedDataset(Dataset):
         return torch.from_numpy(counts[: self.num_classes])
 
     def fetch(self, index: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Picture `index` with its mask, whole, or a crop, with the margin, whose place the generator says.
+        """Image `index` with its mask, whole, or a crop, with the margin, whose place the generator says.
 
-        A picture smaller than the crop is mirrored beyond its border to the size of the crop; there the mask is
+        An image smaller than the crop is mirrored beyond its border to the size of the crop; there the mask is
         `IGNORE_INDEX` and the weights are 0.
 
         Returns:
@@ -105,12 +105,12 @@ class MaskedDataset(Dataset):
         if generator is not None:
             places = [place(side, self.crop_size, self.margin, generator) for side in (height, width)]
             window, padding = (places[0][0], places[1][0]), (places[0][1], places[1][1])
-        picture = self.cache.pictures.picture(row)[(slice(None), *window)]
+        image = self.cache.images.image(row)[(slice(None), *window)]
         mask = self.table[self.cache.codes[row][window]]
         if self.separate:
             mask[self.cache.touching[row][window] > 0] = 0
         item = {
-            "image": torch.from_numpy(np.pad(picture, ((0, 0), *padding), mode="reflect")),
+            "image": torch.from_numpy(np.pad(image, ((0, 0), *padding), mode="reflect")),
             "mask": torch.from_numpy(np.pad(mask, padding, constant_values=IGNORE_INDEX)).to(torch.int64),
         }
         if self.weights is not None:
@@ -123,18 +123,18 @@ class MaskedDataset(Dataset):
             epoch, index = key
             return self.fetch(index, keyed_generator(self.seed, "crop", epoch, index))
         if not -len(self) <= key < len(self):
-            raise IndexError(f"index {key} of {len(self)} pictures")
+            raise IndexError(f"index {key} of {len(self)} images")
         return self.fetch(key)
 
 
 def border_weights(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None) -> PixelFile:
-    """Border weights (`border_weight_map`) of all pictures of a cache, computed once.
+    """Border weights (`border_weight_map`) of all images of a cache, computed once.
 
     Of the instances, those that touch being separated; without instance maps, of the connected components of all that
     is neither class 0 nor ignored.
 
     Args:
-        cache: the decoded pictures and masks.
+        cache: the decoded images and masks.
         table: the class of each code of the cache.
         cache_dir: as in `cache_images`.
     """

@@ -1,4 +1,4 @@
-"""The pictures and masks of a segmentation run: from what a user names to training and validation sets.
+"""The images and masks of a segmentation run: from what a user names to training and validation sets.
 
 The pieces are `open_masked_source` (where they come from), `MaskedCache` (decoded once), `find_encoding` (what the
 masks' values mean) and `MaskedDataset` (items); `GlobalBatches` orders them.
@@ -32,7 +32,7 @@ SHOWN = 5  # rows or files named one by one
 
 @dataclass(frozen=True)
 class MaskedSets:
-    """The pictures to train on and those to validate on, and what their masks mean.
+    """The images to train on and those to validate on, and what their masks mean.
 
     Attributes:
         train: items (epoch, index) are crops, if a crop size is given.
@@ -53,18 +53,18 @@ class MaskedSets:
 
 
 def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
-    """Opens, decodes (or finds decoded) and splits the pictures and masks of a run.
+    """Opens, decodes (or finds decoded) and splits the images and masks of a run.
 
     What the masks' values mean, and how many classes there are, is taken from the training masks alone, the first
     `max_labels` rows; with few of them, state `num_classes`.
 
     Args:
-        config: which pictures.
+        config: which images.
         seed: of the run; it sets the crops, not what is held out.
 
     Raises:
         ValueError: if the source, a split or a column does not exist; if too many rows are broken; if sizes differ and
-            there is no crop size; if mask values are no class, or fewer than two classes occur; if validation pictures
+            there is no crop size; if mask values are no class, or fewer than two classes occur; if validation images
             have other channels, dtype or mask values.
         ImportError: if a file needs a package that is not installed.
     """
@@ -80,7 +80,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
     rows, held_out = hold_out(len(cache), config)
     if config.crop_size is None:
         _check_sizes(cache, rows)
-    pixel_range = find_range(config, cache.pictures, rows)
+    pixel_range = find_range(config, cache.images, rows)
     train = MaskedDataset(
         cache,
         rows,
@@ -110,29 +110,29 @@ def load_labelled(
     pixel_range: PixelRange,
     palette: Sequence[Sequence[int]] | None = None,
 ) -> MaskedDataset:
-    """Opens one whole set of pictures and masks for a network that is trained, such as a test set.
+    """Opens one whole set of images and masks for a network that is trained, such as a test set.
 
     What the masks' values mean must not follow from this set: a class may be missing in it, and the colours after that
     one would be taken for others.
 
     Args:
-        options: which pictures.
+        options: which images.
         num_classes: of the network, the background included.
         channels: that the network takes.
         pixel_range: what maps stored values to the network's [-1, 1].
         palette: red, green and blue of each class of the network, for masks in colour without `mask_colours`.
 
     Raises:
-        ValueError: if the source, the split or a column does not exist; if too many rows are broken; if the pictures
+        ValueError: if the source, the split or a column does not exist; if too many rows are broken; if the images
             have other channels or another dtype; if the masks hold values that are no class, label nothing, or cannot
             be told to mean the classes of the network.
         ImportError: if a file needs a package that is not installed.
     """
     cache, name = _cached(options, *_open(options, options.data, options.split, options.masks))
-    found, expected = (cache.pictures.channels, cache.pictures.dtype), (channels, pixel_range.dtype)
+    found, expected = (cache.images.channels, cache.images.dtype), (channels, pixel_range.dtype)
     if found != expected:
         raise ValueError(
-            f"pictures of {name} have {found[0]} channels of {found[1]}, but the network takes {expected[0]} of "
+            f"images of {name} have {found[0]} channels of {found[1]}, but the network takes {expected[0]} of "
             f"{expected[1]}; channels=1 or 3 converts colours."
         )
     encoding = _encoding_for(options, cache, num_classes, palette, name)
@@ -174,7 +174,7 @@ def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) ->
     """The rows to train on, or those of a validation set that is named.
 
     Returns:
-        The undecoded rows, masks without a picture, both as `open_masked_source` gives them, and a name for messages.
+        The undecoded rows, masks without an image, both as `open_masked_source` gives them, and a name for messages.
     """
     source, split, masks = config.data, config.split, config.masks
     if part == "validation":
@@ -203,7 +203,7 @@ def _open(options: MaskedOptions, source: str, split: str, masks: str | None) ->
 def _cached(config: MaskedOptions, dataset: Dataset, orphans: list[Path], name: str) -> tuple[MaskedCache, str]:
     if orphans:
         logger.warning(
-            "%d masks of %s have no picture: %s", len(orphans), name, ", ".join(path.name for path in orphans[:SHOWN])
+            "%d masks of %s have no image: %s", len(orphans), name, ", ".join(path.name for path in orphans[:SHOWN])
         )
     cache = cache_masked(
         dataset,
@@ -249,9 +249,9 @@ def _check_classes(train: MaskedDataset) -> None:
 
 
 def _check_agreement(cache: MaskedCache, train: MaskedDataset, name: str) -> None:
-    found, expected = (cache.pictures.channels, cache.pictures.dtype), (train.channels, train.pixel_range.dtype)
+    found, expected = (cache.images.channels, cache.images.dtype), (train.channels, train.pixel_range.dtype)
     if found != expected:
         raise ValueError(
-            f"validation pictures of {name} have {found[0]} channels of {found[1]}, "
+            f"validation images of {name} have {found[0]} channels of {found[1]}, "
             f"those to train on {expected[0]} of {expected[1]}; they must agree."
         )

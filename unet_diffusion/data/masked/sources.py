@@ -1,4 +1,4 @@
-"""Where pictures with masks come from: columns of a data set, two folders, or one folder with a suffix."""
+"""Where images with masks come from: columns of a data set, two folders, or one folder with a suffix."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
-from unet_diffusion.data.folders import check_text, find_pictures, of_files, readable, stored_path
+from unet_diffusion.data.folders import check_text, find_images, of_files, readable, stored_path
 from unet_diffusion.data.sources import find_column, listing, open_all_columns, undecoded
 
 SHOWN = 5  # files named one by one
@@ -23,22 +23,22 @@ def open_masked_source(
     mask_suffix: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[Dataset, list[Path]]:
-    """Opens pictures with masks as a data set with the columns `image`, `mask` and perhaps `instances`, undecoded.
+    """Opens images with masks as a data set with the columns `image`, `mask` and perhaps `instances`, undecoded.
 
     Args:
-        source: as `open_source` takes it; a folder of pictures if `masks` or `mask_suffix` is given.
+        source: as `open_source` takes it; a folder of images if `masks` or `mask_suffix` is given.
         split: name of the split; for folders, a subfolder of both.
         image_column: by default the column `image`, or else the only one of type Image.
         mask_column: by default the column `mask`, or else the only other one of type Image.
         instances_column: column of instance maps; none by default.
-        masks: folder of masks, whose names are those of the pictures without regard to the ending (`a/1.jpg` and
+        masks: folder of masks, whose names are those of the images without regard to the ending (`a/1.jpg` and
             `a/1.png`).
         mask_suffix: what the name of a mask has in addition, before the ending (`1.jpg` and `1_mask.png`); without
-            `masks`, masks lie beside their pictures.
+            `masks`, masks lie beside their images.
         cache_dir: where `datasets` keeps what it converts and downloads.
 
     Returns:
-        The data set, in which a picture without a mask has an empty one, and the masks without a picture.
+        The data set, in which an image without a mask has an empty one, and the masks without an image.
 
     Raises:
         ValueError: if the source, the split or a column does not exist, or two files have one name.
@@ -52,7 +52,7 @@ def open_masked_source(
     image = find_column(opened.features, "image", datasets.Image, image_column, str(source))
     if image is None:
         raise ValueError(
-            f"{source} has no single column of pictures; name it by image_column. {listing(opened.features)}"
+            f"{source} has no single column of images; name it by image_column. {listing(opened.features)}"
         )
     columns = {"image": image, "mask": _mask_column(opened.features, image, mask_column, str(source))}
     if instances_column is not None:
@@ -60,7 +60,7 @@ def open_masked_source(
         columns["instances"] = instances_column
         if instances_column in (image, columns["mask"]):
             raise ValueError(
-                f"instances_column is {instances_column!r}, the column of the pictures or masks; for masks that are "
+                f"instances_column is {instances_column!r}, the column of the images or masks; for masks that are "
                 "instance maps give mask_encoding='instances' alone."
             )
     opened = opened.select_columns(list(columns.values()))
@@ -86,32 +86,32 @@ def _mask_column(features: Features, image: str, stated: str | None, source: str
 def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: str) -> tuple[Dataset, list[Path]]:
     check_text(str(folder))
     if not folder.is_dir():
-        raise ValueError(f"data is {folder}, which is no folder; masks and mask_suffix are for folders of pictures.")
+        raise ValueError(f"data is {folder}, which is no folder; masks and mask_suffix are for folders of images.")
     if masks is None:
-        home, files = find_pictures(folder, split)
+        home, files = find_images(folder, split)
         mask_home, mask_files = home, [file for file in files if file.stem.endswith(suffix)]
         files = [file for file in files if not file.stem.endswith(suffix)]
     else:
         mask_folder = Path(masks).expanduser()
         if not mask_folder.is_dir():
             raise ValueError(f"masks is {mask_folder}, which is no folder.")
-        home, files = find_pictures(folder, split)
-        mask_home, mask_files = find_pictures(mask_folder, split)
-    pictures = _by_name(files, home, "")
+        home, files = find_images(folder, split)
+        mask_home, mask_files = find_images(mask_folder, split)
+    images = _by_name(files, home, "")
     found = _by_name([file for file in mask_files if file.stem.endswith(suffix)], mask_home, suffix)
-    if not pictures.keys() & found.keys():
+    if not images.keys() & found.keys():
         raise ValueError(
-            f"no picture of {home} has a mask in {mask_home}: the first names are "
-            f"{', '.join(sorted(pictures)[:SHOWN]) or 'none'} and {', '.join(sorted(found)[:SHOWN]) or 'none'}"
+            f"no image of {home} has a mask in {mask_home}: the first names are "
+            f"{', '.join(sorted(images)[:SHOWN]) or 'none'} and {', '.join(sorted(found)[:SHOWN]) or 'none'}"
             f"{f', without the suffix {suffix!r}' if suffix else ''}; they must be equal but for the ending."
         )
-    orphans = [found[name] for name in sorted(found.keys() - pictures.keys())]
+    orphans = [found[name] for name in sorted(found.keys() - images.keys())]
     rows: dict[str, list[Any]] = {
-        "image": [{"bytes": None, "path": stored_path(pictures[name])} for name in pictures],
-        "mask": [{"bytes": None, "path": stored_path(found[name])} if name in found else None for name in pictures],
+        "image": [{"bytes": None, "path": stored_path(images[name])} for name in images],
+        "mask": [{"bytes": None, "path": stored_path(found[name])} if name in found else None for name in images],
     }
     features = Features({"image": datasets.Image(decode=False), "mask": datasets.Image(decode=False)})
-    used = [*pictures.values(), *(found[name] for name in pictures if name in found)]
+    used = [*images.values(), *(found[name] for name in images if name in found)]
     return of_files(rows, features, used), orphans
 
 

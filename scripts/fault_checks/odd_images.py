@@ -1,4 +1,4 @@
-"""Pictures and names that are unusual but right: what must come of each, derived without the package."""
+"""Images and names that are unusual but right: what must come of each, derived without the package."""
 
 import os
 import shutil
@@ -71,14 +71,14 @@ def _animation(place: Place) -> None:
 
 
 def turned(place: Place) -> None:
-    """Picture and mask of the same stored pixels, of which the picture alone states a quarter turn."""
+    """Image and mask of the same stored pixels, of which the image alone states a quarter turn."""
     data = place.folder / "data"
     for part in ("images", "masks"):
         (data / part).mkdir(parents=True)
     stored = np.zeros((6, 9), dtype=np.uint8)
     stored[0, :3] = 1
     exif = Image.Exif()
-    exif[ORIENTATION] = 6  # the stored first row is the right column of the upright picture
+    exif[ORIENTATION] = 6  # the stored first row is the right column of the upright image
     for i in range(3):
         Image.fromarray(stored * 200).save(data / "images" / f"{i}.png", exif=exif)
         Image.fromarray(stored).save(data / "masks" / f"{i}.png")
@@ -93,8 +93,8 @@ def turned(place: Place) -> None:
 
 
 def raised_limit(place: Place) -> None:
-    """A picture above Pillow's limit is refused, named and left out; with the limit raised it is there."""
-    images = place.pictures() / "images"
+    """An image above Pillow's limit is refused, named and left out; with the limit raised it is there."""
+    images = place.images() / "images"
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 255
     try:
         Image.new("L", (15, 15), 9).save(images / "0.png")
@@ -114,7 +114,7 @@ def raised_limit(place: Place) -> None:
 
 def one_broken(place: Place) -> None:
     """One of 200 is less than max_broken, so that the others are trained on."""
-    images = place.pictures(count=200) / "images"
+    images = place.images(count=200) / "images"
     (images / "3.png").write_bytes(b"")
     place.train(images)
     assert (place.folder / "run" / "model_index.json").is_file()
@@ -125,7 +125,7 @@ def repaired(place: Place) -> None:
     with as_nobody() as folder:
         for name in "ab":
             Image.new("L", (4, 4)).save(folder / f"{name}.png")
-        (folder / ".cache").mkdir()  # a hidden one holds no pictures
+        (folder / ".cache").mkdir()  # a hidden one holds no images
         (folder / ".cache").chmod(0o777)
 
         def count(expected: int) -> None:
@@ -140,7 +140,7 @@ def repaired(place: Place) -> None:
 
 
 def _not_utf8(place: Place) -> None:
-    data = place.pictures()
+    data = place.images()
     for part in ("images", "masks"):
         shutil.copy(data / part / "0.png", os.fsdecode(os.fsencode(data / part) + b"/caf\xe9.png"))
     place.train_masks(data)
@@ -150,7 +150,7 @@ def _not_utf8(place: Place) -> None:
 
 
 def _newline(place: Place) -> None:
-    data = place.pictures()
+    data = place.images()
     for part in ("images", "masks"):
         shutil.copy(data / part / "0.png", data / part / 'a\nb,"c.png')
     place.train_masks(data)
@@ -159,8 +159,8 @@ def _newline(place: Place) -> None:
 
 
 def loops(place: Place) -> None:
-    """A folder that links to itself and to its parent holds each picture once."""
-    images = place.pictures() / "images"
+    """A folder that links to itself and to its parent holds each image once."""
+    images = place.images() / "images"
     (images / "again").symlink_to(images)
     (images / "up").symlink_to(images.parent)
     rows = open_source(images)
@@ -189,15 +189,15 @@ ODD = [
     Case("CMYK: colours as printed", cmyk),
     Case("palette with alpha: colours and alpha; as a mask, indices", _palette_with_alpha),
     Case("16 bits: kept", _sixteen_bits),
-    Case("1-pixel picture: a mask of 1 pixel", _one_pixel),
-    Case("picture larger than a tile: a mask of its size", _larger_than_a_tile),
+    Case("1-pixel image: a mask of 1 pixel", _one_pixel),
+    Case("image larger than a tile: a mask of its size", _larger_than_a_tile),
     Case("animated GIF: the first frame", _animation),
-    Case("EXIF rotation: applied to picture and mask", turned),
-    Case("limit of pixels raised: the picture is used", raised_limit),
+    Case("EXIF rotation: applied to image and mask", turned),
+    Case("limit of pixels raised: the image is used", raised_limit),
     Case("one zero-byte file of 200: left out, training goes on", one_broken),
     Case("file made readable: used, though its time is as it was", repaired),
     Case("names that are not UTF-8: trained on, segmented, listed", _not_utf8),
     Case("names with newline, comma and quote", _newline),
-    Case("symlink loops: every picture once; a link to itself is left out", loops),
+    Case("symlink loops: every image once; a link to itself is left out", loops),
     Case("folder called parquet: read as a folder", folder_of_a_reader),
 ]

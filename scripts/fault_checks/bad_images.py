@@ -1,4 +1,4 @@
-"""Bad pictures, masks and data sets: what a user is told of each."""
+"""Bad images, masks and data sets: what a user is told of each."""
 
 import io
 import os
@@ -15,14 +15,14 @@ from fault_checks.attempts import Case, Place, as_nobody, without_rights
 from PIL import Image
 
 from unet_diffusion.data.sources import open_source
-from unet_diffusion.images.large_images import open_picture
+from unet_diffusion.images.large_images import open_image
 from unet_diffusion.output_folder import check_output
 
 HALF = ("--max-broken", 0.5)
 
 
 def encoded(kind: str, side: int = 16, mode: str = "L") -> bytes:
-    """A picture as a file."""
+    """An image as a file."""
     buffer = io.BytesIO()
     Image.new(mode, (side, side), 7 if mode == "L" else 0).save(buffer, kind)
     return buffer.getvalue()
@@ -59,11 +59,11 @@ def wide_tiff() -> bytes:
     return bytes(data)
 
 
-def picture(name: str, content: bytes, *options: object) -> "Case | object":
-    """Trains on six pictures of which one has other content."""
+def image(name: str, content: bytes, *options: object) -> "Case | object":
+    """Trains on six images of which one has other content."""
 
     def attempt(place: Place) -> None:
-        images = place.pictures() / "images"
+        images = place.images() / "images"
         (images / "3.png").unlink()
         (images / name).write_bytes(content)
         place.train(images, *options)
@@ -72,10 +72,10 @@ def picture(name: str, content: bytes, *options: object) -> "Case | object":
 
 
 def mask(value: int | bytes | None, side: int = 16, *options: object) -> "Case | object":
-    """Trains on six pictures of which one has another mask: of one value, other bytes, or none."""
+    """Trains on six images of which one has another mask: of one value, other bytes, or none."""
 
     def attempt(place: Place) -> None:
-        data = place.pictures()
+        data = place.images()
         path = data / "masks" / "3.png"
         path.unlink()
         if isinstance(value, bytes):
@@ -95,7 +95,7 @@ def _nan_tiff(place: Place) -> None:
 
 
 def _large(name: str, content: bytes):
-    return lambda place: open_picture(place.write(name, content))
+    return lambda place: open_image(place.write(name, content))
 
 
 def limit_by_variable(place: Place) -> None:
@@ -134,14 +134,14 @@ def _saved_to_disk(place: Place) -> None:
 
 
 def _other_names(place: Place) -> None:
-    data = place.pictures()
+    data = place.images()
     for path in (data / "masks").iterdir():
         path.rename(path.with_name(f"mask-of-{path.name}"))
     place.train_masks(data)
 
 
 def _two_masks(place: Place) -> None:
-    data = place.pictures()
+    data = place.images()
     shutil.copy(data / "masks" / "3.png", data / "masks" / "3.bmp")
     place.train_masks(data)
 
@@ -184,26 +184,24 @@ def chained_url(place: Place) -> None:
 
 
 def _damaged_cache(place: Place) -> None:
-    images = place.pictures() / "images"
+    images = place.images() / "images"
     place.train(images)
     file = next((place.folder / "cache").rglob("pixels.bin"))
     file.write_bytes(file.read_bytes()[:-1])
     place.train(images)
 
 
-SKIPPABLE = ("1 of the 6 pictures", "max_broken=0.01", "repair or remove them, or raise max_broken")
+SKIPPABLE = ("1 of the 6 images", "max_broken=0.01", "repair or remove them, or raise max_broken")
 TOO_LARGE = ("above the limit of 89478485", "UNET_DIFFUSION_MAX_PIXELS")
-PICTURES = [
+IMAGES = [
     Case(
-        "truncated JPEG among the training pictures",
-        picture("3.jpg", encoded("JPEG")[:200]),
+        "truncated JPEG among the training images",
+        image("3.jpg", encoded("JPEG")[:200]),
         (r"3\.jpg cannot be decoded", *SKIPPABLE),
     ),
-    Case("zero-byte file", picture("3.png", b""), (r"3\.png is empty \(0 bytes\)", *SKIPPABLE)),
-    Case(
-        "text file named .png", picture("3.png", b"hello"), (r"3\.png.*no picture; it begins with b'hello'", *SKIPPABLE)
-    ),
-    Case("decompression bomb, PNG of 1.6 gigapixels", picture("3.png", bomb()), (*TOO_LARGE, *SKIPPABLE)),
+    Case("zero-byte file", image("3.png", b""), (r"3\.png is empty \(0 bytes\)", *SKIPPABLE)),
+    Case("text file named .png", image("3.png", b"hello"), (r"3\.png.*no image; it begins with b'hello'", *SKIPPABLE)),
+    Case("decompression bomb, PNG of 1.6 gigapixels", image("3.png", bomb()), (*TOO_LARGE, *SKIPPABLE)),
     Case(
         "decompression bomb, TIFF of 3.6 gigapixels",
         lambda place: place.segment(place.write("a.tif", wide_tiff())),
@@ -212,20 +210,20 @@ PICTURES = [
     Case("limit of pixels that is no number", limit_by_variable, ("'many'", "number of pixels")),
     Case(
         ".npy that states a terapixel",
-        picture("3.npy", npy((10**6, 10**6))),
+        image("3.npy", npy((10**6, 10**6))),
         ("truncated.*1000000, 1000000", *SKIPPABLE),
     ),
-    Case(".npy cut short", picture("3.npy", npy((16, 16), bytes(9))), (r"truncated.*\(16, 16\)", *SKIPPABLE)),
+    Case(".npy cut short", image("3.npy", npy((16, 16), bytes(9))), (r"truncated.*\(16, 16\)", *SKIPPABLE)),
     Case("large .npy cut short", _large("a.npy", npy((16, 16), bytes(9))), (r"a\.npy cannot be read", "damaged")),
     Case("large TIFF that is text", _large("a.tif", b"hello"), (r"a\.tif cannot be read: not a TIFF", "damaged")),
     Case("float TIFF with NaN", _nan_tiff, (r"nan\.tif has pixels that are NaN",)),
     Case(
-        "colour picture for a grey network",
+        "colour image for a grey network",
         lambda place: place.segment(place.write("a.png", encoded("PNG", 16, "RGB"))),
-        ("the picture has 3 channels", "the network takes 1", 'convert\\("L"\\)'),
+        ("the image has 3 channels", "the network takes 1", 'convert\\("L"\\)'),
     ),
-    Case("named pipe as a picture", _pipe, (r"pipe\.png is no file", "give a picture file")),
-    Case("empty folder", _empty_folder, ("nothing has no picture", r"no file ends in .*\.png")),
+    Case("named pipe as an image", _pipe, (r"pipe\.png is no file", "give an image file")),
+    Case("empty folder", _empty_folder, ("nothing has no image", r"no file ends in .*\.png")),
     Case(
         "folder without rights among others", _folder_without_rights, ("closed cannot be listed", "give it the rights")
     ),
@@ -235,7 +233,7 @@ PICTURES = [
     Case("damaged cache", _damaged_cache, ("the cache .* is damaged", "delete that folder")),
 ]
 SETS = [
-    Case("mask of another size", mask(1, 8), (r"3\.png\): mask 8x8, picture 16x16", "another size")),
+    Case("mask of another size", mask(1, 8), (r"3\.png\): mask 8x8, image 16x16", "another size")),
     Case(
         "mask with an unknown value",
         mask(7, 16, "--num-classes", 2),
@@ -243,13 +241,13 @@ SETS = [
     ),
     Case("mask with very many values", mask(200), ("would be 201 classes", "Say what they are by mask_encoding")),
     Case("damaged mask", mask(encoded("PNG")[:30]), (r"3\.png cannot be decoded", "cannot be used: 1")),
-    Case("picture without a mask", mask(None), ("have no mask: 1", r"3\.png")),
-    Case("masks of other names", _other_names, ("no picture of .* has a mask", "must be equal but for the ending")),
-    Case("two masks for one picture", _two_masks, (r"3\.bmp and .*3\.png have the same name", "remove or rename one")),
+    Case("image without a mask", mask(None), ("have no mask: 1", r"3\.png")),
+    Case("masks of other names", _other_names, ("no image of .* has a mask", "must be equal but for the ending")),
+    Case("two masks for one image", _two_masks, (r"3\.bmp and .*3\.png have the same name", "remove or rename one")),
     Case("300 classes", mask(1, 16, "--num-classes", 300), ("num_classes is 300", "from 2 to 255")),
-    Case("Parquet without pictures", _parquet("numbers"), ("'number'", "holds no pictures", r"Columns: number")),
+    Case("Parquet without images", _parquet("numbers"), ("'number'", "holds no images", r"Columns: number")),
     Case("truncated Parquet", _parquet("truncated"), ("data is .*set'", "damaged or incomplete; get it anew")),
     Case("label beyond the classes", _parquet("labels"), ("label is 7", "classes are 0 to 1", "repair or remove them")),
     Case("truncated save_to_disk folder", _saved_to_disk, ("data is .*saved'", "damaged or incomplete; get it anew")),
-    Case("picture by a chained URL", chained_url, ("reference://a::http", "fetched by http", "download it first")),
+    Case("image by a chained URL", chained_url, ("reference://a::http", "fetched by http", "download it first")),
 ]

@@ -1,4 +1,4 @@
-"""Pictures of any size, channels and data type: what is read, mapped to [-1, 1] and given to the pipelines."""
+"""Images of any size, channels and data type: what is read, mapped to [-1, 1] and given to the pipelines."""
 
 import io
 from typing import Any
@@ -35,12 +35,12 @@ STORED = {  # the dtype that is kept of each, and what may be in it
 
 
 @st.composite
-def pictures(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(STORED)) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (H, W, C) of any data type, and what is kept of it."""
+def images(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(STORED)) -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W, C) of any data type, and what is kept of it."""
     kind = draw(st.sampled_from(kinds))
     kept, values = STORED[kind]
-    picture = draw(hnp.arrays(kind, (*draw(SIZES), draw(CHANNELS)), elements=values))
-    return picture, picture.astype(kept) * (255 if kind == "bool" else 1)
+    image = draw(hnp.arrays(kind, (*draw(SIZES), draw(CHANNELS)), elements=values))
+    return image, image.astype(kept) * (255 if kind == "bool" else 1)
 
 
 def same(found: np.ndarray, expected: np.ndarray) -> bool:
@@ -48,9 +48,9 @@ def same(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 @PROPERTY
-@given(picture=pictures())
-def test_arrays_and_npy_files_keep_their_values(picture):
-    given, kept = picture
+@given(image=images())
+def test_arrays_and_npy_files_keep_their_values(image):
+    given, kept = image
     assert same(decode_image(given), kept)
     assert same(decode_image(given[:, :, 0]), kept[:, :, :1])
     file = io.BytesIO()
@@ -60,12 +60,12 @@ def test_arrays_and_npy_files_keep_their_values(picture):
 
 @PROPERTY
 @given(
-    picture=pictures(("uint8", "uint16", "float32")),
+    image=images(("uint8", "uint16", "float32")),
     compression=st.sampled_from([None, "zlib"]),
     planar=st.sampled_from(["contig", "separate"]),
 )
-def test_tiff_files_keep_their_values(picture, compression, planar):
-    given, kept = picture
+def test_tiff_files_keep_their_values(image, compression, planar):
+    given, kept = image
     file = io.BytesIO()
     if planar == "separate" or given.shape[2] == 1:  # one channel has no axis in a file
         given = np.moveaxis(given, 2, 0)[0] if given.shape[2] == 1 else np.moveaxis(given, 2, 0)
@@ -78,7 +78,7 @@ def test_tiff_files_keep_their_values(picture, compression, planar):
 @given(
     mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F"]), size=SIZES, seed=st.integers(0, 99)
 )
-def test_pictures_of_pillow_are_read_as_it_shows_them(mode, size, seed):
+def test_images_of_pillow_are_read_as_it_shows_them(mode, size, seed):
     """Palettes as their colours, black and white as 0 and 255, and the rest as it is."""
     random = np.random.default_rng(seed)
     channels = {"LA": (2,), "RGB": (3,), "RGBA": (4,)}.get(mode, ())
@@ -137,20 +137,20 @@ def network(channels: int) -> UNet:
     sizes=st.lists(SIZES, min_size=1, max_size=4),
     seed=st.integers(),
 )
-def test_masks_have_the_size_of_their_pictures_in_whatever_company(channels, dtype, sizes, seed):
+def test_masks_have_the_size_of_their_images_in_whatever_company(channels, dtype, sizes, seed):
     pixel_range = PixelRange((0.0,), (float(LARGEST.get(dtype, 1)),), dtype)
     pipe = SegmentationPipeline(network(channels), pixel_range=pixel_range.to_dict())
-    generator = keyed_generator(seed, "pictures")
-    pictures = [pixel_range.to_stored(torch.rand(channels, *size, generator=generator) * 2 - 1) for size in sizes]
-    together = pipe(pictures, output_type="np")
-    for picture, size, mask, chances, unsure in zip(
-        pictures, sizes, together.masks, together.probabilities, together.uncertainty, strict=True
+    generator = keyed_generator(seed, "images")
+    images = [pixel_range.to_stored(torch.rand(channels, *size, generator=generator) * 2 - 1) for size in sizes]
+    together = pipe(images, output_type="np")
+    for image, size, mask, chances, unsure in zip(
+        images, sizes, together.masks, together.probabilities, together.uncertainty, strict=True
     ):
         assert mask.shape == unsure.shape == size and chances.shape == (3, *size)
         assert np.array_equal(mask, chances.argmax(axis=0))
         np.testing.assert_allclose(chances.sum(axis=0), 1, atol=1e-5)
         assert unsure.min() >= 0 and unsure.max() <= 1 + 1e-6
-        alone: Any = pipe(picture, output_type="np").probabilities[0]
+        alone: Any = pipe(image, output_type="np").probabilities[0]
         np.testing.assert_allclose(chances, alone, atol=1e-5)
 
 
@@ -158,7 +158,7 @@ def test_masks_have_the_size_of_their_pictures_in_whatever_company(channels, dty
 @given(
     channels=CHANNELS, dtype=st.sampled_from([*DTYPES]), size=SIZES, count=st.integers(1, 3), together=st.integers(1, 3)
 )
-def test_pictures_of_any_size_and_channels_are_generated_each_from_its_own_generator(
+def test_images_of_any_size_and_channels_are_generated_each_from_its_own_generator(
     channels, dtype, size, count, together
 ):
     pixel_range = PixelRange((0.0,), (float(LARGEST.get(dtype, 1)),), dtype)
@@ -166,7 +166,7 @@ def test_pictures_of_any_size_and_channels_are_generated_each_from_its_own_gener
     pipe.set_progress_bar_config(disable=True)
 
     def make(numbers: range, max_batch: int, output_type: str) -> Any:
-        generators = [keyed_generator(number, "picture") for number in numbers]
+        generators = [keyed_generator(number, "image") for number in numbers]
         options = {"height": size[0], "width": size[1], "num_inference_steps": 2, "max_batch": max_batch}
         return pipe(len(numbers), generator=generators, output_type=output_type, **options).images
 
