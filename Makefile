@@ -26,10 +26,14 @@ test: $(INSTALLED) lint  ## the default tests
 test-slow: $(INSTALLED)  ## the tests that take longer: killed runs, several processes, installed wheels
 	$(RUN) -m pytest -m slow -n auto --maxprocesses 2 --dist worksteal
 
-lint: $(INSTALLED)  ## ruff and mypy
+# Types and the direction of imports are checked on the package as a wheel lays it out, with pipelines/ inside.
+lint: $(INSTALLED)  ## ruff, mypy and import-linter
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
+	rm -rf build/checked
+	$(RUN) -c "import setuptools; setuptools.setup()" --quiet build_py --build-lib build/checked
+	cd build/checked && ../../$(RUN) -m mypy --config-file ../../pyproject.toml
+	cd build/checked && PYTHONPATH=. ../../$(VENV)/bin/lint-imports --no-cache ../../pyproject.toml
 
 label-efficiency-small: $(INSTALLED)  ## masks from 2 and 10 labels in all ways, one set, one seed; DATA holds the sets
 	$(MAKE) --jobs 2 $(WAYS)

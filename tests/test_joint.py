@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import power_cut, squares
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 
 from unet_diffusion import cli
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
@@ -23,7 +24,6 @@ from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import NO_LABEL, DataConfig
-from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.diffusion import DiffusionConfig, saved_objective
 from unet_diffusion.tasks.joint import JointTask

@@ -59,8 +59,11 @@ def test_everything_that_is_imported_is_declared():
             assert declared & set(map(canonicalize_name, distributions[module])), f"{module} is not declared"
 
 
-def test_pipelines_is_a_relative_link_in_a_checkout():
-    assert (ROOT / "unet_diffusion" / "pipelines").readlink() == Path("../pipelines")
+def test_no_link_is_tracked_since_a_checkout_on_windows_may_have_none():
+    tracked = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    assert [line for line in tracked.stdout.splitlines() if line.startswith("120000")] == []
 
 
 @pytest.mark.slow
@@ -75,7 +78,7 @@ def test_the_wheel_holds_everything_that_is_imported(tmp_path):
     with tarfile.open(archive) as members:
         held = {name.partition("/")[2] for name in members.getnames()}
     tracked = [str(p.relative_to(source)) for p in source.glob("*/**/*") if p.suffix in SHIPPED and p.is_file()]
-    assert [name for name in tracked if name not in held and not name.startswith("unet_diffusion/pipelines/")] == []
+    assert [name for name in tracked if name not in held] == []
     (wheel,) = tmp_path.glob("*.whl")
     venv.create(tmp_path / "environment", with_pip=True, system_site_packages=False)
     python = tmp_path / "environment" / "bin" / "python"

@@ -11,16 +11,16 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from test_super_resolution import BYTES, image, network, seeded
 from test_training import assert_same_run, metrics
-
-from unet_diffusion import cli
-from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet, train_ddpm
-from unet_diffusion.data.sets import DataConfig, load_images
-from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.pipelines import (
     ImageGenerationPipeline,
     SegmentationPipeline,
     SuperResolutionPipeline,
 )
+
+from unet_diffusion import cli
+from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet, train_ddpm
+from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline, load_unet
 from unet_diffusion.tasks.diffusion import DiffusionConfig
