@@ -1,12 +1,12 @@
 """`torch.compile` and `torch.export` with any batch and size, and a forward that never waits for the device."""
 
 import pytest
-import tiny
 import torch
 from torch._dynamo.utils import counters
 from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support import tiny
 from unet_diffusion import UNet
 
 SIZES = [(2, 24, 24), (2, 24, 22), (3, 25, 22), (3, 24, 21), (2, 21, 23), (1, 24, 24), (1, 25, 21)]

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny import network, prediction
+
+from tests.support.tiny import network, prediction
 
 peft = pytest.importorskip("peft", reason="LoRA needs peft: pip install 'unet-diffusion[dev]'")
 

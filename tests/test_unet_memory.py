@@ -1,11 +1,11 @@
 """What diffusers offers to save memory and to choose attention kernels, with the network."""
 
 import pytest
-import tiny
 import torch
 from diffusers.models.attention_dispatch import attention_backend
 from torch import nn
 
+from tests.support import tiny
 from unet_diffusion import UNet
 from unet_diffusion.network.attention import SelfAttention, SelfAttentionProcessor
 

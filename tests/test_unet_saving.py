@@ -13,8 +13,8 @@ from accelerate.utils import compute_module_sizes
 from diffusers.training_utils import EMAModel
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
-from tiny import network, prediction
 
+from tests.support.tiny import network, prediction
 from unet_diffusion import UNet
 
 KEPT = Path(__file__).parent / "fixtures" / "unet-checkpoint"  # written by version 0.42.1 of diffusers, never again

@@ -1,0 +1,89 @@
+"""The page of a run as Gradio is told of it: its tabs, its queue, its messages. The browser is elsewhere."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from tests.support.demo_runs import Told, save_enlarging_run, save_image, save_joint_run
+from tests.support.tiny import network
+from unet_diffusion import cli
+from unet_diffusion.commands.demo.jobs import Abilities, load_abilities, segment_image
+from unet_diffusion.pipelines import ImageGenerationPipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+
+
+@pytest.fixture
+def joint_run(tmp_path) -> Path:
+    return save_joint_run(tmp_path / "joint")
+
+
+@pytest.fixture
+def joint(joint_run) -> Abilities:
+    return load_abilities(joint_run, "cpu")
+
+
+@pytest.fixture
+def pages(monkeypatch, tmp_path):
+    """The module of the page, which imports Gradio as the command does."""
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    pytest.importorskip("gradio")
+    from unet_diffusion.commands.demo import page as demo_page
+
+    return demo_page
+
+
+def test_each_ability_has_a_tab_and_what_it_lacks_is_hidden(joint, pages, tmp_path):
+    def shown(abilities) -> tuple[list[str], dict[str, bool]]:
+        blocks = pages.page(tmp_path / "name", abilities, [], tmp_path)
+        parts = blocks.get_config_file()["components"]
+        tabs = [part["props"]["label"] for part in parts if part["type"] == "tabitem"]
+        return tabs, {part["props"].get("elem_id"): part["props"].get("visible") for part in parts}
+
+    tabs, visible = shown(joint)
+    assert tabs == ["Generate", "Segment"] and visible["class"] and visible["guidance"]
+    tabs, visible = shown(Abilities(generation=ImageGenerationPipeline(network(), DDPMScheduler())))
+    assert tabs == ["Generate"] and not visible["class"] and not visible["guidance"]
+    enlarging = load_abilities(save_enlarging_run(tmp_path / "enlarging"), "cpu")
+    assert shown(enlarging)[0] == ["Super-resolution"]
+
+
+def test_jobs_wait_for_each_other_and_telemetry_is_off(joint, pages, tmp_path):
+    blocks = pages.page(tmp_path, joint, [(tmp_path / "a.png", Image.new("RGB", (4, 4)))], tmp_path)
+    assert blocks.analytics_enabled is False
+    jobs = [function for function in blocks.fns.values() if function.concurrency_id == "network"]
+    assert len(jobs) == 3 and all(job.concurrency_limit == 1 for job in jobs)  # generate; upload; example
+    assert all(function.api_visibility == "private" for function in blocks.fns.values())
+    options = pages.launch_options()
+    assert options["share"] is False and "google" not in "".join(map(str, options["theme"]._stylesheets))
+
+
+def test_mistakes_become_messages_that_are_no_html(pages):
+    import gradio
+
+    with pytest.raises(gradio.Error) as told, pages.told_on_the_page():
+        raise ValueError("<img src=x>.png is 'no' image")
+    assert told.value.message == "&lt;img src=x&gt;.png is 'no' image"
+    with pytest.raises(gradio.Error, match="Out of memory"), pages.told_on_the_page():
+        raise MemoryError("no room.")
+    with pytest.raises(AssertionError), pages.told_on_the_page():  # ours, not the visitor's
+        raise AssertionError
+
+
+def test_names_in_the_legend_are_text(joint, pages, tmp_path):
+    found = segment_image(joint.segmentation, save_image(tmp_path / "image.png"), tmp_path, Told())
+    table = pages.legend_table(found)
+    assert "&lt;b&gt;other&lt;/b&gt;" in table and "<b>" not in table and "rgb(230, 159, 0)" in table
+
+
+def test_without_gradio_the_extra_is_named(joint_run, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gradio", None)  # importing it raises
+    monkeypatch.delitem(sys.modules, "unet_diffusion.commands.demo.page", raising=False)
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")  # restored afterwards, as is
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with pytest.raises(SystemExit, match=r'the page needs Gradio: pip install "unet-diffusion\[demo\]"'):
+        cli.run("demo", [str(joint_run), "--device", "cpu"])

@@ -1,0 +1,146 @@
+"""Each command runs for a few steps on a few images, and what it wrote can be read."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.scripts import SCRIPTS, load_script
+from unet_diffusion import cli
+from unet_diffusion.evaluation.classifier import ImageClassifier
+
+SHORT = ["--max-images", "40", "--validation-fraction", "0.1", "--image-size", "8", "--preview-images", "4"]
+SHORT += ["--batch-size", "4", "--steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    network = folder / "network.json"
+    network.write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
+    cli.run("train-ddpm", ["--output", str(folder / "run"), "--model", str(network), *SHORT, "--class-conditional"])
+    return folder / "run"
+
+
+def test_sample_writes_images_that_depend_on_seed_and_index_alone(run, tmp_path, capsys):
+    arguments = ["--run", str(run), "--steps", "2", "--class-labels", "3", "7"]
+    cli.run("sample", [*arguments, "--count", "3", "--output", str(tmp_path / "three")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "three")
+    cli.run("sample", [*arguments, "--count", "2", "--max-batch", "1", "--output", str(tmp_path / "two")])
+    for name in ("00000.png", "00001.png"):
+        three, two = (np.asarray(Image.open(tmp_path / folder / name), dtype=int) for folder in ("three", "two"))
+        assert three.shape == (8, 8)
+        assert abs(three - two).max() <= 1  # a batch of another size may round differently
+    assert (tmp_path / "three" / "grid.png").exists()
+
+
+def test_sample_overwrites_nothing_unless_told(run, tmp_path):
+    (tmp_path / "00000.png").write_bytes(b"mine")
+    arguments = ["--run", str(run), "--steps", "1", "--count", "1", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match="holds images already; set overwrite"):
+        cli.run("sample", arguments)
+    assert (tmp_path / "00000.png").read_bytes() == b"mine"
+    cli.run("sample", [*arguments, "--overwrite"])
+    assert Image.open(tmp_path / "00000.png").size == (8, 8)
+
+
+def test_generated_images_are_compared_with_real_ones_and_with_the_counts(run, tmp_path, capsys):
+    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--image-size", "8"]
+    arguments += ["--output", str(tmp_path / "figures.json")]
+    cli.run("evaluate-generation", [*arguments, "--max-images", "80", "--validation-fraction", "0"])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["features"] == "efficientnet-lite0"
+    assert figures["figures"]["Frechet distance"]["value"] > 1  # an untrained network draws noise
+    assert figures["figures"]["Frechet distance"]["real_count"] == 64
+    assert figures["memorisation"]["training_count"] == 80 and figures["memorisation"]["near"] is None
+    assert Image.open(tmp_path / "figures.png").size == (8 * (8 + 2) + 2, 4 * (8 + 2) + 2)  # 16 pairs of 8x8
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in figures["figures"])
+    with pytest.raises(SystemExit, match="exists already; set overwrite"):
+        cli.run("evaluate-generation", arguments)
+    (tmp_path / "figures.json").unlink()
+    with pytest.raises(SystemExit, match="figures.png exists already; set overwrite"):
+        cli.run("evaluate-generation", arguments)
+    with pytest.raises(SystemExit, match=".png is for the pairs beside the figures"):
+        cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "other.png")])
+
+
+def test_real_images_of_other_channels_are_refused(run, tmp_path):
+    arguments = ["--run", str(run), "--count", "64", "--image-size", "8", "--channels", "3", "--max-images", "70"]
+    with pytest.raises(SystemExit, match="the real images have 3 channels, but the run generates 1; set channels"):
+        cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "figures.json")])
+
+
+def test_images_are_compared_through_a_classifier_of_their_own(run, tmp_path, capsys):
+    classifier, figures = tmp_path / "classifier", tmp_path / "figures.json"
+    cli.run("train-classifier", ["--output", str(classifier), *SHORT[:6], "--batch-size", "4", "--steps", "2"])
+    assert capsys.readouterr().out.strip() == str(classifier)
+    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--image-size", "8", "--max-images", "80"]
+    arguments += ["--features", str(classifier), "--output", str(figures)]
+    cli.run("evaluate-generation", arguments)
+    name = json.loads(figures.read_text())["features"]
+    assert name.startswith("classifier of mnist-5000 (train), held-out accuracy 0.")
+    assert name in capsys.readouterr().out
+    arguments += ["--overwrite"]
+    saved = json.loads((classifier / "classifier" / "config.json").read_text())
+    ImageClassifier.from_config({**saved, "in_channels": 3}).save_pretrained(classifier / "classifier")
+    with pytest.raises(SystemExit, match="the images have 1 channel, but classifier of .* takes 3 channels"):
+        cli.run("evaluate-generation", arguments)
+    with pytest.raises(SystemExit, match="there is no classifier/config.json in it"):
+        cli.run("evaluate-generation", [*arguments, "--features", str(run)])
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("train-ddpm", ["--steps", "0"], "steps is 0, but must be at least 1"),
+        ("train-ddpm", ["--model", "absent"], "there is no preset 'absent'; choose one of ddpm-32"),
+        ("train-ddpm", ["--data", "/absent/folder"], "absent"),
+        ("sample", ["--run", "absent"], "sample: run is absent, but there is no model_index.json"),
+        ("sample", ["--count", "0"], "count is 0"),
+        ("train-classifier", ["--widths", "1"], "widths is (1,), but must be one or more of at least 2"),
+        ("evaluate-generation", ["--features", "absent"], "'absent', but must be one of efficientnet-lite0, inception"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(command, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(command, arguments)
+    assert message in f"{ended.value.code} {capsys.readouterr().err}"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_command_has_help(capsys):
+    for command in cli.COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.run(command, ["--help"])
+        assert f"usage: unet-diffusion {command}" in capsys.readouterr().out
+
+
+def test_the_program_lists_its_commands(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["unet-diffusion"])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in cli.COMMANDS)
+    monkeypatch.setattr(sys, "argv", ["unet-diffusion", "fly"])
+    with pytest.raises(SystemExit, match="no command 'fly'"):
+        cli.main()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_has_a_script(command):
+    text = (SCRIPTS / f"{command.replace('-', '_')}.py").read_text()
+    assert f'run("{command}")' in text
+
+
+def test_the_quickstart_leaves_its_images_and_figures(tmp_path):
+    quickstart = load_script("quickstart")
+    options = quickstart.Quickstart(tmp_path / "quickstart", diffusion_steps=2, segmentation_steps=2, max_images=40)
+    figures = quickstart.quickstart(options)
+    for name in ("samples.png", "masks.png", "curves.png"):
+        assert Image.open(options.output / name).size[0] > 100
+    assert json.loads((options.output / "metrics.json").read_text()) == figures
+    assert 0 <= figures["mean_iou"] <= 1

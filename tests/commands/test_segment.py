@@ -1,0 +1,149 @@
+"""Masks of files: window by window where they are large, and the command that segments folders."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.segmentation import image, network, pipeline, saved
+from unet_diffusion.cli import run
+from unet_diffusion.commands.segment import Segment, find_images, output_names, segment
+from unet_diffusion.images.large_images import open_image
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".zarr"])
+def test_files_are_segmented_window_by_window(tmp_path, suffix):
+    pytest.importorskip({".npy": "numpy", ".tif": "tifffile", ".zarr": "zarr"}[suffix])
+    pipe = pipeline(network(norm="none", attention=(False, False)))
+    pixels = image(70, 41)
+    expected = pipe(pixels, output_type="np").masks[0]
+    source, target = tmp_path / f"image{suffix}", tmp_path / f"mask{suffix}"
+    if suffix == ".npy":
+        np.save(source, pixels)
+    elif suffix == ".tif":
+        import tifffile
+
+        tifffile.imwrite(source, pixels[..., 0], tile=(16, 16), compression="zlib")
+    else:
+        import zarr
+
+        zarr.create_array(source, data=pixels, chunks=(16, 16, 1))
+    pipe.segment_file(source, target, tile_size=16)
+    assert np.array_equal(open_image(target).read(slice(0, 70), slice(0, 41))[..., 0], expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, target.name])
+    with pytest.raises(ValueError, match="exists already"):
+        pipe.segment_file(source, target)
+
+
+def test_any_array_will_do_for_reading_and_writing():
+    pipe = pipeline(network(norm="none", attention=(False, False)))
+    pixels, mask = image(50, 41), np.full((50, 41), 9, dtype=np.uint8)
+    pipe.segment_file(pixels, mask, tile_size=16)
+    assert np.array_equal(mask, pipe(pixels, output_type="np").masks[0])
+    with pytest.raises(ValueError, match=r"target has shape \(3, 3\)"):
+        pipe.segment_file(pixels, mask[:3, :3])
+
+
+def test_planar_tiff_channels_and_other_byte_orders_are_understood(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.arange(3 * 20 * 30, dtype=np.uint16).reshape(3, 20, 30)
+    tifffile.imwrite(tmp_path / "p.tif", values, photometric="rgb", planarconfig="separate", byteorder=">")
+    opened = open_image(tmp_path / "p.tif")
+    assert (opened.shape, opened.dtype) == ((20, 30, 3), np.dtype("uint16"))
+    assert np.array_equal(opened.read(slice(3, 9), slice(5, 30)), np.moveaxis(values, 0, 2)[3:9, 5:30])
+
+
+@pytest.mark.parametrize(("name", "message"), [("a.jpg", "cannot be read in windows"), ("b.npy", "does not exist")])
+def test_files_that_cannot_be_read_in_windows_are_refused(tmp_path, name, message):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ValueError, match=message):
+        open_image(tmp_path / name)
+
+
+def test_a_failed_run_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="channels"):
+        pipeline().segment_file(image(9, 9, 3), tmp_path / "mask.npy")
+    with pytest.raises(ValueError, match="cannot be written in windows"):
+        pipeline().segment_file(image(9, 9), tmp_path / "mask.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the command ---
+
+
+def folder_of_images(folder: Path) -> Path:
+    for name, seed in (("a/x.png", 0), ("b/x.png", 1), ("b/y.png", 2)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image(12, 10, seed=seed)[..., 0]).save(folder / name)
+    return folder
+
+
+def test_the_command_writes_masks_overlays_and_areas_and_goes_on_after_a_bad_file(tmp_path):
+    pipe = saved(tmp_path / "run")
+    images = folder_of_images(tmp_path / "images")
+    (images / "b" / "broken.png").write_bytes(b"no image")
+    output = tmp_path / "out"
+    arguments = ["--run", tmp_path / "run", "--inputs", images, "--output", output, "--device", "cpu"]
+    with pytest.raises(
+        SystemExit, match=r"(?s)1 of 4 inputs failed.*broken.png cannot be decoded"
+    ):  # a text exits with 1
+        run("segment", [str(argument) for argument in arguments])
+    stems = ("x", "x-2", "y")
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        ["areas.csv", *(f"{stem}.png" for stem in stems), *(f"{stem}-overlay.png" for stem in stems)]
+    )
+    for stem, name in zip(stems, ("a/x.png", "b/x.png", "b/y.png")):
+        expected = np.asarray(pipe(images / name).masks[0])
+        assert np.array_equal(np.asarray(Image.open(output / f"{stem}.png")), expected)
+        rows = [
+            row
+            for row in csv.DictReader(io.StringIO((output / "areas.csv").read_text()))
+            if row["mask"] == f"{stem}.png"
+        ]
+        assert [row["class"] for row in rows] == ["ground", "cell", "border"]
+        assert [int(row["pixels"]) for row in rows] == np.bincount(expected.ravel(), minlength=3).tolist()
+        assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=2e-6)
+        assert {row["file"] for row in rows} == {str(images / name)}
+
+
+def test_results_are_not_overwritten_unless_told(tmp_path):
+    saved(tmp_path / "run")
+    images = folder_of_images(tmp_path / "images")
+    options = {"run": tmp_path / "run", "output": tmp_path / "out", "device": "cpu"}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "y.png").write_bytes(b"mine")
+    with pytest.raises(RuntimeError, match=r"y.png exists already"):
+        segment(Segment(inputs=(str(images / "b"),), **options))
+    assert (tmp_path / "out" / "y.png").read_bytes() == b"mine"
+    assert (tmp_path / "out" / "x.png").exists()
+    with pytest.raises(ValueError, match="holds results already"):
+        segment(Segment(inputs=(str(images / "a"),), **options))
+    segment(Segment(inputs=(str(images / "b" / "*.png"),), overwrite=True, **options))
+    assert Image.open(tmp_path / "out" / "y.png").mode == "P"
+
+
+def test_images_in_the_output_folder_are_not_taken_for_inputs(tmp_path):
+    images = folder_of_images(tmp_path)
+    found = find_images([str(images)], output=images / "a")
+    assert [path.name for path in found[str(images)]] == ["x.png", "y.png"]
+
+
+def test_no_two_outputs_share_a_name():
+    paths = [Path(name) for name in ("a/x.png", "b/x.tif", "x-overlay.png", "X.png", "x-2.png", "..png")]
+    names = output_names(paths)
+    files = [f"{name}{end}".casefold() for name in names.values() for end in (".png", "-overlay.png")]
+    assert len(set(files)) == len(files)
+    assert all("/" not in name for name in names.values())
+
+
+def test_inputs_that_are_missing_are_named(tmp_path):
+    saved(tmp_path / "run")
+    with pytest.raises(ValueError, match="there is no image"):
+        segment(Segment(run=tmp_path / "run", inputs=(str(tmp_path / "nowhere"),), device="cpu"))
+    with pytest.raises(ValueError, match="inputs is empty"):
+        Segment()
+    with pytest.raises(ValueError, match="no model_index.json"):
+        segment(Segment(run=tmp_path, inputs=("x",)))

@@ -1,0 +1,152 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.support.tiny import power_cut, squares
+from unet_diffusion.commands.segment import Segment, segment
+from unet_diffusion.commands.train_ddpm import DataConfig, DiffusionConfig, TrainDDPM, train_ddpm
+from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
+from unet_diffusion.data.masked.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.sets import MaskedDataConfig
+from unet_diffusion.data.masked.unlabelled import JointConfig
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
+from unet_diffusion.tasks.frozen_features import FrozenFeaturesConfig
+from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics, series
+
+
+@pytest.fixture
+def options(tmp_path) -> TrainSegmentation:
+    squares(tmp_path / "data")
+    network = tmp_path / "network.json"
+    network.write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
+    training = TrainingConfig(
+        steps=4, batch_size=4, warmup_steps=1, log_every=2, validate_every=4, checkpoint_every=2, trackers=()
+    )
+    return TrainSegmentation(
+        data=MaskedDataConfig(
+            data=str(tmp_path / "data" / "images"), masks=str(tmp_path / "data" / "masks"), validation_fraction=0.25
+        ),
+        output=tmp_path / "run",
+        model=str(network),
+        augmentation=AugmentationConfig(elastic=1.0),
+        training=training,
+    )
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_training_finds_the_squares_and_saves_a_pipeline(options, tmp_path):
+    options.training = replace(options.training, steps=60, learning_rate=1e-2, validate_every=60)
+    run = train_segmentation(options)
+    assert series(read_metrics(run / "metrics.jsonl"), "mean_iou")[1][-1] > 0.8
+    for name in ("masks.png", "curves.png", "README.md", "previews/step-00000060.png"):
+        assert (run / name).stat().st_size > 0
+    pipe = SegmentationPipeline.from_pretrained(run)
+    image, mask = (tmp_path / "data" / kind / "00.png" for kind in ("images", "masks"))
+    predicted = np.asarray(pipe(str(image)).masks[0])
+    assert (predicted == np.asarray(Image.open(mask))).mean() > 0.9
+
+
+def noise_predictor(options: TrainSegmentation, folder: Path) -> Path:
+    """A DDPM run of two steps on the images."""
+    return train_ddpm(
+        TrainDDPM(
+            output=folder,
+            model=options.model,
+            data=DataConfig(data=options.data.data, validation_fraction=0.2),
+            diffusion=DiffusionConfig(preview_images=2),
+            training=replace(options.training, steps=2),
+        )
+    )
+
+
+def test_a_ddpm_run_keeps_its_noise_head_and_still_generates(options, tmp_path):
+    ddpm = noise_predictor(options, tmp_path / "ddpm")
+    run = train_segmentation(replace(options, model=str(ddpm)))
+    before, after = weights(ddpm), weights(run)
+    assert torch.equal(before["noise_head.weight"], after["noise_head.weight"])
+    assert not torch.equal(before["stem.weight"], after["stem.weight"])
+    pipe = ImageGenerationPipeline.from_pretrained(run)
+    assert len(pipe(batch_size=2, num_inference_steps=2).images) == 2
+    assert pipe.unet.active_head == "noise"
+
+
+def test_a_pixel_classifier_learns_beside_a_ddpm_run(options, tmp_path):
+    ddpm = noise_predictor(options, tmp_path / "ddpm")
+    config = SegmentationConfig(learn="pixel_classifier")
+    few = replace(options, model=str(ddpm), segmentation=config, frozen_features=FrozenFeaturesConfig((10, 100)))
+    run = train_segmentation(few)
+    before, after = weights(ddpm), weights(run)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    pipe = SegmentationPipeline.from_pretrained(run)
+    assert pipe.classifier.config.timesteps == [10, 100] and pipe.num_classes == 2
+    assert "one of 2 classes" in (run / "README.md").read_text()
+    masks = segment(Segment(run=run, inputs=(options.data.data,)))
+    assert len(list(masks.glob("*-overlay.png"))) == 12
+
+
+def test_options_of_another_way_to_learn_are_refused(options):
+    with pytest.raises(ValueError, match="reads no features; set learn='pixel_classifier'"):
+        train_segmentation(replace(options, frozen_features=FrozenFeaturesConfig(timesteps=(5,))))
+    joint = JointConfig(denoising_weight=1.0)
+    with pytest.raises(ValueError, match="learn is 'pixel_classifier' and joint is .*trunk does not learn"):
+        train_segmentation(replace(options, joint=joint, segmentation=SegmentationConfig(learn="pixel_classifier")))
+    assert not options.output.exists()
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
+    whole = train_segmentation(replace(options, output=tmp_path / "whole"))
+    with power_cut(SegmentationTask, 4):
+        train_segmentation(options)
+    a, b = weights(train_segmentation(options)), weights(whole)
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+@pytest.mark.parametrize(
+    ("loss", "balance", "border"),
+    [("cross_entropy", True, False), ("cross_entropy", False, True), ("dice", False, False), ("both", True, True)],
+)
+def test_every_loss_trains(options, loss, balance, border):
+    options.segmentation = SegmentationConfig(loss=loss, balance_classes=balance)
+    options.data = replace(options.data, border_weights=border)
+    options.training = replace(options.training, steps=40, learning_rate=1e-2, log_every=10)
+    losses = series(read_metrics(train_segmentation(options) / "metrics.jsonl"), "loss")[1]
+    assert losses[-1] < losses[0]
+
+
+def test_the_unpadded_network_learns_from_masks_cut_to_its_output(options, tmp_path):
+    squares(tmp_path / "large", count=4, side=80)
+    network = {"channels": [4, 8, 8], "block": "plain", "norm": "none", "padding": "valid", "time_embedding": None}
+    Path(options.model).write_text(json.dumps({**network, "attention": [False] * 3}))
+    folder = tmp_path / "large"
+    options.data = MaskedDataConfig(
+        data=str(folder / "images"), masks=str(folder / "masks"), validation_fraction=0.25, crop_size=64
+    )
+    options.training = replace(options.training, batch_size=2)
+    pipe = SegmentationPipeline.from_pretrained(train_segmentation(options))
+    assert pipe(str(folder / "images" / "00.png")).masks[0].size == (80, 80)
+
+
+def test_data_that_cannot_be_trained_on_are_refused_before_training(options, tmp_path):
+    values = np.zeros((16, 16), dtype=np.uint8)
+    values[3:9, 3:9] = 7
+    Image.fromarray(values).save(tmp_path / "data" / "masks" / "03.png")
+    options.data = replace(options.data, num_classes=2)
+    with pytest.raises(ValueError, match="cannot be trained on"):
+        train_segmentation(options)
+    assert not options.output.exists()
+
+
+def test_dice_takes_no_class_weights():
+    with pytest.raises(ValueError, match="set loss='both'"):
+        SegmentationConfig(loss="dice", balance_classes=True)

@@ -1,0 +1,223 @@
+"""The code blocks of the documents, and what types them one after the other.
+
+A block marked `python`, `bash` or `sh` is typed; others are shown only. A comment directly before a block says why it
+is not: `<!-- not run: REASON -->`. Its commands are still parsed. `make` and `pip` are looked up, never run.
+"""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import tyro
+
+from unet_diffusion import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [
+    *(path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if path.exists()),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+TYPED = ("python", "bash", "sh")
+SHOWN = ("text", "json", "yaml", "toml", "mermaid")
+BLOCK = re.compile(
+    r"(?:^ *<!-- not run:(?P<reason>.*?)-->\n)?^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<text>.*?)^ *```$",
+    re.M | re.S,
+)
+
+OPTIONS = re.compile(r"tyro|unet_diffusion\.cli")  # in a script that takes options
+
+# What is changed before a document is typed, so that it takes seconds: what is written, and what is typed instead.
+INSTEAD = {
+    "README.md": {
+        "--crop-size 64": "--crop-size 16",
+        "num_inference_steps=1000": "num_inference_steps=2",
+        "launch scripts/train_ddpm.py --output runs/mine": "launch scripts/train_ddpm.py --output runs/launched",
+        "unet(images)": "unet(torch.zeros(2, 3, 16, 16))",
+    },
+    "docs/tutorial.md": {"--crop-size 64": "--crop-size 16"},
+    "docs/segmentation.md": {"--crop-size 388": "--crop-size 16"},
+    "docs/scaling.md": {"--output runs/mine --data path/to/shards": "--output runs/streamed --data path/to/shards"},
+}
+# Options that are added to commands for the same reason; the last one counts.
+TRAINING = "--steps 2 --batch-size 4 --warmup-steps 1 --trackers"
+ADDED = {
+    "train-ddpm": f"--image-size 16 --preview-images 4 {TRAINING}",
+    "train-classifier": f"--image-size 16 --widths 4 8 {TRAINING}",
+    "train-segmentation": TRAINING,
+    "evaluate-generation": "--image-size 16 --count 64 --steps 2",
+    "sample": "--steps 2",
+}
+TRAINED = ("train-ddpm", "train-segmentation")  # from `SMALL`, unless the document names the folder of a run
+SMALL = {"channels": [8, 16], "head_channels": 8}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document.
+
+    Attributes:
+        document: the file that it is in.
+        line: where its text starts, from 1.
+        language: what stands behind the fence.
+        text: what is in it.
+        reason: why it is not run; None: it is.
+    """
+
+    document: Path
+    line: int
+    language: str
+    text: str
+    reason: str | None
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is typed: a block of commands that is not marked."""
+        return self.language in TYPED and self.reason is None
+
+    def __str__(self) -> str:
+        return f"{name_of(self.document)}:{self.line}"
+
+
+def blocks(document: Path) -> list[Block]:
+    """All fenced blocks of a document, in their order."""
+    text = document.read_text(encoding="utf-8")
+    return [
+        Block(
+            document,
+            text.count("\n", 0, match.start("text")) + 1,
+            match["language"].strip(),
+            textwrap.dedent(match["text"]),
+            None if match["reason"] is None else match["reason"].strip(),
+        )
+        for match in BLOCK.finditer(text)
+    ]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of a shell block.
+
+    Attributes:
+        line: how it is written, continued lines joined.
+        words: what it consists of, without settings of the environment.
+    """
+
+    line: str
+    words: list[str]
+
+    @property
+    def place(self) -> int:
+        """Where Python, Accelerate or torchrun are given a script; 0 in other commands."""
+        if self.words[0] not in ("python", "accelerate", "torchrun") or "-m" in self.words:
+            return 0
+        return next((i for i, word in enumerate(self.words) if word.endswith(".py")), 0)
+
+    @property
+    def script(self) -> Path | None:
+        """The script, which must be there."""
+        script = ROOT / self.words[self.place]
+        assert not self.place or script.is_file(), f"no script {script}"
+        return script if self.place else None
+
+    @property
+    def job(self) -> str:
+        """Which job of ours it does, under its own name or by a script; "" if none."""
+        name = self.script.stem.replace("_", "-") if self.script else "".join(self.words[1:2])
+        return name if self.words[0] == "unet-diffusion" or name in cli.COMMANDS else ""
+
+    def run(self) -> None:
+        """Runs it: ours and scripts in this process, which has imported everything, others in a shell."""
+        if self.words[0] == "unet-diffusion":
+            assert self.job in cli.COMMANDS, f"no command {self.job}"
+            cli.run(self.job, self.words[2:])
+        elif self.script:
+            arguments = [str(self.script), *self.words[self.place + 1 :]]
+            with patch.object(sys, "argv", arguments), patch.object(sys, "path", [str(self.script.parent), *sys.path]):
+                runpy.run_path(str(self.script), run_name="__main__")
+        else:
+            subprocess.run(["bash", "-c", self.line], check=True)
+
+    def parse(self) -> None:
+        """Raises `AssertionError` or `SystemExit` where it names what is not there, or an option that is not."""
+        if self.words[0] == "make":
+            for word in self.words[1:]:
+                name, variable, _ = word.partition("=")
+                defined = re.escape(name) + (r" \?=" if variable else ":")
+                assert re.search(f"^{defined}", (ROOT / "Makefile").read_text(), re.M), f"no target or variable {name}"
+        elif self.words[:2] == ["pip", "install"]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            for name in re.findall(r"(?:\.|unet-diffusion)\[([\w,-]+)\]", self.line):
+                assert set(name.split(",")) <= set(extras), f"no extra {name}"
+        elif self.words[0] == "unet-diffusion" or (self.script and OPTIONS.search(self.script.read_text())):
+            with pytest.raises(Parsed), patch.object(tyro, "cli", partial(options_only, tyro.cli)):
+                self.run()
+
+    def shortened(self) -> "Command":
+        """The same with the options that make it short."""
+        added = shlex.split(ADDED.get(self.job, ""))
+        if self.job in TRAINED:
+            model = self.words[self.words.index("--model") + 1] if "--model" in self.words else ""
+            added = [*([] if model and Path(model).is_dir() else ["--model", "small.json"]), *added]
+        return Command(self.line, [*self.words, *added])
+
+
+class Parsed(Exception):
+    """The options of a command were accepted."""
+
+
+def options_only(parser: Callable[..., object], *args: object, **kwargs: object) -> None:
+    """In place of `tyro.cli`: ends the command when it has read its options."""
+    parser(*args, **kwargs)
+    raise Parsed
+
+
+def commands(text: str) -> list[Command]:
+    """The commands of a shell block."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.match(r"[A-Z_0-9]+=", words[0]):
+            words = words[1:]
+        if words:
+            found.append(Command(line, words))
+    return found
+
+
+def type_document(document: Path) -> dict[str, object]:
+    """Runs all blocks of a document that are not marked, in the working directory.
+
+    Returns:
+        The names that the Python blocks, which share them, have left.
+    """
+    instead = INSTEAD.get(name_of(document), {})
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(document):
+        if not block.is_run:
+            continue
+        text = block.text
+        for written, typed in instead.items():
+            text = text.replace(written, typed)
+        if block.language == "python":
+            exec(compile("\n" * (block.line - 1) + text, str(document), "exec"), names)
+            continue
+        for command in commands(text):
+            if command.words[0] in ("make", "pip"):
+                command.parse()
+            else:
+                command.shortened().run()
+    return names
+
+
+def name_of(document: Path) -> str:
+    """The path of a document in the repository."""
+    return str(document.relative_to(ROOT))

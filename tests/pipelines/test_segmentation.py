@@ -1,0 +1,356 @@
+"""The segmentation pipeline: what it computes, what it refuses, how it is saved."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from PIL import Image
+from torch import nn
+
+from tests.support.segmentation import SMALL, image, network, pipeline, saved
+from unet_diffusion import UNet
+from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.palette import colour
+from unet_diffusion.network.maps import channels_last
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationOutput, SegmentationPipeline
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def expected_probabilities(unet: UNet, pixels: np.ndarray) -> torch.Tensor:
+    """What the pipeline should compute, in one line of torch: (K, H, W)."""
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        return unet(images, head="segmentation").logits.softmax(dim=1)[0]
+
+
+# --- what it computes ---
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 30), (33, 8)])
+def test_probabilities_masks_and_uncertainty_are_those_of_the_network(size):
+    pipe = pipeline()
+    pixels = image(*size)
+    expected = expected_probabilities(pipe.unet, pixels)
+    output = pipe(pixels, output_type="pt")
+    assert isinstance(output, SegmentationOutput)
+    torch.testing.assert_close(output.probabilities[0], expected, rtol=0, atol=1e-5)
+    assert torch.equal(output.masks[0], output.probabilities[0].argmax(dim=0))
+    entropy = -(expected * expected.log()).sum(dim=0) / np.log(3)
+    torch.testing.assert_close(output.uncertainty[0], entropy, rtol=0, atol=1e-4)
+
+
+def test_uncertainty_is_1_for_equal_scores_and_0_for_certain_ones():
+    pipe = pipeline()
+    nn.init.zeros_(pipe.unet.segmentation_head.weight)
+    nn.init.zeros_(pipe.unet.segmentation_head.bias)
+    assert pipe(image(8, 8), output_type="np").uncertainty[0] == pytest.approx(np.ones((8, 8)), abs=1e-6)
+    pipe.unet.segmentation_head.bias.data[1] = 200.0
+    output = pipe(image(8, 8), output_type="np")
+    assert not output.uncertainty[0].any()
+    assert (output.masks[0] == 1).all()
+
+
+def test_every_kind_of_input_gives_the_same_mask(tmp_path):
+    pipe = pipeline(network(in_channels=3, out_channels=3))
+    pixels = image(20, 14, 3)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    inputs = [
+        pixels,
+        Image.fromarray(pixels),
+        str(tmp_path / "image.png"),
+        tmp_path / "image.png",
+        tensor,
+        tensor[None],
+        [pixels],
+    ]
+    masks = [pipe(each, output_type="np").masks for each in inputs]
+    assert all(len(mask) == 1 and np.array_equal(mask[0], masks[0][0]) for mask in masks)
+    assert masks[0][0].shape == (20, 14)
+
+
+def test_a_list_of_different_sizes_gives_each_its_own_mask_and_batching_changes_nothing():
+    pipe = pipeline()
+    sizes = [(9, 12), (9, 12), (20, 5), (9, 12)]
+    images = [image(*size, seed=seed) for seed, size in enumerate(sizes)]
+    together = pipe(images, output_type="np")
+    assert [mask.shape for mask in together.masks] == sizes
+    for pixels, probabilities in zip(images, together.probabilities):
+        np.testing.assert_allclose(pipe(pixels, output_type="np").probabilities[0], probabilities, atol=1e-5)
+
+
+def test_grey_images_may_lack_the_channel_axis():
+    pipe = pipeline()
+    pixels = image(11, 7)
+    assert np.array_equal(pipe(pixels[..., 0], output_type="np").masks[0], pipe(pixels, output_type="np").masks[0])
+
+
+def test_orientation_by_exif_is_applied(tmp_path):
+    pixels = image(6, 10)
+    stored = Image.fromarray(pixels[..., 0])
+    exif = stored.getexif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    stored.save(tmp_path / "turned.png", exif=exif)
+    assert pipeline()(tmp_path / "turned.png").masks[0].size == (6, 10)
+
+
+def test_stored_values_are_mapped_by_the_pixel_range():
+    """12-bit values in 16 bits: 0..4095 to [-1, 1], as 8-bit values that are the same share of their range."""
+    unet = network()
+    eight = np.arange(0, 256, 17, dtype=np.uint8).reshape(4, 4, 1)  # 0, 17, ... 255 = 15 * 17; 4095 = 15 * 273
+    twelve = eight.astype(np.uint16) // 17 * 273
+    deep = pipeline(unet, pixel_range=PixelRange((0.0,), (4095.0,), "uint16").to_dict())
+    expected = pipeline(unet)(eight, output_type="np").probabilities[0]
+    np.testing.assert_allclose(deep(twelve, output_type="np").probabilities[0], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="uint8, but the network was trained on uint16"):
+        deep(eight)
+
+
+# --- output ---
+
+
+def test_pil_masks_hold_the_indices_and_the_palette():
+    palette = [[0, 0, 0], [10, 20, 30], [200, 100, 50]]
+    mask = pipeline(palette=palette)(image(30, 30)).masks[0]
+    indices = np.asarray(mask)
+    assert mask.mode == "P"
+    assert np.array_equal(np.asarray(mask.convert("RGB")), np.array(palette, dtype=np.uint8)[indices])
+    assert len(np.unique(indices)) > 1
+
+
+def test_output_types():
+    pipe = pipeline()
+    assert pipe(image(8, 9), output_type="np").masks[0].dtype == np.uint8
+    assert pipe(image(8, 9), output_type="pt").masks[0].dtype == torch.int64
+    masks, probabilities, uncertainty = pipe(image(8, 9), return_dict=False)
+    assert (masks[0].size, probabilities[0].shape, uncertainty[0].shape) == ((9, 8), (3, 8, 9), (8, 9))
+    lean = pipe(image(8, 9), return_probabilities=False)
+    assert (lean.masks, lean.probabilities, lean.uncertainty) == (masks, None, None)
+
+
+def test_overlay_shows_classes_over_the_image():
+    pipe = pipeline()
+    shown = np.asarray(pipe.overlay(np.full((1, 2), 100, dtype=np.uint8), np.array([[0, 1]]), opacity=0.25))
+    assert shown[0, 0].tolist() == [100, 100, 100]
+    assert shown[0, 1].tolist() == [round(75 + 0.25 * channel) for channel in colour(1)]
+    with pytest.raises(ValueError, match="4x4"):
+        pipe.overlay(image(4, 4), np.zeros((4, 5)))
+
+
+# --- tiles, augmentation, noise ---
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_tiles_give_what_the_whole_gives(augment):
+    pipe = pipeline(network(norm="none", attention=(False, False)), scheduler=DDPMScheduler())
+    arguments = {"augment": augment, "timesteps": [3, 200], "num_draws": 2, "output_type": "np"}
+    pixels = image(61, 87)
+    whole = pipe(pixels, generator=torch.manual_seed(5), **arguments)
+    tiles = pipe(pixels, tile_size=16, generator=torch.manual_seed(5), **arguments)
+    np.testing.assert_allclose(tiles.probabilities[0], whole.probabilities[0], atol=1e-5)
+
+
+def test_unpadded_networks_segment_images_of_any_size():
+    unet = network(out_channels=None, padding="valid", norm="none", attention=(False, False), time_embedding=None)
+    pipe = pipeline(unet)
+    for size in [(1, 1), (5, 40), (50, 33)]:
+        whole = pipe(image(*size), output_type="np")
+        tiles = pipe(image(*size), tile_size=8, output_type="np")
+        assert whole.masks[0].shape == size
+        np.testing.assert_allclose(tiles.probabilities[0], whole.probabilities[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_maps_lie_as_the_network_is_fastest(channels):
+    """Channels last, grey images too: for PyTorch, one channel lies in both ways, and then the maps would not."""
+    pipe = pipeline(network(in_channels=channels, out_channels=channels))
+    formats = []
+    pipe.unet.stem.register_forward_hook(lambda module, images, maps: formats.append(maps.stride()[1]))
+    pipe(image(12, 10, channels))
+    assert formats == [1]
+
+
+def test_channels_last_changes_no_value():
+    images = torch.randn(2, 1, 3, 5)
+    for each in (images, images.expand(2, 3, 3, 5), images[..., ::2], images.double()):
+        lying = channels_last(each)
+        assert torch.equal(lying, each) and lying.dtype == each.dtype
+        assert lying.stride() == (each[0].numel(), 1, each.shape[3] * each.shape[1], each.shape[1])
+
+
+def test_augmentation_is_the_mean_over_the_eight_symmetries():
+    pipe = pipeline()
+    pixels = image(10, 7)
+    means = []
+    for quarters in range(4):
+        for mirror in (False, True):
+            seen = np.rot90(pixels, quarters)
+            seen = np.ascontiguousarray(seen[:, ::-1] if mirror else seen)
+            chances = expected_probabilities(pipe.unet, seen).numpy()
+            means.append(np.rot90(chances[..., ::-1] if mirror else chances, -quarters, axes=(1, 2)))
+    output = pipe(pixels, augment=True, output_type="np")
+    np.testing.assert_allclose(output.probabilities[0], np.mean(means, axis=0), atol=1e-5)
+
+
+def test_augmented_masks_turn_with_the_image():
+    pipe = pipeline()
+    pixels = image(12, 12)
+    upright = pipe(pixels, augment=True, output_type="np").probabilities[0]
+    turned = pipe(np.ascontiguousarray(np.rot90(pixels)), augment=True, output_type="np").probabilities[0]
+    np.testing.assert_allclose(turned, np.rot90(upright, axes=(1, 2)), atol=1e-5)
+
+
+def test_timestep_0_without_noise_is_the_clean_image():
+    """A schedule whose first beta is 0 adds no noise at t = 0, the network's own segmentation timestep."""
+    pipe = pipeline(scheduler=DDPMScheduler(trained_betas=np.linspace(0, 0.02, 1000)))
+    clean = pipe(image(8, 8), output_type="np").probabilities[0]
+    noisy = pipe(image(8, 8), timesteps=[0], output_type="np").probabilities[0]
+    np.testing.assert_allclose(noisy, clean, atol=1e-6)
+
+
+def test_draws_and_timesteps_are_averaged_and_follow_the_generator():
+    pipe = pipeline(scheduler=DDIMScheduler())
+    pixels = image(16, 16)
+
+    def chances(seed: int, **arguments) -> np.ndarray:
+        return pipe(pixels, generator=torch.manual_seed(seed), output_type="np", **arguments).probabilities[0]
+
+    one = chances(1, timesteps=[500])
+    assert np.array_equal(one, chances(1, timesteps=[500]))
+    assert not np.allclose(one, chances(2, timesteps=[500]), atol=1e-3)
+    both = chances(1, timesteps=[500, 500])
+    assert np.array_equal(both, chances(1, timesteps=[500], num_draws=2))
+    spread = [np.std([chances(s, timesteps=[500], num_draws=n) for s in range(8)], axis=0).mean() for n in (1, 16)]
+    assert spread[1] / spread[0] == pytest.approx(1 / 4, rel=0.5)  # the mean of 16 draws has a quarter of the spread
+
+
+def test_the_network_is_left_as_it_was():
+    unet = network()
+    pipe = pipeline(unet, scheduler=DDPMScheduler())
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    pipe(image(9, 9), augment=True, timesteps=[1], tile_size=8)
+    assert unet.active_head == "noise"
+    assert not unet.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+    assert all(parameter.is_contiguous() for parameter in unet.parameters())
+    assert unet(torch.zeros(1, 1, 8, 8), 1).sample is not None
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"image": np.zeros((4, 4, 3), dtype=np.uint8)},
+            r'3 channels, but the network takes 1; pass image.convert\("L"\)',
+        ),
+        ({"image": np.zeros((4, 4), dtype=np.float32)}, "float32, but the network was trained on uint8"),
+        ({"image": torch.zeros(4, 4, dtype=torch.uint8)}, r"\(C, H, W\) or \(B, C, H, W\)"),
+        ({"image": torch.full((1, 4, 4), torch.nan)}, "NaN"),
+        ({"image": "nowhere.png"}, "nowhere.png cannot be read"),
+        ({"tile_size": 0}, "tile_size is 0"),
+        ({"output_type": "jpg"}, "output_type is 'jpg'"),
+        ({"num_draws": 0}, "num_draws is 0"),
+        ({"num_draws": 2}, "num_draws is 2.*pass timesteps"),
+        ({"timesteps": [1]}, "no scheduler"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline()(**{"image": np.zeros((4, 4), dtype=np.uint8), **arguments})
+
+
+def test_wrong_timesteps_are_refused():
+    with pytest.raises(ValueError, match="from 0 to 999"):
+        pipeline(scheduler=DDPMScheduler())(image(4, 4), timesteps=[1000])
+    timeless = network(time_embedding=None, out_channels=None)
+    with pytest.raises(ValueError, match="time_embedding is None"):
+        pipeline(timeless, scheduler=DDPMScheduler())(image(4, 4), timesteps=[1])
+
+
+@pytest.mark.parametrize("option", [{"norm": "batch"}, {"dropout": 0.5}])
+def test_a_network_in_training_mode_is_refused_where_it_matters(option):
+    pipe = pipeline(network(**option).train())
+    with pytest.raises(ValueError, match=r"call pipe.unet.eval\(\)"):
+        pipe(image(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"unet": UNet(**SMALL)}, r"to_segmentation\(K\)"),
+        ({"class_names": ["a"]}, "class_names has 1 entries.*3 classes"),
+        ({"palette": [[0, 0, 0]]}, "palette has 1 entries"),
+        ({"palette": [[0, 0, 0], [0, 0], [0, 0, 0]]}, "red, green and blue"),
+        ({"pixel_range": {"low": [1], "high": [0], "dtype": "uint8"}}, "range is 1.0 to 0.0"),
+    ],
+)
+def test_wrong_components_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**arguments)
+
+
+# --- saving and loading ---
+
+
+def test_a_fresh_process_loads_it_without_a_warning_and_computes_the_same(tmp_path):
+    pipe = saved(tmp_path / "run")
+    np.save(tmp_path / "image.npy", image(20, 15))
+    program = f"""
+import numpy as np, unet_diffusion
+from unet_diffusion.pipelines import SegmentationPipeline
+pipe = SegmentationPipeline.from_pretrained({str(tmp_path / "run")!r})
+np.save({str(tmp_path / "out.npy")!r}, pipe({str(tmp_path / "image.npy")!r}, output_type="np").probabilities[0])
+print(pipe.class_names, pipe.palette, pipe.pixel_range.high)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    warnings = [line for line in done.stderr.splitlines() if line.strip() and "it/s" not in line]
+    assert warnings == []
+    assert done.stdout.strip() == "['ground', 'cell', 'border'] [[0, 0, 0], [1, 2, 3], [4, 5, 6]] (200.0,)"
+    expected = pipe(image(20, 15), output_type="np").probabilities[0]
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_the_scheduler_is_optional(tmp_path):
+    pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == [None, None]
+    assert index["unet"] == ["unet_diffusion.unet", "UNet"]
+    assert SegmentationPipeline.from_pretrained(tmp_path).scheduler is None
+
+
+def test_stock_and_generating_pipelines_load_what_it_saved(tmp_path, caplog):
+    saved(tmp_path)
+    logging.getLogger("diffusers").propagate = True
+    try:
+        assert DDPMPipeline.from_pretrained(tmp_path).unet.config.num_classes == 3
+        assert ImageGenerationPipeline.from_pretrained(tmp_path).pixel_range.high == (200.0,)
+    finally:
+        logging.getLogger("diffusers").propagate = False
+    assert not [record.getMessage() for record in caplog.records if "_palette" in record.getMessage()]
+
+
+def test_it_works_as_a_custom_pipeline(tmp_path):
+    pipe = saved(tmp_path)
+    custom = DiffusionPipeline.from_pretrained(
+        tmp_path, custom_pipeline=str(REPOSITORY / "pipelines" / "segmentation.py"), trust_remote_code=True
+    )
+    expected = pipe(image(9, 9), output_type="np").masks[0]
+    assert np.array_equal(custom(image(9, 9), output_type="np").masks[0], expected)
+    assert custom.class_names == ["ground", "cell", "border"]
+
+
+def test_from_pipe_keeps_range_names_and_palette(tmp_path):
+    again = SegmentationPipeline.from_pipe(saved(tmp_path))
+    assert again.class_names == ["ground", "cell", "border"]
+    assert again.palette[2] == [4, 5, 6]
+    assert again.pixel_range.high == (200.0,)

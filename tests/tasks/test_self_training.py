@@ -1,0 +1,224 @@
+"""Masks of the network's own: the loss, when it sets in, going on after a stop, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from tests.support.tiny import power_cut, squares
+from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task, settled_joint, train_segmentation
+from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
+from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.masked.unlabelled import JointConfig
+from unet_diffusion.data.sets import DataConfig
+from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.segmentation.losses import IGNORE_INDEX
+from unet_diffusion.tasks.joint import JointTask
+from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.self_training import IMAGE, SelfTrainingTask, aligned, class_shares
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics, series
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("self-training")
+    squares(folder)
+    (folder / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
+    return folder
+
+
+@pytest.fixture
+def options(place, tmp_path) -> TrainSegmentation:
+    images, masks = (str(place / name) for name in ("images", "masks"))
+    return TrainSegmentation(
+        data=MaskedDataConfig(data=images, masks=masks, channels=3, validation_fraction=0.25, max_labels=8),
+        output=tmp_path / "run",
+        model=str(place / "network.json"),
+        segmentation=SegmentationConfig(preview_images=2),
+        joint=JointConfig(self_training_weight=0.5, confidence=0.87),
+        augmentation=AugmentationConfig(elastic=1.0),
+        training=TrainingConfig(
+            steps=16, batch_size=4, warmup_steps=1, log_every=2, validate_every=4, checkpoint_every=2, trackers=()
+        ),
+    )
+
+
+def task_of(options: TrainSegmentation) -> SelfTrainingTask:
+    task = make_task(options, load_masked(options.data, options.training.seed))
+    assert isinstance(task, SelfTrainingTask)
+    return task
+
+
+def batch_at(options: TrainSegmentation, task, step: int) -> dict[str, torch.Tensor]:
+    return next(task.batches(make_accelerator(options.training, options.output), options.training, step))
+
+
+def generators() -> list[torch.Generator]:
+    return [keyed_generator(7, i) for i in range(4)]
+
+
+def undecided(task: SelfTrainingTask) -> None:
+    """Weights with which some pixels are sure and some are not."""
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(task.network.segmentation_head.weight, std=0.3, generator=generator)
+
+
+def test_the_loss_is_the_sum_computed_by_hand(options):
+    task = task_of(options)
+    undecided(task)
+    batch, random = batch_at(options, task, step=7), generators()
+    losses = task.loss(task.network, batch, generators())
+
+    images, masks, _ = augment(batch["image"] / 127.5 - 1, batch["mask"], options.augmentation, random)
+    logits = task.network(images).logits
+    valid = masks != IGNORE_INDEX
+    each = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none").sum((1, 2))
+    supervised = (each / valid.sum((1, 2))).mean()
+
+    unlabelled = batch[IMAGE] / 127.5 - 1
+    probability = task.network(unlabelled).logits.softmax(dim=1)[:, 1]
+    draws = [divmod(draw, 6) for draw in range(256)]  # squares are uncut here, so each counts 42 or 43 times
+    share = sum((task.train[draw]["mask"] == 1).float().mean().item() for draw in draws) / 256
+    odds = probability / (1 - probability)
+    odds = odds * share / (1 - share) / (probability.mean() / (1 - probability.mean()))  # aligned
+    own = (odds > 1).long()
+    own[(odds < 0.87 / 0.13) & (odds > 0.13 / 0.87)] = IGNORE_INDEX
+    assert 0.1 < (own != IGNORE_INDEX).float().mean() < 0.9
+    varied, own_masks, _ = augment(unlabelled, own, replace(options.augmentation, colour=0.5), random)
+    rows = task.network(varied).logits.log_softmax(dim=1)
+    picked = rows.gather(1, own_masks.clamp(max=1)[:, None])[:, 0]
+    unsupervised = -(picked * (own_masks != IGNORE_INDEX)).sum() / own_masks.numel()
+
+    found = [losses[name].item() for name in ("segmentation_loss", "self_training_loss", "loss")]
+    expected = [supervised.item(), unsupervised.item(), (supervised + 0.5 * unsupervised).item()]
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert losses["sure"].item() == pytest.approx((own != IGNORE_INDEX).float().mean().item())
+
+
+def test_where_nothing_is_sure_the_masks_alone_teach(options):
+    gradients = []
+    for joint in (JointConfig(self_training_weight=9.0, confidence=0.999999), JointConfig()):
+        torch.manual_seed(0)
+        task = make_task(replace(options, joint=joint), load_masked(options.data, options.training.seed))
+        undecided(task)
+        losses = task.loss(task.network, batch_at(options, task, step=7), generators())
+        if isinstance(losses, dict):
+            assert losses["sure"] == losses["self_training_loss"] == 0
+            losses = losses["loss"]
+        losses.backward()
+        gradients.append([parameter.grad for parameter in task.network.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_shares_are_those_of_masks_as_they_are_cut(options):
+    options.data = replace(options.data, crop_size=6)  # so that the middle of 16 pixels is seen more often
+    train = load_masked(options.data, options.training.seed).train
+    shares = class_shares(train, 2)
+    expected = torch.stack([(train[epoch, i]["mask"] == 1).float().mean() for epoch in range(200) for i in range(6)])
+    assert shares.sum() == 1 and shares[1] == pytest.approx(expected.mean().item(), abs=0.05)
+    whole = train.class_counts().float()
+    assert shares[1] > 1.2 * (whole[1] / whole.sum())
+
+
+def test_alignment_moves_the_means_and_keeps_the_sure():
+    torch.manual_seed(0)
+    probabilities = torch.randn(4, 3, 8, 8).mul(2).softmax(dim=1)
+    found = aligned(probabilities, probabilities.mean((0, 2, 3)))
+    torch.testing.assert_close(found, probabilities)  # what is as expected stays
+    shares = torch.tensor([0.7, 0.2, 0.1])
+    found = aligned(probabilities, shares)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(4, 8, 8))
+    before, after = ((each.mean((0, 2, 3)) - shares).abs().sum() for each in (probabilities, found))
+    assert after < before / 2
+    sure = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
+    torch.testing.assert_close(aligned(sure, torch.tensor([0.2, 0.8])), sure)
+    assert torch.equal(aligned(sure, torch.tensor([0.0, 1.0])), torch.zeros_like(sure))  # a class that no mask has
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_it_sets_in_after_a_tenth_of_the_steps(options, accumulate):
+    options.training = replace(options.training, steps=25, accumulate=accumulate)
+    task = task_of(options)
+    batches = task.batches(make_accelerator(options.training, options.output), options.training, 1)
+    expected = [step >= 3 for step in range(1, 8) for _ in range(accumulate)]  # of 25 steps
+    assert [IMAGE in next(batches) for _ in expected] == expected
+
+
+def test_images_beyond_the_labels_are_used_and_held_out_ones_are_not(options):
+    task = task_of(options)
+    assert (len(task.train), len(task.validation), len(task.images)) == (6, 2, 10)
+    held_out = {task.validation[i]["image"].numpy().tobytes() for i in range(2)}
+    assert held_out.isdisjoint(task.images[i]["image"].numpy().tobytes() for i in range(10))
+    assert "without masks" in task.describe(make_accelerator(options.training, options.output), options.training, 7, [])
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
+    whole = train_segmentation(replace(options, output=tmp_path / "whole"))
+    with power_cut(SelfTrainingTask, 6):
+        train_segmentation(options)
+    train_segmentation(options)
+    a, b = (load_file(run / "checkpoints/step-00000016/model.safetensors") for run in (options.output, whole))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)
+    logged = [series(read_metrics(run / "metrics.jsonl"), "self_training_loss") for run in (options.output, whole)]
+    assert logged[0] == logged[1]
+    assert [value > 0 for value in logged[0][1]] == [False] + 7 * [True]
+
+
+def test_noise_prediction_and_self_training_add_up(options):
+    options.joint = replace(options.joint, denoising_weight=0.3)
+    task = make_task(options, load_masked(options.data, options.training.seed))
+    assert isinstance(task, JointTask) and isinstance(task.segmentation, SelfTrainingTask)
+    undecided(task.segmentation)
+    losses = task.loss(task.network, batch_at(options, task, step=7), generators())
+    parts = [losses[f"{name}_loss"].item() for name in ("segmentation", "self_training", "denoising")]
+    assert min(parts) > 0
+    assert losses["loss"].item() == pytest.approx(parts[0] + 0.5 * parts[1] + 0.3 * parts[2], rel=1e-5)
+
+
+def test_without_a_weight_there_is_no_self_training(options):
+    task = make_task(replace(options, joint=JointConfig()), load_masked(options.data, options.training.seed))
+    assert type(task) is SegmentationTask
+
+
+def test_what_cannot_train_itself_is_refused(options, tmp_path):
+    with pytest.raises(ValueError, match="augment is off, but self-training learns from the difference"):
+        train_segmentation(replace(options, augment=False))
+    valid = {"block": "plain", "norm": "none", "padding": "valid", "channels": [4, 8], "time_embedding": None}
+    (tmp_path / "valid.json").write_text(json.dumps({**valid, "attention": [False, False]}))
+    with pytest.raises(ValueError, match="the network has padding='valid'"):
+        train_segmentation(replace(options, model=str(tmp_path / "valid.json")))
+    for wrong in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"confidence is {wrong}, but is a probability"):
+            JointConfig(self_training_weight=1.0, confidence=wrong)
+    with pytest.raises(ValueError, match="self_training_weight is -1.0, but must be at least 0"):
+        JointConfig(self_training_weight=-1.0)
+    assert not options.output.exists()
+
+
+def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(options, tmp_path):
+    ddpm = DataConfig(data=options.data.data, channels=3, validation_fraction=0.0)
+    train_ddpm(TrainDDPM(tmp_path / "ddpm", options.model, ddpm, training=replace(options.training, steps=1)))
+    few = replace(options, model=str(tmp_path / "ddpm"), joint=JointConfig())
+    everything = replace(few, data=replace(few.data, max_labels=None))
+    named = replace(everything, joint=JointConfig(unlabelled=options.data.data))
+    frozen = replace(few, segmentation=SegmentationConfig(learn="pixel_classifier"))
+    scratch = replace(few, model=options.model)
+    weights = [
+        settled_joint(each).self_training_weight
+        for each in (few, named, everything, scratch, frozen, replace(few, augment=False))
+    ]
+    assert weights == [1, 1, 0, 0, 0, 0]
+    assert settled_joint(replace(few, joint=JointConfig(self_training_weight=0.0))).self_training_weight == 0
+    run = train_segmentation(few)
+    assert json.loads((run / "config.json").read_text())["joint"]["self_training_weight"] == 1
+    assert series(read_metrics(run / "metrics.jsonl"), "self_training_loss")[1]
+    with pytest.raises(ValueError, match="so that nothing learns from these images"):
+        settled_joint(replace(scratch, joint=JointConfig(unlabelled=options.data.data)))

@@ -1,0 +1,175 @@
+"""Steps whose loss or gradient is not finite: what they leave alone, how they are counted, and when they end a run."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.tiny import squares
+from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task
+from unet_diffusion.data.masked.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.masked.unlabelled import JointConfig
+from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.joint import JointTask
+from unet_diffusion.tasks.segmentation import SegmentationTask
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics
+
+STEPS = 6
+
+
+@pytest.fixture
+def options(tmp_path) -> TrainDDPM:
+    """A run with BatchNorm, whose running means a lost step would spoil, and a checkpoint after every step."""
+    network = tmp_path / "network.json"
+    network.write_text(json.dumps({"channels": [8, 16], "head_channels": 8, "norm": "batch"}))
+    training = TrainingConfig(
+        steps=STEPS,
+        batch_size=4,
+        warmup_steps=1,
+        log_every=2,
+        checkpoint_every=1,
+        keep_checkpoints=STEPS,
+        max_skipped_steps=2,
+        trackers=(),
+    )
+    data = DataConfig(max_images=40, validation_fraction=0.1, image_size=8)
+    return TrainDDPM(tmp_path / "run", str(network), data, DiffusionConfig(preview_images=4), training)
+
+
+def spoil(monkeypatch, steps: set[int], how: str = "loss", accumulate: int = 1) -> list[torch.Tensor]:
+    """Makes a number of these steps be lost; returns a list to which the images of every forward pass are added."""
+    compute, seen = DiffusionTask.loss, []
+
+    def spoilt(self, unet, batch, generators):
+        step, seen_before = divmod(len(seen), accumulate)
+        seen.append(batch["image"])
+        if step not in steps or seen_before:  # of several forward passes the first alone is spoilt
+            return compute(self, unet, batch, generators)
+        if how == "image":  # which reaches the running means
+            return compute(self, unet, batch | {"image": batch["image"].float().fill_(torch.nan)}, generators)
+        loss = compute(self, unet, batch, generators)
+        if how == "gradient":  # of a square root at 0, infinite times 0
+            return loss + (0 * self.network.noise_head.bias.sum()).sqrt()
+        return loss * float("nan")
+
+    monkeypatch.setattr(DiffusionTask, "loss", spoilt)
+    return seen
+
+
+def checkpoint(options: TrainDDPM, step: int) -> dict[str, torch.Tensor]:
+    folder = options.output / "checkpoints" / f"step-{step:08d}"
+    tensors = {part: load_file(folder / f"{part}.safetensors") for part in ("model", "ema", "optimizer")}
+    return {f"{part}.{name}": value for part in tensors for name, value in tensors[part].items()}
+
+
+def logged(options: TrainDDPM) -> list[dict]:
+    return [row for row in read_metrics(options.output / "metrics.jsonl") if "skipped_steps" in row]
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize(("how", "accumulate"), [("loss", 1), ("gradient", 1), ("image", 1), ("image", 2)])
+def test_a_lost_step_changes_nothing_and_the_next_ones_go_on(options, monkeypatch, how, accumulate):
+    options.training = replace(options.training, accumulate=accumulate)
+    spoil(monkeypatch, {2}, how, accumulate)
+    train_ddpm(options)
+    states = [checkpoint(options, step) for step in range(1, STEPS + 1)]
+    assert changed(states[1], states[2]) == set()  # before and after step 2
+    for before, after in zip(states[2:], states[3:]):
+        assert {"model.stem.weight", "ema.stem.weight", "optimizer.stem.weight/step"} <= changed(before, after)
+    assert all(value.isfinite().all() for value in states[-1].values())
+    assert states[-1]["optimizer.stem.weight/step"] == STEPS - 1
+
+    rows = logged(options)
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 1]
+    assert all(torch.tensor(row["loss"]).isfinite() for row in rows)
+
+
+def test_the_logged_loss_is_that_of_the_steps_that_count(options, monkeypatch):
+    """Steps 2 and 3 share a line: with step 2 lost, it holds the loss of step 3, which learns from what 1 left."""
+    single, spoilt = (replace(options, output=options.output.with_name(name)) for name in ("single", "spoilt"))
+    single.training = replace(options.training, log_every=1)
+    spoil(monkeypatch, {2})
+    train_ddpm(single)
+    monkeypatch.undo()
+    spoil(monkeypatch, {2})
+    train_ddpm(spoilt)
+    singles, pairs = ({row["step"]: row.get("loss") for row in logged(each)} for each in (single, spoilt))
+    assert singles[3] is None  # steps are counted from 0, lines from 1: the lost step has no loss
+    assert pairs[4] == singles[4]
+    assert pairs[2] == pytest.approx((singles[1] + singles[2]) / 2)
+
+
+def test_too_many_in_a_row_end_the_run_and_say_which_images_and_timesteps(options, monkeypatch, caplog):
+    seen = spoil(monkeypatch, {1, 3, 4, 5})
+    with pytest.raises(FloatingPointError, match="2 steps in a row, up to step 4: ") as error:
+        train_ddpm(options)
+    last = sorted(path.name for path in (options.output / "checkpoints").iterdir())[-1]
+    assert last == "step-00000004"  # of the steps 0 to 3
+
+    timesteps = [int(torch.randint(1000, (), generator=keyed_generator(0, "sample", 4, i))) for i in range(4)]
+    assert f"timesteps {', '.join(map(str, timesteps))}; images " in str(error.value)
+    rows = [int(row) for row in re.search(r"images ([\d, ]+) of mnist-5000", str(error.value))[1].split(", ")]
+    cache = load_images(options.data, options.training.seed).train.cache
+    assert torch.equal(torch.stack([torch.from_numpy(cache.image(row).copy()) for row in rows]), seen[4])
+    assert [record.getMessage()[:14] for record in caplog.records if "skipped" in record.getMessage()] == [
+        "step 1 skipped",
+        "step 3 skipped",
+    ]
+
+
+def test_a_run_that_goes_on_remembers_what_it_skipped(options, monkeypatch):
+    """Step 3 is lost before the stop and step 4 after it, so that they are two in a row."""
+    stopped = replace(options, training=replace(options.training, steps=4))
+    spoil(monkeypatch, {3})
+    train_ddpm(stopped)
+    monkeypatch.undo()
+    spoil(monkeypatch, {0})  # of the second process's steps
+    with pytest.raises(FloatingPointError, match="2 steps in a row, up to step 4"):
+        train_ddpm(options)
+
+
+def test_a_joint_step_names_both_kinds_of_images_and_the_timesteps(tmp_path, monkeypatch):
+    squares(tmp_path / "data")
+    (tmp_path / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
+    run = TrainSegmentation(
+        data=MaskedDataConfig(
+            data=str(tmp_path / "data" / "images"), masks=str(tmp_path / "data" / "masks"), validation_fraction=0.25
+        ),
+        output=tmp_path / "run",
+        model=str(tmp_path / "network.json"),
+        joint=JointConfig(denoising_weight=0.3),
+        augmentation=AugmentationConfig(elastic=1.0),
+        training=TrainingConfig(steps=4, batch_size=3, accumulate=2, trackers=()),
+    )
+    task = make_task(run, load_masked(run.data, 0))
+    assert isinstance(task, JointTask) and isinstance(task.segmentation, SegmentationTask)
+    accelerator = make_accelerator(run.training, run.output)
+    drawn, compute = [], DiffusionTask._timesteps
+    monkeypatch.setattr(DiffusionTask, "_timesteps", lambda self, g: drawn.append(compute(self, g)) or drawn[-1])
+
+    step, batches = 2, task.batches(accelerator, run.training, 2)
+    both = [next(batches), next(batches)]
+    for micro, batch in enumerate(both):
+        generators = [keyed_generator(0, "sample", step, 3 * micro + i) for i in range(3)]
+        task.loss(task.network, batch, generators)
+    timesteps = torch.cat(drawn).tolist()
+    text = task.describe(accelerator, run.training, step, [keyed_generator(0, "sample", step, i) for i in range(6)])
+    assert f"timesteps {', '.join(map(str, timesteps))};" in text
+
+    named = [[int(row) for row in each.split(", ")] for each in re.findall(r"images ([\d, ]+) of", text)]
+    sets = (task.segmentation.train, task.diffusion.data.train)
+    for rows, dataset, key in zip(named, sets, ("image", "unlabelled_image")):
+        images = {row: dataset[index]["image"] for index, row in enumerate(dataset.rows)}
+        assert torch.equal(torch.stack([images[row] for row in rows]), torch.cat([batch[key] for batch in both]))

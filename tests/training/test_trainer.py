@@ -1,0 +1,388 @@
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from diffusers import DDIMPipeline, DDPMPipeline
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from filelock import FileLock
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.support.runs import assert_same_run, final_state, metrics
+from tests.support.tiny import power_cut
+from unet_diffusion import UNet
+from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet, train_ddpm
+from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.pipelines import ImageGenerationPipeline
+from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import series
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> str:
+    """A JSON config small enough for many runs."""
+    path = tmp_path_factory.mktemp("network") / "network.json"
+    path.write_text(json.dumps({"channels": [8, 16], "head_channels": 8, "dropout": 0.1}))
+    return str(path)
+
+
+@pytest.fixture
+def options(tmp_path, network) -> TrainDDPM:
+    training = TrainingConfig(
+        steps=6,
+        batch_size=4,
+        warmup_steps=2,
+        log_every=2,
+        validate_every=3,
+        preview_every=100,
+        checkpoint_every=2,
+        trackers=(),
+    )
+    return TrainDDPM(
+        output=tmp_path / "run",
+        model=network,
+        data=DataConfig(max_images=60, validation_fraction=0.1, image_size=8),
+        diffusion=DiffusionConfig(preview_images=4),
+        training=training,
+    )
+
+
+def without_dropout(network: str, folder: Path) -> str:
+    """The same network as a config without dropout, whose losses do not depend on how a step is spread."""
+    path = folder / "without_dropout.json"
+    path.write_text(json.dumps(json.loads(Path(network).read_text()) | {"dropout": 0.0}))
+    return str(path)
+
+
+def test_a_run_is_a_pipeline_folder_with_images_and_numbers(options):
+    run = train_ddpm(options)
+    for name in ("README.md", "curves.png", "samples.png", "config.json", "previews/step-00000006.png"):
+        assert (run / name).stat().st_size > 0
+    assert [row["step"] for row in metrics(run)] == [2, 3, 4, 6, 6]
+    assert json.loads((run / "config.json").read_text())["training"]["steps"] == 6
+    assert ImageGenerationPipeline.from_pretrained(run).pixel_range.high == (255.0,)
+
+
+@pytest.mark.parametrize("pipeline", ["diffusers.DDPMPipeline", "unet_diffusion.pipelines.ImageGenerationPipeline"])
+def test_a_new_process_makes_bit_equal_images(options, tmp_path, pipeline):
+    """Before saving, here; after loading, in a process that imports nothing of ours but `unet_diffusion`."""
+    unet, scheduler = UNet.from_preset("tiny", sample_size=12), options.diffusion.make_scheduler()
+    torch.nn.init.normal_(unet.noise_head.weight, std=0.2)  # or an untrained network would predict zero
+    module, name = pipeline.rsplit(".", 1)
+    pipe = getattr(importlib.import_module(module), name)(unet.eval(), scheduler)
+    before = pipe(batch_size=3, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
+    pipe.save_pretrained(tmp_path / "saved")
+    code = f"""
+import numpy, torch, unet_diffusion
+from {module} import {name}
+torch.set_num_threads({torch.get_num_threads()})
+pipe = {name}.from_pretrained({str(tmp_path / "saved")!r})
+images = pipe(batch_size=3, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
+numpy.save({str(tmp_path / "after.npy")!r}, images)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert before.std() > 0
+    assert np.array_equal(before, np.load(tmp_path / "after.npy"))
+
+
+def test_the_saved_weights_are_the_moving_average(options):
+    run = train_ddpm(options)
+    state = final_state(run, 6)
+    names = [name.removeprefix("ema.") for name in state if name.startswith("ema.")]
+    assert names
+    for name in names:
+        assert torch.equal(state[f"ema.{name}"], state[f"exported.{name}"])
+    assert any(not torch.equal(state[f"ema.{name}"], state[f"model.{name}"]) for name in names)
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
+    """The loss raises in the middle of step 5, after the checkpoint of step 4 and a half-filled log interval."""
+    options.training = replace(options.training, accumulate=2, log_every=3)
+    whole = train_ddpm(replace(options, output=tmp_path / "whole"))
+    with power_cut(DiffusionTask, 10):
+        train_ddpm(options)
+    assert_same_run(train_ddpm(options), whole, 6)
+
+
+@pytest.mark.parametrize("log_every", [4, 100])
+def test_fewer_steps_than_are_done_end_a_stopped_run_where_it_is(options, log_every):
+    """Before its first validation, which is then made up for, once."""
+    options.training = replace(options.training, log_every=log_every, validate_every=100)
+    with power_cut(DiffusionTask, 5):
+        train_ddpm(options)
+    logged = metrics(options.output)
+    assert len(logged) == (log_every == 4)
+    options.training = replace(options.training, steps=3)
+    for _ in range(2):
+        run = train_ddpm(options)
+        *before, row = metrics(run)
+        assert before == logged and row["step"] == 4 and row["validation_loss"] > 0
+        assert "Optimizer steps: 4" in (run / "README.md").read_text()
+    ImageGenerationPipeline.from_pretrained(run)
+
+
+def test_loader_processes_change_nothing(options, tmp_path):
+    with_workers = replace(options, output=tmp_path / "workers", data=replace(options.data, num_workers=1))
+    a, b = train_ddpm(options), train_ddpm(with_workers)
+    assert_same_run(a, b, 6)
+
+
+def test_a_run_can_be_lengthened_but_not_changed(options):
+    options.training = replace(options.training, schedule="constant")
+    train_ddpm(options)
+    train_ddpm(replace(options, training=replace(options.training, steps=8)))
+    assert metrics(options.output)[-1]["step"] == 8
+    with pytest.raises(ValueError, match="learning_rate is 0.5, but the run in .* was started with 0.001"):
+        train_ddpm(replace(options, training=replace(options.training, learning_rate=0.5)))
+
+
+def test_a_resumed_run_may_spread_a_step_differently_but_not_change_its_size(options, tmp_path):
+    options.training = replace(options.training, schedule="constant", log_every=1)
+    options.model = without_dropout(options.model, tmp_path)
+    whole = train_ddpm(replace(options, output=tmp_path / "whole"))
+    train_ddpm(replace(options, training=replace(options.training, steps=3)))
+    train_ddpm(replace(options, training=replace(options.training, batch_size=2, accumulate=2)))
+    losses = [series(metrics(run), "loss")[1] for run in (options.output, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    with pytest.raises(ValueError, match="images_per_step is 8, but the run in .* was started with 4"):
+        train_ddpm(replace(options, training=replace(options.training, batch_size=8)))
+
+
+def test_a_finished_run_is_not_trained_again(options):
+    run = train_ddpm(options)
+    before = metrics(run)
+    train_ddpm(options)
+    assert metrics(run) == before
+
+
+def test_a_second_run_in_the_folder_is_refused(options, monkeypatch):
+    monkeypatch.setattr("unet_diffusion.training.run_folder.WORKERS_END", 0.1)
+    options.output.mkdir()
+    with FileLock(options.output / ".lock"), pytest.raises(RuntimeError, match="another process is training"):
+        train_ddpm(options)
+
+
+def test_the_learning_rate_follows_the_schedule_in_optimizer_steps(options):
+    """Against diffusers' own schedule, whatever the accumulation and wherever the run was resumed."""
+    options.training = replace(options.training, accumulate=2, log_every=1)
+    run = train_ddpm(options)
+    reference = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], options.training.learning_rate)
+    schedule = get_cosine_schedule_with_warmup(reference, 2, 6)
+    expected = []
+    for _ in range(6):
+        reference.step()
+        schedule.step()
+        expected.append(schedule.get_last_lr()[0])
+    assert series(metrics(run), "learning_rate")[1] == pytest.approx(expected, abs=1e-12)
+
+
+def test_accumulation_sees_the_same_images_and_noise_as_one_large_batch(options, tmp_path, network):
+    """Without dropout two halves give the loss of the whole: the same draws, averaged."""
+    options.model = without_dropout(network, tmp_path)
+    halves = replace(
+        options, output=tmp_path / "halves", training=replace(options.training, batch_size=2, accumulate=2)
+    )
+    losses = [series(metrics(train_ddpm(each)), "loss")[1] for each in (options, halves)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_training_lowers_the_loss(options):
+    options.training = replace(options.training, steps=60, warmup_steps=5, learning_rate=5e-3, log_every=20)
+    losses = series(metrics(train_ddpm(options)), "loss")[1]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_half_precision_stays_near_the_full_loss(options, tmp_path, precision):
+    half = replace(options, output=tmp_path / precision, training=replace(options.training, mixed_precision=precision))
+    losses = [series(metrics(train_ddpm(each)), "loss")[1] for each in (options, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_fp16_needs_a_gpu_and_says_so(options):
+    if torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator, where fp16 works")
+    options.training = replace(options.training, mixed_precision="fp16")
+    with pytest.raises(ValueError, match="there is only a CPU, which has no fp16"):
+        train_ddpm(options)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_weights_divided_among_processes_are_refused(options, monkeypatch, kind):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[kind])  # neither starts on a CPU
+    with pytest.raises(ValueError, match=f"distributed_type is {kind}, .* use plain data parallelism"):
+        train_ddpm(options)
+    assert not options.output.exists()
+
+
+def test_metrics_reach_tensorboard(options):
+    options.training = replace(options.training, steps=2, trackers=("tensorboard",))
+    events = EventAccumulator(str(train_ddpm(options) / "logs" / "metrics")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2]
+
+
+def test_a_stream_trains_and_goes_on_where_it_stopped(options, tmp_path):
+    """Images read while training, from an Arrow file; a run in two parts equals one in a whole."""
+    images = [Image.fromarray(np.full((8, 8), 10 * i, dtype=np.uint8)) for i in range(20)]
+    Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()})).save_to_disk(tmp_path / "arrow")
+    (arrow,) = (tmp_path / "arrow").glob("*.arrow")
+    options.data = DataConfig(data=str(arrow), streaming=True, image_size=8, shuffle_buffer=8)
+    options.training = replace(options.training, schedule="constant")
+    whole = train_ddpm(replace(options, output=tmp_path / "whole"))
+    train_ddpm(replace(options, training=replace(options.training, steps=3)))
+    train_ddpm(options)
+    assert series(metrics(options.output), "loss")[1][-1] == series(metrics(whole), "loss")[1][-1]
+    weights = [final_state(run, 6) for run in (options.output, whole)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_class_labels_are_learnt_and_saved(options):
+    options.diffusion = replace(options.diffusion, class_conditional=True)
+    pipe = ImageGenerationPipeline.from_pretrained(train_ddpm(options))
+    assert pipe.label_names == [str(digit) for digit in range(10)]
+    assert pipe.unet.config.num_class_embeds == 10
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(batch_size=2, class_labels=["3", "7"], guidance_scale=2.0, num_inference_steps=2).images
+    assert len(images) == 2
+
+
+def test_labels_that_are_dropped_or_missing_are_the_null_class(options):
+    options.diffusion = replace(options.diffusion, class_conditional=True)
+    data = load_images(options.data)
+    unet = make_unet(options, 8, 8, 1, data.train.class_names)
+    task = DiffusionTask(unet, data, options.diffusion)
+    labels = task._labels(torch.tensor([4, -1, 7]), torch.tensor([False, False, True]))
+    assert labels.tolist() == [4, 10, 10]
+
+
+def test_a_run_can_start_from_the_weights_of_another(options, tmp_path):
+    run = train_ddpm(options)
+    second = replace(options, output=tmp_path / "second", model=str(run), training=replace(options.training, steps=1))
+    train_ddpm(second)
+    with pytest.raises(ValueError, match="in_channels is 3 for these data .* has 1"):
+        train_ddpm(replace(second, output=tmp_path / "third", data=replace(options.data, channels=3)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_saves_before_leaving(options, number, monkeypatch):
+    compute, calls = DiffusionTask.loss, []
+
+    def stopped(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return compute(self, *arguments)
+
+    monkeypatch.setattr(DiffusionTask, "loss", stopped)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        train_ddpm(options)
+    assert (options.output / "checkpoints" / "step-00000003").is_dir()
+    assert signal.getsignal(number) not in (None, stopped)
+
+
+def test_signals_are_left_alone_outside_the_main_thread(options):
+    thread = threading.Thread(target=train_ddpm, args=(options,))
+    thread.start()
+    thread.join()
+    assert (options.output / "model_index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"schedule": "step"}, "'cosine' or 'constant'"),
+        ({"mixed_precision": "fp8"}, "'no', 'bf16' or 'fp16'"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+    ],
+)
+def test_wrong_training_options_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**wrong)
+
+
+def test_the_classic_recipe_loads_in_stock_pipelines(options):
+    run = train_ddpm(replace(options, diffusion=replace(options.diffusion, recipe="ddpm")))
+    for kind in (DDPMPipeline, DDIMPipeline):
+        pipe = kind.from_pretrained(run)
+        pipe.set_progress_bar_config(disable=True)
+        assert pipe.scheduler.config.prediction_type == "epsilon"
+        assert np.isfinite(pipe(num_inference_steps=2, output_type="np").images).all()
+
+
+# --- through the real command ---
+
+
+def command(options: TrainDDPM, steps: int) -> list[str]:
+    training = options.training
+    return [
+        *(str(ROOT / "scripts" / "train_ddpm.py"), "--output", str(options.output), "--model", options.model),
+        *("--max-images", "60", "--validation-fraction", "0.1", "--image-size", "8", "--preview-images", "4"),
+        *("--steps", str(steps), "--batch-size", str(training.batch_size), "--warmup-steps", "2", "--log-every", "2"),
+        *("--validate-every", "3", "--preview-every", "100", "--checkpoint-every", "2", "--trackers"),
+    ]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **more}
+
+
+@pytest.mark.slow
+def test_a_killed_run_started_again_ends_with_the_same_weights(options, tmp_path):
+    """SIGKILL, then the same command; bit for bit on a CPU."""
+    steps = 60
+    whole = replace(options, output=tmp_path / "whole")
+    subprocess.run([sys.executable, *command(whole, steps)], check=True, env=environment())
+    process = subprocess.Popen([sys.executable, *command(options, steps)], env=environment())
+    while not (options.output / "checkpoints" / "step-00000010").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (options.output / "model_index.json").exists()
+    subprocess.run([sys.executable, *command(options, steps)], check=True, env=environment())
+    assert_same_run(options.output, whole.output, steps)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_as_eager_ones(options, tmp_path, network):
+    options.model = without_dropout(network, tmp_path)
+    compiled = replace(options, output=tmp_path / "compiled", training=replace(options.training, compile=True))
+    losses = [series(metrics(train_ddpm(each)), "loss")[1] for each in (options, compiled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(options, tmp_path, network):
+    options.model = without_dropout(network, tmp_path)
+    one = replace(options, output=tmp_path / "one", training=replace(options.training, batch_size=8))
+    subprocess.run([sys.executable, *command(one, 6)], check=True, env=environment())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, *command(options, 6)], check=True, env=environment(), capture_output=True, text=True
+    )
+    assert json.loads((options.output / "config.json").read_text())["processes"] == 2, result.stderr
+    for quantity in ("loss", "validation_loss", "learning_rate"):
+        single, double = (series(metrics(run.output), quantity) for run in (one, options))
+        assert single[0] == double[0]
+        assert single[1] == pytest.approx(double[1], rel=1e-4)
