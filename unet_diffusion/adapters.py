@@ -20,7 +20,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from unet_diffusion.network.config import is_count
+from unet_diffusion.checks import is_count
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.safe_weights import SafeWeights
 from unet_diffusion.stock_unet import UNet2DAdapter

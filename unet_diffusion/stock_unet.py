@@ -15,7 +15,8 @@ from diffusers import UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unet_diffusion.network.config import check_keys, is_number
+from unet_diffusion.checks import is_number
+from unet_diffusion.network.config import check_keys
 from unet_diffusion.network.forward_input import check_input
 from unet_diffusion.network.tiling import mirrored
 from unet_diffusion.unet import UNet, UNetOutput

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut
 from unet_diffusion import UNet
-from unet_diffusion.data.sets import NO_LABEL, DataConfig, load_images
+from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.evaluation.classifier import (
     CLASSIFIER_FOLDER,
     ClassificationTask,
@@ -22,6 +22,7 @@ from unet_diffusion.evaluation.classifier import (
 )
 from unet_diffusion.evaluation.feature_networks import feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import frechet_distance, kernel_distance
+from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics
 

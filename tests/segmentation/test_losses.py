@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.segmentation.losses import (
-    IGNORE_INDEX,
     border_weight_map,
     class_counts,
     class_weights_from_counts,

@@ -22,7 +22,8 @@ from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_t
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
-from unet_diffusion.data.sets import NO_LABEL, DataConfig
+from unet_diffusion.data.sets import DataConfig
+from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.diffusion import DiffusionConfig, saved_objective

@@ -16,8 +16,8 @@ from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import DataConfig
+from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.segmentation.losses import IGNORE_INDEX
 from unet_diffusion.tasks.joint import JointTask
 from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
 from unet_diffusion.tasks.self_training import IMAGE, SelfTrainingTask, aligned, class_shares

@@ -19,6 +19,7 @@ from unet_diffusion.data.sources import class_names, image_reader
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTYPES, DTypeName, decode_image
 from unet_diffusion.images.fetching import pixel_limit
+from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.images.resizing import Preparation
 
 T = TypeVar("T")
@@ -26,7 +27,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the files below; a change makes old caches unread
-NO_LABEL = -1
 ROWS_AT_ONCE = 256  # read and decoded in parallel; bounds the memory
 ROWS_A_TASK = 16  # of one thread: handing over small images one by one takes longer than decoding them
 SHOWN = 10  # broken images named one by one

@@ -14,17 +14,17 @@ from typing import Any, cast
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from unet_diffusion.data.cache import NO_LABEL, ImageCache, cache_images
+from unet_diffusion.data.cache import ImageCache, cache_images
 from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.dataset import ImageDataset, to_batch
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.data.streaming import StreamingImages, first_usable
 from unet_diffusion.images.decoding import DTypeName, PixelRange
+from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.randomness import keyed_permutation
 from unet_diffusion.training.global_batches import GlobalBatches
 
 __all__ = [
-    "NO_LABEL",
     "DataConfig",
     "GlobalBatches",
     "ImageDataset",

@@ -10,8 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from unet_diffusion.checks import is_count, is_number
 from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.network.config import is_count, is_number
 
 
 def check_scale(scale: Any) -> None:

@@ -16,12 +16,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from unet_diffusion.checks import is_count, is_number
 from unet_diffusion.data.dataset import ImageDataset
-from unet_diffusion.data.sets import NO_LABEL, DataConfig, ImageSets, load_images, to_batch
+from unet_diffusion.data.sets import DataConfig, ImageSets, load_images, to_batch
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_images, grid, save_curves, save_image
+from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.network.blocks import BlockStyle, Downsample, PlainBlock
-from unet_diffusion.network.config import is_count, is_number
 from unet_diffusion.network.safe_weights import SafeWeights
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.randomness import keyed_seed

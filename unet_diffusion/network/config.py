@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
+from unet_diffusion.checks import is_count, is_number
 from unet_diffusion.network.blocks import CONVOLUTIONS_PER_BLOCK
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -17,16 +18,6 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "upsample": ("transposed", "nearest"),
     "time_embedding": ("sinusoidal", "fourier", None),
 }
-
-
-def is_count(value: Any, least: int = 1) -> bool:
-    """Whether `value` is an integer (not a bool) of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is an int or a float (not a bool)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_num_classes(num_classes: Any) -> None:

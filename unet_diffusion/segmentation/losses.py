@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.network.blocks import fit
 
-IGNORE_INDEX = 255  # of mask pixels that neither a loss nor a metric counts
 LOSSES = ("cross_entropy", "dice", "both")
 REACH = 6.0  # sigmas after which a border weight is 0: exp(-6**2 / 2) = 1.5e-8, below the precision of float32
 

@@ -10,7 +10,8 @@ from skimage.segmentation import expand_labels, find_boundaries
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from unet_diffusion.segmentation.losses import IGNORE_INDEX, connected_components
+from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.segmentation.losses import connected_components
 
 
 class SegmentationMetrics:

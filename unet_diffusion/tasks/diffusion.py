@@ -12,11 +12,12 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from unet_diffusion.data.sets import NO_LABEL, ImageSets, to_batch
+from unet_diffusion.data.sets import ImageSets, to_batch
 from unet_diffusion.diffusion.objectives import PredictionType, noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_images, grid, save_curves, save_image
+from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.tasks.cards import diffusion_card

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
 from unet_diffusion.data.masked.unlabelled import JointConfig
-from unet_diffusion.segmentation.losses import IGNORE_INDEX
+from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
 from unet_diffusion.training.batches import Batches, images_of_step, other_order, training_batches
 from unet_diffusion.training.config import TrainingConfig

@@ -13,8 +13,8 @@ from unet_diffusion.data.masked.augmentation import (
     warp_masks,
     warp_weights,
 )
+from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 OFF = AugmentationConfig(
     elastic=0, flip=False, rotate90=False, rotation=0, scale=(1, 1), brightness=0, contrast=0, gamma=0, noise=0

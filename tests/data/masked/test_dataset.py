@@ -5,7 +5,7 @@ from PIL import Image
 
 from unet_diffusion.data.masked.dataset import MaskedDataset, place
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
-from unet_diffusion.segmentation.losses import IGNORE_INDEX
+from unet_diffusion.images.labels import IGNORE_INDEX
 
 
 def starts(side: int, crop: int | None, margin: int) -> tuple[set[int], int]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from unet_diffusion.checks import is_count
 from unet_diffusion.commands.demo.images import Reader, as_rgb, fitted, heat, read_upload, viewed
 from unet_diffusion.commands.sample import GenerationOptions, best_device
 from unet_diffusion.diffusion.low_resolution import enlarged
@@ -22,7 +23,6 @@ from unet_diffusion.images.conversion import check_image, dtype_name, stored_ima
 from unet_diffusion.images.figures import array_images, save_image, save_stored
 from unet_diffusion.images.output import has_png
 from unet_diffusion.images.palette import colour, overlay
-from unet_diffusion.network.config import is_count
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline

@@ -7,8 +7,8 @@ from unet_diffusion.commands.doctor.findings import Finding, about
 from unet_diffusion.commands.doctor.images import unusable_severity
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
 from unet_diffusion.data.masked.sets import MaskedDataConfig
+from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import Colour, describe
-from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 RARE = 0.01  # share of the pixels below which a class is called rare
 

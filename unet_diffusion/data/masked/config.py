@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from unet_diffusion.data.config import ImageOptions, SourceOptions
 from unet_diffusion.data.masked.encoding import check_encoding, parse_colours
+from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import Colour
 from unet_diffusion.images.resizing import Preparation
-from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 
 @dataclass

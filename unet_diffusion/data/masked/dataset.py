@@ -16,8 +16,9 @@ from unet_diffusion.data.cache import written_once
 from unet_diffusion.data.dataset import place
 from unet_diffusion.data.masked.cache import MaskedCache, PixelFile, write_pixels
 from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.segmentation.losses import IGNORE_INDEX, border_weight_map
+from unet_diffusion.segmentation.losses import border_weight_map
 
 ROWS_AT_ONCE = 64  # whose border weights are computed in parallel; bounds the memory
 

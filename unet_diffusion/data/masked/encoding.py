@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageColor
 
+from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe, key_colour
 from unet_diffusion.images.palette import colour
-from unet_diffusion.segmentation.losses import IGNORE_INDEX
 
 ENCODINGS = ("auto", "indices", "binary", "palette", "instances")
 MANY_CLASSES = 64  # as many are rather instance numbers or JPEG artefacts, unless the user says that they are classes
