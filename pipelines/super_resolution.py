@@ -13,7 +13,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.diffusion.low_resolution import check_condition_noise, check_scale, enlarged, with_noise
+from unet_diffusion.diffusion.config import check_condition_noise, check_scale
+from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
 from unet_diffusion.diffusion.sampling import check_scheduler, step_arguments
 from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.decoding import PixelRange

@@ -33,8 +33,9 @@ from unet_diffusion.commands.evaluate_generation import drawn
 from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.data.sets import DataConfig, load_images
-from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk
-from unet_diffusion.diffusion.sampling import SamplerName, sampler
+from unet_diffusion.diffusion.config import SamplerName, check_sides
+from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
+from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
 from unet_diffusion.files import write_json, write_text

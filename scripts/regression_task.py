@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from unet_diffusion import UNet
 from unet_diffusion.data.sets import ImageSets, to_batch
-from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk
+from unet_diffusion.diffusion.config import check_sides
+from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_images, grid
 from unet_diffusion.tasks.diffusion import VALIDATION_BATCH, DiffusionConfig, DiffusionTask

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unet_diffusion.checks import is_count
+from unet_diffusion.network.config import check_recipe
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.safe_weights import SafeWeights
 from unet_diffusion.stock_unet import UNet2DAdapter
@@ -240,17 +241,6 @@ def upsampled(x: Tensor, stride: int, size: Sequence[int]) -> Tensor:
     if stride == 1:
         return x
     return F.interpolate(x, scale_factor=stride, mode="bilinear", align_corners=False)[..., :height, :width]
-
-
-def check_recipe(timesteps: Sequence[int], hidden: Sequence[int], stages: Sequence[int] | None) -> None:
-    """Raises a ValueError unless timesteps, hidden widths and stages (None: all) are such as a classifier can have."""
-    for name, values in (("timesteps", timesteps), ("stages", stages)):
-        if values is None:
-            continue
-        if not values or not all(is_count(value, 0) for value in values) or len(set(values)) < len(values):
-            raise ValueError(f"{name} are {values}, but must be one or more integers of at least 0, each once.")
-    if not hidden or not all(is_count(width) for width in hidden):
-        raise ValueError(f"hidden is {hidden}, but must be one or more widths of at least 1, such as (128, 32).")
 
 
 def check_stages(stages: Sequence[int], feature_info: Sequence[Any]) -> None:

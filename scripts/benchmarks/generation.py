@@ -24,7 +24,8 @@ from unet_diffusion.commands.evaluate_generation import real_images
 from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.data.sets import DataConfig
-from unet_diffusion.diffusion.sampling import SamplerName, sampler
+from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import Measurement, frechet_distance
 from unet_diffusion.files import INDEX, written_aside

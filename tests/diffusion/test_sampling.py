@@ -8,7 +8,8 @@ import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from unet_diffusion import UNet
-from unet_diffusion.diffusion.sampling import SamplerName, check_classes, sampler, step_arguments
+from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.diffusion.sampling import check_classes, sampler, step_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
 NAMES = get_args(SamplerName)

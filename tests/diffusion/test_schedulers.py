@@ -26,7 +26,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from unet_diffusion import UNetOutput
-from unet_diffusion.diffusion.sampling import SamplerName, sampler
+from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.pipelines import ImageGenerationPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 from tests.support.super_resolution import BYTES, image, network, seeded
-from unet_diffusion.diffusion.low_resolution import check_sides, enlarged, shrunk, with_noise
+from unet_diffusion.diffusion.config import check_sides
+from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.decoding import PixelRange

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unet_diffusion.diffusion.sampling import SamplerName, sampler
+from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.images.output import has_png

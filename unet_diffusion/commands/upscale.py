@@ -7,7 +7,8 @@ from pathlib import Path
 from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.segment import find_images, output_names
 from unet_diffusion.data.folders import readable
-from unet_diffusion.diffusion.sampling import SamplerName, sampler
+from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.figures import save_stored
 from unet_diffusion.images.output import has_png
 from unet_diffusion.network.tiling import Tiling

@@ -5,34 +5,10 @@ to the same size by bicubic interpolation. Shrinking and enlarging are the antia
 (a = -0.5), computed by PyTorch in float32; an image that Pillow has made small is thus what was trained on.
 """
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from unet_diffusion.checks import is_count, is_number
 from unet_diffusion.images.decoding import PixelRange
-
-
-def check_scale(scale: Any) -> None:
-    """Raises a ValueError unless images can be enlarged so many times a side."""
-    if not is_count(scale, 2):
-        raise ValueError(f"scale is {scale!r}, but must be an integer of at least 2; 2 and 4 are usual.")
-
-
-def check_condition_noise(condition_noise: Any) -> None:
-    """Raises a ValueError unless the enlarged image can have noise of this deviation."""
-    if not (is_number(condition_noise) and 0 <= condition_noise < 1):
-        raise ValueError(f"condition_noise is {condition_noise!r}, but must be from 0 up to, not including, 1.")
-
-
-def check_sides(height: int, width: int, scale: int) -> None:
-    """Raises a ValueError unless images of a size can be made `scale` times smaller a side."""
-    if height % scale or width % scale:
-        raise ValueError(
-            f"the images have {width}x{height} pixels, but both sides must be multiples of scale, {scale}; set "
-            "image_size or crop_size to one, or another scale."
-        )
 
 
 def shrunk(clean: Tensor, scale: int, pixel_range: PixelRange) -> Tensor:

@@ -4,12 +4,12 @@ The forward process is q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Ho et
 `alphas_cumprod` of a diffusers scheduler. The signal-to-noise ratio is abar_t / (1 - abar_t).
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+from unet_diffusion.diffusion.config import PredictionType
 
 
 def signal_to_noise(scheduler: Any, timesteps: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-SamplerName = Literal["dpm-solver++", "sde-dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm"]
+from unet_diffusion.diffusion.config import SamplerName
 
 # The steps are spaced evenly from the noisiest timestep on ("trailing"; Lin et al. 2024, table 2), as a schedule that
 # ends at zero signal needs, and the last goes to sigma = 0: one that stops at the smallest sigma of the training leaves

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet_diffusion.network.attention import SelfAttention
+from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
 
 MAX_GROUPS = 32  # of GroupNorm (Wu & He 2018)
-CONVOLUTIONS_PER_BLOCK = 2
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from unet_diffusion.checks import is_count, is_number
-from unet_diffusion.network.blocks import CONVOLUTIONS_PER_BLOCK
+
+CONVOLUTIONS_PER_BLOCK = 2
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "block": ("residual", "plain"),
@@ -81,6 +82,17 @@ def check_config(config: Mapping[str, Any]) -> None:
     timestep = config["segmentation_timestep"]
     rule = "must be a finite number of at least 0"
     require(is_number(timestep) and 0 <= timestep < math.inf, "segmentation_timestep", rule)
+
+
+def check_recipe(timesteps: Sequence[int], hidden: Sequence[int], stages: Sequence[int] | None) -> None:
+    """Raises a ValueError unless timesteps, hidden widths and stages (None: all) are such as a classifier can have."""
+    for name, values in (("timesteps", timesteps), ("stages", stages)):
+        if values is None:
+            continue
+        if not values or not all(is_count(value, 0) for value in values) or len(set(values)) < len(values):
+            raise ValueError(f"{name} are {values}, but must be one or more integers of at least 0, each once.")
+    if not hidden or not all(is_count(width) for width in hidden):
+        raise ValueError(f"hidden is {hidden}, but must be one or more widths of at least 1, such as (128, 32).")
 
 
 def load_preset(name: str) -> dict[str, Any]:

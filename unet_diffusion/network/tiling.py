@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unet_diffusion.network.attention import SelfAttention
-from unet_diffusion.network.blocks import CONVOLUTIONS_PER_BLOCK
+from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
 from unet_diffusion.randomness import keyed_generator
 
 # Windows of 1 GiB are no faster on a CPU than those of 64 MiB, whose maps stay in its caches. With GroupNorm a window

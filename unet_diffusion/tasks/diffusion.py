@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unet_diffusion.data.sets import ImageSets, to_batch
-from unet_diffusion.diffusion.objectives import PredictionType, noise_prediction_loss
+from unet_diffusion.diffusion.config import PredictionType
+from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_images, grid, save_curves, save_image

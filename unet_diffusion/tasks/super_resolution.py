@@ -11,14 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.data.sets import ImageSets
-from unet_diffusion.diffusion.low_resolution import (
-    check_condition_noise,
-    check_scale,
-    check_sides,
-    enlarged,
-    shrunk,
-    with_noise,
-)
+from unet_diffusion.diffusion.config import check_condition_noise, check_scale, check_sides
+from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.figures import array_images, grid
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline

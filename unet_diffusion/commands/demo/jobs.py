@@ -17,8 +17,9 @@ from PIL import Image
 from unet_diffusion.checks import is_count
 from unet_diffusion.commands.demo.images import Reader, as_rgb, fitted, heat, read_upload, viewed
 from unet_diffusion.commands.sample import GenerationOptions, best_device
+from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.low_resolution import enlarged
-from unet_diffusion.diffusion.sampling import SamplerName, sampler
+from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.figures import array_images, save_image, save_stored
 from unet_diffusion.images.output import has_png

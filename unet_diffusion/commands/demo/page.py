@@ -22,7 +22,7 @@ from unet_diffusion.commands.demo.jobs import (
     generate_images,
     segment_image,
 )
-from unet_diffusion.diffusion.sampling import SamplerName
+from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
