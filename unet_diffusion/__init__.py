@@ -1,11 +1,28 @@
 """One U-Net for diffusion and segmentation.
 
-Importing the package imports the modules that saved pipelines are resolved through: `unet_diffusion.unet`,
-`unet_diffusion.stock_unet` and `unet_diffusion.adapters`.
+diffusers looks the class of a saved network up in the modules that are already imported: `unet_diffusion.unet`,
+`unet_diffusion.stock_unet` and `unet_diffusion.adapters`. So importing the package puts these three among them. They run,
+and import torch and diffusers, when something in them is first used: `unet-diffusion --help` needs neither.
 """
 
-from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
-from unet_diffusion.unet import UNet, UNetOutput
+from typing import TYPE_CHECKING, Any
+
+from unet_diffusion.importing import import_late
 from unet_diffusion.version import __version__
 
+if TYPE_CHECKING:
+    from unet_diffusion.adapters import PixelClassifier
+    from unet_diffusion.stock_unet import UNet2DAdapter
+    from unet_diffusion.unet import UNet, UNetOutput
+
 __all__ = ["PixelClassifier", "UNet", "UNet2DAdapter", "UNetOutput", "__version__"]
+
+unet, stock_unet, adapters = (import_late(f"{__name__}.{name}") for name in ("unet", "stock_unet", "adapters"))
+
+
+def __getattr__(name: str) -> Any:
+    """Finds the public classes in their modules."""
+    places = {"PixelClassifier": adapters, "UNet2DAdapter": stock_unet, "UNet": unet, "UNetOutput": unet}
+    if name in places:
+        return getattr(places[name], name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,67 +1,92 @@
-"""The command `unet-diffusion`: every job of the library, its options made from a dataclass."""
+"""The command `unet-diffusion`: reads the options, then imports and runs the job that they belong to."""
 
 import logging
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, Union
 
 import tyro
 
-from unet_diffusion.commands.demo.command import Demo, demo
-from unet_diffusion.commands.doctor.command import Doctor, Report, doctor
-from unet_diffusion.commands.evaluate import Evaluate, evaluate
-from unet_diffusion.commands.evaluate_generation import EvaluateGeneration, evaluate_generation
-from unet_diffusion.commands.export.command import Export, export
-from unet_diffusion.commands.sample import Sample, sample
-from unet_diffusion.commands.segment import Segment, segment
-from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
-from unet_diffusion.commands.upscale import Upscale, upscale
-from unet_diffusion.evaluation.classifier import TrainClassifier, train_classifier
+from unet_diffusion.commands import options
+from unet_diffusion.version import __version__
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
-    "train-ddpm": (TrainDDPM, train_ddpm),
-    "sample": (Sample, sample),
-    "upscale": (Upscale, upscale),
-    "train-segmentation": (TrainSegmentation, train_segmentation),
-    "segment": (Segment, segment),
-    "evaluate": (Evaluate, evaluate),
-    "evaluate-generation": (EvaluateGeneration, evaluate_generation),
-    "train-classifier": (TrainClassifier, train_classifier),
-    "export": (Export, export),
-    "doctor": (Doctor, doctor),
-    "demo": (Demo, demo),
+COMMANDS: dict[str, tuple[type, str]] = {  # the options of each, and the module with a function of the command's name
+    "train-ddpm": (options.TrainDDPM, "train_ddpm"),
+    "sample": (options.Sample, "sample"),
+    "upscale": (options.Upscale, "upscale"),
+    "train-segmentation": (options.TrainSegmentation, "train_segmentation"),
+    "segment": (options.Segment, "segment"),
+    "evaluate": (options.Evaluate, "evaluate"),
+    "evaluate-generation": (options.EvaluateGeneration, "evaluate_generation"),
+    "train-classifier": (options.TrainClassifier, "train_classifier"),
+    "export": (options.Export, "export.command"),
+    "doctor": (options.Doctor, "doctor.command"),
+    "demo": (options.Demo, "demo.command"),
 }
+INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended, as shells have it
+EXPECTED = (ValueError, ImportError, RuntimeError, OSError, FloatingPointError, MemoryError)
+Command = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in COMMANDS.items())]  # noqa: UP007
 
 
-def run(command: str, arguments: list[str] | None = None) -> None:
-    """Runs one command with the arguments given, or those of the program.
+@dataclass
+class Program:
+    """One U-Net for diffusion and segmentation: train it on images, generate, segment, enlarge, measure.
 
-    What a user got wrong ends the program with one sentence.
+    `unet-diffusion --version` prints the version.
     """
-    options, job = COMMANDS[command]
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    program = f"unet-diffusion {command}"
+
+    command: Command  # type: ignore[valid-type]  # made of the table
+    debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Show the traceback of an error, not only its sentence."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that the arguments name; by default those of the program.
+
+    A mistake of the user ends the program with one sentence; `--debug` shows the traceback as well.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        print(__version__)
+        return
+    debug = "--debug" in arguments
+    name = next((argument for argument in arguments if argument in COMMANDS), "")
+    program = f"unet-diffusion {name}".strip()
     try:
-        result = job(tyro.cli(options, args=arguments, prog=program, config=(tyro.conf.OmitArgPrefixes,)))
-    except (ValueError, ImportError, RuntimeError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"{program}: {error}") from error
-    except MemoryError as error:
-        raise SystemExit(f"{program}: out of memory: {error} Use smaller images, crops or batches.") from error
+        result = _job(arguments)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"{program}: stopped by Ctrl-C.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except EXPECTED as error:
+        if debug:
+            raise
+        raise SystemExit(f"{program}: {_sentence(error)}") from error
     print(result)
-    if isinstance(result, Report) and result.errors:
+    if getattr(result, "errors", None):  # of a data set that the doctor examined
         raise SystemExit(1)
 
 
-def main() -> None:
-    """The entry point: the first argument names the command."""
-    names = "\n".join(
-        f"  {name:22} {(options.__doc__ or '').split('.')[0]}." for name, (options, _) in COMMANDS.items()
-    )
-    usage = f"usage: unet-diffusion COMMAND [OPTIONS]\n\n{names}\n\nunet-diffusion COMMAND --help lists the options."
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(usage)
-        return
-    if sys.argv[1] not in COMMANDS:
-        raise SystemExit(f"unet-diffusion: there is no command {sys.argv[1]!r}.\n\n{usage}")
-    run(sys.argv[1], sys.argv[2:])
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Runs one command with the arguments given."""
+    main([command, *arguments])
+
+
+def _job(arguments: Sequence[str]) -> Any:
+    """Reads the options and runs their job."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
+    chosen = tyro.cli(Program, args=arguments or ["--help"], prog="unet-diffusion", config=settings).command
+    name, module = next((name, module) for name, (kind, module) in COMMANDS.items() if kind is type(chosen))
+    chosen.check_paths()
+    job: Callable[[Any], Any] = getattr(import_module(f"unet_diffusion.commands.{module}"), name.replace("-", "_"))
+    return job(chosen)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error} Use smaller images, crops or batches."
+    return str(error) or type(error).__name__
