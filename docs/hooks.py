@@ -1,7 +1,8 @@
-"""What MkDocs does beyond mkdocs.yml, so that documents read the same on a git host and on the site.
+"""MkDocs hooks that make the documents read the same on the site as on a git host.
 
-Some pages lie in the root of the repository. Links are relative to the file that they are in; those to files that are
-no pages lead to the repository where mkdocs.yml says its address (`repo_url`), and are plain text elsewhere.
+Some pages lie in the root of the repository, so they are added here. Links in the sources are relative to their file.
+Links to files that are not pages lead to the repository if mkdocs.yml has its address (`repo_url`), and become plain
+text otherwise.
 """
 
 import re
@@ -19,7 +20,7 @@ LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages of the root."""
+    """Adds the pages that lie in the root of the repository."""
     for source, page in PAGES.items():
         if files.get_file_from_path(page) is None and (ROOT / source).exists():
             files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
@@ -27,7 +28,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns links to files in the repository into links to pages or to the repository."""
+    """Turns links to files into links to pages, links to the repository, or plain text."""
     file = page.file
     source = next(
         (ROOT / name for name, uri in PAGES.items() if uri == file.src_uri != "index.md"), DOCS / file.src_uri
@@ -36,7 +37,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def resolved(link: re.Match[str]) -> str:
         target = (source.parent / link["path"]).resolve()
         if not target.is_relative_to(ROOT) or not target.exists():
-            return link[0]  # of a page that the hook does not know, for MkDocs to judge
+            return link[0]  # left for MkDocs to check
         name = target.relative_to(ROOT).as_posix()
         uri = target.relative_to(DOCS).as_posix() if target.is_relative_to(DOCS) else PAGES.get(name)
         if uri is not None:
