@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from unet_diffusion.images.labels import IGNORE_INDEX
-from unet_diffusion.network.blocks import fit
+from unet_diffusion.network.maps import fit
 
 LOSSES = ("cross_entropy", "dice", "both")
 REACH = 6.0  # sigmas after which a border weight is 0: exp(-6**2 / 2) = 1.5e-8, below the precision of float32
