@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.images.labels import IGNORE_INDEX
-from unet_diffusion.segmentation.losses import connected_components
+from unet_diffusion.segmentation.instances import connected_components
 from unet_diffusion.segmentation.metrics import (
     SegmentationMetrics,
     adapted_rand_error,
