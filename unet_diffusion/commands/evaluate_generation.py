@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unet_diffusion.commands.sample import GenerationOptions, best_device
+from unet_diffusion.commands.sample import GenerationOptions
 from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
 from unet_diffusion.data.streaming import StreamingImages
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
@@ -20,6 +20,7 @@ from unet_diffusion.evaluation.memorisation import memorisation
 from unet_diffusion.files import write_json
 from unet_diffusion.images.figures import save_image
 from unet_diffusion.output_folder import check_output
+from unet_diffusion.saved_runs import best_device
 
 
 @dataclass

@@ -16,7 +16,7 @@ from unet_diffusion.images.output import has_png
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.saved_runs import load_pipeline
+from unet_diffusion.saved_runs import best_device, load_pipeline
 
 
 @dataclass
@@ -109,22 +109,3 @@ def sample(config: Sample) -> Path:
     shown = images if as_png else [Image.fromarray(image[0].float().cpu().numpy()) for image in images]
     save_image(grid(shown[:256]), output / "grid.png")
     return output
-
-
-def best_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the accelerator that PyTorch sees, or else the CPU.
-
-    Raises:
-        ValueError: no device, or one that is not here.
-    """
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    known = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in known:
-        raise ValueError(f"device is {name!r}, but here are {', '.join(known)} only; choose one of them, or 'auto'.")
-    return device

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.segment import find_images, output_names
 from unet_diffusion.data.folders import readable
 from unet_diffusion.diffusion.config import SamplerName
@@ -15,7 +14,7 @@ from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.saved_runs import load_pipeline
+from unet_diffusion.saved_runs import best_device, load_pipeline
 
 logger = logging.getLogger(__name__)
 

@@ -152,12 +152,6 @@ def score_masks(
     )
 
 
-def predictor(pipe: Any) -> Callable[[Tensor], Tensor]:
-    """What gives the mask of a stored image for `score_masks`: a `SegmentationPipeline` with its defaults."""
-    pipe.set_progress_bar_config(disable=True)
-    return lambda image: pipe(image, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
-
-
 def _of_segments(kind: str, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     """Adapted Rand error and variation of information of labels (H, W); 0 in the true ones is left out."""
     values = (adapted_rand_error(predicted, true), *variation_of_information(predicted, true))
