@@ -1,27 +1,31 @@
-"""What our pipelines save beside their components: how images are stored, names, colours."""
+"""The parts that our pipelines share: what they save beside their components, and checks of networks and images."""
 
 import inspect
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
+from unet_diffusion.images.conversion import check_image, dtype_name
 from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.saved_index import from_index, to_index
 
 
 class PrivateArguments:
     """A mixin for pipelines whose plain arguments are saved under private keys (`_pixel_range` for `pixel_range`).
 
-    Stock pipelines pass over private keys of `model_index.json`; public ones that they do not know make them warn.
-    Lists are saved as `{"list": [...]}`, since diffusers, loading from the Hub, takes every list for a component.
+    Stock pipelines ignore private keys of `model_index.json`; public ones that they do not know make them warn.
     """
 
     config: Any
+    unet: Any
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
         """Gives the arguments of `__init__` that are saved under private keys their public names.
 
-        Components that only another pipeline of ours has, such as a classifier, are passed over.
+        Components that only another of our pipelines has, such as a classifier, are left out.
         """
         arguments = inspect.signature(cls.__init__).parameters
         private = {f"_{name}": name for name in arguments}
@@ -30,27 +34,53 @@ class PrivateArguments:
         return super().extract_init_dict(known, **kwargs)  # type: ignore[misc]  # of the pipeline beside this mixin
 
     def to_json_string(self) -> str:
-        """What `model_index.json` says: of missing components only the scheduler, which stock pipelines know."""
+        """The content of `model_index.json`, without missing components except the scheduler, as in stock pipelines."""
         index = json.loads(super().to_json_string())  # type: ignore[misc]  # of the pipeline beside this mixin
         named = {key: value for key, value in index.items() if value != [None, None] or key == "scheduler"}
         named = {key: to_index(key, value) for key, value in named.items()}
         return json.dumps(named, indent=2, sort_keys=True) + "\n"
 
     @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.unet.config.in_channels
+
+    @property
     def pixel_range(self) -> PixelRange:
-        """How stored values map to the network's [-1, 1]."""
-        saved = self.config["_pixel_range"]
-        return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
+        """The mapping of stored values to the network's [-1, 1]."""
+        return saved_range(self.config["_pixel_range"])
+
+    def check_image(self, image: Tensor) -> None:
+        """Raises a ValueError unless a stored image (C, H, W) has the channels and the data type of the training."""
+        check_image(self.channels, self.pixel_range, len(image), dtype_name(image))
 
 
-def to_index(key: str, value: Any) -> Any:
-    """A value as `model_index.json` holds it."""
-    return {"list": value} if key.startswith("_") and isinstance(value, list) else value
+def saved_range(saved: dict | None) -> PixelRange:
+    """The pixel range in its saved form, `PixelRange.to_dict`; None stands for 8-bit images.
+
+    Raises:
+        ValueError: another form, or a bad range.
+    """
+    return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
 
 
-def from_index(value: Any) -> Any:
-    """The value that `to_index` was given."""
-    return value["list"] if isinstance(value, dict) and value.keys() == {"list"} else value
+def check_noise_predictor(unet: Any, images_in: int, rule: str) -> None:
+    """Raises a ValueError unless a network is padded, takes timesteps, and predicts the noise of one image.
+
+    Args:
+        unet: the network.
+        images_in: images that it gets, side by side in its input channels.
+        rule: the number of channels that the pipeline needs, for the message.
+    """
+    config = unet.config
+    time_embedding, padding = config.get("time_embedding", "sinusoidal"), config.get("padding", "same")
+    fits = config.out_channels is not None and config.in_channels == images_in * config.out_channels
+    if not fits or time_embedding is None or padding != "same":
+        raise ValueError(
+            f"the network has in_channels={config.in_channels}, out_channels={config.out_channels}, "
+            f"time_embedding={time_embedding!r} and padding={padding!r}, but {rule}, a timestep embedding and "
+            "padding='same'; train a network with these."
+        )
 
 
 def check_class_details(

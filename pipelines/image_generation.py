@@ -13,11 +13,18 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.diffusion.sampling import check_classes, check_scheduler, step_arguments
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.checks import is_count, require
+from unet_diffusion.diffusion.sampling import (
+    check_classes,
+    check_scheduler,
+    denoised,
+    initial_scale,
+    scaled_input,
+    start_sampling,
+)
 from unet_diffusion.images.output import as_output, check_output_type
 from unet_diffusion.network.maps import channels_last
-from unet_diffusion.pipelines.base import PrivateArguments
+from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
@@ -25,7 +32,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
 
 @dataclass
 class ImageGenerationOutput(BaseOutput):
-    """What `ImageGenerationPipeline` returns.
+    """The output of `ImageGenerationPipeline`.
 
     Attributes:
         images: the images; the type follows from `output_type`, which `ImageGenerationPipeline.__call__` explains.
@@ -35,7 +42,7 @@ class ImageGenerationOutput(BaseOutput):
 
 
 class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
-    """Generates images from noise (Ho et al. 2020), with any scheduler of diffusers whose `step` needs no more.
+    """Generates images from noise (Ho et al. 2020), with any scheduler whose `step` needs the prediction only.
 
     Examples:
         >>> import torch
@@ -54,11 +61,11 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
     Args:
         unet: a network with a noise head and a timestep embedding.
         scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the training's scheduler.
-        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit images.
-        label_names: names of the classes that images can be generated of, in the order of their indices.
+        pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
+        label_names: names of the classes that images are generated of, in the order of their indices.
 
     Raises:
-        ValueError: a network that cannot turn noise into images, or a bad pixel range.
+        ValueError: the network cannot turn noise into images, or the pixel range is bad.
     """
 
     model_cpu_offload_seq = "unet"
@@ -72,17 +79,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         label_names: list[str] | None = None,
     ) -> None:
         super().__init__()
-        config = unet.config
-        timeless = config.get("time_embedding", "sinusoidal") is None
-        unpadded = config.get("padding", "same") != "same"
-        if config.out_channels != config.in_channels or timeless or unpadded:
-            raise ValueError(
-                f"the network has in_channels={config.in_channels}, out_channels={config.out_channels}, "
-                f"time_embedding={config.get('time_embedding')!r} and padding={config.get('padding')!r}, but "
-                "generation needs as many channels out as in, a timestep embedding and padding='same'; train such."
-            )
-        if pixel_range is not None:
-            PixelRange.from_dict(pixel_range)
+        check_noise_predictor(unet, 1, "generation needs as many channels out as in")
+        saved_range(pixel_range)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(_pixel_range=pixel_range, _label_names=label_names)
 
@@ -93,17 +91,17 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """The guidance of the running call; a callback may set `_guidance_scale`."""
+        """The guidance scale of the running call; a callback may set `_guidance_scale`."""
         return self._guidance_scale
 
     @property
     def num_timesteps(self) -> int:
-        """How often the network runs for an image; more than the steps with Heun and its like."""
+        """Runs of the network per image; more than the steps with samplers such as Heun's."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Whether the rest of the running call is left out; a callback may set `_interrupt`."""
+        """Whether the running call skips its remaining steps; a callback may set `_interrupt`."""
         return self._interrupt
 
     def check_inputs(
@@ -122,7 +120,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
-        """Raises a ValueError that names the value, the rule and the fix for the first argument that is wrong."""
+        """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
         config = self.unet.config
         counts = {
             "batch_size": batch_size,
@@ -132,8 +130,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
             "max_batch": max_batch,
         }
         for name, count in counts.items():
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} is {count!r}, but must be an integer of at least 1.")
+            require(is_count(count), name, count, "must be an integer of at least 1")
         check_output_type(output_type, OUTPUT_TYPES, config.in_channels, self.pixel_range)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators, but batch_size is {batch_size}; pass one or all.")
@@ -160,13 +157,13 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         Args:
             shape: (B, C, H, W).
             device: where the network runs.
-            generator: one, or one per image; None: PyTorch's global one.
+            generator: one, or one per image; None for PyTorch's global one.
             latents: unit noise to use instead of drawing it.
         """
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)
-        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow-matching schedulers have none: 1
+        return latents * initial_scale(self.scheduler)
 
     @torch.no_grad()
     def __call__(
@@ -192,24 +189,24 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         Args:
             batch_size: number of images.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1000 for plain DDPM.
-            class_labels: a class for all images or one each, as index or as one of `label_names`; None: no class.
-            guidance_scale: w in uncond + w (cond - uncond), classifier-free guidance (Ho & Salimans 2022); 1: none.
-            guidance_interval: (low, high), the part of the steps that is guided, as shares of the schedule: 0 is its
-                noisy begin, 1 its end (Kynkaanniemi et al. 2024); None: all of it.
-            height: in pixels; None: `unet.config.sample_size`.
-            width: in pixels; None: `unet.config.sample_size`.
-            generator: one, or a list with one per image: then an image depends on its own generator alone, in
-                whatever batch it is made.
-            latents: unit noise to start from, (B, C, H, W); None: drawn from `generator`.
-            max_batch: images that the network sees at once; twice that with guidance.
-            eta: the noise that DDIM (eq. 16 of Song et al. 2020) or TCD adds; None: the scheduler's own default.
+            class_labels: a class for all images or one each, as an index or as one of `label_names`; None for no class.
+            guidance_scale: w in uncond + w (cond - uncond), classifier-free guidance (Ho & Salimans 2022); 1 for none.
+            guidance_interval: (low, high), the guided part of the schedule: 0 is its noisy beginning, 1 its end
+                (Kynkaanniemi et al. 2024); None for all of it.
+            height: in pixels; None for that of `unet.config.sample_size`.
+            width: in pixels; None for that of `unet.config.sample_size`.
+            generator: one, or a list with one per image; then an image depends on its own generator alone, whatever
+                batch it is made in.
+            latents: unit noise to start from, (B, C, H, W); None draws it from `generator`.
+            max_batch: images in the network at once; twice that with guidance.
+            eta: the noise that DDIM (eq. 16 of Song et al. 2020) or TCD adds; None for the scheduler's own default.
             output_type: "pil": a list of images (1, 3 or 4 channels); "np": float32 (B, H, W, C) in [0, 1];
                 "pt": float32 (B, C, H, W) in [0, 1]; "stored": (B, C, H, W) in the data type and values of the training
                 files; "latent": float32 (B, C, H, W) around [-1, 1] as the sampler leaves it.
-            return_dict: whether to return an `ImageGenerationOutput` rather than a tuple.
+            return_dict: whether to return an `ImageGenerationOutput`, or else a tuple.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step of each batch; returns
                 the tensors to go on with.
-            callback_on_step_end_tensor_inputs: names of the tensors that the callback is given.
+            callback_on_step_end_tensor_inputs: names of the tensors that the callback gets.
 
         Raises:
             ValueError: an argument that does not fit the others, the network or the scheduler.
@@ -249,16 +246,13 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 latents = noise[part]
                 part_classes = None if classes is None else classes[part]
                 part_generator = generator[part] if isinstance(generator, list) else generator
-                self.scheduler.set_timesteps(num_inference_steps, device=device)  # forgets the steps of the last batch
-                if hasattr(self.scheduler, "set_begin_index"):
-                    self.scheduler.set_begin_index(0)  # else a timestep that occurs twice starts at its second place
+                start_sampling(self.scheduler, num_inference_steps, device)
                 for i, t in enumerate(self.scheduler.timesteps):
                     if self.interrupt:
                         break
                     guidance = self._guidance_at(i, guidance_interval)
                     prediction = self._predict(latents, t, part_classes, guidance)
-                    arguments = step_arguments(self.scheduler, i, part_generator, eta)
-                    latents = self.scheduler.step(prediction, t, latents, **arguments).prev_sample
+                    latents = denoised(self.scheduler, i, prediction, latents, part_generator, eta)
                     if callback_on_step_end is not None:
                         tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
                         latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
@@ -270,14 +264,13 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         return ImageGenerationOutput(images=images) if return_dict else (images,)
 
     def _guidance_at(self, step: int, interval: tuple[float, float] | None) -> float:
-        """The guidance of a step: none outside of the interval."""
+        """The guidance scale of a step: 1, which is none, outside of the interval."""
         low, high = interval or (0.0, 1.0)
         return self.guidance_scale if low <= step / self.num_timesteps < high else 1.0
 
     def _predict(self, latents: Tensor, timestep: Any, classes: Tensor | None, guidance: float) -> Tensor:
-        """What the network predicts, float32 (B, C, H, W), guided by the class where `guidance` is not 1."""
-        scale = getattr(self.scheduler, "scale_model_input", lambda sample, _: sample)  # flow matching has none
-        sample = scale(latents, timestep).to(self.unet.dtype)
+        """The network's prediction, float32 (B, C, H, W), guided by the class unless `guidance` is 1."""
+        sample = scaled_input(self.scheduler, latents, timestep).to(self.unet.dtype)
         if guidance == 1 or classes is None:
             return self._run(sample, timestep, classes)
         null = torch.full_like(classes, self.unet.config.num_class_embeds)
@@ -288,7 +281,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
     def _run(self, sample: Tensor, timestep: Any, classes: Tensor | None) -> Tensor:
         """One evaluation of the network, float32 (B, C, H, W)."""
         prediction = self.unet(channels_last(sample), timestep, class_labels=classes, head="noise").sample
-        return prediction.float().contiguous()  # as schedulers and the caller expect it
+        return prediction.float().contiguous()  # as schedulers and callers expect
 
     def _class_indices(self, class_labels: Any, batch_size: int) -> list[int] | None:
         """One index per image, from indices and names."""

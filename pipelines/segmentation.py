@@ -1,7 +1,7 @@
 """Images of any size to masks, with test-time augmentation and an uncertainty map."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
+from unet_diffusion.checks import is_count, require, require_choice
 from unet_diffusion.files import written_aside
-from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
+from unet_diffusion.images.conversion import check_image, stored_images
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.large_images import create_mask, open_image
 from unet_diffusion.images.palette import mask_image, overlay
 from unet_diffusion.network.tiling import Read
-from unet_diffusion.pipelines.base import PrivateArguments, check_class_details
+from unet_diffusion.pipelines.base import PrivateArguments, check_class_details, saved_range
 from unet_diffusion.segmentation.segmenter import Segmenter, check_evaluation_mode, check_levels
 from unet_diffusion.unet import UNet
 
@@ -32,12 +33,12 @@ MAX_CLASSES = 255  # masks are stored in 8 bits, and 255 means "ignore"
 
 @dataclass
 class SegmentationOutput(BaseOutput):
-    """What `SegmentationPipeline` returns: lists with one entry per image, since sizes may differ.
+    """The output of `SegmentationPipeline`: lists with one entry per image, since sizes may differ.
 
     Attributes:
         masks: class indices at the size of the image: PIL images of mode P, uint8 arrays or int64 tensors (H, W).
         probabilities: of each class, float32 arrays (tensors for "pt") (K, H, W), or None if not asked for.
-        uncertainty: entropy of the probabilities divided by log K, in [0, 1], float32 (H, W), or None likewise.
+        uncertainty: entropy of the probabilities divided by log K, in [0, 1], float32 (H, W), or None if not asked for.
     """
 
     masks: list[Image.Image] | list[np.ndarray] | list[Tensor]
@@ -61,16 +62,16 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
     Args:
         unet: a network with a segmentation head, or, beside a classifier, a noise predictor.
-        scheduler: adds noise to the image, where timesteps are asked for and for a classifier; not needed otherwise.
-        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit images.
+        scheduler: adds noise to the image, for a classifier or if timesteps are asked for; not needed otherwise.
+        pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
         class_names: names of the classes, in the order of their indices.
-        palette: red, green and blue of each class, 0 to 255; None: colours that colour-blind readers can tell apart.
-        classifier: reads the network's features of noisy images, instead of a segmentation head. The noise is the
-            same for every image and at every call, so that masks are too.
+        palette: red, green and blue of each class, 0 to 255; None for colours that colour-blind readers can tell apart.
+        classifier: reads the network's features of noisy images, instead of a segmentation head. The noise is the same
+            for every image and at every call, so an image always gets the same mask.
 
     Raises:
-        ValueError: a network without a segmentation head, or a classifier that was made for another network or has no
-            scheduler; a bad pixel range, or not one name or colour per class.
+        ValueError: the network has no segmentation head; the classifier was made for another network or has no
+            scheduler; the pixel range is bad; or there is not one name or colour per class.
     """
 
     model_cpu_offload_seq = "unet"
@@ -94,8 +95,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 f"the network has num_classes={classes}, but segmentation needs a head of 2 to {MAX_CLASSES} classes; "
                 "call unet.to_segmentation(K) and train it, or give a classifier."
             )
-        if pixel_range is not None:
-            PixelRange.from_dict(pixel_range)
+        saved_range(pixel_range)
         check_class_details(classes, class_names, palette)
         self.register_modules(unet=unet, scheduler=scheduler, classifier=classifier)
         self.register_to_config(
@@ -126,11 +126,10 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         timesteps: Sequence[int] | None,
         output_type: str = "pil",
     ) -> None:
-        """Raises a ValueError that names the value, the rule and the fix for the first argument that is wrong."""
-        if tile_size is not None and (not isinstance(tile_size, int) or tile_size < 1):
-            raise ValueError(f"tile_size is {tile_size!r}, but must be an integer of at least 1, or None.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}, but must be one of {', '.join(OUTPUT_TYPES)}.")
+        """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
+        valid = tile_size is None or is_count(tile_size)
+        require(valid, "tile_size", tile_size, "must be an integer of at least 1, or None")
+        require_choice("output_type", output_type, OUTPUT_TYPES)
         if self.classifier is None:
             check_levels(self.unet, self.scheduler, num_draws, timesteps)
         elif timesteps is not None or num_draws != 1:
@@ -157,22 +156,22 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
         Args:
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
-                values that are stored in files; or a list of those.
-            tile_size: output pixels a side of a tile; None: chosen for about 64 MiB of memory in the network, while
-                images that take at most 512 MiB are run whole. Otherwise images not larger than a tile with its
-                context are.
+                values that are stored in files; or a list of these.
+            tile_size: output pixels a side of a tile; images that are not larger than a tile with its context run
+                whole. None chooses it for about 64 MiB of memory in the network, and runs images that take at most
+                512 MiB whole.
             num_draws: noisy versions of the image per timestep.
-            timesteps: where noise is added to the image before it is segmented; the probabilities are averaged. None:
-                the clean image at the timestep that the network was trained to segment at, or, with a classifier, the
-                timesteps that it was trained with.
+            timesteps: noise levels of noisy versions of the image, whose probabilities are averaged. None: the clean
+                image at the timestep that the network was trained to segment at or, with a classifier, the timesteps
+                that it was trained with.
             augment: average over the 8 flips and rotations of the image, at 8 times the cost.
-            generator: where the noise at `timesteps` comes from; None: PyTorch's global one.
+            generator: source of the noise at `timesteps`; None for PyTorch's global one.
             output_type: "pil": PIL masks of mode P with the palette; "np": uint8 masks; "pt": int64 masks, on the CPU.
             return_probabilities: whether to return probabilities and uncertainty, 4 (K + 1) bytes per pixel.
-            return_dict: whether to return a `SegmentationOutput` rather than a tuple.
+            return_dict: whether to return a `SegmentationOutput`, or else a tuple.
 
         Raises:
-            ValueError: an image or an argument that does not fit the network, named with the fix.
+            ValueError: an image or an argument does not fit the network; the message gives the fix.
         """
         self.check_inputs(tile_size, num_draws, timesteps, output_type)
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment)
@@ -208,6 +207,11 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         )
         return output if return_dict else (output.masks, output.probabilities, output.uncertainty)
 
+    def predictor(self) -> Callable[[Tensor], Tensor]:
+        """Returns a function from a stored image (C, H, W) to its mask, int64 (H, W) on the CPU; hides the progress."""
+        self.set_progress_bar_config(disable=True)
+        return lambda image: self(image, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
+
     @torch.no_grad()
     def segment_file(
         self,
@@ -219,12 +223,12 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         augment: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Segments an image that may be larger than memory: read in windows, the mask written in windows.
+        """Segments an image that may be larger than memory: it is read, and its mask written, in windows.
 
         Args:
             source: path of a `.npy`, `.tif` or `.zarr` image, or any array (H, W) or (H, W, C) with slices.
-            target: path of the mask to write, `.npy`, `.tif` or `.zarr`, which appears when it is complete; or any
-                array (H, W) that windows of uint8 class indices can be assigned to.
+            target: path of the mask, `.npy`, `.tif` or `.zarr`, which appears when it is complete; or any array (H, W)
+                that windows of uint8 class indices can be assigned to.
             tile_size: as in `__call__`.
             num_draws: as in `__call__`.
             timesteps: as in `__call__`.
@@ -232,13 +236,13 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             generator: as in `__call__`.
 
         Raises:
-            ValueError: an image or an argument that does not fit the network, or a target that exists.
+            ValueError: an image or an argument does not fit the network, or the target exists.
         """
         self.check_inputs(tile_size, num_draws, timesteps)
         image = open_image(source)
         size = image.shape[:2]
         dtype = "float32" if image.dtype.kind == "f" else image.dtype.name
-        check_image(self.unet.config.in_channels, self.pixel_range, image.shape[2], dtype)
+        check_image(self.channels, self.pixel_range, image.shape[2], dtype)
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment)
 
         def read(rows: slice, columns: slice) -> Tensor:
@@ -260,7 +264,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         self.maybe_free_model_hooks()
 
     def overlay(self, image: Any, mask: Any, opacity: float = 0.5) -> Image.Image:
-        """The classes of a mask in colour over its image, as RGB; class 0 stays clear.
+        """Draws the classes of a mask in colour over its image, as RGB; class 0 stays transparent.
 
         Args:
             image: one image, as in `__call__`.
@@ -268,7 +272,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             opacity: of the colours, from 0 to 1.
 
         Raises:
-            ValueError: an image and a mask of different sizes, more than one image, or another opacity.
+            ValueError: image and mask differ in size, there is more than one image, or the opacity is not in 0 to 1.
         """
         stored = list(stored_images(image))
         labels = np.asarray(mask)
@@ -279,13 +283,13 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             )
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}, but must be from 0 to 1.")
-        check_image(self.unet.config.in_channels, self.pixel_range, len(stored[0]), dtype_name(stored[0]))
+        self.check_image(stored[0])
         shown = PixelRange.full("uint8").to_stored(self.pixel_range.to_model(stored[0])).permute(1, 2, 0).numpy()
         base = Image.fromarray(shown[..., :3] if shown.shape[2] >= 3 else shown[..., 0])
         return overlay(base, labels, opacity, self.palette)
 
     def _mask(self, mask: Tensor, output_type: str) -> Any:
-        """A uint8 mask (H, W) in the form that is asked for."""
+        """A uint8 mask (H, W) in the form of `output_type`."""
         if output_type == "pt":
             return mask.long()
         return mask.numpy() if output_type == "np" else mask_image(mask.numpy(), self.palette)
@@ -305,7 +309,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         count: int,
         generator: torch.Generator | None,
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """`Segmenter.regions` with a progress bar where there are several windows."""
+        """`Segmenter.regions`, with a progress bar if there are several windows."""
         seeds = segmenter.seeds(count, generator)
         windows = segmenter.tiling.count(*size)
         with self.progress_bar(total=windows) if windows > 1 else nullcontext() as progress:

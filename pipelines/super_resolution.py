@@ -1,4 +1,4 @@
-"""Small images to large ones with any scheduler of diffusers, tile by tile where they are large."""
+"""Small images to large ones with any scheduler of diffusers, tile by tile if they are large."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from unet_diffusion.checks import is_count, require
 from unet_diffusion.diffusion.config import check_condition_noise, check_scale
 from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
-from unet_diffusion.diffusion.sampling import check_scheduler, step_arguments
-from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.diffusion.sampling import check_scheduler, denoised, initial_scale, scaled_input, start_sampling
+from unet_diffusion.images.conversion import stored_images
 from unet_diffusion.images.output import as_output, check_output_type
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
-from unet_diffusion.pipelines.base import PrivateArguments
+from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored")
@@ -29,10 +29,10 @@ OUTPUT_TYPES = ("pil", "np", "pt", "stored")
 
 @dataclass
 class SuperResolutionOutput(BaseOutput):
-    """What `SuperResolutionPipeline` returns: a list with one entry per image, since sizes may differ.
+    """The output of `SuperResolutionPipeline`: a list with one entry per image, since sizes may differ.
 
     Attributes:
-        images: the large images; the type follows from `output_type`, which `SuperResolutionPipeline.__call__` tells.
+        images: the large images, of the type that `output_type` asks `SuperResolutionPipeline.__call__` for.
     """
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor]
@@ -42,9 +42,9 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
     """Enlarges images by denoising beside them (SR3, Saharia et al. 2021), with any scheduler of diffusers.
 
     An image of any size starts from noise of the large size, which is drawn once. In each step the network sees the
-    noisy image and the enlarged small one; where both are larger than one window it sees them window by window
-    (`unet_diffusion.network.tiling`). Its predictions are joined before the scheduler's step, so that all windows go
-    on from one image.
+    noisy image and the enlarged small one; if they are larger than one window, it sees them window by window
+    (`unet_diffusion.network.tiling`). The predictions are joined before the scheduler's step, so that all windows
+    continue from one image.
 
     Examples:
         >>> import numpy as np
@@ -62,15 +62,15 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         (30, 20)
 
     Args:
-        unet: a network with twice as many channels in as its noise head has out, the noisy image before the enlarged
-            one, and with a timestep embedding.
+        unet: a network with a timestep embedding, and with twice as many channels in as its noise head has out: the
+            noisy image, then the enlarged one.
         scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the training's scheduler.
-        scale: how many times larger images become a side; what the network was trained for.
-        pixel_range: how stored values map to [-1, 1], as `PixelRange.to_dict` gives it; None: 8-bit images.
+        scale: how many times larger images become a side, as the network was trained.
+        pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
 
     Raises:
-        ValueError: a network that cannot enlarge images, a scale that is no integer of at least 2, or a bad pixel
-            range.
+        ValueError: the network cannot enlarge images, the scale is not an integer of at least 2, or the pixel range is
+            bad.
     """
 
     model_cpu_offload_seq = "unet"
@@ -79,21 +79,11 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         self, unet: UNet, scheduler: SchedulerMixin, scale: int | None = None, pixel_range: dict | None = None
     ) -> None:
         super().__init__()
-        config = unet.config
-        timeless = config.get("time_embedding", "sinusoidal") is None
-        classes = config.get("num_class_embeds")
-        unpadded = config.get("padding", "same") != "same"
-        doubled = config.out_channels is not None and config.in_channels == 2 * config.out_channels
-        if not doubled or timeless or unpadded or classes is not None:
-            raise ValueError(
-                f"the network has in_channels={config.in_channels}, out_channels={config.out_channels}, "
-                f"time_embedding={config.get('time_embedding')!r}, padding={config.get('padding')!r} and "
-                f"num_class_embeds={classes}, but super-resolution needs twice as many channels in as out, a timestep "
-                "embedding, padding='same' and no classes; train such."
-            )
+        check_noise_predictor(unet, 2, "super-resolution needs twice as many channels in as out")
+        classes = unet.config.get("num_class_embeds")
+        require(classes is None, "num_class_embeds", classes, "super-resolution needs a network without classes")
         check_scale(scale)
-        if pixel_range is not None:
-            PixelRange.from_dict(pixel_range)
+        saved_range(pixel_range)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(_scale=scale, _pixel_range=pixel_range)
 
@@ -108,9 +98,9 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         return self.unet.config.out_channels
 
     def check_inputs(self, num_inference_steps: int, condition_noise: float, output_type: str) -> None:
-        """Raises a ValueError that names the value, the rule and the fix for the first argument that is wrong."""
-        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is {num_inference_steps!r}, but must be an integer of at least 1.")
+        """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
+        steps = num_inference_steps
+        require(is_count(steps), "num_inference_steps", steps, "must be an integer of at least 1")
         check_condition_noise(condition_noise)
         check_output_type(output_type, OUTPUT_TYPES, self.channels, self.pixel_range)
         check_scheduler(self.scheduler, eta=None)
@@ -130,27 +120,27 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
 
         Args:
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
-                values that are stored in files; or a list of those.
+                values that are stored in files; or a list of these.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver.
-            generator: one, or a list with one per image: then an image depends on its own generator alone, whatever
-                others are enlarged with it. None: PyTorch's global one.
-            condition_noise: deviation of noise that the enlarged image gets, where values lie in [-1, 1]; for
-                images that are worse than those of the training, such as compressed ones.
-            tile_size: pixels a side of a tile of the large image; None: chosen for about 64 MiB of memory in the
-                network, while images that take at most 512 MiB are run whole.
+            generator: one, or a list with one per image; then an image depends on its own generator alone, whatever
+                others are enlarged with it. None for PyTorch's global one.
+            condition_noise: deviation of the noise added to the enlarged image, whose values lie in [-1, 1]; for images
+                that are worse than those of the training, such as compressed ones.
+            tile_size: pixels a side of a tile of the large image. None chooses it for about 64 MiB of memory in the
+                network, and runs images that take at most 512 MiB whole.
             output_type: "pil": PIL images (1, 3 or 4 channels); "np": float32 arrays (H, W, C) in [0, 1]; "pt": float32
                 tensors (C, H, W) in [0, 1]; "stored": tensors (C, H, W) in the data type and values of the training
                 files.
-            return_dict: whether to return a `SuperResolutionOutput` rather than a tuple.
+            return_dict: whether to return a `SuperResolutionOutput`, or else a tuple.
 
         Raises:
-            ValueError: an image or an argument that does not fit the network or the scheduler, named with the fix.
+            ValueError: an image or an argument does not fit the network or the scheduler; the message gives the fix.
         """
         self.check_inputs(num_inference_steps, condition_noise, output_type)
         tiling = Tiling.of(self.unet, tile_size)
         inputs = list(stored_images(image))
         for each in inputs:
-            check_image(self.channels, self.pixel_range, len(each), dtype_name(each))
+            self.check_image(each)
         if isinstance(generator, list) and len(generator) != len(inputs):
             raise ValueError(f"there are {len(generator)} generators, but {len(inputs)} images; pass one, or one each.")
         generators = [generator] * len(inputs) if isinstance(generator, torch.Generator) else generator
@@ -166,21 +156,18 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                 if condition_noise > 0:
                     levels = torch.full((len(small),), condition_noise, device=condition.device)
                     condition = with_noise(condition, levels, self._drawn(condition, own))
-                large = large * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow-matching schedulers have none
-                self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)  # forgets the last
-                if hasattr(self.scheduler, "set_begin_index"):
-                    self.scheduler.set_begin_index(0)  # else a timestep that occurs twice starts at its second place
+                start_sampling(self.scheduler, num_inference_steps, self._execution_device)
+                large = large * initial_scale(self.scheduler)
                 for i, t in enumerate(self.scheduler.timesteps):
                     prediction = self._predict(large, t, condition, tiling)
-                    arguments = step_arguments(self.scheduler, i, own, None)
-                    large = self.scheduler.step(prediction, t, large, **arguments).prev_sample
+                    large = denoised(self.scheduler, i, prediction, large, own)
                     progress.update()
                 images.extend(as_output(large.float(), output_type, self.pixel_range))
         self.maybe_free_model_hooks()
         return SuperResolutionOutput(images=images) if return_dict else (images,)
 
     def _batches(self, images: list[Tensor], tiling: Tiling) -> Iterator[slice]:
-        """Neighbouring images of one size, as many as take the memory of one window."""
+        """Slices of consecutive images of one size, together at most as large in memory as one window."""
         start = 0
         for stop in range(1, len(images) + 1):
             height, width = (self.scale * side for side in images[start].shape[1:])
@@ -190,13 +177,12 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                 start = stop
 
     def _drawn(self, like: Tensor, generators: list[torch.Generator] | None) -> Tensor:
-        """Standard normal noise (B, C, H, W) of a shape."""
+        """Standard normal noise (B, C, H, W) of the shape of `like`, float32."""
         return randn_tensor(tuple(like.shape), generator=generators, device=like.device, dtype=torch.float32)
 
     def _predict(self, large: Tensor, timestep: Any, condition: Tensor, tiling: Tiling) -> Tensor:
-        """What the network predicts of noisy images beside their conditions, float32 (B, C, H, W)."""
-        scale = getattr(self.scheduler, "scale_model_input", lambda sample, _: sample)  # flow matching has none
-        seen = torch.cat([scale(large, timestep), condition], dim=1)  # (B, 2C, H, W)
+        """The network's prediction for noisy images beside their conditions, float32 (B, C, H, W)."""
+        seen = torch.cat([scaled_input(self.scheduler, large, timestep), condition], dim=1)  # (B, 2C, H, W)
 
         def predict(window: Tensor) -> Tensor:
             return self.unet(channels_last(window.to(self.unet.dtype)), timestep, head="noise").sample.float()

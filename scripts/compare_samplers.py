@@ -26,7 +26,7 @@ from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.files import write_text, written_aside
 from unet_diffusion.images.figures import grid, save_image
-from unet_diffusion.saved_runs import read_object
+from unet_diffusion.saved_index import read_object
 
 SHOWN = 36  # images in a grid
 DRAWN = ("Frechet distance", "kernel distance")

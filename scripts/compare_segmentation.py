@@ -23,7 +23,7 @@ from unet_diffusion import UNet
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedDataset, MaskedSets, load_labelled, load_masked
-from unet_diffusion.evaluation.masks import Scores, predictor, score_masks
+from unet_diffusion.evaluation.masks import Scores, score_masks
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.pipelines import SegmentationPipeline
@@ -95,7 +95,7 @@ def compare(options: Comparison) -> str:
         "most frequent class": most_frequent(test),
         "threshold": threshold(test.num_classes),
     }
-    predictors |= {name: predictor(pipe) for name, pipe in pipes.items()}
+    predictors |= {name: pipe.predictor() for name, pipe in pipes.items()}
     scores = {name: score_masks(predict, test, membrane=options.membrane) for name, predict in predictors.items()}
     parameters = {name: sum(p.numel() for p in pipe.unet.parameters()) for name, pipe in pipes.items()}
     save_image(overlays(test, {name: predictors[name] for name in pipes}, first), options.output / "overlays.png")

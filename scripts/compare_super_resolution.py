@@ -30,7 +30,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from unet_diffusion import UNet
 from unet_diffusion.commands.evaluate_generation import drawn
-from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.diffusion.config import SamplerName, check_sides
@@ -44,7 +43,7 @@ from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
-from unet_diffusion.saved_runs import load_pipeline, load_unet, load_weights
+from unet_diffusion.saved_runs import best_device, load_pipeline, load_unet, load_weights
 from unet_diffusion.tasks.diffusion import DiffusionConfig
 from unet_diffusion.tasks.super_resolution import SuperResolutionConfig
 from unet_diffusion.training.accelerator import make_accelerator

@@ -28,7 +28,7 @@ from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
-from unet_diffusion.saved_runs import check_run
+from unet_diffusion.saved_index import check_run
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
 
 BOUND = 1e-5  # of the largest absolute logit

@@ -10,7 +10,7 @@ from tests.support.stock import DDPM, KINDS, SMALL, stock
 from unet_diffusion import UNet, adapters
 from unet_diffusion.network.tiling import ATTENDED, Tiling
 from unet_diffusion.pipelines import SegmentationPipeline
-from unet_diffusion.stock_unet import WORDS_OF_UNET, UNet2DAdapter
+from unet_diffusion.stock_unet import UNET_KEYS, UNet2DAdapter
 from unet_diffusion.tasks.segmentation import LEARN, freeze
 
 CLASSES = {"num_class_embeds": 5}
@@ -212,7 +212,7 @@ def test_names_of_the_weights_are_those_of_a_unet():
 
 
 def test_the_config_says_what_is_asked_of_a_unet():
-    assert set(UNet().config) & WORDS_OF_UNET == WORDS_OF_UNET
+    assert set(UNet().config) & UNET_KEYS == UNET_KEYS
     for kind, attention in (("ddpm", [False, True, True]), ("resnet", [False, True, True]), ("flat", [True])):
         config = adapter(kind).config
         assert config.attention == attention and config.padding == "same" and config.label_dropout == 0
@@ -254,8 +254,8 @@ def test_heads_are_added_replaced_and_switched_as_in_a_unet():
     [
         ({"down_block_types": ("SkipDownBlock2D", "DownBlock2D", "DownBlock2D")}, "down_block_types has 'SkipDown"),
         ({"up_block_types": ("UpBlock2D", "UpBlock2D", "SkipUpBlock2D")}, "up_block_types has 'SkipUpBlock2D'"),
-        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep', but classes must be told by an index"),
-        ({"segmentation_timestep": -1}, "segmentation_timestep is -1, but must be a number of at least 0"),
+        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep', but classes must be given by an index"),
+        ({"segmentation_timestep": -1}, "segmentation_timestep is -1, but must be a finite number of at least 0"),
         ({"widths": (8, 16)}, "there is no config value 'widths'"),
     ],
 )

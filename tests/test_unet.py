@@ -209,7 +209,7 @@ def test_another_number_of_classes_needs_replace():
     with pytest.raises(ValueError, match="replace=True"):
         unet.to_segmentation(3)
     assert unet.to_segmentation(3, replace=True)(torch.zeros(1, 1, 8, 8)).logits.shape[1] == 3
-    with pytest.raises(ValueError, match="how many classes"):
+    with pytest.raises(ValueError, match="number of classes"):
         small().to_segmentation()
 
 
@@ -238,7 +238,7 @@ def test_a_network_without_noise_head_segments_and_says_so():
 def test_a_noise_head_without_timestep_embedding_predicts_without_a_timestep():
     unet = randomised(small(time_embedding=None))
     assert unet(torch.zeros(2, 1, 9, 8)).sample.shape == (2, 1, 9, 8)
-    with pytest.raises(ValueError, match="the network knows none"):
+    with pytest.raises(ValueError, match="the network takes none"):
         unet(torch.zeros(2, 1, 9, 8), 5)
 
 

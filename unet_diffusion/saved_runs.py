@@ -1,16 +1,23 @@
-"""The network that a run starts from: a preset, a JSON config, or an earlier run."""
+"""Networks and pipelines from a preset, a JSON config or an earlier run, and the device that they run on."""
 
-import json
-from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from diffusers import UNet2DModel
 from safetensors import SafetensorError, safe_open
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.network.config import check_keys
+from unet_diffusion.saved_index import (
+    SUPER_RESOLUTION,
+    check_run_for,
+    read_object,
+    saved_components,
+    saved_kind,
+    unet_folder,
+)
 from unet_diffusion.stock_unet import UNet2DAdapter
 from unet_diffusion.unet import UNet
 
@@ -19,8 +26,8 @@ T = TypeVar("T")
 NETWORKS: dict[tuple[str, str], type] = {
     (kind.__module__, kind.__name__): kind for kind in (UNet, UNet2DAdapter, PixelClassifier)
 }
-SHOWN = 3  # weights named one by one
-SUPER_RESOLUTION = "SuperResolutionPipeline"  # what model_index.json calls a run that enlarges images
+MAX_NAMES = 3  # weights that an error names
+GET_AGAIN = "get it again, or give the folder of another run."
 
 
 def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
@@ -29,12 +36,12 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
     Args:
         source: name of a preset; path of a JSON file of config values; or a folder that a run or `save_pretrained`
             wrote, whose weights are loaded. A `UNet2DModel` of diffusers becomes a `UNet2DAdapter`.
-        wanted: config values that the run needs. They override a preset's or a file's; saved weights must agree with
-            them, but for `sample_size`, which any padded network can change.
+        wanted: config values that the run needs. They override those of a preset or a file. Saved weights must agree
+            with them, except for `sample_size`, which any padded network can change.
 
     Raises:
-        ValueError: nothing of that name, an unknown config value, or weights made for something else, such as those of
-            a super-resolution run where not twice as many channels are wanted in as out.
+        ValueError: nothing has that name, a config value is unknown, or the weights were made for something else, such
+            as those of a super-resolution run unless twice as many channels are wanted in as out.
     """
     path = Path(source)
     if path.is_dir():
@@ -44,12 +51,12 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
                 f"model is {source}, a super-resolution run, whose network sees a small image beside the noisy one; "
                 "start from a generation run, or from a preset."
             )
-        unet = load_saved(saved_unet_folder(path))
+        unet = load_saved(unet_folder(path))
         for key, value in wanted.items():
             if key != "sample_size" and unet.config[key] != value:
                 raise ValueError(
                     f"{key} is {value!r} for these data and options, but the network in {source} has "
-                    f"{unet.config[key]!r}; use data and options like its own, or start from a preset."
+                    f"{unet.config[key]!r}; use data and options that fit it, or start from a preset."
                 )
         unet.register_to_config(sample_size=wanted.get("sample_size", unet.config.sample_size))
         return unet
@@ -63,10 +70,10 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
 
 
 def load_saved(folder: Path) -> UNet:
-    """The network in a folder with its weights and `config.json`, of the class that this file names.
+    """Loads the network in a folder with weights and a `config.json`, as the class that this file names.
 
     Raises:
-        ValueError: a class that is neither ours nor a `UNet2DModel`, or what `load_weights` refuses.
+        ValueError: the class is neither ours nor `UNet2DModel`, or `load_weights` raises it.
     """
     name = read_object(folder / "config.json").get("_class_name")
     if name == UNet2DModel.__name__:
@@ -78,72 +85,58 @@ def load_saved(folder: Path) -> UNet:
 
 
 def load_weights(kind: type[T], folder: Path) -> T:
-    """A network with all of its weights, from safetensors alone: no pickle is read in their place.
+    """Loads a network with all of its weights, from safetensors only; a pickle is never read in their place.
 
     Raises:
-        ValueError: a config or weights that are missing, damaged, or belong to another network, or are not finite.
+        ValueError: the config or the weights are missing, damaged, not finite or those of another network.
     """
-    anew = "get it anew, or give the folder of another run."
     read_object(folder / "config.json")
     for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, "pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} is no safetensors file that can be read: {error}; {anew}") from error
-    options = {"use_safetensors": True, "output_loading_info": True}
-    listed = {
-        "ignore_mismatched_sizes": True,
-        "low_cpu_mem_usage": False,
-    }  # what does not fit is told, and refused below
+            raise ValueError(f"{file} cannot be read as safetensors: {error}; {GET_AGAIN}") from error
+    # Weights that do not fit are reported by from_pretrained, and raise an error below.
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "low_cpu_mem_usage": False}
     try:
-        network, info = kind.from_pretrained(folder, **options, **listed)  # type: ignore[attr-defined]
+        network, info = kind.from_pretrained(folder, use_safetensors=True, **options)  # type: ignore[attr-defined]
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         cause = str(error).rstrip(".")
         raise ValueError(
-            f"the network in {folder} cannot be loaded, from safetensors alone: {cause}; {anew}"
+            f"the network in {folder} cannot be loaded from safetensors, the only format that is read: {cause}; "
+            f"{GET_AGAIN}"
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
-            names = ", ".join(map(str, sorted(info[problem], key=str)[:SHOWN]))
+            names = ", ".join(map(str, sorted(info[problem], key=str)[:MAX_NAMES]))
             raise ValueError(
                 f"the weights in {folder} are those of another network: {len(info[problem])} "
-                f"{problem.replace('_', ' ')}, such as {names}; {anew}"
+                f"{problem.replace('_', ' ')}, such as {names}; {GET_AGAIN}"
             )
     check_finite(network, folder)
     return network
 
 
 def check_finite(network: Any, place: Path) -> None:
-    """Raises a ValueError for a network, read from a place, with weights that are NaN or infinite."""
+    """Raises a ValueError if a network, read from `place`, has weights that are NaN or infinite."""
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
-            raise ValueError(
-                f"{name} in {place} holds values that are NaN or infinite, so that its output would; get it anew, or "
-                "give the folder of another run."
-            )
+            raise ValueError(f"{name} in {place} holds NaN or infinite values, so the output would too; {GET_AGAIN}")
 
 
 def load_pipeline(kind: type[T], run: Path) -> T:
-    """The pipeline in the folder of a run: of components that this package or diffusers defines, and of no other code.
+    """Loads the pipeline in the folder of a run, from components of this package and diffusers only.
 
     Args:
         kind: class of the pipeline.
-        run: its folder.
+        run: folder of the run.
 
     Raises:
-        ValueError: no run, or one with a component that is damaged, missing or not of the package; components that do
-            not make a pipeline of this kind; a super-resolution run for another pipeline, or another run for that one.
+        ValueError: the folder holds no run; a component is damaged, missing or from other code; the components do not
+            make a pipeline of this kind; or just one of run and pipeline is for super-resolution.
     """
-    check_run(run)
-    saved = saved_kind(run)
-    if saved == SUPER_RESOLUTION != kind.__name__:
-        raise ValueError(f"{run} is a super-resolution run, which only enlarges images; use it by upscale.")
-    if saved != SUPER_RESOLUTION == kind.__name__:
-        raise ValueError(
-            f"{run} holds a {saved}, which does not enlarge images; train one that does: train-ddpm --task "
-            "super-resolution."
-        )
+    check_run_for(run, kind.__name__)
     taken = signature(kind).parameters
     networks: dict[str, Any] = {
         name: load_weights(NETWORKS[entry], run / name)
@@ -153,74 +146,25 @@ def load_pipeline(kind: type[T], run: Path) -> T:
     try:
         return kind.from_pretrained(run, use_safetensors=True, **networks)  # type: ignore[attr-defined]
     except (OSError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{run} cannot be loaded: {error} Get it anew, or give the folder of another run.") from error
+        raise ValueError(f"{run} cannot be loaded: {error} Get it again, or give the folder of another run.") from error
 
 
-def saved_components(run: Path) -> dict[str, tuple[str, str]]:
-    """The module and the class of each component of a saved pipeline, by its name, which is a subfolder's.
+def best_device(name: str) -> torch.device:
+    """The device of a name; "auto" is the accelerator that PyTorch finds, or else the CPU.
 
     Raises:
-        ValueError: no run; a component of other code than this package and diffusers; a name that is none of a folder
-            in the run's.
+        ValueError: the name is not that of a device, or the device is not available.
     """
-    check_run(run)
-    return named_components(read_object(run / "model_index.json"), run)
-
-
-def named_components(index: Mapping[str, Any], run: Path) -> dict[str, tuple[str, str]]:
-    """`saved_components` of a `model_index.json` that is read; `run` is where it is from, for messages."""
-    found = {}
-    for name, entry in index.items():
-        if name.startswith("_") or not isinstance(entry, list) or entry == [None, None]:
-            continue
-        if len(entry) != 2 or not all(isinstance(part, str) for part in entry) or not name.isidentifier():
-            raise ValueError(
-                f"model_index.json of {run} has {name!r}: {entry}, which is no component; get the run anew."
-            )
-        if entry[0].partition(".")[0] not in ("diffusers", "unet_diffusion"):
-            raise ValueError(
-                f"{name} of {run} is a {'.'.join(entry)}, but only code of diffusers and of this package is run; load "
-                "it by DiffusionPipeline.from_pretrained(..., trust_remote_code=True), if you trust it."
-            )
-        found[name] = (entry[0], entry[1])
-    if "unet" not in found:
-        raise ValueError(f"model_index.json of {run} names no unet; give the folder of a finished run.")
-    return found
-
-
-def saved_kind(run: Path) -> str | None:
-    """The class of a saved pipeline, by its name; None: the folder holds no pipeline."""
-    index = run / "model_index.json"
-    return read_object(index).get("_class_name") if index.is_file() else None
-
-
-def check_run(run: Path) -> None:
-    """Raises a ValueError unless the folder holds a saved pipeline."""
-    if not (run / "model_index.json").is_file():
-        raise ValueError(f"run is {run}, but there is no model_index.json; give the folder of a finished run.")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The keys and values of a JSON file; ValueError if it holds something else."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    available = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON that can be read: {error}; repair it, or get it anew.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, but must hold keys and values; repair it.")
-    return values
-
-
-def saved_unet_folder(run: Path) -> Path:
-    """Where the weights of a run or of a saved network are.
-
-    Raises:
-        ValueError: there is no network in the folder.
-    """
-    for folder in (run / "unet", run):
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors*")):
-            return folder
-    raise ValueError(
-        f"{run} holds no trained network: no config.json beside weights as safetensors, the only ones that are read; "
-        "give the folder of a finished run."
-    )
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in available:
+        raise ValueError(
+            f"device is {name!r}, but only {', '.join(available)} can be used here; choose one of them, or 'auto'."
+        )
+    return device

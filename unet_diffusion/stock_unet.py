@@ -1,8 +1,8 @@
-"""A `UNet2DModel` of diffusers as a `UNet`: its trunk and its noise head, and a segmentation head beside them.
+"""A `UNet2DModel` of diffusers as a `UNet`: its trunk and noise head, with a segmentation head beside the latter.
 
-The stock blocks stand where `UNet` has its own, so that `UNet.forward` runs them, and whatever takes a `UNet` takes a
-`UNet2DAdapter`. Only the skips differ: the stock decoder takes one for every residual block and one for what entered
-the stage, so a stage of the encoder hands all of them over as one tuple.
+The stock blocks take the places of the blocks of `UNet`. So `UNet.forward` runs them, and a `UNet2DAdapter` works
+wherever a `UNet` does. Only the skips differ: the stock decoder takes one per residual block and one for the input of
+the stage, so an encoder stage hands over all of them as one tuple.
 
 The path of this module, `unet_diffusion.stock_unet`, is written into saved pipelines; do not move the class.
 """
@@ -15,16 +15,14 @@ from diffusers import UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unet_diffusion.checks import is_number
-from unet_diffusion.network.config import check_keys
-from unet_diffusion.network.forward_input import check_input
-from unet_diffusion.network.tiling import mirrored
+from unet_diffusion.network.config import check_input, check_keys, check_segmentation_timestep
+from unet_diffusion.network.maps import mirrored
 from unet_diffusion.unet import UNet, UNetOutput
 
 STOCK_KEYS = UNet2DModel._get_init_keys(UNet2DModel) - {"self"}
 OWN_KEYS = {"num_classes", "segmentation_timestep"}
-WORDS_OF_UNET = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # they repeat the stock config
-TRUNK_BLOCKS = {  # those whose only path from image to prediction is the trunk
+UNET_KEYS = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # they repeat the stock config
+TRUNK_BLOCKS = {  # blocks whose only path from image to prediction is the trunk
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
 }
@@ -33,38 +31,37 @@ TRUNK_BLOCKS = {  # those whose only path from image to prediction is the trunk
 class UNet2DAdapter(UNet):
     """A stock `UNet2DModel`, such as the `google/ddpm-*` checkpoints, with the heads and the calls of `UNet`.
 
-    Noise prediction is bit for bit that of the stock model, at the sizes that it takes: multiples of its stride. Others
-    are refused, since the noise beyond the border would have to be made up. Masks and features come at any size; there
-    the image is continued to the next multiple by its mirror image, and the maps are cut.
+    Noise prediction is bit for bit that of the stock model, at the sizes that it takes: multiples of its stride. Other
+    sizes raise an error, since the noise beyond the border would have to be made up. Masks and features come at any
+    size: the image is extended to the next multiple by its mirror image, and the maps are cut.
 
-    A class-conditional stock model has no null class, so noise prediction needs `class_labels`. Masks do not: there the
-    mean of the embeddings of all classes stands for "no class".
+    A class-conditional stock model has no null class, so noise prediction needs `class_labels`. Masks do not: the mean
+    of the embeddings of all classes stands for "no class".
 
     Args:
-        num_classes: number of classes of the segmentation head, background included; None: no such head yet.
+        num_classes: number of classes of the segmentation head, background included; None for no such head yet.
         segmentation_timestep: the timestep (or noise level) that segmentation runs at.
-        stock: the config of the `UNet2DModel`; what is left out has that class's defaults.
+        stock: config values of the `UNet2DModel`; the others have that class's defaults.
 
     Raises:
-        ValueError: a value that is not among those above, blocks that are not those of a plain U-Net, or classes that
-            are not told by an index; named with the rule and the fix.
+        ValueError: a value that is not allowed above, blocks that are not those of a plain U-Net, or classes that are
+            not given by an index; the message gives the rule and the fix.
     """
 
     _no_split_modules = ["StockEncoderStage", "UNetMidBlock2D", "StockDecoderStage"]
     _repeated_blocks = ["ResnetBlock2D", "Attention"]
 
-    bridge: Any  # the stock middle block, or none
+    bridge: Any  # the stock middle block, or `NoBridge`
 
     def __init__(self, num_classes: int | None = None, segmentation_timestep: float = 0, **stock: Any) -> None:
-        ModelMixin.__init__(self)  # not that of `UNet`, which builds blocks of its own
+        ModelMixin.__init__(self)  # that of `UNet` would build its blocks
         check_keys(stock, STOCK_KEYS)
         model = UNet2DModel(**stock)
         config = {key: model.config[key] for key in STOCK_KEYS}
         check_stock(config)
-        if not is_number(segmentation_timestep) or segmentation_timestep < 0:
-            raise ValueError(f"segmentation_timestep is {segmentation_timestep!r}, but must be a number of at least 0.")
+        check_segmentation_timestep(segmentation_timestep)
         self.register_to_config(
-            **config, **in_words_of_unet(config), num_classes=None, segmentation_timestep=segmentation_timestep
+            **config, **unet_config(config), num_classes=None, segmentation_timestep=segmentation_timestep
         )
         self.stem = model.conv_in
         self.time_embed = StockEmbedding(model)
@@ -80,7 +77,7 @@ class UNet2DAdapter(UNet):
 
     @classmethod
     def from_stock(cls, stock: UNet2DModel) -> "UNet2DAdapter":
-        """The adapter of a stock model, with a copy of its weights.
+        """Makes the adapter of a stock model, with a copy of its weights.
 
         Raises:
             ValueError: a model that is not a plain U-Net.
@@ -90,7 +87,7 @@ class UNet2DAdapter(UNet):
         return adapter.train(stock.training)
 
     def to_stock(self) -> UNet2DModel:
-        """The stock model, with a copy of the weights of trunk and noise head; the segmentation head stays behind."""
+        """Makes the stock model, with a copy of the weights of trunk and noise head, without the segmentation head."""
         stock = UNet2DModel(**{key: self.config[key] for key in STOCK_KEYS})
         back = [(theirs, ours) for ours, theirs in self._names()]
         stock.load_state_dict(copied(self.state_dict(), back), assign=True)
@@ -105,11 +102,11 @@ class UNet2DAdapter(UNet):
         *,
         head: str | None = None,
     ) -> UNetOutput | tuple[Any, ...]:
-        """As `UNet.forward`.
+        """Runs the trunk and one head, or both, as `UNet.forward` does.
 
         Raises:
-            ValueError: as there; a size that the stock model cannot predict noise at; no noise level for a network that
-                takes its logarithm.
+            ValueError: as there; also a size at which the stock model cannot predict noise, or no noise level for a
+                network that takes its logarithm.
         """
         head = head or self.active_head
         predicts_noise = head in ("noise", "both")
@@ -118,8 +115,8 @@ class UNet2DAdapter(UNet):
         check_input(self, sample, timestep, class_labels, head)
         self._check_stock_input(sample, timestep, head)
         if not predicts_noise:
-            given = enlarged(sample, self.stride)
-        else:  # a stock model may ask for values in [0, 1]; the trunk never sees but [-1, 1]
+            given = extended(sample, self.stride)
+        else:  # a stock model may ask for values in [0, 1], but its trunk always gets [-1, 1]
             given = 2 * sample - 1 if self.config.center_input_sample else sample
         output: Any = super().forward(given, timestep, class_labels, head=head)
         size = sample.shape[2:]
@@ -128,7 +125,7 @@ class UNet2DAdapter(UNet):
             output = UNetOutput(features=tuple(cut(x, size, info["stride"]) for x, info in maps))
         elif head == "segmentation":
             output = UNetOutput(logits=cut(output.logits, size))
-        elif self.config.time_embedding_type == "fourier":  # where the stock model divides by the noise level at last
+        elif self.config.time_embedding_type == "fourier":  # the stock model ends by dividing by the noise level
             level = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1, 1, 1, 1)
             output = UNetOutput(sample=(output.sample / level).to(sample.dtype), logits=output.logits)
         return output if return_dict else output.to_tuple()
@@ -146,25 +143,25 @@ class UNet2DAdapter(UNet):
 
     @staticmethod
     def _get_init_keys(input_class: Any) -> set[str]:
-        """What the config is made of: `ConfigMixin` would read it off the signature."""
+        """Returns the keys of the config, which `ConfigMixin` would read off the signature."""
         return STOCK_KEYS | OWN_KEYS | {"self"}
 
     @classmethod
     def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
-        """As `ConfigMixin.extract_init_dict`; what only repeats the stock config in other words is left out.
+        """Leaves out the keys that only repeat the stock config, then goes on as `ConfigMixin.extract_init_dict`.
 
         Raises:
-            ValueError: the config of a saved stock model, whose weights have other names and would not be loaded.
+            ValueError: the config is that of a saved stock model, whose weights have other names and would not load.
         """
         if config_dict.get("_class_name") == UNet2DModel.__name__:
             raise ValueError(
-                "this is a saved UNet2DModel, not a UNet2DAdapter; load it as what it is and give it to the adapter: "
+                "this is a saved UNet2DModel, not a UNet2DAdapter; load it and give it to the adapter: "
                 "UNet2DAdapter.from_stock(UNet2DModel.from_pretrained(folder))."
             )
-        return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in WORDS_OF_UNET}, **kwargs)
+        return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in UNET_KEYS}, **kwargs)
 
     def _names(self) -> list[tuple[str, str]]:
-        """How the names of the weights begin: in the stock model, and here."""
+        """Pairs of prefixes of the weights' names: in the stock model, and here."""
         return [
             ("conv_in.", "stem."),
             ("time_", "time_embed.time_"),
@@ -186,12 +183,12 @@ class UNet2DAdapter(UNet):
         if timestep is None and self.config.time_embedding == "fourier" and self.config.segmentation_timestep == 0:
             raise ValueError(
                 "segmentation_timestep is 0, but this network takes the logarithm of a noise level; set it to a small "
-                "one, such as 0.01, or pass a timestep."
+                "level, such as 0.01, or pass a timestep."
             )
 
 
 class StockEmbedding(nn.Module):
-    """Timestep and class as one vector, in the steps of `UNet2DModel.forward`, with a null class besides.
+    """Timestep and class as one vector, computed as in `UNet2DModel.forward`, with a null class added.
 
     Args:
         model: whose modules these are.
@@ -210,16 +207,16 @@ class StockEmbedding(nn.Module):
         if self.class_embedding is None:
             return embedding
         classes = torch.arange(self.class_embedding.num_embeddings, device=embedding.device)
-        rows = self.class_embedding(classes)  # by its own call, which offloading and storage in 8 bits hook into
+        rows = self.class_embedding(classes)  # by calling the layer, which offloading and storage in 8 bits hook into
         rows = torch.cat([rows, rows.mean(dim=0, keepdim=True)])
         return embedding + rows[class_labels].to(dtype)
 
 
 class StockEncoderStage(nn.Module):
-    """A stock stage of the encoder, which hands what entered it to the skips, and not what leaves it.
+    """A stock stage of the encoder, whose skips hold its input and not its output.
 
     Args:
-        block: residual blocks, and a downsampling but for the coarsest.
+        block: residual blocks, then a downsampling except in the coarsest stage.
     """
 
     def __init__(self, block: Any) -> None:
@@ -227,7 +224,7 @@ class StockEncoderStage(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Map (B, C, h, w) to the next stage's, and the maps for the decoder, all (., ., h, w)."""
+        """Map (B, C, h, w) to the next stage's map, and the maps for the decoder, all of height h and width w."""
         lower, maps = self.block(x, embedding)
         return lower, (x, *maps[: len(self.block.resnets)])
 
@@ -236,7 +233,7 @@ class StockDecoderStage(nn.Module):
     """A stock stage of the decoder.
 
     Args:
-        block: residual blocks, each of which takes a skip, and an upsampling but for the finest.
+        block: residual blocks, each of which takes a skip, then an upsampling except in the finest stage.
     """
 
     def __init__(self, block: Any) -> None:
@@ -244,23 +241,23 @@ class StockDecoderStage(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor, skips: tuple[Tensor, ...], embedding: Tensor) -> Tensor:
-        """Map (B, C, h, w) and the maps of the encoder's stage, last first, to the next stage's map."""
+        """Map (B, C, h, w) and the skips of the encoder stage, last first, to the next stage's map."""
         learns = torch.is_grad_enabled() and self.block.resnets[0].norm1.weight.requires_grad
-        if learns and not x.requires_grad:  # behind a frozen encoder: there PyTorch 2.13 crashes on a CPU in the
-            x = x.contiguous()  # backward pass of GroupNorm, where maps are channels_last, as attention makes them
+        if learns and not x.requires_grad:  # behind a frozen encoder, PyTorch 2.13 crashes on a CPU in the backward
+            x = x.contiguous()  # pass of GroupNorm if maps are channels_last, as attention makes them
         return self.block(x, skips, embedding)
 
 
 class NoBridge(nn.Module):
-    """What stands between encoder and decoder of a stock model without a middle block."""
+    """The bridge of a stock model without a middle block: the identity."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The map (B, C, h, w) as it is."""
         return x
 
 
-def in_words_of_unet(stock: Mapping[str, Any]) -> dict[str, Any]:
-    """What training, tiling and pipelines ask the config of a `UNet`, from that of a stock model."""
+def unet_config(stock: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a `UNet` config that training, tiling and pipelines read, from the config of a stock model."""
     attention = ["Attn" in kind for kind in stock["down_block_types"]]
     attention[-1] |= stock["mid_block_type"] is not None and stock["add_attention"]
     kind = stock["time_embedding_type"]
@@ -279,18 +276,18 @@ def check_stock(config: Mapping[str, Any]) -> None:
         for kind in config[key]:
             if kind not in known:
                 raise ValueError(
-                    f"{key} has {kind!r}, but only a network of {', '.join(known)} has a trunk that all of its "
-                    "prediction is read off; use another checkpoint."
+                    f"{key} has {kind!r}, but all of the prediction must come from one trunk, as in a network of "
+                    f"{', '.join(known)}; use another checkpoint."
                 )
     if config["class_embed_type"] is not None:
         raise ValueError(
-            f"class_embed_type is {config['class_embed_type']!r}, but classes must be told by an index (None); "
+            f"class_embed_type is {config['class_embed_type']!r}, but classes must be given by an index (None); "
             "use another checkpoint."
         )
 
 
 def copied(weights: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """Copies of those weights that the other side has, under its names."""
+    """Copies of the weights that the other network has too, under its names."""
     return {
         new + name.removeprefix(old): tensor.clone()
         for name, tensor in weights.items()
@@ -299,10 +296,10 @@ def copied(weights: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> d
     }
 
 
-def enlarged(sample: Tensor, stride: int) -> Tensor:
-    """Images (B, C, H, W) whose far ends are continued to the next multiple of the stride by their mirror image."""
+def extended(sample: Tensor, stride: int) -> Tensor:
+    """Images (B, C, H, W) extended by their mirror image, at the far ends, to the next multiple of the stride."""
     if not any(side % stride for side in sample.shape[2:]):
-        return sample  # and no graph of such sizes holds the mirror
+        return sample  # so that graphs of these sizes do not contain the mirroring
     rows, columns = (
         mirrored(torch.arange(-(-side // stride) * stride, device=sample.device), side) for side in sample.shape[2:]
     )
@@ -310,6 +307,6 @@ def enlarged(sample: Tensor, stride: int) -> Tensor:
 
 
 def cut(x: Tensor, size: Sequence[int], stride: int = 1) -> Tensor:
-    """The part (B, C, H / stride, W / stride), rounded up, of a map that belongs to an image of a size."""
+    """The part (B, C, H / stride, W / stride), rounded up, of a map that belongs to an image of `size`, (H, W)."""
     height, width = (-(-side // stride) for side in size)
     return x[..., :height, :width]

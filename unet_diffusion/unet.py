@@ -28,6 +28,7 @@ from unet_diffusion.network.blocks import (
 )
 from unet_diffusion.network.config import (
     check_config,
+    check_input,
     check_keys,
     check_num_classes,
     load_preset,
@@ -35,7 +36,6 @@ from unet_diffusion.network.config import (
     smallest_side,
 )
 from unet_diffusion.network.embeddings import ConditionEmbedding
-from unet_diffusion.network.forward_input import check_input
 from unet_diffusion.network.safe_weights import SafeWeights
 
 CACHE_LINE = 64  # bytes
@@ -43,12 +43,12 @@ CACHE_LINE = 64  # bytes
 
 @dataclass
 class UNetOutput(BaseOutput):
-    """What `UNet` returns; a field that was not asked for is None.
+    """The output of `UNet`; a field that was not asked for is None.
 
     Attributes:
         sample: the noise head's prediction, (B, out_channels, H, W).
         logits: the segmentation head's scores before softmax, (B, num_classes, H, W).
-        features: one map per decoder stage, finest last; `UNet.feature_info` tells channels and stride.
+        features: one map per decoder stage, finest last; `UNet.feature_info` gives channels and stride.
     """
 
     sample: Tensor | None = None
@@ -59,17 +59,18 @@ class UNetOutput(BaseOutput):
 class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     """The U-Net of Ronneberger, Fischer and Brox (2015), also as a noise predictor (Ho et al. 2020).
 
-    The defaults give a padded residual network that predicts noise; `from_preset("ronneberger-2015")` is the network of
-    the paper. Padded networks take every height and width from 1 pixel up.
+    The defaults give a padded residual network that predicts noise; `from_preset("ronneberger-2015")` builds the
+    network of the paper. Padded networks take any height and width from 1 pixel up.
 
-    It is a `UNet2DModel` by its calls, since pipelines of diffusers ask for that class; layers and config are its own.
+    It has the calls of a `UNet2DModel` and derives from it, since pipelines of diffusers ask for that class; the layers
+    and the config are its own.
 
     Args:
         sample_size: height and width of the images to generate, in pixels.
-        in_channels: channels of the image that comes in.
-        out_channels: channels that the noise head predicts; None: no noise head.
+        in_channels: channels of the input image.
+        out_channels: channels that the noise head predicts; None for no noise head.
         channels: width of each resolution, finest first; N entries make N - 1 downsamplings, the last is the bridge's.
-        blocks_per_stage: convolution blocks per resolution, in encoder, bridge and decoder alike.
+        blocks_per_stage: convolution blocks per resolution, in the encoder, the bridge and the decoder.
         attention: whether self-attention follows the blocks of each resolution, one bool per entry of `channels`;
             None: in the bridge only.
         head_channels: channels per attention head.
@@ -78,18 +79,18 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         activation: "silu" or "relu".
         padding: "same" keeps the size; "valid" is the unpadded network of 2015, whose output is smaller.
         downsample: "max_pool" (2x2) or "conv" (strided).
-        upsample: "transposed" (2x2, stride 2) or "nearest" (every value quadrupled, then a 2x2 convolution).
-        dropout: share of values dropped in training; inside every residual block, or, in plain networks, at the end of
+        upsample: "transposed" (2x2, stride 2) or "nearest" (every value repeated 2x2, then a 2x2 convolution).
+        dropout: share of values dropped in training: inside every residual block or, in plain networks, at the end of
             the contracting path (last encoder stage and bridge), as in 2015.
         time_embedding: "sinusoidal" for timesteps, "fourier" for continuous noise levels, None for neither.
-        num_class_embeds: number of classes that generation can be conditioned on, or None.
-        label_dropout: probability that training replaces a class by the null class; above 0, `class_labels` may be left
-            out and guidance works.
-        num_classes: number of classes of the segmentation head, background included; None: no such head yet.
+        num_class_embeds: number of classes that generation is conditioned on, or None.
+        label_dropout: probability that training replaces a class by the null class; above 0, `class_labels` is optional
+            and guidance works.
+        num_classes: number of classes of the segmentation head, background included; None for no such head yet.
         segmentation_timestep: the timestep (or noise level) that segmentation runs at.
 
     Raises:
-        ValueError: a value that is not among those above, named with the rule and the fix.
+        ValueError: a value that is not allowed above; the message gives the rule and the fix.
     """
 
     _supports_gradient_checkpointing = True
@@ -97,7 +98,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     _repeated_blocks = ["ResidualBlock", "PlainBlock"]
     _skip_layerwise_casting_patterns = ["norm"]
 
-    time_embed: ConditionEmbedding | Any  # these three are None where the config asks for none
+    time_embed: ConditionEmbedding | Any  # each of these three is None if the config leaves it out
     noise_head: nn.Conv2d | Any
     segmentation_head: nn.Conv2d | Any
 
@@ -180,7 +181,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
             timestep: a number or a tensor of shape (), (1,) or (B,), integer or not; None means
                 `config.segmentation_timestep` and is allowed where no noise is predicted.
             class_labels: class indices, int64 (B,); None means the null class.
-            return_dict: whether to return a `UNetOutput` rather than a tuple of its fields that are not None.
+            return_dict: whether to return a `UNetOutput`, or else a tuple of its fields that are not None.
             head: "noise", "segmentation", "both" or "features"; None: the active head.
 
         Raises:
@@ -218,16 +219,16 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         Call it before the optimizer, the moving average and `Accelerator.prepare` see the parameters.
 
         Args:
-            num_classes: classes of the head, background included; None keeps the head that is there.
-            replace: whether a head with another number of classes is thrown away for a new one.
+            num_classes: classes of the head, background included; None keeps the present head.
+            replace: whether a new head replaces one with another number of classes.
 
         Raises:
-            ValueError: there is no head and no `num_classes`, or the head has another number of classes.
+            ValueError: there is neither a head nor `num_classes`, or the head has another number of classes.
         """
         present = self.config.num_classes
         wanted = present if num_classes is None else num_classes
         if wanted is None:
-            raise ValueError("the network has no segmentation head yet; say how many classes: to_segmentation(K).")
+            raise ValueError("there is no segmentation head yet; give the number of classes: to_segmentation(K).")
         if present not in (None, wanted) and not replace:
             raise ValueError(
                 f"num_classes is {wanted}, but the segmentation head has {present} classes; "
@@ -239,7 +240,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         return self
 
     def _start_head(self, num_classes: int) -> None:
-        """An untrained segmentation head, of the trunk's dtype and on its device."""
+        """Adds an untrained segmentation head, with the dtype and the device of the trunk."""
         check_num_classes(num_classes)
         self.register_to_config(num_classes=num_classes)
         head = nn.Conv2d(self.channels_out, num_classes, kernel_size=1)
@@ -276,8 +277,8 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Loads a network as `SafeWeights.from_pretrained` does, and computes bit for bit what the saved one computed.
 
-        Weights that are mapped from a file lie at any address, and the kernels round differently off a cache line; so
-        those are copied to memory of their own.
+        Weights that are mapped from a file lie at any address, and kernels round differently off a cache line. Such
+        weights are copied to memory of their own.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         unet = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
@@ -289,13 +290,13 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compiles every convolution block as `ModelMixin.compile_repeated_blocks` does, each with graphs of its own.
 
-        The blocks of a U-Net differ in width and size, so none can use another's graph: in one common cache they count
-        as recompilations of each other, and a deep network meets the limit on those. Where PyTorch cannot keep the
-        caches apart, raise `torch._dynamo.config.recompile_limit` to the number of blocks.
+        The blocks of a U-Net differ in width and size, so none can use another's graph. In a common cache they count as
+        recompilations of each other, and a deep network reaches the limit. If PyTorch cannot keep the caches apart,
+        raise `torch._dynamo.config.recompile_limit` to the number of blocks.
 
         Args:
-            args: as `torch.compile` takes them.
-            kwargs: likewise.
+            args: positional arguments of `torch.compile`.
+            kwargs: keyword arguments of `torch.compile`.
         """
         apart = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
         super().compile_repeated_blocks(*args, **{**apart, **kwargs})
@@ -312,7 +313,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         return [{"channels": width, "stride": 2**level} for level, width in reversed(list(enumerate(finer)))]
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what the heads return for an image of the given height and width."""
+        """Height and width of the heads' output for an image of the given height and width."""
         return output_side(self.config, height), output_side(self.config, width)
 
     def _embed(self, timestep: Tensor | float | int | None, class_labels: Tensor | None, sample: Tensor) -> Any:
@@ -328,7 +329,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Plain networks as in 2015, section 3: deviation sqrt(2 / fan-in). Residual branches start at zero."""
+        """Plain networks start as in 2015, section 3: deviation sqrt(2 / fan-in); residual branches start at zero."""
         zero: list[Any] = [] if self.noise_head is None else [self.noise_head]  # an untrained network predicts zero
         for module in self.modules():
             if self.config.block == "plain" and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):

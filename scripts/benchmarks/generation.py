@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unet_diffusion.commands.evaluate_generation import real_images
-from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.diffusion.config import SamplerName
@@ -31,7 +30,7 @@ from unet_diffusion.evaluation.generation_metrics import Measurement, frechet_di
 from unet_diffusion.files import INDEX, written_aside
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.saved_runs import load_pipeline
+from unet_diffusion.saved_runs import best_device, load_pipeline
 from unet_diffusion.training.config import TrainingConfig
 
 BATCH = 64  # for both pipelines

@@ -14,7 +14,7 @@ from unet_diffusion.commands.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task
 from unet_diffusion.data.masked.sets import MaskedOptions, MaskedSets, load_labelled, load_masked
 from unet_diffusion.data.sets import DataConfig
-from unet_diffusion.evaluation.masks import Scores, predictor, score_masks
+from unet_diffusion.evaluation.masks import Scores, score_masks
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
@@ -92,7 +92,7 @@ def score(options: LabelEfficiency, name: str, pipe: SegmentationPipeline) -> Sc
         pixel_range=pipe.pixel_range,
         palette=pipe.palette,
     )
-    return score_masks(predictor(pipe), dataset)
+    return score_masks(pipe.predictor(), dataset)
 
 
 def pretrain(options: LabelEfficiency, name: str) -> tuple[str, float]:

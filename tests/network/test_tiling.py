@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unet_diffusion import UNet
+from unet_diffusion.network.maps import mirrored
 from unet_diffusion.network.tiling import (
     ATTENDED,
     LENGTH,
@@ -15,7 +16,6 @@ from unet_diffusion.network.tiling import (
     Tiling,
     context,
     context_of_convolutions,
-    mirrored,
     noise_window,
     read_mirrored,
     tiled,

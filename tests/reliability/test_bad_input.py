@@ -14,7 +14,7 @@ from fault_checks.bad_input import CASES, checks  # noqa: E402
 from unet_diffusion.images.decoding import decode_image  # noqa: E402
 from unet_diffusion.images.fetching import pixel_limit  # noqa: E402
 from unet_diffusion.output_folder import check_output  # noqa: E402
-from unet_diffusion.saved_runs import read_object, saved_components  # noqa: E402
+from unet_diffusion.saved_index import read_object, saved_components  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def test_options_that_do_not_fit_are_refused_before_an_image_is_read(options, ch
         ({"data": DataConfig(max_images=20, validation_fraction=0, image_size=8)}, "no image is held out"),
         ({"data": DataConfig(max_images=20), "super_resolution": SuperResolutionConfig(scale=3)}, "28x28 pixels"),
         ({"diffusion": DiffusionConfig(class_conditional=True)}, "class_conditional is set, but super-resolution"),
-        ({"model": "ronneberger-2015"}, "padding='valid' .* train such"),
+        ({"model": "ronneberger-2015"}, "padding='valid', .* train a network with these"),
     ],
 )
 def test_data_and_networks_that_do_not_fit_are_refused_before_training(options, change, message):

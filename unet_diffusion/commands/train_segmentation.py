@@ -14,9 +14,9 @@ from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedSets, load_m
 from unet_diffusion.data.masked.unlabelled import JointConfig, load_unlabelled
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.output_folder import check_output
-from unet_diffusion.pipelines.base import from_index
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.saved_index import from_index, scheduler_folder
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask, saved_objective
 from unet_diffusion.tasks.frozen_features import FrozenFeaturesConfig, FrozenFeaturesTask
@@ -186,9 +186,3 @@ def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
             data.pixel_range,
         )
     return DDPMScheduler.from_pretrained(folder)
-
-
-def scheduler_folder(run: Path) -> Path | None:
-    """Where a DDPM run, or a run that started from one, keeps its scheduler; None: it is no such run."""
-    saved_in = (folder for folder in (run / "scheduler", run) if (folder / "scheduler_config.json").is_file())
-    return next(saved_in, None)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, get_args
 
+import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -11,6 +12,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
 
 from unet_diffusion.diffusion.config import SamplerName
 
@@ -99,6 +101,40 @@ def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
         raise ValueError(f"{name}.step also needs {', '.join(needed)}; use the pipeline that diffusers has for it.")
     if eta is not None and "eta" not in arguments:
         raise ValueError(f"eta is {eta}, but {name}.step takes none; leave it out, or use DDIMScheduler.")
+
+
+def start_sampling(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:
+    """Sets the timesteps of a scheduler, which forgets the steps that it took before."""
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # otherwise a timestep that occurs twice starts at its second place
+
+
+def initial_scale(scheduler: SchedulerMixin) -> float | Tensor:
+    """The deviation of the noise that sampling starts from; flow-matching schedulers have none of their own: 1."""
+    return getattr(scheduler, "init_noise_sigma", 1.0)
+
+
+def scaled_input(scheduler: SchedulerMixin, sample: Tensor, timestep: Any) -> Tensor:
+    """Noisy images (B, C, H, W) as the network gets them; flow-matching schedulers leave them as they are."""
+    return scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
+
+
+def denoised(
+    scheduler: SchedulerMixin, step: int, prediction: Tensor, sample: Tensor, generator: Any, eta: float | None = None
+) -> Tensor:
+    """The images (B, C, H, W) after one step of the scheduler.
+
+    Args:
+        scheduler: after `start_sampling`.
+        step: index into `scheduler.timesteps`.
+        prediction: what the network predicts of the images, (B, C, H, W).
+        sample: the images before the step, (B, C, H, W).
+        generator: one, or one per image.
+        eta: None leaves the scheduler's own default.
+    """
+    arguments = step_arguments(scheduler, step, generator, eta)
+    return scheduler.step(prediction, scheduler.timesteps[step], sample, **arguments).prev_sample
 
 
 def step_arguments(scheduler: SchedulerMixin, step: int, generator: Any, eta: float | None) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
-from unet_diffusion.saved_runs import load_weights, read_object
+from unet_diffusion.saved_index import read_object
+from unet_diffusion.saved_runs import load_weights
 
 T = TypeVar("T")
 NAMES = ("efficientnet-lite0", "inception")

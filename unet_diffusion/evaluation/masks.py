@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.images.labels import IGNORE_INDEX
-from unet_diffusion.segmentation.losses import connected_components
+from unet_diffusion.segmentation.instances import connected_components
 from unet_diffusion.segmentation.metrics import (
     SegmentationMetrics,
     adapted_rand_error,
@@ -150,12 +150,6 @@ def score_masks(
         per_image={**_named(computed, "per_image/"), **means},
         images=tuple(images),
     )
-
-
-def predictor(pipe: Any) -> Callable[[Tensor], Tensor]:
-    """What gives the mask of a stored image for `score_masks`: a `SegmentationPipeline` with its defaults."""
-    pipe.set_progress_bar_config(disable=True)
-    return lambda image: pipe(image, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
 
 
 def _of_segments(kind: str, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:

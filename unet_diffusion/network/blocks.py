@@ -1,4 +1,4 @@
-"""The parts of the U: convolution blocks, the stages of the encoder and the decoder, and what joins them."""
+"""The parts of the U: convolution blocks, encoder and decoder stages, down- and upsampling."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
+from unet_diffusion.network.maps import fit
 
 MAX_GROUPS = 32  # of GroupNorm (Wu & He 2018)
 
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What all blocks of a network share; the fields are the config keys of `UNet`, which documents them."""
+    """The options that all blocks of a network share: config keys of `UNet`, which documents them."""
 
     block: str
     norm: str
@@ -47,24 +48,13 @@ class BlockStyle:
 def group_count(channels: int) -> int:
     """The largest number of groups up to 32 that divides `channels` and leaves at least two channels a group.
 
-    Two, because a group of one channel has a single value at 1x1 pixel, which cannot be normalised.
+    Two, because at 1x1 pixel a group of one channel has a single value, which cannot be normalised.
     """
     return max(groups for groups in range(1, MAX_GROUPS + 1) if channels % groups == 0 and 2 * groups <= channels)
 
 
-def fit(x: Tensor, like: Tensor) -> Tensor:
-    """Crops or zero-pads `x` (..., h, w) around its centre to the height and width of `like` (..., H, W).
-
-    One unconditional pad with negative amounts, since a branch on the size would recompile at every parity. Of an odd
-    difference the larger part is at the far end, where pooling rounded.
-    """
-    height, width = like.shape[-2] - x.shape[-2], like.shape[-1] - x.shape[-1]
-    top, left = -(-height // 2), -(-width // 2)
-    return F.pad(x, (left, width - left, top, height - top))
-
-
 class ScaleShift(nn.Module):
-    """Multiplies and shifts each channel by what the condition says (AdaGN, Dhariwal & Nichol 2021)."""
+    """Scales and shifts each channel by the condition (AdaGN, Dhariwal & Nichol 2021)."""
 
     def __init__(self, channels: int, embed_dim: int) -> None:
         super().__init__()
@@ -76,11 +66,11 @@ class ScaleShift(nn.Module):
         return torch.addcmul(shift, x, 1 + scale)
 
     def after(self, norm: nn.Module, x: Tensor, embedding: Tensor | None) -> Tensor:
-        """The same of `norm(x)`, x (B, C, H, W).
+        """Scales and shifts `norm(x)`, for x (B, C, H, W).
 
-        In training, GroupNorm does both in one pass, which keeps one map less for the backward pass: it takes images
-        that have weights of their own for one image of B * C channels. Otherwise the layers are called: offloading
-        hooks them, a graph is for any batch, and a map with channels last cannot be seen so.
+        In training, GroupNorm does both in one pass, which keeps one map less for the backward pass: images with
+        weights of their own are treated as one image of B * C channels. Otherwise the layers are called: offloading
+        hooks into them, a graph is for any batch, and a map with channels last has no view of this shape.
         """
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if eager and x.is_contiguous() and isinstance(norm, nn.GroupNorm):
@@ -100,7 +90,7 @@ def norm_scale_shift(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor
 class PlainBlock(nn.Module):
     """Convolution, activation, convolution, activation (Ronneberger et al. 2015, figure 1, blue arrows).
 
-    A timestep, which that network did not have, scales and shifts the map between the two.
+    A timestep, which the network of 2015 did not have, scales and shifts the map between the two convolutions.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float, style: BlockStyle) -> None:
@@ -124,7 +114,7 @@ class PlainBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions beside a shortcut, with the timestep between them (Dhariwal & Nichol 2021, section 3).
 
-    The second convolution starts at zero, so that an untrained block passes its input on.
+    The second convolution starts at zero, so an untrained block passes its input on.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float, style: BlockStyle) -> None:
@@ -154,12 +144,12 @@ class Blocks(nn.Module):
     """The blocks of one resolution, each followed by self-attention where the config asks for it.
 
     Args:
-        in_channels: channels of the map that comes in.
-        out_channels: channels of the map that goes out.
+        in_channels: channels of the input map.
+        out_channels: channels of the output map.
         count: number of blocks.
         attention: whether self-attention follows each block.
         dropout: share of values dropped in training.
-        style: what all blocks of the network share.
+        style: the options that all blocks of the network share.
     """
 
     _gradient_checkpointing_func: Callable[..., Tensor]  # set by ModelMixin.enable_gradient_checkpointing
@@ -182,7 +172,7 @@ class Blocks(nn.Module):
             else nn.Identity()
             for _ in range(count)
         )
-        self.gradient_checkpointing = False  # likewise
+        self.gradient_checkpointing = False  # set by it too
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Map (B, C_in, H, W) and embedding (B, E) to a map (B, C_out, H, W)."""
@@ -199,8 +189,8 @@ class Downsample(nn.Sequential):
     """Halves height and width: 2x2 max pooling (2015) or a strided convolution.
 
     Sizes round up in a padded network, so that no row is lost, and down in an unpadded one. Pooling rounds up by a row
-    and a column of -inf at the far end, which an even size drops again: with `ceil_mode`, which gives the same values,
-    the default compiler makes a graph for each parity.
+    and a column of -inf at the far end, which an even size drops again. `ceil_mode` would give the same values, but the
+    default compiler then makes a graph for each parity.
     """
 
     def __init__(self, kind: str, channels: int, style: BlockStyle) -> None:
@@ -217,8 +207,8 @@ class Downsample(nn.Sequential):
 class Upsample(nn.Sequential):
     """Doubles height and width by the up-convolution of 2015, in either of its two readings.
 
-    "transposed": a transposed 2x2 convolution of stride 2, as in the authors' network. "nearest": every value
-    quadrupled, then a 2x2 convolution (padded by one zero row and column at the far end to keep the size).
+    "transposed": a transposed 2x2 convolution of stride 2, as in the authors' network. "nearest": every value repeated
+    2x2, then a 2x2 convolution (padded by one zero row and column at the far end to keep the size).
     """
 
     def __init__(self, kind: str, in_channels: int, out_channels: int) -> None:
@@ -253,7 +243,7 @@ class DecoderStage(nn.Module):
         super().__init__()
         self.upsample = upsample
         self.blocks = blocks
-        self.crop_skip = crop_skip  # unpadded convolutions made the map smaller than the skip
+        self.crop_skip = crop_skip  # unpadded convolutions make the map smaller than the skip
 
     def forward(self, x: Tensor, skip: Tensor, embedding: Tensor | None) -> Tensor:
         """Map (B, C_in, H / 2, W / 2) and skip connection (B, C, H, W) to a map (B, C, H, W)."""

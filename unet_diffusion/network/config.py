@@ -1,4 +1,4 @@
-"""What the config of a `UNet` may say: its checks, its presets and the sizes that follow from it."""
+"""The config of a `UNet`: its checks and those of `forward`, its presets and the sizes that follow from it."""
 
 import json
 import math
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from unet_diffusion.checks import is_count, is_number
+from unet_diffusion.checks import is_count, is_number, require, require_choice
 
 CONVOLUTIONS_PER_BLOCK = 2
+HEADS = ("noise", "segmentation", "both", "features")
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "block": ("residual", "plain"),
@@ -22,48 +23,52 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 
 
 def check_num_classes(num_classes: Any) -> None:
-    """Raises a ValueError unless a segmentation head can have so many classes, or it is None."""
-    if num_classes is not None and not is_count(num_classes, 2):
-        raise ValueError(f"num_classes is {num_classes!r}, but must be at least 2, background included, or None.")
+    """Raises a ValueError unless `num_classes` is None or suits a segmentation head."""
+    valid = num_classes is None or is_count(num_classes, 2)
+    require(valid, "num_classes", num_classes, "must be at least 2, background included, or None")
+
+
+def check_segmentation_timestep(timestep: Any) -> None:
+    """Raises a ValueError unless segmentation can run at the timestep, or noise level."""
+    valid = is_number(timestep) and 0 <= timestep < math.inf
+    require(valid, "segmentation_timestep", timestep, "must be a finite number of at least 0")
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raises a ValueError that names the value, the rule and the fix for the first value that cannot be built."""
+    """Raises a ValueError that gives the value, the rule and the fix for the first value that is wrong."""
 
-    def require(valid: bool, key: str, rule: str) -> None:
-        if not valid:
-            raise ValueError(f"{key} is {config[key]!r}, but {rule}.")
+    def check(valid: bool, key: str, rule: str) -> None:
+        require(valid, key, config[key], rule)
 
     for key, choices in CHOICES.items():
-        require(config[key] in choices, key, "must be one of " + ", ".join(map(repr, choices)))
-
+        require_choice(key, config[key], choices)
     for key in ("in_channels", "blocks_per_stage", "head_channels"):
-        require(is_count(config[key]), key, "must be an integer of at least 1")
+        check(is_count(config[key]), key, "must be an integer of at least 1")
     for key in ("out_channels", "num_class_embeds"):
-        require(config[key] is None or is_count(config[key]), key, "must be an integer of at least 1, or None")
+        check(config[key] is None or is_count(config[key]), key, "must be an integer of at least 1, or None")
     for key in ("dropout", "label_dropout"):
-        require(is_number(config[key]) and 0 <= config[key] < 1, key, "must be a share from 0 up to, not including, 1")
+        check(is_number(config[key]) and 0 <= config[key] < 1, key, "must be at least 0 and less than 1")
 
     size = config["sample_size"]
     sides = size if isinstance(size, (tuple, list)) else (size, size)
-    require(len(sides) == 2 and all(map(is_count, sides)), "sample_size", "must be a side or (height, width) in pixels")
+    check(len(sides) == 2 and all(map(is_count, sides)), "sample_size", "must be a side or (height, width) in pixels")
 
     channels = config["channels"]
-    require(
+    check(
         isinstance(channels, (tuple, list)) and len(channels) >= 2 and all(is_count(width, 2) for width in channels),
         "channels",
         "must be two or more widths of at least 2, one per resolution, such as (64, 128, 256)",
     )
     attention = config["attention"]
     bools = isinstance(attention, (tuple, list)) and all(isinstance(attend, bool) for attend in attention)
-    require(
+    check(
         attention is None or (bools and len(attention) == len(channels)),
         "attention",
         f"must be one bool per resolution, {len(channels)} as channels has, or None for the bridge only",
     )
     attends = attention or [*[False] * (len(channels) - 1), True]
     for width in (width for width, attend in zip(channels, attends) if attend):
-        require(
+        check(
             width % config["head_channels"] == 0,
             "head_channels",
             f"must divide the width {width} of a resolution with attention; change it, channels or attention",
@@ -72,20 +77,50 @@ def check_config(config: Mapping[str, Any]) -> None:
     classes = config["num_classes"]
     check_num_classes(classes)
     if config["out_channels"] is None:
-        require(classes is not None, "num_classes", "a network without a noise head (out_channels=None) needs it")
+        check(classes is not None, "num_classes", "a network without a noise head (out_channels=None) needs it")
     if config["time_embedding"] is None:
         rule = "needs a timestep embedding; set time_embedding='sinusoidal', or leave it out"
-        require(config["num_class_embeds"] is None, "num_class_embeds", rule)
-        require(config["segmentation_timestep"] == 0, "segmentation_timestep", rule)
+        check(config["num_class_embeds"] is None, "num_class_embeds", rule)
+        check(config["segmentation_timestep"] == 0, "segmentation_timestep", rule)
     if config["num_class_embeds"] is None:
-        require(config["label_dropout"] == 0, "label_dropout", "needs num_class_embeds; set it, or leave this at 0")
-    timestep = config["segmentation_timestep"]
-    rule = "must be a finite number of at least 0"
-    require(is_number(timestep) and 0 <= timestep < math.inf, "segmentation_timestep", rule)
+        check(config["label_dropout"] == 0, "label_dropout", "needs num_class_embeds; set it, or leave this at 0")
+    check_segmentation_timestep(config["segmentation_timestep"])
+
+
+def check_input(unet: Any, sample: Any, timestep: Any, class_labels: Any, head: str) -> None:
+    """Checks the arguments of `UNet.forward`; raises a ValueError that gives the value, the rule and the fix."""
+    config = unet.config
+    if head not in HEADS:  # no helper, whose strings would be built at every call
+        raise ValueError(f"head is {head!r}, but must be one of {', '.join(HEADS)}.")
+    if head in ("noise", "both") and unet.noise_head is None:
+        raise ValueError(f"head is {head!r}, but the network has no noise head: out_channels is None.")
+    if head in ("segmentation", "both") and unet.segmentation_head is None:
+        raise ValueError(f"head is {head!r}, but there is no segmentation head; call to_segmentation(K) first.")
+    if timestep is None and unet.time_embed is not None and head in ("noise", "both"):
+        raise ValueError(f"head is {head!r}, but no timestep was given; noise is predicted at a timestep.")
+    if timestep is not None and unet.time_embed is None:
+        raise ValueError("a timestep was given, but the network takes none (time_embedding is None); leave it out.")
+    if class_labels is not None and config.num_class_embeds is None:
+        raise ValueError("class_labels were given, but the network has no classes: num_class_embeds is None.")
+    if class_labels is None and config.num_class_embeds is not None and config.label_dropout == 0:
+        raise ValueError(
+            "class_labels are missing and the null class was not trained (label_dropout is 0); pass class_labels, "
+            "or train with label_dropout > 0."
+        )
+    if sample.ndim != 4 or sample.shape[1] != config.in_channels:
+        raise ValueError(
+            f"sample has shape {tuple(sample.shape)}, but must be (batch, {config.in_channels}, height, width)."
+        )
+    if config.padding == "valid" and min(sample.shape[2:]) < unet.smallest_side:
+        raise ValueError(
+            f"sample is {sample.shape[2]}x{sample.shape[3]}, but unpadded convolutions over "
+            f"{len(config.channels) - 1} downsamplings need at least {unet.smallest_side} pixels a side; "
+            "pad it, or set padding='same'."
+        )
 
 
 def check_recipe(timesteps: Sequence[int], hidden: Sequence[int], stages: Sequence[int] | None) -> None:
-    """Raises a ValueError unless timesteps, hidden widths and stages (None: all) are such as a classifier can have."""
+    """Raises a ValueError unless a pixel classifier can have these timesteps, hidden widths and stages (None: all)."""
     for name, values in (("timesteps", timesteps), ("stages", stages)):
         if values is None:
             continue
@@ -96,7 +131,7 @@ def check_recipe(timesteps: Sequence[int], hidden: Sequence[int], stages: Sequen
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The config values of a preset: a JSON file in `unet_diffusion/presets`.
+    """The config values of a preset, a JSON file in `unet_diffusion/presets`.
 
     Raises:
         ValueError: an unknown preset, with those that exist.
@@ -108,7 +143,7 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
-    """Raises a ValueError for the first key that is no config value."""
+    """Raises a ValueError for the first key that is not among the known config values."""
     known = sorted(known)
     for key in keys:
         if key not in known:
@@ -116,7 +151,7 @@ def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
 
 
 def output_side(config: Mapping[str, Any], side: int) -> int:
-    """Pixels a side of the output for `side` pixels of input; 0 where a map on the way would vanish."""
+    """Pixels a side of the output for `side` pixels of input; 0 if a map on the way would vanish."""
     if config["padding"] == "same":
         return side
     stage_loss = 2 * CONVOLUTIONS_PER_BLOCK * config["blocks_per_stage"]

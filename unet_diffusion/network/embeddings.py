@@ -1,4 +1,4 @@
-"""What the network is told beside the image: the timestep and, if it has one, the class."""
+"""The embedding of the network's conditions: the timestep and, if the network has classes, the class."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 LARGEST_PERIOD = 10_000  # timesteps: the slowest sinusoid of Vaswani et al. 2017, as in DDPM
-SMALLEST_NOISE_LEVEL = 1e-4  # noise levels below this count as a clean image, since their logarithm has no bound
+SMALLEST_NOISE_LEVEL = 1e-4  # smaller noise levels count as this one, since their logarithm has no bound
 
 
 class SinusoidalFeatures(nn.Module):
@@ -49,7 +49,7 @@ class ConditionEmbedding(nn.Module):
     Args:
         kind: "sinusoidal" for discrete timesteps, "fourier" for continuous noise levels.
         embed_dim: size of the features and of the result, an even number.
-        num_class_embeds: number of classes, or None. The table has one row more, the last: the null class.
+        num_class_embeds: number of classes, or None. The table has one more row, the last, for the null class.
     """
 
     def __init__(self, kind: str, embed_dim: int, num_class_embeds: int | None) -> None:

@@ -1,14 +1,33 @@
-"""How maps lie in memory."""
+"""The size of a feature map, its border and its memory layout."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def channels_last(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) with the values of a pixel side by side, as networks run fastest without gradients.
+def fit(x: Tensor, like: Tensor) -> Tensor:
+    """Crops or zero-pads `x` (..., h, w) around its centre to the height and width of `like` (..., H, W).
 
-    PyTorch takes an image of one channel for one that is so already and then does not hand the layout on: the strides
-    have to say it.
+    One pad with negative amounts, since a branch on the size would recompile at every parity. If the difference is odd,
+    its larger part is at the far end, where pooling rounded.
+    """
+    height, width = like.shape[-2] - x.shape[-2], like.shape[-1] - x.shape[-1]
+    top, left = -(-height // 2), -(-width // 2)
+    return F.pad(x, (left, width - left, top, height - top))
+
+
+def mirrored(places: Tensor, side: int) -> Tensor:
+    """Maps positions on an endless line to 0..side-1, back and forth without repeating the ends."""
+    period = max(2 * (side - 1), 1)
+    places = places % period
+    return torch.where(places < side, places, period - places)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Copies images (B, C, H, W) with the values of a pixel side by side: the fastest layout without gradients.
+
+    PyTorch takes an image of one channel to have this layout already and then does not pass it on. So the strides are
+    set here.
     """
     count, channels, height, width = images.shape
     strides = (height * width * channels, 1, width * channels, channels)

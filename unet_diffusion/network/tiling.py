@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
+from unet_diffusion.network.maps import mirrored
 from unet_diffusion.randomness import keyed_generator
 
 # Windows of 1 GiB are no faster on a CPU than those of 64 MiB, whose maps stay in its caches. With GroupNorm a window
@@ -283,13 +284,6 @@ def read_mirrored(read: Read, size: tuple[int, int], rows: range, columns: range
     top, left = int(row.min()), int(column.min())
     window = read(slice(top, int(row.max()) + 1), slice(left, int(column.max()) + 1))
     return window[..., (row - top)[:, None], column - left]
-
-
-def mirrored(places: Tensor, side: int) -> Tensor:
-    """Positions on an endless line to those in 0..side-1, going back and forth without repeating the ends."""
-    period = max(2 * (side - 1), 1)
-    places = places % period
-    return torch.where(places < side, places, period - places)
 
 
 def noise_window(seed: int, draw: int, channels: int, rows: slice, columns: slice) -> Tensor:

@@ -1,23 +1,18 @@
-"""What a segmentation step minimises: losses over class logits, class weights, border weights of the 2015 paper.
+"""Losses of segmentation over class logits, and class weights.
 
 Logits are (B, K, H, W) over K classes, the background included; masks are int64 (B, h, w) class indices, and pixels of
 value `IGNORE_INDEX` count nowhere. An unpadded network gives logits smaller than the mask: masks and pixel weights are
 then cut at the centre to the size of the logits.
 """
 
-import math
-
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from unet_diffusion.images.labels import IGNORE_INDEX
-from unet_diffusion.network.blocks import fit
+from unet_diffusion.network.maps import fit
 
 LOSSES = ("cross_entropy", "dice", "both")
-REACH = 6.0  # sigmas after which a border weight is 0: exp(-6**2 / 2) = 1.5e-8, below the precision of float32
 
 
 def cross_entropy(
@@ -148,87 +143,3 @@ def class_weights_from_counts(counts: Tensor) -> Tensor:
     counts = counts.double()
     occurs = counts > 0
     return torch.where(occurs, counts.sum() / (occurs.sum() * counts.clamp(min=1)), 1.0).float()
-
-
-def connected_components(foreground: np.ndarray) -> np.ndarray:
-    """Labels int32 (H, W) of the components of a bool map (H, W): 0 background, 1..n components, neighbours by an edge.
-
-    Diagonal neighbours do not join: a background line one pixel wide, at any slope, separates.
-    """
-    return ndimage.label(foreground)[0]
-
-
-def separate_instances(instances: np.ndarray) -> np.ndarray:
-    """Sets pixels that touch another instance to background, so that instances have a border between them.
-
-    The separation border of Ronneberger et al. 2015, section 3.1: a class mask of touching cells shows no border that a
-    network could learn, and `border_weight_map` none to weight. One pixel of each of the two cells is taken (diagonal
-    contact counts), whatever their numbers.
-
-    Args:
-        instances: integer (H, W), 0 background, 1..n instances.
-
-    Returns:
-        An array of the same shape and type.
-
-    Raises:
-        ValueError: if the map is not two-dimensional, not of integers, or has negative labels.
-    """
-    check_instances(instances)
-    highest = ndimage.maximum_filter(instances, size=3, mode="nearest")
-    without_background = np.where(instances == 0, np.iinfo(instances.dtype).max, instances)
-    lowest = ndimage.minimum_filter(without_background, size=3, mode="nearest")
-    alone = (highest == instances) & (lowest == instances)
-    return np.where(alone, instances, 0).astype(instances.dtype)
-
-
-def border_weight_map(
-    instances: np.ndarray, w0: float = 10.0, sigma: float = 5.0, class_weights: tuple[float, float] = (1.0, 1.0)
-) -> np.ndarray:
-    """Weights that press for the background between neighbouring instances (Ronneberger et al. 2015, eq. 2).
-
-    w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)), with the distances d1 and d2, in pixels, of a background
-    pixel to the nearest pixel of the nearest and of the second nearest instance. Instance pixels get w_c alone, as in
-    the paper's figure 3d. Distances are computed one instance at a time in a window of 6 sigma around it, and only the
-    two smallest are kept, so memory does not grow with the number of instances.
-
-    Args:
-        instances: (H, W), integer labels (0 background, 1..n instances), or bool, whose connected components are taken.
-        w0: weight at the narrowest gap.
-        sigma: width of the gaps that count, in pixels.
-        class_weights: w_c of background and of instances, such as `class_weights_from_counts` of the data set.
-
-    Returns:
-        float32 (H, W).
-
-    Raises:
-        ValueError: if the map is not two-dimensional, not of integers or bool, or has negative labels; if sigma <= 0.
-    """
-    labels = connected_components(instances) if instances.dtype == bool else instances
-    check_instances(labels)
-    if sigma <= 0:
-        raise ValueError(f"sigma is {sigma}, but must be a positive number of pixels; the paper's is 5.")
-    nearest = np.full(labels.shape, np.inf, dtype=np.float32)
-    second = nearest.copy()
-    reach = math.ceil(REACH * sigma)
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        window = tuple(slice(max(side.start - reach, 0), side.stop + reach) for side in box)
-        distance = ndimage.distance_transform_edt(labels[window] != label).astype(np.float32)
-        second[window] = np.minimum(second[window], np.maximum(nearest[window], distance))
-        nearest[window] = np.minimum(nearest[window], distance)
-    background = labels == 0
-    border = w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
-    weights = np.where(background, class_weights[0] + border, class_weights[1])
-    return weights.astype(np.float32)
-
-
-def check_instances(instances: np.ndarray) -> None:
-    """Raises ValueError unless the map is (H, W), of integers, without negative labels."""
-    if instances.ndim != 2 or instances.dtype.kind not in "ui" or (instances.size and instances.min() < 0):
-        lowest = instances.min() if instances.size else "none"
-        raise ValueError(
-            f"instance map has shape {instances.shape}, type {instances.dtype} and lowest value {lowest}, but must be "
-            f"(H, W) of integers from 0 (background) up; give one channel, and labels by connected_components."
-        )

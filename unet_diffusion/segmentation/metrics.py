@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from unet_diffusion.images.labels import IGNORE_INDEX
-from unet_diffusion.segmentation.losses import connected_components
+from unet_diffusion.segmentation.instances import connected_components
 
 
 class SegmentationMetrics:

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
-from unet_diffusion.evaluation.masks import predictor
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_images, grid, save_curves, save_image
 from unet_diffusion.images.palette import overlay
@@ -171,7 +170,7 @@ class SegmentationTask:
 
     def predictor(self, network: Any) -> Callable[[Tensor], Tensor]:
         """What gives the mask, int64 (H, W) on the CPU, of a stored image (C, H, W), as users of the run will."""
-        return predictor(self.pipeline(network))
+        return self.pipeline(network).predictor()
 
     def preview(self, network: Any, path: Path) -> None:
         """Held-out images, each beside its mask and the prediction."""

@@ -81,7 +81,7 @@ def test_wrong_ports_are_refused(port):
 
 
 def test_wrong_devices_are_named(joint_run):
-    with pytest.raises(ValueError, match="device is 'tpu', but here are cpu"):
+    with pytest.raises(ValueError, match="device is 'tpu', but only cpu"):
         load_abilities(joint_run, "tpu")
 
 

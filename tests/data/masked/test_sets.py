@@ -18,7 +18,8 @@ from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import GlobalBatches, to_batch
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.segmentation.losses import border_weight_map, class_counts, separate_instances
+from unet_diffusion.segmentation.instances import border_weight_map, separate_instances
+from unet_diffusion.segmentation.losses import class_counts
 
 datasets.disable_progress_bars()
 

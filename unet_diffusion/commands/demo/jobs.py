@@ -16,7 +16,7 @@ from PIL import Image
 
 from unet_diffusion.checks import is_count
 from unet_diffusion.commands.demo.images import Reader, as_rgb, fitted, heat, read_upload, viewed
-from unet_diffusion.commands.sample import GenerationOptions, best_device
+from unet_diffusion.commands.sample import GenerationOptions
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.diffusion.sampling import sampler
@@ -28,7 +28,8 @@ from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.saved_runs import SUPER_RESOLUTION, check_run, load_pipeline, read_object, saved_kind
+from unet_diffusion.saved_index import INDEX, SUPER_RESOLUTION, check_run, read_object, saved_kind
+from unet_diffusion.saved_runs import best_device, load_pipeline
 
 T = TypeVar("T")
 Report = Callable[[int, int], Any]  # told how many steps are done, and of how many
@@ -127,7 +128,7 @@ def load_abilities(run: Path, device: str) -> Abilities:
         return Abilities(super_resolution=load_pipeline(SuperResolutionPipeline, run).to(place))
     if kind != SegmentationPipeline.__name__:
         return Abilities(generation=load_pipeline(ImageGenerationPipeline, run).to(place))
-    joint = "_label_names" in read_object(run / "model_index.json")  # noise prediction went on beside the masks
+    joint = "_label_names" in read_object(run / INDEX)  # noise prediction went on beside the masks
     return Abilities(
         generation=load_pipeline(ImageGenerationPipeline, run).to(place) if joint else None,
         segmentation=load_pipeline(SegmentationPipeline, run).to(place),

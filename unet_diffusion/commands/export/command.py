@@ -18,7 +18,8 @@ from unet_diffusion.commands.export.single_file import write_single_file
 from unet_diffusion.commands.export.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.files import PREFIX, written_aside
 from unet_diffusion.output_folder import check_output
-from unet_diffusion.saved_runs import check_run, load_weights, read_object, saved_components
+from unet_diffusion.saved_index import check_run, read_object, saved_components
+from unet_diffusion.saved_runs import load_weights
 from unet_diffusion.version import __version__
 
 COPIED = (".json", ".safetensors")  # the rest of a run's folder may be code or pickles

@@ -19,16 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unet_diffusion import pipelines
-from unet_diffusion.pipelines.base import from_index
-from unet_diffusion.saved_runs import (
-    NETWORKS,
-    SHOWN,
-    check_finite,
-    load_weights,
-    named_components,
-    read_object,
-    saved_components,
-)
+from unet_diffusion.saved_index import from_index, named_components, read_object, saved_components
+from unet_diffusion.saved_runs import MAX_NAMES, NETWORKS, check_finite, load_weights
 from unet_diffusion.version import __version__
 
 INDEX = "model_index"  # in the metadata, what the pipeline says; the config of each component is there by its name
@@ -178,7 +170,7 @@ def component(kind: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor
         names = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
         raise ValueError(
             f"the weights in {path} are those of another network: {len(names)} are missing, too many or of another "
-            f"shape, such as {', '.join(names[:SHOWN])}; get it anew."
+            f"shape, such as {', '.join(names[:MAX_NAMES])}; get it anew."
         )
     made.load_state_dict(weights, assign=True)  # with their own dtypes
     check_finite(made, path)

@@ -15,7 +15,7 @@ from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
 from unet_diffusion.images.resizing import Preparation
-from unet_diffusion.segmentation.losses import separate_instances
+from unet_diffusion.segmentation.instances import separate_instances
 
 FORMAT = 1  # of the files below; a change makes old caches unread
 MOST_KEYS = 256  # different ones in a set, so that masks take one byte a pixel

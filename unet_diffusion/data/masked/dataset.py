@@ -18,7 +18,7 @@ from unet_diffusion.data.masked.cache import MaskedCache, PixelFile, write_pixel
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.segmentation.losses import border_weight_map
+from unet_diffusion.segmentation.instances import border_weight_map
 
 ROWS_AT_ONCE = 64  # whose border weights are computed in parallel; bounds the memory
 

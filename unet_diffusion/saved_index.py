@@ -1,0 +1,121 @@
+"""`model_index.json` and `config.json` of a saved run, read and checked without loading anything."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+INDEX = "model_index.json"
+SUPER_RESOLUTION = "SuperResolutionPipeline"  # the class that model_index.json names for a run that enlarges images
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The keys and values of a JSON file.
+
+    Raises:
+        ValueError: the file cannot be read as JSON, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}; repair it, or get it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, but must hold keys and values; repair it.")
+    return values
+
+
+def check_run(run: Path) -> None:
+    """Raises a ValueError unless the folder holds a saved pipeline."""
+    if not (run / INDEX).is_file():
+        raise ValueError(f"run is {run}, but there is no {INDEX}; give the folder of a finished run.")
+
+
+def check_run_for(run: Path, pipeline: str) -> None:
+    """Raises a ValueError unless the folder holds a saved pipeline that the class of this name may load.
+
+    Only a `SuperResolutionPipeline` loads a super-resolution run, and it loads no other.
+    """
+    check_run(run)
+    saved = saved_kind(run)
+    if saved == SUPER_RESOLUTION and pipeline != SUPER_RESOLUTION:
+        raise ValueError(f"{run} is a super-resolution run, which only enlarges images; use it by upscale.")
+    if saved != SUPER_RESOLUTION and pipeline == SUPER_RESOLUTION:
+        raise ValueError(
+            f"{run} holds a {saved}, which does not enlarge images; train one that does: train-ddpm --task "
+            "super-resolution."
+        )
+
+
+def saved_kind(run: Path) -> str | None:
+    """The class name of a saved pipeline; None if the folder holds no pipeline."""
+    index = run / INDEX
+    return read_object(index).get("_class_name") if index.is_file() else None
+
+
+def saved_components(run: Path) -> dict[str, tuple[str, str]]:
+    """The module and the class of each component of a saved pipeline, by the component's name, which is its subfolder.
+
+    Raises:
+        ValueError: the folder holds no run; a component comes from other code than this package and diffusers, or has a
+            name that cannot be a subfolder of the run.
+    """
+    check_run(run)
+    return named_components(read_object(run / INDEX), run)
+
+
+def named_components(index: Mapping[str, Any], run: Path) -> dict[str, tuple[str, str]]:
+    """The components, as `saved_components` gives them, in the content of a `model_index.json`.
+
+    Args:
+        index: the content.
+        run: where it comes from, for messages.
+    """
+    found = {}
+    for name, entry in index.items():
+        if name.startswith("_") or not isinstance(entry, list) or entry == [None, None]:
+            continue
+        if len(entry) != 2 or not all(isinstance(part, str) for part in entry) or not name.isidentifier():
+            raise ValueError(f"{INDEX} of {run} has {name!r}: {entry}, which is not a component; get the run again.")
+        if entry[0].partition(".")[0] not in ("diffusers", "unet_diffusion"):
+            raise ValueError(
+                f"{name} of {run} is a {'.'.join(entry)}, but only code of diffusers and of this package is run; load "
+                "it by DiffusionPipeline.from_pretrained(..., trust_remote_code=True), if you trust it."
+            )
+        found[name] = (entry[0], entry[1])
+    if "unet" not in found:
+        raise ValueError(f"{INDEX} of {run} names no unet; give the folder of a finished run.")
+    return found
+
+
+def unet_folder(run: Path) -> Path:
+    """The folder with the weights of a run, or of a saved network.
+
+    Raises:
+        ValueError: there is no network in the folder.
+    """
+    for folder in (run / "unet", run):
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors*")):
+            return folder
+    raise ValueError(
+        f"{run} holds no trained network: there is no config.json beside weights as safetensors, the only format that "
+        "is read; give the folder of a finished run."
+    )
+
+
+def scheduler_folder(run: Path) -> Path | None:
+    """The folder of the scheduler of a DDPM run, or of a run that started from one; None for any other folder."""
+    saved_in = (folder for folder in (run / "scheduler", run) if (folder / "scheduler_config.json").is_file())
+    return next(saved_in, None)
+
+
+def to_index(key: str, value: Any) -> Any:
+    """A value in the form in which `model_index.json` holds it; lists under private keys are wrapped.
+
+    Diffusers, loading from the Hub, takes every bare list for a component.
+    """
+    return {"list": value} if key.startswith("_") and isinstance(value, list) else value
+
+
+def from_index(value: Any) -> Any:
+    """The value that `to_index` was given."""
+    return value["list"] if isinstance(value, dict) and value.keys() == {"list"} else value
