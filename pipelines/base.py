@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 
 
 class PrivateArguments:

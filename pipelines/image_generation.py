@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.diffusion.sampling import check_classes, check_scheduler, step_arguments
-from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.images.output import as_output, check_output_type
+from unet_diffusion.images.conversion import as_output, check_output_type
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines.base import PrivateArguments
 from unet_diffusion.unet import UNet

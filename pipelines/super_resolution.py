@@ -16,9 +16,8 @@ from torch import Tensor
 from unet_diffusion.diffusion.config import check_condition_noise, check_scale
 from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
 from unet_diffusion.diffusion.sampling import check_scheduler, step_arguments
-from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
-from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.images.output import as_output, check_output_type
+from unet_diffusion.images.conversion import as_output, check_image, check_output_type, dtype_name, stored_images
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
 from unet_diffusion.pipelines.base import PrivateArguments

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from unet_diffusion.data import cache as image_cache
 from unet_diffusion.data.sets import DataConfig, GlobalBatches, load_images, to_batch
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 
 datasets.disable_progress_bars()

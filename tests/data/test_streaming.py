@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from unet_diffusion.data import streaming
 from unet_diffusion.data.sets import DataConfig, load_images, to_batch
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 
 datasets.disable_progress_bars()
 

@@ -15,7 +15,7 @@ from unet_diffusion import UNet, cli
 from unet_diffusion.commands.evaluate import Evaluate, evaluate
 from unet_diffusion.data.masked.sets import MaskedOptions, load_labelled
 from unet_diffusion.evaluation.masks import score_masks
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import SegmentationPipeline
 
 datasets.disable_progress_bars()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unet_diffusion.data.masked.encoding import find_encoding, parse_colours
-from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.decoding import decode
 from unet_diffusion.images.masks import (
     COLOURED,
     colour_key,
@@ -16,7 +16,6 @@ from unet_diffusion.images.masks import (
     describe,
     fit_orientation,
     key_colour,
-    orientation,
 )
 from unet_diffusion.images.resizing import Preparation, resize_labels
 
@@ -70,7 +69,7 @@ def test_a_palette_gives_indices_with_their_colours_or_colours():
         [0, colour_key(RED)],
         [colour_key(RED), colour_key(GREEN)],
     ]
-    assert decode_image(source).shape == (2, 2, 3)  # as an image it is in colour
+    assert decode(source).pixels.shape == (2, 2, 3)  # as an image it is in colour
 
 
 def test_colours_have_keys_of_their_own_and_transparent_pixels_are_black():
@@ -115,7 +114,7 @@ def test_a_channel_for_each_class_is_not_taken_for_colours_with_alpha(channels):
 
 def test_what_is_no_mask_is_refused():
     for source, message in (
-        (np.array([[0.0, 0.37]]), "0.37; classes are whole numbers"),
+        (np.array([[0.0, 0.37]]), "0.37, but classes are whole numbers"),
         (np.array([[0.0, np.nan]]), "NaN"),
         (b"", "empty"),
         (encoded(Image.new("P", (50, 50)))[:60], "cannot be decoded"),
@@ -140,13 +139,14 @@ def test_a_mask_of_the_stored_pixels_is_turned_with_its_image(tag):
     exif = Image.Exif()
     exif[0x0112] = tag
     image = encoded(Image.fromarray(stored), exif=exif)
-    upright = decode_image(image)[:, :, 0]  # turned by Pillow: the reference
-    assert orientation(image) == tag
-    assert np.array_equal(fit_orientation(upright.copy(), upright.shape, image), upright)  # drawn on what viewers show
+    decoded = decode(image)
+    upright = decoded.pixels[:, :, 0]  # turned by Pillow: the reference
+    assert decoded.orientation == tag
+    assert np.array_equal(fit_orientation(upright.copy(), upright.shape, tag), upright)  # drawn on what viewers show
     if tag >= 5:  # height and width are exchanged, so the sizes tell
-        assert np.array_equal(fit_orientation(stored, upright.shape, image), upright)
+        assert np.array_equal(fit_orientation(stored, upright.shape, tag), upright)
     else:
-        assert np.array_equal(fit_orientation(stored, upright.shape, image), stored)
+        assert np.array_equal(fit_orientation(stored, upright.shape, tag), stored)
     assert np.array_equal(decode_mask(image).keys, upright)  # a mask that states its own orientation
 
 

@@ -11,8 +11,10 @@ sys.path.append(str(SCRIPTS))  # as when the script is run
 from fault_checks.attempts import Case, Place, save_models, try_case  # noqa: E402
 from fault_checks.bad_input import CASES, checks  # noqa: E402
 
-from unet_diffusion.images.decoding import decode_image  # noqa: E402
-from unet_diffusion.images.fetching import pixel_limit  # noqa: E402
+from unet_diffusion.images.decoding import (
+    decode_image,  # noqa: E402
+    pixel_limit,  # noqa: E402
+)
 from unet_diffusion.output_folder import check_output  # noqa: E402
 from unet_diffusion.saved_runs import read_object, saved_components  # noqa: E402
 

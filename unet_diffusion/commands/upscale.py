@@ -9,8 +9,8 @@ from unet_diffusion.commands.segment import find_images, output_names
 from unet_diffusion.data.folders import readable
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import save_stored
-from unet_diffusion.images.output import has_png
 from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline

@@ -17,9 +17,9 @@ from filelock import FileLock
 
 from unet_diffusion.data.sources import class_names, image_reader
 from unet_diffusion.files import remove_leftovers, written_aside
-from unet_diffusion.images.decoding import DTYPES, DTypeName, decode_image
-from unet_diffusion.images.fetching import pixel_limit
+from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
 from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.pixel_range import DTYPES
 from unet_diffusion.images.resizing import Preparation
 
 T = TypeVar("T")

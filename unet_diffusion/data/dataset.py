@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unet_diffusion.data.cache import ImageCache
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 
 

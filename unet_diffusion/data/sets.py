@@ -19,8 +19,9 @@ from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.dataset import ImageDataset, to_batch
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.data.streaming import StreamingImages, first_usable
-from unet_diffusion.images.decoding import DTypeName, PixelRange
+from unet_diffusion.images.decoding import DTypeName
 from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_permutation
 from unet_diffusion.training.global_batches import GlobalBatches
 

@@ -12,8 +12,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from unet_diffusion.data.dataset import augment
 from unet_diffusion.data.sources import class_names, damaged, image_reader
-from unet_diffusion.images.decoding import PixelRange, decode_image
+from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.randomness import keyed_generator
 

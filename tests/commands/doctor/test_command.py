@@ -2,6 +2,8 @@
 
 import io
 import re
+from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -288,3 +290,36 @@ def test_real_sets_are_healthy(shared_data, look):
         ("wbc", {"max_labels": 5}),
     ):
         assert not look(str(shared_data / name), **options).errors
+
+
+@pytest.mark.parametrize("encoding", ["indices", "palette", "instances"])
+def test_each_file_is_read_once_by_the_doctor_and_once_by_a_run(tmp_path, monkeypatch, encoding):
+    """Palette and orientation come from the same bytes as the pixels: a URL is downloaded only once."""
+    images, masks = healthy()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn, while the masks are as the pixels are stored
+    for name, pixels, options in (("images", images, {"exif": exif}), ("masks", masks, {})):
+        (tmp_path / name).mkdir()
+        for index, values in enumerate(pixels):
+            image = Image.fromarray(values).convert("L" if name == "images" else "P")
+            image.save(tmp_path / name / f"{index}.png", **options)
+    names = [f"{folder}/{index}.png" for folder in ("images", "masks") for index in range(ROWS)]
+    reads: Counter[str] = Counter()
+    read_bytes = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        reads[path.relative_to(tmp_path).as_posix()] += 1
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    config = MaskedDataConfig(
+        data=str(tmp_path / "images"),
+        masks=str(tmp_path / "masks"),
+        mask_encoding=encoding,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    examine(config)
+    assert reads == dict.fromkeys(names, 1)
+    reads.clear()
+    load_masked(config)
+    assert reads == dict.fromkeys(names, 1)

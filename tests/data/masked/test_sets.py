@@ -16,7 +16,7 @@ from unet_diffusion.data.masked import dataset as masked_dataset
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import GlobalBatches, to_batch
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.losses import border_weight_map, class_counts, separate_instances
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from unet_diffusion.data.cache import ImageCache, ImageWriter, each_row, opened, report_broken, written_once
 from unet_diffusion.data.sources import image_reader
-from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.segmentation.losses import separate_instances
@@ -111,21 +111,18 @@ def example_reader(
     readers = {column: image_reader(dataset, column) for column in dataset.features}
 
     def read(row: dict[str, Any]) -> Example:
-        source = readers["image"](row["image"])
-        image = decode_image(source)
-        size = image.shape[:2]
+        image = decode(readers["image"](row["image"]))
         instances = None
         if encoding == "instances":
-            instances = _fitting(decode_instances(_present(row, "mask", readers)), size, source, "mask")
+            instances = _fitting(decode_instances(_present(row, "mask", readers)), image, "mask")
             mask = DecodedMask((instances > 0).astype(np.int64))
         else:
             decoded = decode_mask(_present(row, "mask", readers), colours=encoding == "palette")
-            mask = DecodedMask(_fitting(decoded.keys, size, source, "mask"), decoded.palette)
+            mask = DecodedMask(_fitting(decoded.keys, image, "mask"), decoded.palette)
             if "instances" in row:
-                instances = decode_instances(_present(row, "instances", readers))
-                instances = _fitting(instances, size, source, "instance map")
+                instances = _fitting(decode_instances(_present(row, "instances", readers)), image, "instance map")
         return Example(
-            preparation(image),
+            preparation(image.pixels),
             DecodedMask(preparation.labels(mask.keys), mask.palette),
             None if instances is None else preparation.labels(instances),
         )
@@ -206,18 +203,24 @@ class KeyTable:
 
 
 def _present(row: dict[str, Any], column: str, readers: dict[str, Callable[[Any], Any]]) -> Any:
-    value = row[column]
-    if value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None):
+    if is_missing(row[column]):
         raise ValueError(f"it has no {'instance map' if column == 'instances' else 'mask'}.")
-    return readers[column](value)
+    return readers[column](row[column])
 
 
-def _fitting(labels: np.ndarray, size: tuple[int, ...], source: Any, name: str) -> np.ndarray:
-    labels = fit_orientation(labels, (size[0], size[1]), source)
-    if labels.shape != size:
+def is_missing(value: Any) -> bool:
+    """Returns whether a value of a column of images is empty."""
+    return value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None)
+
+
+def _fitting(labels: np.ndarray, image: Decoded, name: str) -> np.ndarray:
+    """Returns a mask turned upright as its image; raises a ValueError if it has another size."""
+    height, width = image.pixels.shape[:2]
+    labels = fit_orientation(labels, (height, width), image.orientation)
+    if labels.shape != (height, width):
         raise ValueError(
-            f"its {name} has {labels.shape[1]}x{labels.shape[0]} pixels, the image {size[1]}x{size[0]}; they must "
-            "be equal."
+            f"its {name} has {labels.shape[1]}x{labels.shape[0]} pixels, the image {width}x{height}; they must be "
+            "equal."
         )
     return labels
 

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from unet_diffusion.data.cache import written_once
 from unet_diffusion.data.dataset import place
 from unet_diffusion.data.masked.cache import MaskedCache, PixelFile, write_pixels
-from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.losses import border_weight_map
 

@@ -19,9 +19,9 @@ from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
 from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import find_range, hold_out
-from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import COLOURED, Colour
+from unet_diffusion.images.pixel_range import PixelRange
 
 __all__ = ["MaskedDataConfig", "MaskedDataset", "MaskedOptions", "MaskedSets", "load_labelled", "load_masked"]
 
