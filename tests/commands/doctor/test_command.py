@@ -265,7 +265,7 @@ def test_a_second_look_decodes_nothing(tmp_path, look, monkeypatch):
     images, masks = healthy()
     source = save(tmp_path / "set", image=images, mask=masks)
     first = look(source)
-    monkeypatch.setattr(doctor_facts, "decode_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(doctor_facts, "decode", lambda *_: pytest.fail("decoded again"))
     assert str(look(source, crop_size=4)) == str(first)
 
 
