@@ -15,8 +15,8 @@ from fault_checks.attempts import Case, Place, as_nobody, without_rights
 from PIL import Image
 
 from unet_diffusion.data.sources import open_source
+from unet_diffusion.files import check_output
 from unet_diffusion.images.large_images import open_image
-from unet_diffusion.output_folder import check_output
 
 HALF = ("--max-broken", 0.5)
 
@@ -222,13 +222,13 @@ IMAGES = [
         lambda place: place.segment(place.write("a.png", encoded("PNG", 16, "RGB"))),
         ("the image has 3 channels", "the network takes 1", 'convert\\("L"\\)'),
     ),
-    Case("named pipe as an image", _pipe, (r"pipe\.png is no file", "give an image file")),
+    Case("named pipe as an image", _pipe, (r"pipe\.png is a folder, a pipe or a device", "give an image file")),
     Case("empty folder", _empty_folder, ("nothing has no image", r"no file ends in .*\.png")),
     Case(
         "folder without rights among others", _folder_without_rights, ("closed cannot be listed", "give it the rights")
     ),
     Case(
-        "output folder without rights", _output_without_rights, ("cannot be written in", "change its rights, or choose")
+        "output folder without rights", _output_without_rights, ("cannot be written to", "change its rights, or choose")
     ),
     Case("damaged cache", _damaged_cache, ("the cache .* is damaged", "delete that folder")),
 ]

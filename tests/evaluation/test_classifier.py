@@ -206,7 +206,7 @@ def test_data_that_cannot_be_learnt_are_refused_before_training(tmp_path):
         with pytest.raises(ValueError, match=message):
             train_classifier(replace(config, data=replace(config.data, **data)))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="is no folder; choose another"):
+    with pytest.raises(ValueError, match="is not a folder; choose another"):
         train_classifier(options(tmp_path, labelled, output=tmp_path / "file" / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -6,11 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from unet_diffusion.commands.sample import best_device
-from unet_diffusion.data.folders import readable
 from unet_diffusion.data.masked.sets import MaskedOptions, load_labelled
 from unet_diffusion.evaluation.masks import score_masks
-from unet_diffusion.files import write_json, write_text
-from unet_diffusion.output_folder import check_output
+from unet_diffusion.files import check_output, readable, write_json, write_text
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.saved_runs import check_run, load_pipeline
 

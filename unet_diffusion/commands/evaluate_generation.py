@@ -17,9 +17,8 @@ from unet_diffusion.evaluation.generation_metrics import (
     precision_recall,
 )
 from unet_diffusion.evaluation.memorisation import memorisation
-from unet_diffusion.files import write_json
+from unet_diffusion.files import check_output, write_json
 from unet_diffusion.images.figures import save_image
-from unet_diffusion.output_folder import check_output
 
 
 @dataclass

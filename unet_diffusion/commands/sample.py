@@ -10,10 +10,9 @@ from PIL import Image
 
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.files import written_aside
+from unet_diffusion.files import check_output, written_aside
 from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import grid, save_image
-from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from unet_diffusion.commands.sample import best_device
-from unet_diffusion.data.folders import IMAGE_SUFFIXES, readable
-from unet_diffusion.files import write_text
+from unet_diffusion.data.folders import IMAGE_SUFFIXES
+from unet_diffusion.files import check_output, readable, write_text
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import save_image
-from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import check_run, load_pipeline

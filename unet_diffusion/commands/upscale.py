@@ -6,13 +6,12 @@ from pathlib import Path
 
 from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.segment import find_images, output_names
-from unet_diffusion.data.folders import readable
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.files import check_output, readable
 from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import save_stored
 from unet_diffusion.network.tiling import Tiling
-from unet_diffusion.output_folder import check_output
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline

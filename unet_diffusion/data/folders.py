@@ -7,6 +7,8 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
+from unet_diffusion.files import readable
+
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
     ".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".j2k", ".bmp", ".gif", ".webp",
@@ -74,11 +76,6 @@ def _state(file: Path) -> tuple[Any, ...]:
 def stored_path(file: Path) -> str:
     """A path as columns hold it, which is text: that of a name in no encoding as a URL, which keeps its bytes."""
     return str(file) if readable(str(file)) == str(file) else file.absolute().as_uri()
-
-
-def readable(name: str) -> str:
-    """The name of a file as text that can be written, with escapes for bytes that are no text."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def check_text(source: str) -> None:

@@ -15,7 +15,8 @@ import pyarrow
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from unet_diffusion.data.folders import check_only_split, check_text, find_images, of_files, readable, stored_path
+from unet_diffusion.data.folders import check_only_split, check_text, find_images, of_files, stored_path
+from unet_diffusion.files import readable
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
 

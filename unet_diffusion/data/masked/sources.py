@@ -6,8 +6,9 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
-from unet_diffusion.data.folders import check_text, find_images, of_files, readable, stored_path
+from unet_diffusion.data.folders import check_text, find_images, of_files, stored_path
 from unet_diffusion.data.sources import find_column, listing, open_all_columns, undecoded
+from unet_diffusion.files import readable
 
 SHOWN = 5  # files named one by one
 
