@@ -32,7 +32,8 @@ from unet_diffusion import UNet
 from unet_diffusion.commands.evaluate_generation import drawn
 from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.config import SamplerName, check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
 from unet_diffusion.diffusion.sampling import sampler

@@ -190,5 +190,5 @@ RUNS = [
     Case("resume after the model's file has changed", changed_model, ("of another network", "another output folder")),
     Case("images enlarged beyond memory", option("--image-size", 10**8), ("out of memory", "smaller images")),
     Case("output folder that is not UTF-8", output_not_utf8, ("sorti.*UTF-8", "choose another")),
-    Case("data folder that is not UTF-8", data_not_utf8, ("donn.*no UTF-8", "rename it")),
+    Case("data folder that is not UTF-8", data_not_utf8, ("donn.*UTF-8", "rename it")),
 ]

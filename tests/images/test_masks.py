@@ -194,7 +194,7 @@ def test_the_number_of_classes_is_found_or_stated():
     assert find_encoding([0, 1], num_classes=7).num_classes == 7
     with pytest.raises(ValueError, match="4 classes, but num_classes is 3"):
         find_encoding([0, 1, 2, 3], "palette", num_classes=3)
-    with pytest.raises(ValueError, match="300 classes; from 2 to 255"):
+    with pytest.raises(ValueError, match="300 classes, but must have from 2 to 255"):
         find_encoding([0, 299], "indices")
 
 
@@ -206,7 +206,7 @@ def test_stated_encodings_are_obeyed():
         find_encoding([0, 3, 255], "binary")
     with pytest.raises(ValueError, match=r"'indices', but masks hold the colours \(255, 0, 0\); use 'palette'"):
         find_encoding([0, colour_key(RED)], "indices")
-    with pytest.raises(ValueError, match="'colour'; it is one of 'auto'"):
+    with pytest.raises(ValueError, match="'colour', but must be one of 'auto'"):
         find_encoding([0, 1], "colour")
 
 
@@ -215,7 +215,7 @@ def test_given_colours_may_share_a_class_and_be_ignored():
     found = find_encoding([0, colour_key(RED)], colours=colours)
     assert found.table([0, colour_key(GREEN), 255]).tolist()[:3] == [0, 1, 255]
     assert (found.num_classes, found.palette) == (2, (BLACK, RED))
-    with pytest.raises(ValueError, match="'#zz', which is no colour"):
+    with pytest.raises(ValueError, match="'#zz', which is not a colour"):
         parse_colours({"#zz": 0})
     with pytest.raises(ValueError, match="mask_colours are given, but mask_encoding is 'binary'"):
         find_encoding([0, 255], "binary", colours=colours)

@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from unet_diffusion.commands.sample import best_device
-from unet_diffusion.data.masked.sets import MaskedOptions, load_labelled
+from unet_diffusion.data.masked.config import MaskedOptions
+from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.evaluation.masks import score_masks
 from unet_diffusion.files import check_output, readable, write_json, write_text
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline

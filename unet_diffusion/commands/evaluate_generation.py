@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from unet_diffusion.commands.sample import GenerationOptions, best_device
-from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.data.streaming import StreamingImages
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import (

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import torch
 
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.config import check_sides
 from unet_diffusion.files import check_output
 from unet_diffusion.randomness import keyed_seed

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from unet_diffusion.commands.doctor.command import refuse_errors
-from unet_diffusion.data.masked.augmentation import AugmentationConfig
-from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedSets, load_masked
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
+from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig, load_unlabelled
 from unet_diffusion.files import check_output
 from unet_diffusion.images.pixel_range import PixelRange

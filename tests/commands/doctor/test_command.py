@@ -14,8 +14,9 @@ from PIL import Image
 
 from unet_diffusion.commands.doctor import facts as doctor_facts
 from unet_diffusion.commands.doctor.command import Doctor, doctor, examine, refuse_errors
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
-from unet_diffusion.data.sets import DataConfig
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
 
 datasets.disable_progress_bars()
 

@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from unet_diffusion.data.crops import crop_window
+from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.dataset import MaskedDataset
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.images.labels import IGNORE_INDEX
 
 
