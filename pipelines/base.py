@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from unet_diffusion.images.conversion import check_image, dtype_name
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.saved_index import from_index, to_index
 
 

@@ -22,7 +22,7 @@ from unet_diffusion.diffusion.sampling import (
     scaled_input,
     start_sampling,
 )
-from unet_diffusion.images.output import as_output, check_output_type
+from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
 from unet_diffusion.unet import UNet

@@ -19,9 +19,9 @@ from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, require, require_choice
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.conversion import check_image, stored_images
-from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.large_images import create_mask, open_image
 from unet_diffusion.images.palette import mask_image, overlay
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.tiling import Read
 from unet_diffusion.pipelines.base import PrivateArguments, check_class_details, saved_range
 from unet_diffusion.segmentation.segmenter import Segmenter, check_evaluation_mode, check_levels

@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from unet_diffusion.commands.evaluate_generation import EvaluateGeneration, RealImages, evaluate_generation, load_real
 from unet_diffusion.commands.sample import GenerationOptions
-from unet_diffusion.data.sets import DataConfig
+from unet_diffusion.data.config import DataConfig
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.files import write_text, written_aside
 from unet_diffusion.images.figures import grid, save_image

@@ -20,9 +20,9 @@ from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
 from unet_diffusion import UNet
-from unet_diffusion.data.masked.augmentation import AugmentationConfig
-from unet_diffusion.data.masked.config import MaskedOptions
-from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedDataset, MaskedSets, load_labelled, load_masked
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig, MaskedOptions
+from unet_diffusion.data.masked.dataset import MaskedDataset
+from unet_diffusion.data.masked.sets import MaskedSets, load_labelled, load_masked
 from unet_diffusion.evaluation.masks import Scores, score_masks
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.images.figures import grid, save_image

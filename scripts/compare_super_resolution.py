@@ -31,15 +31,16 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from unet_diffusion import UNet
 from unet_diffusion.commands.evaluate_generation import drawn
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.config import SamplerName, check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import SMALLEST_SAMPLE, Measurement, kernel_distance
 from unet_diffusion.files import write_json, write_text
-from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.figures import array_images, grid, save_image
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed

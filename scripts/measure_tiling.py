@@ -22,7 +22,8 @@ import tyro
 from torch import Tensor, nn
 
 from unet_diffusion import UNet
-from unet_diffusion.data.masked.sets import MaskedOptions, load_labelled
+from unet_diffusion.data.masked.config import MaskedOptions
+from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.files import write_json
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled

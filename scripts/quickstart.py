@@ -19,8 +19,9 @@ from PIL import Image
 
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
-from unet_diffusion.data.masked.sets import MaskedDataConfig
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import write_json, written_aside
 from unet_diffusion.images.figures import grid, save_curves, save_image

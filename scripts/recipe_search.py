@@ -21,7 +21,9 @@ from benchmarks.quality_training import snapshot_path, train_ours
 from time_to_quality import TimeToQuality, our_network, real_features
 from torch import Tensor
 
-from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
 

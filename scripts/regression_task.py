@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unet_diffusion import UNet
-from unet_diffusion.data.sets import ImageSets, to_batch
+from unet_diffusion.data.dataset import to_batch
+from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.config import check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
 from unet_diffusion.files import merged_into

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from unet_diffusion.commands.evaluate_generation import real_images
 from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet
-from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.randomness import keyed_seed

@@ -14,7 +14,18 @@ import pytest
 from unet_diffusion import __version__, cli
 from unet_diffusion.commands import sample
 
-SLOW = ("torch", "diffusers", "datasets", "accelerate", "transformers", "skimage", "scipy", "matplotlib", "gradio", "onnx")
+SLOW = (
+    "torch",
+    "diffusers",
+    "datasets",
+    "accelerate",
+    "transformers",
+    "skimage",
+    "scipy",
+    "matplotlib",
+    "gradio",
+    "onnx",
+)
 REPORT = """
 import json, sys
 from unet_diffusion.cli import main

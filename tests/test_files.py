@@ -6,6 +6,7 @@ import pytest
 from safetensors import SafetensorError
 
 from unet_diffusion.files import (
+    check_absent,
     merged_into,
     remove_at_once,
     remove_leftovers,
@@ -121,3 +122,12 @@ def test_a_folder_whose_removal_is_cut_short_is_gone_under_its_name(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         remove_at_once(tmp_path / "step-1")
     assert [path.name for path in tmp_path.iterdir()] == [f".writing-{os.getpid()}-removed-step-1"]
+
+
+def test_existing_files_are_named_unless_they_may_be_overwritten(tmp_path):
+    absent, existing = tmp_path / "a.json", tmp_path / "b.json"
+    existing.touch()
+    check_absent(absent, overwrite=False)
+    check_absent(absent, existing, overwrite=True)
+    with pytest.raises(ValueError, match="b.json exists already; set overwrite, or choose another output"):
+        check_absent(absent, existing, overwrite=False)

@@ -1,4 +1,7 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Files that are whole or absent, and checks of the places where they are written.
+
+A reader sees the old file or the new one, never half of one.
+"""
 
 import json
 import os
@@ -12,22 +15,22 @@ from typing import Any
 from safetensors import SafetensorError
 
 PREFIX = ".writing-"
-INDEX = "model_index.json"  # a folder with it is taken for a whole pipeline
+INDEX = "model_index.json"  # a folder that has it counts as a whole pipeline
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; what is written there takes the place of `path` when the block ends well.
+    """Yields a temporary path beside `path`, which is renamed to `path` when the block ends without an exception.
 
-    The suffix stays, since libraries choose the format by it. A file and a folder both work; an existing file is
-    replaced, an existing folder is an error of the caller's. After an exception the temporary is removed.
+    The suffix stays, since libraries choose the format by it. A file and a folder both work: an existing file is
+    replaced, and the caller ensures that there is no existing folder. After an exception the temporary is removed.
 
     Raises:
-        OSError: it could not be written, such as on a full disk; `path` is as it was.
+        OSError: it could not be written, for example because the disk is full; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")
-    remove(aside)  # left by a killed process that had our number, as programs in containers do
+    remove(aside)  # left by a killed process of the same number, which is common in containers
     try:
         with named_errors(path):
             yield aside
@@ -41,12 +44,13 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def merged_into(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder; when the block ends well its files replace those of `folder`, each at once.
+    """Yields a temporary folder, whose files replace those of `folder` when the block ends without an exception.
 
-    Its `model_index.json` is gone before the first is replaced, and comes last: a folder with one is a whole pipeline.
+    Each file is replaced at once. `model_index.json` is removed before the first file is replaced and written last,
+    since a folder that has it counts as a whole pipeline.
 
     Raises:
-        OSError: they could not be written, such as on a full disk; `folder` is as it was.
+        OSError: they could not be written, for example because the disk is full; `folder` is as it was.
     """
     with named_errors(folder), tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
         aside = Path(name)
@@ -71,7 +75,7 @@ def _index_last(file: Path) -> tuple[bool, Path]:
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Adds what was to be written to errors that do not say it, as those of a full disk."""
+    """Adds `path` to errors that name no file, such as those of a full disk."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -81,7 +85,7 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file, or a folder with all that is in it, if it is there."""
+    """Deletes a file, or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -89,7 +93,7 @@ def remove(path: Path) -> None:
 
 
 def remove_at_once(folder: Path) -> None:
-    """Deletes a folder that a reader sees whole or not at all."""
+    """Deletes a folder such that a reader sees it whole or not at all."""
     aside = folder.with_name(f"{PREFIX}{os.getpid()}-removed-{folder.name}")
     remove(aside)
     os.replace(folder, aside)
@@ -97,19 +101,19 @@ def remove_at_once(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what a killed process was writing under `folder`; call it only while nobody else writes there."""
+    """Deletes what a killed process was writing under `folder`; call it only while no other process writes there."""
     for leftover in list(folder.rglob(f"{PREFIX}*")):
         remove(leftover)
 
 
 def flush_to_disk(path: Path, recursive: bool = True) -> None:
-    """Waits until the operating system has stored a file, or a folder with all that is in it."""
+    """Waits until the operating system has stored a file, or a folder with its contents."""
     if recursive and path.is_dir():
         for child in path.iterdir():
             flush_to_disk(child)
-    if path.is_dir() and os.name == "nt":  # Windows has no handle to flush for a folder
+    if path.is_dir() and os.name == "nt":  # Windows cannot flush folders
         return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what may be written
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes writable files only
     try:
         os.fsync(descriptor)
     finally:
@@ -123,5 +127,33 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file aside and renames it; what JSON does not know, such as a path, becomes its text."""
+    """Writes a JSON file aside and renames it; values that JSON lacks, such as paths, are written as text."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def readable(name: str) -> str:
+    """Returns the name of a file as text that can be written, with escapes for bytes that are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def check_output(folder: Path) -> None:
+    """Raises a ValueError unless a folder can be written to, or created if it does not exist yet.
+
+    Its name must be UTF-8 text, since model cards contain it.
+    """
+    if readable(str(folder)) != str(folder):
+        raise ValueError(f"output is {readable(str(folder))}, but its name must be UTF-8 text; choose another.")
+    for place in (folder, *folder.absolute().parents):
+        if os.path.lexists(place):
+            break
+    if not place.is_dir():
+        raise ValueError(f"output is {folder}, but {place} is not a folder; choose another.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"output is {folder}, but {place} cannot be written to; change its rights, or choose another.")
+
+
+def check_absent(*files: Path, overwrite: bool) -> None:
+    """Raises a ValueError for the first of the files that exists, unless they may be overwritten."""
+    for file in files:
+        if file.exists() and not overwrite:
+            raise ValueError(f"{file} exists already; set overwrite, or choose another output.")

@@ -1,7 +1,7 @@
 """Randomness that is keyed, not stored: every draw follows from a seed and the place where it is used.
 
 Noise, timesteps, augmentation and the order of the images come from generators keyed by (seed, purpose, step or
-epoch, index). A run that is resumed, or spread over another number of processes or workers, therefore draws the same
+epoch, index). A run that is resumed, or that uses another number of processes or workers, therefore draws the same
 numbers without saving any random state.
 """
 
@@ -11,21 +11,21 @@ import torch
 
 
 def keyed_seed(seed: int, *key: int | str) -> int:
-    """A seed from 0 to 2**63 - 1 that depends on `seed` and `key` alone."""
+    """Returns a seed from 0 to 2**63 - 1 that depends on `seed` and `key` alone."""
     digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1  # 63 bits, since torch takes an int64
 
 
 def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
-    """A CPU generator that depends on `seed` and `key` alone.
+    """Returns a CPU generator that depends on `seed` and `key` alone.
 
     Args:
         seed: the run's seed.
-        key: what the numbers are for, such as `("noise", step, index)`.
+        key: purpose of the numbers, such as `("noise", step, index)`.
     """
     return torch.Generator().manual_seed(keyed_seed(seed, *key))
 
 
 def keyed_permutation(length: int, seed: int, *key: int | str) -> torch.Tensor:
-    """A permutation of `range(length)`, int64 (length,), that depends on `seed` and `key` alone."""
+    """Returns a permutation of `range(length)`, int64 (length,), that depends on `seed` and `key` alone."""
     return torch.randperm(length, generator=keyed_generator(seed, *key))

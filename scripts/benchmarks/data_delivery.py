@@ -20,7 +20,8 @@ from benchmarks.timing import alternate, ratio
 from benchmarks.training_step import ENVIRONMENT
 
 from unet_diffusion.commands.train_ddpm import TrainDDPM
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
 from unet_diffusion.training.accelerator import make_accelerator

@@ -17,7 +17,8 @@ from timed_trainer import TimedTrainer
 from torch import Tensor, nn
 
 from unet_diffusion import UNetOutput
-from unet_diffusion.data.sets import DataConfig, ImageSets, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import ImageSets, load_images
 from unet_diffusion.files import write_json, write_text, written_aside
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask

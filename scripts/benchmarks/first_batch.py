@@ -19,7 +19,8 @@ def ours(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> 
     from accelerate import Accelerator
 
     from unet_diffusion.commands.train_ddpm import TrainDDPM
-    from unet_diffusion.data.sets import DataConfig, load_images
+    from unet_diffusion.data.config import DataConfig
+    from unet_diffusion.data.sets import load_images
     from unet_diffusion.training.batches import training_batches
 
     imported()

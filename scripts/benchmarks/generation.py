@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unet_diffusion.commands.evaluate_generation import real_images
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.data.sets import DataConfig
+from unet_diffusion.data.config import DataConfig
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of

@@ -20,7 +20,7 @@ from timed_trainer import TimedTrainer, train_ddpm_timed
 from torch import nn
 
 from unet_diffusion.commands.train_ddpm import TrainDDPM
-from unet_diffusion.data.sets import ImageDataset
+from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.files import written_aside
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.diffusion import DiffusionTask

@@ -15,8 +15,8 @@ from fault_checks.attempts import Case, Place, as_nobody, without_rights
 from PIL import Image
 
 from unet_diffusion.data.sources import open_source
+from unet_diffusion.files import check_output
 from unet_diffusion.images.large_images import open_image
-from unet_diffusion.output_folder import check_output
 
 HALF = ("--max-broken", 0.5)
 
@@ -222,13 +222,11 @@ IMAGES = [
         lambda place: place.segment(place.write("a.png", encoded("PNG", 16, "RGB"))),
         ("the image has 3 channels", "the network takes 1", 'convert\\("L"\\)'),
     ),
-    Case("named pipe as an image", _pipe, (r"pipe\.png is no file", "give an image file")),
+    Case("named pipe as an image", _pipe, (r"pipe\.png is a folder, a pipe or a device", "give an image file")),
     Case("empty folder", _empty_folder, ("nothing has no image", r"no file ends in .*\.png")),
+    Case("folder without rights among others", _folder_without_rights, ("closed cannot be listed", "make it readable")),
     Case(
-        "folder without rights among others", _folder_without_rights, ("closed cannot be listed", "give it the rights")
-    ),
-    Case(
-        "output folder without rights", _output_without_rights, ("cannot be written in", "change its rights, or choose")
+        "output folder without rights", _output_without_rights, ("cannot be written to", "change its rights, or choose")
     ),
     Case("damaged cache", _damaged_cache, ("the cache .* is damaged", "delete that folder")),
 ]
@@ -239,15 +237,17 @@ SETS = [
         mask(7, 16, "--num-classes", 2),
         (r"3\.png\): 7", r"the classes, which are 0\.\.1"),
     ),
-    Case("mask with very many values", mask(200), ("would be 201 classes", "Say what they are by mask_encoding")),
+    Case("mask with very many values", mask(200), ("would be 201 classes", "State their meaning by mask_encoding")),
     Case("damaged mask", mask(encoded("PNG")[:30]), (r"3\.png cannot be decoded", "cannot be used: 1")),
     Case("image without a mask", mask(None), ("have no mask: 1", r"3\.png")),
-    Case("masks of other names", _other_names, ("no image of .* has a mask", "must be equal but for the ending")),
+    Case("masks of other names", _other_names, ("no image of .* has a mask", "must be equal except for the ending")),
     Case("two masks for one image", _two_masks, (r"3\.bmp and .*3\.png have the same name", "remove or rename one")),
     Case("300 classes", mask(1, 16, "--num-classes", 300), ("num_classes is 300", "from 2 to 255")),
     Case("Parquet without images", _parquet("numbers"), ("'number'", "holds no images", r"Columns: number")),
-    Case("truncated Parquet", _parquet("truncated"), ("data is .*set'", "damaged or incomplete; get it anew")),
-    Case("label beyond the classes", _parquet("labels"), ("label is 7", "classes are 0 to 1", "repair or remove them")),
-    Case("truncated save_to_disk folder", _saved_to_disk, ("data is .*saved'", "damaged or incomplete; get it anew")),
+    Case("truncated Parquet", _parquet("truncated"), ("data is .*set'", "damaged or incomplete; get it again")),
+    Case(
+        "label beyond the classes", _parquet("labels"), ("label is 7", "must be from 0 to 1", "repair or remove them")
+    ),
+    Case("truncated save_to_disk folder", _saved_to_disk, ("data is .*saved'", "damaged or incomplete; get it again")),
     Case("image by a chained URL", chained_url, ("reference://a::http", "fetched by http", "download it first")),
 ]

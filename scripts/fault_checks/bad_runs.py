@@ -181,8 +181,8 @@ RUNS = [
     Case("network config that is a list", replaced("unet/config.json", "[]"), ("holds a list", "repair it")),
     Case("model_index.json that is a list", replaced("model_index.json", "[]"), ("holds a list", "repair it")),
     Case("scheduler that is no JSON", replaced("scheduler/scheduler_config.json", "{"), ("valid JSON", "Get it again")),
-    Case("output that is a file", _segment_into_file, ("out is no folder", "choose another")),
-    Case("run folder that is a file", _train_into_file, ("run is no folder", "choose another")),
+    Case("output that is a file", _segment_into_file, ("out is not a folder", "choose another")),
+    Case("run folder that is a file", _train_into_file, ("run is not a folder", "choose another")),
     Case(
         "opacity of 2",
         lambda place: place.command("segment", "--inputs", "a.png", "--opacity", 2),
@@ -191,6 +191,6 @@ RUNS = [
     Case("learning rate that is NaN", option("--learning-rate", "nan"), ("learning_rate is nan", "above 0")),
     Case("resume after the model's file has changed", changed_model, ("of another network", "another output folder")),
     Case("images enlarged beyond memory", option("--image-size", 10**8), ("out of memory", "smaller images")),
-    Case("output folder that is not UTF-8", output_not_utf8, ("sorti.*no UTF-8", "choose another")),
-    Case("data folder that is not UTF-8", data_not_utf8, ("donn.*no UTF-8", "rename it")),
+    Case("output folder that is not UTF-8", output_not_utf8, ("sorti.*UTF-8", "choose another")),
+    Case("data folder that is not UTF-8", data_not_utf8, ("donn.*UTF-8", "rename it")),
 ]

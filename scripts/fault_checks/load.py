@@ -18,7 +18,8 @@ from PIL import Image
 
 from unet_diffusion import UNet
 from unet_diffusion.commands.train_ddpm import TrainDDPM
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask

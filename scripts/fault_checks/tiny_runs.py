@@ -9,10 +9,9 @@ from PIL import Image
 
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
-from unet_diffusion.data.masked.augmentation import AugmentationConfig
-from unet_diffusion.data.masked.sets import MaskedDataConfig
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.unlabelled import JointConfig
-from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.files import PREFIX
 from unet_diffusion.tasks.diffusion import DiffusionConfig
 from unet_diffusion.tasks.segmentation import SegmentationConfig

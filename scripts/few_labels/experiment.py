@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 from few_labels.networks import monai_features
 
-from unet_diffusion.data.masked.augmentation import AugmentationConfig
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.saved_index import read_object
 from unet_diffusion.tasks.diffusion import DiffusionConfig

@@ -12,8 +12,9 @@ from timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
 
 from unet_diffusion.commands.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task
-from unet_diffusion.data.masked.sets import MaskedOptions, MaskedSets, load_labelled, load_masked
-from unet_diffusion.data.sets import DataConfig
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.masked.config import MaskedOptions
+from unet_diffusion.data.masked.sets import MaskedSets, load_labelled, load_masked
 from unet_diffusion.evaluation.masks import Scores, score_masks
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed

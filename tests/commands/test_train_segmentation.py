@@ -12,8 +12,7 @@ from tests.support.tiny import power_cut, squares
 from unet_diffusion.commands.segment import Segment, segment
 from unet_diffusion.commands.train_ddpm import DataConfig, DiffusionConfig, TrainDDPM, train_ddpm
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
-from unet_diffusion.data.masked.augmentation import AugmentationConfig
-from unet_diffusion.data.masked.sets import MaskedDataConfig
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.tasks.frozen_features import FrozenFeaturesConfig

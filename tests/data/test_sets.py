@@ -16,9 +16,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from unet_diffusion.data import cache as image_cache
-from unet_diffusion.data.sets import DataConfig, GlobalBatches, load_images, to_batch
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.dataset import to_batch
+from unet_diffusion.data.sets import load_images
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.training.global_batches import GlobalBatches
 
 datasets.disable_progress_bars()
 
@@ -146,7 +149,7 @@ def test_floats_need_a_range_and_dark_16_bit_images_a_warning(tmp_path, load, ca
 
 def test_sizes_that_differ_need_image_size(tmp_path, load):
     source = save(tmp_path / "set", [np.zeros((4, 6), dtype=np.uint8), np.zeros((5, 5), dtype=np.uint8)])
-    with pytest.raises(ValueError, match="row 1 has 5x5 pixels, the rows before 6x4; give image_size"):
+    with pytest.raises(ValueError, match="row 1 has 5x5 pixels, but the rows before have 6x4; give image_size"):
         load(source)
     assert load(source, image_size=3, validation_fraction=0.0).train[1]["image"].shape == (1, 3, 3)
 

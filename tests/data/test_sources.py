@@ -148,9 +148,9 @@ def test_unknown_sources_and_splits_are_explained(three_images, tmp_path):
         (tmp_path / "empty", "train", "no image"),
         (tmp_path / "image.png", "train", "give their folder"),
         (tmp_path / "a", "test", r"\['train'\]"),
-        (tmp_path / "a/train.parquet", "test", "no named splits"),
+        (tmp_path / "a/train.parquet", "test", "names no splits"),
         (tmp_path / "saved", "test", "has train"),
-        ("mnist-5000", "test", "no named splits"),
+        ("mnist-5000", "test", "names no splits"),
     ]:
         with pytest.raises(ValueError, match=message):
             open_source(source, split, cache_dir=tmp_path / "cache")

@@ -12,8 +12,10 @@ from datasets import ClassLabel, Dataset, Features
 from torch.utils.data import DataLoader
 
 from unet_diffusion.data import streaming
-from unet_diffusion.data.sets import DataConfig, load_images, to_batch
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.dataset import to_batch
+from unet_diffusion.data.sets import load_images
+from unet_diffusion.images.pixel_range import PixelRange
 
 datasets.disable_progress_bars()
 
@@ -145,7 +147,7 @@ def test_a_stream_that_breaks_off_is_named(tmp_path):
     content = bytearray((tmp_path / "1.parquet").read_bytes())
     content[100:2000] = bytes(1900)  # the end, which says where the columns lie, is whole
     (tmp_path / "1.parquet").write_bytes(content)
-    with pytest.raises(ValueError, match="(?s)which cannot be read: .* It is damaged or incomplete; get it anew"):
+    with pytest.raises(ValueError, match="(?s)which cannot be read: .* It is damaged or incomplete; get it again"):
         numbers(stream(str(tmp_path / "*.parquet")), 40)
 
 

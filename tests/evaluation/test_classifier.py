@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut
 from unet_diffusion import UNet
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.evaluation.classifier import (
     CLASSIFIER_FOLDER,
     ClassificationTask,
@@ -206,7 +207,7 @@ def test_data_that_cannot_be_learnt_are_refused_before_training(tmp_path):
         with pytest.raises(ValueError, match=message):
             train_classifier(replace(config, data=replace(config.data, **data)))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="is no folder; choose another"):
+    with pytest.raises(ValueError, match="is not a folder; choose another"):
         train_classifier(options(tmp_path, labelled, output=tmp_path / "file" / "run"))
     assert not (tmp_path / "run").exists()
 

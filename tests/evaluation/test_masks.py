@@ -13,9 +13,10 @@ from torch import nn
 
 from unet_diffusion import UNet, cli
 from unet_diffusion.commands.evaluate import Evaluate, evaluate
-from unet_diffusion.data.masked.sets import MaskedOptions, load_labelled
+from unet_diffusion.data.masked.config import MaskedOptions
+from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.evaluation.masks import score_masks
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import SegmentationPipeline
 
 datasets.disable_progress_bars()
@@ -211,7 +212,7 @@ def test_sets_that_do_not_fit_the_network_are_refused(tmp_path):
     binary = save(tmp_path / "binary", [image], [255 * (mask > 0)])
     assert load(binary)[0]["mask"].unique().tolist() == [0, 1]
     for reading in ("auto", "binary", "instances"):
-        with pytest.raises(ValueError, match="one class from the background, but the network has 3 classes"):
+        with pytest.raises(ValueError, match="one class beside the background, but the network has 3 classes"):
             load({**binary, "mask_encoding": reading}, num_classes=3)
     ignoring = load({**binary, "mask_encoding": "indices"}, num_classes=3)
     assert ignoring[0]["mask"].unique().tolist() == [0, 255]

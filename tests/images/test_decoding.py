@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unet_diffusion.images.decoding import PixelRange, decode_image
+from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.images.resizing import Preparation, convert_channels, resize
 
 scientific = pytest.mark.skipif(

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from unet_diffusion import UNet
-from unet_diffusion.images.decoding import DTYPES, LARGEST, PixelRange, decode_image
+from unet_diffusion.images.decoding import LARGEST, decode_image
+from unet_diffusion.images.pixel_range import DTYPES, PixelRange
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 

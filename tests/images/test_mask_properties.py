@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
+from unet_diffusion.data.masked.augmentation import augment
+from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.data.masked.encoding import find_encoding, parse_colours
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import decode_instances, decode_mask

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unet_diffusion.data.masked.encoding import find_encoding, parse_colours
-from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.decoding import decode
 from unet_diffusion.images.masks import (
     COLOURED,
     colour_key,
@@ -16,7 +16,6 @@ from unet_diffusion.images.masks import (
     describe,
     fit_orientation,
     key_colour,
-    orientation,
 )
 from unet_diffusion.images.resizing import Preparation, resize_labels
 
@@ -70,7 +69,7 @@ def test_a_palette_gives_indices_with_their_colours_or_colours():
         [0, colour_key(RED)],
         [colour_key(RED), colour_key(GREEN)],
     ]
-    assert decode_image(source).shape == (2, 2, 3)  # as an image it is in colour
+    assert decode(source).pixels.shape == (2, 2, 3)  # as an image it is in colour
 
 
 def test_colours_have_keys_of_their_own_and_transparent_pixels_are_black():
@@ -115,7 +114,7 @@ def test_a_channel_for_each_class_is_not_taken_for_colours_with_alpha(channels):
 
 def test_what_is_no_mask_is_refused():
     for source, message in (
-        (np.array([[0.0, 0.37]]), "0.37; classes are whole numbers"),
+        (np.array([[0.0, 0.37]]), "0.37, but classes are whole numbers"),
         (np.array([[0.0, np.nan]]), "NaN"),
         (b"", "empty"),
         (encoded(Image.new("P", (50, 50)))[:60], "cannot be decoded"),
@@ -140,13 +139,14 @@ def test_a_mask_of_the_stored_pixels_is_turned_with_its_image(tag):
     exif = Image.Exif()
     exif[0x0112] = tag
     image = encoded(Image.fromarray(stored), exif=exif)
-    upright = decode_image(image)[:, :, 0]  # turned by Pillow: the reference
-    assert orientation(image) == tag
-    assert np.array_equal(fit_orientation(upright.copy(), upright.shape, image), upright)  # drawn on what viewers show
+    decoded = decode(image)
+    upright = decoded.pixels[:, :, 0]  # turned by Pillow: the reference
+    assert decoded.orientation == tag
+    assert np.array_equal(fit_orientation(upright.copy(), upright.shape, tag), upright)  # drawn on what viewers show
     if tag >= 5:  # height and width are exchanged, so the sizes tell
-        assert np.array_equal(fit_orientation(stored, upright.shape, image), upright)
+        assert np.array_equal(fit_orientation(stored, upright.shape, tag), upright)
     else:
-        assert np.array_equal(fit_orientation(stored, upright.shape, image), stored)
+        assert np.array_equal(fit_orientation(stored, upright.shape, tag), stored)
     assert np.array_equal(decode_mask(image).keys, upright)  # a mask that states its own orientation
 
 
@@ -194,7 +194,7 @@ def test_the_number_of_classes_is_found_or_stated():
     assert find_encoding([0, 1], num_classes=7).num_classes == 7
     with pytest.raises(ValueError, match="4 classes, but num_classes is 3"):
         find_encoding([0, 1, 2, 3], "palette", num_classes=3)
-    with pytest.raises(ValueError, match="300 classes; from 2 to 255"):
+    with pytest.raises(ValueError, match="300 classes, but must have from 2 to 255"):
         find_encoding([0, 299], "indices")
 
 
@@ -206,7 +206,7 @@ def test_stated_encodings_are_obeyed():
         find_encoding([0, 3, 255], "binary")
     with pytest.raises(ValueError, match=r"'indices', but masks hold the colours \(255, 0, 0\); use 'palette'"):
         find_encoding([0, colour_key(RED)], "indices")
-    with pytest.raises(ValueError, match="'colour'; it is one of 'auto'"):
+    with pytest.raises(ValueError, match="'colour', but must be one of 'auto'"):
         find_encoding([0, 1], "colour")
 
 
@@ -215,7 +215,7 @@ def test_given_colours_may_share_a_class_and_be_ignored():
     found = find_encoding([0, colour_key(RED)], colours=colours)
     assert found.table([0, colour_key(GREEN), 255]).tolist()[:3] == [0, 1, 255]
     assert (found.num_classes, found.palette) == (2, (BLACK, RED))
-    with pytest.raises(ValueError, match="'#zz', which is no colour"):
+    with pytest.raises(ValueError, match="'#zz', which is not a colour"):
         parse_colours({"#zz": 0})
     with pytest.raises(ValueError, match="mask_colours are given, but mask_encoding is 'binary'"):
         find_encoding([0, 255], "binary", colours=colours)

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.support.tiny import network
 from unet_diffusion import UNet
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import ImageGenerationPipeline, image_generation
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2

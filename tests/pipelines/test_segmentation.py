@@ -15,8 +15,8 @@ from torch import nn
 
 from tests.support.segmentation import SMALL, image, network, pipeline, saved
 from unet_diffusion import UNet
-from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.palette import colour
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationOutput, SegmentationPipeline
 

@@ -16,7 +16,7 @@ from unet_diffusion.diffusion.config import check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import (
     SuperResolutionPipeline,
     super_resolution,

@@ -11,10 +11,9 @@ sys.path.append(str(SCRIPTS))  # as when the script is run
 from fault_checks.attempts import Case, Place, save_models, try_case  # noqa: E402
 from fault_checks.bad_input import CASES, checks  # noqa: E402
 
-from unet_diffusion.images.decoding import decode_image  # noqa: E402
-from unet_diffusion.images.fetching import pixel_limit  # noqa: E402
-from unet_diffusion.output_folder import check_output  # noqa: E402
-from unet_diffusion.saved_index import read_object, saved_components  # noqa: E402
+from unet_diffusion.files import check_output
+from unet_diffusion.images.decoding import decode_image, pixel_limit
+from unet_diffusion.saved_index import read_object, saved_components
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +93,8 @@ def test_output_folders_that_can_be_made_are_accepted_and_not_made(tmp_path):
     check_output(tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="file is no folder; choose another"):
+    with pytest.raises(ValueError, match="file is not a folder; choose another"):
         check_output(tmp_path / "file" / "b")
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="link is no folder"):
+    with pytest.raises(ValueError, match="link is not a folder"):
         check_output(tmp_path / "link")

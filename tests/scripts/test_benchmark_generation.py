@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.support.scripts import SCRIPTS
 from unet_diffusion.commands.train_ddpm import TrainDDPM
-from unet_diffusion.data.sets import DataConfig
+from unet_diffusion.data.config import DataConfig
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork
 from unet_diffusion.evaluation.generation_metrics import Measurement
 from unet_diffusion.tasks.diffusion import DiffusionConfig

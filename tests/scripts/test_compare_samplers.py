@@ -13,7 +13,7 @@ from tests.support.scripts import load_script
 from unet_diffusion import cli
 from unet_diffusion.commands import evaluate_generation
 from unet_diffusion.commands.evaluate_generation import EvaluateGeneration
-from unet_diffusion.data.sets import DataConfig
+from unet_diffusion.data.config import DataConfig
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork
 from unet_diffusion.pipelines import ImageGenerationPipeline

@@ -16,7 +16,7 @@ from tests.support.scripts import SCRIPTS, load_script
 from unet_diffusion import UNet
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 
 BYTES = PixelRange.full("uint8")
 

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from unet_diffusion import UNet
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import SegmentationPipeline
 
 SMALL = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "channels": (4, 8), "head_channels": 8}

@@ -5,7 +5,7 @@ import torch
 
 from tests.support import tiny
 from unet_diffusion import UNet
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 
 BYTES = PixelRange.full("uint8")
 

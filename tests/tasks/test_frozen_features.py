@@ -17,9 +17,9 @@ from torch import nn
 from tests.support.tiny import power_cut
 from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier
-from unet_diffusion.data.masked.augmentation import AugmentationConfig
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.tiling import Tiling, noise_window
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.segmentation.segmenter import CLASSIFIER_SEED, TURNS, Segmenter, turned, turned_back

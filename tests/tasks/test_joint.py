@@ -19,10 +19,10 @@ from tests.support.tiny import power_cut, squares
 from unet_diffusion import cli
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task, train_segmentation
-from unet_diffusion.data.masked.augmentation import AugmentationConfig
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
-from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator

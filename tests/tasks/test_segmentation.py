@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from unet_diffusion import UNet
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.tasks.segmentation import LEARN, SegmentationConfig, SegmentationTask
 from unet_diffusion.training.accelerator import make_accelerator

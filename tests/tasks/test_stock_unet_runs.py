@@ -17,7 +17,8 @@ from tests.support import tiny
 from tests.support.stock import SMALL, stock
 from unet_diffusion.commands.segment import Segment, segment
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task, train_segmentation
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.saved_runs import load_unet

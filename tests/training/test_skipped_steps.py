@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from tests.support.tiny import squares
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task
-from unet_diffusion.data.masked.augmentation import AugmentationConfig
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
 from unet_diffusion.tasks.joint import JointTask

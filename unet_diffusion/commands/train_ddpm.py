@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import torch
 
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.config import check_sides
-from unet_diffusion.output_folder import check_output
+from unet_diffusion.files import check_output
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask

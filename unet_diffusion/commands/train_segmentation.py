@@ -9,11 +9,11 @@ import torch
 from diffusers import DDPMScheduler
 
 from unet_diffusion.commands.doctor.command import refuse_errors
-from unet_diffusion.data.masked.augmentation import AugmentationConfig
-from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedSets, load_masked
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
+from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig, load_unlabelled
-from unet_diffusion.images.decoding import PixelRange
-from unet_diffusion.output_folder import check_output
+from unet_diffusion.files import check_output
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_index import from_index, scheduler_folder

@@ -1,4 +1,4 @@
-"""Images decoded once and kept as a memory-mapped file, so that reading one is a copy of its pixels."""
+"""Images that are decoded once and kept in a memory-mapped file, so that reading one only copies its pixels."""
 
 import hashlib
 import json
@@ -17,26 +17,26 @@ from filelock import FileLock
 
 from unet_diffusion.data.sources import class_names, image_reader
 from unet_diffusion.files import remove_leftovers, written_aside
-from unet_diffusion.images.decoding import DTYPES, DTypeName, decode_image
-from unet_diffusion.images.fetching import pixel_limit
+from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
 from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.pixel_range import DTYPES
 from unet_diffusion.images.resizing import Preparation
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the files below; a change makes old caches unread
+FORMAT = 1  # of the files below; after a change, old caches are not read
 ROWS_AT_ONCE = 256  # read and decoded in parallel; bounds the memory
-ROWS_A_TASK = 16  # of one thread: handing over small images one by one takes longer than decoding them
-SHOWN = 10  # broken images named one by one
+ROWS_PER_TASK = 16  # of a thread; handing over small images one by one takes longer than decoding them
+MOST_BROKEN = 10  # images named in messages
 
 
 class ImageCache:
-    """The usable images of one source, (C, H, W) each, all of one dtype and number of channels.
+    """The usable images of one source, each (C, H, W), all with the same dtype and channels.
 
     Args:
-        folder: written by `cache_images`. It holds `pixels.bin`, all values one image after the other, `sizes.npy`
+        folder: written by `cache_images`. It holds `pixels.bin`, the values of one image after another, `sizes.npy`
             (N, 2), `labels.npy` (N,) and `info.json`.
     """
 
@@ -49,12 +49,14 @@ class ImageCache:
             raise ValueError(f"dtype is {self.dtype!r}")
         self.channels: int = info["channels"]
         self.class_names: tuple[str, ...] | None = None if info["class_names"] is None else tuple(info["class_names"])
-        self.broken: list[str] = info["broken"]  # a sentence for each image that was left out
+        self.broken: list[str] = info["broken"]  # a message for each image that was left out
         self.labels = np.load(folder / "labels.npy")  # int64 (N,)
         self.sizes = np.load(folder / "sizes.npy")  # int64 (N, 2): height and width
-        self.ends = np.cumsum(self.sizes.prod(axis=1) * self.channels)  # int64 (N,): where each image ends, in values
+        self.ends = np.cumsum(
+            self.sizes.prod(axis=1) * self.channels
+        )  # int64 (N,): index of the value after each image
         values = np.memmap(folder / "pixels.bin", dtype=self.dtype, mode="r", shape=(int(self.ends[-1]),))
-        self.values = values.view(np.ndarray)  # each slice of a memmap runs Python code
+        self.values = values.view(np.ndarray)  # since each slice of a memmap runs Python code
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,7 +65,7 @@ class ImageCache:
         return ImageCache, (self.folder,)  # a worker process maps the file again instead of receiving a copy of it
 
     def image(self, index: int) -> np.ndarray:
-        """Image (C, H, W) as a read-only view of the file."""
+        """Returns an image (C, H, W), a read-only view of the file."""
         height, width = self.sizes[index]
         size = self.channels * height * width
         return self.values[self.ends[index] - size : self.ends[index]].reshape(self.channels, height, width)
@@ -74,18 +76,18 @@ def cache_images(
 ) -> ImageCache:
     """Decodes and prepares all images of a source, or opens what an earlier call wrote.
 
-    Processes that call it at once wait for the one that decodes. The folder's name is a hash of the source's
-    fingerprint and the preparation, so that a change of either is never overlooked.
+    If several processes call it at once, one decodes and the others wait. The folder's name is a hash of the source's
+    fingerprint and the preparation, so that no change of either is missed.
 
     Args:
         dataset: from `open_source`.
-        preparation: what is done to every image before it is stored.
+        preparation: conversion of every image before it is stored.
         name: of the source, for messages.
-        max_broken: share of the images that may be unusable; each is named in a warning.
+        max_broken: share of the images that may be unusable; a warning names each.
         cache_dir: parent of the folder; by default `unet_diffusion` in the cache of `datasets`.
 
     Raises:
-        ValueError: if more images are broken, if none is usable, or if sizes differ and nothing is resized or cut.
+        ValueError: more images are broken, none is usable, or sizes differ and images are neither resized nor cut.
     """
     key = [FORMAT, dataset._fingerprint, asdict(preparation)]
     folder = written_once("images", key, cache_dir, lambda aside: _write(dataset, preparation, name, aside))
@@ -95,23 +97,23 @@ def cache_images(
 
 
 def opened(kind: Callable[[Path], T], folder: Path) -> T:
-    """What was kept in a folder of the cache; ValueError if it has been damaged since it was written."""
+    """Opens a folder of the cache; raises a ValueError if it was damaged after it was written."""
     try:
         return kind(folder)
     except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"the cache {folder} is damaged: {type(error).__name__}: {error}; delete that folder, and it is made anew."
+            f"the cache {folder} is damaged: {type(error).__name__}: {error}; delete that folder, and it is made again."
         ) from error
 
 
 def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Callable[[Path], None]) -> Path:
-    """A folder of the cache, filled by `write` unless an earlier call did it.
+    """Returns a folder of the cache, filled by `write` unless an earlier call has done so.
 
     Args:
         name: of the folder; its parent's name is a hash of the key.
-        key: JSON values that say all that the contents depend on, but for the limit of pixels, which is added here.
+        key: JSON values on which the contents depend; the limit of pixels is added here.
         cache_dir: as in `cache_images`.
-        write: fills an empty folder; what it wrote is renamed into place when it returns.
+        write: fills an empty folder, which is renamed into place when it returns.
     """
     home = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "unet_diffusion"
     home /= hashlib.sha256(json.dumps([key, pixel_limit()], sort_keys=True).encode()).hexdigest()[:32]
@@ -128,21 +130,38 @@ def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Calla
 
 
 def report_broken(cache: ImageCache, name: str, max_broken: float) -> None:
-    """Warns of each image that was left out; ValueError if they are more than the share `max_broken`."""
+    """Warns of the images that were left out; raises a ValueError if their share is above `max_broken`."""
     total = len(cache) + len(cache.broken)
     if len(cache.broken) > max_broken * total:
         raise ValueError(
             f"{len(cache.broken)} of the {total} images of {name} cannot be used, more than max_broken={max_broken} "
-            f"allows; repair or remove them, or raise max_broken. {' '.join(cache.broken[:SHOWN])}"
+            f"allows; repair or remove them, or raise max_broken. {' '.join(cache.broken[:MOST_BROKEN])}"
         )
-    for sentence in cache.broken[:SHOWN]:
+    for sentence in cache.broken[:MOST_BROKEN]:
         logger.warning("left out of %s: %s", name, sentence)
-    if len(cache.broken) > SHOWN:
-        logger.warning("left out of %s: %d more images", name, len(cache.broken) - SHOWN)
+    if len(cache.broken) > MOST_BROKEN:
+        logger.warning("left out of %s: %d more images", name, len(cache.broken) - MOST_BROKEN)
+
+
+def check_same_kind(images: str, cache: ImageCache, others: str, channels: int, dtype: str) -> None:
+    """Raises a ValueError unless the images of a cache have the channels and the dtype that they need.
+
+    Args:
+        images: begins the message, such as "images of cells (test)".
+        cache: holds the images.
+        others: whom they have to match, with a verb, such as "the network takes".
+        channels: that they need.
+        dtype: that they need.
+    """
+    if (cache.channels, cache.dtype) != (channels, dtype):
+        raise ValueError(
+            f"{images} have {cache.channels} channels of {cache.dtype}, but {others} {channels} of {dtype}; they must "
+            "agree, and channels=1 or 3 converts colours."
+        )
 
 
 class ImageWriter:
-    """Writes the files of an `ImageCache`, one image after the other; use it in a `with`.
+    """Writes the files of an `ImageCache`, one image after the other; a context manager.
 
     Args:
         folder: an empty folder.
@@ -163,33 +182,35 @@ class ImageWriter:
         self.file.close()
 
     def check(self, image: np.ndarray) -> None:
-        """Raises ValueError unless an image (H, W, C) has the channels and the dtype of those before."""
+        """Raises a ValueError unless an image (H, W, C) has the channels and the dtype of those before."""
         if self.first is None:
             return
         if image.shape[2] != self.first.shape[2]:
             raise ValueError(
-                f"it has {image.shape[2]} channels, the images before {self.first.shape[2]}; "
+                f"it has {image.shape[2]} channels, but the images before have {self.first.shape[2]}; "
                 "channels=1 or 3 converts them."
             )
         if image.dtype != self.first.dtype:
-            raise ValueError(f"its pixels are {image.dtype}, those of the images before {self.first.dtype}.")
+            raise ValueError(f"its pixels are {image.dtype}, but those of the images before are {self.first.dtype}.")
 
     def append(self, image: np.ndarray, label: int | None = None) -> None:
-        """Adds an image that `check` passed."""
+        """Adds an image that has passed `check`."""
         self.first = image if self.first is None else self.first
         self.file.write(np.ascontiguousarray(image.transpose(2, 0, 1)).data)
         self.sizes.append(image.shape[:2])
         self.labels.append(NO_LABEL if label is None else label)
 
     def leave_out(self, row: int, problem: ValueError) -> None:
-        """Notes that a row cannot be used."""
+        """Records that a row cannot be used."""
         self.broken.append(f"row {row}: {problem}")
 
     def finish(self, name: str, class_names: tuple[str, ...] | None = None) -> None:
-        """Writes what is known when all images are; ValueError if there is none."""
+        """Writes the remaining files after the last image; raises a ValueError if there is no image."""
         if self.first is None:
             total = len(self.broken)
-            raise ValueError(f"{name} has no usable image among {total}. {' '.join(self.broken[:SHOWN])}".rstrip())
+            raise ValueError(
+                f"{name} has no usable image among {total}. {' '.join(self.broken[:MOST_BROKEN])}".rstrip()
+            )
         np.save(self.folder / "sizes.npy", np.array(self.sizes, dtype=np.int64))
         np.save(self.folder / "labels.npy", np.array(self.labels, dtype=np.int64))
         info = {
@@ -203,7 +224,7 @@ class ImageWriter:
 
 
 def each_row(dataset: datasets.Dataset, prepare: Callable[[dict[str, Any]], T]) -> Iterator[T | ValueError]:
-    """What `prepare` makes of each row, in order, or the ValueError that it raised; several threads at once."""
+    """Calls `prepare` with each row in several threads; yields the results, or ValueErrors, in order."""
 
     def prepare_all(rows: list[dict[str, Any]]) -> list[T | ValueError]:
         results: list[T | ValueError] = []
@@ -214,10 +235,10 @@ def each_row(dataset: datasets.Dataset, prepare: Callable[[dict[str, Any]], T]) 
                 results.append(error)
         return results
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoders and resizing release the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoders and resizing release the GIL
         for columns in dataset.iter(batch_size=ROWS_AT_ONCE):
             rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
-            tasks = [rows[start : start + ROWS_A_TASK] for start in range(0, len(rows), ROWS_A_TASK)]
+            tasks = [rows[start : start + ROWS_PER_TASK] for start in range(0, len(rows), ROWS_PER_TASK)]
             yield from chain.from_iterable(threads.map(prepare_all, tasks))
 
 
@@ -227,7 +248,7 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
     def prepare(row: dict[str, Any]) -> tuple[np.ndarray, int | None]:
         label = row.get("label")
         if label is not None and names is not None and not NO_LABEL <= label < len(names):
-            raise ValueError(f"its label is {label}, but the classes are 0 to {len(names) - 1}, and -1 for none.")
+            raise ValueError(f"its label is {label}, but must be from 0 to {len(names) - 1}, or -1 for none.")
         return preparation(decode_image(read(row["image"]))), label
 
     with ImageWriter(folder) as writer:
@@ -237,7 +258,7 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
                 continue
             image, label = prepared
             if preparation.image_size is None and preparation.crop == "center" and writer.first is not None:
-                _check_same_size(image, writer.first, row)  # a random crop is cut later, from any size
+                _check_same_size(image, writer.first, row)  # random crops are cut later, from any size
             try:
                 writer.check(image)
             except ValueError as problem:
@@ -251,6 +272,6 @@ def _check_same_size(image: np.ndarray, first: np.ndarray, row: int) -> None:
     if image.shape[:2] != first.shape[:2]:
         sizes = ["x".join(map(str, each.shape[1::-1])) for each in (image, first)]
         raise ValueError(
-            f"row {row} has {sizes[0]} pixels, the rows before {sizes[1]}; give image_size to resize them, or "
+            f"row {row} has {sizes[0]} pixels, but the rows before have {sizes[1]}; give image_size to resize them, or "
             "crop_size to train on pieces of one size."
         )

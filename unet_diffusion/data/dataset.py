@@ -1,4 +1,4 @@
-"""Stored images as a torch data set whose items depend on the seed, the epoch and the index alone."""
+"""Stored images as a torch data set, whose items depend on the seed, the epoch and the index alone."""
 
 import hashlib
 from typing import Any
@@ -9,37 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unet_diffusion.data.cache import ImageCache
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.data.crops import crop_and_flip
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
-
-
-def augment(image: np.ndarray, size: tuple[int, int], generator: torch.Generator | None, *, flip: bool) -> np.ndarray:
-    """An image (C, h, w) cut to (C, height, width) and perhaps mirrored; a copy.
-
-    The place of the cut is drawn from the generator, and so is the mirroring, left to right, of half of the images if
-    `flip` is true. Without a generator the centre is cut and nothing mirrored. An image that is smaller is mirrored
-    beyond its border.
-    """
-    places = [place(side, length, 0, generator) for side, length in zip(image.shape[1:], size)]
-    mirror = generator is not None and torch.randint(2, (), generator=generator) == 1
-    (rows, columns), padding = zip(*places)
-    cut = np.pad(image[:, rows, columns], ((0, 0), *padding), mode="reflect")
-    return np.ascontiguousarray(cut[:, :, ::-1]) if mirror and flip else cut
-
-
-def place(side: int, crop: int | None, margin: int, generator: torch.Generator | None) -> tuple[slice, tuple[int, int]]:
-    """Where a crop lies along one side: the part of the image, and the pixels to add before and after.
-
-    A side with its margins is cut at a random place; one that is shorter than the crop comes whole, at a random place
-    of it. Without a generator both are in the middle. Without a crop: the side with its margins.
-    """
-    length = side + 2 * margin if crop is None else crop
-    low, high = sorted((-margin, side + margin - length))
-    start = (low + high) // 2
-    if generator is not None:
-        start = low + int(torch.randint(high - low + 1, (), generator=generator))
-    stop = start + length
-    return slice(max(start, 0), min(stop, side)), (max(-start, 0), max(stop - side, 0))
 
 
 class ImageDataset(Dataset):
@@ -47,14 +19,14 @@ class ImageDataset(Dataset):
 
     Args:
         cache: the decoded images.
-        rows: int64 (N,), which of them belong to this set.
+        rows: int64 (N,), the images that belong to this set.
         size: height and width of the items.
-        pixel_range: what maps the stored values to [-1, 1].
+        pixel_range: maps the stored values to [-1, 1].
         name: of the source.
-        class_names: of the labels, or None.
-        labels: int64 (N,), class indices or -1; by default the cache's.
-        random: whether `dataset[epoch, index]` cuts images of other sizes at random places and mirrors.
-        flip: whether it mirrors.
+        class_names: names of the classes, or None.
+        labels: int64 (N,), class indices or -1; by default those of the cache.
+        random: `dataset[epoch, index]` cuts images of other sizes at random places, and mirrors them if `flip` is true.
+        flip: mirror half of the images left to right.
         seed: of the run.
     """
 
@@ -89,17 +61,17 @@ class ImageDataset(Dataset):
         return len(self.rows)
 
     def fetch(self, index: int, generator: torch.Generator | None = None) -> dict[str, Any]:
-        """Image `index`, cut and mirrored as the generator says, or undisturbed without one.
+        """Returns image `index`, cut and mirrored at random, or centrally and unmirrored without a generator.
 
         Returns:
             `{"image": Tensor (C, H, W) of the stored dtype, "label": int, -1 where there is none}`.
         """
         stored = self.cache.image(self.rows[index])
-        image = augment(stored, (self.height, self.width), generator, flip=self.flip)
+        image = crop_and_flip(stored, (self.height, self.width), generator, flip=self.flip)
         return {"image": torch.from_numpy(image), "label": int(self.labels[index])}
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """Item (epoch, index), which depends on nothing else than these and the seed; an index alone: undisturbed."""
+        """Item (epoch, index), which depends on these and the seed alone; an index alone: without randomness."""
         if isinstance(key, tuple):
             epoch, index = key
             return self.fetch(index, keyed_generator(self.seed, "augment", epoch, index) if self.random else None)
@@ -109,8 +81,8 @@ class ImageDataset(Dataset):
 
 
 def to_batch(items: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Items to tensors with a first axis for the batch: `{"image": (B, C, H, W) as stored, "label": int64 (B,)}`.
+    """Stacks items into a batch of tensors: `{"image": (B, C, H, W) as stored, "label": int64 (B,)}`.
 
-    Whatever else the items hold is stacked likewise, such as `mask` and `weights`.
+    Everything else that the items hold, such as `mask` and `weights`, is stacked in the same way.
     """
     return {name: torch.stack([torch.as_tensor(item[name]) for item in items]) for name in items[0]}

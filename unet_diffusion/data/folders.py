@@ -1,12 +1,16 @@
-"""Folders of images: which files they hold, and how a column of a data set names them."""
+"""Names of sources: what they can be, which files a folder holds, and how a column of a data set names files."""
 
+import glob
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-import datasets
-from datasets import Dataset, Features
+from unet_diffusion.files import readable
 
+DIGITS = "mnist-5000"
+FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
     ".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".j2k", ".bmp", ".gif", ".webp",
@@ -16,19 +20,19 @@ IMAGE_SUFFIXES = frozenset({
 SPLIT_FOLDERS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing"})
 
 
-def find_images(folder: Path, split: str) -> tuple[Path, list[Path]]:
-    """The folder of the split, which is the folder itself where it has no splits, and the image files in it.
+def images_of_split(folder: Path, split: str) -> tuple[Path, list[Path]]:
+    """Returns the folder of a split, and the image files in it; a folder without splits is its own split "train".
 
     Links are followed, but no folder is entered twice.
 
     Raises:
-        ValueError: no such split, no image, or a folder that cannot be listed.
+        ValueError: the folder has no such split or no image, or cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
         raise ValueError(
-            f"{error.filename} cannot be listed: {error.strerror}; its images would be missed, so give it the rights "
-            "to be read, or take it away."
+            f"{error.filename} cannot be listed: {error.strerror}; its images would be missed, so make it readable, "
+            "or move it away."
         ) from error
 
     try:
@@ -56,41 +60,69 @@ def find_images(folder: Path, split: str) -> tuple[Path, list[Path]]:
     return folder, files
 
 
-def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path]) -> Dataset:
-    """A data set of paths, whose fingerprint changes with the size, the time or the right to read of any file."""
-    rows = Dataset.from_dict(columns, features=features)
-    fingerprint = datasets.fingerprint.Hasher.hash([_state(file) for file in files])
-    return Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
-
-
-def _state(file: Path) -> tuple[Any, ...]:
-    try:
-        state = file.stat()
-    except OSError as error:  # a link to nothing: the image is named as one that cannot be read
-        return stored_path(file), error.errno
-    return stored_path(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK)
-
-
 def stored_path(file: Path) -> str:
-    """A path as columns hold it, which is text: that of a name in no encoding as a URL, which keeps its bytes."""
+    """Returns a path as text for a column: a path that is not UTF-8 becomes a URL, which keeps its bytes."""
     return str(file) if readable(str(file)) == str(file) else file.absolute().as_uri()
 
 
-def readable(name: str) -> str:
-    """The name of a file as text that can be written, with escapes for bytes that are no text."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def check_text(source: str) -> None:
-    """Raises a ValueError for the name of a source that is no text, since tables, caches and model cards tell it."""
+    """Raises a ValueError unless a source's name is UTF-8 text, since tables, caches and model cards contain it."""
     if readable(source) != source:
-        raise ValueError(f"data is {readable(source)}, a name that is no UTF-8 text; rename it, or give a link to it.")
+        raise ValueError(
+            f"data is {readable(source)}, but its name must be UTF-8 text; rename it, or give a link to it."
+        )
 
 
 def check_only_split(source: str, split: str) -> None:
-    """Raises a ValueError for another split than "train", the only one of a source that names none."""
+    """Raises a ValueError for any split but "train", the only split of a source that names none."""
     if split != "train":
         raise ValueError(
-            f"split is {split!r}, but {source} has no named splits, so its only one is 'train'; "
+            f"split is {split!r}, but {source} names no splits, so that its only one is 'train'; "
             "give the files or folder of that split as data."
         )
+
+
+def is_hub_name(source: str) -> bool:
+    """Returns whether a source that is not on this machine may be a data set on the Hugging Face Hub."""
+    suffixes = (*FILE_READERS, *IMAGE_SUFFIXES)
+    return HUB_NAME.fullmatch(source) is not None and not source.lower().endswith(suffixes)
+
+
+def unknown_source(source: str, reason: str) -> ValueError:
+    """Returns the error for a source that cannot be found."""
+    return ValueError(
+        f"data is {source!r}: {reason}. Give {DIGITS!r}, a folder of images, Parquet, Arrow or tar files, "
+        "a save_to_disk folder, or the name of a data set on the Hub."
+    )
+
+
+def check_folder(name: str, folder: Path, why: str = "") -> None:
+    """Raises a ValueError unless an option names a folder that exists."""
+    if not folder.is_dir():
+        raise ValueError(f"{name} is {folder}, which is not a folder{why}.")
+
+
+def check_sources(options: Any) -> None:
+    """Checks that the files and folders that options name exist; imports nothing slow, so that it answers at once.
+
+    A name that may be a data set on the Hub is left for `open_source` to find.
+
+    Args:
+        options: options with `data`, and perhaps `masks`, `mask_suffix`, `validation_data` and `validation_masks`.
+
+    Raises:
+        ValueError: a file or folder does not exist, or its name is not UTF-8 text.
+    """
+    masks, suffix = getattr(options, "masks", None), getattr(options, "mask_suffix", None)
+    for source in (options.data, getattr(options, "validation_data", None)):
+        if source is None or source == DIGITS:
+            continue
+        check_text(source)
+        path = os.path.expanduser(source)
+        if masks is not None or suffix is not None:
+            check_folder("data", Path(path), "; masks and mask_suffix are for folders of images")
+        elif not (is_hub_name(source) or os.path.exists(path) or any(glob.iglob(path, recursive=True))):
+            raise unknown_source(source, "there is no such file or folder")
+    for folder in (masks, getattr(options, "validation_masks", None)):
+        if folder is not None:
+            check_folder("masks", Path(folder).expanduser())

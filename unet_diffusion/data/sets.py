@@ -1,7 +1,7 @@
 """The images of a run: from what a user names to training and validation sets and their range of values.
 
-The pieces are `open_source` (where images come from), `ImageCache` (decoded once), `ImageDataset` or
-`StreamingImages` (items) and `GlobalBatches` (their order).
+The pieces are `open_source` (where images come from), `ImageCache` (decoded once), and `ImageDataset` or
+`StreamingImages` (items).
 """
 
 import hashlib
@@ -14,55 +14,44 @@ from typing import Any, cast
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from unet_diffusion.data.cache import ImageCache, cache_images
+from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
 from unet_diffusion.data.config import DataConfig, ImageOptions
-from unet_diffusion.data.dataset import ImageDataset, to_batch
+from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.data.streaming import StreamingImages, first_usable
-from unet_diffusion.images.decoding import DTypeName, PixelRange
+from unet_diffusion.images.decoding import DTypeName
 from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_permutation
-from unet_diffusion.training.global_batches import GlobalBatches
-
-__all__ = [
-    "DataConfig",
-    "GlobalBatches",
-    "ImageDataset",
-    "ImageSets",
-    "StreamingImages",
-    "load_images",
-    "to_batch",
-]
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_SEED = 0  # not the run's, so that runs of other seeds are validated on the same images
-MEASURED_VALUES = 2**24  # of each channel at most, for percentiles
-NARROW = 1 / 8  # share of the 16-bit range below which a warning asks whether the data have 12 bits
+VALIDATION_SEED = 0  # not the run's, so that runs of all seeds are validated on the same images
+MOST_MEASURED = 2**24  # values of each channel, for percentiles
+NARROW = 1 / 8  # share of the 16-bit range; below it, a warning mentions 12-bit data
 
 
 @dataclass(frozen=True)
 class ImageSets:
-    """The images to train on and those to validate on, if any; both have the same range, channels and classes."""
+    """Training images, and validation images if there are any; both have the same range, channels and classes."""
 
     train: ImageDataset | StreamingImages
     validation: ImageDataset | None
 
 
 def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_processes: int = 1) -> ImageSets:
-    """Opens, decodes (or finds decoded) and splits the images of a run.
+    """Opens, decodes (unless the cache has them) and splits the images of a run.
 
     Args:
-        config: which images.
-        seed: of the run; it sets cuts, mirroring and the order of a stream, not what is held out.
+        config: names the images.
+        seed: of the run; it sets crops, mirroring and the order of a stream, but not what is held out.
         process_index: this process, counted from 0; only a stream is divided here.
         num_processes: number of processes.
 
     Raises:
-        ValueError: if the source, a split or a column does not exist; if too many images are broken or none is
-            usable; if sizes differ and neither `crop_size` nor `image_size` is given; if float images come without a
-            range.
-        ImportError: if the source needs a package that is not installed.
+        ValueError: the source, a split or a column does not exist; too many images are broken, or none is usable;
+            sizes differ and neither `crop_size` nor `image_size` is given; or float images have no range.
+        ImportError: the source needs a package that is not installed.
     """
     if config.streaming:
         return _stream_images(config, seed, process_index, num_processes)
@@ -99,7 +88,7 @@ def _cached(config: DataConfig, source: str, split: str, max_images: int | None)
 
 
 def open_rows(config: DataConfig, source: str, split: str, streaming: bool) -> Dataset | IterableDataset:
-    """The undecoded rows of one split, as `open_source` gives them."""
+    """Opens the undecoded rows of one split, as `open_source` does."""
     return open_source(
         source,
         split,
@@ -122,21 +111,21 @@ def _item_size(config: DataConfig, cache: ImageCache) -> tuple[int, int]:
 
 
 def hold_out(length: int, config: ImageOptions) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to train on and those held out, each in ascending order."""
+    """Returns the rows to train on and those held out, each in ascending order."""
     if config.names_validation or config.validation_fraction == 0:
         return np.arange(length), np.arange(0)
     held_out = max(1, round(config.validation_fraction * length))
     if held_out >= length:
         raise ValueError(
-            f"{config.data} has {length} usable images, and validation_fraction={config.validation_fraction} holds "
-            f"out {held_out}, so that none is left to train on; lower it, or set it to 0."
+            f"{config.data} has {length} usable images, of which validation_fraction={config.validation_fraction} "
+            f"holds out {held_out}, so that none is left to train on; lower it, or set it to 0."
         )
     order = keyed_permutation(length, VALIDATION_SEED, "validation").numpy()
     return np.sort(order[:-held_out]), np.sort(order[-held_out:])
 
 
 def rows_without(cache: ImageCache, others: ImageCache, rows: np.ndarray) -> np.ndarray:
-    """The rows of a cache whose images are, pixel by pixel, none of those that `rows` of another cache name."""
+    """Returns the rows of a cache whose images differ, in some pixel, from all images in `rows` of another cache."""
     held_out: dict[Any, list[np.ndarray]] = {}
     for image in map(others.image, rows):
         held_out.setdefault(_probe(image), []).append(image)
@@ -151,7 +140,7 @@ def rows_without(cache: ImageCache, others: ImageCache, rows: np.ndarray) -> np.
 
 
 def _probe(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-    """What equal images have in common, from few of their pixels: their size and middle rows."""
+    """Returns the shape and the middle row of an image, which are the same for equal images."""
     return image.shape, image[:, image.shape[1] // 2].tobytes()
 
 
@@ -159,18 +148,14 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
     source, split = config.validation_data or config.data, config.validation_split or "train"
     cache = _cached(config, source, split, max_images=None)
     size = _item_size(config, cache)
-    found, expected = (cache.channels, cache.dtype), (train.channels, train.pixel_range.dtype)
-    if found != expected:
-        raise ValueError(
-            f"validation images of {source} have {found[0]} channels of {found[1]}, "
-            f"those to train on {expected[0]} of {expected[1]}; they must agree."
-        )
+    images = f"validation images of {source}"
+    check_same_kind(images, cache, "those to train on have", train.channels, train.pixel_range.dtype)
     unknown = sorted(set(cache.class_names or ()) - set(train.class_names or cache.class_names or ()))
     if unknown:
-        raise ValueError(f"validation images of {source} have classes not trained on: {', '.join(unknown)}.")
+        raise ValueError(f"{images} have classes that are not trained on: {', '.join(unknown)}.")
     if size != (train.height, train.width):
         raise ValueError(
-            f"validation images of {source} have {size[1]}x{size[0]} pixels, those to train on "
+            f"{images} have {size[1]}x{size[0]} pixels, but those to train on have "
             f"{train.width}x{train.height}; give crop_size to cut both, or image_size to resize them."
         )
     return ImageDataset(
@@ -185,17 +170,17 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
 
 
 def labels_among(names: tuple[str, ...] | None, cache: ImageCache) -> np.ndarray:
-    """The cache's labels as indices into other class names, int64 (N,); `NO_LABEL` where a class is not among them."""
+    """Returns a cache's labels as indices into other class names, int64 (N,), or `NO_LABEL` if not among them."""
     known = {name: index for index, name in enumerate(names or ())}
     table = np.array([known.get(name, NO_LABEL) for name in cache.class_names or ()] + [NO_LABEL])
-    return table[cache.labels]  # NO_LABEL itself takes the last entry
+    return table[cache.labels]  # NO_LABEL itself indexes the last entry
 
 
 def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> PixelRange:
-    """What maps the stored values to [-1, 1]: as the config says, or else the whole range of the dtype.
+    """Returns the range that the config states, or else the whole range of the dtype.
 
     Raises:
-        ValueError: for float images without a range.
+        ValueError: float images without a stated range.
     """
     if config.percentiles is None and (config.value_range is not None or cache.dtype == "uint8"):
         return _unmeasured_range(config, cache.dtype)
@@ -212,8 +197,8 @@ def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> Pix
     pixel_range = _unmeasured_range(config, cache.dtype)
     if most - least < NARROW * (pixel_range.high[0] - pixel_range.low[0]):
         logger.warning(
-            "the 16-bit images of %s use only %d to %d of 0 to 65535; for 12-bit data give value_range 0 4095, or "
-            "give percentiles, or the network sees them nearly uniform",
+            "the 16-bit images of %s use only %d to %d of 0 to 65535, so that the network sees them nearly uniform; "
+            "for 12-bit data give value_range 0 4095, or give percentiles",
             config.data,
             least,
             most,
@@ -229,8 +214,8 @@ def _unmeasured_range(config: ImageOptions, dtype: DTypeName) -> PixelRange:
 
 
 def _measured_values(cache: ImageCache, rows: np.ndarray) -> np.ndarray:
-    """Values (C, n) of evenly spaced images, so many that a channel has about `MEASURED_VALUES` at most."""
-    step = math.ceil(cache.sizes[rows].prod(axis=1).sum() / MEASURED_VALUES)
+    """Returns the values (C, n) of evenly spaced images, with n about `MOST_MEASURED` at most."""
+    step = math.ceil(cache.sizes[rows].prod(axis=1).sum() / MOST_MEASURED)
     return np.concatenate([cache.image(row).reshape(cache.channels, -1) for row in rows[::step]], axis=1)
 
 

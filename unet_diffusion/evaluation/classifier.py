@@ -17,14 +17,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unet_diffusion.checks import is_count, is_number
-from unet_diffusion.data.dataset import ImageDataset
-from unet_diffusion.data.sets import DataConfig, ImageSets, load_images, to_batch
-from unet_diffusion.files import merged_into
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.dataset import ImageDataset, to_batch
+from unet_diffusion.data.sets import ImageSets, load_images
+from unet_diffusion.files import check_output, merged_into
 from unet_diffusion.images.figures import array_images, grid, save_curves, save_image
 from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.network.blocks import BlockStyle, Downsample, PlainBlock
 from unet_diffusion.network.safe_weights import SafeWeights
-from unet_diffusion.output_folder import check_output
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.tasks.cards import classification_card
 from unet_diffusion.training.accelerator import make_accelerator

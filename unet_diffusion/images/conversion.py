@@ -1,23 +1,29 @@
-"""Whatever a user calls an image, as tensors of stored values."""
+"""From what a user calls an image to tensors of stored values, and from [-1, 1] to what a pipeline returns."""
 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.images.decoding import PixelRange, decode_image
+from unet_diffusion.checks import require_choice
+from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.pixel_range import PixelRange
+
+PIL_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16", ("float32", 1): "F"}
 
 
 def stored_images(image: Any) -> Iterator[Tensor]:
-    """The images in `image`, one after the other, as tensors (C, H, W) of the values that files store.
+    """Yields the images in `image` one by one, as tensors (C, H, W) of the values that files store.
 
     Args:
-        image: a tensor (C, H, W) or (B, C, H, W), whatever `decode_image` takes, or a list of those; files of a list
-            are decoded as they are asked for.
+        image: a tensor (C, H, W) or (B, C, H, W), whatever `decode_image` takes, or a list of those. The files of a
+            list are decoded one at a time.
 
     Raises:
-        ValueError: a tensor of another shape, or with NaN or infinity, or what `decode_image` refuses.
+        ValueError: a tensor of another shape, or with NaN or infinity; or an error of `decode_image`.
     """
     if isinstance(image, (list, tuple)):
         for each in image:
@@ -34,18 +40,21 @@ def stored_images(image: Any) -> Iterator[Tensor]:
 
 
 def dtype_name(image: Tensor) -> str:
-    """The data type as `PixelRange` names it; every floating one counts as float32."""
+    """Returns the data type as `PixelRange` names it; every floating-point type counts as float32."""
     return "float32" if image.is_floating_point() else str(image.dtype).removeprefix("torch.")
 
 
 def check_image(wanted: int, pixel_range: PixelRange, channels: int, dtype: str) -> None:
-    """Raises a ValueError for an image of other channels or another data type than the network was trained on.
+    """Checks that an image has the channels and the data type that the network was trained on.
 
     Args:
-        wanted: channels of the images that the network was trained on.
-        pixel_range: how their values were stored.
-        channels: of the image.
-        dtype: of the image, as `dtype_name` gives it.
+        wanted: number of channels that the network was trained on.
+        pixel_range: range and data type that it was trained on.
+        channels: number of channels of the image.
+        dtype: data type of the image, as `dtype_name` gives it.
+
+    Raises:
+        ValueError: the image has others.
     """
     stored = pixel_range.dtype
     if channels != wanted:
@@ -57,3 +66,44 @@ def check_image(wanted: int, pixel_range: PixelRange, channels: int, dtype: str)
             f"the image holds {dtype}, but the network was trained on {stored} in the range "
             f"{list(pixel_range.low)} to {list(pixel_range.high)}; pass stored values of that data type."
         )
+
+
+def check_output_type(output_type: str, known: tuple[str, ...], channels: int, pixel_range: PixelRange) -> None:
+    """Raises a ValueError for an unknown output type, or for "pil" where PIL has no mode for the images."""
+    require_choice("output_type", output_type, known)
+    if output_type == "pil" and (pixel_range.dtype, channels) not in PIL_MODES:
+        raise ValueError(
+            f"PIL has no mode for {channels} channels of {pixel_range.dtype}; "
+            "use output_type='np' or 'pt' (values in [0, 1]), or 'stored' (values as in the files)."
+        )
+
+
+def has_png(channels: int, pixel_range: PixelRange) -> bool:
+    """Returns whether PIL can write these images as PNG without loss."""
+    return (pixel_range.dtype, channels) in PIL_MODES and pixel_range.dtype != "float32"
+
+
+def as_output(images: Tensor, output_type: str, pixel_range: PixelRange) -> list[Image.Image] | np.ndarray | Tensor:
+    """Converts images, float32 (B, C, H, W) around [-1, 1], to the form that a caller asks for.
+
+    Args:
+        images: the images; values outside [-1, 1] are clipped, except for "latent".
+        output_type: "pil": a list of PIL images; "np": float32 (B, H, W, C) in [0, 1]; "pt": float32 (B, C, H, W) in
+            [0, 1]; "stored": (B, C, H, W) in the data type and values of files; "latent": unchanged.
+        pixel_range: how stored values map to [-1, 1].
+    """
+    if output_type == "latent":
+        return images
+    if output_type in ("pt", "np"):
+        images = (images / 2 + 0.5).clamp(0, 1)
+        return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
+    stored = pixel_range.to_stored(images)
+    if output_type == "stored":
+        return stored
+    return [stored_image(image) for image in stored]
+
+
+def stored_image(image: Tensor) -> Image.Image:
+    """Converts stored values (C, H, W) to a PIL image; PIL must have a mode for the channels and the data type."""
+    array = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)

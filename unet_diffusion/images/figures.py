@@ -1,4 +1,4 @@
-"""Images to look at: grids of samples, curves of a run; all written as PNG."""
+"""Images to look at: grids of samples and curves of a run, written as PNG."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,19 +9,19 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.files import written_aside
-from unet_diffusion.images.output import stored_image
+from unet_diffusion.images.conversion import stored_image
 from unet_diffusion.images.palette import viewable
 from unet_diffusion.training.metrics_log import series
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2, scale: int = 1) -> Image.Image:
-    """Lays images of one size out in rows.
+    """Lays out images of one size in rows.
 
     Args:
-        images: PIL images; shown as RGB.
-        columns: images in a row; None makes the grid about square.
-        gap: white pixels between them.
-        scale: how many pixels a side each pixel becomes.
+        images: PIL images; they are shown as RGB.
+        columns: images per row; None makes the grid about square.
+        gap: white pixels between images.
+        scale: side in pixels of the square that each pixel becomes.
     """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = -(-len(images) // columns)
@@ -40,7 +40,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def save_stored(image: Tensor, path: Path) -> None:
-    """Writes stored values (C, H, W) aside and renames them: a PNG, or an array (H, W, C), as the suffix says."""
+    """Writes stored values (C, H, W) aside and renames them: as PNG if the suffix says so, else as array (H, W, C)."""
     if path.suffix == ".png":
         save_image(stored_image(image), path)
     else:
@@ -79,6 +79,6 @@ def save_curves(rows: list[dict[str, Any]], path: Path, panels: Mapping[str, Seq
 
 
 def array_images(images: np.ndarray) -> list[Image.Image]:
-    """Images (B, H, W, C) in [0, 1] as PIL images; of more channels than RGB the first three, of two the first."""
+    """Converts images (B, H, W, C) in [0, 1] to PIL images: the first three of more channels, the first of two."""
     eight_bit = (images.clip(0, 1) * 255).round().astype(np.uint8)
     return [Image.fromarray(image[..., :3] if image.shape[2] >= 3 else image[..., 0]) for image in eight_bit]

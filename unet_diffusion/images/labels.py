@@ -1,4 +1,4 @@
-"""The values that stand for no class: in masks and in labels."""
+"""The values that stand for no class, in masks and in labels."""
 
-IGNORE_INDEX = 255  # of mask pixels that neither a loss nor a metric counts
-NO_LABEL = -1  # of an image without a class label
+IGNORE_INDEX = 255  # mask pixels that no loss and no metric counts
+NO_LABEL = -1  # an image without a class label

@@ -15,12 +15,12 @@ CHUNK = 1024  # pixels a side of the chunks of a Zarr mask
 
 @dataclass(frozen=True)
 class LargeImage:
-    """An image of which any window can be read.
+    """An image from which any window can be read.
 
     Args:
         shape: (H, W, C).
         dtype: of its values.
-        read: rows and columns to an array (rows, columns, C) in memory, of the machine's byte order.
+        read: returns given rows and columns as an array (rows, columns, C) in memory, in the machine's byte order.
     """
 
     shape: tuple[int, int, int]
@@ -29,10 +29,10 @@ class LargeImage:
 
 
 class MappedFile:
-    """An array in a file, mapped anew for every window, so that pages once touched do not stay in memory.
+    """An array in a file, mapped again for every window, so that pages once touched do not stay in memory.
 
     Args:
-        map_file: opens the memory map, whatever the library that knows the format.
+        map_file: opens the memory map, with whichever library knows the format.
     """
 
     def __init__(self, map_file: Callable[[], np.ndarray]) -> None:
@@ -48,10 +48,10 @@ class MappedFile:
 
 
 class CompressedTiff:
-    """A TIFF that cannot be mapped, opened anew for every window: a store that stays keeps the file open.
+    """A TIFF that cannot be mapped. It is opened again for every window, since an open store keeps its file open.
 
     Args:
-        path: of the file; its first series at full resolution is read.
+        path: of the file, whose first series is read at full resolution.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,8 +73,8 @@ def open_image(source: Any) -> LargeImage:
     """Opens an image without reading it.
 
     Args:
-        source: path of a `.npy` file, a TIFF (memory-mapped if it is not compressed, else by its tiles or strips), or a
-            Zarr array; or any array (H, W) or (H, W, C) with a shape, a dtype and slices.
+        source: path of a `.npy` file, a TIFF (memory-mapped if it is not compressed, else read by tiles or strips) or a
+            Zarr array; or any array (H, W) or (H, W, C) that has a shape and a dtype and can be sliced.
 
     Raises:
         ValueError: a file that is missing, damaged or of another format, or a shape that is not an image's.
@@ -91,13 +91,13 @@ def open_image(source: Any) -> LargeImage:
         array, axes = _open_file(path)
     except ImportError:
         raise
-    except Exception as error:  # damaged files are told by every library that reads them
+    except Exception as error:  # every library that reads them reports damaged files its own way
         raise ValueError(f"{path} cannot be read: {error}; it is damaged, or not what its name says.") from error
     return _as_image(array, axes, str(path))
 
 
 def _open_file(path: Path) -> tuple[Any, str]:
-    """The array in a file, of which nothing is read yet, and a letter for each of its axes."""
+    """Opens the array in a file without reading it; returns it with a letter for each of its axes."""
     if path.suffix == ".npy":
         mapped = MappedFile(lambda: np.lib.format.open_memmap(path, mode="r"))  # refuses Python objects
         return mapped, "YX" if len(mapped.shape) == 2 else "YXC"
@@ -115,7 +115,7 @@ def _open_file(path: Path) -> tuple[Any, str]:
 
 
 def create_mask(path: Path, height: int, width: int) -> Any:
-    """Creates a mask uint8 (H, W) that windows can be assigned to; the suffix says the format: .npy, .tif or .zarr.
+    """Creates a mask uint8 (H, W) to which windows can be assigned; the suffix sets the format: .npy, .tif or .zarr.
 
     Raises:
         ValueError: another suffix.
@@ -135,14 +135,14 @@ def create_mask(path: Path, height: int, width: int) -> Any:
 
 
 def _as_image(array: Any, axes: str, name: str) -> LargeImage:
-    """An array whose axes are named by letters, Y and X among them and at most one more."""
+    """Wraps an array whose axes are named by letters: Y, X and at most one more."""
     sizes = dict(zip(axes, array.shape))
     others = axes.replace("Y", "").replace("X", "")
     named = len(array.shape) == len(axes) == len(others) + 2 and len(others) <= 1 and not others.strip(CHANNEL_AXES)
     if not named or 0 in array.shape or np.dtype(array.dtype).kind not in "buif":
         raise ValueError(
             f"{name} has shape {tuple(array.shape)} of {array.dtype} and axes {axes}; "
-            "an image is (height, width), has at most channels beside, and holds numbers."
+            "an image is (height, width) or has channels as its only other axis, and holds numbers."
         )
     dtype = np.dtype(array.dtype).newbyteorder("=")
 

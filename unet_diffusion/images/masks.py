@@ -1,8 +1,8 @@
 """Masks: how a mask file becomes numbers.
 
-Class indices, black and white, colours, palettes and instance numbers are all read into one kind of number a pixel, a
-*key*: a grey value or an index is its own key, a colour has a key above all grey values. What the keys mean is decided
-once for a whole set, from its training masks (`unet_diffusion.data.masked.encoding`).
+Class indices, black and white, colours, palettes and instance numbers are all read into one kind of number per pixel, a
+*key*: a grey value or an index is its own key, and a colour has a key above all grey values. The meaning of the keys is
+decided once for a whole set, from its training masks (`unet_diffusion.data.masked.encoding`).
 """
 
 from collections.abc import Collection, Mapping
@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
 
-from unet_diffusion.images.decoding import LARGEST, ImageLike, decode_image, read_header
+from unet_diffusion.images.decoding import LARGEST, decode
+from unet_diffusion.images.fetching import ImageLike
 
 Colour: TypeAlias = tuple[int, int, int]
 
 COLOURED = 1 << 24  # added to red * 65536 + green * 256 + blue in the key of a colour that is not grey
-SHOWN = 6  # keys named one by one
-EXIF_ORIENTATION = 0x0112
+MOST_RUNS = 6  # of keys in a message
 QUARTER_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
@@ -29,17 +28,19 @@ class DecodedMask:
     Attributes:
         keys: int64 (H, W).
         palette: colours of the indices that a palette file states; empty for other files.
+        orientation: EXIF orientation that the file states, 1 to 8; 1, upright, if it states none.
     """
 
     keys: np.ndarray
     palette: Mapping[int, Colour] = field(default_factory=dict)
+    orientation: int = 1
 
 
 def decode_mask(source: ImageLike, *, colours: bool = False) -> DecodedMask:
-    """The keys of one mask.
+    """Reads the keys of one mask.
 
-    Grey images give their values (8 or 16 bits; whole floats too), palette images their indices, colour images
-    the keys of their colours; transparent pixels count as black. Black-and-white images and bool arrays give 0 and
+    Grey images give their values (8 or 16 bits; whole floats too), palette images their indices, and colour images the
+    keys of their colours, where transparent pixels count as black. Black-and-white images and bool arrays give 0 and
     255.
 
     Args:
@@ -47,61 +48,60 @@ def decode_mask(source: ImageLike, *, colours: bool = False) -> DecodedMask:
         colours: read the colours of palette images instead of their indices.
 
     Raises:
-        ValueError: if the file cannot be decoded; if it holds fractions, colours of 16 bits or half-transparent pixels;
-            if it has a channel for each class (multi-label), which says whether classes overlap.
+        ValueError: a file that cannot be decoded, that holds fractions, 16-bit colours or half-transparent pixels, or
+            that has one channel per class (multi-label); the message then says whether classes overlap.
     """
-    header = read_header(source)
-    has_palette = header is not None and header.mode == "P" and not colours
-    pixels = decode_image(source, keep_indices=has_palette)
+    decoded = decode(source, keep_indices=not colours)
+    pixels = decoded.pixels
     if pixels.dtype.kind == "f":
         pixels = _whole(pixels)
-    if pixels.shape[2] == 1:
-        keys = pixels[:, :, 0].astype(np.int64)
-        palette = _palette(header, np.unique(keys)) if has_palette and header is not None else {}
-        return DecodedMask(keys, palette)
-    return DecodedMask(_colour_keys(pixels, colours))
+    if pixels.shape[2] > 1:
+        return DecodedMask(_colour_keys(pixels, colours), orientation=decoded.orientation)
+    keys = pixels[:, :, 0].astype(np.int64)
+    palette = {} if decoded.palette is None else _used_colours(decoded.palette, np.unique(keys))
+    return DecodedMask(keys, palette, decoded.orientation)
 
 
 def decode_instances(source: ImageLike) -> np.ndarray:
-    """Instance numbers, uint16 (H, W), 0 being the background, of a grey or palette image or an array.
+    """Reads instance numbers, uint16 (H, W), 0 for the background, from a grey or palette image or an array.
 
     Raises:
-        ValueError: if the file cannot be decoded, or holds colours or fractions.
+        ValueError: a file that cannot be decoded, or that holds colours or fractions.
     """
-    keys = decode_mask(source).keys
-    if keys.max() > LARGEST["uint16"]:
-        raise ValueError("the instance map is in colour; it has one channel of instance numbers, 0 for the background.")
-    return keys.astype(np.uint16)
+    return instance_numbers(decode_mask(source))
 
 
-def fit_orientation(labels: np.ndarray, size: tuple[int, int], image: ImageLike) -> np.ndarray:
+def instance_numbers(mask: DecodedMask) -> np.ndarray:
+    """Returns the keys of a mask as instance numbers, uint16 (H, W); raises a ValueError if they are colours."""
+    if mask.keys.max() > LARGEST["uint16"]:
+        raise ValueError(
+            "the instance map is in colour, but must have one channel of instance numbers, 0 for the background."
+        )
+    return mask.keys.astype(np.uint16)
+
+
+def fit_orientation(labels: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
     """Turns a mask (H, W) upright as its image, but only where the sizes say that it has to be turned.
 
     Images are turned upright by their EXIF orientation, and so are masks that state one. A mask without one may have
     been drawn on the upright image, as viewers show it, or on the pixels as they are stored. If it has the size of
-    the upright image it is left alone. If it has that size with height and width exchanged, and the image states a
-    quarter turn, it was drawn on the stored pixels and is turned alike. (Where the turn leaves the size as it was, the
-    two cannot be told apart, and the doctor says so.)
+    the upright image, it is left alone. If it has that size with height and width exchanged, and the image states a
+    quarter turn, it was drawn on the stored pixels and is turned in the same way. (Where the turn does not change the
+    size, the two cases cannot be told apart, and the doctor says so.)
 
     Args:
         labels: as decoded.
         size: height and width of the upright image.
-        image: its source.
+        orientation: EXIF orientation that the image states.
     """
     if labels.shape == size or labels.shape != size[::-1]:
         return labels
     turns = {5: labels.T, 6: np.rot90(labels, -1), 7: np.rot90(labels.T, 2), 8: np.rot90(labels)}
-    return np.ascontiguousarray(turns.get(orientation(image), labels))
-
-
-def orientation(source: ImageLike) -> int:
-    """The EXIF orientation that an image states, 1 to 8; 1, upright, if it states none."""
-    header = read_header(source)
-    return 1 if header is None else header.getexif().get(EXIF_ORIENTATION, 1)
+    return np.ascontiguousarray(turns.get(orientation, labels))
 
 
 def describe(keys: Collection[int]) -> str:
-    """Keys as a reader knows them: runs of numbers, and colours."""
+    """Names keys for people: runs of numbers, and colours."""
     runs: list[list[int]] = []
     for key in sorted(keys):
         if runs and key == runs[-1][1] + 1 and key < COLOURED:
@@ -109,8 +109,8 @@ def describe(keys: Collection[int]) -> str:
         else:
             runs.append([key, key])
     shown = [str(key_colour(low)) if low >= COLOURED else f"{low}" if low == high else f"{low}..{high}"
-             for low, high in runs[:SHOWN]]  # fmt: skip
-    return ", ".join(shown) + (f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else "")
+             for low, high in runs[:MOST_RUNS]]  # fmt: skip
+    return ", ".join(shown) + (f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else "")
 
 
 def key_colour(key: int) -> Colour:
@@ -128,18 +128,17 @@ def colour_key(value: Colour) -> int:
 def _whole(pixels: np.ndarray) -> np.ndarray:
     fractions = pixels[(pixels != np.floor(pixels)) | (pixels < 0) | (pixels > LARGEST["uint16"])]
     if fractions.size:
-        raise ValueError(f"the mask holds the value {fractions.flat[0]:g}; classes are whole numbers from 0 up.")
+        raise ValueError(f"the mask holds the value {fractions.flat[0]:g}, but classes are whole numbers from 0 up.")
     return pixels.astype(np.uint16)
 
 
-def _palette(image: Image.Image, used: np.ndarray) -> dict[int, Colour]:
-    values = image.getpalette() or []
+def _used_colours(values: list[int], used: np.ndarray) -> dict[int, Colour]:
     colours = {int(index): values[3 * index : 3 * index + 3] for index in used}
     return {index: (red, green, blue) for index, (red, green, blue) in colours.items() if len(colours[index]) == 3}
 
 
 def _colour_keys(pixels: np.ndarray, colours: bool) -> np.ndarray:
-    """Pixels (H, W, C) of 2 or more channels to keys (H, W); without a word of colours, 0 and 1 are none."""
+    """Returns the keys (H, W) of pixels (H, W, C); values 0 and 1 count as colours only if `colours` says so."""
     eight_bits = pixels.dtype == np.uint8 and (colours or pixels.max() > 1)
     if pixels.shape[2] in (2, 4) and eight_bits:
         pixels = _without_alpha(pixels)
@@ -168,10 +167,10 @@ def _without_alpha(pixels: np.ndarray) -> np.ndarray:
     alpha = pixels[:, :, -1:]
     if not np.isin(alpha, (0, 255)).all():
         raise ValueError(
-            f"the mask has {pixels.shape[2]} channels, the last of which is no alpha of 0 or 255; store one channel of "
+            f"the mask has {pixels.shape[2]} channels, but the last is no alpha of 0 or 255; store one channel of "
             "class indices, or 8-bit colours (overlapping classes, multi-label masks, cannot be learned by softmax)."
         )
-    hidden = (alpha == 0) & (pixels[:, :, :-1] > 0)  # colours that nobody could see
+    hidden = (alpha == 0) & (pixels[:, :, :-1] > 0)  # colours that nobody can see
     if hidden.any() and ((pixels > 0).sum(axis=2) == 1).all():
         raise _no_colours(pixels, "a channel for each class is not read")
     return np.where(alpha == 0, 0, pixels[:, :, :-1]).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Colours of classes: masks as palette images, and masks over images."""
+"""Colours of classes: masks drawn as palette images, and over images."""
 
 from collections.abc import Sequence
 
@@ -22,12 +22,12 @@ PALETTE = [
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """The colour of a class; beyond the palette's end the colours come again, without the background's black."""
+    """Returns the colour of a class; after the last one the colours repeat, without the background's black."""
     return PALETTE[label] if label < len(PALETTE) else PALETTE[1 + (label - 1) % (len(PALETTE) - 1)]
 
 
 def viewable(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB; 16-bit and float ones are stretched from their darkest to their lightest value."""
+    """Converts any PIL image to 8-bit RGB; 16-bit and float images are stretched from darkest to lightest value."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
         low, high = values.min(), values.max()
@@ -36,11 +36,11 @@ def viewable(image: Image.Image) -> Image.Image:
 
 
 def mask_image(mask: np.ndarray, palette: Sequence[Sequence[int]] | None = None) -> Image.Image:
-    """A mask of class indices (H, W) as a palette image; values stay the indices.
+    """Converts a mask of class indices (H, W) to a palette image, whose values stay the indices.
 
     Args:
         mask: values 0 to 255.
-        palette: red, green and blue of each class, 0 to 255; None, and classes beyond it: our own.
+        palette: red, green and blue of each class, 0 to 255; classes without an entry get the colours of `colour`.
     """
     given = list(palette or [])
     image = Image.fromarray(mask.astype(np.uint8), mode="P")
@@ -53,7 +53,7 @@ def mask_image(mask: np.ndarray, palette: Sequence[Sequence[int]] | None = None)
 def overlay(
     image: Image.Image, mask: np.ndarray, opacity: float = 0.5, palette: Sequence[Sequence[int]] | None = None
 ) -> Image.Image:
-    """The classes of a mask (H, W) in colour over an image of the same size; class 0 stays clear."""
+    """Draws the classes of a mask (H, W) in colour over an image of the same size; class 0 stays clear."""
     base = np.asarray(viewable(image), dtype=np.float32)
     colours = np.asarray(mask_image(mask, palette).convert("RGB"), dtype=np.float32)
     shown = np.where((mask > 0)[..., None], (1 - opacity) * base + opacity * colours, base)

@@ -1,4 +1,4 @@
-"""Bringing decoded images to the size and the number of channels that a run asks for."""
+"""Resizing and converting decoded images to the size and the channels that a run asks for."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,11 +13,12 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pill
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done once to every image, before it is stored.
+    """The conversion of every image before it is stored.
 
     Args:
-        image_size: length of the shorter side in pixels, smaller images being enlarged; None keeps the size.
-        crop: "center" cuts the square in the middle; "random" keeps the longer side, to be cut anew in every epoch.
+        image_size: length of the shorter side in pixels; smaller images are enlarged; None keeps the size.
+        crop: "center" cuts the square in the middle; "random" keeps the longer side, for another crop in
+            every epoch.
         channels: 1 or 3 converts between grey and colour; None keeps the channels.
     """
 
@@ -26,7 +27,7 @@ class Preparation:
     channels: int | None = None
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Image (H, W, C) to (H', W', C') of the same dtype; unchanged where nothing is asked for."""
+        """Converts an image (H, W, C) to (H', W', C') of the same dtype; unchanged without options."""
         if self.channels is not None:
             image = convert_channels(image, self.channels)
         if self.image_size is None:
@@ -35,14 +36,14 @@ class Preparation:
         return resize(image[window], height, width)
 
     def labels(self, mask: np.ndarray) -> np.ndarray:
-        """A mask (H, W), cut and resized as its image is, by nearest neighbour: no label is mixed from others."""
+        """Cuts and resizes a mask (H, W) as its image, by nearest neighbour, so that no label is mixed from others."""
         if self.image_size is None:
             return mask
         window, (height, width) = self._window(mask.shape[0], mask.shape[1], self.image_size)
         return resize_labels(mask[window], height, width)
 
     def _window(self, height: int, width: int, shorter: int) -> tuple[tuple[slice, slice], tuple[int, int]]:
-        """The part that is kept, and the height and width it is brought to."""
+        """Returns the part that is kept, and the height and width to which it is resized."""
         side = min(height, width)
         if self.crop == "center":
             top, left = (height - side) // 2, (width - side) // 2
@@ -51,9 +52,9 @@ class Preparation:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Image (H, W, C) to (height, width, C) by Pillow's Lanczos filter, antialiased, each channel for itself.
+    """Resizes an image (H, W, C) to (height, width, C) by Pillow's antialiased Lanczos filter, channel by channel.
 
-    Computed in float32 whatever the dtype, so that 16-bit and float images lose nothing. The filter's overshoot is
+    It computes in float32 whatever the dtype, so that 16-bit and float images lose nothing. The filter's overshoot is
     clipped to the values that the channel had.
     """
     if image.shape[:2] == (height, width):
@@ -65,7 +66,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_labels(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Mask (H, W) to (height, width): each pixel takes the label at its centre, the same place as in `resize`."""
+    """Resizes a mask (H, W) to (height, width): each pixel takes the label at its centre, as in `resize`."""
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip((height, width), mask.shape)
     )
@@ -77,10 +78,10 @@ def _resize_plane(plane: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def convert_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Image (H, W, C) to (H, W, channels): grey is repeated, colour becomes luma, alpha is laid on white.
+    """Converts an image (H, W, C) to (H, W, channels): grey is repeated, colour becomes luma, alpha is laid on white.
 
     Raises:
-        ValueError: if there is no such conversion, as from 7 channels.
+        ValueError: there is no such conversion, as from 7 channels.
     """
     found = image.shape[2]
     if found == channels:

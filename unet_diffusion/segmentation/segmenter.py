@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_diffusion.images.conversion import check_image, dtype_name
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
 

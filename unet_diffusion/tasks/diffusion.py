@@ -12,7 +12,8 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from unet_diffusion.data.sets import ImageSets, to_batch
+from unet_diffusion.data.dataset import to_batch
+from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.config import PredictionType
 from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unet_diffusion.adapters import PixelClassifier
-from unet_diffusion.data.masked.augmentation import AugmentationConfig
+from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.network.config import check_recipe
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask

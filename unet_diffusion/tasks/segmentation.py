@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
+from unet_diffusion.data.masked.augmentation import augment
+from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_images, grid, save_curves, save_image
 from unet_diffusion.images.palette import overlay

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unet_diffusion.data.masked.augmentation import AugmentationConfig, augment
+from unet_diffusion.data.masked.augmentation import augment
+from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask

@@ -28,8 +28,8 @@ from unet_diffusion.commands.demo.jobs import (
     segment_image,
 )
 from unet_diffusion.diffusion.low_resolution import enlarged
-from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.palette import PALETTE
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2

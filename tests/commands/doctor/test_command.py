@@ -2,6 +2,8 @@
 
 import io
 import re
+from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -12,8 +14,9 @@ from PIL import Image
 
 from unet_diffusion.commands.doctor import facts as doctor_facts
 from unet_diffusion.commands.doctor.command import Doctor, doctor, examine, refuse_errors
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
-from unet_diffusion.data.sets import DataConfig
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
 
 datasets.disable_progress_bars()
 
@@ -263,7 +266,7 @@ def test_a_second_look_decodes_nothing(tmp_path, look, monkeypatch):
     images, masks = healthy()
     source = save(tmp_path / "set", image=images, mask=masks)
     first = look(source)
-    monkeypatch.setattr(doctor_facts, "decode_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(doctor_facts, "decode", lambda *_: pytest.fail("decoded again"))
     assert str(look(source, crop_size=4)) == str(first)
 
 
@@ -288,3 +291,36 @@ def test_real_sets_are_healthy(shared_data, look):
         ("wbc", {"max_labels": 5}),
     ):
         assert not look(str(shared_data / name), **options).errors
+
+
+@pytest.mark.parametrize("encoding", ["indices", "palette", "instances"])
+def test_each_file_is_read_once_by_the_doctor_and_once_by_a_run(tmp_path, monkeypatch, encoding):
+    """Palette and orientation come from the same bytes as the pixels: a URL is downloaded only once."""
+    images, masks = healthy()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn, while the masks are as the pixels are stored
+    for name, pixels, options in (("images", images, {"exif": exif}), ("masks", masks, {})):
+        (tmp_path / name).mkdir()
+        for index, values in enumerate(pixels):
+            image = Image.fromarray(values).convert("L" if name == "images" else "P")
+            image.save(tmp_path / name / f"{index}.png", **options)
+    names = [f"{folder}/{index}.png" for folder in ("images", "masks") for index in range(ROWS)]
+    reads: Counter[str] = Counter()
+    read_bytes = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        reads[path.relative_to(tmp_path).as_posix()] += 1
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    config = MaskedDataConfig(
+        data=str(tmp_path / "images"),
+        masks=str(tmp_path / "masks"),
+        mask_encoding=encoding,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    examine(config)
+    assert reads == dict.fromkeys(names, 1)
+    reads.clear()
+    load_masked(config)
+    assert reads == dict.fromkeys(names, 1)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from unet_diffusion.data.masked.augmentation import (
-    AugmentationConfig,
     augment,
     elastic_displacement,
     orient,
@@ -13,6 +12,7 @@ from unet_diffusion.data.masked.augmentation import (
     warp_masks,
     warp_weights,
 )
+from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.randomness import keyed_generator
 

@@ -3,8 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from unet_diffusion.data.masked.dataset import MaskedDataset, place
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.crops import crop_window
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.dataset import MaskedDataset
+from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.images.labels import IGNORE_INDEX
 
 
@@ -12,7 +14,8 @@ def starts(side: int, crop: int | None, margin: int) -> tuple[set[int], int]:
     """Where crops start on the endless line of the image, and how long they all are."""
     found, lengths = set(), set()
     for seed in range(200):
-        window, (before, after) = place(side, crop, margin, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        (window, _), ((before, after), _) = crop_window((side, side), (crop, crop), generator, margin)
         assert window.start == 0 or before == 0
         assert window.stop == side or after == 0
         found.add(window.start - before)

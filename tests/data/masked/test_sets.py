@@ -11,15 +11,17 @@ from datasets import Array2D, Dataset, DatasetDict, Features
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from unet_diffusion.data.dataset import to_batch
 from unet_diffusion.data.masked import cache as masked_cache
 from unet_diffusion.data.masked import dataset as masked_dataset
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.masked.sources import open_masked_source
-from unet_diffusion.data.sets import GlobalBatches, to_batch
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.instances import border_weight_map, separate_instances
 from unet_diffusion.segmentation.losses import class_counts
+from unet_diffusion.training.global_batches import GlobalBatches
 
 datasets.disable_progress_bars()
 
@@ -133,7 +135,7 @@ def test_wrong_sources_are_refused(tmp_path):
         (source, {"mask_column": "seg"}, "mask_column is 'seg'.*Columns: image"),
         (source, {"instances_column": "mask"}, "mask_encoding='instances' alone"),
         (source, {"instances_column": "nuclei"}, "no such column"),
-        (source, {"masks": "/absent"}, "/absent, which is no folder"),
+        (source, {"masks": "/absent"}, "/absent, which is not a folder"),
         (folder, {}, "no column of masks"),
         (folder, {"mask_suffix": "_m"}, "a.jpg and .*a.png have the same name"),
         (folder, {"masks": folder, "mask_column": "mask"}, "for data sets with columns"),
@@ -314,7 +316,7 @@ def test_small_images_are_mirrored_and_ignored_there(tmp_path, load):
 def test_sizes_may_differ_with_a_crop_size_and_in_validation(tmp_path, load):
     images, masks = zip(*(pair for shape in ((8, 10), (12, 9)) for pair in zip(*examples(3, shape))))
     source = save(tmp_path / "set", images, masks)
-    with pytest.raises(ValueError, match="row 3 has 9x12 pixels, row 0 10x8; give crop_size"):
+    with pytest.raises(ValueError, match="row 3 has 9x12 pixels, but row 0 has 10x8; give crop_size"):
         load(source, validation_split="train")
     sets = load(source, crop_size=6)
     assert all(belong_together(sets.train[0, index]) for index in range(len(sets.train)))
@@ -330,7 +332,7 @@ def test_masks_of_another_size_and_unreadable_ones_are_named(tmp_path, load):
     images[4] = np.zeros((8, 10, 3), dtype=np.uint8)
     source = save(tmp_path / "set", images, masks)
     with pytest.raises(
-        ValueError, match=r"row 1: its mask has 10x5 pixels, the image 10x8.*row 3.*row 4: .*3 channels"
+        ValueError, match=r"row 1: its mask has 10x5 pixels, but the image has 10x8.*row 3.*row 4: .*3 channels"
     ):
         load(source, max_broken=0.2)
     sets = load(source, max_broken=0.5)
@@ -391,7 +393,7 @@ def test_the_range_is_measured_on_training_images(tmp_path, load):
     with pytest.raises(ValueError, match="floats from .*value_range"):
         load(source)
     assert load(source, percentiles=(0.0, 100.0)).pixel_range.high == pytest.approx((3.0,))
-    with pytest.raises(ValueError, match="1 channels of uint8, those to train on 1 of float32"):
+    with pytest.raises(ValueError, match="1 channels of uint8, but those to train on have 1 of float32"):
         load(source, value_range=(0.0, 3.0), validation_data=save(tmp_path / "other", images, masks))
 
 
@@ -410,13 +412,13 @@ def test_named_splits(tmp_path, load):
         ({"max_labels": 0}, "max_labels is 0"),
         ({"num_classes": 1}, "num_classes is 1"),
         ({"num_classes": 3, "class_names": ("a", "b")}, "2 entries, but num_classes is 3"),
-        ({"class_names": ("a",)}, "name 2 classes"),
+        ({"class_names": ("a",)}, "must name at least 2 classes"),
         ({"mask_suffix": ""}, "mask_suffix is ''"),
         ({"mask_encoding": "colour"}, "mask_encoding is 'colour'"),
         ({"mask_encoding": "binary", "mask_colours": {"red": 1}}, "mask_colours are given"),
         ({"mask_encoding": "instances", "instances_column": "cells"}, "leave out instances_column"),
         ({"masks": "m", "validation_data": "v"}, "validation_masks is None"),
-        ({"validation_masks": "m"}, "validation_masks is m"),
+        ({"validation_masks": "m"}, "validation_masks is 'm'"),
         ({"channels": 2}, "channels is 2"),
         ({"percentiles": (5.0, 1.0)}, "percentiles"),
     ],

@@ -8,10 +8,10 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.commands.segment import find_images
-from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
-from unet_diffusion.images.decoding import PixelRange, decode_image
+from unet_diffusion.images.conversion import as_output, check_image, dtype_name, stored_images
+from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import array_images
-from unet_diffusion.images.output import as_output
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 

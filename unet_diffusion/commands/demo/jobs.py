@@ -20,9 +20,8 @@ from unet_diffusion.commands.sample import GenerationOptions
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
+from unet_diffusion.images.conversion import check_image, dtype_name, has_png, stored_images
 from unet_diffusion.images.figures import array_images, save_image, save_stored
-from unet_diffusion.images.output import has_png
 from unet_diffusion.images.palette import colour, overlay
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline

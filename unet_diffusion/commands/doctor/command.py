@@ -10,7 +10,8 @@ from unet_diffusion.commands.doctor.findings import Finding, Report, about, sort
 from unet_diffusion.commands.doctor.images import duplicate_findings, image_findings
 from unet_diffusion.commands.doctor.masks import agreed_encoding, mask_findings
 from unet_diffusion.data.config import DataConfig, ImageOptions
-from unet_diffusion.data.masked.sets import MaskedDataConfig, open_part
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.sets import open_part
 from unet_diffusion.data.sets import open_rows
 
 __all__ = ["Doctor", "Finding", "Report", "doctor", "examine", "refuse_errors"]

@@ -11,15 +11,16 @@ import datasets
 import numpy as np
 
 from unet_diffusion.data.cache import each_row, written_once
+from unet_diffusion.data.masked.cache import is_missing
 from unet_diffusion.data.sources import image_reader
-from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import (
     QUARTER_TURNED,
     Colour,
     decode_instances,
     decode_mask,
     fit_orientation,
-    orientation,
+    instance_numbers,
 )
 
 FORMAT = 1  # of the stored facts
@@ -101,16 +102,20 @@ def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[
 
     def examine(row: dict[str, Any]) -> RowFacts:
         facts = RowFacts(name=_file_name(row["image"]))
-        source = readers["image"](row["image"])
+        image = None
         try:
-            _note_image(facts, decode_image(source))
+            image = decode(readers["image"](row["image"]))
+            _note_image(facts, image.pixels)
         except ValueError as error:
             facts.image_problem = str(error)
         if reading is not None:
-            facts.no_mask = any(_is_missing(row[column]) for column in ("mask", "instances") if column in row)
+            facts.no_mask = any(is_missing(row[column]) for column in ("mask", "instances") if column in row)
             if not facts.no_mask:
                 try:
-                    _note_mask(facts, row, readers, reading)
+                    sources = {
+                        column: readers[column](row[column]) for column in ("mask", "instances") if column in row
+                    }
+                    _note_mask(facts, sources, image, reading)
                 except ValueError as error:
                     facts.mask_problem = str(error)
         return facts
@@ -125,32 +130,28 @@ def _note_image(facts: RowFacts, image: np.ndarray) -> None:
     facts.digest = hash_array(image)
 
 
-def _note_mask(facts: RowFacts, row: dict[str, Any], readers: dict[str, Callable[[Any], Any]], reading: str) -> None:
-    source, mask_source = readers["image"](row["image"]), readers["mask"](row["mask"])
-    size = facts.size[::-1]
-    if reading == "instances":
-        keys = (decode_instances(mask_source) > 0).astype(np.int64)
-    else:
-        decoded = decode_mask(mask_source, colours=reading == "palette")
-        keys = decoded.keys
-        facts.palette = list(decoded.palette.items())
-    drawn_size = keys.shape
-    if facts.image_problem is None:
-        keys = fit_orientation(keys, (size[0], size[1]), source)
-        turned = orientation(source)
-        told = turned in QUARTER_TURNED and drawn_size != drawn_size[::-1]
-        facts.may_be_turned = turned != 1 and not told and orientation(mask_source) == 1
+def _note_mask(facts: RowFacts, sources: dict[str, Any], image: Decoded | None, reading: str) -> None:
+    mask = decode_mask(sources["mask"], colours=reading == "palette")
+    keys = (instance_numbers(mask) > 0).astype(np.int64) if reading == "instances" else mask.keys
+    if reading != "instances":
+        facts.palette = list(mask.palette.items())
+    if image is not None:
+        height, width = keys.shape
+        keys = fit_orientation(keys, image.pixels.shape[:2], image.orientation)
+        known = image.orientation in QUARTER_TURNED and height != width  # from the sizes
+        facts.may_be_turned = image.orientation != 1 and not known and mask.orientation == 1
     values, counts = np.unique(keys, return_counts=True)
     facts.keys = list(zip(values.tolist(), counts.tolist()))
     facts.mask_size = (keys.shape[1], keys.shape[0])
     facts.mask_digest = hash_array(keys)
-    if "instances" in row:
-        instances = decode_instances(readers["instances"](row["instances"]))
-        shape = fit_orientation(instances, (size[0], size[1]), source).shape
-        if facts.image_problem is None and shape != size:
-            raise ValueError(
-                f"its instance map has {shape[1]}x{shape[0]} pixels, the image {facts.size[0]}x{facts.size[1]}."
-            )
+    if "instances" in sources:
+        instances = decode_instances(sources["instances"])
+        if image is not None:
+            shape = fit_orientation(instances, image.pixels.shape[:2], image.orientation).shape
+            if shape != image.pixels.shape[:2]:
+                raise ValueError(
+                    f"its instance map has {shape[1]}x{shape[0]} pixels, the image {facts.size[0]}x{facts.size[1]}."
+                )
 
 
 def hash_array(values: np.ndarray) -> str:
@@ -158,10 +159,6 @@ def hash_array(values: np.ndarray) -> str:
     content = hashlib.blake2b(repr((values.shape, values.dtype.name)).encode(), digest_size=16)
     content.update(np.ascontiguousarray(values).data)
     return content.hexdigest()
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None)
 
 
 def _file_name(value: Any) -> str:

@@ -16,8 +16,7 @@ from unet_diffusion import pipelines
 from unet_diffusion.commands.export.graphs import FORMS, write_graphs
 from unet_diffusion.commands.export.single_file import write_single_file
 from unet_diffusion.commands.export.source_bundle import PACKAGE, bundle, of_package
-from unet_diffusion.files import PREFIX, written_aside
-from unet_diffusion.output_folder import check_output
+from unet_diffusion.files import PREFIX, check_output, written_aside
 from unet_diffusion.saved_index import check_run, read_object, saved_components
 from unet_diffusion.saved_runs import load_weights
 from unet_diffusion.version import __version__

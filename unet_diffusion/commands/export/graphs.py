@@ -9,7 +9,7 @@ import torch
 
 from unet_diffusion.commands.export.graph_files import compare, load_onnx, load_program, write_onnx, write_program
 from unet_diffusion.commands.export.head_function import HeadFunction, Sizes, traced
-from unet_diffusion.images.decoding import PixelRange
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.saved_index import from_index, read_object, saved_components
 from unet_diffusion.saved_runs import load_saved
 from unet_diffusion.unet import UNet

@@ -1,4 +1,4 @@
-"""Images and their masks, decoded once and kept as memory-mapped files."""
+"""Images and their masks, which are decoded once and kept in memory-mapped files."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ import numpy as np
 
 from unet_diffusion.data.cache import ImageCache, ImageWriter, each_row, opened, report_broken, written_once
 from unet_diffusion.data.sources import image_reader
-from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.segmentation.instances import separate_instances
 
-FORMAT = 1  # of the files below; a change makes old caches unread
-MOST_KEYS = 256  # different ones in a set, so that masks take one byte a pixel
+FORMAT = 1  # of the files below; after a change, old caches are not read
+MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Example:
 
     Attributes:
         image: (H, W, C).
-        mask: keys (H, W), as `unet_diffusion.images.masks` says.
+        mask: keys (H, W); see `unet_diffusion.images.masks`.
         instances: uint16 (H, W), or None.
     """
 
@@ -40,9 +40,9 @@ class MaskedCache:
     """The usable images of a source with their masks.
 
     Args:
-        folder: written by `cache_masked`: the files of an `ImageCache`, and beside them `codes.bin`, for each pixel
-            the position of its key among `keys`, uint8, `counts.npy` (N, len(keys)), `rows.npy` (N,), `masks.json`,
-            and with instances `instances.bin`, uint16, and `touching.bin`, uint8.
+        folder: written by `cache_masked`. It holds the files of an `ImageCache`; `codes.bin`, uint8, the position of
+            each pixel's key in `keys`; `counts.npy` (N, len(keys)), `rows.npy` (N,) and `masks.json`; and with
+            instances `instances.bin`, uint16, and `touching.bin`, uint8.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,12 +69,12 @@ class MaskedCache:
 
 
 class PixelFile:
-    """Maps (H, W) of different sizes, one after the other in a memory-mapped file.
+    """Maps (H, W) of different sizes, one after another in a memory-mapped file.
 
     Args:
         path: of the file.
         dtype: of the values.
-        sizes: int64 (N, 2), height and width of each.
+        sizes: int64 (N, 2), height and width of each map.
     """
 
     def __init__(self, path: Path, dtype: str, sizes: np.ndarray) -> None:
@@ -86,13 +86,13 @@ class PixelFile:
         return PixelFile, (self.path, self.dtype, self.sizes)  # a worker process maps the file again
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Map `index` as a read-only view of the file."""
+        """Map `index`, a read-only view of the file."""
         height, width = self.sizes[index]
         return self.values[self.ends[index] - height * width : self.ends[index]].reshape(height, width)
 
 
 def write_pixels(path: Path, maps: Iterator[np.ndarray]) -> None:
-    """Writes what `PixelFile` reads."""
+    """Writes maps for `PixelFile`."""
     with open(path, "wb") as file:
         for values in maps:
             file.write(np.ascontiguousarray(values).data)
@@ -101,31 +101,28 @@ def write_pixels(path: Path, maps: Iterator[np.ndarray]) -> None:
 def example_reader(
     dataset: datasets.Dataset, preparation: Preparation, encoding: str
 ) -> Callable[[dict[str, Any]], Example]:
-    """What turns a row of an opened source into an `Example`; ValueError for a row that cannot be used.
+    """Returns a function from a row of a source to an `Example`, which raises a ValueError for an unusable row.
 
     Args:
         dataset: from `open_masked_source`.
-        preparation: of images and masks alike.
-        encoding: "instances" reads the masks as instance maps, "palette" their colours.
+        preparation: conversion of images and masks.
+        encoding: "instances" reads the masks as instance maps, "palette" reads their colours.
     """
     readers = {column: image_reader(dataset, column) for column in dataset.features}
 
     def read(row: dict[str, Any]) -> Example:
-        source = readers["image"](row["image"])
-        image = decode_image(source)
-        size = image.shape[:2]
+        image = decode(readers["image"](row["image"]))
         instances = None
         if encoding == "instances":
-            instances = _fitting(decode_instances(_present(row, "mask", readers)), size, source, "mask")
+            instances = _fitting(decode_instances(_present(row, "mask", readers)), image, "mask")
             mask = DecodedMask((instances > 0).astype(np.int64))
         else:
             decoded = decode_mask(_present(row, "mask", readers), colours=encoding == "palette")
-            mask = DecodedMask(_fitting(decoded.keys, size, source, "mask"), decoded.palette)
+            mask = DecodedMask(_fitting(decoded.keys, image, "mask"), decoded.palette)
             if "instances" in row:
-                instances = decode_instances(_present(row, "instances", readers))
-                instances = _fitting(instances, size, source, "instance map")
+                instances = _fitting(decode_instances(_present(row, "instances", readers)), image, "instance map")
         return Example(
-            preparation(image),
+            preparation(image.pixels),
             DecodedMask(preparation.labels(mask.keys), mask.palette),
             None if instances is None else preparation.labels(instances),
         )
@@ -144,19 +141,19 @@ def cache_masked(
 ) -> MaskedCache:
     """Decodes and prepares all images and masks of a source, or opens what an earlier call wrote.
 
-    What the masks' values mean is not decided here, so that another encoding needs no decoding, except for "palette"
-    and "instances", which read the files otherwise.
+    The meaning of the masks' values is decided later, so that another encoding needs no new decoding, except for
+    "palette" and "instances", which read files in another way.
 
     Args:
         dataset: from `open_masked_source`.
-        preparation: of images and masks alike.
+        preparation: conversion of images and masks.
         name: of the source, for messages.
         encoding: as in `example_reader`.
-        max_broken: share of the rows that may be unusable; each is named in a warning.
+        max_broken: share of the rows that may be unusable; a warning names each.
         cache_dir: as in `cache_images`.
 
     Raises:
-        ValueError: if more rows are broken, or none is usable.
+        ValueError: more rows are broken, or none is usable.
     """
     reading = encoding if encoding in ("instances", "palette") else "values"
     key = ["masked", FORMAT, dataset._fingerprint, asdict(preparation), reading]
@@ -167,11 +164,11 @@ def cache_masked(
 
 
 class KeyTable:
-    """The keys that occur in a set, in the order in which they were met.
+    """The keys that occur in a set, in the order of their first occurrence.
 
     Attributes:
-        positions: of each key.
-        palette: its colour, where palette files state it.
+        positions: position of each key in that order.
+        palette: colour of each key, if palette files state it.
     """
 
     def __init__(self) -> None:
@@ -179,18 +176,18 @@ class KeyTable:
         self.palette: dict[int, Colour] = {}
 
     def encode(self, mask: DecodedMask) -> tuple[np.ndarray, dict[int, int]]:
-        """Positions of the keys of a mask, uint8 (H, W), and the pixels of each key.
+        """Returns the positions of the keys of a mask, uint8 (H, W), and the number of pixels of each key.
 
         Raises:
-            ValueError: if the set would have too many keys, or indices of two palettes.
+            ValueError: the set would have too many keys, or indices of two palettes.
         """
         keys, inverse, counts = np.unique(mask.keys, return_inverse=True, return_counts=True)
         new = [key for key in keys.tolist() if key not in self.positions]
         if len(self.positions) + len(new) > MOST_KEYS:
             raise ValueError(
-                f"its mask brings the different values of the masks to {len(self.positions) + len(new)} "
-                f"({describe(new)}), but classes are {MOST_KEYS - 1} at most; for instance numbers give "
-                "mask_encoding='instances'; masks saved as JPEG have to be saved as PNG."
+                f"its mask adds the values {describe(new)}, so that the masks have {len(self.positions) + len(new)} "
+                f"different ones, but at most {MOST_KEYS - 1} classes are possible; for instance numbers give "
+                "mask_encoding='instances'; save masks as PNG, not JPEG."
             )
         for key, value in mask.palette.items():
             if self.palette.get(key, value) != value:
@@ -206,18 +203,24 @@ class KeyTable:
 
 
 def _present(row: dict[str, Any], column: str, readers: dict[str, Callable[[Any], Any]]) -> Any:
-    value = row[column]
-    if value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None):
+    if is_missing(row[column]):
         raise ValueError(f"it has no {'instance map' if column == 'instances' else 'mask'}.")
-    return readers[column](value)
+    return readers[column](row[column])
 
 
-def _fitting(labels: np.ndarray, size: tuple[int, ...], source: Any, name: str) -> np.ndarray:
-    labels = fit_orientation(labels, (size[0], size[1]), source)
-    if labels.shape != size:
+def is_missing(value: Any) -> bool:
+    """Returns whether a value of a column of images is empty."""
+    return value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None)
+
+
+def _fitting(labels: np.ndarray, image: Decoded, name: str) -> np.ndarray:
+    """Returns a mask turned upright as its image; raises a ValueError if it has another size."""
+    height, width = image.pixels.shape[:2]
+    labels = fit_orientation(labels, (height, width), image.orientation)
+    if labels.shape != (height, width):
         raise ValueError(
-            f"its {name} has {labels.shape[1]}x{labels.shape[0]} pixels, the image {size[1]}x{size[0]}; they must "
-            "be equal."
+            f"its {name} has {labels.shape[1]}x{labels.shape[0]} pixels, but the image has {width}x{height}; both must "
+            "have one size."
         )
     return labels
 

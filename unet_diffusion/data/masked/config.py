@@ -1,7 +1,8 @@
-"""The options that say which images with masks a run uses, and how the masks are read."""
+"""The options that choose the images with masks of a run, and how masks are read and varied."""
 
 from dataclasses import dataclass
 
+from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.config import ImageOptions, SourceOptions
 from unet_diffusion.data.masked.encoding import check_encoding, parse_colours
 from unet_diffusion.images.labels import IGNORE_INDEX
@@ -11,108 +12,134 @@ from unet_diffusion.images.resizing import Preparation
 
 @dataclass
 class MaskedOptions(SourceOptions):
-    """Which images with masks, and how the masks are read."""
+    """Where images with masks are, and how the masks are read."""
 
     mask_column: str | None = None
-    """Column of the masks; by default `mask`, or the only other one of type Image."""
+    """Column of the masks; by default `mask`, or else the only other one of type Image."""
     instances_column: str | None = None
-    """Column of instance maps, 0 being the background. In training, masks get background where two instances touch."""
+    """Column of instance maps, 0 for the background. In training, background separates instances that touch."""
     masks: str | None = None
-    """Folder of masks, named like their images but for the ending; `data` is then a folder of images."""
+    """Folder of masks, named like their images except for the ending; `data` is then a folder of images."""
     mask_suffix: str | None = None
-    """What the names of masks have in addition before the ending, such as "_mask"; without `masks`, they lie beside
-    their images."""
+    """End of the names of masks before the ending, such as "_mask"; without `masks`, masks lie beside their images."""
     mask_encoding: str = "auto"
-    """What mask values mean: "indices" of classes (255: ignored), "binary" (two values), "palette" (each colour or
-    value a class, black first), "instances" (0: background, above: class 1). "auto" takes colours for a palette,
-    exactly 0 and 255 for binary, and the rest for indices."""
+    """Meaning of mask values: "indices" of classes (255: ignored), "binary" (two values), "palette" (each colour or
+    value is a class, black first), "instances" (0: background, above: class 1). "auto" takes colours for a palette,
+    exactly 0 and 255 for binary, and anything else for indices."""
     mask_colours: dict[str, int] | None = None
-    """Class of each colour, such as "#000000" 0 "#ff0000" 1; 255 ignores. By default the colours that are found, or
-    those that a trained run knows."""
+    """Class of each colour, such as "#000000" 0 "#ff0000" 1; 255: ignored. By default the colours found in the masks,
+    or those that a trained run knows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mask_suffix == "" or (self.mask_suffix is not None and "/" in self.mask_suffix):
-            raise ValueError(f"mask_suffix is {self.mask_suffix!r}; it is a part of a name, such as '_mask'.")
+        part = "must be part of a name, such as '_mask'"
+        require_each(self, ["mask_suffix"], lambda suffix: suffix != "" and "/" not in suffix, part)
         if self.mask_encoding == "instances" and self.instances_column is not None:
             raise ValueError(
-                "mask_encoding is 'instances', so that the masks are the instance maps; leave out instances_column."
+                "mask_encoding is 'instances', so the masks are the instance maps; leave out instances_column."
             )
         check_encoding(self.mask_encoding, self.colours)
 
     @property
     def colours(self) -> dict[Colour, int] | None:
-        """`mask_colours` as red, green and blue."""
+        """Returns `mask_colours` as red, green and blue."""
         return None if self.mask_colours is None else parse_colours(self.mask_colours)
 
     @property
     def mask_reading(self) -> str:
-        """How mask files are read: `mask_encoding`, or "palette" where colours are given."""
+        """Returns how mask files are read: `mask_encoding`, or "palette" if colours are given."""
         return self.mask_encoding if self.mask_colours is None else "palette"
 
     @property
     def preparation(self) -> Preparation:
-        """What is done to every image and mask before they are stored; nothing is cut off."""
+        """Returns the conversion of every image and mask before they are stored, which cuts nothing off."""
         return Preparation(self.image_size, "random", self.channels)
 
 
 @dataclass
 class MaskedDataConfig(MaskedOptions, ImageOptions):
-    """Which images with masks, and what is done to both before they reach the network."""
+    """The images with masks of a run, and how both are converted before they reach the network."""
 
     validation_fraction: float = 0.1
-    """Share of the images held out, at least one, if no validation set is named."""
+    """Share of the images that is held out, at least one image, if no validation set is named."""
     image_size: int | None = None
-    """Images are resized (Lanczos; masks by nearest neighbour) until the shorter side has so many pixels, and without
-    crop_size cut to the square in the middle; by default they keep their size, which without crop_size must then be the
-    same for all that are trained on."""
+    """Length of the shorter side in pixels, to which images are resized (Lanczos; masks by nearest neighbour); without
+    crop_size they are also cut to the square in the middle. By default they keep their size, which must then be the
+    same for all training images unless crop_size is given."""
     crop_size: int | None = None
-    """Train on squares of so many pixels a side, cut at another place in every epoch; smaller images are mirrored
-    beyond their border, which is then ignored. Validation images stay whole."""
+    """Side in pixels of the squares to train on, cut at another place in every epoch. Smaller images are mirrored
+    beyond their border, where the mask is ignored. Validation images stay whole."""
     validation_masks: str | None = None
     """Folder of the masks of `validation_data`."""
     num_classes: int | None = None
-    """Classes, background included; by default as many as the training masks show."""
+    """Number of classes, background included; by default that of the training masks."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes, in the order of their indices."""
     max_labels: int | None = None
-    """Train on the first so many rows only, as if the others had no masks."""
+    """Use only this many rows for training, the first ones, as if the others had no masks."""
     border_weights: bool = False
-    """Give the weight map of the 2015 paper with each training image, which presses for the background between
-    neighbouring instances (connected components where there are no instance maps)."""
+    """Weight the loss by the map of the 2015 paper, which stresses the background between neighbouring instances
+    (connected components if there are no instance maps)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.names_validation and self.validation_fraction == 0:
             raise ValueError(
-                "there is nothing to validate on, and the best weights are chosen by validation; give "
+                "there is nothing to validate on, but validation chooses the best weights; give "
                 "validation_split, validation_data, or a validation_fraction above 0."
             )
-        for name in ("crop_size", "max_labels"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed.")
-        if self.num_classes is not None and not 2 <= self.num_classes <= IGNORE_INDEX:
-            raise ValueError(f"num_classes is {self.num_classes}; it is from 2 to {IGNORE_INDEX}, background included.")
+        require_each(self, ["crop_size", "max_labels"], is_count, "must be at least 1")
+        possible = f"must be from 2 to {IGNORE_INDEX}, background included"
+        require_each(self, ["num_classes"], lambda count: is_count(count, 2) and count <= IGNORE_INDEX, possible)
         if self.class_names is not None:
             if self.num_classes not in (None, len(self.class_names)):
                 raise ValueError(
                     f"class_names has {len(self.class_names)} entries, but num_classes is {self.num_classes}; give one "
-                    "name each."
+                    "name per class."
                 )
-            if len(self.class_names) < 2:
-                raise ValueError(f"class_names are {self.class_names}; name 2 classes or more, the background first.")
+            enough = len(self.class_names) >= 2
+            require(enough, "class_names", self.class_names, "must name at least 2 classes, the background first")
         if (self.validation_masks is not None) != (self.masks is not None and self.validation_data is not None):
             raise ValueError(
-                f"validation_masks is {self.validation_masks}; it is given if, and only if, masks and validation_data "
-                "are: each names a folder of its own."
+                f"validation_masks is {self.validation_masks!r}, but must be given if, and only if, masks and "
+                "validation_data are: each names a folder of its own."
             )
 
     @property
     def known_classes(self) -> int | None:
-        """The number of classes, where the user states it or their names."""
+        """Returns the number of classes, if the user states it or their names."""
         return self.num_classes if self.class_names is None else len(self.class_names)
 
     @property
     def preparation(self) -> Preparation:
-        """What is done to every image and mask before they are stored."""
+        """Returns the conversion of every image and mask before they are stored."""
         return Preparation(self.image_size, "center" if self.crop_size is None else "random", self.channels)
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Which variations are drawn for each sample, and how far they go; 0, False or (1, 1) switches a part off."""
+
+    elastic: float = 10.0  # standard deviation of the displacements in pixels; folds above 1/6 of the grid's spacing
+    elastic_grid: int = 3  # displacement vectors per side of the image
+    flip: bool = True  # mirror left-right and top-bottom, each in half of the samples
+    rotate90: bool = True  # turn by 0, 90, 180 or 270 degrees; images that are not square by 0 or 180
+    rotation: float = 15.0  # largest free rotation to either side, in degrees
+    scale: tuple[float, float] = (0.8, 1.25)  # smallest and largest magnification, log-uniform
+    brightness: float = 0.1  # largest shift, as a fraction of the value range
+    contrast: float = 0.2  # largest change about the image's mean: factor between 1 / 1.2 and 1.2, log-uniform
+    gamma: float = 0.2  # largest change of the exponent: between 1 / 1.2 and 1.2, log-uniform
+    noise: float = 0.02  # largest standard deviation of Gaussian noise, as a fraction of the value range
+    invert: float = 0.0  # share of the samples in which dark and bright are exchanged, for objects that occur as both
+    colour: float = 0.0  # how far channels vary independently, for colours that few masks do not show; 0.3 is much
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        strengths = ("elastic", "rotation", "brightness", "contrast", "gamma", "noise", "colour")
+        require_each(self, strengths, lambda value: is_number(value) and value >= 0, "must be 0 (off) or positive")
+        grid = is_count(self.elastic_grid, 2)
+        require(grid, "elastic_grid", self.elastic_grid, "must be at least 2; the paper's is 3")
+        share = is_number(self.invert) and 0 <= self.invert <= 1
+        require(share, "invert", self.invert, "must be a share of the samples, from 0 (off) to 1")
+        low, high = self.scale
+        require(0 < low <= high, "scale", self.scale, "must be (smallest, largest) with 0 < smallest <= largest")

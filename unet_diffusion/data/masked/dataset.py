@@ -1,4 +1,4 @@
-"""Stored images with masks as a torch data set whose items depend on the seed, the epoch and the index alone."""
+"""Stored images with masks as a torch data set, whose items depend on the seed, the epoch and the index alone."""
 
 import copy
 import hashlib
@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unet_diffusion.data.cache import written_once
-from unet_diffusion.data.dataset import place
+from unet_diffusion.data.crops import crop_window
 from unet_diffusion.data.masked.cache import MaskedCache, PixelFile, write_pixels
-from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.instances import border_weight_map
 
-ROWS_AT_ONCE = 64  # whose border weights are computed in parallel; bounds the memory
+ROWS_AT_ONCE = 64  # border weights of as many are computed in parallel; bounds the memory
 
 
 class MaskedDataset(Dataset):
@@ -28,10 +28,10 @@ class MaskedDataset(Dataset):
 
     Args:
         cache: the decoded images and masks.
-        rows: int64 (N,), which of them belong to this set.
+        rows: int64 (N,), the images that belong to this set.
         table: uint8 (256,), the class of each code of the cache.
-        num_classes: the background included.
-        pixel_range: what maps the stored values to [-1, 1].
+        num_classes: number of classes, background included.
+        pixel_range: maps the stored values to [-1, 1].
         name: of the source.
         crop_size: side of the square that `dataset[epoch, index]` cuts out at a random place; None: whole images.
         separate: set pixels where two instances touch to class 0 (`separate_instances`).
@@ -39,7 +39,7 @@ class MaskedDataset(Dataset):
         seed: of the run.
 
     Attributes:
-        margin: pixels by which images are mirrored beyond their border before `dataset[epoch, index]` cuts them.
+        margin: pixels by which `dataset[epoch, index]` mirrors images beyond their border before it cuts them.
     """
 
     def __init__(
@@ -76,24 +76,24 @@ class MaskedDataset(Dataset):
         return len(self.rows)
 
     def mirrored(self, margin: int) -> "MaskedDataset":
-        """The same set with another margin: that of an unpadded network, whose output then reaches the border.
+        """Returns the same set with another margin: that of an unpadded network, whose output then reaches the border.
 
-        So Ronneberger et al. 2015 cut their tiles; in the margin the mask is `IGNORE_INDEX`.
+        Ronneberger et al. 2015 cut their tiles in this way. In the margin the mask is `IGNORE_INDEX`.
         """
         dataset = copy.copy(self)
         dataset.margin = margin
         return dataset
 
     def class_counts(self) -> Tensor:
-        """Pixels of each class in the masks of this set, int64 (num_classes,), ignored ones left out."""
+        """Counts the pixels of each class in the masks of this set, int64 (num_classes,), without ignored ones."""
         counts = np.zeros(256, dtype=np.int64)
         np.add.at(counts, self.table[: len(self.cache.keys)], self.cache.counts[self.rows].sum(axis=0))
         return torch.from_numpy(counts[: self.num_classes])
 
     def fetch(self, index: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Image `index` with its mask, whole, or a crop, with the margin, whose place the generator says.
+        """Returns image `index` with its mask: whole without a generator, else a crop at a random place.
 
-        An image smaller than the crop is mirrored beyond its border to the size of the crop; there the mask is
+        An image smaller than the crop is mirrored beyond its border to the size of the crop. There the mask is
         `IGNORE_INDEX` and the weights are 0.
 
         Returns:
@@ -104,8 +104,8 @@ class MaskedDataset(Dataset):
         height, width = map(int, self.cache.sizes[row])
         window, padding = (slice(height), slice(width)), ((0, 0), (0, 0))
         if generator is not None:
-            places = [place(side, self.crop_size, self.margin, generator) for side in (height, width)]
-            window, padding = (places[0][0], places[1][0]), (places[0][1], places[1][1])
+            size = (self.crop_size, self.crop_size)
+            window, padding = crop_window((height, width), size, generator, self.margin)
         image = self.cache.images.image(row)[(slice(None), *window)]
         mask = self.table[self.cache.codes[row][window]]
         if self.separate:
@@ -119,7 +119,7 @@ class MaskedDataset(Dataset):
         return item
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
-        """Item (epoch, index), which depends on nothing else than these and the seed; an index alone: whole."""
+        """Item (epoch, index), which depends on these and the seed alone; an index alone: the whole image."""
         if isinstance(key, tuple):
             epoch, index = key
             return self.fetch(index, keyed_generator(self.seed, "crop", epoch, index))
@@ -129,10 +129,10 @@ class MaskedDataset(Dataset):
 
 
 def border_weights(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None) -> PixelFile:
-    """Border weights (`border_weight_map`) of all images of a cache, computed once.
+    """Returns the border weights (`border_weight_map`) of all images of a cache, which are computed once.
 
-    Of the instances, those that touch being separated; without instance maps, of the connected components of all that
-    is neither class 0 nor ignored.
+    They separate the instances; without instance maps, the connected components of all pixels that are neither class 0
+    nor ignored.
 
     Args:
         cache: the decoded images and masks.

@@ -1,4 +1,4 @@
-"""Which class each value of the masks stands for: found from the training masks, or stated."""
+"""The class that each value of the masks stands for: found from the training masks, or stated."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,22 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageColor
 
+from unet_diffusion.checks import require_choice
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe, key_colour
 from unet_diffusion.images.palette import colour
 
 ENCODINGS = ("auto", "indices", "binary", "palette", "instances")
-MANY_CLASSES = 64  # as many are rather instance numbers or JPEG artefacts, unless the user says that they are classes
+MANY_CLASSES = 64  # as many are probably instance numbers or JPEG artefacts, unless the user says otherwise
 
 
 @dataclass(frozen=True)
 class MaskEncoding:
-    """Which class each key stands for.
+    """The class that each key stands for.
 
     Attributes:
-        classes: class of each key; `IGNORE_INDEX` for those that count nowhere.
-        num_classes: the background included.
-        palette: red, green and blue of each class, or None where the masks do not say.
+        classes: class of each key; `IGNORE_INDEX` for keys that count nowhere.
+        num_classes: number of classes, background included.
+        palette: red, green and blue of each class, or None if the masks do not say.
     """
 
     classes: Mapping[int, int]
@@ -29,10 +30,10 @@ class MaskEncoding:
     palette: tuple[Colour, ...] | None = None
 
     def table(self, keys: Sequence[int]) -> np.ndarray:
-        """The class of each key, uint8 (256,), for `table[positions in keys]`.
+        """Returns the class of each key, uint8 (256,), for `table[positions in keys]`.
 
         Raises:
-            ValueError: naming the keys that stand for no class.
+            ValueError: a key stands for no class; the message names all such keys.
         """
         unknown = [key for key in keys if key not in self.classes]
         if unknown:
@@ -55,21 +56,21 @@ def find_encoding(
     colours: Mapping[Colour, int] | None = None,
     palette: Mapping[int, Colour] | None = None,
 ) -> MaskEncoding:
-    """What the keys of a set of training masks mean.
+    """Finds what the keys of a set of training masks mean.
 
     Args:
-        keys: all that occur.
+        keys: all keys that occur.
         encoding: "indices": keys are class indices, and 255 is ignored. "binary": of two keys the lower is class 0 and
             the higher class 1. "palette": each colour or grey value is a class, in ascending order of (red, green,
             blue), black first. "instances": the masks were read as 0 and 1. "auto": "palette" if there are colours or
             `colours` is given, "binary" for exactly 0 and 255, otherwise "indices".
-        num_classes: the background included; by default as many as occur, at least 2.
-        colours: class of each colour, `IGNORE_INDEX` allowed, instead of those that are found.
-        palette: colours of class indices, as palette files state them.
+        num_classes: number of classes, background included; by default as many as occur, at least 2.
+        colours: class of each colour, or `IGNORE_INDEX`, instead of those that are found.
+        palette: colours of class indices that palette files state.
 
     Raises:
-        ValueError: for an unknown encoding; if the keys do not fit it, or fit "auto" only by being very many classes;
-            if there are more classes than `num_classes` or than 255.
+        ValueError: an unknown encoding; keys that do not fit it, or that would be very many classes under "auto"; more
+            classes than `num_classes` or than 255.
     """
     check_encoding(encoding, colours)
     found = sorted(set(keys))
@@ -91,37 +92,35 @@ def find_encoding(
         return MaskEncoding({found[0]: 0, found[1]: 1}, num_classes or 2)
     count = num_classes or max(2, 1 + max((key for key in found if key != IGNORE_INDEX), default=0))
     _check_count(count)
-    stated = palette or {}
-    shown = tuple(stated.get(label, colour(label)) for label in range(count)) if stated else None
+    shown = tuple(palette.get(label, colour(label)) for label in range(count)) if palette else None
     return MaskEncoding({**{label: label for label in range(count)}, IGNORE_INDEX: IGNORE_INDEX}, count, shown)
 
 
 def check_encoding(encoding: str, colours: Mapping[Colour, int] | None) -> None:
-    """Raises ValueError for an unknown encoding, or for colours with one that has none."""
-    if encoding not in ENCODINGS:
-        raise ValueError(f"mask_encoding is {encoding!r}; it is one of {', '.join(map(repr, ENCODINGS))}.")
+    """Raises a ValueError for an unknown encoding, or for colours with an encoding that has none."""
+    require_choice("mask_encoding", encoding, ENCODINGS)
     if colours is not None and encoding not in ("auto", "palette"):
         raise ValueError(f"mask_colours are given, but mask_encoding is {encoding!r}; set it to 'palette'.")
 
 
 def parse_colours(colours: Mapping[str, int]) -> dict[Colour, int]:
-    """Colours as text, such as "#ff0000" or "black", to (red, green, blue); ValueError for what is no colour."""
-    parsed: dict[Colour, int] = {}
+    """Reads colours such as "#ff0000" or "black" as (red, green, blue); raises a ValueError for other text."""
+    classes: dict[Colour, int] = {}
     for text, label in colours.items():
         try:
             red, green, blue = ImageColor.getrgb(text)[:3]
         except ValueError as error:
-            raise ValueError(f"mask_colours has {text!r}, which is no colour; write it as '#ff0000'.") from error
-        parsed[red, green, blue] = label
-    return parsed
+            raise ValueError(f"mask_colours has {text!r}, which is not a colour; write it as '#ff0000'.") from error
+        classes[red, green, blue] = label
+    return classes
 
 
 def _guess(found: list[int], num_classes: int | None, colours: Mapping[Colour, int] | None) -> str:
     if colours is not None or (found and found[-1] >= COLOURED):
         if colours is None and len(found) > MANY_CLASSES:
             raise ValueError(
-                f"masks hold {len(found)} different colours; masks have few. Saved as JPEG they blend: save them as "
-                "PNG. If all are classes, give mask_encoding='palette' or mask_colours."
+                f"masks hold {len(found)} different colours, more than masks usually have. JPEG blends colours: save "
+                "masks as PNG. If all are classes, give mask_encoding='palette' or mask_colours."
             )
         return "palette"
     if found == [0, 255]:
@@ -129,9 +128,9 @@ def _guess(found: list[int], num_classes: int | None, colours: Mapping[Colour, i
     highest = max((key for key in found if key != IGNORE_INDEX), default=0)
     if highest >= MANY_CLASSES and num_classes is None:
         raise ValueError(
-            f"masks hold {describe(found)}, which would be {highest + 1} classes. Say what they are by mask_encoding: "
-            "'indices' for so many classes, 'instances' for instance numbers, 'palette' if each value is a class, "
-            "'binary' for two values."
+            f"masks hold {describe(found)}, which would be {highest + 1} classes. State their meaning by "
+            "mask_encoding: 'indices' for class indices, 'instances' for instance numbers, 'palette' if each value is "
+            "a class, 'binary' for two values."
         )
     return "indices"
 
@@ -160,5 +159,5 @@ def _palette_encoding(found: list[int], num_classes: int | None, colours: Mappin
 def _check_count(count: int) -> None:
     if not 2 <= count <= IGNORE_INDEX:
         raise ValueError(
-            f"the masks have {count} classes; from 2 to {IGNORE_INDEX} are possible, the background included."
+            f"the masks have {count} classes, but must have from 2 to {IGNORE_INDEX}, background included."
         )

@@ -1,7 +1,7 @@
 """The images and masks of a segmentation run: from what a user names to training and validation sets.
 
 The pieces are `open_masked_source` (where they come from), `MaskedCache` (decoded once), `find_encoding` (what the
-masks' values mean) and `MaskedDataset` (items); `GlobalBatches` orders them.
+masks' values mean) and `MaskedDataset` (items).
 """
 
 import logging
@@ -13,35 +13,31 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
+from unet_diffusion.data.cache import check_same_kind
 from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
-from unet_diffusion.data.masked.sources import open_masked_source
+from unet_diffusion.data.masked.sources import MOST_EXAMPLES, open_masked_source
 from unet_diffusion.data.sets import find_range, hold_out
-from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import COLOURED, Colour
-
-__all__ = ["MaskedDataConfig", "MaskedDataset", "MaskedOptions", "MaskedSets", "load_labelled", "load_masked"]
+from unet_diffusion.images.pixel_range import PixelRange
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 5  # rows or files named one by one
 
 
 @dataclass(frozen=True)
 class MaskedSets:
-    """The images to train on and those to validate on, and what their masks mean.
+    """Training and validation images, and what their masks mean.
 
     Attributes:
         train: items (epoch, index) are crops, if a crop size is given.
-        validation: items come whole, may differ in size, and are masked as the source says: instances that touch are
-            not separated.
-        num_classes: the background included.
-        class_names: one each, or None.
-        palette: red, green and blue of each class, or None where the masks do not say.
-        pixel_range: what maps stored values to [-1, 1].
+        validation: items are whole and may differ in size; in their masks, touching instances are not separated.
+        num_classes: number of classes, background included.
+        class_names: one name per class, or None.
+        palette: red, green and blue of each class, or None if the masks do not say.
+        pixel_range: maps stored values to [-1, 1].
     """
 
     train: MaskedDataset
@@ -53,20 +49,20 @@ class MaskedSets:
 
 
 def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
-    """Opens, decodes (or finds decoded) and splits the images and masks of a run.
+    """Opens, decodes (unless the cache has them) and splits the images and masks of a run.
 
-    What the masks' values mean, and how many classes there are, is taken from the training masks alone, the first
+    The meaning of the masks' values and the number of classes are taken from the training masks alone, the first
     `max_labels` rows; with few of them, state `num_classes`.
 
     Args:
-        config: which images.
-        seed: of the run; it sets the crops, not what is held out.
+        config: names the images.
+        seed: of the run; it sets the crops, but not what is held out.
 
     Raises:
-        ValueError: if the source, a split or a column does not exist; if too many rows are broken; if sizes differ and
-            there is no crop size; if mask values are no class, or fewer than two classes occur; if validation images
-            have other channels, dtype or mask values.
-        ImportError: if a file needs a package that is not installed.
+        ValueError: the source, a split or a column does not exist; too many rows are broken; sizes differ and there is
+            no crop size; mask values stand for no class, or fewer than two classes occur; or validation images have
+            other channels, dtype or mask values.
+        ImportError: a file needs a package that is not installed.
     """
     cache, name = _cached(config, *open_part(config, "train"))
     encoding = find_encoding(
@@ -96,7 +92,8 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
     _check_classes(train)
     if config.names_validation:
         cache, name = _cached(config, *open_part(config, "validation"))
-        _check_agreement(cache, train, name)
+        images = f"validation images of {name}"
+        check_same_kind(images, cache.images, "those to train on have", train.channels, pixel_range.dtype)
         table, held_out = _table(encoding, cache, name), np.arange(len(cache))
     validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     return MaskedSets(train, validation, encoding.num_classes, config.class_names, encoding.palette, pixel_range)
@@ -110,31 +107,26 @@ def load_labelled(
     pixel_range: PixelRange,
     palette: Sequence[Sequence[int]] | None = None,
 ) -> MaskedDataset:
-    """Opens one whole set of images and masks for a network that is trained, such as a test set.
+    """Opens one whole set of images and masks, such as a test set, for a trained network.
 
-    What the masks' values mean must not follow from this set: a class may be missing in it, and the colours after that
-    one would be taken for others.
+    The meaning of the masks' values must not be found from this set: it may lack a class, and the colours after that
+    class would be taken for others.
 
     Args:
-        options: which images.
-        num_classes: of the network, the background included.
-        channels: that the network takes.
-        pixel_range: what maps stored values to the network's [-1, 1].
+        options: names the images.
+        num_classes: classes of the network, background included.
+        channels: number of channels that the network takes.
+        pixel_range: maps stored values to the network's [-1, 1].
         palette: red, green and blue of each class of the network, for masks in colour without `mask_colours`.
 
     Raises:
-        ValueError: if the source, the split or a column does not exist; if too many rows are broken; if the images
-            have other channels or another dtype; if the masks hold values that are no class, label nothing, or cannot
-            be told to mean the classes of the network.
-        ImportError: if a file needs a package that is not installed.
+        ValueError: the source, the split or a column does not exist; too many rows are broken; the images have other
+            channels or another dtype; or the masks hold values that stand for no class, label nothing, or cannot be
+            matched with the classes of the network.
+        ImportError: a file needs a package that is not installed.
     """
     cache, name = _cached(options, *_open(options, options.data, options.split, options.masks))
-    found, expected = (cache.images.channels, cache.images.dtype), (channels, pixel_range.dtype)
-    if found != expected:
-        raise ValueError(
-            f"images of {name} have {found[0]} channels of {found[1]}, but the network takes {expected[0]} of "
-            f"{expected[1]}; channels=1 or 3 converts colours."
-        )
+    check_same_kind(f"images of {name}", cache.images, "the network takes", channels, pixel_range.dtype)
     encoding = _encoding_for(options, cache, num_classes, palette, name)
     table = _table(encoding, cache, f"{name}, for a network of {num_classes} classes")
     dataset = MaskedDataset(cache, np.arange(len(cache)), table, num_classes, pixel_range, name=name)
@@ -153,28 +145,28 @@ def _encoding_for(
     palette: Sequence[Sequence[int]] | None,
     name: str,
 ) -> MaskEncoding:
-    """What the masks mean as classes of a network; ValueError where only the masks it learnt from could tell."""
+    """Finds what the masks mean as classes of a network; raises a ValueError if only its training masks could tell."""
     encoding, colours = options.mask_encoding, options.colours
     if colours is None:
         auto = encoding == "auto"
         if encoding == "palette" or (auto and max(cache.keys) >= COLOURED):
             if palette is None:
                 raise ValueError(f"the masks of {name} are colours, and the run knows none; give mask_colours.")
-            # of equal colours the first is one that was found in training, the others only stand for missing ones
+            # of equal colours the first was found in training; the others only fill in for missing ones
             colours = {(red, green, blue): label for label, (red, green, blue) in reversed([*enumerate(palette)])}
         elif num_classes > 2 and (encoding in ("binary", "instances") or (auto and sorted(cache.keys) == [0, 255])):
             raise ValueError(
-                f"the masks of {name} tell one class from the background, but the network has {num_classes} classes; "
+                f"the masks of {name} have one class beside the background, but the network has {num_classes} classes; "
                 "give masks of all of them, or mask_encoding='indices' if 255 marks pixels to ignore."
             )
     return find_encoding(cache.keys, encoding, num_classes=num_classes, colours=colours, palette=cache.palette)
 
 
 def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> tuple[Dataset, list[Path], str]:
-    """The rows to train on, or those of a validation set that is named.
+    """Opens the rows to train on, or those of a named validation set.
 
     Returns:
-        The undecoded rows, masks without an image, both as `open_masked_source` gives them, and a name for messages.
+        The undecoded rows and the masks without an image, both from `open_masked_source`, and a name for messages.
     """
     source, split, masks = config.data, config.split, config.masks
     if part == "validation":
@@ -203,7 +195,10 @@ def _open(options: MaskedOptions, source: str, split: str, masks: str | None) ->
 def _cached(config: MaskedOptions, dataset: Dataset, orphans: list[Path], name: str) -> tuple[MaskedCache, str]:
     if orphans:
         logger.warning(
-            "%d masks of %s have no image: %s", len(orphans), name, ", ".join(path.name for path in orphans[:SHOWN])
+            "%d masks of %s have no image: %s",
+            len(orphans),
+            name,
+            ", ".join(path.name for path in orphans[:MOST_EXAMPLES]),
         )
     cache = cache_masked(
         dataset,
@@ -222,9 +217,8 @@ def _table(encoding: MaskEncoding, cache: MaskedCache, name: str) -> np.ndarray:
     except ValueError as error:
         unknown = [position for position, key in enumerate(cache.keys) if key not in encoding.classes]
         rows = cache.rows[cache.counts[:, unknown].any(axis=1)]
-        raise ValueError(
-            f"{name}: {error} Found in {len(rows)} of {len(cache)} masks: rows {', '.join(map(str, rows[:SHOWN]))}."
-        ) from error
+        examples = ", ".join(map(str, rows[:MOST_EXAMPLES]))
+        raise ValueError(f"{name}: {error} Found in {len(rows)} of {len(cache)} masks: rows {examples}.") from error
 
 
 def _check_sizes(cache: MaskedCache, rows: np.ndarray) -> None:
@@ -232,8 +226,8 @@ def _check_sizes(cache: MaskedCache, rows: np.ndarray) -> None:
     if len(different):
         (height, width), (other_height, other_width) = cache.sizes[rows[0]], cache.sizes[different[0]]
         raise ValueError(
-            f"row {cache.rows[different[0]]} has {other_width}x{other_height} pixels, row {cache.rows[rows[0]]} "
-            f"{width}x{height}; give crop_size to train on pieces of one size, or image_size to resize them."
+            f"row {cache.rows[different[0]]} has {other_width}x{other_height} pixels, but row {cache.rows[rows[0]]} "
+            f"has {width}x{height}; give crop_size to train on pieces of one size, or image_size to resize them."
         )
 
 
@@ -246,12 +240,3 @@ def _check_classes(train: MaskedDataset) -> None:
     if IGNORE_INDEX in train.cache.keys and train.table[train.cache.keys.index(IGNORE_INDEX)] == IGNORE_INDEX:
         ignored = " 255 was taken for pixels to ignore: if it means class 1, give mask_encoding='binary'."
     raise ValueError(f"the training masks of {train.name} hold {only}, so that there is nothing to learn.{ignored}")
-
-
-def _check_agreement(cache: MaskedCache, train: MaskedDataset, name: str) -> None:
-    found, expected = (cache.images.channels, cache.images.dtype), (train.channels, train.pixel_range.dtype)
-    if found != expected:
-        raise ValueError(
-            f"validation images of {name} have {found[0]} channels of {found[1]}, "
-            f"those to train on {expected[0]} of {expected[1]}; they must agree."
-        )

@@ -6,10 +6,11 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
-from unet_diffusion.data.folders import check_text, find_images, of_files, readable, stored_path
-from unet_diffusion.data.sources import find_column, listing, open_all_columns, undecoded
+from unet_diffusion.data.folders import check_folder, check_text, images_of_split, stored_path
+from unet_diffusion.data.sources import find_column, listing, of_files, open_all_columns, undecoded
+from unet_diffusion.files import readable
 
-SHOWN = 5  # files named one by one
+MOST_EXAMPLES = 5  # files or rows in a message
 
 
 def open_masked_source(
@@ -23,29 +24,30 @@ def open_masked_source(
     mask_suffix: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[Dataset, list[Path]]:
-    """Opens images with masks as a data set with the columns `image`, `mask` and perhaps `instances`, undecoded.
+    """Opens images with masks as a data set with undecoded columns `image`, `mask` and perhaps `instances`.
 
     Args:
         source: as `open_source` takes it; a folder of images if `masks` or `mask_suffix` is given.
-        split: name of the split; for folders, a subfolder of both.
+        split: name of the split; for folders, the name of a subfolder of each.
         image_column: by default the column `image`, or else the only one of type Image.
         mask_column: by default the column `mask`, or else the only other one of type Image.
         instances_column: column of instance maps; none by default.
-        masks: folder of masks, whose names are those of the images without regard to the ending (`a/1.jpg` and
-            `a/1.png`).
-        mask_suffix: what the name of a mask has in addition, before the ending (`1.jpg` and `1_mask.png`); without
-            `masks`, masks lie beside their images.
+        masks: folder of masks, which have the names of their images except for the ending (`a/1.jpg` and `a/1.png`).
+        mask_suffix: end of the names of masks before the ending (`1.jpg` and `1_mask.png`); without `masks`, masks lie
+            beside their images.
         cache_dir: where `datasets` keeps what it converts and downloads.
 
     Returns:
-        The data set, in which an image without a mask has an empty one, and the masks without an image.
+        The data set, in which the mask of an image without one is empty, and the masks without an image.
 
     Raises:
-        ValueError: if the source, the split or a column does not exist, or two files have one name.
+        ValueError: the source, the split or a column does not exist, or two files have the same name.
     """
     if masks is not None or mask_suffix is not None:
         if mask_column is not None or instances_column is not None:
-            raise ValueError("mask_column and instances_column are for data sets with columns; folders have masks.")
+            raise ValueError(
+                "mask_column and instances_column are for data sets with columns, but masks are in folders."
+            )
         return _open_folders(Path(source).expanduser(), split, masks, mask_suffix or "")
     opened = open_all_columns(str(source), split, False, None if cache_dir is None else str(cache_dir))
     assert isinstance(opened, Dataset)
@@ -60,8 +62,8 @@ def open_masked_source(
         columns["instances"] = instances_column
         if instances_column in (image, columns["mask"]):
             raise ValueError(
-                f"instances_column is {instances_column!r}, the column of the images or masks; for masks that are "
-                "instance maps give mask_encoding='instances' alone."
+                f"instances_column is {instances_column!r}, but that is the column of the images or masks; for masks "
+                "that are instance maps give mask_encoding='instances' alone."
             )
     opened = opened.select_columns(list(columns.values()))
     for name, column in columns.items():
@@ -85,25 +87,24 @@ def _mask_column(features: Features, image: str, stated: str | None, source: str
 
 def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: str) -> tuple[Dataset, list[Path]]:
     check_text(str(folder))
-    if not folder.is_dir():
-        raise ValueError(f"data is {folder}, which is no folder; masks and mask_suffix are for folders of images.")
+    check_folder("data", folder, "; masks and mask_suffix are for folders of images")
     if masks is None:
-        home, files = find_images(folder, split)
+        home, files = images_of_split(folder, split)
         mask_home, mask_files = home, [file for file in files if file.stem.endswith(suffix)]
         files = [file for file in files if not file.stem.endswith(suffix)]
     else:
         mask_folder = Path(masks).expanduser()
-        if not mask_folder.is_dir():
-            raise ValueError(f"masks is {mask_folder}, which is no folder.")
-        home, files = find_images(folder, split)
-        mask_home, mask_files = find_images(mask_folder, split)
+        check_folder("masks", mask_folder)
+        home, files = images_of_split(folder, split)
+        mask_home, mask_files = images_of_split(mask_folder, split)
     images = _by_name(files, home, "")
     found = _by_name([file for file in mask_files if file.stem.endswith(suffix)], mask_home, suffix)
     if not images.keys() & found.keys():
         raise ValueError(
             f"no image of {home} has a mask in {mask_home}: the first names are "
-            f"{', '.join(sorted(images)[:SHOWN]) or 'none'} and {', '.join(sorted(found)[:SHOWN]) or 'none'}"
-            f"{f', without the suffix {suffix!r}' if suffix else ''}; they must be equal but for the ending."
+            f"{', '.join(sorted(images)[:MOST_EXAMPLES]) or 'none'} and "
+            f"{', '.join(sorted(found)[:MOST_EXAMPLES]) or 'none'}"
+            f"{f', without the suffix {suffix!r}' if suffix else ''}; they must be equal except for the ending."
         )
     orphans = [found[name] for name in sorted(found.keys() - images.keys())]
     rows: dict[str, list[Any]] = {
@@ -116,11 +117,13 @@ def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: st
 
 
 def _by_name(files: list[Path], home: Path, suffix: str) -> dict[str, Path]:
-    """Files by their path below `home`, without the ending and the suffix."""
+    """Returns the files by their path below `home`, without the ending and the suffix."""
     named: dict[str, Path] = {}
     for file in files:
         name = readable(file.relative_to(home).with_suffix("").as_posix()).removesuffix(suffix)
         if name in named:
-            raise ValueError(f"{named[name]} and {file} have the same name but for the ending; remove or rename one.")
+            raise ValueError(
+                f"{named[name]} and {file} have the same name except for the ending; remove or rename one."
+            )
         named[name] = file
     return named

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from datasets import Dataset
 
 from unet_diffusion.data.cache import cache_images
-from unet_diffusion.data.masked.sets import MaskedDataConfig, MaskedSets, open_part
-from unet_diffusion.data.sets import ImageDataset, ImageSets, labels_among, rows_without
+from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.sets import MaskedSets, open_part
+from unet_diffusion.data.sets import ImageSets, labels_among, rows_without
 from unet_diffusion.data.sources import open_source
 
 

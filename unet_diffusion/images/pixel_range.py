@@ -1,0 +1,87 @@
+"""How the values that files store map to [-1, 1] and back."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unet_diffusion.checks import require_choice
+from unet_diffusion.images.decoding import LARGEST, DTypeName
+
+DTYPES: dict[str, torch.dtype] = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class PixelRange:
+    """The stored values that become -1 and 1.
+
+    Args:
+        low: stored value that becomes -1, one for all channels or one per channel.
+        high: stored value that becomes 1, one for all channels or one per channel; above `low`.
+        dtype: data type of the stored images.
+
+    Raises:
+        ValueError: bounds that are not finite, out of order or of different number, or an unknown dtype.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    dtype: DTypeName
+
+    def __post_init__(self) -> None:
+        require_choice("dtype", self.dtype, DTYPES)
+        if not self.low or len(self.low) != len(self.high):
+            raise ValueError(
+                f"low has {len(self.low)} and high has {len(self.high)} values; give one each, or one per channel."
+            )
+        for low, high in zip(self.low, self.high):
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"the range is {low} to {high}, but both must be finite and the lower below the upper."
+                )
+
+    @classmethod
+    def full(cls, dtype: DTypeName) -> "PixelRange":
+        """All values of an integer dtype: 0 to 255 or 0 to 65535."""
+        if dtype not in LARGEST:
+            raise ValueError(f"{dtype} has no natural range; state one, such as PixelRange((0.0,), (1.0,), {dtype!r}).")
+        return cls(low=(0.0,), high=(float(LARGEST[dtype]),), dtype=dtype)
+
+    def to_model(self, stored: Tensor) -> Tensor:
+        """Maps stored values (..., C, H, W) of any dtype to float32 in [-1, 1], clipping what is outside the range."""
+        low, high = self._bounds(stored)
+        return ((stored.to(torch.float32) - low) * (2 / (high - low)) - 1).clamp(-1, 1)
+
+    def to_stored(self, images: Tensor) -> Tensor:
+        """Maps values in [-1, 1], (..., C, H, W), to the stored dtype: clipped, and rounded to the nearest integer.
+
+        The inverse of `to_model`; exact for every integer of the range.
+        """
+        low, high = self._bounds(images)
+        values = (images.to(torch.float32).clamp(-1, 1) + 1) * ((high - low) / 2) + low
+        if self.dtype != "float32":
+            values = values.round().clamp(0, LARGEST[self.dtype])
+        return values.to(DTYPES[self.dtype])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "PixelRange":
+        """The range that `to_dict` described; its values are checked again."""
+        if set(fields) != {"low", "high", "dtype"}:
+            raise ValueError(f"a pixel range has the keys low, high and dtype; found {', '.join(sorted(fields))}.")
+        low, high = (tuple(float(value) for value in fields[name]) for name in ("low", "high"))
+        return cls(low=low, high=high, dtype=fields["dtype"])
+
+    def _bounds(self, images: Tensor) -> tuple[Any, Any]:
+        if len(self.low) == 1:
+            return self.low[0], self.high[0]
+        if images.ndim < 3 or images.shape[-3] != len(self.low):
+            raise ValueError(f"images of shape {tuple(images.shape)}, but the range is for {len(self.low)} channels.")
+        low, high = (torch.tensor(bound, device=images.device)[:, None, None] for bound in (self.low, self.high))
+        return low, high
