@@ -14,10 +14,10 @@ from unet_diffusion.commands.evaluate_generation import EvaluateGeneration, eval
 from unet_diffusion.commands.export.command import Export, export
 from unet_diffusion.commands.sample import Sample, sample
 from unet_diffusion.commands.segment import Segment, segment
+from unet_diffusion.commands.train_classifier import TrainClassifier, train_classifier
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.commands.upscale import Upscale, upscale
-from unet_diffusion.evaluation.classifier import TrainClassifier, train_classifier
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "train-ddpm": (TrainDDPM, train_ddpm),

@@ -16,9 +16,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from unet_diffusion.data import cache as image_cache
-from unet_diffusion.data.sets import DataConfig, GlobalBatches, load_images, to_batch
+from unet_diffusion.data.sets import DataConfig, load_images, to_batch
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.training.batches import GlobalBatches
 
 datasets.disable_progress_bars()
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_diffusion.data.sets import GlobalBatches
+from unet_diffusion.training.batches import GlobalBatches
 
 
 def draws(steps: int, **options) -> list[list[tuple[int, int]]]:

@@ -22,11 +22,9 @@ from unet_diffusion.data.streaming import StreamingImages, first_usable
 from unet_diffusion.images.decoding import DTypeName, PixelRange
 from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.randomness import keyed_permutation
-from unet_diffusion.training.global_batches import GlobalBatches
 
 __all__ = [
     "DataConfig",
-    "GlobalBatches",
     "ImageDataset",
     "ImageSets",
     "StreamingImages",

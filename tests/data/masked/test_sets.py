@@ -15,10 +15,11 @@ from unet_diffusion.data.masked import cache as masked_cache
 from unet_diffusion.data.masked import dataset as masked_dataset
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.sources import open_masked_source
-from unet_diffusion.data.sets import GlobalBatches, to_batch
+from unet_diffusion.data.sets import to_batch
 from unet_diffusion.images.decoding import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.losses import border_weight_map, class_counts, separate_instances
+from unet_diffusion.training.batches import GlobalBatches
 
 datasets.disable_progress_bars()
 
