@@ -21,7 +21,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # Ho et al. 2020, sections 3.4 and 4
 
 @dataclass
 class DiffusionConfig:
-    """What the network predicts, and how noise is added."""
+    """The prediction of the network, and how noise is added."""
 
     recipe: Literal["ddpm"] | None = None
     """"ddpm" is the classic recipe: predict the noise, weigh all timesteps alike, linear betas. It sets
@@ -187,5 +187,5 @@ class JointConfig:
 
     @property
     def needs_images(self) -> bool:
-        """Whether the network learns from images without masks; a weight that is None counts as 0."""
+        """Returns whether images without masks teach the network; a weight that is None counts as 0."""
         return max(self.denoising_weight, self.self_training_weight or 0) > 0

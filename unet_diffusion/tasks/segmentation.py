@@ -118,7 +118,7 @@ class SegmentationTask(Task):
         They are augmented as each sample's generator says. Pixels may have `weights`, float32 (B, 1, H, W).
         """
         for module in self.frozen:
-            module.eval()  # else its dropout and its BatchNorm would go on as in training
+            module.eval()  # else its dropout and its BatchNorm would act as in training
         images, masks, weights = self.pixel_range.to_model(batch["image"]), batch["mask"], batch.get("weights")
         if self.augmentation is not None:
             images, masks, weights = augment(images, masks, self.augmentation, generators, weights)

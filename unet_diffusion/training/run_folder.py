@@ -15,10 +15,7 @@ FORMER = {  # values of options in runs from before these options existed
     "task": "generation",
     **{"self_training_weight": 0.0, "confidence": 0.9, "invert": 0.0, "colour": 0.0},
 }
-RENAMED = {
-    "preview_pictures": "preview_images",
-    "validation_pictures": "validation_images",
-}  # since earlier runs
+RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # former names of options
 WORKERS_END = 6.0  # seconds; every 5 the data workers of PyTorch check that their process lives
 
 

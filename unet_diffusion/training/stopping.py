@@ -91,7 +91,7 @@ class BestWeights:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the patience has run out."""
+        """Returns whether the patience has run out."""
         return self.patience is not None and self.misses >= self.patience
 
     def load_into(self, network: "nn.Module") -> None:

@@ -1,4 +1,4 @@
-"""What a run learns, as the training loop sees it."""
+"""The base class of tasks, which the training loop trains."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -70,14 +70,7 @@ class Task(ABC):
 
     @abstractmethod
     def card(self, name: str, network: ModelMixin, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
-        """Returns the model card.
-
-        Args:
-            name: title of the card, which is the name of the run's folder.
-            network: the trained network.
-            rows: the lines of its `metrics.jsonl`.
-            config: the resolved configuration of the run.
-        """
+        """Returns the model card with a name as its title; the other arguments are those of `export`."""
 
     def export(self, network: ModelMixin, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
         """Writes the trained network, its curves and its model card into the folder of the run.
