@@ -29,7 +29,8 @@ from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet
-from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.config import SegmentationConfig
+from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.trainer import Trainer

@@ -45,8 +45,7 @@ from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.saved_runs import best_device, load_pipeline, load_unet, load_weights
-from unet_diffusion.tasks.diffusion import DiffusionConfig
-from unet_diffusion.tasks.super_resolution import SuperResolutionConfig
+from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.trainer import Trainer

@@ -24,11 +24,11 @@ from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import write_json, written_aside
-from unet_diffusion.images.figures import grid, save_curves, save_image
+from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.pipelines import ImageGenerationPipeline
-from unet_diffusion.tasks.diffusion import DiffusionConfig
+from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.config import TrainingConfig
-from unet_diffusion.training.metrics_log import read_metrics, series
+from unet_diffusion.training.metrics_log import read_metrics, save_curves, series
 
 INK = 127  # stored values above it are ink
 CLASSES = ("paper", *"0123456789")

@@ -25,7 +25,8 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.files import write_json, write_text
-from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.config import DiffusionConfig
+from unet_diffusion.tasks.diffusion import DiffusionTask
 
 STEPS, BATCH = 360, 16  # of the defaults, here
 

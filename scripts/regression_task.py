@@ -16,7 +16,8 @@ from unet_diffusion.diffusion.config import check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_images, grid
-from unet_diffusion.tasks.diffusion import VALIDATION_BATCH, DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.config import DiffusionConfig
+from unet_diffusion.tasks.diffusion import VALIDATION_BATCH, DiffusionTask
 
 
 class RegressionTask(DiffusionTask):

@@ -32,7 +32,7 @@ from unet_diffusion.data.sets import load_images
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.tasks.diffusion import DiffusionConfig
+from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.unet import UNet
 

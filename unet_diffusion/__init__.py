@@ -1,8 +1,8 @@
 """One U-Net for diffusion and segmentation.
 
 diffusers looks the class of a saved network up in the modules that are already imported: `unet_diffusion.unet`,
-`unet_diffusion.stock_unet` and `unet_diffusion.adapters`. So importing the package puts these three among them. They run,
-and import torch and diffusers, when something in them is first used: `unet-diffusion --help` needs neither.
+`unet_diffusion.stock_unet` and `unet_diffusion.adapters`. So importing the package puts these three among them.
+They run, and import torch and diffusers, when something in them is first used: `unet-diffusion --help` needs neither.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from accelerate import Accelerator
 from benchmarks.contenders import NETWORKS
 from benchmarks.first_batch import BATCH, example, ours
 from benchmarks.row import Row
@@ -23,8 +22,9 @@ from unet_diffusion.commands.train_ddpm import TrainDDPM
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.saved_runs import load_unet
-from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
-from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.tasks.config import DiffusionConfig
+from unet_diffusion.tasks.diffusion import DiffusionTask
+from unet_diffusion.training.accelerator import RunContext, make_accelerator
 from unet_diffusion.training.batches import Batches
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.trainer import Trainer
@@ -38,11 +38,11 @@ OFFLINE = ENVIRONMENT | {"HF_DATASETS_OFFLINE": "1"}
 class TimedTask(DiffusionTask):
     """A task that notes when the training loop asks for each batch, and for how long it waits."""
 
-    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
+    def batches(self, context: RunContext, start_step: int) -> Batches:
         """The batches, timed."""
         self.asked: list[float] = []
         self.waited: list[float] = []
-        batches = super().batches(accelerator, config, start_step)
+        batches = super().batches(context, start_step)
         while True:
             self.asked.append(time.perf_counter())
             batch = next(batches)

@@ -21,7 +21,8 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import ImageSets, load_images
 from unet_diffusion.files import write_json, write_text, written_aside
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.config import DiffusionConfig
+from unet_diffusion.tasks.diffusion import DiffusionTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics

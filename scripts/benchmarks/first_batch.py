@@ -21,12 +21,13 @@ def ours(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> 
     from unet_diffusion.commands.train_ddpm import TrainDDPM
     from unet_diffusion.data.config import DataConfig
     from unet_diffusion.data.sets import load_images
+    from unet_diffusion.training.accelerator import RunContext
     from unet_diffusion.training.batches import training_batches
 
     imported()
     config = TrainDDPM(data=DataConfig(data=data, cache_dir=cache))
     config.training.batch_size = BATCH
-    return training_batches(load_images(config.data).train, Accelerator(), config.training, 0)
+    return training_batches(load_images(config.data).train, RunContext(config.training, Accelerator()), 0)
 
 
 def example(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> Iterator[Any]:

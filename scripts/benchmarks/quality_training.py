@@ -24,6 +24,7 @@ from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.files import written_aside
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.diffusion import DiffusionTask
+from unet_diffusion.training.batches import GlobalBatches
 from unet_diffusion.training.checkpoints import (
     Checkpoint,
     load_latest,
@@ -31,7 +32,6 @@ from unet_diffusion.training.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from unet_diffusion.training.global_batches import GlobalBatches
 from unet_diffusion.training.run_folder import claim, only_run_in
 
 FIRST_SNAPSHOT = 5  # the first is at 1/32 of the steps; each that follows at twice as many

@@ -11,10 +11,8 @@ from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
-from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.files import PREFIX
-from unet_diffusion.tasks.diffusion import DiffusionConfig
-from unet_diffusion.tasks.segmentation import SegmentationConfig
+from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig
 from unet_diffusion.training.checkpoints import load_checkpoint, same_bits, saved_checkpoints
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics

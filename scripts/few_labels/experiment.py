@@ -10,10 +10,8 @@ from few_labels.networks import monai_features
 
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
-from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.saved_index import read_object
-from unet_diffusion.tasks.diffusion import DiffusionConfig
-from unet_diffusion.tasks.segmentation import SegmentationConfig
+from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig
 from unet_diffusion.tasks.self_training import COLOUR
 from unet_diffusion.training.config import TrainingConfig
 

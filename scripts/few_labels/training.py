@@ -19,7 +19,7 @@ from unet_diffusion.evaluation.masks import Scores, score_masks
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
-from unet_diffusion.tasks.diffusion import DiffusionConfig
+from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.task import Task

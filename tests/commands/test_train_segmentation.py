@@ -13,10 +13,9 @@ from unet_diffusion.commands.segment import Segment, segment
 from unet_diffusion.commands.train_ddpm import DataConfig, DiffusionConfig, TrainDDPM, train_ddpm
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
-from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
-from unet_diffusion.tasks.frozen_features import FrozenFeaturesConfig
-from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.config import FrozenFeaturesConfig, JointConfig, SegmentationConfig
+from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series
 

@@ -11,19 +11,14 @@ from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut
 from unet_diffusion import UNet
+from unet_diffusion.commands.train_classifier import TrainClassifier, train_classifier
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images
-from unet_diffusion.evaluation.classifier import (
-    CLASSIFIER_FOLDER,
-    ClassificationTask,
-    ImageClassifier,
-    TrainClassifier,
-    classification_loss,
-    train_classifier,
-)
+from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
 from unet_diffusion.evaluation.feature_networks import feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import frechet_distance, kernel_distance
 from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.tasks.classification import ClassificationTask, classification_loss
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics
 
@@ -126,7 +121,7 @@ def test_the_loss_is_a_mean_over_images_however_they_are_spread_and_without_labe
         ({"in_channels": 0}, "in_channels is 0"),
         ({"num_classes": 1}, "num_classes is 1, but must be at least 2"),
         ({"widths": ()}, r"widths is \(\)"),
-        ({"widths": (8, 1)}, r"widths is \(8, 1\), but must be one or more of at least 2"),
+        ({"widths": (8, 1)}, r"widths is \(8, 1\), but must be one or more integers of at least 2"),
         ({"widths": 8}, "widths is 8"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"class_names": ("a", "b")}, "class_names are 2, but num_classes is 3"),
@@ -198,8 +193,11 @@ def test_the_hardest_images_come_first_and_cost_accuracy(config, tmp_path):
 def test_data_that_cannot_be_learnt_are_refused_before_training(tmp_path):
     labelled, flat = images(tmp_path / "labelled"), images(tmp_path / "flat", flat=True)
     for data, message in (
-        ({"data": str(flat)}, "has no class labels, which a classifier learns; name their column by label_column"),
-        ({"validation_fraction": 0.0}, "no held-out images, by whose accuracy .*; set validation_fraction above 0"),
+        ({"data": str(flat)}, "has no class labels, but a classifier learns them; name their column by label_column"),
+        (
+            {"validation_fraction": 0.0},
+            "no held-out images, but .* by the accuracy .*; set validation_fraction above 0",
+        ),
         ({"validation_data": str(flat)}, "none of the 24 images used of .*flat .* has a class label"),
         ({"data": str(labelled), "max_images": 8, "label_column": "absent"}, "absent"),
     ):

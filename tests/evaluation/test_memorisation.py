@@ -51,7 +51,7 @@ def test_too_few_held_out_images_are_flagged_and_have_no_error():
     figures, _ = memorisation(noise(100, seed=8), noise(50, seed=9), noise(63, seed=10))
     assert figures.generated_error > 0 and figures.held_out_error is None and figures.near_error is None
     assert str(figures).endswith(
-        "63 held-out images are too few to tell how near the nearest 5 % of such images are; hold out 64 or more."
+        "63 held-out images are too few to measure how near the nearest 5 % of them are; hold out 64 or more."
     )
 
 

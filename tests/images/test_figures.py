@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from unet_diffusion.images.figures import array_images, grid, save_curves
+from unet_diffusion.images.figures import array_images, grid
 from unet_diffusion.images.palette import colour, mask_image, overlay, viewable
 
 
@@ -35,9 +35,3 @@ def test_an_overlay_changes_labelled_pixels_only():
 def test_arrays_of_any_channel_count_can_be_seen():
     modes = [array_images(np.full((1, 2, 2, channels), 0.5))[0].mode for channels in (1, 2, 3, 4, 7)]
     assert modes == ["L", "L", "RGB", "RGB", "RGB"]
-
-
-def test_curves_are_drawn_for_what_was_logged(tmp_path):
-    rows = [{"step": step, "loss": 1 / step} for step in range(1, 5)]
-    save_curves(rows, tmp_path / "curves.png", {"loss": ("loss", "absent"), "nothing": ("absent",)})
-    assert Image.open(tmp_path / "curves.png").size == (500, 320)

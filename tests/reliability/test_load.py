@@ -12,8 +12,8 @@ import tifffile
 
 from tests.support.scripts import SCRIPTS
 from unet_diffusion import UNet
-from unet_diffusion.images.figures import save_curves
 from unet_diffusion.pipelines import SegmentationPipeline
+from unet_diffusion.training.metrics_log import save_curves
 
 sys.path.insert(0, str(SCRIPTS))  # as when faults.py is run
 from fault_checks.gauge import SAMPLES, SETTLING, Gauge, Reading, new_process  # noqa: E402

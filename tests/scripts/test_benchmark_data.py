@@ -99,6 +99,6 @@ def test_a_slow_loader_is_seen(monkeypatch):
 
     monkeypatch.setattr(data_delivery.DiffusionTask, "batches", slow)
     task = object.__new__(data_delivery.TimedTask)
-    for _, _ in zip(range(6), task.batches(None, None, 0)):
+    for _, _ in zip(range(6), task.batches(None, 0)):
         time.sleep(0.01)  # the work of a step
     assert all(share == pytest.approx(0.75, abs=0.25) and share > 0.5 for share in task.shares())

@@ -14,7 +14,7 @@ from unet_diffusion.commands.train_ddpm import TrainDDPM
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork
 from unet_diffusion.evaluation.generation_metrics import Measurement
-from unet_diffusion.tasks.diffusion import DiffusionConfig
+from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.config import TrainingConfig
 
 

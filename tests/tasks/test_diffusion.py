@@ -5,15 +5,15 @@ from dataclasses import asdict, replace
 import pytest
 from diffusers import DDPMScheduler
 
-from unet_diffusion.tasks.diffusion import DiffusionConfig
+from unet_diffusion.tasks.config import DiffusionConfig
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"prediction_type": "flow"}, "epsilon, v_prediction, sample"),
+        ({"prediction_type": "flow"}, "'epsilon', 'v_prediction', 'sample'"),
         ({"beta_schedule": "sigmoid"}, "squaredcos_cap_v2"),
-        ({"recipe": "edm"}, "recipe is 'edm', but must be one of ddpm"),
+        ({"recipe": "edm"}, "recipe is 'edm', but must be one of 'ddpm', None"),
         ({"recipe": "ddpm", "prediction_type": "sample"}, "prediction_type is 'sample', but the recipe 'ddpm' has"),
         ({"zero_terminal_snr": True, "prediction_type": "epsilon"}, "use prediction_type='v_prediction'"),
         ({"min_snr_gamma": 0.0}, "min_snr_gamma is 0.0"),

@@ -23,8 +23,8 @@ from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.tiling import Tiling, noise_window
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.segmentation.segmenter import CLASSIFIER_SEED, TURNS, Segmenter, turned, turned_back
-from unet_diffusion.tasks.frozen_features import FrozenFeaturesConfig, FrozenFeaturesTask
-from unet_diffusion.tasks.segmentation import SegmentationConfig
+from unet_diffusion.tasks.config import FrozenFeaturesConfig, SegmentationConfig
+from unet_diffusion.tasks.frozen_features import FrozenFeaturesTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series

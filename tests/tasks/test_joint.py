@@ -22,14 +22,13 @@ from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_t
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
-from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.tasks.diffusion import DiffusionConfig, saved_objective
+from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig
+from unet_diffusion.tasks.diffusion import saved_objective
 from unet_diffusion.tasks.joint import JointTask
-from unet_diffusion.tasks.segmentation import SegmentationConfig
-from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.accelerator import RunContext, make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series
 
@@ -79,8 +78,12 @@ def task_of(options: TrainSegmentation) -> JointTask:
     return task
 
 
+def context(options: TrainSegmentation) -> RunContext:
+    return RunContext(options.training, make_accelerator(options.training, options.output))
+
+
 def first_batch(options: TrainSegmentation, task: JointTask, step: int = 0) -> dict[str, torch.Tensor]:
-    return next(task.batches(make_accelerator(options.training, options.output), options.training, step))
+    return next(task.batches(context(options), step))
 
 
 def images(dataset) -> set[bytes]:

@@ -7,7 +7,8 @@ import torch
 from unet_diffusion import UNet
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import SegmentationPipeline
-from unet_diffusion.tasks.segmentation import LEARN, SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.config import SegmentationConfig
+from unet_diffusion.tasks.segmentation import LEARN, SegmentationTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series

@@ -16,13 +16,13 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.augmentation import augment
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
-from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.tasks.config import JointConfig, SegmentationConfig
 from unet_diffusion.tasks.joint import JointTask
-from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.tasks.self_training import IMAGE, SelfTrainingTask, aligned, class_shares
-from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.accelerator import RunContext, make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series
 
@@ -57,8 +57,12 @@ def task_of(options: TrainSegmentation) -> SelfTrainingTask:
     return task
 
 
+def context(options: TrainSegmentation) -> RunContext:
+    return RunContext(options.training, make_accelerator(options.training, options.output))
+
+
 def batch_at(options: TrainSegmentation, task, step: int) -> dict[str, torch.Tensor]:
-    return next(task.batches(make_accelerator(options.training, options.output), options.training, step))
+    return next(task.batches(context(options), step))
 
 
 def generators() -> list[torch.Generator]:
@@ -148,7 +152,7 @@ def test_alignment_moves_the_means_and_keeps_the_sure():
 def test_it_sets_in_after_a_tenth_of_the_steps(options, accumulate):
     options.training = replace(options.training, steps=25, accumulate=accumulate)
     task = task_of(options)
-    batches = task.batches(make_accelerator(options.training, options.output), options.training, 1)
+    batches = task.batches(context(options), 1)
     expected = [step >= 3 for step in range(1, 8) for _ in range(accumulate)]  # of 25 steps
     assert [IMAGE in next(batches) for _ in expected] == expected
 
@@ -158,7 +162,7 @@ def test_images_beyond_the_labels_are_used_and_held_out_ones_are_not(options):
     assert (len(task.train), len(task.validation), len(task.images)) == (6, 2, 10)
     held_out = {task.validation[i]["image"].numpy().tobytes() for i in range(2)}
     assert held_out.isdisjoint(task.images[i]["image"].numpy().tobytes() for i in range(10))
-    assert "without masks" in task.describe(make_accelerator(options.training, options.output), options.training, 7, [])
+    assert "without masks" in task.describe(context(options), 7, [])
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
@@ -197,9 +201,9 @@ def test_what_cannot_train_itself_is_refused(options, tmp_path):
     with pytest.raises(ValueError, match="the network has padding='valid'"):
         train_segmentation(replace(options, model=str(tmp_path / "valid.json")))
     for wrong in (0.0, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=f"confidence is {wrong}, but is a probability"):
+        with pytest.raises(ValueError, match=f"confidence is {wrong}, but must be a probability"):
             JointConfig(self_training_weight=1.0, confidence=wrong)
-    with pytest.raises(ValueError, match="self_training_weight is -1.0, but must be at least 0"):
+    with pytest.raises(ValueError, match="self_training_weight is -1.0, but must be a number of at least 0"):
         JointConfig(self_training_weight=-1.0)
     assert not options.output.exists()
 
@@ -221,5 +225,5 @@ def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(opt
     run = train_segmentation(few)
     assert json.loads((run / "config.json").read_text())["joint"]["self_training_weight"] == 1
     assert series(read_metrics(run / "metrics.jsonl"), "self_training_loss")[1]
-    with pytest.raises(ValueError, match="so that nothing learns from these images"):
+    with pytest.raises(ValueError, match="so nothing learns from these images"):
         settled_joint(replace(scratch, joint=JointConfig(unlabelled=options.data.data)))

@@ -19,12 +19,10 @@ from unet_diffusion.commands.segment import Segment, segment
 from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task, train_segmentation
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
-from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.stock_unet import UNet2DAdapter
-from unet_diffusion.tasks.frozen_features import FrozenFeaturesConfig
-from unet_diffusion.tasks.segmentation import SegmentationConfig
+from unet_diffusion.tasks.config import FrozenFeaturesConfig, JointConfig, SegmentationConfig
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series
 

@@ -24,8 +24,8 @@ from unet_diffusion.pipelines import (
 )
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline, load_unet
-from unet_diffusion.tasks.diffusion import DiffusionConfig
-from unet_diffusion.tasks.super_resolution import SuperResolutionConfig, SuperResolutionTask
+from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
+from unet_diffusion.tasks.super_resolution import SuperResolutionTask
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import series
 from unet_diffusion.training.run_folder import claim

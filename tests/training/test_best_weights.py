@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from unet_diffusion.training.best_weights import BestWeights
+from unet_diffusion.training.stopping import BestWeights
 
 
 def network(value: float) -> nn.Module:

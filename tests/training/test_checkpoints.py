@@ -98,7 +98,7 @@ def test_a_checkpoint_that_reads_back_differently_is_not_kept(tmp_path, monkeypa
     """Its checksums are those of the files, so that they alone would not tell."""
     save_checkpoint(tmp_path, checkpoint(1), keep=1)
     monkeypatch.setattr(checkpoints, "save_file", lambda tensors, path: save_file({"weight": torch.ones(3, 2)}, path))
-    with pytest.raises(OSError, match="no checkpoint of step 2: .* reads back differently"):
+    with pytest.raises(OSError, match="the checkpoint of step 2 could not be saved: .* reads back differently"):
         save_checkpoint(tmp_path, checkpoint(2), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
@@ -136,7 +136,7 @@ def test_a_failed_write_leaves_earlier_checkpoints_and_no_rest(tmp_path):
     broken = checkpoint(2)
     broken.tensors["optimizer"] = {"shared": torch.zeros(3).expand(2, 3), "bad/../name": torch.zeros(1)}
     (tmp_path / "blocked").write_text("")
-    with pytest.raises(OSError, match="no checkpoint of step 2: .* those before it are as they were"):
+    with pytest.raises(OSError, match="the checkpoint of step 2 could not be saved: .* earlier ones are unchanged"):
         save_checkpoint(tmp_path / "blocked", broken, keep=2)  # a file where the folder should be
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["step-00000001"]
 
@@ -185,5 +185,5 @@ def test_an_optimizer_goes_on_bit_for_bit(fused):
     for each in ((model, optimizer), (other, other_optimizer)):
         trained(3, *each)
     assert torch.equal(model.weight, other.weight)
-    with pytest.raises(ValueError, match="which the network lacks"):
+    with pytest.raises(ValueError, match="but the network does not"):
         restore_optimizer(other_optimizer, names(other), {"missing/exp_avg": torch.zeros(1)})

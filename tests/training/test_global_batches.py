@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unet_diffusion.training.batches import GlobalBatches
 from unet_diffusion.training.global_batches import GlobalBatches
 
 

@@ -3,8 +3,9 @@ import os
 import re
 
 import pytest
+from PIL import Image
 
-from unet_diffusion.training.metrics_log import MetricsLog, read_metrics, series
+from unet_diffusion.training.metrics_log import MetricsLog, read_metrics, save_curves, series
 
 
 def test_a_resumed_run_neither_misses_nor_doubles_a_step(tmp_path):
@@ -52,3 +53,9 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="metrics.jsonl could not be written: .*No space left on device"):
         log.append(1, loss=0.5)
+
+
+def test_curves_are_drawn_for_what_was_logged(tmp_path):
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 5)]
+    save_curves(rows, tmp_path / "curves.png", {"loss": ("loss", "absent"), "nothing": ("absent",)})
+    assert Image.open(tmp_path / "curves.png").size == (500, 320)

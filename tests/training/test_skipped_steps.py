@@ -14,13 +14,13 @@ from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_t
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
-from unet_diffusion.data.masked.unlabelled import JointConfig
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.config import DiffusionConfig, JointConfig
+from unet_diffusion.tasks.diffusion import DiffusionTask
 from unet_diffusion.tasks.joint import JointTask
 from unet_diffusion.tasks.segmentation import SegmentationTask
-from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.accelerator import RunContext, make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics
 
@@ -156,17 +156,17 @@ def test_a_joint_step_names_both_kinds_of_images_and_the_timesteps(tmp_path, mon
     )
     task = make_task(run, load_masked(run.data, 0))
     assert isinstance(task, JointTask) and isinstance(task.segmentation, SegmentationTask)
-    accelerator = make_accelerator(run.training, run.output)
+    context = RunContext(run.training, make_accelerator(run.training, run.output))
     drawn, compute = [], DiffusionTask._timesteps
     monkeypatch.setattr(DiffusionTask, "_timesteps", lambda self, g: drawn.append(compute(self, g)) or drawn[-1])
 
-    step, batches = 2, task.batches(accelerator, run.training, 2)
+    step, batches = 2, task.batches(context, 2)
     both = [next(batches), next(batches)]
     for micro, batch in enumerate(both):
         generators = [keyed_generator(0, "sample", step, 3 * micro + i) for i in range(3)]
         task.loss(task.network, batch, generators)
     timesteps = torch.cat(drawn).tolist()
-    text = task.describe(accelerator, run.training, step, [keyed_generator(0, "sample", step, i) for i in range(6)])
+    text = task.describe(context, step, [keyed_generator(0, "sample", step, i) for i in range(6)])
     assert f"timesteps {', '.join(map(str, timesteps))};" in text
 
     named = [[int(row) for row in each.split(", ")] for each in re.findall(r"images ([\d, ]+) of", text)]

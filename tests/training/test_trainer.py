@@ -29,7 +29,8 @@ from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet, train_ddpm
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.pipelines import ImageGenerationPipeline
-from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.config import DiffusionConfig
+from unet_diffusion.tasks.diffusion import DiffusionTask
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import series
 
@@ -312,8 +313,8 @@ def test_signals_are_left_alone_outside_the_main_thread(options):
         ({"batch_size": -1}, "batch_size is -1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
-        ({"schedule": "step"}, "'cosine' or 'constant'"),
-        ({"mixed_precision": "fp8"}, "'no', 'bf16' or 'fp16'"),
+        ({"schedule": "step"}, "one of 'cosine', 'constant'"),
+        ({"mixed_precision": "fp8"}, "one of 'no', 'bf16', 'fp16'"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
     ],
 )

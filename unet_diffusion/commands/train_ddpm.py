@@ -12,8 +12,9 @@ from unet_diffusion.diffusion.config import check_sides
 from unet_diffusion.files import check_output
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet
-from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
-from unet_diffusion.tasks.super_resolution import SuperResolutionConfig, SuperResolutionTask
+from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
+from unet_diffusion.tasks.diffusion import DiffusionTask
+from unet_diffusion.tasks.super_resolution import SuperResolutionTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.trainer import Trainer

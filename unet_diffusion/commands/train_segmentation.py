@@ -11,17 +11,18 @@ from diffusers import DDPMScheduler
 from unet_diffusion.commands.doctor.command import refuse_errors
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
-from unet_diffusion.data.masked.unlabelled import JointConfig, load_unlabelled
+from unet_diffusion.data.masked.unlabelled import load_unlabelled
 from unet_diffusion.files import check_output
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_index import from_index, scheduler_folder
 from unet_diffusion.saved_runs import load_unet
-from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask, saved_objective
-from unet_diffusion.tasks.frozen_features import FrozenFeaturesConfig, FrozenFeaturesTask
+from unet_diffusion.tasks.config import DiffusionConfig, FrozenFeaturesConfig, JointConfig, SegmentationConfig
+from unet_diffusion.tasks.diffusion import DiffusionTask, saved_objective
+from unet_diffusion.tasks.frozen_features import FrozenFeaturesTask
 from unet_diffusion.tasks.joint import JointTask, check_generates
-from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.tasks.self_training import SelfTrainingTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
@@ -107,7 +108,7 @@ def make_task(config: TrainSegmentation, data: MaskedSets) -> Task:
     diffusion, label_names = DiffusionConfig(), None
     if joint.denoising_weight > 0 and run.is_dir():
         diffusion, label_names = saved_conditions(run, network, scheduler)
-    images = load_unlabelled(joint, config.data, data, label_names, config.training.seed)
+    images = load_unlabelled(joint.unlabelled, config.data, data, label_names, config.training.seed)
     if joint.self_training_weight:
         segmentation: SegmentationTask = SelfTrainingTask(
             network, data, images.train, joint, config.segmentation, *rest

@@ -1,6 +1,6 @@
-"""What turns images into features: the networks through which generated images are compared with real ones.
+"""Networks that turn images into features, by which generated images are compared with real ones.
 
-A distance between features means nothing without the name of the network: write it beside every figure.
+A distance between features means nothing without the name of the network: report both.
 """
 
 from collections.abc import Callable
@@ -19,18 +19,18 @@ from unet_diffusion.saved_runs import load_weights
 
 T = TypeVar("T")
 NAMES = ("efficientnet-lite0", "inception")
-FORMER_NAME = "PictureClassifier"  # of `ImageClassifier`, in runs made before
+FORMER_NAME = "PictureClassifier"  # of `ImageClassifier`, in earlier runs
 
 
 class FeatureNetwork(nn.Module):
-    """Images float (B, C, H, W) in [-1, 1] to features float32 (B, D).
+    """Features float32 (B, D) of images float (B, C, H, W) in [-1, 1]; always frozen and in evaluation mode.
 
-    Images are rounded to the 256 levels of an 8-bit file, so that generated ones, which come as floats, are seen as
-    the stored ones are. Always frozen and in evaluation mode.
+    Images are rounded to the 256 levels of an 8-bit file, so that generated images, which are floats, are treated like
+    stored ones.
 
     Args:
-        name: what is written beside the figures.
-        layers: uint8 (B, C, H, W) to features (B, D).
+        name: reported beside the scores.
+        layers: the network from uint8 (B, C, H, W) to features (B, D).
         channels: the numbers of channels C that the layers take.
     """
 
@@ -43,19 +43,19 @@ class FeatureNetwork(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "FeatureNetwork":
-        """Stays in evaluation mode, whatever is asked for."""
+        """Stays in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D).
+        """Returns features (B, D).
 
         Raises:
-            ValueError: for another shape, or for values outside [-1, 1].
+            ValueError: another shape, or values outside [-1, 1].
         """
         if images.ndim != 4:
             raise ValueError(
-                f"images have shape {tuple(images.shape)}, but must be (B, C, H, W) with {self._takes}; add what "
-                "is missing."
+                f"images have shape {tuple(images.shape)}, but must be (B, C, H, W) with {self._takes}; add "
+                "the missing dimensions."
             )
         self.check_channels(images.shape[1])
         if not (images.abs() <= 1 + 1e-3).all():  # NaN fails too
@@ -66,12 +66,12 @@ class FeatureNetwork(nn.Module):
         return self.layers(levels)
 
     def check_channels(self, channels: int) -> None:
-        """Raises a ValueError unless images of so many channels can be seen."""
+        """Raises a ValueError unless the layers take images with this number of channels."""
         if channels not in self.channels:
             raise ValueError(
                 f"the images have {channels} channel{'' if channels == 1 else 's'}, but {self.name} takes "
-                f"{self._takes}; choose the channels to compare, or a classifier of images like these "
-                "(train-classifier)."
+                f"{self._takes}; choose the channels to compare, or train a classifier of images like "
+                "these (train-classifier)."
             )
 
     @property
@@ -80,11 +80,11 @@ class FeatureNetwork(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """uint8 (B, 1 or 3, H, W) to the 1280 features before the classifier, averaged over the map (Tan & Le 2019).
+    """The 1280 features before the classifier, averaged over the map (Tan & Le 2019); images uint8 (B, 1 or 3, H, W).
 
-    Grey is repeated. Images are resized to 224x224, whatever their aspect, by bilinear interpolation, antialiased
-    where they shrink, and normalised by ImageNet's mean and deviation. The weights come with a package: nothing is
-    downloaded.
+    Grey images are repeated to three channels. Images are resized to 224x224, whatever their aspect ratio, by bilinear
+    interpolation, antialiased where they shrink, and normalised by ImageNet's mean and deviation. The weights come with
+    a package: nothing is downloaded.
 
     Raises:
         ImportError: without the extra `metrics`.
@@ -110,15 +110,15 @@ class EfficientNetLite0(nn.Module):
         self.register_buffer("deviation", deviation)
 
     def forward(self, levels: Tensor) -> Tensor:
-        """Features (B, 1280), from 0 to 6."""
+        """Returns features (B, 1280), from 0 to 6."""
         size = (self.side, self.side)
-        x = F.interpolate(coloured(levels).float() / 255, size, mode="bilinear", antialias=True)
+        x = F.interpolate(to_rgb(levels).float() / 255, size, mode="bilinear", antialias=True)
         x = ((x - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
         return self.network.extract_features(x).mean((2, 3))  # (B, 1280, 7, 7) before the mean
 
 
 class Inception(nn.Module):
-    """uint8 (B, 1 or 3, H, W) to the 2048 features of the NoTrainInceptionV3 of torchmetrics; grey is repeated.
+    """The 2048 features of torchmetrics' NoTrainInceptionV3; images uint8 (B, 1 or 3, H, W), grey repeated.
 
     Raises:
         ImportError: without the extra `inception`.
@@ -129,40 +129,39 @@ class Inception(nn.Module):
         self.network = _inception()
 
     def forward(self, levels: Tensor) -> Tensor:
-        """Features (B, 2048)."""
-        return self.network(coloured(levels))
+        """Returns features (B, 2048)."""
+        return self.network(to_rgb(levels))
 
 
 class ClassifierFeatures(nn.Module):
-    """uint8 (B, C, H, W) to the features before a trained classifier's last layer, at the images' own size."""
+    """The features before the last layer of a trained classifier, of images uint8 (B, C, H, W) at their own size."""
 
     def __init__(self, network: ImageClassifier) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, levels: Tensor) -> Tensor:
-        """Features (B, D)."""
+        """Returns features (B, D)."""
         return self.network.features(levels.float() / 127.5 - 1)
 
 
-def coloured(images: Tensor) -> Tensor:
-    """Images (B, 1 or 3, H, W) with three channels, grey ones repeated."""
+def to_rgb(images: Tensor) -> Tensor:
+    """Returns images (B, 1 or 3, H, W) with three channels, grey ones repeated."""
     return images.expand(-1, 3, -1, -1)
 
 
 def feature_network(name: str) -> FeatureNetwork:
-    """The feature network of that name, on the CPU.
+    """Returns a feature network, on the CPU.
 
     Args:
-        name: "efficientnet-lite0", 1280 features, works offline (`EfficientNetLite0`); or "inception", the 2048
-            features of the network that published Frechet distances use, as torchmetrics takes it, with images
-            resized to 299x299 by the same rule. Its weights are downloaded on first use, so the package's tests, which
-            run offline, do not cover it; or the folder of a finished run of `train-classifier`, which takes images
-            with the channels that it was trained on.
+        name: "efficientnet-lite0", 1280 features, works offline (`EfficientNetLite0`). "inception", the 2048 features
+            behind published Frechet distances, in the version of torchmetrics, which resizes images to 299x299; its
+            weights are downloaded on first use, so the tests of this package, which run offline, do not cover it. Or
+            the folder of a finished run of `train-classifier`, which takes images with the channels of its training.
 
     Raises:
-        ValueError: for another name, or a folder without a classifier that can be read.
-        ImportError: without the extra that the network needs: `metrics` or `inception`.
+        ValueError: another name, or a folder without a classifier that can be read.
+        ImportError: the extra that the network needs, `metrics` or `inception`, is missing.
     """
     if name == "efficientnet-lite0":
         return FeatureNetwork(name, EfficientNetLite0())
@@ -177,34 +176,34 @@ def feature_network(name: str) -> FeatureNetwork:
 
 
 def classifier_features(run: Path) -> FeatureNetwork:
-    """The features of a finished run of `train-classifier`; its name tells the data and the held-out accuracy.
+    """Returns the features of a finished run of `train-classifier`; the name has its data and held-out accuracy.
 
     Raises:
         ValueError: no such run, or weights or a config that are damaged.
     """
-    folder, anew = run / CLASSIFIER_FOLDER, "give the folder of a finished run of train-classifier."
+    folder, fix = run / CLASSIFIER_FOLDER, "give the folder of a finished run of train-classifier."
     if not (folder / "config.json").is_file():
-        raise ValueError(f"feature network is {run}, but there is no {CLASSIFIER_FOLDER}/config.json in it; {anew}")
+        raise ValueError(f"feature network is {run}, but there is no {CLASSIFIER_FOLDER}/config.json in it; {fix}")
     kind = read_object(folder / "config.json").get("_class_name")
     if kind not in (ImageClassifier.__name__, FORMER_NAME):
-        raise ValueError(f"the network in {folder} is a {kind}, but must be an {ImageClassifier.__name__}; {anew}")
+        raise ValueError(f"the network in {folder} is a {kind}, but must be an {ImageClassifier.__name__}; {fix}")
     network = load_weights(ImageClassifier, folder)
     saved = network.config
     if saved.data is None or saved.accuracy is None:
-        raise ValueError(f"the classifier in {folder} does not say its data and accuracy, which figures need; {anew}")
+        raise ValueError(f"the classifier in {folder} does not say its data and accuracy; {fix}")
     name = f"classifier of {saved.data}, held-out accuracy {saved.accuracy:.3f}"
     return FeatureNetwork(name, ClassifierFeatures(network), channels=(saved.in_channels,))
 
 
 def _inception() -> nn.Module:
-    """The NoTrainInceptionV3 of torchmetrics: uint8 (B, 3, H, W) to (B, 2048)."""
+    """Loads the NoTrainInceptionV3 of torchmetrics: uint8 (B, 3, H, W) to (B, 2048)."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     except ImportError as error:
         raise ImportError("inception needs torch-fidelity: pip install unet-diffusion[inception]") from error
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    # torch-fidelity unpickles whatever it is given; it is given a copy that holds nothing but the tensors
+    # torch-fidelity unpickles its file, so it gets a copy that holds nothing but tensors
     weights = only_tensors(
         lambda: torch.hub.load_state_dict_from_url(
             URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
@@ -217,30 +216,30 @@ def _inception() -> nn.Module:
 
 
 def only_tensors(load: Callable[[], T]) -> T:
-    """What a loader with `weights_only=True` gives; ValueError where it refuses what is no tensor."""
+    """Calls a loader with `weights_only=True`; raises a ValueError if the file holds more than tensors."""
     try:
         return load()
     except UnpicklingError as error:
         raise ValueError(
-            "the file of the feature network's weights holds more than tensors, or is damaged, and is not read; remove "
-            "it, or install its package anew."
+            "the file with the weights of the feature network holds more than tensors, or is damaged; remove it, or "
+            "reinstall its package."
         ) from error
 
 
 @torch.no_grad()
 def features_of(network: FeatureNetwork, images: Tensor, batch_size: int = 16) -> Tensor:
-    """Features of many images, for `generation_metrics`.
+    """Computes features of many images, for `generation_metrics`.
 
     Args:
-        network: on any device; the images are brought there.
-        images: float (N, C, H, W) in [-1, 1], C 1 or 3, N at least 1.
-        batch_size: images seen at once. On a CPU 16 is faster than 64, whose maps leave the cache.
+        network: on any device, to which the images are moved.
+        images: float (N, C, H, W) in [-1, 1], N at least 1.
+        batch_size: images at once. On a CPU 16 is faster than 64, whose maps do not fit the cache.
 
     Returns:
         float64 (N, D) on the CPU, in the order of the images.
 
     Raises:
-        ValueError: as `FeatureNetwork` does.
+        ValueError: as in `FeatureNetwork`.
     """
     device = next(network.parameters()).device
     return torch.cat([network(batch.to(device)).to("cpu", torch.float64) for batch in images.split(batch_size)])

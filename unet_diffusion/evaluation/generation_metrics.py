@@ -1,7 +1,7 @@
 """How good generated images are: distances between two sets of features, precision and recall, nearest neighbours.
 
-Features are matrices (N, D), one row an image, as `feature_networks.features_of` gives them. All is computed on the
-CPU in float64. The same features and seed give the same numbers.
+Features are matrices (N, D), one row an image, as from `feature_networks.features_of`. All is computed on the CPU in
+float64. The same features and seed give the same numbers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
+from unet_diffusion.checks import require
 from unet_diffusion.randomness import keyed_generator, keyed_permutation
 
 SMALLEST_SAMPLE = 64  # below it the standard deviation of a single feature is not known to 10%: 1 / sqrt(2 (N - 1))
-SUBSAMPLES = 20  # gives an error bar that is itself good to about 16%: 1 / sqrt(2 (20 - 1))
+SUBSAMPLES = 20  # give a standard error that is itself known to about 16%: 1 / sqrt(2 (20 - 1))
 LARGEST_CHUNK = 2**22  # distances held at once: 32 MiB
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A figure with what is needed to judge it; the name of the feature network belongs beside it.
+    """A score with what is needed to judge it; report it with the name of the feature network.
 
     Attributes:
-        value: the figure.
+        value: the score.
         error: its standard error.
         real_count: real images that were used.
         generated_count: generated images that were used.
-        flag: why the figure should be read with care, one sentence; empty if there is nothing to say.
+        flag: a sentence that says why the score should be read with care, or "".
     """
 
     value: float
@@ -49,8 +50,8 @@ def frechet_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measu
     """Frechet distance between two sets of features taken as Gaussians (Heusel et al. 2017, eq. 6).
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with unbiased covariances. The distance of finite samples is too large,
-    the more so the fewer images there are: only distances of equal counts can be compared. The flag says where a
-    covariance has not full rank, N <= D. The error does not cover this bias.
+    and more so for fewer images: only distances of equal counts can be compared. The flag says if a covariance does not
+    have full rank, N <= D. The error does not cover this bias.
 
     Args:
         real: (N, D).
@@ -58,16 +59,15 @@ def frechet_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measu
         seed: of the subsamples for the error.
 
     Raises:
-        ValueError: for fewer than 64 images in a set, matrices that do not fit each other, or values that are not
-            finite.
+        ValueError: fewer than 64 images in a set, matrices of different widths, or values that are not finite.
     """
     real, generated = _checked(real, generated)
     count, features = min(len(real), len(generated)), real.shape[1]
     flag = ""
     if count <= features:
         flag = (
-            f"{count} images give {features} features no covariance of full rank, so the distance is far too large; "
-            f"compare it with distances of the same counts only."
+            f"{count} images give {features} features a covariance of less than full rank, so the distance is far too "
+            "large; compare it only with distances of the same counts."
         )
     return Measurement(
         value=_frechet(real, generated),
@@ -79,10 +79,10 @@ def frechet_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measu
 
 
 def _frechet(real: Tensor, generated: Tensor) -> float:
-    """The distance, without a covariance and without a matrix root.
+    """Computes the distance without a covariance and without a matrix root.
 
     With A^T A = S1 and B^T B = S2, the eigenvalues of S1 S2 are the squared singular values of A B^T, and
-    tr (S1 S2)^(1/2) is the sum of these. It keeps its precision where the covariances are singular, and takes a
+    tr (S1 S2)^(1/2) is the sum of these. It keeps its precision if the covariances are singular, and takes a
     fraction of the time of the eigenvalues of the product, which torchmetrics computes.
     """
     (mean1, root1), (mean2, root2) = (_mean_and_root(x) for x in (real, generated))
@@ -91,7 +91,7 @@ def _frechet(real: Tensor, generated: Tensor) -> float:
 
 
 def _mean_and_root(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and an R (min(N, D), D) with R^T R = the unbiased covariance."""
+    """Returns the mean (D,) and an R (min(N, D), D) with R^T R = the unbiased covariance."""
     mean = features.mean(dim=0)
     return mean, torch.linalg.qr((features - mean) / (len(features) - 1) ** 0.5, mode="r").R
 
@@ -100,9 +100,9 @@ def kernel_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measur
     """Kernel distance, KID: MMD^2 with the kernel (x y / D + 1)^3 (Binkowski et al. 2018), by torchmetrics.
 
     The mean of the unbiased estimate (Gretton et al. 2012, eq. 3) over at least 10 subsets of at most 1000 images.
-    The subsets are drawn at random and share no image, hence they are independent, and the standard error of their
-    mean is that of the distance. It has no bias at any count, so distances of different counts can be compared; equal
-    distributions give values around 0, on both sides. Of the larger set, as many images are used as of the smaller.
+    The subsets are drawn at random and share no image. So they are independent, and the standard error of their mean is
+    that of the distance. It is unbiased at any count, so distances of different counts can be compared; equal
+    distributions give values around 0, on both sides. Both sets contribute as many images as the smaller one has.
 
     Args:
         real: (N, D).
@@ -110,7 +110,7 @@ def kernel_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measur
         seed: of the subsets.
 
     Raises:
-        ValueError: as `frechet_distance` does.
+        ValueError: as in `frechet_distance`.
     """
     real, generated = _checked(real, generated)
     count = min(len(real), len(generated))
@@ -135,23 +135,23 @@ def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, seed: int =
 
     A set covers the balls around its images that reach to their k-th nearest neighbour in the set. Precision is the
     share of generated images that the real set covers, recall the share of real ones that the generated set covers.
-    More images make smaller balls: only figures of equal counts can be compared, and unequal ones are flagged.
+    More images make smaller balls: only scores of equal counts can be compared, and unequal counts are flagged.
 
     Args:
         real: (N, D).
         generated: (M, D).
-        k: neighbours, the image itself not counted; the paper's 3 by default.
+        k: neighbours, without the image itself; 3 as in the paper by default.
         seed: of the subsamples for the errors.
 
     Returns:
         Precision and recall.
 
     Raises:
-        ValueError: for a k that is not in 1..31; otherwise as `frechet_distance` does.
+        ValueError: a k that is not in 1..31; otherwise as in `frechet_distance`.
     """
     real, generated = _checked(real, generated)
-    if not 1 <= k < SMALLEST_SAMPLE // 2:
-        raise ValueError(f"k is {k}, but must be in 1..{SMALLEST_SAMPLE // 2 - 1}, few against the images; 3 is usual.")
+    limit = SMALLEST_SAMPLE // 2
+    require(1 <= k < limit, "k", k, f"must be in 1..{limit - 1}, few compared with the images; 3 is usual")
     flag = ""
     if len(real) != len(generated):
         flag = (
@@ -170,18 +170,18 @@ def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, seed: int =
 
 
 def _covered_share(judged: Tensor, covering: Tensor, k: int) -> float:
-    """The share of `judged` that lies in a ball of `covering`."""
+    """Returns the share of `judged` that lies in a ball of `covering`."""
     radii = torch.cat([chunk.kthvalue(k + 1, dim=1).values for chunk in _distances(covering, covering)])  # 1 is itself
     hits = [(chunk <= radii).any(dim=1) for chunk in _distances(judged, covering)]
     return torch.cat(hits).double().mean().item()
 
 
 def nearest_neighbours(generated: Tensor, training: Tensor, k: int = 1) -> Neighbours:
-    """The training images that are nearest to each generated one, to see whether the training set was memorised.
+    """Finds the training images that are nearest to each generated one, to see whether training images were memorised.
 
     Distances have no scale of their own: compare them with those of real images that were not trained on
-    (`nearest_neighbours(held_out, training)`). A generator that memorised is nearer to its training images than these
-    are. Equal features have the distance 0.
+    (`nearest_neighbours(held_out, training)`). Images of a generator that memorised are nearer to the training images
+    than these are. Equal features have the distance 0.
 
     Args:
         generated: (M, D).
@@ -189,19 +189,19 @@ def nearest_neighbours(generated: Tensor, training: Tensor, k: int = 1) -> Neigh
         k: neighbours of each image.
 
     Raises:
-        ValueError: for a k that is not in 1..N, matrices that do not fit each other, or values that are not finite.
+        ValueError: a k that is not in 1..N, matrices of different widths, or values that are not finite.
     """
     training, generated = _matrices(training, generated)
-    if not 1 <= k <= len(training):
-        raise ValueError(f"k is {k}, but must be in 1..{len(training)}, the number of training images.")
+    count = len(training)
+    require(1 <= k <= count, "k", k, f"must be in 1..{count}, the number of training images")
     nearest = [chunk.topk(k, dim=1, largest=False) for chunk in _distances(generated, training)]
     return Neighbours(torch.cat([x.values for x in nearest]), torch.cat([x.indices for x in nearest]))
 
 
 def _distances(rows: Tensor, reference: Tensor) -> Iterator[Tensor]:
-    """Euclidean distances of `rows` (M, D) to `reference` (N, D), in chunks (m, N) of bounded size.
+    """Yields Euclidean distances of `rows` (M, D) to `reference` (N, D), in chunks (m, N) of bounded size.
 
-    They come from matrix products, which leave equal rows a little apart; what rounding can explain is made 0.
+    They come from matrix products, which leave equal rows a little apart; distances within the rounding are set to 0.
     """
     centre = reference.mean(dim=0)
     rows, reference = rows - centre, reference - centre
@@ -212,13 +212,13 @@ def _distances(rows: Tensor, reference: Tensor) -> Iterator[Tensor]:
 
 
 def standard_error(statistic: Callable[..., float], samples: Sequence[Tensor], seed: int) -> float:
-    """Standard error of a statistic of one or two sets, by a bootstrap that draws without replacement.
+    """Estimates the standard error of a statistic of one or two sets, by a bootstrap without replacement.
 
     Each of `SUBSAMPLES` draws takes 9/10 of each set. Subsamples of b among n images vary as 1/b - 1/n where samples
     of n vary as 1/n (Politis & Romano 1994, with the finite-population correction): 3 times less in deviation. The
-    error is on the wide side, never much too small. A bootstrap with replacement repeats images, so that a set looks
-    smaller than it is and neighbours have the distance 0; with statistics that depend on the count as these do, its
-    error is wider still, most of all where N < D.
+    error is rather too large than too small. A bootstrap with replacement repeats images, so that a set looks smaller
+    than it is and neighbours have the distance 0; for statistics that depend on the count, as these do, its error is
+    even larger, most of all if N < D.
     """
     draws = []
     for draw in range(SUBSAMPLES):
@@ -229,23 +229,23 @@ def standard_error(statistic: Callable[..., float], samples: Sequence[Tensor], s
 
 
 def _checked(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as float64 on the CPU, each large enough to mean anything."""
+    """Returns both as float64 on the CPU, after checking that they can be compared and are large enough."""
     real, generated = _matrices(real, generated)
     for name, features in (("real", real), ("generated", generated)):
         if len(features) < SMALLEST_SAMPLE:
             raise ValueError(
                 f"there are {len(features)} {name} images, but fewer than {SMALLEST_SAMPLE} say nothing about a "
-                f"distribution; give more, a thousand or so for differences that are small."
+                "distribution; give more, about a thousand to see small differences."
             )
     return real, generated
 
 
 def _matrices(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as float64 on the CPU, after checking that they can be compared."""
+    """Returns both as float64 on the CPU, after checking that they can be compared."""
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ValueError(
             f"features have shapes {tuple(real.shape)} and {tuple(generated.shape)}, but must be (N, D) and (M, D); "
-            f"take both from one feature network."
+            "take both from one feature network."
         )
     real, generated = (x.detach().to("cpu", torch.float64) for x in (real, generated))
     if not (real.isfinite().all() and generated.isfinite().all()):

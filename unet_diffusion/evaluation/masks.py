@@ -1,4 +1,4 @@
-"""The scores of predicted masks over a labelled set, for all images together and for each."""
+"""Scores of predicted masks over a labelled set, for all images together and for each image."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from unet_diffusion.checks import require
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.segmentation.instances import connected_components
@@ -30,16 +31,16 @@ OF_SEGMENTS = {
 
 @dataclass(frozen=True)
 class Scores:
-    """How good the masks of a set are; NaN where a score is undefined.
+    """The scores of the masks of a set; NaN where a score is undefined.
 
     Attributes:
-        num_classes: the background included.
+        num_classes: the number of classes, background included.
         boundary_tolerance: of the boundary F1, in pixels.
-        pooled: the pixels of all images counted together: `accuracy`, `mean_iou`, `mean_dice`, and `iou_k` and
+        pooled: scores over the pixels of all images together: `accuracy`, `mean_iou`, `mean_dice`, and `iou_k` and
             `dice_k` of each class k.
-        per_image: means over the images in which a score is defined: those of `pooled`, `boundary_f1`, and, where
-            they were asked for or can be told, `cell_rand_error`, `cell_splits`, `cell_merges` of the cells between
-            membranes, and the same with `instance_`.
+        per_image: means over the images in which a score is defined: those of `pooled`, `boundary_f1`, and
+            `cell_rand_error`, `cell_splits`, `cell_merges` of the cells between membranes, if a membrane was given, and
+            the same with `instance_`, if the set has instance maps.
         images: the scores of each image, named as in `per_image`, and its `row` in the source.
     """
 
@@ -50,10 +51,10 @@ class Scores:
     images: tuple[dict[str, float], ...]
 
     def to_dict(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-        """All scores as JSON has them, undefined ones as None; those of a class stand beside its name.
+        """Returns all scores as JSON values, undefined ones as None, those of a class with its name.
 
         Args:
-            class_names: one each; by default the indices.
+            class_names: one for each class; by default the indices.
         """
         general = [name for name in self.per_image if not name.startswith(tuple(f"{kind}_" for kind in OF_A_CLASS))]
         classes = [
@@ -75,7 +76,7 @@ class Scores:
         )
 
     def to_table(self, class_names: Sequence[str] | None = None) -> str:
-        """The scores of the set as a Markdown table; arguments as for `to_dict`."""
+        """Returns the scores of the set as a Markdown table; arguments as for `to_dict`."""
         labels = dict(OVERALL)
         for kind, shown in OF_A_CLASS.items():
             for label, name in enumerate(class_names or map(str, range(self.num_classes))):
@@ -84,7 +85,7 @@ class Scores:
         for segments in ("cell", "instance"):
             labels |= {f"{segments}_{kind}": f"{shown}, {segments}s" for kind, shown in OF_SEGMENTS.items()}
         lines = [
-            f"| {label} | {_shown(self.pooled, name)} | {_shown(self.per_image, name)} |"
+            f"| {label} | {_cell(self.pooled, name)} | {_cell(self.per_image, name)} |"
             for name, label in labels.items()
             if name in self.per_image
         ]
@@ -100,36 +101,36 @@ def score_masks(
 ) -> Scores:
     """Predicts and scores every image of a set, one after the other.
 
-    Where the set has instance maps, its instances are compared with the connected components of all that is predicted
-    to be another class than 0.
+    If the set has instance maps, its instances are compared with the connected components of all pixels that are
+    predicted not to be class 0.
 
     Args:
-        predict: gives the mask, int64 (H, W) on the CPU, of a stored image (C, H, W).
-        dataset: images with masks, which come whole and are not separated where instances touch.
+        predict: returns the mask, int64 (H, W) on the CPU, of a stored image (C, H, W).
+        dataset: images with masks, whole, and not separated where instances touch.
         boundary_tolerance: of the boundary F1, in pixels.
         membrane: the class of the membrane between cells, to compare the cells too: connected components of all other
-            classes, the predicted membrane being given to the nearest cell (`membrane_components`). Ignored pixels
-            count as membrane of the true mask, so that they are left out.
+            classes, after each pixel of predicted membrane is assigned to the nearest cell (`membrane_components`).
+            Ignored pixels count as membrane of the true mask, so that they are left out.
 
     Raises:
-        ValueError: a membrane that is no class, a negative tolerance, or masks of another size or with other classes.
+        ValueError: a membrane that is not a class, a negative tolerance, or masks of another size or with other
+            classes.
     """
-    if membrane is not None and not 0 <= membrane < dataset.num_classes:
-        raise ValueError(f"membrane is {membrane}, but the classes are 0..{dataset.num_classes - 1}.")
-    if not boundary_tolerance >= 0:
-        raise ValueError(f"boundary_tolerance is {boundary_tolerance}, but must be 0 pixels or more.")
+    valid = membrane is None or 0 <= membrane < dataset.num_classes
+    require(valid, "membrane", membrane, f"the classes are 0..{dataset.num_classes - 1}")
+    require(boundary_tolerance >= 0, "boundary_tolerance", boundary_tolerance, "must be 0 pixels or more")
     metrics = SegmentationMetrics(dataset.num_classes)
     images = []
     for index, row in enumerate(dataset.rows):
         item = dataset[index]
-        found, mask = predict(item["image"]), item["mask"]
+        prediction, mask = predict(item["image"]), item["mask"]
         one = SegmentationMetrics(dataset.num_classes)
-        one.update(found[None], mask[None])
+        one.update(prediction[None], mask[None])
         metrics.confusion += one.confusion
         metrics.image_sums += one.image_sums
         scores = {"row": int(dataset.cache.rows[row]), **_named(one.compute(), "pooled/")}
 
-        predicted, true = found.numpy(), mask.numpy()
+        predicted, true = prediction.numpy(), mask.numpy()
         known = true != IGNORE_INDEX
         scores["boundary_f1"] = boundary_f1(predicted, true, boundary_tolerance)
         if membrane is not None:
@@ -153,29 +154,29 @@ def score_masks(
 
 
 def _of_segments(kind: str, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Adapted Rand error and variation of information of labels (H, W); 0 in the true ones is left out."""
+    """Returns adapted Rand error and variation of information of labels (H, W); true label 0 is left out."""
     values = (adapted_rand_error(predicted, true), *variation_of_information(predicted, true))
     return {f"{kind}_{name}": value for name, value in zip(OF_SEGMENTS, values)}
 
 
 def _named(scores: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """The scores whose names start with the prefix, without it."""
+    """Returns the scores whose names start with the prefix, under names without it."""
     return {name.removeprefix(prefix): value for name, value in scores.items() if name.startswith(prefix)}
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean of those that are defined; NaN if none is."""
+    """Returns the mean of the defined scores; NaN if none is defined."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
-def _shown(scores: Mapping[str, float], name: str) -> str:
+def _cell(scores: Mapping[str, float], name: str) -> str:
     value = scores.get(name, math.nan)
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
 def _without_nan(value: Any) -> Any:
-    """A value of JSON in which NaN, which JSON does not know, is None."""
+    """Returns a JSON value with None in place of NaN, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _without_nan(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

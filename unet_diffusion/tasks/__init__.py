@@ -1,1 +1,1 @@
-"""What is learnt: each task says its batches, loss, validation and what is saved."""
+"""The tasks that a network can learn: each has its batches, loss and validation, and saves what users load."""

@@ -1,45 +1,48 @@
-"""Learning masks from images that have none: the network's own sure predictions are taken for true."""
+"""Learning masks from images that have none: predictions of which the network is sure serve as masks."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.masked.augmentation import augment
 from unet_diffusion.data.masked.config import AugmentationConfig
-from unet_diffusion.data.masked.unlabelled import JointConfig
+from unet_diffusion.data.masked.dataset import MaskedDataset
+from unet_diffusion.data.masked.sets import MaskedSets
+from unet_diffusion.data.streaming import StreamingImages
 from unet_diffusion.images.labels import IGNORE_INDEX
-from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.config import JointConfig, SegmentationConfig
+from unet_diffusion.tasks.segmentation import SegmentationTask
+from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, images_of_step, other_order, training_batches
-from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.unet import UNet
 
-START = 0.1  # share of the steps before it sets in, in which the masks alone say what is looked for
-SMALLEST = 1e-3  # mean probability of a class that is divided by
-COLOUR = 0.5  # how far channels vary on their own, at least, in the image that has to give the mask
-COUNTED = 256  # masks, cut as in training, that tell the shares of the classes
+START = 0.1  # share of the steps in which the masks alone teach, before self-training starts
+SMALLEST = 1e-3  # least mean probability of a class that is divided by
+COLOUR = 0.5  # least strength at which channels vary on their own, in images that are compared with own masks
+COUNTED = 256  # masks, cut as in training, by which the shares of the classes are measured
 IMAGE = "self_training_image"  # in a batch
 
 
 class SelfTrainingTask(SegmentationTask):
     """A `SegmentationTask` that also learns from images without masks (Sohn et al. 2020, eq. 4, for every pixel).
 
-    The network predicts the classes of an image as it is, with probabilities that are aligned with the shares of the
-    classes in the masks (`aligned`). Where it is sure, that is the mask which it has to give for the image as it is
-    varied in training, and in its colours further (`COLOUR`); elsewhere nothing is learnt. The loss is the
-    cross-entropy, a mean over all pixels, sure or not. It sets in after a tenth of the steps; until then the masks
-    alone teach.
+    The network predicts the classes of an unchanged image. Its probabilities are aligned with the shares of the classes
+    in the masks (`aligned`). Where it is sure, the prediction serves as the mask of the augmented image, whose colours
+    vary more than usual (`COLOUR`); the other pixels teach nothing. The loss is the cross-entropy, a mean over all
+    pixels, sure or not. Self-training starts after a tenth of the steps; until then the masks alone teach.
 
     Args:
         network: as for `SegmentationTask`, padded.
-        data: likewise.
-        images: those without masks, of the same size, channels and range of values.
-        joint: the weight of the loss of these, and what counts as sure.
+        data: as for `SegmentationTask`.
+        images: images without masks, of the same size, channels and range of values.
+        joint: the weight of the self-training loss, and the probability that counts as sure.
         config: as for `SegmentationTask`.
-        augmentation: likewise, but needed.
-        scheduler: likewise.
+        augmentation: as for `SegmentationTask`, but required.
+        scheduler: as for `SegmentationTask`.
         num_workers: processes that load images ahead, for each of the two sets.
 
     Raises:
@@ -48,13 +51,13 @@ class SelfTrainingTask(SegmentationTask):
 
     def __init__(
         self,
-        network: Any,
-        data: Any,
-        images: Any,
+        network: UNet,
+        data: MaskedSets,
+        images: ImageDataset | StreamingImages,
         joint: JointConfig,
         config: SegmentationConfig,
         augmentation: AugmentationConfig | None,
-        scheduler: Any = None,
+        scheduler: DDPMScheduler | None = None,
         num_workers: int = 0,
     ) -> None:
         if augmentation is None:
@@ -64,7 +67,7 @@ class SelfTrainingTask(SegmentationTask):
             )
         if network.config.get("padding") == "valid":
             raise ValueError(
-                "the network has padding='valid', whose masks are smaller than the images, and self-training needs "
+                "the network has padding='valid', whose masks are smaller than the images, but self-training needs "
                 "masks of whole images; take a network with padding='same', or set self_training_weight=0."
             )
         super().__init__(network, data, config, augmentation, scheduler, num_workers)
@@ -73,12 +76,10 @@ class SelfTrainingTask(SegmentationTask):
         self.images, self.confidence = images, joint.confidence
         self.weight = joint.self_training_weight or 0.0
 
-    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
-        """Micro-batches of `SegmentationTask`, after a tenth of the steps with images without masks."""
-        labelled = super().batches(accelerator, config, start_step)
-        others = training_batches(
-            self.images, accelerator, other_order(config, "self-training"), start_step, self.num_workers
-        )
+    def batches(self, context: RunContext, start_step: int) -> Batches:
+        """Yields batches of `SegmentationTask`, after a tenth of the steps with images without masks."""
+        labelled, config = super().batches(context, start_step), context.config
+        others = training_batches(self.images, other_order(context, "self-training"), start_step, self.num_workers)
         for micro, (batch, other) in enumerate(zip(labelled, others)):
             started = start_step + micro // config.accumulate >= START * config.steps
             yield batch | ({IMAGE: other["image"]} if started else {})
@@ -86,7 +87,7 @@ class SelfTrainingTask(SegmentationTask):
     def loss(
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> Tensor | dict[str, Tensor]:
-        """The losses of the masks and, weighted, of the network's own added up, each of them, and the sure share."""
+        """Returns the mask loss plus the weighted self-training loss, each of them, and the share of sure pixels."""
         masks = super().loss(network, batch, generators)
         assert isinstance(masks, Tensor)
         own, sure = torch.zeros_like(masks), torch.zeros_like(masks)
@@ -100,29 +101,27 @@ class SelfTrainingTask(SegmentationTask):
         }
 
     def own_loss(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """The loss of images (B, C, H, W) in [-1, 1] with the network's own masks, and the share of sure pixels."""
+        """Returns the loss of images (B, C, H, W) in [-1, 1] against own masks, and the share of sure pixels."""
         with torch.no_grad():
             probabilities = self.logits(network, images, generators).float().softmax(dim=1)
-            sureness, classes = aligned(probabilities, self.shares.to(images.device)).max(dim=1)
-        classes[sureness < self.confidence] = IGNORE_INDEX
+            confidence, classes = aligned(probabilities, self.shares.to(images.device)).max(dim=1)
+        classes[confidence < self.confidence] = IGNORE_INDEX
         varied, masks, _ = augment(images, classes, self.strong, generators)
         logits = self.logits(network, varied, generators).float()
         losses = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none")  # (B, H, W)
         return losses.mean(), (classes != IGNORE_INDEX).float().mean()
 
-    def describe(
-        self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
-    ) -> str:
-        """The images of a step of this process, with masks and without."""
-        others = images_of_step(self.images, accelerator, other_order(config, "self-training"), step)
-        return f"{super().describe(accelerator, config, step, generators)}; without masks {others}"
+    def describe(self, context: RunContext, step: int, generators: list[torch.Generator]) -> str:
+        """Describes a step of this process: its images with masks and without."""
+        others = images_of_step(self.images, other_order(context, "self-training"), step)
+        return f"{super().describe(context, step, generators)}; without masks {others}"
 
 
-def class_shares(train: Any, num_classes: int) -> Tensor:
-    """The shares of the classes in masks as they are trained on, float32 (K,), adding up to 1.
+def class_shares(train: MaskedDataset, num_classes: int) -> Tensor:
+    """Measures the shares of the classes in masks as they are trained on, float32 (K,), adding up to 1.
 
-    Squares cut at random places show the middle of an image more often than its border. So the shares in whole
-    images may be far off, and would take from a network the class that lies in the middle.
+    Squares cut at random places show the middle of an image more often than its border. Shares in whole images could
+    be far off, and alignment would then suppress a class that lies in the middle.
     """
     draws = ((draw // len(train), draw % len(train)) for draw in range(COUNTED))  # epoch and index
     masks = torch.cat([train[draw]["mask"].flatten() for draw in draws])
@@ -131,10 +130,10 @@ def class_shares(train: Any, num_classes: int) -> Tensor:
 
 
 def aligned(probabilities: Tensor, shares: Tensor) -> Tensor:
-    """Class probabilities whose means are drawn to what is expected (Berthelot et al. 2020, ReMixMatch, section 3.1).
+    """Draws the means of class probabilities towards expected shares (Berthelot et al. 2020, ReMixMatch, section 3.1).
 
-    Without it a class that the network gives too seldom is learnt ever less from its own masks, until it is gone. The
-    means are those of the images given, not of all that were seen.
+    Without it, a class that the network predicts too rarely is learnt less and less from its own masks, until it is
+    gone. The means are those of the images given, not of all that were seen.
 
     Args:
         probabilities: (B, K, H, W).

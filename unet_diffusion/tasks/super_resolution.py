@@ -1,7 +1,6 @@
-"""Learning to enlarge images: noise prediction by a network that sees the small image, and its options."""
+"""Learning to enlarge images: noise prediction by a network that sees the small image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,39 +10,37 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.data.sets import ImageSets
-from unet_diffusion.diffusion.config import check_condition_noise, check_scale, check_sides
+from unet_diffusion.diffusion.config import check_scale, check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.figures import array_images, grid
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.tasks.cards import super_resolution_card
-from unet_diffusion.tasks.diffusion import PREVIEW_STEPS, DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.cards import model_card, parameters, size
+from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
+from unet_diffusion.tasks.diffusion import PREVIEW_STEPS, DiffusionTask
 from unet_diffusion.unet import UNet
+from unet_diffusion.version import __version__
 
+SAMPLES = "Held-out images: small, enlarged in 20 steps of DPM-Solver++, original"
+USE = """
+```python
+from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.pipelines import SuperResolutionPipeline
 
-@dataclass
-class SuperResolutionConfig:
-    """How small the images are that the network learns to enlarge."""
+pipe = SuperResolutionPipeline.from_pretrained("{name}")  # this folder
+pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
+pipe("small.png", num_inference_steps=20).images[0].save("large.png")
+```
 
-    scale: int | None = None
-    """With task "super-resolution", how many times larger images become a side: 2, 4 or any integer above 1."""
-    condition_noise: float = 0.05
-    """Highest deviation of the noise on the enlarged small image in training, where values lie in [-1, 1]; each
-    image has a deviation of its own. With it the network copes with images that are not quite as it was trained
-    on, such as compressed ones. 0: none."""
-
-    def __post_init__(self) -> None:
-        """Checks every value."""
-        if self.scale is not None:
-            check_scale(self.scale)
-        check_condition_noise(self.condition_noise)
+or `unet-diffusion upscale --run {name} --inputs small.png`.
+"""
 
 
 class SuperResolutionTask(DiffusionTask):
     """Noise prediction beside the small image (SR3, Saharia et al. 2021), for the `Trainer`.
 
-    The small image is made from each image of the data: shrunk, stored as a file would, and enlarged again
+    The small image is made from each image of the data: shrunk, stored as in a file, and enlarged again
     (`unet_diffusion.diffusion.low_resolution`).
 
     Args:
@@ -55,7 +52,7 @@ class SuperResolutionTask(DiffusionTask):
         scheduler: as in `DiffusionTask`.
 
     Raises:
-        ValueError: sides that are no multiples of the scale, no held-out images, class labels, or a network that
+        ValueError: sides that are not multiples of the scale, no held-out images, class labels, or a network that
             cannot enlarge images.
     """
 
@@ -73,21 +70,21 @@ class SuperResolutionTask(DiffusionTask):
         check_sides(data.train.height, data.train.width, super_resolution.scale)
         if data.validation is None:
             raise ValueError(
-                "no image is held out, but previews of super-resolution show held-out ones; set validation_fraction "
+                "no image is held out, but previews of super-resolution show held-out images; set validation_fraction "
                 "above 0, or name validation_data."
             )
         if config.class_conditional:
             raise ValueError(
-                "class_conditional is set, but super-resolution starts from an image, which says what it shows; "
+                "class_conditional is set, but super-resolution starts from an image, which shows what it is of; "
                 "leave it out."
             )
         super().__init__(unet, data, config, num_workers, scheduler)
         self.scale, self.condition_noise = super_resolution.scale, super_resolution.condition_noise
         self.held_out = data.validation
-        self.pipeline(unet)  # which refuses networks that cannot enlarge
+        self.pipeline(unet)  # raises a ValueError for networks that cannot enlarge
 
     def condition(self, clean: Tensor, generators: Sequence[torch.Generator] = ()) -> Tensor:
-        """The small versions of `clean` (B, C, H, W), enlarged; in training with noise of a random level."""
+        """Returns the small versions of `clean` (B, C, H, W), enlarged; in training with noise of a random level."""
         condition = enlarged(shrunk(clean, self.scale, self.pixel_range), self.scale, self.pixel_range)
         if not generators or self.condition_noise == 0:
             return condition
@@ -96,13 +93,13 @@ class SuperResolutionTask(DiffusionTask):
         return with_noise(condition, levels.to(clean.device), noise.to(clean.device))
 
     def pipeline(self, unet: UNet) -> DiffusionPipeline:
-        """The pipeline that a run saves; its config holds the scale."""
+        """Returns the pipeline that a run saves; its config holds the scale."""
         pipe = SuperResolutionPipeline(unet, self.scheduler, self.scale, self.pixel_range.to_dict())
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     def shown(self, unet: UNet) -> Image.Image:
-        """Held-out images in threes: small, in large pixels; generated, always from the same noise; original."""
+        """Returns held-out images in threes: small, enlarged by the network from a fixed noise, and original."""
         count = min(len(self.held_out), self.config.preview_images)
         clean = self.pixel_range.to_model(torch.stack([self.held_out[i]["image"] for i in range(count)]))
         small = shrunk(clean, self.scale, self.pixel_range)
@@ -115,6 +112,12 @@ class SuperResolutionTask(DiffusionTask):
         columns = 3 * max(round((count / 3) ** 0.5), 1)
         return grid(array_images(threes.permute(0, 2, 3, 1).numpy()), columns)
 
-    def card(self, name: str, unet: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
-        """The model card; arguments as `DiffusionTask.card`."""
-        return super_resolution_card(name, self.pipeline(unet), rows, config)
+    def card(self, name: str, network: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+        """Returns the card of a network that enlarges images."""
+        summary = (
+            f"A U-Net with {parameters(network)} parameters that makes images with {network.config.out_channels} "
+            f"channel(s) {self.scale} times larger a side. It was trained with unet-diffusion {__version__} on images "
+            f"of {size(network)} pixels, as a noise predictor that sees the small image (SR3, Saharia et al. 2021). "
+            "The detail that it adds is drawn at random: it is likely, but not what was there."
+        )
+        return model_card(name, "image-to-image", summary, {"samples.png": SAMPLES}, USE, rows, config)

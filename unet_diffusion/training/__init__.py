@@ -1,1 +1,1 @@
-"""The training loop and all that it needs; it knows no task."""
+"""The training loop and its parts, which are the same for every task."""

@@ -1,5 +1,6 @@
-"""The Accelerator of a run: devices, processes, precision and trackers."""
+"""The Accelerator of a run, and the object that tells tasks and data about the run."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,11 +12,24 @@ from unet_diffusion.training.config import TrainingConfig
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
+@dataclass(frozen=True)
+class RunContext:
+    """The options of a run, and the process and device on which this part of it runs."""
+
+    config: TrainingConfig
+    accelerator: Accelerator
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one optimizer step, over all processes."""
+        return self.config.batch_size * self.config.accumulate * self.accelerator.num_processes
+
+
 def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
-    """The Accelerator of a run.
+    """Returns the Accelerator of a run: its devices, processes, precision and trackers.
 
     Raises:
-        ValueError: fp16 on a CPU, which Accelerate would replace by float32 in silence; weights that are divided among
+        ValueError: fp16 on a CPU, which Accelerate would silently replace by float32; or weights that are sharded among
             processes.
     """
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision

@@ -1,4 +1,4 @@
-"""The state of a run on disk: safetensors and JSON with checksums, written aside, checked, and found again.
+"""Checkpoints of a run: safetensors and JSON with checksums, written aside and read back.
 
 Nothing here reads a pickle. A checkpoint is a folder `step-00001000` that holds one safetensors file per part (weights,
 moving average, optimizer), `state.json` and `checksums.json`.
@@ -21,18 +21,18 @@ from unet_diffusion.files import remove_at_once, write_json, written_aside
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the folder; a reader refuses a format that it does not know
+FORMAT = 2  # of the folder; other formats are not read
 UNREADABLE = (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, KeyError)
 
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
-        step: optimizer steps that are done.
+        step: optimizer steps done.
         tensors: the parts of the state by name, each a flat mapping of tensors.
-        state: everything else, as JSON knows it.
+        state: everything else, as JSON values.
     """
 
     step: int
@@ -41,20 +41,20 @@ class Checkpoint:
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that is incomplete, or whose bytes are not those that were written."""
+    """A checkpoint that is incomplete, or whose files have changed since they were written."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes a checkpoint under `folder`, reads it back, and removes those that it replaces.
 
-    These are the oldest beyond `keep`, and any of its own or a later step: a run goes on from the newest that is whole,
-    so it comes to an earlier step only where the later ones were damaged.
+    These are the oldest beyond `keep`, and those of the same or a later step: a run resumes from the newest whole
+    checkpoint, so it reaches an earlier step only if the later ones are damaged.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        OSError: it could not be written, such as on a full disk; earlier checkpoints are as they were.
+        OSError: it could not be written, for example because the disk is full; earlier checkpoints are unchanged.
     """
     path = folder / f"step-{checkpoint.step:08d}"
     try:
@@ -67,12 +67,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             write_json(aside / "checksums.json", {file.name: sha256(file) for file in sorted(aside.iterdir())})
             if not same_bits(load_checkpoint(aside).tensors, checkpoint.tensors):
                 raise OSError(f"{path} reads back differently from what was written")
-            for passed in (each for each in saved_checkpoints(folder) if each.name >= path.name):
-                remove_at_once(passed)
+            for replaced in (each for each in saved_checkpoints(folder) if each.name >= path.name):
+                remove_at_once(replaced)
     except (OSError, DamagedCheckpoint) as error:
         raise OSError(
-            f"no checkpoint of step {checkpoint.step}: {error}; those before it are as they were, and the same command "
-            "goes on from the newest of them."
+            f"the checkpoint of step {checkpoint.step} could not be saved: {error}; earlier ones are unchanged, and "
+            "the same command resumes from the newest of them."
         ) from error
     for old in saved_checkpoints(folder)[:-keep]:
         remove_at_once(old)
@@ -80,7 +80,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def same_bits(some: dict[str, dict[str, Tensor]], others: dict[str, dict[str, Tensor]]) -> bool:
-    """Whether two checkpoints have the same tensors, bit for bit."""
+    """Returns whether two checkpoints have the same tensors, bit for bit."""
     if {part: set(tensors) for part, tensors in some.items()} != {part: set(each) for part, each in others.items()}:
         return False
     pairs = [(tensor, others[part][name]) for part, tensors in some.items() for name, tensor in tensors.items()]
@@ -92,17 +92,17 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
-    """The folders of all finished checkpoints, oldest first."""
+    """Returns the folders of all finished checkpoints, oldest first."""
     return sorted(folder.glob("step-*"))
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None where there is none at all.
+    """Reads the newest whole checkpoint; None if there are no checkpoints.
 
-    A damaged one is named in a warning, and the one before is taken.
+    A damaged one is named in a warning, and the one before it is read.
 
     Raises:
-        DamagedCheckpoint: all of them are damaged.
+        DamagedCheckpoint: all are damaged.
     """
     paths = saved_checkpoints(folder)
     for path in reversed(paths):
@@ -111,16 +111,16 @@ def load_latest(folder: Path) -> Checkpoint | None:
         except DamagedCheckpoint as error:
             logger.warning("%s; going back to the one before.", error)
     if paths:
-        raise DamagedCheckpoint(f"all {len(paths)} checkpoints in {folder} are damaged; start anew in an empty folder.")
+        raise DamagedCheckpoint(f"all {len(paths)} checkpoints in {folder} are damaged; start in an empty folder.")
     return None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint and checks its bytes.
+    """Reads a checkpoint and checks its checksums.
 
     Raises:
         DamagedCheckpoint: a file is missing, or has changed since it was written.
-        ValueError: the checkpoint was written by a later version.
+        ValueError: the checkpoint has the format of another version.
     """
     try:
         checksums = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
@@ -128,7 +128,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if state["format"] != FORMAT:
             raise ValueError(
                 f"checkpoint {path} has format {state['format']}, but this version reads format {FORMAT}; "
-                "go on with the version that wrote it, or start in an empty folder."
+                "resume with the version that wrote it, or start in an empty folder."
             )
         files = {part: _checked(path / f"{Path(part).name}.safetensors", checksums) for part in state.pop("parts")}
         tensors = {part: load_file(file) for part, file in files.items()}
@@ -139,20 +139,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _checked(file: Path, checksums: dict[str, str]) -> Path:
-    """The file, if its bytes are those that were written."""
+    """Returns the file, after checking that it has not changed since it was written."""
     if sha256(file) != checksums.get(file.name):
-        raise DamagedCheckpoint(f"checkpoint {file.parent} is damaged: {file.name} is not what was written")
+        raise DamagedCheckpoint(f"checkpoint {file.parent} is damaged: {file.name} has changed since it was written")
     return file
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, hexadecimal."""
+    """Returns the SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
-    """The state of an optimizer as one flat mapping, `<parameter>/<quantity>`."""
+    """Returns the state of an optimizer as one flat mapping, `<parameter>/<quantity>`."""
     return {
         f"{names[parameter]}/{key}": torch.as_tensor(value)
         for parameter, quantities in optimizer.state.items()
@@ -161,7 +161,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], saved: dict[str, Tensor]) -> None:
-    """Gives an optimizer the state that `optimizer_tensors` returned.
+    """Loads the state that `optimizer_tensors` returned into an optimizer.
 
     Raises:
         ValueError: the state belongs to other parameters.
@@ -169,7 +169,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
     parameters = {name: parameter for parameter, name in names.items()}
     owners = {key.rsplit("/", 1)[0] for key in saved}
     if owners - set(parameters):
-        raise ValueError(f"the saved optimizer knows {sorted(owners - set(parameters))[:3]}, which the network lacks.")
+        raise ValueError(
+            f"the saved optimizer state has {sorted(owners - set(parameters))[:3]}, but the network does not."
+        )
     for key, value in saved.items():
         name, quantity = key.rsplit("/", 1)
         parameter = parameters[name]

@@ -1,10 +1,14 @@
 """The options of a training run."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from unet_diffusion.checks import is_count, require, require_choice, require_each
+
+Schedule = Literal["cosine", "constant"]
+Precision = Literal["no", "bf16", "fp16"]
 EVERY = ("log_every", "validate_every", "preview_every", "checkpoint_every")
-FREE_TO_CHANGE = {  # when a run goes on; a step keeps its number of images, however they are spread
+FREE_TO_CHANGE = {  # when a run is resumed; images_per_step, which follows from three of them, must stay
     *EVERY,
     *("steps", "batch_size", "accumulate", "processes"),
     *("output", "max_skipped_steps", "keep_checkpoints", "trackers", "num_workers", "cache_dir"),
@@ -13,34 +17,35 @@ FREE_TO_CHANGE = {  # when a run goes on; a step keeps its number of images, how
 
 @dataclass
 class TrainingConfig:
-    """How a run goes; counts are optimizer steps, on however many processes."""
+    """The options of the training loop. Steps are optimizer steps, whatever the number of processes."""
 
     steps: int = 20_000
-    """Optimizer steps in all."""
+    """Optimizer steps of the whole run."""
     batch_size: int = 64
     """Images per process and forward pass."""
     accumulate: int = 1
     """Forward passes per optimizer step."""
     learning_rate: float = 1e-3
-    """Highest learning rate of AdamW."""
+    """Learning rate of AdamW at its peak."""
     warmup_steps: int = 200
     """Steps over which the learning rate rises from 0."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up: "cosine" (to 0 at the last step) or "constant"."""
+    schedule: Schedule = "cosine"
+    """Learning rate after the warm-up: "cosine" (falls to 0 at the last step) or "constant"."""
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Norm to which larger gradients are scaled down."""
     max_skipped_steps: int = 20
-    """A step whose loss or gradient is not finite changes nothing and is skipped; so many in a row end the run."""
+    """Steps in a row, skipped because their loss or gradient is not finite, that end the run. A skipped step changes
+    no weight."""
     ema_decay: float = 0.999
-    """Decay of the moving average of the weights, which is what is saved for use."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Decay of the moving average of the weights. The pipeline is saved with this average."""
+    mixed_precision: Precision = "no"
     """"no", "bf16" or "fp16"; noise and losses stay in float32."""
     compile: bool = False
     """Compile the network's blocks (pays on CUDA, not on a CPU)."""
     seed: int = 0
-    """Everything random follows from it."""
+    """Seed of everything random."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     validate_every: int = 500
@@ -52,22 +57,14 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     """Checkpoints kept; older ones are deleted."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Where else metrics go: names that Accelerate knows, such as tensorboard, wandb, trackio."""
+    """Trackers that get the metrics too, by their names in Accelerate, such as tensorboard, wandb, trackio."""
 
     def __post_init__(self) -> None:
-        """Checks every value before anything else happens."""
-        for name in ("steps", "batch_size", "accumulate", "max_skipped_steps", "keep_checkpoints", *EVERY):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-        for name in ("warmup_steps", "weight_decay"):
-            if not getattr(self, name) >= 0:  # so NaN is refused too
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be a number above 0.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}, but must be from 0 up to, not including, 1.")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule is {self.schedule!r}, but must be 'cosine' or 'constant'.")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"mixed_precision is {self.mixed_precision!r}, but must be 'no', 'bf16' or 'fp16'.")
+        """Checks every value."""
+        counts = ("steps", "batch_size", "accumulate", "max_skipped_steps", "keep_checkpoints", *EVERY)
+        require_each(self, counts, is_count, "must be an integer of at least 1")
+        require_each(self, ("warmup_steps", "weight_decay"), lambda value: value >= 0, "must be a number of at least 0")
+        require_each(self, ("learning_rate", "max_grad_norm"), lambda value: value > 0, "must be a number above 0")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be from 0 up to, but not including, 1")
+        require_choice("schedule", self.schedule, get_args(Schedule))
+        require_choice("mixed_precision", self.mixed_precision, get_args(Precision))

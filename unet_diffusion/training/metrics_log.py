@@ -1,34 +1,32 @@
-"""The numbers of a run as `metrics.jsonl`: one JSON object a line, each with its step."""
+"""The numbers of a run: `metrics.jsonl`, one JSON object a line, each with its step; and their curves."""
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unet_diffusion.files import named_errors, write_text
+from unet_diffusion.files import named_errors, write_text, written_aside
 
 
 class MetricsLog:
-    """Appends lines as they come; a resumed run drops those after the step that it goes on from.
+    """Appends lines to the file; a resumed run first drops the lines after the step at which it resumes.
 
     Args:
         path: the file, which may not exist yet.
-        step: the step that the run goes on from; no step is then missing or doubled.
+        step: the step at which the run resumes, so that no step is missing or there twice.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        if path.exists():
-            kept = [row for row in read_metrics(path) if row["step"] <= step]
-            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        else:
-            write_text(path, "")
+        kept = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, step: int, **values: Any) -> None:
-        """Adds one line; it is on the disk before any later checkpoint is.
+        """Adds one line, which is on the disk before any later checkpoint is.
 
         Raises:
-            OSError: it could not be written, such as on a full disk.
+            OSError: it could not be written, for example because the disk is full.
         """
         with named_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
@@ -37,7 +35,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a `metrics.jsonl`; a last line that a killed run left torn is dropped.
+    """Returns all whole lines of a `metrics.jsonl`; a last line that a killed run left torn is dropped.
 
     Raises:
         ValueError: a line before it is damaged.
@@ -52,6 +50,36 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one quantity, where it was logged."""
+    """Returns the steps at which a quantity was logged, and its values there."""
     points = [(row["step"], row[name]) for row in rows if name in row]
     return [step for step, _ in points], [value for _, value in points]
+
+
+def save_curves(rows: list[dict[str, Any]], path: Path, panels: Mapping[str, Sequence[str]]) -> None:
+    """Plots quantities against the step, losses on a logarithmic axis.
+
+    Args:
+        rows: the lines of a `metrics.jsonl`.
+        path: the PNG to write.
+        panels: the quantities in each panel, by its title; quantities that were not logged are left out.
+    """
+    from matplotlib.figure import Figure  # here, since it takes a tenth of the time that the package takes to import
+    from matplotlib.ticker import LogFormatter
+
+    panels = {title: [name for name in names if series(rows, name)[0]] for title, names in panels.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    figure = Figure(figsize=(5 * max(len(panels), 1), 3.2), layout="constrained")
+    for position, (title, names) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), position)
+        if all(name.endswith("loss") for name in names):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())  # plain text: the parser of mathematical text keeps its last
+            axes.yaxis.set_minor_formatter(LogFormatter())  # errors, and with them everything that its callers held
+        for name in names:
+            steps, values = series(rows, name)
+            axes.plot(steps, values, label=name.replace("_", " "), marker="." if len(steps) < 40 else None)
+        axes.set(title=title, xlabel="optimizer step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=100)

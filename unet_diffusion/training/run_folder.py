@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, one configuration from its start to its end."""
+"""The folder of a run, which belongs to one process at a time and to one configuration."""
 
 import json
 from collections.abc import Iterator
@@ -11,23 +11,23 @@ from filelock import FileLock, Timeout
 from unet_diffusion.files import remove_leftovers, write_json
 from unet_diffusion.training.config import FREE_TO_CHANGE
 
-FORMER = {  # what runs did before there was a choice
+FORMER = {  # values of options in runs from before these options existed
     "task": "generation",
     **{"self_training_weight": 0.0, "confidence": 0.9, "invert": 0.0, "colour": 0.0},
 }
-RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # in runs made before
-WORKERS_END = 6.0  # seconds: torch's data workers look every 5 whether their process lives
+RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # former names of options
+WORKERS_END = 6.0  # seconds; every 5 the data workers of PyTorch check that their process lives
 
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder for the length of a block.
+    """Locks a folder against other runs for the length of a block.
 
-    The operating system lets go of the lock when the process dies, however it dies. But with filelock before 4.0 the
-    data workers of a killed process hold it until they notice; so they are waited for.
+    The operating system releases the lock when the process dies, however it dies. But with filelock before 4.0 the data
+    workers of a killed process hold it until they notice, so the lock is waited for that long.
 
     Raises:
-        RuntimeError: another process is training there.
+        RuntimeError: another process is training in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -42,9 +42,9 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 def claim(folder: Path, resolved: dict[str, Any]) -> None:
-    """Writes the whole configuration of a run as `config.json`, or checks that it equals the one that is there.
+    """Writes the whole configuration of a run as `config.json`, after checking that it equals an existing one.
 
-    What a killed run left half written is removed.
+    Files that a killed run left half written are removed.
 
     Raises:
         ValueError: the folder holds a run of another configuration.
@@ -56,14 +56,14 @@ def claim(folder: Path, resolved: dict[str, Any]) -> None:
             if key not in FREE_TO_CHANGE and before.get(key) != value:
                 raise ValueError(
                     f"{key} is {value!r}, but the run in {folder} was started with {before.get(key)!r}; "
-                    "use the same value to go on with it, or another output folder."
+                    "use the same value to resume it, or another output folder."
                 )
     remove_leftovers(folder)
     write_json(path, resolved)
 
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of all sections of a run's configuration by their own names."""
+    """Returns the options of all sections of a configuration by their own names."""
     values: dict[str, Any] = {}
     for key, value in config.items():
         values |= value if isinstance(value, dict) else {key: value}
@@ -71,5 +71,5 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def current_names(options: dict[str, Any]) -> dict[str, Any]:
-    """Saved options under the names that they have today."""
+    """Returns saved options under their current names."""
     return {RENAMED.get(key, key): value for key, value in options.items()}

@@ -1,16 +1,23 @@
-"""Ctrl-C and SIGTERM as requests that a loop answers between two steps."""
+"""The reasons to stop a run: a signal, no better weights for a while, too many skipped steps."""
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 GRACE = 20  # seconds that a data worker outlives a SIGTERM
 
 
 class StopRequest:
-    """Whether Ctrl-C or SIGTERM came; the loop saves, then leaves as the signal asked."""
+    """True once Ctrl-C or SIGTERM was received; the loop then saves, and leaves by `leave`."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -19,30 +26,18 @@ class StopRequest:
         return self.received is not None
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler; a second signal does not wait for the save."""
+        """Handles a signal; a second one ends the process at once, without the save."""
         if self.received is not None:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
 
     def leave(self) -> None:
-        """Ends the program with the usual status, 128 + signal; on the processes that got none, too."""
+        """Ends the program with the usual status, 128 + signal, also in processes that received none."""
         number = self.received or signal.SIGTERM
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
-
-
-def outlive_sigterm(worker: int) -> None:
-    """Lets a data worker go on for a while after SIGTERM, which often reaches all processes of a job.
-
-    Theirs can then save. It ends them when it leaves; SIGALRM does at last.
-
-    Args:
-        worker: which one; a DataLoader gives it.
-    """
-    if hasattr(signal, "alarm"):  # not on Windows, where no such signal comes
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
 @contextmanager
@@ -58,3 +53,102 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def outlive_sigterm(worker: int) -> None:
+    """Keeps a data worker alive for a while after SIGTERM, which often reaches all processes of a job.
+
+    The training process can then save, and ends the worker when it leaves. SIGALRM ends it after `GRACE` seconds.
+
+    Args:
+        worker: index of the worker, which a DataLoader passes.
+    """
+    if hasattr(signal, "alarm"):  # not on Windows, which does not send SIGTERM
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+
+
+class BestWeights:
+    """Keeps a copy of the weights with the highest score so far, on the CPU.
+
+    Args:
+        patience: validations in a row without a higher score after which training ends; None: it goes to the last step.
+    """
+
+    def __init__(self, patience: int | None = None) -> None:
+        self.patience = patience
+        self.score: float | None = None
+        self.step = 0
+        self.misses = 0  # validations since
+        self.tensors: dict[str, Tensor] = {}
+
+    def offer(self, score: float, step: int, network: "nn.Module") -> None:
+        """Takes the network's weights if the score is higher than all before; NaN never is."""
+        if score > (-float("inf") if self.score is None else self.score):
+            self.score, self.step, self.misses = score, step, 0
+            self.tensors = {name: tensor.to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+        else:
+            self.misses += 1
+
+    @property
+    def exhausted(self) -> bool:
+        """Returns whether the patience has run out."""
+        return self.patience is not None and self.misses >= self.patience
+
+    def load_into(self, network: "nn.Module") -> None:
+        """Loads the best weights, if there are any yet, into a network."""
+        if self.tensors:
+            network.load_state_dict(self.tensors)
+
+    def state(self) -> dict[str, Any]:
+        """Returns all but the weights, for a checkpoint."""
+        return {"score": self.score, "step": self.step, "misses": self.misses}
+
+    def restore(self, state: dict[str, Any], tensors: "dict[str, Tensor]") -> None:
+        """Takes back what `state` and `tensors` were."""
+        self.score, self.step, self.misses = state["score"], state["step"], state["misses"]
+        self.tensors = tensors
+
+
+class SkippedSteps:
+    """Counts the steps whose loss or gradient was not finite; they change no weight and no average.
+
+    Args:
+        limit: skipped steps in a row that end the run.
+
+    Attributes:
+        total: skipped steps since the start of the run.
+        in_a_row: skipped steps since the last one that counted.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.total = self.in_a_row = 0
+
+    def add(self, step: int, description: str) -> None:
+        """Counts and reports a skipped step.
+
+        Args:
+            step: counted from 0.
+            description: of the step, such as its timesteps and images.
+
+        Raises:
+            FloatingPointError: the limit is reached.
+        """
+        self.total += 1
+        self.in_a_row += 1
+        if self.in_a_row < self.limit:
+            logger.warning("step %d skipped, since its loss or gradient is not finite: %s", step, description)
+            return
+        raise FloatingPointError(
+            f"the loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {step}: {description}. "
+            "They changed no weight, and the last checkpoint is kept. Look at these images; if nothing is wrong with "
+            "them, start again in an empty folder with a lower learning_rate, or with mixed_precision='no'."
+        )
+
+    def state(self) -> dict[str, int]:
+        """Returns the counts, for a checkpoint."""
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Takes back what `state` was."""
+        self.total, self.in_a_row = state["total"], state["in_a_row"]

@@ -1,61 +1,87 @@
-"""What the training loop asks of a task."""
+"""The base class of tasks, which the training loop trains."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unet_diffusion.training.batches import Batches
-from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.files import merged_into
+from unet_diffusion.training.accelerator import RunContext
+from unet_diffusion.training.batches import Batches, TrainingImages, images_of_step, training_batches
+from unet_diffusion.training.metrics_log import save_curves
 
 
-class Task(Protocol):
-    """Which network learns, what a batch costs, how to validate and what to show.
+class Task(ABC):
+    """A network that learns, its images and its loss; how it is validated, shown and saved.
 
     Attributes:
-        network: what learns.
-        best_by: the number of `validate` whose highest value tells the weights to export; None: the last ones.
+        network: the network that learns.
+        train: the images to learn from.
+        num_workers: processes that load images ahead.
+        best_by: the number of `validate` by whose highest value the exported weights are chosen; None: the last ones.
         patience: validations in a row without a higher one after which training ends; None: it goes to the last step.
+        curves: the quantities in each panel of `curves.png`, by its title.
     """
 
     network: ModelMixin
-    best_by: str | None
-    patience: int | None
+    train: TrainingImages
+    num_workers: int = 0
+    best_by: str | None = None
+    patience: int | None = None
+    curves: Mapping[str, Sequence[str]]
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """The parameters that learn, in groups, each with its share of the learning rate."""
-        ...
+        """Returns the parameters that learn, in groups, each with its share of the learning rate."""
+        return [([parameter for parameter in self.network.parameters() if parameter.requires_grad], 1.0)]
 
-    def batches(self, accelerator: Accelerator, config: TrainingConfig, start_step: int) -> Batches:
-        """Micro-batches of this process for ever, from the first of `start_step` on."""
-        ...
+    def batches(self, context: RunContext, start_step: int) -> Batches:
+        """Yields the micro-batches of this process without end, on its device, from an optimizer step on."""
+        return training_batches(self.train, context, start_step, self.num_workers)
 
+    @abstractmethod
     def loss(
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> Tensor | dict[str, Tensor]:
-        """The scalar to minimise, or that one as "loss" among others by name, which are logged beside it.
+        """Returns the scalar to minimise, or that one as "loss" among others by name, which are logged beside it.
 
         All that is random about sample i comes from `generators[i]`.
         """
-        ...
 
-    def describe(
-        self, accelerator: Accelerator, config: TrainingConfig, step: int, generators: list[torch.Generator]
-    ) -> str:
-        """What a step of this process was about: its images, and what else is known from all their generators."""
-        ...
+    def describe(self, context: RunContext, step: int, generators: list[torch.Generator]) -> str:
+        """Describes a step of this process for a message: its images, and what its generators draw."""
+        return images_of_step(self.train, context, step)
 
-    def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
-        """Numbers of the held-out images, averaged over processes."""
-        ...
+    @abstractmethod
+    def validate(self, network: ModelMixin, accelerator: Accelerator) -> dict[str, float]:
+        """Returns numbers of the held-out images, averaged over processes."""
 
-    def preview(self, network: Any, path: Path) -> None:
-        """A PNG that shows what the network can do."""
-        ...
+    @abstractmethod
+    def preview(self, network: ModelMixin, path: Path) -> None:
+        """Writes a PNG that shows what the network can do."""
 
-    def export(self, network: Any, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
-        """The pipeline, its model card and the curves of the run."""
-        ...
+    @abstractmethod
+    def save(self, network: ModelMixin, folder: Path) -> None:
+        """Writes what users load, and images that show what it can do."""
+
+    @abstractmethod
+    def card(self, name: str, network: ModelMixin, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+        """Returns the model card with a name as its title; the other arguments are those of `export`."""
+
+    def export(self, network: ModelMixin, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
+        """Writes the trained network, its curves and its model card into the folder of the run.
+
+        Args:
+            network: the trained network.
+            folder: of the run.
+            rows: the lines of its `metrics.jsonl`.
+            config: its resolved configuration.
+        """
+        with merged_into(folder) as aside:
+            self.save(network, aside)
+            save_curves(rows, aside / "curves.png", self.curves)
+            (aside / "README.md").write_text(self.card(folder.name, network, rows, config), encoding="utf-8")

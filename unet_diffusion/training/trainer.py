@@ -1,8 +1,8 @@
 """The training loop: one for every task, through Accelerate.
 
-A task (`unet_diffusion.training.task`) says what is learnt and how it is measured and shown. The loop does the rest:
-accumulation, clipping, the learning rate, the moving average, precision, logging, checkpoints and going on after a
-stop. All counts are optimizer steps.
+A task (`unet_diffusion.training.task`) says what is learnt, and how it is validated and shown. The loop does the rest:
+accumulation, clipping, the learning rate, the moving average, precision, logging, checkpoints and resuming. All counts
+are optimizer steps.
 """
 
 import json
@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from unet_diffusion.randomness import keyed_generator, keyed_seed
-from unet_diffusion.training.best_weights import BestWeights
+from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.checkpoints import (
     Checkpoint,
     load_latest,
@@ -34,20 +34,19 @@ from unet_diffusion.training.checkpoints import (
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import MetricsLog, read_metrics
 from unet_diffusion.training.run_folder import claim, only_run_in
-from unet_diffusion.training.skipped_steps import SkippedSteps
-from unet_diffusion.training.stopping import stop_requests
+from unet_diffusion.training.stopping import BestWeights, SkippedSteps, stop_requests
 from unet_diffusion.training.task import Task
 
 
 class Trainer:
-    """Trains a task in a folder, going on from the newest checkpoint there.
+    """Trains a task in a folder, resuming from the newest checkpoint there.
 
     Args:
         task: what is learnt.
-        config: how the run goes.
-        output: the run's folder.
-        resolved: the whole configuration of the run, kept as `config.json`; a run is only continued by an equal one.
-        accelerator: from `make_accelerator`, made before the task so that its data know their process.
+        config: the options of the loop.
+        output: the folder of the run.
+        resolved: the whole configuration of the run, written as `config.json`; a run is resumed only by an equal one.
+        accelerator: from `make_accelerator`, made before the task, whose data depend on the process.
 
     Raises:
         ValueError: the folder holds a run of another configuration.
@@ -58,8 +57,8 @@ class Trainer:
         self, task: Task, config: TrainingConfig, output: Path, resolved: dict[str, Any], accelerator: Accelerator
     ) -> None:
         self.task, self.config, self.output, self.accelerator = task, config, output, accelerator
-        images = config.batch_size * config.accumulate * accelerator.num_processes
-        facts = {"processes": accelerator.num_processes, "images_per_step": images}
+        self.context = RunContext(config, accelerator)
+        facts = {"processes": accelerator.num_processes, "images_per_step": self.context.images_per_step}
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last log line
@@ -81,11 +80,11 @@ class Trainer:
         self.network, self.optimizer = accelerator.prepare(task.network, optimizer)
 
     def run(self) -> Path:
-        """Trains to the last step and writes the pipeline; returns the run's folder."""
+        """Trains to the last step, exports, and returns the folder of the run."""
         alone = only_run_in(self.output) if self.accelerator.is_main_process else nullcontext()
         with alone, stop_requests() as stop:
             self._start()
-            loading = closing(self.task.batches(self.accelerator, self.config, self.step))  # ends the data workers
+            loading = closing(self.task.batches(self.context, self.step))  # ends the data workers
             with loading as batches, self._progress_bar() as bar:
                 while self.step < self.config.steps and not self.best.exhausted:
                     self._train_step(batches)
@@ -101,7 +100,7 @@ class Trainer:
                         self._save()
                     if stopping:
                         stop.leave()
-            if self._any_process(self._ends_unjudged()):
+            if self._any_process(self._lacks_validation()):
                 self._validate()
             self._export()
         # The gradients' reducer holds the process group: freed after `end_training`, it would wait with the
@@ -127,7 +126,7 @@ class Trainer:
                 if accelerator.sync_gradients:
                     finite &= accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm).isfinite()
                     lost = self._any_process(not finite)
-                    if not lost or accelerator.scaler:  # which skips by itself, and lowers its scale for the next step
+                    if not lost or accelerator.scaler:  # which skips the step itself, and lowers its scale
                         self.optimizer.step()
                 self.optimizer.zero_grad()
             sums = {name: sums.get(name, 0) + loss.detach() / config.accumulate for name, loss in losses.items()}
@@ -144,17 +143,18 @@ class Trainer:
         self.seconds += time.perf_counter() - started
 
     def _first_sample(self, micro: int) -> int:
-        """Place of a micro-batch's first sample among all of its step."""
+        """Returns the position of a micro-batch's first sample among all samples of its step."""
         return (micro * self.accelerator.num_processes + self.accelerator.process_index) * self.config.batch_size
 
     def _generators(self, micro: int) -> list[torch.Generator]:
-        """One for each sample of a micro-batch of this step."""
-        places = range(self._first_sample(micro), self._first_sample(micro) + self.config.batch_size)
-        return [keyed_generator(self.config.seed, "sample", self.step, place) for place in places]
+        """Returns a generator for each sample of a micro-batch of this step."""
+        first = self._first_sample(micro)
+        positions = range(first, first + self.config.batch_size)
+        return [keyed_generator(self.config.seed, "sample", self.step, position) for position in positions]
 
     def _describe(self) -> str:
         generators = [generator for micro in range(self.config.accumulate) for generator in self._generators(micro)]
-        return self.task.describe(self.accelerator, self.config, self.step, generators)
+        return self.task.describe(self.context, self.step, generators)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -166,7 +166,7 @@ class Trainer:
 
     def _log(self, bar: tqdm) -> None:
         losses = {name: total.item() / self.loss_count for name, total in self._mean_over_processes().items()}
-        rate = self.loss_count * self.resolved["images_per_step"] / self.seconds
+        rate = self.loss_count * self.context.images_per_step / self.seconds
         self.loss_sums, self.loss_count = {}, 0
         self.seconds = 0.0
         bar.set_postfix(loss=f"{losses.get('loss', math.nan):.4f}", images_per_second=f"{rate:.0f}")
@@ -178,7 +178,7 @@ class Trainer:
         )
 
     def _mean_over_processes(self) -> dict[str, Tensor]:
-        """The sums of losses since the last log line."""
+        """Returns the sums of losses since the last log line."""
         return {name: self.accelerator.reduce(total, "mean") for name, total in self.loss_sums.items()}
 
     def _validate(self) -> None:
@@ -201,7 +201,7 @@ class Trainer:
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[ModelMixin]:
-        """The network in evaluation mode with the moving average of its weights, for the length of a block."""
+        """Yields the network in evaluation mode, with the moving average of its weights for the length of a block."""
         network = self.task.network
         self.ema.store(network.parameters())
         self.ema.copy_to(network.parameters())
@@ -213,7 +213,7 @@ class Trainer:
             self.ema.restore(network.parameters())
 
     def _save(self) -> None:
-        self.loss_sums = self._mean_over_processes()  # so that every process can go on from one checkpoint
+        self.loss_sums = self._mean_over_processes()  # so that every process can resume from one checkpoint
         if self.accelerator.is_main_process:
             network = self.task.network
             names = [name for name, _ in network.named_parameters()]
@@ -242,7 +242,7 @@ class Trainer:
         return {parameter: name for name, parameter in self.task.network.named_parameters()}
 
     def _start(self) -> None:
-        """Goes on from the newest checkpoint, or starts."""
+        """Resumes from the newest checkpoint, or starts."""
         if self.accelerator.is_main_process:
             claim(self.output, self.resolved)
         self.accelerator.wait_for_everyone()
@@ -252,7 +252,7 @@ class Trainer:
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device)).unique().tolist()
         if len(steps) > 1:
             raise ValueError(
-                f"the processes would go on from different steps, {', '.join(map(str, steps))}, since they do not see "
+                f"the processes would resume from different steps, {', '.join(map(str, steps))}, since they do not see "
                 f"the same {self.output}; give an output folder that all machines share."
             )
         self.schedule = self._make_schedule()
@@ -265,8 +265,8 @@ class Trainer:
         shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
         if shapes != {name: tensor.shape for name, tensor in checkpoint.tensors["model"].items()}:
             raise ValueError(
-                f"the checkpoint of step {checkpoint.step} in {self.output} is of another network than these options "
-                "make; go on with the model that it was started with, or choose another output folder."
+                f"the checkpoint of step {checkpoint.step} in {self.output} belongs to another network than these "
+                "options build; resume with the model that the run was started with, or choose another output folder."
             )
         network.load_state_dict(checkpoint.tensors["model"])
         for (name, _), average in zip(network.named_parameters(), self.ema.shadow_params):
@@ -284,7 +284,7 @@ class Trainer:
         self.step = checkpoint.step
 
     def _make_schedule(self) -> LRScheduler:
-        """The learning rate from `step` on. It is not prepared: Accelerate would step it once per process."""
+        """Makes the learning rate from `step` on. It is not prepared: Accelerate would step it once per process."""
         optimizer, config = self.optimizer.optimizer, self.config
         for group in optimizer.param_groups:
             group["initial_lr"] = group["share"] * config.learning_rate
@@ -292,8 +292,8 @@ class Trainer:
             return get_constant_schedule_with_warmup(optimizer, config.warmup_steps, last_epoch=self.step - 1)
         return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps, last_epoch=self.step - 1)
 
-    def _ends_unjudged(self) -> bool:
-        """Whether `steps` was lowered to what a stopped run had done, a step that was not to be the last one then."""
+    def _lacks_validation(self) -> bool:
+        """Returns whether the last step was not validated: `steps` was lowered to those that a stopped run had done."""
         if not self.accelerator.is_main_process:
             return False
         rows = read_metrics(self.metrics.path)

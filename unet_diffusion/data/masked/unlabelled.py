@@ -1,6 +1,6 @@
-"""Images without masks beside those with masks: what they teach, and which they are."""
+"""Images without masks, for tasks that learn from them beside images with masks."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from datasets import Dataset
 
@@ -12,63 +12,28 @@ from unet_diffusion.data.sets import ImageSets, labels_among, rows_without
 from unet_diffusion.data.sources import open_source
 
 
-@dataclass
-class JointConfig:
-    """What images without masks teach beside those with masks, and which they are."""
-
-    denoising_weight: float = 0.0
-    """Weight of the noise-prediction loss; above 0, every step also predicts the noise of as many images without
-    masks, so that the network generates as well and learns from them."""
-    self_training_weight: float | None = None
-    """Weight of the loss of the network's own masks; above 0, after a tenth of the steps every one also learns from as
-    many images without masks, wherever the network is sure of their classes. By default 1 for a network from a DDPM
-    run where there are such images (unlabelled, or those beyond max_labels), else 0."""
-    confidence: float = 0.9
-    """Probability of a class from which on the network is sure of it, in self-training."""
-    unlabelled: str | None = None
-    """Images without masks, a source like `data`; by default all of `data`, those beyond max_labels too. What is held
-    out for validation is left out of them."""
-
-    def __post_init__(self) -> None:
-        """Checks every value."""
-        for name in ("denoising_weight", "self_training_weight"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0.")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence is {self.confidence}, but is a probability above 0 and below 1.")
-        if self.unlabelled is not None and self.self_training_weight is not None and not self.needs_images:
-            raise ValueError(
-                f"unlabelled is {self.unlabelled!r}, but denoising_weight and self_training_weight are 0, so that "
-                "nothing learns from these images; set one above 0, or leave unlabelled out."
-            )
-
-    @property
-    def needs_images(self) -> bool:
-        """Whether anything learns from images without masks, once the weights are settled."""
-        return max(self.denoising_weight, self.self_training_weight or 0) > 0
-
-
 def load_unlabelled(
-    config: JointConfig,
+    source: str | None,
     options: MaskedDataConfig,
     data: MaskedSets,
     label_names: tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> ImageSets:
-    """The images without masks, read as those with masks are.
+    """Opens images without masks; they are read in the same way as those with masks.
 
     Args:
-        config: which images.
-        options: how those with masks were read.
-        data: those with masks. The ones that masks are validated on are what noise prediction is validated on; equal
-            images are not trained on, wherever they come from.
-        label_names: classes that the network can be conditioned on; others are taken for none.
+        source: of the images, as `data` in the options; None: all images of `data`, with masks or without.
+        options: how the images with masks were read.
+        data: the images with masks. Their validation images are also those of noise prediction, and equal images are
+            not trained on, wherever they come from.
+        label_names: classes that the network can be conditioned on; other classes count as none.
         seed: of the run; it sets the crops.
 
     Raises:
-        ValueError: a source that cannot be read; images of other channels, dtype or size; none that is not held out.
+        ValueError: a source that cannot be read; images of other channels, dtype or size; or only images that are held
+            out.
     """
-    name = config.unlabelled
+    name = source
     if name is None:
         rows, _, name = open_part(replace(options, max_labels=None), "train")
         rows = rows.select_columns("image")
@@ -86,7 +51,7 @@ def load_unlabelled(
     if options.crop_size is None and (height, width) != size:
         raise ValueError(
             f"unlabelled images of {name} have {width}x{height} pixels, those with masks {size[1]}x{size[0]}; give "
-            "crop_size to cut both, or image_size to resize them."
+            "crop_size to cut both, or image_size to resize both."
         )
     held_out = data.validation
     usable = rows_without(cache, held_out.cache.images, held_out.rows)

@@ -1,0 +1,83 @@
+"""A run that trains a classifier of whole images."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.sets import ImageSets, load_images
+from unet_diffusion.evaluation.classifier import ImageClassifier
+from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.output_folder import check_output
+from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.tasks.classification import ClassificationTask
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.trainer import Trainer
+
+
+@dataclass
+class TrainClassifier:
+    """Train a small classifier of whole images. The same command again resumes a stopped run."""
+
+    output: Path = Path("runs/classifier")
+    """Folder of the run; `evaluate-generation --features` takes it."""
+    widths: tuple[int, ...] = (32, 64, 128)
+    """Channels at each resolution, full resolution first; the last is the number of features."""
+    dropout: float = 0.1
+    """Share of the features dropped in training before the last layer."""
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(steps=1000, learning_rate=1e-2, warmup_steps=100, validate_every=250)
+    )
+
+
+def train_classifier(config: TrainClassifier) -> Path:
+    """Trains a classifier, or resumes its run, and returns the folder of the run.
+
+    The folder holds the weights that did best on held-out images and their config in `classifier/`, a model card,
+    `hardest.png`, `curves.png`, `metrics.jsonl`, `config.json`, previews and checkpoints. Channels and classes follow
+    from the data.
+
+    Raises:
+        ValueError: an option or images that cannot be used, such as those without labels, before training starts.
+        RuntimeError: another process is training in the folder.
+    """
+    accelerator = make_accelerator(config.training, config.output)
+    check_output(config.output)
+    data = load_images(config.data, config.training.seed, accelerator.process_index, accelerator.num_processes)
+    names = checked_class_names(data)
+    torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
+    network = ImageClassifier(
+        data.train.channels, len(names), config.widths, config.dropout, class_names=names, data=data.train.name
+    )
+    task = ClassificationTask(network, data, config.data.num_workers)
+    return Trainer(task, config.training, config.output, asdict(config), accelerator).run()
+
+
+def checked_class_names(data: ImageSets) -> tuple[str, ...]:
+    """Returns the names of the classes.
+
+    Raises:
+        ValueError: no labels, no held-out images, or none of them with a label.
+    """
+    names = data.train.class_names
+    if names is None:
+        raise ValueError(
+            f"{data.train.name} has no class labels, but a classifier learns them; name their column by label_column "
+            "(of type ClassLabel in a stream), or sort the images into one folder for each class."
+        )
+    if data.validation is None:
+        raise ValueError(
+            "there are no held-out images, but the weights are chosen by the accuracy on them; set validation_fraction "
+            "above 0 (it has no effect on a stream), or name a validation set."
+        )
+    for part in (data.train, data.validation):
+        if isinstance(part, ImageDataset) and (part.labels == NO_LABEL).all():
+            raise ValueError(
+                f"none of the {len(part)} images used of {part.name} has a class label, but some must; name the "
+                "column of the labels by label_column."
+            )
+    return names

@@ -1,0 +1,127 @@
+"""Learning the classes of whole images."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from unet_diffusion.data.dataset import to_batch
+from unet_diffusion.data.sets import ImageSets
+from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
+from unet_diffusion.images.figures import array_images, grid, save_image
+from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.tasks.cards import model_card, parameters
+from unet_diffusion.training.metrics_log import series
+from unet_diffusion.training.task import Task
+from unet_diffusion.version import __version__
+
+VALIDATION_BATCH = 64  # images at once
+PREVIEW_IMAGES = 36
+HARDEST = "Held-out images whose own class gets the lowest probability"
+USE = """
+To compare images that a DDPM run generates with real ones:
+`unet-diffusion evaluate-generation --run RUN --data DATA --features {name}`. In Python:
+
+```python
+from unet_diffusion.evaluation.classifier import ImageClassifier
+
+classifier = ImageClassifier.from_pretrained("{name}/classifier").eval()  # in this folder
+logits = classifier(images)  # images (B, {channels}, H, W) in [-1, 1]; logits (B, {classes})
+features = classifier.features(images)  # (B, {features})
+```
+"""
+
+
+class ClassificationTask(Task):
+    """Classification of whole images, for `unet_diffusion.training.trainer.Trainer`.
+
+    Args:
+        network: the classifier.
+        data: images to learn from and held-out ones, both with labels.
+        num_workers: processes that load images ahead.
+    """
+
+    best_by = "accuracy"
+    curves = {"loss": ("loss", "validation_loss"), "accuracy": ("accuracy",), "learning rate": ("learning_rate",)}
+
+    def __init__(self, network: ImageClassifier, data: ImageSets, num_workers: int = 0) -> None:
+        assert data.validation is not None
+        self.network, self.num_workers = network, num_workers
+        self.train, self.validation, self.pixel_range = data.train, data.validation, data.train.pixel_range
+
+    def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
+        """Returns the cross-entropy of stored images `image` (B, C, H, W) and their classes `label` (B,)."""
+        return classification_loss(network(self.pixel_range.to_model(batch["image"])), batch["label"])
+
+    def validate(self, network: ImageClassifier, accelerator: Accelerator) -> dict[str, float]:
+        """Returns the share of held-out images whose class gets the highest score, and the loss.
+
+        Images without a label are left out.
+        """
+        sums = torch.zeros(3, dtype=torch.float64)
+        mine = range(accelerator.process_index, len(self.validation), accelerator.num_processes)
+        for logits, labels in self._predictions(network, mine):
+            right = (logits.argmax(dim=1) == labels).sum()
+            sums += torch.stack([right, classification_loss(logits, labels) * len(labels), (labels != NO_LABEL).sum()])
+        right, loss, count = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
+        return {"accuracy": right / count, "validation_loss": loss / count}
+
+    def _predictions(self, network: ImageClassifier, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields scores (B, K) and labels (B,) of held-out images, on the CPU."""
+        for start in range(0, len(indices), VALIDATION_BATCH):
+            batch = to_batch([self.validation[index] for index in indices[start : start + VALIDATION_BATCH]])
+            yield network(self.pixel_range.to_model(batch["image"]).to(network.device)).cpu(), batch["label"]
+
+    def preview(self, network: ImageClassifier, path: Path) -> None:
+        """Writes the held-out images whose own class gets the lowest probability, the lowest first."""
+        losses = [
+            F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="none")
+            for logits, labels in self._predictions(network, range(len(self.validation)))
+        ]
+        hardest = torch.cat(losses).argsort(descending=True, stable=True)[:PREVIEW_IMAGES].tolist()
+        shown = self.pixel_range.to_model(torch.stack([self.validation[index]["image"] for index in hardest]))
+        save_image(grid(array_images((shown / 2 + 0.5).permute(0, 2, 3, 1).numpy())), path)
+
+    def save(self, network: ImageClassifier, folder: Path) -> None:
+        """Writes the classifier and `hardest.png`."""
+        network.save_pretrained(folder / CLASSIFIER_FOLDER)
+        self.preview(network, folder / "hardest.png")
+
+    def card(self, name: str, network: ImageClassifier, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+        """Returns the card of a classifier."""
+        saved = network.config
+        features = saved.widths[-1]
+        summary = (
+            f"A classifier with {parameters(network)} parameters that gives images with {saved.in_channels} channel(s) "
+            f"one of {saved.num_classes} classes, trained with unet-diffusion {__version__}. Its {features} features "
+            "say how near generated images are to real ones."
+        )
+        use = USE.format(name=name, channels=saved.in_channels, classes=saved.num_classes, features=features)
+        images = {"hardest.png": HARDEST}
+        return model_card(name, "image-classification", summary, images, use, rows, config, self.best_by)
+
+    def export(
+        self, network: ImageClassifier, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]
+    ) -> None:
+        """Writes the accuracy of the exported weights into their config, then exports."""
+        network.register_to_config(accuracy=max(series(rows, "accuracy")[1]))
+        super().export(network, folder, rows, config)
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the cross-entropy, a mean over all images, however they are spread over micro-batches.
+
+    Images without a class add 0.
+
+    Args:
+        logits: (B, K).
+        labels: int64 (B,), `NO_LABEL` for no class.
+
+    Returns:
+        A scalar.
+    """
+    return F.cross_entropy(logits.float(), labels, ignore_index=NO_LABEL, reduction="sum") / len(labels)

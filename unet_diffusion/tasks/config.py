@@ -1,0 +1,191 @@
+"""The options of the tasks; this module imports no PyTorch, so that the help of a command appears at once."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each
+from unet_diffusion.diffusion.config import PredictionType, check_condition_noise, check_scale
+from unet_diffusion.network.config import check_recipe
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+LossName = Literal["cross_entropy", "dice", "both"]
+LearningPart = Literal["everything", "decoder", "head", "pixel_classifier"]
+RECIPES: dict[str, dict[str, Any]] = {  # Ho et al. 2020, sections 3.4 and 4
+    "ddpm": {"prediction_type": "epsilon", "min_snr_gamma": None, "beta_schedule": "linear"},
+}
+
+
+@dataclass
+class DiffusionConfig:
+    """The prediction of the network, and how noise is added."""
+
+    recipe: Literal["ddpm"] | None = None
+    """"ddpm" is the classic recipe: predict the noise, weigh all timesteps alike, linear betas. It sets
+    prediction_type, min_snr_gamma and beta_schedule; by default each has its own option."""
+    prediction_type: PredictionType = "v_prediction"
+    """"epsilon" (the noise, as in DDPM), "v_prediction" or "sample" (the clean image)."""
+    min_snr_gamma: float | None = 5.0
+    """Gamma of the Min-SNR weights of the timesteps; None weighs them alike, as in DDPM."""
+    beta_schedule: BetaSchedule = "squaredcos_cap_v2"
+    """"linear" (DDPM), "scaled_linear" or "squaredcos_cap_v2" (the cosine schedule)."""
+    zero_terminal_snr: bool = False
+    """Rescale the betas so that the last timestep is pure noise (Lin et al. 2023); needs v_prediction or sample."""
+    num_train_timesteps: int = 1000
+    """Timesteps of the forward process."""
+    class_conditional: bool = False
+    """Condition on the class labels of the data."""
+    label_dropout: float = 0.1
+    """Share of the labels replaced by "no class" in training, which guidance needs; with class_conditional."""
+    validation_images: int = 256
+    """Held-out images for the validation loss, each with a fixed timestep and fixed noise."""
+    preview_images: int = 36
+    """Images in a preview and in the model card."""
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        self._follow_recipe()
+        require_choice("prediction_type", self.prediction_type, get_args(PredictionType))
+        require_choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
+        gamma, dropout = self.min_snr_gamma, self.label_dropout
+        require(gamma is None or gamma > 0, "min_snr_gamma", gamma, "must be above 0, or None for equal weights")
+        require(0 <= dropout < 1, "label_dropout", dropout, "must be from 0 up to, but not including, 1")
+        counts = ("num_train_timesteps", "validation_images", "preview_images")
+        require_each(self, counts, is_count, "must be an integer of at least 1")
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "zero_terminal_snr is set and prediction_type is 'epsilon', but pure noise says nothing about the "
+                "image; use prediction_type='v_prediction'."
+            )
+
+    def _follow_recipe(self) -> None:
+        if self.recipe is None:
+            return
+        require_choice("recipe", self.recipe, (*RECIPES, None))
+        for name, value in RECIPES[self.recipe].items():
+            given = getattr(self, name)
+            if given not in (type(self).__dataclass_fields__[name].default, value):
+                raise ValueError(
+                    f"{name} is {given!r}, but the recipe {self.recipe!r} has {value!r}; leave one of them out."
+                )
+            setattr(self, name, value)
+
+    def make_scheduler(self) -> "DDPMScheduler":
+        """Returns the forward process as a diffusers scheduler, which is saved with the run."""
+        from diffusers import DDPMScheduler
+
+        return DDPMScheduler(
+            num_train_timesteps=self.num_train_timesteps,
+            beta_schedule=self.beta_schedule,
+            prediction_type=self.prediction_type,
+            rescale_betas_zero_snr=self.zero_terminal_snr,
+            timestep_spacing="trailing" if self.zero_terminal_snr else "leading",
+        )
+
+
+@dataclass
+class SuperResolutionConfig:
+    """How small the images are that the network learns to enlarge."""
+
+    scale: int | None = None
+    """With task "super-resolution", how many times larger images become a side: 2, 4 or any integer above 1."""
+    condition_noise: float = 0.05
+    """Highest standard deviation of the noise that training adds to the enlarged small image, whose values lie in
+    [-1, 1]; drawn for each image. The network then copes with images that differ a little from those of training,
+    such as compressed ones. 0 adds none."""
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        if self.scale is not None:
+            check_scale(self.scale)
+        check_condition_noise(self.condition_noise)
+
+
+@dataclass
+class SegmentationConfig:
+    """The segmentation loss, the part of the network that learns, and when to stop."""
+
+    loss: LossName = "cross_entropy"
+    """Pixel-wise softmax cross-entropy (2015), soft Dice, or "both" added up."""
+    balance_classes: bool = False
+    """Weigh classes by the inverse of their share of the training pixels, in the cross-entropy."""
+    learn: LearningPart = "everything"
+    """The part that learns: "everything", the "decoder" with the segmentation head, or the "head" alone; the rest is
+    frozen. Or a "pixel_classifier" on features of the frozen network of a DDPM run, for a handful of masks."""
+    trunk_rate: float = 1.0
+    """Learning rate of all but the segmentation head, as a share of learning_rate; below 1 it spares pretrained
+    weights."""
+    timestep: float | None = None
+    """Timestep that the network gets while it segments; by default its own (0 for networks made here)."""
+    patience: int | None = None
+    """Stop after this many validations in a row without a higher mean IoU; by default the run goes to its last
+    step."""
+    preview_images: int = 12
+    """Validation images in a preview."""
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        require_choice("loss", self.loss, get_args(LossName))
+        require_choice("learn", self.learn, get_args(LearningPart))
+        if self.loss == "dice" and self.balance_classes:
+            raise ValueError("loss is 'dice', which takes no class weights; set loss='both', or leave balance_classes.")
+        rate, rule = self.trunk_rate, "must be above 0 and at most 1; to freeze the trunk, set learn='head'"
+        require(0 < rate <= 1, "trunk_rate", rate, rule)
+        moves = self.learn != "head" or rate == 1
+        require(moves, "trunk_rate", rate, "learn='head' freezes the trunk; leave it out")
+        require_each(self, ("patience", "preview_images"), is_count, "must be an integer of at least 1")
+
+
+@dataclass
+class FrozenFeaturesConfig:
+    """The features of the noise predictor that a pixel classifier reads, and how wide it is."""
+
+    timesteps: tuple[int, ...] = (50, 150, 250)
+    """Timesteps whose noise is added to the image, one network pass each; by default those of Baranchuk et al. 2022,
+    of 1000."""
+    stages: tuple[int, ...] | None = None
+    """Stages of the decoder, 0 the coarsest; by default all."""
+    hidden: tuple[int, ...] = (128, 32)
+    """Widths of the classifier's hidden layers."""
+
+    def __post_init__(self) -> None:
+        """Checks every value; those that depend on the network are checked when it is known."""
+        check_recipe(self.timesteps, self.hidden, self.stages)
+
+
+@dataclass
+class JointConfig:
+    """Which images without masks are used beside those with masks, and what the network learns from them."""
+
+    denoising_weight: float = 0.0
+    """Weight of the noise-prediction loss. Above 0, every step also predicts the noise of as many images without
+    masks, so that the network learns from them and can generate images too."""
+    self_training_weight: float | None = None
+    """Weight of the loss against the network's own masks. Above 0, every step after the first tenth also learns from
+    as many images without masks, wherever the network is sure of their classes. By default 1 for a network from a DDPM
+    run if there are such images (unlabelled, or those beyond max_labels), else 0."""
+    confidence: float = 0.9
+    """Probability of a class from which the network counts as sure, in self-training."""
+    unlabelled: str | None = None
+    """Images without masks, a source like `data`; by default all of `data`, including those beyond max_labels. Images
+    held out for validation are left out."""
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        weights = ("denoising_weight", "self_training_weight")
+        require_each(self, weights, lambda weight: 0 <= weight < math.inf, "must be a number of at least 0")
+        valid = is_number(self.confidence) and 0 < self.confidence < 1
+        require(valid, "confidence", self.confidence, "must be a probability above 0 and below 1")
+        if self.unlabelled is not None and self.self_training_weight is not None and not self.needs_images:
+            raise ValueError(
+                f"unlabelled is {self.unlabelled!r}, but denoising_weight and self_training_weight are 0, so nothing "
+                "learns from these images; set one of them above 0, or leave unlabelled out."
+            )
+
+    @property
+    def needs_images(self) -> bool:
+        """Returns whether images without masks teach the network; a weight that is None counts as 0."""
+        return max(self.denoising_weight, self.self_training_weight or 0) > 0
