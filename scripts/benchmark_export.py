@@ -21,9 +21,10 @@ import torch
 import tyro
 from benchmarks.timing import alternate, ratio
 
-from unet_diffusion.commands.export.command import Export, export
+from unet_diffusion.commands.export.command import export
 from unet_diffusion.commands.export.graphs import FORMS
 from unet_diffusion.commands.export.head_function import HeadFunction
+from unet_diffusion.commands.options import Export
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines import SegmentationPipeline

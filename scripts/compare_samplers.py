@@ -20,8 +20,8 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from unet_diffusion.commands.evaluate_generation import EvaluateGeneration, RealImages, evaluate_generation, load_real
-from unet_diffusion.commands.sample import GenerationOptions
+from unet_diffusion.commands.evaluate_generation import RealImages, evaluate_generation, load_real
+from unet_diffusion.commands.options import EvaluateGeneration, GenerationOptions
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.files import write_text, written_aside

@@ -30,7 +30,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from unet_diffusion import UNet
 from unet_diffusion.commands.evaluate_generation import drawn
-from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
+from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.config import SamplerName, check_sides

@@ -25,7 +25,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from unet_diffusion.commands.evaluate_generation import real_images
-from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet
+from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.train_ddpm import make_unet
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sets import load_images

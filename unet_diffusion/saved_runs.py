@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from safetensors import SafetensorError, safe_open
 
 from unet_diffusion.adapters import PixelClassifier
-from unet_diffusion.network.config import check_keys
+from unet_diffusion.network.config import check_keys, check_model
 from unet_diffusion.saved_index import (
     SUPER_RESOLUTION,
     check_run_for,
@@ -43,6 +43,7 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
         ValueError: nothing has that name, a config value is unknown, or the weights were made for something else, such
             as those of a super-resolution run unless twice as many channels are wanted in as out.
     """
+    check_model(source)
     path = Path(source)
     if path.is_dir():
         sees_one_image = "in_channels" in wanted and wanted.get("out_channels") in (None, wanted["in_channels"])
@@ -61,8 +62,6 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
         unet.register_to_config(sample_size=wanted.get("sample_size", unet.config.sample_size))
         return unet
     if path.suffix == ".json":
-        if not path.is_file():
-            raise ValueError(f"model is {source!r}, but there is no such file.")
         values = {key: value for key, value in read_object(path).items() if not key.startswith("_")}
         check_keys(values, UNet._get_init_keys(UNet) - {"self"})
         return UNet(**{**values, **wanted})

@@ -18,7 +18,7 @@ from benchmarks.row import Row
 from benchmarks.timing import alternate, ratio
 from benchmarks.training_step import ENVIRONMENT
 
-from unet_diffusion.commands.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options import TrainDDPM
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.saved_runs import load_unet

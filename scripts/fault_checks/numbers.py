@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
+from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.train_ddpm import train_ddpm
+from unet_diffusion.commands.train_segmentation import train_segmentation
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
+from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.train_ddpm import train_ddpm
+from unet_diffusion.commands.train_segmentation import train_segmentation
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.files import PREFIX

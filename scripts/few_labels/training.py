@@ -10,8 +10,8 @@ from few_labels.networks import parameters, untrained_peer
 from peers import Peer
 from timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
 
-from unet_diffusion.commands.train_ddpm import TrainDDPM
-from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task
+from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.train_segmentation import make_task
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.sets import MaskedSets, load_labelled, load_masked

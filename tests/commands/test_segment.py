@@ -10,7 +10,9 @@ from PIL import Image
 
 from tests.support.segmentation import image, network, pipeline, saved
 from unet_diffusion.cli import run
-from unet_diffusion.commands.segment import Segment, find_images, output_names, segment
+from unet_diffusion.commands.inputs import Inputs, find_inputs
+from unet_diffusion.commands.options import Segment
+from unet_diffusion.commands.segment import segment
 from unet_diffusion.images.large_images import open_image
 
 
@@ -119,7 +121,7 @@ def test_results_are_not_overwritten_unless_told(tmp_path):
         segment(Segment(inputs=(str(images / "b"),), **options))
     assert (tmp_path / "out" / "y.png").read_bytes() == b"mine"
     assert (tmp_path / "out" / "x.png").exists()
-    with pytest.raises(ValueError, match="holds results already"):
+    with pytest.raises(ValueError, match="areas.csv exists already"):
         segment(Segment(inputs=(str(images / "a"),), **options))
     segment(Segment(inputs=(str(images / "b" / "*.png"),), overwrite=True, **options))
     assert Image.open(tmp_path / "out" / "y.png").mode == "P"
@@ -127,13 +129,13 @@ def test_results_are_not_overwritten_unless_told(tmp_path):
 
 def test_images_in_the_output_folder_are_not_taken_for_inputs(tmp_path):
     images = folder_of_images(tmp_path)
-    found = find_images([str(images)], output=images / "a")
-    assert [path.name for path in found[str(images)]] == ["x.png", "y.png"]
+    found = find_inputs([str(images)], output=images / "a")
+    assert [path.name for path in found.paths] == ["x.png", "y.png"]
 
 
 def test_no_two_outputs_share_a_name():
-    paths = [Path(name) for name in ("a/x.png", "b/x.tif", "x-overlay.png", "X.png", "x-2.png", "..png")]
-    names = output_names(paths)
+    paths = tuple(Path(name) for name in ("a/x.png", "b/x.tif", "x-overlay.png", "X.png", "x-2.png", "..png"))
+    names = Inputs(paths, ()).names()
     files = [f"{name}{end}".casefold() for name in names.values() for end in (".png", "-overlay.png")]
     assert len(set(files)) == len(files)
     assert all("/" not in name for name in names.values())

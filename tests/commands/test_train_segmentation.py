@@ -9,12 +9,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut, squares
-from unet_diffusion.commands.segment import Segment, segment
-from unet_diffusion.commands.train_ddpm import DataConfig, DiffusionConfig, TrainDDPM, train_ddpm
-from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
+from unet_diffusion.commands.options import Segment, TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.segment import segment
+from unet_diffusion.commands.train_ddpm import train_ddpm
+from unet_diffusion.commands.train_segmentation import train_segmentation
+from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
-from unet_diffusion.tasks.config import FrozenFeaturesConfig, JointConfig, SegmentationConfig
+from unet_diffusion.tasks.config import DiffusionConfig, FrozenFeaturesConfig, JointConfig, SegmentationConfig
 from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series

@@ -22,7 +22,6 @@ from unet_diffusion.data.sets import load_images
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.training.batches import GlobalBatches
-from unet_diffusion.training.global_batches import GlobalBatches
 
 datasets.disable_progress_bars()
 

@@ -12,7 +12,7 @@ from tests.support.features import Blocks
 from tests.support.scripts import load_script
 from unet_diffusion import cli
 from unet_diffusion.commands import evaluate_generation
-from unet_diffusion.commands.evaluate_generation import EvaluateGeneration
+from unet_diffusion.commands.options import EvaluateGeneration
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork

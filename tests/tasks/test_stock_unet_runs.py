@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import tiny
 from tests.support.stock import SMALL, stock
-from unet_diffusion.commands.segment import Segment, segment
-from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task, train_segmentation
+from unet_diffusion.commands.options import Segment, TrainSegmentation
+from unet_diffusion.commands.segment import segment
+from unet_diffusion.commands.train_segmentation import make_task, train_segmentation
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline

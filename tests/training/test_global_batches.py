@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_diffusion.training.batches import GlobalBatches
-from unet_diffusion.training.global_batches import GlobalBatches
 
 
 def draws(steps: int, **options) -> list[list[tuple[int, int]]]:

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.tiny import squares
-from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_task
+from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.train_ddpm import train_ddpm
+from unet_diffusion.commands.train_segmentation import make_task
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_diffusion.files import IMAGE_SUFFIXES, readable
+from unet_diffusion.data.folders import IMAGE_SUFFIXES
+from unet_diffusion.files import readable
 
 logger = logging.getLogger(__name__)
 

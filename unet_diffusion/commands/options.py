@@ -5,18 +5,19 @@ No module that is imported here imports torch or diffusers, so that help and mis
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
 from unet_diffusion.checks import require, require_choice
 from unet_diffusion.commands.inputs import find_inputs
-from unet_diffusion.data.config import DataConfig, check_sources
+from unet_diffusion.data.config import DataConfig, SourceOptions
+from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig, MaskedOptions
 from unet_diffusion.diffusion.config import SamplerName, check_sides
-from unet_diffusion.files import check_output, refuse_existing
-from unet_diffusion.network.config import check_source
-from unet_diffusion.saved_index import check_run
+from unet_diffusion.files import check_absent, check_output
+from unet_diffusion.network.config import check_model
+from unet_diffusion.saved_index import check_run, check_run_for
 from unet_diffusion.tasks.config import (
     DiffusionConfig,
     FrozenFeaturesConfig,
@@ -25,6 +26,8 @@ from unet_diffusion.tasks.config import (
     SuperResolutionConfig,
 )
 from unet_diffusion.training.config import TrainingConfig
+
+GRAPHS = ("onnx", "torch-export")  # the formats that hold no weights to train, but a graph of each head
 
 
 @dataclass
@@ -60,7 +63,7 @@ class TrainDDPM:
     def check_paths(self) -> None:
         """Raises a ValueError for data or a model that does not exist, or an output that cannot be written."""
         check_output(self.output)
-        check_source(self.model)
+        check_model(self.model)
         check_sources(self.data)
 
 
@@ -108,9 +111,9 @@ class Sample(GenerationOptions):
 
     def check_paths(self) -> None:
         """Raises a ValueError for a missing run, or an output that cannot be written or holds images."""
-        check_run(self.run)
+        check_run_for(self.run, "ImageGenerationPipeline")
         check_output(self.folder)
-        refuse_existing(sorted(self.folder.glob("[0-9]*.*"))[:1], self.overwrite)
+        check_absent(*sorted(self.folder.glob("[0-9]*.*")), overwrite=self.overwrite)
 
 
 @dataclass
@@ -151,7 +154,7 @@ class Upscale:
 
     def check_paths(self) -> None:
         """Raises a ValueError for a missing run, no image at all, or an output that cannot be written."""
-        check_run(self.run)
+        check_run_for(self.run, "SuperResolutionPipeline")
         check_output(self.folder)
         find_inputs(self.inputs, self.folder)
 
@@ -179,8 +182,10 @@ class TrainSegmentation:
     def check_paths(self) -> None:
         """Raises a ValueError for data or a model that does not exist, or an output that cannot be written."""
         check_output(self.output)
-        check_source(self.model)
-        check_sources(self.data, self.joint.unlabelled)
+        check_model(self.model)
+        check_sources(self.data)
+        if self.joint.unlabelled is not None:
+            check_sources(SourceOptions(self.joint.unlabelled))
 
 
 @dataclass
@@ -223,9 +228,9 @@ class Segment:
 
     def check_paths(self) -> None:
         """Raises a ValueError for a missing run, no image at all, or an output that cannot be written or is there."""
-        check_run(self.run)
+        check_run_for(self.run, "SegmentationPipeline")
         check_output(self.folder)
-        refuse_existing([self.folder / "areas.csv"], self.overwrite)
+        check_absent(self.folder / "areas.csv", overwrite=self.overwrite)
         find_inputs(self.inputs, self.folder)
 
 
@@ -260,9 +265,9 @@ class Evaluate:
 
     def check_paths(self) -> None:
         """Raises a ValueError for a missing run or set, or an output that cannot be written or is there."""
-        check_run(self.run)
+        check_run_for(self.run, "SegmentationPipeline")
         check_output(self.files[0].parent)
-        refuse_existing(self.files, self.overwrite)
+        check_absent(*self.files, overwrite=self.overwrite)
         check_sources(self.data)
 
 
@@ -306,18 +311,10 @@ class EvaluateGeneration(GenerationOptions):
 
     def check_paths(self) -> None:
         """Raises a ValueError for a missing run or set, or an output that cannot be written or is there."""
-        check_run(self.run)
+        check_run_for(self.run, "ImageGenerationPipeline")
         check_output(self.files[0].parent)
-        refuse_existing(self.files, self.overwrite)
+        check_absent(*self.files, overwrite=self.overwrite)
         check_sources(self.data)
-
-
-CLASSIFIER_RECIPE: dict[str, Any] = {
-    "steps": 1000,
-    "learning_rate": 1e-2,
-    "warmup_steps": 100,
-    "validate_every": 250,
-}
 
 
 @dataclass
@@ -327,11 +324,13 @@ class TrainClassifier:
     output: Path = Path("runs/classifier")
     """Folder of the run; `evaluate-generation --features` takes it."""
     widths: tuple[int, ...] = (32, 64, 128)
-    """Channels at each resolution, the images' own first; the last is the number of features."""
+    """Channels at each resolution, full resolution first; the last is the number of features."""
     dropout: float = 0.1
     """Share of the features dropped in training before the last layer."""
     data: DataConfig = field(default_factory=DataConfig)
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(**CLASSIFIER_RECIPE))
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(steps=1000, learning_rate=1e-2, warmup_steps=100, validate_every=250)
+    )
 
     def check_paths(self) -> None:
         """Raises a ValueError for data that do not exist, or an output that cannot be written."""
@@ -354,10 +353,20 @@ class Export:
     head: Literal["segmentation", "noise"] | None = None
     """Which head "onnx" and "torch-export" write; by default all that the run has."""
 
+    def __post_init__(self) -> None:
+        """Checks the format, and what goes with it."""
+        require_choice("format", self.format, ("self-contained", *GRAPHS, "safetensors-single"))
+        if self.head is not None and self.format not in GRAPHS:
+            raise ValueError(f"head is {self.head!r}, but {self.format!r} writes all of a run; leave head out.")
+        if self.format == "safetensors-single" and self.target.suffix != ".safetensors":
+            raise ValueError(f"target is {self.target}, but must be a file ending in .safetensors; name it so.")
+
     def check_paths(self) -> None:
-        """Raises a ValueError for a missing run, or a target that cannot be written."""
+        """Raises a ValueError for a missing run, or a target that exists or cannot be written."""
         check_run(self.run)
-        check_output(self.target.absolute().parent)
+        check_output(self.target.parent)
+        if self.target.exists():
+            raise ValueError(f"{self.target} exists already; remove it, or choose another name.")
 
 
 @dataclass

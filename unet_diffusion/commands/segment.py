@@ -8,7 +8,7 @@ import numpy as np
 
 from unet_diffusion.commands.inputs import find_inputs
 from unet_diffusion.commands.options import Segment
-from unet_diffusion.files import readable, refuse_existing, write_text
+from unet_diffusion.files import check_absent, readable, write_text
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import save_image
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
@@ -48,7 +48,7 @@ def segment(options: Segment) -> Path:
 def _segment_image(pipe: SegmentationPipeline, options: Segment, path: Path, name: str) -> list[tuple]:
     """Writes the mask and the overlay of one image; returns its lines of the table."""
     mask_path, overlay_path = options.folder / f"{name}.png", options.folder / f"{name}-overlay.png"
-    refuse_existing((mask_path, overlay_path), options.overwrite)
+    check_absent(mask_path, overlay_path, overwrite=options.overwrite)
     pixels = decode_image(path)
     (mask,) = pipe(
         pixels,

@@ -1,40 +1,22 @@
 """A run that trains a classifier of whole images."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from unet_diffusion.data.config import DataConfig
+from unet_diffusion.commands.options import TrainClassifier
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sets import ImageSets, load_images
 from unet_diffusion.evaluation.classifier import ImageClassifier
 from unet_diffusion.images.labels import NO_LABEL
-from unet_diffusion.output_folder import check_output
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.tasks.classification import ClassificationTask
 from unet_diffusion.training.accelerator import make_accelerator
-from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.trainer import Trainer
 
 
-@dataclass
-class TrainClassifier:
-    """Train a small classifier of whole images. The same command again resumes a stopped run."""
-
-    output: Path = Path("runs/classifier")
-    """Folder of the run; `evaluate-generation --features` takes it."""
-    widths: tuple[int, ...] = (32, 64, 128)
-    """Channels at each resolution, full resolution first; the last is the number of features."""
-    dropout: float = 0.1
-    """Share of the features dropped in training before the last layer."""
-    data: DataConfig = field(default_factory=DataConfig)
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(steps=1000, learning_rate=1e-2, warmup_steps=100, validate_every=250)
-    )
-
-
-def train_classifier(config: TrainClassifier) -> Path:
+def train_classifier(options: TrainClassifier) -> Path:
     """Trains a classifier, or resumes its run, and returns the folder of the run.
 
     The folder holds the weights that did best on held-out images and their config in `classifier/`, a model card,
@@ -45,16 +27,16 @@ def train_classifier(config: TrainClassifier) -> Path:
         ValueError: an option or images that cannot be used, such as those without labels, before training starts.
         RuntimeError: another process is training in the folder.
     """
-    accelerator = make_accelerator(config.training, config.output)
-    check_output(config.output)
-    data = load_images(config.data, config.training.seed, accelerator.process_index, accelerator.num_processes)
+    options.check_paths()
+    accelerator = make_accelerator(options.training, options.output)
+    data = load_images(options.data, options.training.seed, accelerator.process_index, accelerator.num_processes)
     names = checked_class_names(data)
-    torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
+    torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     network = ImageClassifier(
-        data.train.channels, len(names), config.widths, config.dropout, class_names=names, data=data.train.name
+        data.train.channels, len(names), options.widths, options.dropout, class_names=names, data=data.train.name
     )
-    task = ClassificationTask(network, data, config.data.num_workers)
-    return Trainer(task, config.training, config.output, asdict(config), accelerator).run()
+    task = ClassificationTask(network, data, options.data.num_workers)
+    return Trainer(task, options.training, options.output, asdict(options), accelerator).run()
 
 
 def checked_class_names(data: ImageSets) -> tuple[str, ...]:

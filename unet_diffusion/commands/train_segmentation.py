@@ -1,7 +1,7 @@
 """A segmentation run from options to a folder with a pipeline."""
 
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +9,21 @@ import torch
 from diffusers import DDPMScheduler
 
 from unet_diffusion.commands.doctor.command import refuse_errors
-from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
+from unet_diffusion.commands.options import TrainSegmentation
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import load_unlabelled
-from unet_diffusion.files import check_output
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_index import from_index, scheduler_folder
 from unet_diffusion.saved_runs import load_unet
-from unet_diffusion.tasks.config import DiffusionConfig, FrozenFeaturesConfig, JointConfig, SegmentationConfig
+from unet_diffusion.tasks.config import DiffusionConfig, FrozenFeaturesConfig, JointConfig
 from unet_diffusion.tasks.diffusion import DiffusionTask, saved_objective
 from unet_diffusion.tasks.frozen_features import FrozenFeaturesTask
 from unet_diffusion.tasks.joint import JointTask, check_generates
 from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.tasks.self_training import SelfTrainingTask
 from unet_diffusion.training.accelerator import make_accelerator
-from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.task import Task
 from unet_diffusion.training.trainer import Trainer
 from unet_diffusion.unet import UNet
@@ -33,29 +31,8 @@ from unet_diffusion.unet import UNet
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class TrainSegmentation:
-    """Train a U-Net to give masks, from a DDPM run or from nothing. The same command again goes on after a stop."""
-
-    data: MaskedDataConfig
-    output: Path = Path("runs/segmentation")
-    """Folder of the run; it becomes a SegmentationPipeline."""
-    model: str = "small-32"
-    """Where to start: the folder of a DDPM or segmentation run, or, for untrained weights, a preset or a JSON file of
-    config values."""
-    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
-    frozen_features: FrozenFeaturesConfig = field(default_factory=FrozenFeaturesConfig)
-    joint: JointConfig = field(default_factory=JointConfig)
-    augment: bool = True
-    """Vary images and masks in training, as the next options say."""
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(steps=2000, batch_size=8, warmup_steps=100, validate_every=100)
-    )
-
-
-def train_segmentation(config: TrainSegmentation) -> Path:
-    """Trains, or goes on training, and returns the run's folder.
+def train_segmentation(options: TrainSegmentation) -> Path:
+    """Trains, or resumes a stopped run, and returns the run's folder.
 
     The folder holds the pipeline, a model card, `masks.png`, `curves.png`, `metrics.jsonl`, `config.json`, previews and
     checkpoints. Channels and classes follow from the data. A network that comes from a DDPM run keeps its noise head,
@@ -66,70 +43,70 @@ def train_segmentation(config: TrainSegmentation) -> Path:
         ValueError: an option, data or a network that cannot be used, before training starts.
         RuntimeError: another process is training in the folder.
     """
-    accelerator = make_accelerator(config.training, config.output)
-    check_output(config.output)
-    config = replace(config, joint=settled_joint(config))
-    refuse_errors(config.data)
-    data = load_masked(config.data, config.training.seed)
-    torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
-    task = make_task(config, data)
-    resolved = asdict(config)
+    options.check_paths()
+    accelerator = make_accelerator(options.training, options.output)
+    options = replace(options, joint=settled_joint(options))
+    refuse_errors(options.data)
+    data = load_masked(options.data, options.training.seed)
+    torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
+    task = make_task(options, data)
+    resolved = asdict(options)
     if isinstance(task, JointTask):
         resolved["diffusion"] = asdict(task.diffusion.config)
-    return Trainer(task, config.training, config.output, resolved, accelerator).run()
+    return Trainer(task, options.training, options.output, resolved, accelerator).run()
 
 
-def make_task(config: TrainSegmentation, data: MaskedSets) -> Task:
+def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
     """What the options ask to be learnt.
 
     Raises:
         ValueError: options, data or a network that do not go together.
     """
-    learn = config.segmentation.learn
-    if learn != "pixel_classifier" and config.frozen_features != FrozenFeaturesConfig():
+    learn = options.segmentation.learn
+    if learn != "pixel_classifier" and options.frozen_features != FrozenFeaturesConfig():
         raise ValueError(
-            f"frozen_features is {config.frozen_features}, but learn is {learn!r}, which reads no features; set "
+            f"frozen_features is {options.frozen_features}, but learn is {learn!r}, which reads no features; set "
             "learn='pixel_classifier', or leave timesteps, stages and hidden out."
         )
-    joint, run = settled_joint(config), Path(config.model)
+    joint, run = settled_joint(options), Path(options.model)
     scheduler = saved_scheduler(run, data)
-    rest = (config.augmentation if config.augment else None, scheduler, config.data.num_workers)
+    rest = (options.augmentation if options.augment else None, scheduler, options.data.num_workers)
     if learn == "pixel_classifier":
         if joint.needs_images:
             raise ValueError(
                 f"learn is {learn!r} and joint is {joint}, but its trunk does not learn, so images without masks "
                 "teach it nothing; leave their weights out, or set learn='everything'."
             )
-        unet = load_unet(config.model, {"in_channels": data.train.channels})
-        return FrozenFeaturesTask(unet, data, config.segmentation, config.frozen_features, *rest)
-    network = make_unet(config.model, data, generates=joint.denoising_weight > 0)
+        unet = load_unet(options.model, {"in_channels": data.train.channels})
+        return FrozenFeaturesTask(unet, data, options.segmentation, options.frozen_features, *rest)
+    network = make_unet(options.model, data, generates=joint.denoising_weight > 0)
     if not joint.needs_images:
-        return SegmentationTask(network, data, config.segmentation, *rest)
+        return SegmentationTask(network, data, options.segmentation, *rest)
     diffusion, label_names = DiffusionConfig(), None
     if joint.denoising_weight > 0 and run.is_dir():
         diffusion, label_names = saved_conditions(run, network, scheduler)
-    images = load_unlabelled(joint.unlabelled, config.data, data, label_names, config.training.seed)
+    images = load_unlabelled(joint.unlabelled, options.data, data, label_names, options.training.seed)
     if joint.self_training_weight:
         segmentation: SegmentationTask = SelfTrainingTask(
-            network, data, images.train, joint, config.segmentation, *rest
+            network, data, images.train, joint, options.segmentation, *rest
         )
     else:
-        segmentation = SegmentationTask(network, data, config.segmentation, *rest)
+        segmentation = SegmentationTask(network, data, options.segmentation, *rest)
     if joint.denoising_weight == 0:
         return segmentation
     check_generates(network, joint.denoising_weight)
-    denoising = DiffusionTask(network, images, diffusion, config.data.num_workers, scheduler)
+    denoising = DiffusionTask(network, images, diffusion, options.data.num_workers, scheduler)
     return JointTask(segmentation, denoising, joint.denoising_weight)
 
 
-def settled_joint(config: TrainSegmentation) -> JointConfig:
+def settled_joint(options: TrainSegmentation) -> JointConfig:
     """What images without masks teach, with the default of the weight that the options leave open."""
-    joint = config.joint
+    joint = options.joint
     if joint.self_training_weight is not None:
         return joint
-    there = joint.unlabelled is not None or config.data.max_labels is not None
-    fits = config.augment and config.segmentation.learn != "pixel_classifier"
-    settled = there and fits and scheduler_folder(Path(config.model)) is not None
+    there = joint.unlabelled is not None or options.data.max_labels is not None
+    fits = options.augment and options.segmentation.learn != "pixel_classifier"
+    settled = there and fits and scheduler_folder(Path(options.model)) is not None
     return replace(joint, self_training_weight=1.0 if settled else 0.0)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from unet_diffusion.commands.inputs import find_inputs
 from unet_diffusion.commands.options import Upscale
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.files import refuse_existing
+from unet_diffusion.files import check_absent
 from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import save_stored
 from unet_diffusion.network.tiling import Tiling
@@ -35,7 +35,7 @@ def upscale(options: Upscale) -> Path:
     inputs = find_inputs(options.inputs, options.folder)
     suffix = ".png" if as_png else ".npy"
     targets = {path: options.folder / f"{name}{suffix}" for path, name in inputs.names().items()}
-    refuse_existing(targets.values(), options.overwrite)
+    check_absent(*targets.values(), overwrite=options.overwrite)
 
     def work(path: Path) -> None:
         ((image,),) = pipe(

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from unet_diffusion.checks import is_count, is_number, require, require_choice
@@ -140,6 +141,15 @@ def load_preset(name: str) -> dict[str, Any]:
     if name not in presets:
         raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(sorted(presets))}.")
     return json.loads(presets[name].read_text(encoding="utf-8"))
+
+
+def check_model(model: str) -> None:
+    """Raises a ValueError unless `model` names an existing folder, an existing JSON file or a preset."""
+    path = Path(model)
+    if path.suffix == ".json" and not path.is_file():
+        raise ValueError(f"model is {model!r}, but there is no such file.")
+    if path.suffix != ".json" and not path.is_dir():
+        load_preset(model)
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:

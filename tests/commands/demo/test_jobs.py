@@ -13,7 +13,6 @@ from PIL import Image
 from tests.support.demo_runs import NAMES, Told, save_enlarging_run, save_image, save_joint_run
 from tests.support.tiny import network
 from unet_diffusion import cli
-from unet_diffusion.commands.demo.command import Demo
 from unet_diffusion.commands.demo.images import LARGEST_SHOWN, SMALLEST_SHOWN, find_examples, fitted, heat, read_upload
 from unet_diffusion.commands.demo.jobs import (
     EVERY_CLASS,
@@ -27,6 +26,7 @@ from unet_diffusion.commands.demo.jobs import (
     load_abilities,
     segment_image,
 )
+from unet_diffusion.commands.options import Demo
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.images.palette import PALETTE
 from unet_diffusion.images.pixel_range import PixelRange

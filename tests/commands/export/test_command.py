@@ -27,8 +27,9 @@ from tests.support.exports import (
 from tests.support.tiny import network
 from unet_diffusion import UNet
 from unet_diffusion.cli import run
-from unet_diffusion.commands.export.command import Export, export
+from unet_diffusion.commands.export.command import export
 from unet_diffusion.commands.export.source_bundle import bundle
+from unet_diffusion.commands.options import Export
 
 MODULES = [
     import_module(info.name)

@@ -18,11 +18,12 @@ from tests.support.tiny import network
 from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
 from unet_diffusion.cli import run
-from unet_diffusion.commands.export.command import Export, export
+from unet_diffusion.commands.export.command import export
 from unet_diffusion.commands.export.graph_files import compare
 from unet_diffusion.commands.export.graphs import fields_of
 from unet_diffusion.commands.export.head_function import HeadFunction, Sizes
 from unet_diffusion.commands.export.single_file import load_single_file
+from unet_diffusion.commands.options import Export
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 
 PIXEL_RANGE = {"low": [0.0], "high": [4095.0], "dtype": "uint16"}

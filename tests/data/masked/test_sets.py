@@ -22,7 +22,6 @@ from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.instances import border_weight_map, separate_instances
 from unet_diffusion.segmentation.losses import class_counts
 from unet_diffusion.training.batches import GlobalBatches
-from unet_diffusion.training.global_batches import GlobalBatches
 
 datasets.disable_progress_bars()
 

@@ -2,43 +2,20 @@
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tyro.conf import Positional
-
 from unet_diffusion.commands.demo.images import find_examples
 from unet_diffusion.commands.demo.jobs import load_abilities
+from unet_diffusion.commands.options import Demo
 from unet_diffusion.training.stopping import stop_requests
 
 MAX_UPLOAD = "1gb"
 POLL = 0.2  # seconds
 
 
-@dataclass
-class Demo:
-    """Open a page to play with a run in a browser: generate, segment or enlarge, whatever the run was trained for."""
-
-    run: Positional[Path]
-    """Folder of the run, or of any saved pipeline with a UNet."""
-    examples: Path | None = None
-    """Folder of images that visitors can pick, the first 24 of it, for runs that segment or enlarge."""
-    host: str = "127.0.0.1"
-    """Address to serve on; by default this machine alone can open the page, with "0.0.0.0" everyone in its network."""
-    port: int | None = None
-    """Port to serve on; by default the first free one from 7860."""
-    device: str = "auto"
-    """Where to compute: "auto", "cpu", "cuda", "mps"."""
-
-    def __post_init__(self) -> None:
-        """Checks what only the server would find wrong."""
-        if self.port is not None and not 1 <= self.port <= 65535:
-            raise ValueError(f"port is {self.port}, but must be from 1 to 65535; leave it out for a free one.")
-
-
-def demo(config: Demo) -> str:
+def demo(options: Demo) -> str:
     """Serves the page until Ctrl-C or SIGTERM comes, and then says so.
 
     Uploads and results are kept in a temporary folder, an hour each, which goes with the page. Nothing is loaded from
@@ -49,8 +26,8 @@ def demo(config: Demo) -> str:
         ImportError: without the extra `demo`.
         OSError: the address cannot be served on.
     """
-    abilities = load_abilities(config.run, config.device)
-    examples = [] if config.examples is None else find_examples(config.examples, abilities.reader)
+    abilities = load_abilities(options.run, options.device)
+    examples = [] if options.examples is None else find_examples(options.examples, abilities.reader)
     with TemporaryDirectory(prefix="unet-diffusion-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")  # before Gradio is imported
         try:
@@ -60,8 +37,8 @@ def demo(config: Demo) -> str:
             )
         except ImportError as error:
             raise ImportError('the page needs Gradio: pip install "unet-diffusion[demo]"') from error
-        blocks = page(config.run, abilities, examples, Path(folder))
-        address = serve(blocks, config, launch_options())
+        blocks = page(options.run, abilities, examples, Path(folder))
+        address = serve(blocks, options, launch_options())
         with stop_requests() as stop:
             # Not the job's result, which would be told when the page has gone.
             print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
@@ -79,16 +56,16 @@ def serve(blocks: Any, config: Demo, options: dict[str, Any]) -> str:
     """
     try:
         _, address, _ = blocks.launch(
-            server_name=config.host,
-            server_port=config.port,
+            server_name=options.host,
+            server_port=options.port,
             max_file_size=MAX_UPLOAD,
             prevent_thread_lock=True,
             quiet=True,
             **options,
         )
     except OSError as error:
-        port = "any port from 7860" if config.port is None else f"port {config.port}"
+        port = "any port from 7860" if options.port is None else f"port {options.port}"
         raise OSError(
-            f"the page cannot be served on {config.host} and {port}; choose another port, or a host of this machine."
+            f"the page cannot be served on {options.host} and {port}; choose another port, or a host of this machine."
         ) from error
     return address

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.commands.segment import find_images
+from unet_diffusion.commands.inputs import find_inputs
 from unet_diffusion.images.conversion import as_output, check_image, dtype_name, stored_images
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import array_images
@@ -30,9 +30,10 @@ def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image
     """
     if reader is None:
         raise ValueError(f"examples are {folder}, but the run only generates and takes no images; leave them out.")
-    (paths,) = find_images((str(folder),), folder / "masks").values()
-    if not paths:
-        raise ValueError(f"examples are {folder}, but there is no image in it; give a folder of images.")
+    try:
+        paths = find_inputs((str(folder),), folder / "masks").paths
+    except ValueError as error:
+        raise ValueError(f"examples are {folder}, but there is no image in it; give a folder of images.") from error
     examples = []
     for path in paths[:MAX_EXAMPLES]:
         try:

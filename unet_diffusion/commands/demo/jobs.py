@@ -16,7 +16,8 @@ from PIL import Image
 
 from unet_diffusion.checks import is_count
 from unet_diffusion.commands.demo.images import Reader, as_rgb, fitted, heat, read_upload, viewed
-from unet_diffusion.commands.sample import GenerationOptions
+from unet_diffusion.commands.options import GenerationOptions
+from unet_diffusion.commands.sample import generate
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.diffusion.sampling import sampler
@@ -187,7 +188,7 @@ def generate_images(
     )
     own = _own_copy(pipe, report)
     own.scheduler = sampler(sampler_name, pipe.scheduler)
-    return array_images(options.generate(own, "np"))
+    return array_images(generate(options, own, "np"))
 
 
 def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report: Report) -> Segmented:

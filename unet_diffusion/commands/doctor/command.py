@@ -1,33 +1,20 @@
 """A look at a data set before training: what is wrong with it, in sentences."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from datasets import Dataset
-from tyro.conf import Positional
 
 from unet_diffusion.commands.doctor.facts import RowFacts, gather_facts
 from unet_diffusion.commands.doctor.findings import Finding, Report, about, sort_findings
 from unet_diffusion.commands.doctor.images import duplicate_findings, image_findings
 from unet_diffusion.commands.doctor.masks import agreed_encoding, mask_findings
+from unet_diffusion.commands.options import Doctor
 from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.sets import open_part
 from unet_diffusion.data.sets import open_rows
 
 __all__ = ["Doctor", "Finding", "Report", "doctor", "examine", "refuse_errors"]
-
-
-@dataclass
-class Doctor(MaskedDataConfig):
-    """Look at a data set before training, and say in sentences what is wrong with it."""
-
-    data: Positional[str]
-    """A folder of images, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
-    or the name of a data set on the Hugging Face Hub."""
-    plain: bool = False
-    """The images have no masks, or these do not matter: examine the images alone."""
-    errors_only: bool = False
-    """Leave out warnings and notes."""
 
 
 def doctor(options: Doctor) -> Report:

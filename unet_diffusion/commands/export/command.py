@@ -7,17 +7,17 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
-from tyro.conf import Positional
 
 from unet_diffusion import pipelines
 from unet_diffusion.commands.export.graphs import FORMS, write_graphs
 from unet_diffusion.commands.export.single_file import write_single_file
 from unet_diffusion.commands.export.source_bundle import PACKAGE, bundle, of_package
-from unet_diffusion.files import PREFIX, check_output, written_aside
-from unet_diffusion.saved_index import check_run, read_object, saved_components
+from unet_diffusion.commands.options import Export
+from unet_diffusion.files import PREFIX, written_aside
+from unet_diffusion.saved_index import read_object, saved_components
 from unet_diffusion.saved_runs import load_weights
 from unet_diffusion.version import __version__
 
@@ -77,22 +77,6 @@ pipe = DiffusionPipeline.from_pretrained(
 )"""
 
 
-@dataclass
-class Export:
-    """Write a trained run in another form, for where this package is not installed."""
-
-    run: Positional[Path]
-    """Folder of the run, or of any saved pipeline with a network of this package."""
-    target: Positional[Path]
-    """Folder to write, which is not there yet; "safetensors-single" writes a file, such as masks.safetensors."""
-    format: Literal["self-contained", "onnx", "torch-export", "safetensors-single"] = "self-contained"
-    """"self-contained": the code beside the weights, for diffusers with `trust_remote_code=True`. "onnx" and
-    "torch-export": a graph of each head for any batch and size, compared with the network. "safetensors-single": one
-    file of all weights and configs, for `load_single_file` of this package."""
-    head: Literal["segmentation", "noise"] | None = None
-    """Which head "onnx" and "torch-export" write; by default all that the run has."""
-
-
 @dataclass(frozen=True)
 class Exported:
     """What was written.
@@ -110,7 +94,7 @@ class Exported:
         return "\n".join([str(self.path), *self.checks])
 
 
-def export(config: Export) -> Exported:
+def export(options: Export) -> Exported:
     """Writes a run in the form that is asked for; the folder or the file appears when it is complete and compared.
 
     Raises:
@@ -118,19 +102,10 @@ def export(config: Export) -> Exported:
         ImportError: the form needs libraries that are not installed.
         RuntimeError: what was written is not what the run computes; nothing is left behind.
     """
-    if config.format not in FORMATS:
-        raise ValueError(f"format is {config.format!r}, but must be one of {', '.join(FORMATS)}.")
-    if config.head is not None and config.format not in FORMS:
-        raise ValueError(f"head is {config.head!r}, but {config.format!r} writes all of a run; leave head out.")
-    if config.format == "safetensors-single" and config.target.suffix != ".safetensors":
-        raise ValueError(f"target is {config.target}, but must be a file ending in .safetensors; name it so.")
-    check_run(config.run)
-    check_output(config.target.parent)
-    if config.target.exists():
-        raise ValueError(f"{config.target} exists already; remove it, or choose another name.")
-    with written_aside(config.target) as aside:
-        checks = FORMATS[config.format](config, aside)
-    return Exported(config.target, tuple(checks))
+    options.check_paths()
+    with written_aside(options.target) as aside:
+        checks = FORMATS[options.format](options, aside)
+    return Exported(options.target, tuple(checks))
 
 
 def write_self_contained(run: Path, target: Path, name: str) -> None:
@@ -191,20 +166,20 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
     (target / "README.md").write_text(readme, encoding="utf-8")
 
 
-def self_contained(config: Export, target: Path) -> list[str]:
+def self_contained(options: Export, target: Path) -> list[str]:
     """`write_self_contained` as one of `FORMATS`: copied as it is, so that there is nothing to compare."""
-    write_self_contained(config.run, target, config.target.name)
+    write_self_contained(options.run, target, options.target.name)
     return []
 
 
-def single_file(config: Export, target: Path) -> list[str]:
+def single_file(options: Export, target: Path) -> list[str]:
     """`write_single_file` as one of `FORMATS`."""
-    return [write_single_file(config.run, target)]
+    return [write_single_file(options.run, target)]
 
 
-def graphs(config: Export, target: Path) -> list[str]:
+def graphs(options: Export, target: Path) -> list[str]:
     """`write_graphs` as one of `FORMATS`."""
-    return write_graphs(config.format, config.run, target, config.head)
+    return write_graphs(options.format, options.run, target, options.head)
 
 
 FORMATS: dict[str, Callable[[Export, Path], list[str]]] = {
