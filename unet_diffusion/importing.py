@@ -1,13 +1,59 @@
 """How modules of the package are imported: late where they are slow, and under their former names too."""
 
 import sys
-from importlib.util import find_spec, module_from_spec
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec, spec_from_loader
 from threading import RLock
 from types import ModuleType
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 LOCK = RLock()
+MOVED = {  # documented modules of the one flat package that came before, and where what they held is now
+    "attention": "network.attention",
+    "augmentation": "data.masked.config data.masked.augmentation",
+    "blocks": "network.blocks network.maps",
+    "checkpoints": "training.checkpoints",
+    "classifier": "commands.train_classifier evaluation.classifier",
+    "diffusion_task": "tasks.config tasks.diffusion",
+    "doctor": "commands.doctor.command",
+    "embeddings": "network.embeddings",
+    "evaluate": "commands.evaluate",
+    "evaluate_generation": "commands.evaluate_generation",
+    "export": "commands.export.command",
+    "feature_networks": "evaluation.feature_networks",
+    "findings": "commands.doctor.findings",
+    "frozen_features_task": "tasks.config tasks.frozen_features",
+    "generation": "commands.sample",
+    "generation_metrics": "evaluation.generation_metrics",
+    "joint_task": "tasks.joint",
+    "low_resolution": "diffusion.low_resolution",
+    "masked_data": "data.masked.config data.masked.sets data.masked.dataset",
+    "memorisation": "evaluation.memorisation",
+    "metrics": "segmentation.metrics",
+    "networks": "saved_runs",
+    "objectives": "diffusion.objectives",
+    "palette": "images.palette",
+    "pixels": "images.pixel_range images.decoding",
+    "sampling": "diffusion.sampling",
+    "segment": "commands.segment",
+    "segmentation_task": "tasks.config tasks.segmentation",
+    "self_training_task": "tasks.self_training",
+    "single_file": "commands.export.single_file",
+    "super_resolution_task": "tasks.config tasks.super_resolution",
+    "task": "training.task",
+    "tiling": "network.tiling",
+    "train_ddpm": "commands.train_ddpm",
+    "train_segmentation": "commands.train_segmentation",
+    "training_config": "training.config",
+    "unlabelled": "tasks.config",
+    "upscale": "commands.upscale",
+}
+RENAMED = {"mask_picture": "mask_image", "PictureClassifier": "ImageClassifier"}
 
 
 class LateModule(ModuleType):
@@ -41,3 +87,34 @@ def import_late(name: str) -> ModuleType:
     module.__class__ = LateModule
     sys.modules[name] = module
     return module
+
+
+class FormerNames(MetaPathFinder, Loader):
+    """Imports a module under its former name: a new one with the attributes of those that hold its parts today."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Finds the modules of the table."""
+        package, _, name = fullname.partition(".")
+        return spec_from_loader(fullname, self) if package == PACKAGE and name in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leaves it to Python."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Fills the module."""
+        places = [f"{PACKAGE}.{name}" for name in MOVED[module.__name__.partition(".")[2]].split()]
+        warnings.warn(f"{module.__name__} has moved to {' and '.join(places)}.", DeprecationWarning, stacklevel=2)
+        held = vars(module)
+        for place in places:
+            held.update(
+                {name: value for name, value in vars(import_module(place)).items() if not name.startswith("__")}
+            )
+        held.update({former: held[name] for former, name in RENAMED.items() if name in held})
+
+
+def keep_former_names() -> None:
+    """Makes the former names importable, after all others."""
+    if not any(isinstance(finder, FormerNames) for finder in sys.meta_path):
+        sys.meta_path.append(FormerNames())

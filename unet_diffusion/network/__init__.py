@@ -1,1 +1,5 @@
 """What networks are built of, and tiles for images of any size."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

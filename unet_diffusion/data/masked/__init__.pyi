@@ -1,0 +1,9 @@
+from .augmentation import Augmented as Augmented
+from .augmentation import augment as augment
+from .config import AugmentationConfig as AugmentationConfig
+from .config import MaskedDataConfig as MaskedDataConfig
+from .config import MaskedOptions as MaskedOptions
+from .dataset import MaskedDataset as MaskedDataset
+from .sets import MaskedSets as MaskedSets
+from .sets import load_labelled as load_labelled
+from .sets import load_masked as load_masked

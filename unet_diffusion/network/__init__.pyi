@@ -1,0 +1,16 @@
+from .attention import SelfAttention as SelfAttention
+from .blocks import Blocks as Blocks
+from .blocks import DecoderStage as DecoderStage
+from .blocks import Downsample as Downsample
+from .blocks import EncoderStage as EncoderStage
+from .blocks import PlainBlock as PlainBlock
+from .blocks import ResidualBlock as ResidualBlock
+from .blocks import ScaleShift as ScaleShift
+from .blocks import Upsample as Upsample
+from .embeddings import ConditionEmbedding as ConditionEmbedding
+from .embeddings import FourierFeatures as FourierFeatures
+from .embeddings import SinusoidalFeatures as SinusoidalFeatures
+from .maps import fit as fit
+from .tiling import Tiling as Tiling
+from .tiling import context as context
+from .tiling import tiled as tiled

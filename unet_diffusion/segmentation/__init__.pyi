@@ -1,0 +1,11 @@
+from .instances import border_weight_map as border_weight_map
+from .instances import connected_components as connected_components
+from .instances import separate_instances as separate_instances
+from .losses import class_weights_from_counts as class_weights_from_counts
+from .losses import cross_entropy as cross_entropy
+from .losses import dice_loss as dice_loss
+from .losses import segmentation_loss as segmentation_loss
+from .metrics import SegmentationMetrics as SegmentationMetrics
+from .metrics import adapted_rand_error as adapted_rand_error
+from .metrics import boundary_f1 as boundary_f1
+from .metrics import variation_of_information as variation_of_information

@@ -1,0 +1,12 @@
+from .classification import ClassificationTask as ClassificationTask
+from .config import DiffusionConfig as DiffusionConfig
+from .config import FrozenFeaturesConfig as FrozenFeaturesConfig
+from .config import JointConfig as JointConfig
+from .config import SegmentationConfig as SegmentationConfig
+from .config import SuperResolutionConfig as SuperResolutionConfig
+from .diffusion import DiffusionTask as DiffusionTask
+from .frozen_features import FrozenFeaturesTask as FrozenFeaturesTask
+from .joint import JointTask as JointTask
+from .segmentation import SegmentationTask as SegmentationTask
+from .self_training import SelfTrainingTask as SelfTrainingTask
+from .super_resolution import SuperResolutionTask as SuperResolutionTask
