@@ -1,4 +1,4 @@
-"""A look at a data set before training: what is wrong with it, in sentences."""
+"""Examination of a data set before training, whose findings are sentences."""
 
 from dataclasses import dataclass, fields
 
@@ -14,27 +14,25 @@ from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.sets import open_part
 from unet_diffusion.data.sets import open_rows
 
-__all__ = ["Doctor", "Finding", "Report", "doctor", "examine", "refuse_errors"]
-
 
 @dataclass
 class Doctor(MaskedDataConfig):
-    """Look at a data set before training, and say in sentences what is wrong with it."""
+    """Examine a data set before training, and report what is wrong with it."""
 
     data: Positional[str]
     """A folder of images, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
     or the name of a data set on the Hugging Face Hub."""
     plain: bool = False
-    """The images have no masks, or these do not matter: examine the images alone."""
+    """Examine the images alone; they have no masks, or the masks do not matter."""
     errors_only: bool = False
-    """Leave out warnings and notes."""
+    """Report errors only, without warnings and notes."""
 
 
 def doctor(options: Doctor) -> Report:
-    """Examines what the options name; the report's text is for people.
+    """Examines the data set that the options name.
 
     Raises:
-        ValueError: if there is nothing to examine: no such source, split or column.
+        ValueError: there is no such source, split or column.
     """
     config: ImageOptions = options
     if options.plain:
@@ -44,24 +42,24 @@ def doctor(options: Doctor) -> Report:
 
 
 def refuse_errors(config: ImageOptions) -> None:
-    """Raises ValueError with all errors that `examine` finds; for trainers, before anything else is done."""
+    """Raises a ValueError with all errors that `examine` finds; trainers call it before anything else."""
     errors = examine(config, errors_only=True).errors
     if errors:
         raise ValueError("\n".join(["the data cannot be trained on.", *map(str, errors)]))
 
 
 def examine(config: ImageOptions, errors_only: bool = False) -> Report:
-    """Looks at every image and mask of the split to train on and of the validation set, if one is named.
+    """Examines every image and mask of the split to train on and of the validation set, if one is named.
 
-    What is noted of each row is kept beside the decoded images, so that a second look is quick. Sources are read
-    whole, those that a run would stream included.
+    The facts of each row are kept beside the decoded images, so that a second examination is quick. Sources are read
+    whole, even if a run would stream them.
 
     Args:
         config: a `DataConfig`, or a `MaskedDataConfig` for images with masks.
         errors_only: leave out warnings and notes.
 
     Raises:
-        ValueError: if there is nothing to examine: no such source, split or column.
+        ValueError: there is no such source, split or column.
     """
     parts: dict[str, list[RowFacts]] = {}
     found: list[Finding] = []
@@ -87,7 +85,7 @@ def examine(config: ImageOptions, errors_only: bool = False) -> Report:
 
 
 def _open(config: ImageOptions, part: str) -> tuple[Dataset, str, list[str]]:
-    """The rows of a split, its name, and masks without an image."""
+    """Opens the rows of a split; returns them with the split's name and the masks without an image."""
     if isinstance(config, MaskedDataConfig):
         dataset, orphans, name = open_part(config, "train" if part == "train" else "validation")
         return dataset, name, [path.name for path in orphans]

@@ -6,11 +6,9 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
-from unet_diffusion.data.folders import check_folder, check_text, images_of_split, stored_path
+from unet_diffusion.data.folders import MOST_EXAMPLES, check_folder, check_text, images_of_split, stored_path
 from unet_diffusion.data.sources import find_column, listing, of_files, open_all_columns, undecoded
 from unet_diffusion.files import readable
-
-MOST_EXAMPLES = 5  # files or rows in a message
 
 
 def open_masked_source(
