@@ -13,7 +13,8 @@ from datasets import Dataset, Features
 from PIL import Image
 
 from unet_diffusion.commands.doctor import facts as doctor_facts
-from unet_diffusion.commands.doctor.command import Doctor, doctor, examine, refuse_errors
+from unet_diffusion.commands.doctor.command import Doctor, doctor
+from unet_diffusion.commands.doctor.examination import examine, refuse_errors
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
