@@ -1,15 +1,17 @@
 """Examination of a data set: the facts of its rows, judged as a training run would use them."""
 
+from typing import Literal
+
 from datasets import Dataset
 
 from unet_diffusion.commands.doctor.facts import RowFacts, gather_facts
 from unet_diffusion.commands.doctor.findings import Finding, Report, about, sort_findings
 from unet_diffusion.commands.doctor.images import duplicate_findings, image_findings
 from unet_diffusion.commands.doctor.masks import agreed_encoding, mask_findings
+from unet_diffusion.data import sets
 from unet_diffusion.data.config import DataConfig, ImageOptions
+from unet_diffusion.data.masked import sets as masked_sets
 from unet_diffusion.data.masked.config import MaskedDataConfig
-from unet_diffusion.data.masked.sets import open_part
-from unet_diffusion.data.sets import open_rows
 
 
 def refuse_errors(config: ImageOptions) -> None:
@@ -35,7 +37,8 @@ def examine(config: ImageOptions, errors_only: bool = False) -> Report:
     parts: dict[str, list[RowFacts]] = {}
     found: list[Finding] = []
     reading = config.mask_reading if isinstance(config, MaskedDataConfig) else None
-    for part in ("train", "validation") if config.names_validation else ("train",):
+    splits: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+    for part in splits if config.names_validation else splits[:1]:
         dataset, name, orphans = _open(config, part)
         facts = gather_facts(dataset, reading, config.cache_dir)
         parts[name] = facts
@@ -55,20 +58,15 @@ def examine(config: ImageOptions, errors_only: bool = False) -> Report:
     return Report(sort_findings(kept), tuple(examined))
 
 
-def _open(config: ImageOptions, part: str) -> tuple[Dataset, str, list[str]]:
+def _open(config: ImageOptions, part: Literal["train", "validation"]) -> tuple[Dataset, str, list[str]]:
     """Opens the rows of a split; returns them with the split's name and the masks without an image."""
     if isinstance(config, MaskedDataConfig):
-        dataset, orphans, name = open_part(config, "train" if part == "train" else "validation")
+        dataset, orphans, name = masked_sets.open_part(config, part)
         return dataset, name, [path.name for path in orphans]
     assert isinstance(config, DataConfig)
-    source, split = config.data, config.split
-    if part == "validation":
-        source, split = config.validation_data or config.data, config.validation_split or "train"
-    rows = open_rows(config, source, split, streaming=False)
+    rows, name = sets.open_part(config, part)
     assert isinstance(rows, Dataset)
-    if part == "train" and config.max_images is not None and config.max_images < len(rows):
-        rows = rows.select(range(config.max_images))
-    return rows, f"{source} ({split})", []
+    return rows, name, []
 
 
 def _needs_one_size(config: ImageOptions, part: str) -> bool:

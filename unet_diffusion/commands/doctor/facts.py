@@ -109,12 +109,11 @@ def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[
         except ValueError as error:
             facts.image_problem = str(error)
         if reading is not None:
-            facts.no_mask = any(is_missing(row[column]) for column in ("mask", "instances") if column in row)
+            of_masks = {column: read for column, read in readers.items() if column != "image"}
+            facts.no_mask = any(is_missing(row[column]) for column in of_masks)
             if not facts.no_mask:
                 try:
-                    sources = {
-                        column: readers[column](row[column]) for column in ("mask", "instances") if column in row
-                    }
+                    sources = {column: read(row[column]) for column, read in of_masks.items()}
                     _note_mask(facts, sources, image, reading)
                 except ValueError as error:
                     facts.mask_problem = str(error)
