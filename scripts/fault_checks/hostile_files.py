@@ -53,8 +53,8 @@ IMAGES = [
     for kind, read in (("image", decode_image), ("mask", decode_mask))
     for name, content, says in (
         ("a.npy", attacks.objects, ("Python objects",)),
-        ("a.png", attacks.raw, ("no image",)),
-        ("a.npz", npz, ("no image",)),
+        ("a.png", attacks.raw, ("not an image",)),
+        ("a.npz", npz, ("not an image",)),
     )
 ] + [
     Case("large image: .npy of objects", attacks.image("a.npy", attacks.objects, open_image), ("Python objects",)),
@@ -78,7 +78,7 @@ SETS = [
         ("npz", npz, ("Object arrays",)),
     )
 ] + [
-    Case("Parquet: pickles in its cells", attacks.table("cells"), ("no usable image", "no image")),
+    Case("Parquet: pickles in its cells", attacks.table("cells"), ("no usable image", "not an image")),
     Case("Parquet: type with pickled parameters, passed over", attacks.table("type")),
     Case("save_to_disk folder: pickled state", attacks.saved_to_disk, ("damaged or incomplete",)),
     Case("folder with a script and pickles", attacks.script, ("scripts are no longer supported",)),

@@ -17,7 +17,7 @@ import sys, types
 package = types.ModuleType("unet_diffusion")  # without its __init__, which imports the networks
 package.__path__ = [sys.argv[1]]
 sys.modules["unet_diffusion"] = package
-import unet_diffusion.data.config, unet_diffusion.data.folders, unet_diffusion.data.masked.config
+import unet_diffusion.data.folders, unet_diffusion.data.masked.config, unet_diffusion.commands.doctor.command
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 

@@ -199,7 +199,7 @@ def test_colours_mean_what_they_meant_in_training(tmp_path):
     assert torch.equal(stated[0]["mask"][:, 0], torch.tensor([1, 0, 0, 1]))
     with pytest.raises(ValueError, match="the run knows none; give mask_colours"):
         load(options, num_classes=4)
-    with pytest.raises(ValueError, match=r"for a network of 2 classes: masks hold \(255, 0, 0\), which is no class"):
+    with pytest.raises(ValueError, match=r"for a network of 2 classes: masks hold \(255, 0, 0\), but the classes are"):
         load(options, palette=[(0, 0, 0), GREEN])
 
 
@@ -207,7 +207,9 @@ def test_sets_that_do_not_fit_the_network_are_refused(tmp_path):
     image, mask = np.zeros((4, 5)), np.zeros((4, 5))
     mask[1:3] = 2
     indices = save(tmp_path / "indices", [image, image], [np.zeros((4, 5)), mask])
-    with pytest.raises(ValueError, match=r"network of 2 classes: masks hold 2, which is no class.*in 1 of 2.*rows 1\."):
+    with pytest.raises(
+        ValueError, match=r"network of 2 classes: masks hold 2, but the classes are.*in 1 of 2.*rows 1\."
+    ):
         load(indices)
     assert load(indices, num_classes=3)[1]["mask"].max() == 2
     binary = save(tmp_path / "binary", [image], [255 * (mask > 0)])
@@ -330,7 +332,7 @@ def test_mistakes_end_with_one_sentence_and_no_file(run, labelled, tmp_path):
         (labelled, ["--run", "absent"], "run is absent, but there is no model_index.json"),
         (labelled, ["--tile-size", "0"], "tile_size is 0"),
         (labelled, ["--membrane", "3"], r"membrane is 3, but the classes are 0\.\.2"),
-        (others, [], "for a network of 3 classes: masks hold 3, which is no class"),
+        (others, [], "for a network of 3 classes: masks hold 3, but the classes are"),
     ):
         with pytest.raises(SystemExit, match=message):
             cli.run("evaluate", ["--run", str(run), *arguments(given), *options])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from unet_diffusion.commands.doctor.command import refuse_errors
+from unet_diffusion.commands.doctor.examination import refuse_errors
 from unet_diffusion.commands.options import TrainSegmentation
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import load_unlabelled

@@ -52,11 +52,9 @@ class ImageCache:
         self.broken: list[str] = info["broken"]  # a message for each image that was left out
         self.labels = np.load(folder / "labels.npy")  # int64 (N,)
         self.sizes = np.load(folder / "sizes.npy")  # int64 (N, 2): height and width
-        self.ends = np.cumsum(
-            self.sizes.prod(axis=1) * self.channels
-        )  # int64 (N,): index of the value after each image
+        self.ends = np.cumsum(self.sizes.prod(axis=1) * self.channels)  # int64 (N,): end of each image, in values
         values = np.memmap(folder / "pixels.bin", dtype=self.dtype, mode="r", shape=(int(self.ends[-1]),))
-        self.values = values.view(np.ndarray)  # since each slice of a memmap runs Python code
+        self.values = values.view(np.ndarray)  # since slicing a memmap runs Python code
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -149,9 +147,9 @@ def check_same_kind(images: str, cache: ImageCache, others: str, channels: int, 
     Args:
         images: begins the message, such as "images of cells (test)".
         cache: holds the images.
-        others: whom they have to match, with a verb, such as "the network takes".
-        channels: that they need.
-        dtype: that they need.
+        others: what they must match, with its verb, such as "the network takes".
+        channels: number of channels that they need.
+        dtype: data type that they need.
     """
     if (cache.channels, cache.dtype) != (channels, dtype):
         raise ValueError(

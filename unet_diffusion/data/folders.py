@@ -10,6 +10,7 @@ from unet_diffusion.files import readable
 
 DIGITS = "mnist-5000"
 FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+MOST_EXAMPLES = 5  # files or rows in a message
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # fmt: off
 IMAGE_SUFFIXES = frozenset({

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -55,10 +55,9 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
     """
     if config.streaming:
         return _stream_images(config, seed, process_index, num_processes)
-    cache = _cached(config, config.data, config.split, config.max_images)
+    cache, name = _cached(config, "train")
     rows, held_out = hold_out(len(cache), config)
     pixel_range = find_range(config, cache, rows)
-    name = _name(config.data, config.split)
     size = _item_size(config, cache)
     train = ImageDataset(
         cache,
@@ -79,17 +78,14 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
     return ImageSets(train, validation)
 
 
-def _cached(config: DataConfig, source: str, split: str, max_images: int | None) -> ImageCache:
-    dataset = open_rows(config, source, split, streaming=False)
-    assert isinstance(dataset, Dataset)
-    if max_images is not None and max_images < len(dataset):
-        dataset = dataset.select(range(max_images))
-    return cache_images(dataset, config.preparation, _name(source, split), config.max_broken, config.cache_dir)
-
-
-def open_rows(config: DataConfig, source: str, split: str, streaming: bool) -> Dataset | IterableDataset:
-    """Opens the undecoded rows of one split, as `open_source` does."""
-    return open_source(
+def open_part(
+    config: DataConfig, part: Literal["train", "validation"], streaming: bool = False
+) -> tuple[Dataset | IterableDataset, str]:
+    """Opens the undecoded rows to train on, or those of a named validation set; returns them and a name for them."""
+    source, split, most = config.data, config.split, config.max_images
+    if part == "validation":
+        source, split, most = config.validation_data or config.data, config.validation_split or "train", None
+    rows = open_source(
         source,
         split,
         image_column=config.image_column,
@@ -97,10 +93,15 @@ def open_rows(config: DataConfig, source: str, split: str, streaming: bool) -> D
         streaming=streaming,
         cache_dir=config.cache_dir,
     )
+    if most is not None:
+        rows = rows.select(range(min(most, len(rows)))) if isinstance(rows, Dataset) else rows.take(most)
+    return rows, f"{source} ({split})"
 
 
-def _name(source: str, split: str) -> str:
-    return f"{source} ({split})"
+def _cached(config: DataConfig, part: Literal["train", "validation"]) -> tuple[ImageCache, str]:
+    rows, name = open_part(config, part)
+    assert isinstance(rows, Dataset)
+    return cache_images(rows, config.preparation, name, config.max_broken, config.cache_dir), name
 
 
 def _item_size(config: DataConfig, cache: ImageCache) -> tuple[int, int]:
@@ -145,10 +146,9 @@ def _probe(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
 
 
 def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages) -> ImageDataset:
-    source, split = config.validation_data or config.data, config.validation_split or "train"
-    cache = _cached(config, source, split, max_images=None)
+    cache, name = _cached(config, "validation")
     size = _item_size(config, cache)
-    images = f"validation images of {source}"
+    images = f"validation images of {name}"
     check_same_kind(images, cache, "those to train on have", train.channels, train.pixel_range.dtype)
     unknown = sorted(set(cache.class_names or ()) - set(train.class_names or cache.class_names or ()))
     if unknown:
@@ -163,7 +163,7 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
         np.arange(len(cache)),
         size,
         train.pixel_range,
-        name=_name(source, split),
+        name=name,
         class_names=train.class_names,
         labels=labels_among(train.class_names, cache),
     )
@@ -220,11 +220,8 @@ def _measured_values(cache: ImageCache, rows: np.ndarray) -> np.ndarray:
 
 
 def _stream_images(config: DataConfig, seed: int, process_index: int, num_processes: int) -> ImageSets:
-    dataset = open_rows(config, config.data, config.split, streaming=True)
+    dataset, name = open_part(config, "train", streaming=True)
     assert isinstance(dataset, IterableDataset)
-    if config.max_images is not None:
-        dataset = dataset.take(config.max_images)
-    name = _name(config.data, config.split)
     first = first_usable(dataset, config.preparation, name)
     key = json.dumps([config.data, config.split, config.max_images, asdict(config.preparation)])
     assert config.side is not None

@@ -179,10 +179,8 @@ def _select_columns(
     features = dataset.features
     if features is None:
         raise ValueError(f"{source} does not state its columns while streaming; leave out streaming.")
-    image = find_column(features, "image", datasets.Image, image_column, source)
     label = find_column(features, "label", ClassLabel, label_column, source)
-    if image is None:
-        raise ValueError(f"{source} has no single column of images; name it by image_column. {listing(features)}")
+    image = find_image_column(features, image_column, source)
     dataset = dataset.select_columns([image] if label is None else [image, label])
     dataset = undecoded(dataset, image, "image_column")
     if label is not None and not isinstance(features[label], ClassLabel):
@@ -226,6 +224,14 @@ def find_column(features: Features, default: str, kind: type, stated: str | None
     if default in candidates or (default == "image" and default in features):
         return default
     return candidates[0] if len(candidates) == 1 else None
+
+
+def find_image_column(features: Features, stated: str | None, source: str) -> str:
+    """Returns the column of images, as `find_column` does; raises a ValueError if there is none."""
+    found = find_column(features, "image", datasets.Image, stated, source)
+    if found is None:
+        raise ValueError(f"{source} has no single column of images; name it by image_column. {listing(features)}")
+    return found
 
 
 def listing(features: Features) -> str:

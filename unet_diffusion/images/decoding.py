@@ -140,7 +140,7 @@ def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> Decoded:
     except (ImportError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be decoded: it is no image; it begins with {data[:8]!r}.") from error
+        raise ValueError(f"{name} cannot be decoded: it is not an image; it begins with {data[:8]!r}.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} cannot be decoded: {_too_large('more pixels', limit)}") from error
     except Exception as error:  # decoders raise nearly every class on damaged bytes: struct.error, zlib.error

@@ -167,7 +167,7 @@ def _without_alpha(pixels: np.ndarray) -> np.ndarray:
     alpha = pixels[:, :, -1:]
     if not np.isin(alpha, (0, 255)).all():
         raise ValueError(
-            f"the mask has {pixels.shape[2]} channels, but the last is no alpha of 0 or 255; store one channel of "
+            f"the mask has {pixels.shape[2]} channels, but the last is not alpha of 0 or 255; store one channel of "
             "class indices, or 8-bit colours (overlapping classes, multi-label masks, cannot be learned by softmax)."
         )
     hidden = (alpha == 0) & (pixels[:, :, :-1] > 0)  # colours that nobody can see

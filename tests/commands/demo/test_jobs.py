@@ -223,7 +223,7 @@ def test_16_bit_files_are_read_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("notes.txt", b"no image", "^notes.txt cannot be decoded: it is no image"),
+        ("notes.txt", b"no image", "^notes.txt cannot be decoded: it is not an image"),
         ("empty.png", b"", "^empty.png is empty"),
         ("objects.npy", None, "^objects.npy cannot be decoded: it holds Python objects"),
     ],

@@ -13,7 +13,8 @@ from datasets import Dataset, Features
 from PIL import Image
 
 from unet_diffusion.commands.doctor import facts as doctor_facts
-from unet_diffusion.commands.doctor.command import doctor, examine, refuse_errors
+from unet_diffusion.commands.doctor.command import doctor
+from unet_diffusion.commands.doctor.examination import examine, refuse_errors
 from unet_diffusion.commands.options import Doctor
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedDataConfig
@@ -246,7 +247,7 @@ def test_masks_without_images_palettes_and_orientation(tmp_path, look):
     (tmp_path / "images" / "9.png").unlink()
     report = look(str(tmp_path / "images"), masks=str(tmp_path / "masks"))
     assert "have no image: 1.\n    9.png" in sentences(report, "warning")
-    assert "row 4 (4.png): index 1 is (0, 0, 255), before (255, 0, 0)" in sentences(report, "error")
+    assert "row 4 (4.png): index 1 is (0, 0, 255), but was (255, 0, 0) before" in sentences(report, "error")
     assert "state an EXIF orientation" in sentences(report, "note")
     assert "row 2 (2.png)" in sentences(report, "note")
 
@@ -257,7 +258,7 @@ def test_instance_maps_are_examined_too(tmp_path, look):
     maps[3] = maps[3][:4]
     source = save(tmp_path / "set", image=images, mask=masks, cells=maps)
     report = look(source, instances_column="cells")
-    assert "row 3: its instance map has 14x4 pixels, the image 14x12" in sentences(report, "error")
+    assert "row 3: its instance map has 14x4 pixels, but the image has 14x12" in sentences(report, "error")
     maps[3] = maps[2]
     source = save(tmp_path / "maps", image=images, mask=maps)
     assert not look(source, mask_encoding="instances").errors

@@ -245,14 +245,14 @@ def test_values_outside_the_classes_name_their_rows(tmp_path, load):
     images, masks = examples(4)
     masks[2] = masks[2] + 5
     source = save(tmp_path / "set", images, masks)
-    with pytest.raises(ValueError, match=r"masks hold 5..7, which are no class.*in 1 of 4 masks: rows 2\."):
+    with pytest.raises(ValueError, match=r"masks hold 5..7, but the classes are 0..2.*in 1 of 4 masks: rows 2\."):
         load(source, num_classes=3)
     images, masks = examples(4, classes=2)
     source = save(tmp_path / "binary", images, [BINARY[mask].astype(np.uint8) for mask in masks])
     with pytest.raises(ValueError, match="no class but 0.*mask_encoding='binary'"):
         load(source, mask_encoding="indices")
     validation = save(tmp_path / "indices", images, masks)
-    with pytest.raises(ValueError, match="masks hold 1, which is no class"):
+    with pytest.raises(ValueError, match="masks hold 1, but the classes are"):
         load(source, validation_data=validation)
 
 

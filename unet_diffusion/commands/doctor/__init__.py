@@ -1,1 +1,1 @@
-"""The files of the command `unet-diffusion doctor`."""
+"""The command `unet-diffusion doctor`, which examines a data set before training."""

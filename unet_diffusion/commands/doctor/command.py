@@ -1,97 +1,22 @@
-"""A look at a data set before training: what is wrong with it, in sentences."""
+"""Examination of a data set before training, whose findings are sentences."""
 
 from dataclasses import fields
 
-from datasets import Dataset
-
-from unet_diffusion.commands.doctor.facts import RowFacts, gather_facts
-from unet_diffusion.commands.doctor.findings import Finding, Report, about, sort_findings
-from unet_diffusion.commands.doctor.images import duplicate_findings, image_findings
-from unet_diffusion.commands.doctor.masks import agreed_encoding, mask_findings
+from unet_diffusion.commands.doctor.findings import Report
 from unet_diffusion.commands.options import Doctor
 from unet_diffusion.data.config import DataConfig, ImageOptions
-from unet_diffusion.data.masked.config import MaskedDataConfig
-from unet_diffusion.data.masked.sets import open_part
-from unet_diffusion.data.sets import open_rows
-
-__all__ = ["Doctor", "Finding", "Report", "doctor", "examine", "refuse_errors"]
 
 
 def doctor(options: Doctor) -> Report:
-    """Examines what the options name; the report's text is for people.
+    """Examines the data set that the options name.
 
     Raises:
-        ValueError: if there is nothing to examine: no such source, split or column.
+        ValueError: there is no such source, split or column.
     """
+    from unet_diffusion.commands.doctor.examination import examine  # here, since it takes seconds to import
+
     config: ImageOptions = options
     if options.plain:
         shared = {field.name: getattr(options, field.name) for field in fields(ImageOptions)}
         config = DataConfig(**shared, crop_size=options.crop_size, max_images=options.max_labels)
     return examine(config, options.errors_only)
-
-
-def refuse_errors(config: ImageOptions) -> None:
-    """Raises ValueError with all errors that `examine` finds; for trainers, before anything else is done."""
-    errors = examine(config, errors_only=True).errors
-    if errors:
-        raise ValueError("\n".join(["the data cannot be trained on.", *map(str, errors)]))
-
-
-def examine(config: ImageOptions, errors_only: bool = False) -> Report:
-    """Looks at every image and mask of the split to train on and of the validation set, if one is named.
-
-    What is noted of each row is kept beside the decoded images, so that a second look is quick. Sources are read
-    whole, those that a run would stream included.
-
-    Args:
-        config: a `DataConfig`, or a `MaskedDataConfig` for images with masks.
-        errors_only: leave out warnings and notes.
-
-    Raises:
-        ValueError: if there is nothing to examine: no such source, split or column.
-    """
-    parts: dict[str, list[RowFacts]] = {}
-    found: list[Finding] = []
-    reading = config.mask_reading if isinstance(config, MaskedDataConfig) else None
-    for part in ("train", "validation") if config.names_validation else ("train",):
-        dataset, name, orphans = _open(config, part)
-        facts = gather_facts(dataset, reading, config.cache_dir)
-        parts[name] = facts
-        found += about("warning", f"masks of {name} that have no image: {{count}}.", orphans)
-        found += image_findings(facts, name, config, _needs_one_size(config, part))
-    if isinstance(config, MaskedDataConfig):
-        encoding = None
-        try:
-            encoding = agreed_encoding(next(iter(parts.values())), config)
-        except ValueError as error:
-            found.append(Finding("error", str(error)))
-        for name, facts in parts.items():
-            found += mask_findings(facts, name, config, encoding)
-    found += duplicate_findings(parts)
-    kept = [finding for finding in found if finding.severity == "error" or not errors_only]
-    examined = [f"{len(facts)} images{' with masks' if reading else ''} of {name}" for name, facts in parts.items()]
-    return Report(sort_findings(kept), tuple(examined))
-
-
-def _open(config: ImageOptions, part: str) -> tuple[Dataset, str, list[str]]:
-    """The rows of a split, its name, and masks without an image."""
-    if isinstance(config, MaskedDataConfig):
-        dataset, orphans, name = open_part(config, "train" if part == "train" else "validation")
-        return dataset, name, [path.name for path in orphans]
-    assert isinstance(config, DataConfig)
-    source, split = config.data, config.split
-    if part == "validation":
-        source, split = config.validation_data or config.data, config.validation_split or "train"
-    rows = open_rows(config, source, split, streaming=False)
-    assert isinstance(rows, Dataset)
-    if part == "train" and config.max_images is not None and config.max_images < len(rows):
-        rows = rows.select(range(config.max_images))
-    return rows, f"{source} ({split})", []
-
-
-def _needs_one_size(config: ImageOptions, part: str) -> bool:
-    if config.image_size is not None:
-        return False
-    assert isinstance(config, (DataConfig, MaskedDataConfig))
-    whole = isinstance(config, MaskedDataConfig) and part == "validation"
-    return config.crop_size is None and not whole

@@ -1,8 +1,8 @@
-"""What the doctor notes of every row of a data set, before any judgement."""
+"""The facts that the doctor gathers about every row of a data set, before it judges them."""
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,26 +28,26 @@ FORMAT = 1  # of the stored facts
 
 @dataclass
 class RowFacts:
-    """One row as it is in the source, before resizing.
+    """Facts about one row of the source, before resizing.
 
     Attributes:
-        name: of the row for messages: its number and the name of its file.
+        name: name of the row for messages: its number and its file.
         image_problem: why the image cannot be used; the fields of the image are then empty.
-        mask_problem: likewise for the mask, or the instance map.
-        no_mask: there is no mask, though there should be.
+        mask_problem: why the mask or the instance map cannot be used.
+        no_mask: the row has no mask, although it should.
         size: width and height of the upright image.
-        channels: of the image.
-        dtype: of the image.
+        channels: number of channels of the image.
+        dtype: data type of the image.
         low: smallest value of the image.
         high: largest value of the image.
-        levels: different values of the image.
-        digest: hash of its pixels and shape.
+        levels: number of different values in the image.
+        digest: hash of the image's pixels and shape.
         mask_size: width and height of the mask; zeros if there is none.
-        keys: pixels of each key of the mask, as pairs.
-        palette: colours of its indices, as pairs.
-        mask_digest: hash of its keys.
-        may_be_turned: the image states an orientation, the mask none, and their sizes do not tell whether the mask
-            was drawn on the upright image.
+        keys: pairs of each key of the mask and its number of pixels.
+        palette: pairs of each index of the mask and its colour.
+        mask_digest: hash of the mask's keys.
+        may_be_turned: the image states an orientation and the mask states none, and their sizes leave open whether the
+            mask was drawn on the upright image.
     """
 
     name: str
@@ -68,18 +68,18 @@ class RowFacts:
     may_be_turned: bool = False
 
     def __post_init__(self) -> None:
-        """JSON has lists only."""
+        """Restores the tuples that JSON turned into lists."""
         self.size, self.mask_size = (self.size[0], self.size[1]), (self.mask_size[0], self.mask_size[1])
         self.keys = [(key, count) for key, count in self.keys]
         self.palette = [(key, (red, green, blue)) for key, (red, green, blue) in self.palette]
 
 
 def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str | Path | None) -> list[RowFacts]:
-    """The facts of all rows, or what an earlier call found.
+    """Gathers the facts about all rows, or reads those that an earlier call gathered.
 
     Args:
-        dataset: undecoded columns `image`, and with an encoding `mask` and perhaps `instances`.
-        encoding: how masks are read: "palette", "instances" or another; None: there are none.
+        dataset: has undecoded columns `image` and, with an encoding, `mask` and perhaps `instances`.
+        encoding: how masks are read: "palette", "instances" or another encoding; None: there are no masks.
         cache_dir: as in `cache_images`.
     """
     reading = encoding if encoding in ("palette", "instances", None) else "values"
@@ -109,12 +109,11 @@ def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[
         except ValueError as error:
             facts.image_problem = str(error)
         if reading is not None:
-            facts.no_mask = any(is_missing(row[column]) for column in ("mask", "instances") if column in row)
+            of_masks = {column: read for column, read in readers.items() if column != "image"}
+            facts.no_mask = any(is_missing(row[column]) for column in of_masks)
             if not facts.no_mask:
                 try:
-                    sources = {
-                        column: readers[column](row[column]) for column in ("mask", "instances") if column in row
-                    }
+                    sources = {column: read(row[column]) for column, read in of_masks.items()}
                     _note_mask(facts, sources, image, reading)
                 except ValueError as error:
                     facts.mask_problem = str(error)
@@ -130,7 +129,7 @@ def _note_image(facts: RowFacts, image: np.ndarray) -> None:
     facts.digest = hash_array(image)
 
 
-def _note_mask(facts: RowFacts, sources: dict[str, Any], image: Decoded | None, reading: str) -> None:
+def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | None, reading: str) -> None:
     mask = decode_mask(sources["mask"], colours=reading == "palette")
     keys = (instance_numbers(mask) > 0).astype(np.int64) if reading == "instances" else mask.keys
     if reading != "instances":
@@ -150,12 +149,13 @@ def _note_mask(facts: RowFacts, sources: dict[str, Any], image: Decoded | None, 
             shape = fit_orientation(instances, image.pixels.shape[:2], image.orientation).shape
             if shape != image.pixels.shape[:2]:
                 raise ValueError(
-                    f"its instance map has {shape[1]}x{shape[0]} pixels, the image {facts.size[0]}x{facts.size[1]}."
+                    f"its instance map has {shape[1]}x{shape[0]} pixels, but the image has "
+                    f"{facts.size[0]}x{facts.size[1]}."
                 )
 
 
 def hash_array(values: np.ndarray) -> str:
-    """A hash of an array's shape, dtype and values."""
+    """Returns a hash of an array's shape, dtype and values."""
     content = hashlib.blake2b(repr((values.shape, values.dtype.name)).encode(), digest_size=16)
     content.update(np.ascontiguousarray(values).data)
     return content.hexdigest()

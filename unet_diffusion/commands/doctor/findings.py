@@ -1,24 +1,25 @@
-"""What an examination found, as sentences."""
+"""The findings of an examination, as sentences."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from unet_diffusion.data.folders import MOST_EXAMPLES
+
 Severity: TypeAlias = Literal["error", "warning", "note"]
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-SHOWN = 5  # examples of a finding in the text
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One fault or remarkable property of a data set.
 
     Attributes:
-        severity: "error": a run would stop, or learn something else than is meant. "warning": it would be worse than
-            it could be. "note": what a user may want to know.
-        sentence: what it is, and what to do.
-        examples: rows or files.
+        severity: "error": a run would stop, or learn something else than intended. "warning": a run would be worse than
+            it could be. "note": worth knowing.
+        sentence: the fault and the fix.
+        examples: rows or files that show it.
     """
 
     severity: Severity
@@ -26,18 +27,18 @@ class Finding:
     examples: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        more = len(self.examples) - SHOWN
-        lines = [f"{self.severity}: {self.sentence}", *(f"    {example}" for example in self.examples[:SHOWN])]
+        more = len(self.examples) - MOST_EXAMPLES
+        lines = [f"{self.severity}: {self.sentence}", *(f"    {example}" for example in self.examples[:MOST_EXAMPLES])]
         return "\n".join([*lines, f"    and {more} more"] if more > 0 else lines)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found, the severest first; its text is for people.
+    """All findings, most severe first; as text for people by `str`.
 
     Attributes:
-        findings: of all parts of the data set.
-        examined: what was looked at, such as "20 images with masks of cells (train)".
+        findings: findings in all parts of the data set.
+        examined: the parts, such as "20 images with masks of cells (train)".
     """
 
     findings: tuple[Finding, ...]
@@ -45,7 +46,7 @@ class Report:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that should keep a run from starting."""
+        """Returns the findings that should keep a run from starting."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
     def __str__(self) -> str:
@@ -55,12 +56,12 @@ class Report:
 
 
 def sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The findings, the severest first, otherwise in their order."""
+    """Sorts findings, most severe first, and otherwise keeps their order."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def about(severity: Severity, sentence: str, examples: Sequence[str]) -> list[Finding]:
-    """A finding if there is any example, else none; "{count}" in the sentence becomes the number of examples."""
+    """Returns one finding if there are examples, else none; "{count}" becomes the number of examples."""
     if not examples:
         return []
     return [Finding(severity, sentence.replace("{count}", str(len(examples))), tuple(examples))]

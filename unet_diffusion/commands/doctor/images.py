@@ -1,4 +1,4 @@
-"""What can be wrong with the images of a data set, with or without masks."""
+"""Findings about the images of a data set, with or without masks."""
 
 from collections import Counter, defaultdict
 
@@ -8,11 +8,11 @@ from unet_diffusion.data.config import ImageOptions
 from unet_diffusion.data.sets import NARROW
 from unet_diffusion.images.decoding import LARGEST
 
-FEW_LEVELS = 256  # of 65536, in a 16-bit image: no more than 8 bits hold
+FEW_LEVELS = 256  # of the 65536 levels of a 16-bit image; no more than 8 bits have
 
 
 def unusable_severity(facts: list[RowFacts], config: ImageOptions) -> Severity:
-    """A warning if a run would leave the unusable rows out, an error if they are more than `max_broken` allows."""
+    """Returns "warning" if a run would leave the unusable rows out, "error" if `max_broken` allows fewer."""
     kind = _kind(facts, config)
     unusable = sum(
         fact.image_problem is not None
@@ -26,13 +26,13 @@ def unusable_severity(facts: list[RowFacts], config: ImageOptions) -> Severity:
 
 
 def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_size: bool) -> list[Finding]:
-    """What is wrong with the images of one split.
+    """Returns the findings about the images of one split.
 
     Args:
-        facts: of its rows.
-        name: of the split, for the sentences.
-        config: what a run would do with them.
-        one_size: whether a run needs images of one size.
+        facts: facts about its rows.
+        name: name of the split, for the sentences.
+        config: options of the run that would read them.
+        one_size: a run needs images of one size.
     """
     severity = unusable_severity(facts, config)
     problems = [f"{fact.name}: {fact.image_problem}" for fact in facts if fact.image_problem is not None]
@@ -46,10 +46,10 @@ def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_s
 
 
 def duplicate_findings(parts: dict[str, list[RowFacts]]) -> list[Finding]:
-    """Images that are equal pixel by pixel, inside a split and across splits.
+    """Returns the findings about images that are equal pixel by pixel, inside a split and across splits.
 
     Args:
-        parts: the facts of each split by its name.
+        parts: the facts about each split, by its name.
     """
     places: dict[str, list[tuple[str, RowFacts]]] = defaultdict(list)
     for part, facts in parts.items():
@@ -69,14 +69,14 @@ def duplicate_findings(parts: dict[str, list[RowFacts]]) -> list[Finding]:
     return [
         *about(
             "warning",
-            "duplicates across splits, equal pixel by pixel: {count}. Validation judges what was trained on; remove "
-            "them from one split.",
+            "duplicates across splits, equal pixel by pixel: {count}. Validation would judge images that were trained "
+            "on; remove them from one split.",
             across,
         ),
         *about(
             "warning",
-            "duplicates inside a split, equal pixel by pixel: {count}. They count more in training, and may be on both "
-            "sides of a held-out share.",
+            "duplicates inside a split, equal pixel by pixel: {count}. They count more in training, and one copy may "
+            "be held out while another is trained on.",
             inside,
         ),
         *about("warning", "duplicates whose masks contradict each other: {count}.", contradicting),
@@ -84,7 +84,7 @@ def duplicate_findings(parts: dict[str, list[RowFacts]]) -> list[Finding]:
 
 
 def _kind(facts: list[RowFacts], config: ImageOptions) -> tuple[int | None, str]:
-    """Channels and dtype of the first image that can be read, which those of the others have to equal."""
+    """Returns the channels and the dtype of the first image that can be read, which the others must share."""
     first = next((fact for fact in facts if fact.image_problem is None), None)
     if first is None:
         return 0, ""
@@ -105,7 +105,9 @@ def _kinds(usable: list[RowFacts], name: str, config: ImageOptions, severity: Se
         sentence = f"images of {name} with other channels than the first, converted to {config.channels}: {{count}}."
         found = about("note", sentence, others)
     dtypes = [f"{fact.name}: {fact.dtype}" for fact in usable if fact.dtype != first.dtype]
-    sentence = f"images of {name} with another dtype than the first, {first.dtype}: {{count}}. Store them alike."
+    sentence = (
+        f"images of {name} with another dtype than the first, {first.dtype}: {{count}}. Store all with one dtype."
+    )
     return found + about(severity, sentence, dtypes)
 
 
@@ -125,7 +127,7 @@ def _values(usable: list[RowFacts], name: str, config: ImageOptions) -> list[Fin
     dtype = usable[0].dtype
     constant = [f"{fact.name}: {fact.low:g} everywhere" for fact in usable if fact.low == fact.high]
     found = about(
-        "warning", f"images of {name} that are constant, every pixel having the same value: {{count}}.", constant
+        "warning", f"images of {name} that are constant, with the same value at every pixel: {{count}}.", constant
     )
     stated = config.value_range is not None or config.percentiles is not None
     if dtype == "float32" and not stated:

@@ -1,4 +1,4 @@
-"""What can be wrong with the masks of a data set."""
+"""Findings about the masks of a data set."""
 
 from collections import Counter
 
@@ -10,11 +10,11 @@ from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import Colour, describe
 
-RARE = 0.01  # share of the pixels below which a class is called rare
+RARE = 0.01  # share of the pixels; a class with less is called rare
 
 
 def agreed_encoding(facts: list[RowFacts], config: MaskedDataConfig) -> MaskEncoding:
-    """What the masks' values mean in training; ValueError if that cannot be said."""
+    """Finds what the masks' values would mean in training; raises a ValueError if that is unclear."""
     palette = {key: colour for fact in facts for key, colour in fact.palette}
     keys = {key for fact in facts for key, _ in fact.keys}
     return find_encoding(
@@ -25,13 +25,13 @@ def agreed_encoding(facts: list[RowFacts], config: MaskedDataConfig) -> MaskEnco
 def mask_findings(
     facts: list[RowFacts], name: str, config: MaskedDataConfig, encoding: MaskEncoding | None
 ) -> list[Finding]:
-    """What is wrong with the masks of one split.
+    """Returns the findings about the masks of one split.
 
     Args:
-        facts: of its rows.
-        name: of the split, for the sentences.
-        config: what a run would do with them.
-        encoding: what the values mean; None if that could not be said, and values cannot be judged.
+        facts: facts about its rows.
+        name: name of the split, for the sentences.
+        config: options of the run that would read them.
+        encoding: what the values mean; None if that is unclear, so that values cannot be judged.
     """
     severity = unusable_severity(facts, config)
     found = about(
@@ -50,8 +50,8 @@ def mask_findings(
     found += about(severity, f"masks of {name} of another size than their image: {{count}}.", sizes)
     found += about(
         "note",
-        f"images of {name} that state an EXIF orientation while their masks state none: {{count}}. The sizes do not "
-        "tell whether the masks were drawn on the upright images, as is assumed; look at some.",
+        f"images of {name} that state an EXIF orientation while their masks state none: {{count}}. The masks are taken "
+        "as drawn on the upright images, which their sizes cannot confirm; look at some.",
         [fact.name for fact in facts if fact.may_be_turned],
     )
     masked = [fact for fact in facts if fact.keys]
@@ -69,7 +69,7 @@ def _palettes(masked: list[RowFacts], name: str) -> list[Finding]:
     for fact in masked:
         for key, colour in fact.palette:
             if first.setdefault(key, colour) != colour:
-                different.append(f"{fact.name}: index {key} is {tuple(colour)}, before {tuple(first[key])}")
+                different.append(f"{fact.name}: index {key} is {tuple(colour)}, but was {tuple(first[key])} before")
                 break
     sentence = (
         f"masks of {name} with another palette than those before: {{count}}. An index may mean another class there; "
@@ -111,7 +111,7 @@ def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: 
 
 
 def _pixels(fact: RowFacts, encoding: MaskEncoding) -> Counter[int]:
-    """Pixels of each class of one mask; keys that are no class are left out."""
+    """Counts the pixels of each class of one mask, without keys that stand for no class."""
     pixels: Counter[int] = Counter()
     for key, count in fact.keys:
         if key in encoding.classes:
@@ -122,7 +122,7 @@ def _pixels(fact: RowFacts, encoding: MaskEncoding) -> Counter[int]:
 def _binary_as_indices(
     masked: list[RowFacts], pixels: list[Counter[int]], name: str, encoding: MaskEncoding
 ) -> list[Finding]:
-    """The classic: 0 and 255 in the files, 255 taken for pixels to ignore."""
+    """Finds the classic mistake: 0 and 255 in the files, with 255 taken for pixels to ignore."""
     if encoding.classes.get(IGNORE_INDEX) != IGNORE_INDEX:
         return []
     suspects = [fact.name for fact in masked if [key for key, _ in fact.keys] == [0, IGNORE_INDEX]]

@@ -38,8 +38,8 @@ class MaskEncoding:
         unknown = [key for key in keys if key not in self.classes]
         if unknown:
             raise ValueError(
-                f"masks hold {describe(unknown)}, which {'is' if len(unknown) == 1 else 'are'} no class; "
-                f"the classes are {describe([key for key in self.classes if self.classes[key] != IGNORE_INDEX])}"
+                f"masks hold {describe(unknown)}, but the classes are "
+                f"{describe([key for key in self.classes if self.classes[key] != IGNORE_INDEX])}"
                 f"{f' and {IGNORE_INDEX} (ignored)' if IGNORE_INDEX in self.classes.values() else ''}. "
                 "Repair the masks, or give mask_encoding, mask_colours or num_classes that fit."
             )

@@ -14,11 +14,12 @@ import numpy as np
 from datasets import Dataset
 
 from unet_diffusion.data.cache import check_same_kind
+from unet_diffusion.data.folders import MOST_EXAMPLES
 from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
-from unet_diffusion.data.masked.sources import MOST_EXAMPLES, open_masked_source
+from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import find_range, hold_out
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import COLOURED, Colour

@@ -6,11 +6,9 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
-from unet_diffusion.data.folders import check_folder, check_text, images_of_split, stored_path
-from unet_diffusion.data.sources import find_column, listing, of_files, open_all_columns, undecoded
+from unet_diffusion.data.folders import MOST_EXAMPLES, check_folder, check_text, images_of_split, stored_path
+from unet_diffusion.data.sources import find_column, find_image_column, listing, of_files, open_all_columns, undecoded
 from unet_diffusion.files import readable
-
-MOST_EXAMPLES = 5  # files or rows in a message
 
 
 def open_masked_source(
@@ -51,11 +49,7 @@ def open_masked_source(
         return _open_folders(Path(source).expanduser(), split, masks, mask_suffix or "")
     opened = open_all_columns(str(source), split, False, None if cache_dir is None else str(cache_dir))
     assert isinstance(opened, Dataset)
-    image = find_column(opened.features, "image", datasets.Image, image_column, str(source))
-    if image is None:
-        raise ValueError(
-            f"{source} has no single column of images; name it by image_column. {listing(opened.features)}"
-        )
+    image = find_image_column(opened.features, image_column, str(source))
     columns = {"image": image, "mask": _mask_column(opened.features, image, mask_column, str(source))}
     if instances_column is not None:
         find_column(opened.features, "instances", datasets.Image, instances_column, str(source))
