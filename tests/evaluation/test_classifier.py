@@ -71,7 +71,7 @@ def run(config) -> Path:
 
 
 def classifier(**changes) -> ImageClassifier:
-    """One whose last layer is not zero, as it is where nothing was learnt."""
+    """A classifier whose last layer is not zero, as it is before training."""
     network = ImageClassifier(**{"in_channels": 1, "num_classes": 3, "widths": (4, 6), "dropout": 0.5, **changes})
     torch.nn.init.normal_(network.head.weight)
     return network.eval()
@@ -138,8 +138,8 @@ def test_values_that_no_classifier_can_have_are_refused(wrong, message):
 
 
 @pytest.mark.parametrize("kind", ["colour", "16 bit"])
-def test_classes_that_can_be_told_apart_are_learnt(kind, tmp_path):
-    """By colour at equal brightness, or by brightness in images that are streamed; guessing gives a half."""
+def test_classes_that_differ_are_learnt(kind, tmp_path):
+    """They differ in colour at equal brightness, or, streamed, in brightness; guessing is right half the time."""
     config = options(tmp_path, images(tmp_path / "images", kind=kind))
     if kind == "16 bit":
         held_out = str(images(tmp_path / "held out", count=4, kind=kind))
@@ -167,7 +167,7 @@ def test_the_folder_holds_the_best_weights_which_say_their_data_classes_and_accu
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(config, run, tmp_path):
-    """The loss raises in step 7, after the checkpoint of step 4; dropout draws the same again."""
+    """The loss raises in step 7, after the checkpoint of step 4; dropout draws the same numbers again."""
     again = replace(config, output=tmp_path / "run")
     with power_cut(ClassificationTask, 7):
         train_classifier(again)
@@ -179,7 +179,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(config, run, tmp_path):
 
 
 def test_the_hardest_images_come_first_and_cost_accuracy(config, tmp_path):
-    """A bright image among the dark ones that are held out."""
+    """One of the dark held-out images is bright."""
     held_out = images(tmp_path / "held out", count=5)
     stray = held_out / "dark" / "stray.png"
     (held_out / "bright" / "bright-03.png").rename(stray)
@@ -191,7 +191,7 @@ def test_the_hardest_images_come_first_and_cost_accuracy(config, tmp_path):
     assert "held-out accuracy 0.900" in feature_network(str(run)).name
 
 
-def test_data_that_cannot_be_learnt_are_refused_before_training(tmp_path):
+def test_unsuitable_data_are_refused_before_training(tmp_path):
     labelled, flat = images(tmp_path / "labelled"), images(tmp_path / "flat", flat=True)
     for data, message in (
         ({"data": str(flat)}, "has no class labels, but a classifier learns them; name their column by label_column"),
@@ -211,7 +211,7 @@ def test_data_that_cannot_be_learnt_are_refused_before_training(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# --- features for distances ---
+# --- its features ---
 
 
 def test_features_are_those_of_the_stored_levels(run):

@@ -40,7 +40,7 @@ def as_images(image):
 
 
 def test_a_cup_of_espresso_is_recognised(network):
-    # the weights and the channel order are right if the network's own classifier is; class 967 is espresso
+    # if the network classifies correctly, its weights and channel order are right; class 967 is espresso
     classifier = network.layers.network._fc
     probabilities = classifier(features_of(network, as_images(photograph())).float()).softmax(dim=1)[0]
     assert probabilities.argmax() == 967
@@ -92,14 +92,14 @@ def test_grey_is_colour_with_equal_channels(network):
 def test_inception_gets_three_channels_as_it_needs(monkeypatch):
     monkeypatch.setattr(
         "unet_diffusion.evaluation.feature_networks._inception", torch.nn.Flatten
-    )  # its weights are no package's
+    )  # no package has its weights
     grey = patterns(2, 4, seed=3)[:, :1]
     seen = feature_network("inception")(grey)
     assert seen.dtype == torch.uint8
     assert torch.equal(seen, ((grey + 1) * 127.5).round().byte().flatten(1).repeat(1, 3))
 
 
-def test_generated_floats_are_seen_as_stored_bytes(network):
+def test_generated_floats_are_treated_like_stored_bytes(network):
     stored = torch.randint(0, 256, (1, 3, 20, 30), generator=torch.Generator().manual_seed(4)) / 127.5 - 1
     nearly = (stored + 0.9 / 255).clamp(-1, 1)  # less than half a level away
     assert torch.equal(features_of(network, stored), features_of(network, nearly))
@@ -148,7 +148,7 @@ def test_code_in_a_weights_file_is_refused(network, tmp_path, monkeypatch):
         feature_network("efficientnet-lite0")
     assert not (tmp_path / "executed").exists()
     torch.load(crafted, weights_only=False)
-    assert (tmp_path / "executed").exists()  # the file does run code where it can
+    assert (tmp_path / "executed").exists()  # the file does run code if it is unpickled
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_frechet_distance_flags_as_many_images_as_features_and_states_the_counts
 
 @pytest.mark.parametrize("features", [20, 200])
 def test_error_of_the_frechet_distance_is_the_spread_over_new_samples(features):
-    # 30 draws give the spread to 13%; the error is on the wide side, but less than one with replacement
+    # 30 draws give the spread to 13%; the error is rather too large, but smaller than with replacement
     scales = torch.logspace(0, -1.5, features, dtype=torch.float64)
     draws = [
         frechet_distance(
@@ -225,7 +225,7 @@ def test_chunks_change_nothing(monkeypatch):
     torch.testing.assert_close(chunked[1].distances, whole[1].distances)
 
 
-def test_the_same_seed_gives_the_same_figures_and_another_seed_another_error():
+def test_the_same_seed_gives_the_same_scores_and_another_seed_another_error():
     real, generated = gaussian(100, 4, seed=1), gaussian(100, 4, seed=2, mean=0.3)
     for measure in (frechet_distance, kernel_distance, lambda *x, seed: precision_recall(*x, seed=seed)[0]):
         first, second, other = (measure(real, generated, seed=seed) for seed in (0, 0, 1))
@@ -235,7 +235,7 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_another_error():
 
 
 @pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, precision_recall])
-def test_features_that_mean_nothing_are_refused(measure):
+def test_meaningless_features_are_refused(measure):
     enough, few = gaussian(64, 4, seed=1), gaussian(63, 4, seed=2)
     with pytest.raises(ValueError, match="63 generated images, but fewer than 64"):
         measure(enough, few)

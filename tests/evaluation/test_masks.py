@@ -1,4 +1,4 @@
-"""Scores of masks over a set, the command that writes them, and labelled sets for a network that is trained."""
+"""Scores of masks over a set, the command that writes them, and labelled sets for a trained network."""
 
 import json
 import math
@@ -26,7 +26,7 @@ GREEN, RED = (0, 200, 0), (255, 0, 0)
 
 
 def save(folder: Path, images, masks) -> dict[str, str]:
-    """Two folders of PNG files; gives the options that name them."""
+    """Writes two folders of PNG files; returns the options that name them."""
     for name, arrays in (("images", images), ("masks", masks)):
         (folder / name).mkdir(parents=True)
         for number, pixels in enumerate(arrays):
@@ -68,7 +68,7 @@ def test_a_square_two_pixels_too_far_to_the_right(tmp_path):
     for label in (0, 1):
         assert first[f"iou_{label}"] == pytest.approx(iou[label])
         assert first[f"dice_{label}"] == pytest.approx(dice[label])
-    assert first["boundary_f1"] == 1  # nowhere farther than the 2 pixels that are allowed
+    assert first["boundary_f1"] == 1  # nowhere farther off than the tolerance of 2 pixels
     assert score_masks(lambda image: white(image).roll(9, dims=1), dataset).images[0]["boundary_f1"] < 0.5
 
     assert second["accuracy"] == second["iou_0"] == 1
@@ -79,7 +79,7 @@ def test_a_square_two_pixels_too_far_to_the_right(tmp_path):
     assert scores.pooled["iou_1"] == scores.per_image["iou_1"] == pytest.approx(0.5)
     assert scores.per_image["accuracy"] == pytest.approx((0.94 + 1) / 2)
     assert scores.per_image["iou_0"] == pytest.approx((352 / 376 + 1) / 2)
-    assert scores.per_image["boundary_f1"] == 1  # of the one image that has a boundary
+    assert scores.per_image["boundary_f1"] == 1  # of the only image with a boundary
     assert "boundary_f1" not in scores.pooled
     assert not any(name.startswith(("cell", "instance")) for name in scores.per_image)
 
@@ -113,14 +113,16 @@ def test_a_gap_in_the_membrane_merges_its_cells(tmp_path):
     thick = membrane.copy()
     thick[:, 6:9] = 1
     half = membrane.copy()
-    half[:, 8:] = 255  # nothing is known of the second cell
+    half[:, 8:] = 255  # the second cell is unknown
     dataset = load(save(tmp_path, [255 * broken, 255 * thick, 255 * broken], [membrane, membrane, half]))
     scores = score_masks(white, dataset, membrane=1)
     merged, wide, ignored = scores.images
     together = 2 * 105 * 104  # ordered pairs of pixels within the two cells of 7 x 15 pixels
     error = 1 - 2 * together / (together + 210 * 209)
     assert merged["cell_rand_error"] == pytest.approx(error)
-    assert (merged["cell_splits"], merged["cell_merges"]) == pytest.approx((0, 1))  # one bit says which cell it is
+    assert (merged["cell_splits"], merged["cell_merges"]) == pytest.approx(
+        (0, 1)
+    )  # one bit says which cell a pixel is in
     for scored in (wide, ignored):
         assert (scored["cell_rand_error"], scored["cell_splits"], scored["cell_merges"]) == (0, 0, 0)
     assert scores.per_image["cell_rand_error"] == pytest.approx(error / 3)
@@ -157,7 +159,7 @@ def test_touching_instances_found_as_one(tmp_path):
     assert scores["instance_merges"] == 0
 
     mask = 1 * (instances > 0)
-    mask[:, 6:] = 255  # nothing is known of the second nucleus
+    mask[:, 6:] = 255  # the second nucleus is unknown
     (scores,) = score_masks(white, load(save_instances(tmp_path / "one", instances, mask))).images
     assert (scores["instance_rand_error"], scores["instance_splits"], scores["instance_merges"]) == (0, 0, 0)
 
@@ -172,8 +174,8 @@ def test_options_that_fit_no_set_are_refused(tmp_path):
         score_masks(lambda image: white(image)[:2], dataset)
 
 
-def test_the_points_of_reference_of_a_real_set(shared_data, tmp_path):
-    """All interior reaches 0.804 of the pixels, says the README of the data, and has one cell for all."""
+def test_reference_points_of_a_real_set(shared_data, tmp_path):
+    """Interior everywhere reaches a pixel accuracy of 0.804, as the README of the data says, and merges all cells."""
     dataset = load({"data": str(shared_data / "isbi2012" / "test.parquet"), "cache_dir": str(tmp_path)})
     scores = score_masks(lambda image: torch.ones(image.shape[1:], dtype=torch.int64), dataset, membrane=0)
     assert len(scores.images) == 6
@@ -189,7 +191,7 @@ def test_colours_mean_what_they_meant_in_training(tmp_path):
     mask, other = np.zeros((2, 4, 5, 3))
     mask[1:3], other[1:3] = RED, GREEN
     options = save(tmp_path, [np.zeros((4, 5))], [mask])
-    palette = [(0, 0, 0), GREEN, RED, GREEN]  # green is missing in this set, and nothing is known of class 3
+    palette = [(0, 0, 0), GREEN, RED, GREEN]  # green does not occur in this set, and class 3 has no colour of its own
     for reading in ("auto", "palette"):
         item = load({**options, "mask_encoding": reading}, num_classes=4, palette=palette)[0]
         assert item["mask"].unique().tolist() == [0, 2]
@@ -239,7 +241,7 @@ def test_images_are_resized_but_never_cut(tmp_path):
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A run of three classes that calls every pixel class 1."""
+    """A run of three classes that predicts class 1 everywhere."""
     unet = UNet(sample_size=8, in_channels=1, out_channels=None, channels=(4, 8), head_channels=8, num_classes=3)
     with torch.no_grad():
         unet.segmentation_head.weight.zero_()
@@ -250,7 +252,7 @@ def run(tmp_path) -> Path:
 
 @pytest.fixture
 def labelled(tmp_path) -> dict[str, str]:
-    """Three images of 9 x 12 with 12, 24 and 36 of 108 pixels of class 1."""
+    """Three images of 9 x 12 pixels, of which 12, 24 and 36 of 108 are of class 1."""
     random = np.random.default_rng(0)
     masks = [np.repeat([1, 0], [count, 9 - count])[:, None] * np.ones((1, 12)) for count in (1, 2, 3)]
     return save(tmp_path / "set", [random.integers(0, 256, (9, 12)) for _ in masks], masks)
@@ -314,7 +316,7 @@ def test_cells_and_instances_reach_the_files(run, tmp_path):
     assert "| variation of information, merges, bits, instances |  | 0.94" in (run / "evaluation.md").read_text()
 
 
-def test_an_evaluation_is_not_overwritten_unless_told(run, labelled):
+def test_an_evaluation_is_not_overwritten_unless_asked(run, labelled):
     (run / "evaluation.md").write_text("mine")
     command = ["--run", str(run), *arguments(labelled)]
     with pytest.raises(SystemExit, match="evaluation.md exists already; set overwrite, or choose another output"):

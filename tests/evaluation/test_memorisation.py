@@ -1,4 +1,4 @@
-"""Copies of training images are found, and fresh images of the same kind are not taken for copies."""
+"""Copies of training images are found, and new images of the same kind do not count as copies."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_distances_are_root_mean_squares_of_pixels():
     assert figures.near == 0
 
 
-def test_fresh_images_are_as_near_as_held_out_ones():
+def test_new_images_are_as_near_as_held_out_ones():
     count = 2000
     figures, _ = memorisation(noise(count, seed=3), noise(500, seed=4), noise(count, seed=5))
     deviation = (0.05 * 0.95 * 2 / count) ** 0.5  # of the share, and of the quantile that it is measured against

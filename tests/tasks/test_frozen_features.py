@@ -31,11 +31,14 @@ from unet_diffusion.training.metrics_log import read_metrics, series
 from unet_diffusion.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LOCAL = {"norm": "none", "attention": (False, False, False)}  # every output pixel has a context of its own
+LOCAL = {
+    "norm": "none",
+    "attention": (False, False, False),
+}  # so that every output pixel depends on a context of its own
 
 
 def noise_predictor(std: float = 0.3, **overrides) -> UNet:
-    """A network with random weights, those included that start at zero."""
+    """A network with random weights, also where they start at zero."""
     unet = UNet(**{"in_channels": 1, "out_channels": 1, "channels": (8, 12, 16), "head_channels": 8, **overrides})
     with torch.no_grad():
         for parameter in unet.parameters():
@@ -61,7 +64,7 @@ def probabilities(pipe: SegmentationPipeline, pixels: np.ndarray, **arguments) -
     return pipe(pixels, output_type="np", **arguments).probabilities[0]
 
 
-# --- what the pipeline computes ---
+# --- the pipeline ---
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -93,8 +96,8 @@ def test_masks_are_the_same_at_every_call_whatever_the_generator():
 
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("upsample", ["transposed", "nearest"])
-def test_tiles_give_what_the_whole_gives(augment, upsample):
-    """At sizes that are no multiple of the stride; the tiles' context is that of the network."""
+def test_tiles_give_the_mask_of_the_whole_image(augment, upsample):
+    """At sizes that are not multiples of the stride; the context of the tiles is that of the network."""
     pipe = pipeline(noise_predictor(**LOCAL, upsample=upsample))
     pixels = image(61, 87)
     whole = probabilities(pipe, pixels, augment=augment)
@@ -117,7 +120,7 @@ def test_files_are_segmented_window_by_window(tmp_path):
 
 
 def test_tiles_that_we_choose_fit_the_classifier_as_well_as_the_network():
-    """4 maps of 128 channels against 12 of 8: of windows of 64 MiB, those for the classifier are the smaller ones."""
+    """4 maps of 128 channels need more than 12 of 8, so windows of 64 MiB are smaller with the classifier."""
     unet = noise_predictor(**LOCAL)
 
     def tiling(**arguments) -> Tiling:
@@ -130,7 +133,7 @@ def test_tiles_that_we_choose_fit_the_classifier_as_well_as_the_network():
     assert side - 4 < wide.tile + wide.shared <= side
 
 
-def test_the_segmentation_head_is_not_asked_where_there_is_a_classifier():
+def test_a_classifier_takes_the_place_of_the_segmentation_head():
     unet = noise_predictor(num_classes=5)
     pipe = pipeline(unet)
     assert pipe.num_classes == 3
@@ -250,7 +253,7 @@ TRAINING = TrainingConfig(
 def make_task(data: MaskedDataConfig, config: SegmentationConfig | None = None, **arguments) -> FrozenFeaturesTask:
     torch.manual_seed(0)
     return FrozenFeaturesTask(
-        noise_predictor(std=0.05),  # what it holds is not far from the image
+        noise_predictor(std=0.05),  # its features stay close to the image
         load_masked(data),
         config or SegmentationConfig(),
         arguments.pop("features", FrozenFeaturesConfig(timesteps=(10, 50), hidden=(32,))),
@@ -264,7 +267,7 @@ def train(task: FrozenFeaturesTask, data: MaskedDataConfig, training: TrainingCo
 
 
 def test_a_classifier_finds_planted_classes_while_the_network_stays_as_it_was(data, tmp_path):
-    """All ground would have a mean IoU below 1 / 3, and a guess by the classes' shares less."""
+    """Background everywhere has a mean IoU below 1 / 3, and a random guess by the shares of the classes less."""
     task = make_task(data)
     trunk = {name: tensor.clone() for name, tensor in task.unet.state_dict().items()}
     training = replace(TRAINING, steps=60, learning_rate=2e-2, validate_every=20)
@@ -360,6 +363,6 @@ def test_wrong_options_are_refused(options, message):
         ({"config": SegmentationConfig(trunk_rate=0.1)}, "trunk_rate 0.1"),
     ],
 )
-def test_what_a_classifier_cannot_be_trained_with_is_refused(data, arguments, message):
+def test_unsuitable_networks_schedulers_and_options_are_refused(data, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_task(data, **arguments)

@@ -1,4 +1,4 @@
-"""Masks and noise prediction in the same steps: the loss, what is learnt, what is held out, and what the run leaves."""
+"""Masks and noise prediction in the same steps: the loss, what learns, what is held out, and the folder of the run."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def images(dataset) -> set[bytes]:
 
 
 def files(folder: str | Path) -> dict[bytes, str]:
-    """The kind of each image, which is its folder's name."""
+    """The kind of each image, which is the name of its folder."""
     return {np.asarray(Image.open(path)).tobytes(): path.parent.name for path in Path(folder).rglob("*.png")}
 
 
@@ -143,7 +143,7 @@ def test_only_what_both_heads_share_and_the_heads_learn_where_the_encoder_is_fro
 
 
 def test_both_heads_learn(options):
-    """From nothing: squares are found, and noise is predicted better than by the untrained head, which gives zero."""
+    """Untrained at first, it finds squares, and predicts noise better than an untrained head, which predicts zero."""
     options.joint = JointConfig(denoising_weight=1.0)
     options.training = replace(
         options.training, steps=40, learning_rate=1e-2, validate_every=40, checkpoint_every=40, ema_decay=0.9
@@ -154,12 +154,12 @@ def test_both_heads_learn(options):
         untrained = task.validate(task.network.eval(), accelerator)["validation_loss"]
     rows = read_metrics(train_segmentation(options) / "metrics.jsonl")
     parts = [series(rows, name)[1] for name in ("segmentation_loss", "denoising_loss", "loss")]
-    assert np.add(*parts[:2]) == pytest.approx(parts[2], rel=1e-5)  # logged apart; the weight is 1
+    assert np.add(*parts[:2]) == pytest.approx(parts[2], rel=1e-5)  # logged separately; the weight is 1
     assert series(rows, "mean_iou")[1][-1] > 0.8
     assert series(rows, "validation_loss")[1][-1] < 0.8 * untrained
 
 
-# going on, and processes
+# resuming, and several processes
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
@@ -181,7 +181,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(options, tmp_path):
-    """Without augmentation, whose ignored borders a mean over pixels would weigh by process."""
+    """Without augmentation: a mean over pixels weighs its ignored borders differently in each process."""
 
     def command(output: Path, batch_size: int) -> list[str]:
         arguments = {
@@ -212,7 +212,7 @@ def test_two_processes_give_the_losses_of_one(options, tmp_path):
 @pytest.mark.parametrize("max_labels", [None, 8])
 @pytest.mark.parametrize("named", [False, True])
 def test_what_masks_are_validated_on_is_never_trained_on(options, max_labels, named):
-    """Of the first `max_labels` rows a quarter is held out; the rows beyond are free, and all others stay in use."""
+    """A quarter of the first `max_labels` rows is held out; all other images are used, also those beyond."""
     options.data = replace(options.data, max_labels=max_labels)
     options.joint = replace(options.joint, unlabelled=options.data.data if named else None)
     task, everything = task_of(options), set(files(options.data.data))
@@ -245,8 +245,8 @@ def test_both_kinds_of_images_are_cut_alike_and_mapped_by_one_range(options):
     assert len(task.diffusion.sample(task.network.eval(), 2)) == 2
 
 
-def test_equal_sets_do_not_go_in_step(options):
-    """The labelled and the unlabelled half of a batch hold the same images only by chance, of 9 images 4."""
+def test_equal_sets_do_not_keep_step(options):
+    """The labelled and the unlabelled half of a batch, 4 of 9 images each, are the same only by chance."""
     task = task_of(options)
     batches = [first_batch(options, task, step) for step in range(6)]
     assert any(not torch.equal(batch["image"], batch["unlabelled_image"]) for batch in batches)
@@ -255,7 +255,7 @@ def test_equal_sets_do_not_go_in_step(options):
 # the objective
 
 
-def test_a_ddpm_run_goes_on_with_its_own_objective_and_classes(options, place):
+def test_a_ddpm_run_keeps_its_objective_and_classes(options, place):
     options.model = str(place / "ddpm")
     task = task_of(options)
     assert task.diffusion.config == OBJECTIVE
@@ -282,15 +282,15 @@ def test_without_a_run_the_objective_is_the_default(options):
     assert task_of(options).diffusion.config == DiffusionConfig(preview_images=2)
 
 
-def test_a_pipeline_without_a_run_tells_its_objective(place, tmp_path):
+def test_a_pipeline_without_a_run_determines_its_objective(place, tmp_path):
     pipe = ImageGenerationPipeline.from_pretrained(place / "ddpm")
     pipe.save_pretrained(tmp_path / "pipeline")
     found = saved_objective(tmp_path / "pipeline", pipe.unet, pipe.scheduler)
-    same = {"preview_images": 36, "min_snr_gamma": 5.0}  # what only the run's options say
+    same = {"preview_images": 36, "min_snr_gamma": 5.0}  # known only from the options of the run
     assert found == replace(OBJECTIVE, **same)
 
 
-# what a run leaves
+# the folder of a run
 
 
 @pytest.fixture(scope="module")
@@ -336,12 +336,12 @@ def test_the_folder_loads_as_a_stock_pipeline(run):
     assert pipe(num_inference_steps=2).images[0].size == (16, 16)
 
 
-def test_the_noise_head_goes_on_learning(run, place):
+def test_the_noise_head_keeps_learning(run, place):
     before, after = (load_file(each / "unet/diffusion_pytorch_model.safetensors") for each in (place / "ddpm", run))
     assert not torch.equal(before["noise_head.weight"], after["noise_head.weight"])
 
 
-# what is refused
+# errors
 
 
 def test_images_without_masks_need_a_weight():

@@ -104,7 +104,7 @@ def test_a_frozen_trunk_drops_nothing_and_gathers_no_statistics(tmp_path):
 
 
 def test_the_weights_of_the_best_validation_are_exported(tmp_path):
-    # with so high a rate the network learns, then breaks; whatever it does, the export is the best of all validations
+    # at this high rate the network learns, then diverges; whatever it does, the best of all validations is exported
     task = train(tmp_path, SegmentationConfig(), steps=12, learning_rate=0.2, ema_decay=0.0)
     scores = series(read_metrics(tmp_path / "metrics.jsonl"), "mean_iou")[1]
     assert scores[-1] < max(scores)
@@ -127,7 +127,7 @@ def test_the_timestep_is_saved_with_the_network(tmp_path):
     assert SegmentationPipeline.from_pretrained(tmp_path).unet.config.segmentation_timestep == 50
 
 
-def test_a_timestep_needs_a_network_that_knows_timesteps():
+def test_a_timestep_needs_a_network_with_a_timestep_embedding():
     with pytest.raises(ValueError, match="time_embedding is None"):
         SegmentationTask(network(time_embedding=None, out_channels=None), halves(), SegmentationConfig(timestep=5))
 
@@ -149,7 +149,7 @@ def test_values_without_a_meaning_are_refused(values):
         replace(SegmentationConfig(), **values)
 
 
-def test_freezing_tells_which_modules_are_still():
+def test_freezing_returns_the_modules_in_which_nothing_learns():
     start = network()
     frozen = SegmentationTask(start, halves(), SegmentationConfig(learn="decoder")).frozen
     assert all(module in frozen for module in (start.stem, start.time_embed, start.encoder, start.bridge))

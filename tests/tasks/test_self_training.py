@@ -1,4 +1,4 @@
-"""Masks of the network's own: the loss, when it sets in, going on after a stop, and what is refused."""
+"""Self-training: the loss, when it starts, resuming after a stop, and errors."""
 
 import json
 from dataclasses import replace
@@ -125,7 +125,7 @@ def test_where_nothing_is_sure_the_masks_alone_teach(options):
 
 
 def test_shares_are_those_of_masks_as_they_are_cut(options):
-    options.data = replace(options.data, crop_size=6)  # so that the middle of 16 pixels is seen more often
+    options.data = replace(options.data, crop_size=6)  # so that the middle of the 16 pixels is seen more often
     train = load_masked(options.data, options.training.seed).train
     shares = class_shares(train, 2)
     expected = torch.stack([(train[epoch, i]["mask"] == 1).float().mean() for epoch in range(200) for i in range(6)])
@@ -138,7 +138,7 @@ def test_alignment_moves_the_means_and_keeps_the_sure():
     torch.manual_seed(0)
     probabilities = torch.randn(4, 3, 8, 8).mul(2).softmax(dim=1)
     found = aligned(probabilities, probabilities.mean((0, 2, 3)))
-    torch.testing.assert_close(found, probabilities)  # what is as expected stays
+    torch.testing.assert_close(found, probabilities)  # probabilities with the expected shares stay
     shares = torch.tensor([0.7, 0.2, 0.1])
     found = aligned(probabilities, shares)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(4, 8, 8))
@@ -150,7 +150,7 @@ def test_alignment_moves_the_means_and_keeps_the_sure():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_it_sets_in_after_a_tenth_of_the_steps(options, accumulate):
+def test_it_starts_after_a_tenth_of_the_steps(options, accumulate):
     options.training = replace(options.training, steps=25, accumulate=accumulate)
     task = task_of(options)
     batches = task.batches(context(options), 1)
@@ -194,7 +194,7 @@ def test_without_a_weight_there_is_no_self_training(options):
     assert type(task) is SegmentationTask
 
 
-def test_what_cannot_train_itself_is_refused(options, tmp_path):
+def test_options_and_networks_that_rule_out_self_training_are_refused(options, tmp_path):
     with pytest.raises(ValueError, match="augment is off, but self-training learns from the difference"):
         train_segmentation(replace(options, augment=False))
     valid = {"block": "plain", "norm": "none", "padding": "valid", "channels": [4, 8], "time_embedding": None}

@@ -1,4 +1,4 @@
-"""Stock networks of diffusers in training: every way to learn masks, and what is read again."""
+"""Stock networks of diffusers in training: every way to learn masks, and loading the runs."""
 
 import json
 import subprocess
@@ -86,7 +86,7 @@ def test_a_stock_pipeline_learns_to_segment_and_still_generates(options, place):
 
 
 def test_a_folder_of_the_hub_has_its_parts_at_the_root(options, place, tmp_path, capfd):
-    """As google/ddpm-cifar10-32 does; a stock pipeline is read without a word."""
+    """As google/ddpm-cifar10-32 has; a stock pipeline is loaded without a warning."""
     hub = tmp_path / "hub"
     hub.mkdir()
     for path in place.glob("stock/**/*.*"):
@@ -99,7 +99,7 @@ def test_a_folder_of_the_hub_has_its_parts_at_the_root(options, place, tmp_path,
     assert "Expected types" not in capfd.readouterr().err
 
 
-def test_a_saved_run_loads_in_another_process_without_a_word(place, tmp_path):
+def test_a_saved_run_loads_in_another_process_without_a_warning(place, tmp_path):
     network = load_unet(str(place / "stock"), {}).to_segmentation(2)
     SegmentationPipeline(network, DDPMScheduler()).save_pretrained(tmp_path)
     code = f"""

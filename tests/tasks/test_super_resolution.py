@@ -1,4 +1,4 @@
-"""Runs of super-resolution: training and resumption, what other pipelines make of them, the command."""
+"""Runs of super-resolution: training and resuming, other pipelines and commands on them, the command itself."""
 
 import json
 from dataclasses import replace
@@ -69,7 +69,7 @@ def test_a_run_is_a_pipeline_that_knows_its_scale(options):
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, monkeypatch):
-    """The loss raises in step 3, after the checkpoint of step 2; noise of the condition is drawn as before."""
+    """The loss raises in step 3, after the checkpoint of step 2; the noise of the condition is drawn again."""
     whole = train_ddpm(replace(options, output=tmp_path / "whole"))
     compute, calls = SuperResolutionTask.condition, []
 
@@ -103,7 +103,7 @@ def test_the_condition_is_noisy_in_training_and_clean_in_validation(options):
 
 
 def test_the_timestep_is_the_first_number_of_a_generator(options):
-    """As `describe` draws it again for the message on a step that was skipped."""
+    """So that `describe` can draw it again for the message about a skipped step."""
     task = task_of(options)
     seen = []
     task.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
@@ -164,7 +164,7 @@ def generation_run(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_goes_on_with_its_own_task_alone(options):
+def test_a_run_resumes_only_with_its_own_task(options):
     options.training = replace(options.training, steps=1)
     train_ddpm(options)
     with pytest.raises(ValueError, match="scale is 4, but the run in .* was started with 2"):
@@ -173,7 +173,7 @@ def test_a_run_goes_on_with_its_own_task_alone(options):
         train_ddpm(replace(options, task="generation", super_resolution=SuperResolutionConfig()))
 
 
-def test_runs_from_before_there_were_tasks_are_those_of_generation(tmp_path):
+def test_runs_from_before_there_was_a_task_option_generate(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model": "small-32"}))
     with pytest.raises(ValueError, match="task is 'super-resolution', but the run in .* was started with 'generation'"):
         claim(tmp_path, {"model": "small-32", "task": "super-resolution", "super_resolution": {"scale": 2}})

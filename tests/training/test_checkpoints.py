@@ -76,7 +76,7 @@ def test_damaged_checkpoints_of_later_steps_do_not_crowd_out_a_new_one(tmp_path,
     assert [path.name for path in tmp_path.iterdir() if path.name > "step-00000003"] == []
 
 
-def test_a_part_that_is_missing_together_with_its_checksum_is_missed(tmp_path):
+def test_a_part_that_is_missing_together_with_its_checksum_is_noticed(tmp_path):
     path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
     (path / "ema.safetensors").unlink()
     checksums = json.loads((path / "checksums.json").read_text())
@@ -87,7 +87,7 @@ def test_a_part_that_is_missing_together_with_its_checksum_is_missed(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", "\xff"])
-def test_checksums_that_are_none_are_damage(tmp_path, text):
+def test_invalid_checksums_count_as_damage(tmp_path, text):
     path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
     (path / "checksums.json").write_text(text, encoding="latin-1")
     with pytest.raises(DamagedCheckpoint, match="step-00000001 is damaged"):
@@ -95,7 +95,7 @@ def test_checksums_that_are_none_are_damage(tmp_path, text):
 
 
 def test_a_checkpoint_that_reads_back_differently_is_not_kept(tmp_path, monkeypatch):
-    """Its checksums are those of the files, so that they alone would not tell."""
+    """Its checksums match its files, so they alone would not show it."""
     save_checkpoint(tmp_path, checkpoint(1), keep=1)
     monkeypatch.setattr(checkpoints, "save_file", lambda tensors, path: save_file({"weight": torch.ones(3, 2)}, path))
     with pytest.raises(OSError, match="the checkpoint of step 2 could not be saved: .* reads back differently"):
@@ -119,7 +119,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path):
         load_latest(tmp_path)
 
 
-def test_no_checkpoint_is_none(tmp_path):
+def test_without_checkpoints_there_is_nothing_to_load(tmp_path):
     assert load_latest(tmp_path / "absent") is None
 
 
@@ -131,7 +131,7 @@ def test_a_later_format_is_refused(tmp_path, monkeypatch):
         load_latest(tmp_path)
 
 
-def test_a_failed_write_leaves_earlier_checkpoints_and_no_rest(tmp_path):
+def test_a_failed_write_leaves_earlier_checkpoints_and_nothing_else(tmp_path):
     save_checkpoint(tmp_path, checkpoint(1), keep=2)
     broken = checkpoint(2)
     broken.tensors["optimizer"] = {"shared": torch.zeros(3).expand(2, 3), "bad/../name": torch.zeros(1)}
@@ -142,7 +142,7 @@ def test_a_failed_write_leaves_earlier_checkpoints_and_no_rest(tmp_path):
 
 
 def test_a_pickle_in_place_of_weights_is_not_executed(tmp_path):
-    """A crafted file with right checksums is refused by the reader; the payload does not run."""
+    """The reader refuses a crafted file with correct checksums; the payload does not run."""
 
     class Payload:
         def __reduce__(self):
@@ -161,7 +161,7 @@ def test_a_pickle_in_place_of_weights_is_not_executed(tmp_path):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_an_optimizer_goes_on_bit_for_bit(fused):
+def test_a_restored_optimizer_continues_bit_for_bit(fused):
     def trained(steps: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for step in range(steps):
             model(torch.full((1, 4), float(step))).square().sum().backward()

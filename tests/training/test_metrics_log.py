@@ -14,7 +14,7 @@ def test_a_resumed_run_neither_misses_nor_doubles_a_step(tmp_path):
     for step in (1, 2, 3):
         log.append(step, loss=step / 3)
     with path.open("a") as file:
-        file.write('{"step": 4, "lo')  # a killed run's last line
+        file.write('{"step": 4, "lo')  # the last line of a killed run
     log = MetricsLog(path, step=2)
     log.append(3, loss=1.0)
     assert read_metrics(path) == [

@@ -33,7 +33,7 @@ def test_a_second_process_in_a_folder_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_orphaned_workers_still_hold_is_waited_for(tmp_path):
-    """A process that lets go after a second stands for them; torch's need five."""
+    """A process that releases the lock after a second stands for them; those of PyTorch need five."""
     process = holder(tmp_path, 1)
     started = time.monotonic()
     with only_run_in(tmp_path):
@@ -41,7 +41,7 @@ def test_a_folder_that_orphaned_workers_still_hold_is_waited_for(tmp_path):
     process.join()
 
 
-def test_a_run_from_before_self_training_inverting_and_colours_goes_on_without_them(tmp_path):
+def test_a_run_from_before_self_training_inverting_and_colours_resumes_without_them(tmp_path):
     before = {"joint": {"denoising_weight": 0.0}, "augmentation": {"flip": True}}
     now = {"joint": {**before["joint"], "self_training_weight": 0.0, "confidence": 0.9}}
     now["augmentation"] = {**before["augmentation"], "invert": 0.0, "colour": 0.0}
@@ -54,8 +54,8 @@ def test_a_run_from_before_self_training_inverting_and_colours_goes_on_without_t
             claim(tmp_path / key, {**now, section: {**now[section], key: value}})
 
 
-def test_a_run_from_before_options_were_renamed_goes_on(tmp_path):
-    """A picture is an image in every name now."""
+def test_a_run_from_before_options_were_renamed_resumes(tmp_path):
+    """Options named after pictures are now named after images."""
     claim(tmp_path / "run", {"diffusion": {"preview_pictures": 36, "validation_pictures": 256}})
     claim(tmp_path / "run", {"diffusion": {"preview_images": 36, "validation_images": 256}})
     claim(tmp_path / "other", {"diffusion": {"preview_pictures": 36}})

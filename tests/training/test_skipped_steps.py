@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: what they leave alone, how they are counted, and when they end a run."""
+"""Steps whose loss or gradient is not finite change nothing, are counted, and end a run if there are too many."""
 
 import json
 import re
@@ -30,7 +30,7 @@ STEPS = 6
 
 @pytest.fixture
 def options(tmp_path) -> TrainDDPM:
-    """A run with BatchNorm, whose running means a lost step would spoil, and a checkpoint after every step."""
+    """A run with BatchNorm, whose running means a lost step could spoil, and with a checkpoint after every step."""
     network = tmp_path / "network.json"
     network.write_text(json.dumps({"channels": [8, 16], "head_channels": 8, "norm": "batch"}))
     training = TrainingConfig(
@@ -48,18 +48,18 @@ def options(tmp_path) -> TrainDDPM:
 
 
 def spoil(monkeypatch, steps: set[int], how: str = "loss", accumulate: int = 1) -> list[torch.Tensor]:
-    """Makes a number of these steps be lost; returns a list to which the images of every forward pass are added."""
+    """Spoils the given steps; returns a list that collects the images of every forward pass."""
     compute, seen = DiffusionTask.loss, []
 
     def spoilt(self, unet, batch, generators):
         step, seen_before = divmod(len(seen), accumulate)
         seen.append(batch["image"])
-        if step not in steps or seen_before:  # of several forward passes the first alone is spoilt
+        if step not in steps or seen_before:  # only the first of several forward passes is spoilt
             return compute(self, unet, batch, generators)
         if how == "image":  # which reaches the running means
             return compute(self, unet, batch | {"image": batch["image"].float().fill_(torch.nan)}, generators)
         loss = compute(self, unet, batch, generators)
-        if how == "gradient":  # of a square root at 0, infinite times 0
+        if how == "gradient":  # that of a square root at 0 is infinite, times 0
             return loss + (0 * self.network.noise_head.bias.sum()).sqrt()
         return loss * float("nan")
 
@@ -82,7 +82,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize(("how", "accumulate"), [("loss", 1), ("gradient", 1), ("image", 1), ("image", 2)])
-def test_a_lost_step_changes_nothing_and_the_next_ones_go_on(options, monkeypatch, how, accumulate):
+def test_a_lost_step_changes_nothing_and_later_ones_do(options, monkeypatch, how, accumulate):
     options.training = replace(options.training, accumulate=accumulate)
     spoil(monkeypatch, {2}, how, accumulate)
     train_ddpm(options)
@@ -99,7 +99,7 @@ def test_a_lost_step_changes_nothing_and_the_next_ones_go_on(options, monkeypatc
 
 
 def test_the_logged_loss_is_that_of_the_steps_that_count(options, monkeypatch):
-    """Steps 2 and 3 share a line: with step 2 lost, it holds the loss of step 3, which learns from what 1 left."""
+    """Steps 2 and 3 share a line: if step 2 is lost, it holds the loss of step 3, which continues from step 1."""
     single, spoilt = (replace(options, output=options.output.with_name(name)) for name in ("single", "spoilt"))
     single.training = replace(options.training, log_every=1)
     spoil(monkeypatch, {2})
@@ -131,8 +131,8 @@ def test_too_many_in_a_row_end_the_run_and_say_which_images_and_timesteps(option
     ]
 
 
-def test_a_run_that_goes_on_remembers_what_it_skipped(options, monkeypatch):
-    """Step 3 is lost before the stop and step 4 after it, so that they are two in a row."""
+def test_a_resumed_run_remembers_what_it_skipped(options, monkeypatch):
+    """Step 3 is lost before the stop and step 4 after it: two in a row."""
     stopped = replace(options, training=replace(options.training, steps=4))
     spoil(monkeypatch, {3})
     train_ddpm(stopped)

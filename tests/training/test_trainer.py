@@ -68,7 +68,7 @@ def options(tmp_path, network) -> TrainDDPM:
 
 
 def without_dropout(network: str, folder: Path) -> str:
-    """The same network as a config without dropout, whose losses do not depend on how a step is spread."""
+    """The same network without dropout, whose losses do not depend on how a step is divided."""
     path = folder / "without_dropout.json"
     path.write_text(json.dumps(json.loads(Path(network).read_text()) | {"dropout": 0.0}))
     return str(path)
@@ -85,7 +85,7 @@ def test_a_run_is_a_pipeline_folder_with_images_and_numbers(options):
 
 @pytest.mark.parametrize("pipeline", ["diffusers.DDPMPipeline", "unet_diffusion.pipelines.ImageGenerationPipeline"])
 def test_a_new_process_makes_bit_equal_images(options, tmp_path, pipeline):
-    """Before saving, here; after loading, in a process that imports nothing of ours but `unet_diffusion`."""
+    """Images made here before saving equal those of a new process, whose only import of ours is `unet_diffusion`."""
     unet, scheduler = UNet.from_preset("tiny", sample_size=12), options.diffusion.make_scheduler()
     torch.nn.init.normal_(unet.noise_head.weight, std=0.2)  # or an untrained network would predict zero
     module, name = pipeline.rsplit(".", 1)
@@ -126,7 +126,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
 
 @pytest.mark.parametrize("log_every", [4, 100])
 def test_fewer_steps_than_are_done_end_a_stopped_run_where_it_is(options, log_every):
-    """Before its first validation, which is then made up for, once."""
+    """It was stopped before its first validation, which then takes place once."""
     options.training = replace(options.training, log_every=log_every, validate_every=100)
     with power_cut(DiffusionTask, 5):
         train_ddpm(options)
@@ -147,7 +147,7 @@ def test_loader_processes_change_nothing(options, tmp_path):
     assert_same_run(a, b, 6)
 
 
-def test_a_run_can_be_lengthened_but_not_changed(options):
+def test_a_run_can_be_extended_but_not_changed(options):
     options.training = replace(options.training, schedule="constant")
     train_ddpm(options)
     train_ddpm(replace(options, training=replace(options.training, steps=8)))
@@ -156,7 +156,7 @@ def test_a_run_can_be_lengthened_but_not_changed(options):
         train_ddpm(replace(options, training=replace(options.training, learning_rate=0.5)))
 
 
-def test_a_resumed_run_may_spread_a_step_differently_but_not_change_its_size(options, tmp_path):
+def test_a_resumed_run_may_divide_a_step_differently_but_not_change_its_size(options, tmp_path):
     options.training = replace(options.training, schedule="constant", log_every=1)
     options.model = without_dropout(options.model, tmp_path)
     whole = train_ddpm(replace(options, output=tmp_path / "whole"))
@@ -197,7 +197,7 @@ def test_the_learning_rate_follows_the_schedule_in_optimizer_steps(options):
 
 
 def test_accumulation_sees_the_same_images_and_noise_as_one_large_batch(options, tmp_path, network):
-    """Without dropout two halves give the loss of the whole: the same draws, averaged."""
+    """Without dropout, the mean loss of two halves is the loss of the whole, as the draws are the same."""
     options.model = without_dropout(network, tmp_path)
     halves = replace(
         options, output=tmp_path / "halves", training=replace(options.training, batch_size=2, accumulate=2)
@@ -241,8 +241,8 @@ def test_metrics_reach_tensorboard(options):
     assert [event.step for event in events.Scalars("loss")] == [2]
 
 
-def test_a_stream_trains_and_goes_on_where_it_stopped(options, tmp_path):
-    """Images read while training, from an Arrow file; a run in two parts equals one in a whole."""
+def test_a_stream_trains_and_resumes_where_it_stopped(options, tmp_path):
+    """The images come from an Arrow file; a run in two parts equals one without a stop."""
     images = [Image.fromarray(np.full((8, 8), 10 * i, dtype=np.uint8)) for i in range(20)]
     Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()})).save_to_disk(tmp_path / "arrow")
     (arrow,) = (tmp_path / "arrow").glob("*.arrow")
@@ -333,7 +333,7 @@ def test_the_classic_recipe_loads_in_stock_pipelines(options):
         assert np.isfinite(pipe(num_inference_steps=2, output_type="np").images).all()
 
 
-# --- through the real command ---
+# --- the command itself ---
 
 
 def command(options: TrainDDPM, steps: int) -> list[str]:

@@ -14,10 +14,9 @@ from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.labels import NO_LABEL
-from unet_diffusion.tasks.cards import model_card, parameters
+from unet_diffusion.training.cards import Card, parameters
 from unet_diffusion.training.metrics_log import series
 from unet_diffusion.training.task import Task
-from unet_diffusion.version import __version__
 
 VALIDATION_BATCH = 64  # images at once
 PREVIEW_IMAGES = 36
@@ -91,18 +90,16 @@ class ClassificationTask(Task):
         network.save_pretrained(folder / CLASSIFIER_FOLDER)
         self.preview(network, folder / "hardest.png")
 
-    def card(self, name: str, network: ImageClassifier, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    def card(self, network: ImageClassifier) -> Card:
         """Returns the card of a classifier."""
-        saved = network.config
-        features = saved.widths[-1]
+        channels, classes, features = network.config.in_channels, network.config.num_classes, network.config.widths[-1]
         summary = (
-            f"A classifier with {parameters(network)} parameters that gives images with {saved.in_channels} channel(s) "
-            f"one of {saved.num_classes} classes, trained with unet-diffusion {__version__}. Its {features} features "
-            "say how near generated images are to real ones."
+            f"A classifier with {parameters(network)} parameters that gives images with {channels} channel(s) one of "
+            f"{classes} classes, trained with {{version}}. Its {features} features say how near generated images are "
+            "to real ones."
         )
-        use = USE.format(name=name, channels=saved.in_channels, classes=saved.num_classes, features=features)
-        images = {"hardest.png": HARDEST}
-        return model_card(name, "image-classification", summary, images, use, rows, config, self.best_by)
+        use = USE.format(name="{name}", channels=channels, classes=classes, features=features)
+        return Card("image-classification", summary, {"hardest.png": HARDEST}, use)
 
     def export(
         self, network: ImageClassifier, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,29 +18,27 @@ from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
-from unet_diffusion.tasks.cards import model_card, parameters, size
 from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.accelerator import RunContext
+from unet_diffusion.training.cards import Card, parameters, size
 from unet_diffusion.training.run_folder import current_names
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
-from unet_diffusion.version import __version__
 
 PREVIEW_STEPS = 20  # of the fast sampler
 VALIDATION_BATCH = 64  # images at once
 SAMPLES = "Samples, 20 steps of DPM-Solver++"
-FASTER = "Faster, in 20 steps: `unet-diffusion sample --run {name}`."
-USE = f"""
+USE = """
 ```python
 import torch
 import unet_diffusion
 from diffusers import DDPMPipeline
 
-pipe = DDPMPipeline.from_pretrained("{{name}}")  # this folder
+pipe = DDPMPipeline.from_pretrained("{name}")  # this folder
 pipe(generator=torch.manual_seed(0)).images[0].save("sample.png")
 ```
 
-{FASTER}
+Faster, in 20 steps: `unet-diffusion sample --run {name}`.
 """
 
 
@@ -216,11 +213,10 @@ class DiffusionTask(Task):
         self.pipeline(network).save_pretrained(folder)
         self.preview(network, folder / "samples.png")
 
-    def card(self, name: str, network: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    def card(self, network: UNet) -> Card:
         """Returns the card of a noise predictor."""
         summary = (
             f"A U-Net with {parameters(network)} parameters that generates images of {size(network)} pixels with "
-            f"{network.config.in_channels} channel(s), trained as a noise predictor (DDPM) with unet-diffusion "
-            f"{__version__}."
+            f"{network.config.in_channels} channel(s), trained as a noise predictor (DDPM) with {{version}}."
         )
-        return model_card(name, "unconditional-image-generation", summary, {"samples.png": SAMPLES}, USE, rows, config)
+        return Card("unconditional-image-generation", summary, {"samples.png": SAMPLES}, USE)

@@ -53,13 +53,11 @@ class FrozenFeaturesTask(SegmentationTask):
             unet, data.num_classes, features.timesteps, features.hidden, features.stages
         )
         classifier.check_trunk(unet, scheduler)
-        self.network, self.unet = classifier, unet.eval().requires_grad_(False)
-        self._take(data, config, augmentation, scheduler, num_workers)
-        self.frozen = [self.unet]
+        self.unet = unet.eval().requires_grad_(False)
+        super().__init__(classifier, data, config, augmentation, scheduler, num_workers)
 
-    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Returns the parameters of the classifier."""
-        return [(list(self.network.parameters()), 1.0)]
+    def _prepare(self) -> list[nn.Module]:
+        return [self.unet]
 
     def batches(self, context: RunContext, start_step: int) -> Batches:
         """Moves the trunk, which the training loop does not know, to the device; yields as `SegmentationTask` does."""

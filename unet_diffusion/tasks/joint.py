@@ -6,37 +6,24 @@ domain look like.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
-from unet_diffusion.tasks.cards import model_card, parameters, size
-from unet_diffusion.tasks.diffusion import FASTER, SAMPLES, DiffusionTask
+from unet_diffusion.tasks.diffusion import SAMPLES, DiffusionTask
+from unet_diffusion.tasks.diffusion import USE as GENERATE
 from unet_diffusion.tasks.segmentation import LEARN, MASKS, SegmentationTask, freeze
+from unet_diffusion.tasks.segmentation import USE as SEGMENT
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, other_order
+from unet_diffusion.training.cards import Card, parameters, size
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
-from unet_diffusion.version import __version__
 
 SHARED = ("everything", "decoder")  # values of `learn` with which both heads teach the trunk
 PREFIX = "unlabelled_"  # of the entries of a batch that belong to the images without masks
-USE = f"""
-```python
-from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
-
-pipe = SegmentationPipeline.from_pretrained("{{name}}")  # this folder
-pipe("image.png").masks[0].save("mask.png")
-
-pipe = ImageGenerationPipeline.from_pretrained("{{name}}")  # diffusers' own DDPMPipeline loads it too
-pipe(num_inference_steps=1000).images[0].save("sample.png")
-```
-
-{FASTER}
-"""
 
 
 class JointTask(Task):
@@ -126,16 +113,15 @@ class JointTask(Task):
         self.segmentation.preview(network, folder / "masks.png")
         self.diffusion.preview(network, folder / "samples.png")
 
-    def card(self, name: str, network: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    def card(self, network: UNet) -> Card:
         """Returns the card of a network that segments and generates."""
         summary = (
             f"A U-Net with {parameters(network)} parameters that gives every pixel one of "
             f"{network.config.num_classes} classes, and also generates images of {size(network)} pixels with "
-            f"{network.config.in_channels} channel(s). It was trained for both at once with unet-diffusion "
-            f"{__version__}."
+            f"{network.config.in_channels} channel(s). It was trained for both at once with {{version}}."
         )
-        images = {"masks.png": MASKS, "samples.png": SAMPLES}
-        return model_card(name, "image-segmentation", summary, images, USE, rows, config, self.best_by)
+        use = f"{SEGMENT}\nIt also generates images:\n{GENERATE}"
+        return Card("image-segmentation", summary, {"masks.png": MASKS, "samples.png": SAMPLES}, use)
 
 
 def check_generates(network: UNet, denoising_weight: float) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,11 +20,10 @@ from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation.losses import class_weights_from_counts, segmentation_loss
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
-from unet_diffusion.tasks.cards import model_card, parameters
 from unet_diffusion.tasks.config import SegmentationConfig
+from unet_diffusion.training.cards import Card, parameters
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
-from unet_diffusion.version import __version__
 
 PREVIEW_COLUMNS = 3  # image, mask, prediction
 HEAD = ("segmentation_head.",)
@@ -74,32 +72,26 @@ class SegmentationTask(Task):
         scheduler: DDPMScheduler | None = None,
         num_workers: int = 0,
     ) -> None:
-        self._take(data, config, augmentation, scheduler, num_workers)
-        self.network = network.to_segmentation()
-        self.frozen = freeze(network, LEARN[config.learn])
-        if config.timestep is not None:
-            if network.time_embed is None:
-                raise ValueError(
-                    f"timestep is {config.timestep}, but the network takes none (time_embedding is None); leave it out."
-                )
-            network.register_to_config(segmentation_timestep=config.timestep)
-        if network.config.get("padding") == "valid":  # so that its output covers images to their border, as in 2015
-            self.train = data.train.mirrored(Tiling.of(network).margin)
-
-    def _take(
-        self,
-        data: MaskedSets,
-        config: SegmentationConfig,
-        augmentation: AugmentationConfig | None,
-        scheduler: DDPMScheduler | None,
-        num_workers: int,
-    ) -> None:
-        """Keeps the arguments that do not depend on the part that learns."""
         self.train, self.validation, self.pixel_range = data.train, data.validation, data.pixel_range
         self.num_classes, self.class_names, self.palette = data.num_classes, data.class_names, data.palette
         self.config, self.augmentation, self.patience = config, augmentation, config.patience
         self.scheduler, self.num_workers = scheduler, num_workers
         self.class_weights = class_weights_from_counts(data.train.class_counts()) if config.balance_classes else None
+        self.network = network
+        self.frozen = self._prepare()
+
+    def _prepare(self) -> list[nn.Module]:
+        """Makes the network ready to learn; returns the modules in which nothing learns."""
+        network, timestep = self.network.to_segmentation(), self.config.timestep
+        if timestep is not None:
+            if network.time_embed is None:
+                raise ValueError(
+                    f"timestep is {timestep}, but the network takes none (time_embedding is None); leave it out."
+                )
+            network.register_to_config(segmentation_timestep=timestep)
+        if network.config.get("padding") == "valid":  # so that its output covers images to their border, as in 2015
+            self.train = self.train.mirrored(Tiling.of(network).margin)
+        return freeze(network, LEARN[self.config.learn])
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Returns the trunk and the segmentation head, each with its share of the learning rate."""
@@ -172,20 +164,16 @@ class SegmentationTask(Task):
         self.pipeline(network).save_pretrained(folder)
         self.preview(network, folder / "masks.png")
 
-    def card(self, name: str, network: ModelMixin, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    def card(self, network: ModelMixin) -> Card:
         """Returns the card of a network that segments, or of a classifier beside a network."""
         pipe = self.pipeline(network)
-        kind = f"A U-Net with {parameters(pipe.unet)} parameters"
+        kind = f"U-Net with {parameters(pipe.unet)} parameters"
         if pipe.classifier is not None:
-            kind = f"A classifier with {parameters(pipe.classifier)} parameters beside a frozen U-Net with "
-            kind += f"{parameters(pipe.unet)}"
-        summary = (
-            f"{kind} that gives every pixel one of {self.num_classes} classes, trained with unet-diffusion "
-            f"{__version__}."
-        )
+            kind = f"classifier with {parameters(pipe.classifier)} parameters beside a frozen {kind}"
+        summary = f"A {kind} that gives every pixel one of {self.num_classes} classes, trained with {{version}}."
         if pipe.unet.noise_head is not None:
             summary += " It still has its noise head."
-        return model_card(name, "image-segmentation", summary, {"masks.png": MASKS}, USE, rows, config, self.best_by)
+        return Card("image-segmentation", summary, {"masks.png": MASKS}, USE)
 
 
 def freeze(network: nn.Module, learning: tuple[str, ...]) -> list[nn.Module]:

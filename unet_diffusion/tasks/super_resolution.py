@@ -1,7 +1,6 @@
 """Learning to enlarge images: noise prediction by a network that sees the small image."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +15,10 @@ from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.figures import array_images, grid
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
-from unet_diffusion.tasks.cards import model_card, parameters, size
 from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
 from unet_diffusion.tasks.diffusion import PREVIEW_STEPS, DiffusionTask
+from unet_diffusion.training.cards import Card, parameters, size
 from unet_diffusion.unet import UNet
-from unet_diffusion.version import __version__
 
 SAMPLES = "Held-out images: small, enlarged in 20 steps of DPM-Solver++, original"
 USE = """
@@ -112,12 +110,12 @@ class SuperResolutionTask(DiffusionTask):
         columns = 3 * max(round((count / 3) ** 0.5), 1)
         return grid(array_images(threes.permute(0, 2, 3, 1).numpy()), columns)
 
-    def card(self, name: str, network: UNet, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    def card(self, network: UNet) -> Card:
         """Returns the card of a network that enlarges images."""
         summary = (
             f"A U-Net with {parameters(network)} parameters that makes images with {network.config.out_channels} "
-            f"channel(s) {self.scale} times larger a side. It was trained with unet-diffusion {__version__} on images "
+            f"channel(s) {self.scale} times larger a side. It was trained with {{version}} on images "
             f"of {size(network)} pixels, as a noise predictor that sees the small image (SR3, Saharia et al. 2021). "
             "The detail that it adds is drawn at random: it is likely, but not what was there."
         )
-        return model_card(name, "image-to-image", summary, {"samples.png": SAMPLES}, USE, rows, config)
+        return Card("image-to-image", summary, {"samples.png": SAMPLES}, USE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unet_diffusion.files import merged_into
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, TrainingImages, images_of_step, training_batches
+from unet_diffusion.training.cards import Card
 from unet_diffusion.training.metrics_log import save_curves
 
 
@@ -69,8 +70,8 @@ class Task(ABC):
         """Writes what users load, and images that show what it can do."""
 
     @abstractmethod
-    def card(self, name: str, network: ModelMixin, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
-        """Returns the model card with a name as its title; the other arguments are those of `export`."""
+    def card(self, network: ModelMixin) -> Card:
+        """Returns what the model card says about the network."""
 
     def export(self, network: ModelMixin, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
         """Writes the trained network, its curves and its model card into the folder of the run.
@@ -84,4 +85,5 @@ class Task(ABC):
         with merged_into(folder) as aside:
             self.save(network, aside)
             save_curves(rows, aside / "curves.png", self.curves)
-            (aside / "README.md").write_text(self.card(folder.name, network, rows, config), encoding="utf-8")
+            card = self.card(network).text(folder.name, rows, config, self.best_by)
+            (aside / "README.md").write_text(card, encoding="utf-8")

@@ -1,59 +1,64 @@
-"""The README that a run writes beside its weights."""
+"""Model cards: the README that a run writes beside its weights."""
 
 import json
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from unet_diffusion.training.metrics_log import series
 from unet_diffusion.unet import UNet
+from unet_diffusion.version import __version__
 
 SCORES = {"mean_iou": "Mean IoU", "accuracy": "Accuracy"}  # by which weights are chosen
 
 
-def model_card(
-    name: str,
-    tag: str,
-    summary: str,
-    images: Mapping[str, str],
-    use: str,
-    rows: list[dict[str, Any]],
-    config: dict[str, Any],
-    best_by: str | None = None,
-) -> str:
-    """Returns a model card as Markdown.
+@dataclass(frozen=True)
+class Card:
+    """The parts of a model card that depend on the task, as Markdown.
 
-    Args:
-        name: title of the card.
+    Attributes:
         tag: of the task, as the Hugging Face Hub calls it.
-        summary: what the network is and does.
+        summary: what the network is and does; `{version}` stands for this package and its version.
         images: files that show it, and their captions.
-        use: how to use it; `{name}` stands for the name.
-        rows: the lines of its `metrics.jsonl`.
-        config: the resolved configuration of the run.
-        best_by: the score by which the weights were chosen, as in `rows`; None: they are the last.
+        use: how to use it; `{name}` stands for the name of the run.
     """
-    shown = "\n\n".join(f"![{caption}]({file})" for file, caption in images.items())
-    return f"""\
+
+    tag: str
+    summary: str
+    images: Mapping[str, str]
+    use: str
+
+    def text(self, name: str, rows: list[dict[str, Any]], config: dict[str, Any], best_by: str | None) -> str:
+        """Returns the whole card.
+
+        Args:
+            name: of the run, the title of the card.
+            rows: the lines of its `metrics.jsonl`.
+            config: its resolved configuration.
+            best_by: the quantity in `rows` by which the weights were chosen; None: they are the last.
+        """
+        shown = "\n\n".join(f"![{caption}]({file})" for file, caption in self.images.items())
+        return f"""\
 ---
 library_name: diffusers
 tags:
 - unet-diffusion
-- {tag}
+- {self.tag}
 ---
 
 # {name}
 
-{summary}
+{self.summary.replace("{version}", f"unet-diffusion {__version__}")}
 
 {shown}
 
 ## Use
 
-{use.replace("{name}", name).strip()}
+{self.use.replace("{name}", name).strip()}
 
 ## Training
 
@@ -64,7 +69,7 @@ tags:
 
 
 def training_facts(rows: list[dict[str, Any]], config: dict[str, Any], best_by: str | None) -> str:
-    """Returns data, command, steps, losses and the whole configuration as Markdown; arguments as in `model_card`."""
+    """Returns data, command, steps, losses and the whole configuration as Markdown; arguments as in `Card.text`."""
     training = config["training"]
     facts = {
         "Data": config["data"]["data"],

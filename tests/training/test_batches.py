@@ -8,7 +8,7 @@ from unet_diffusion.training.batches import GlobalBatches
 
 
 def draws(steps: int, **options) -> list[list[tuple[int, int]]]:
-    """What each optimizer step sees, all processes together, in the order of the stream."""
+    """Returns the draws of each optimizer step, over all processes, in the order of the stream."""
     processes, accumulate = options.get("num_processes", 1), options.get("accumulate", 1)
     streams = [iter(GlobalBatches(process_index=process, **options)) for process in range(processes)]
     return [sum((next(stream) for _ in range(accumulate) for stream in streams), []) for _ in range(steps)]

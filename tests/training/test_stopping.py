@@ -33,7 +33,7 @@ def test_the_kept_weights_do_not_follow_the_network():
     assert best.tensors["weight"].item() == 1
 
 
-def test_patience_ends_after_so_many_validations_without_a_higher_score():
+def test_patience_runs_out_after_two_validations_without_a_higher_score():
     best = BestWeights(patience=2)
     for score, exhausted in [(0.5, False), (0.5, False), (0.6, False), (0.4, False), (0.6, True)]:
         best.offer(score, 1, network(1))
