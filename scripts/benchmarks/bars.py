@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from benchmarks.row import Row
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from scripts.benchmarks.row import Row
 from unet_diffusion.files import written_aside
 
 ROW_HEIGHT = 0.32  # inches

@@ -3,16 +3,15 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TypeVar
 
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from scripts import NETWORKS
 from unet_diffusion import UNet
 from unet_diffusion.saved_runs import load_unet
 
-NETWORKS = Path(__file__).parents[1] / "networks"
 T = TypeVar("T")
 OURS, STOCK = "unet-diffusion", "diffusers UNet2DModel"
 

@@ -2,8 +2,6 @@
 
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,12 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import Accelerator
-from benchmarks.contenders import NETWORKS
-from benchmarks.first_batch import BATCH, example, ours
-from benchmarks.row import Row
-from benchmarks.timing import alternate, ratio
-from benchmarks.training_step import ENVIRONMENT
 
+from scripts import NETWORKS
+from scripts.benchmarks.first_batch import BATCH, example, ours
+from scripts.benchmarks.processes import start
+from scripts.benchmarks.row import Row
+from scripts.benchmarks.timing import alternate, ratio
 from unet_diffusion.commands.train_ddpm import TrainDDPM
 from unet_diffusion.data.sets import DataConfig, load_images
 from unet_diffusion.saved_runs import load_unet
@@ -31,7 +29,6 @@ from unet_diffusion.training.trainer import Trainer
 PEER = "diffusers' example"
 SHARE = 0.03  # of a step that waits for data, at most
 SOONER = 2.0
-OFFLINE = ENVIRONMENT | {"HF_DATASETS_OFFLINE": "1"}
 
 
 class TimedTask(DiffusionTask):
@@ -119,11 +116,11 @@ def first_batch(data: Path, rounds: int) -> Iterator[Row]:
         with TemporaryDirectory() as folder:
             for each in reports.values():
                 for name, done in each.items():
-                    done.append(start(name, data, Path(folder) / name))
+                    done.append(report(name, data, Path(folder) / name))
     for cache, each in reports.items():
-        sooner = ratio(*([report["processor"] for report in each[name]] for name in ("example", "ours")))
+        sooner = ratio(*([one["processor"] for one in each[name]] for name in ("example", "ours")))
         medians = {
-            name: [statistics.median(report[key] for report in done) for key in ("processor", "imports")]
+            name: [statistics.median(one[key] for one in done) for key in ("processor", "imports")]
             for name, done in each.items()
         }
         figure = f"{sooner} times as soon; " + " against ".join(
@@ -134,8 +131,7 @@ def first_batch(data: Path, rounds: int) -> Iterator[Row]:
         yield Row("D1", work, PEER, figure, sooner.median, f"{SOONER}x", met, dict(each), (sooner.low, sooner.high))
 
 
-def start(name: str, data: Path, cache: Path) -> dict[str, float]:
-    """What a new process reports of its way to the first batch."""
-    command = [sys.executable, "-m", "benchmarks.first_batch", name, str(data), str(cache), str(time.time())]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=OFFLINE)
-    return json.loads(done.stdout.splitlines()[-1])
+def report(name: str, data: Path, cache: Path) -> dict[str, float]:
+    """The seconds that a new process takes until its first batch, as it prints them."""
+    printed = start("first_batch", name, data, cache, time.time(), HF_DATASETS_OFFLINE="1")
+    return json.loads(printed.splitlines()[-1])

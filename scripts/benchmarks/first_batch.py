@@ -1,6 +1,6 @@
 """What a training program does from its start until it holds a batch of images: a program of its own, timed by D1.
 
-    python -m benchmarks.first_batch ours images.parquet CACHE
+    python -m scripts.benchmarks.first_batch ours images.parquet CACHE
 
 The imports are inside the functions, since they are most of what is timed.
 """

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.contenders import NETWORKS
-from benchmarks.row import Row
-from benchmarks.timing import ratio, synchronise
 from diffusers import DDPMPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from scripts import NETWORKS
+from scripts.benchmarks.row import Row
+from scripts.benchmarks.timing import ratio, synchronise
 from unet_diffusion.commands.evaluate_generation import real_images
 from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm

@@ -3,17 +3,18 @@
 import json
 import math
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
 import torch
-from benchmarks.contenders import NETWORKS, OURS, nine_million, stock
-from benchmarks.row import Row
-from benchmarks.timing import alternate
-from benchmarks.training_step import ENVIRONMENT, TrainingStep
 from torch.nn.parallel import DistributedDataParallel
 
+from scripts import NETWORKS
+from scripts.benchmarks.contenders import OURS, nine_million, stock
+from scripts.benchmarks.processes import start
+from scripts.benchmarks.row import Row
+from scripts.benchmarks.timing import alternate
+from scripts.benchmarks.training_step import TrainingStep
 from unet_diffusion import UNet
 from unet_diffusion.saved_runs import load_unet
 
@@ -71,13 +72,8 @@ def launched(processes: int, rounds: int) -> list[float]:
     Raises:
         RuntimeError: a process failed.
     """
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *torchrun, "-m", "benchmarks.growth", str(rounds)]
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{processes} processes failed: {done.stderr[-1000:]}")
-    return json.loads(done.stdout)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    return json.loads(start("growth", rounds, launcher=torchrun, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES=""))
 
 
 def share_of_steps(rounds: int) -> list[float]:

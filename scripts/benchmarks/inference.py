@@ -1,6 +1,5 @@
 """Networks at work: one evaluation of a noise predictor (G2), and segmentation, trained and applied (S1, S2)."""
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -8,15 +7,14 @@ from importlib import import_module
 
 import numpy as np
 import torch
-from benchmarks.contenders import OURS, STOCK, Contender, nine_million, present
-from benchmarks.memory import resident
-from benchmarks.row import Row
-from benchmarks.segmenters import CLASSES, LAYOUT, LEAN, MONAI, PEERS, segmenter
-from benchmarks.timing import Work, alternate, ratio
-from benchmarks.training_step import ENVIRONMENT
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import Tensor, nn
 
+from scripts.benchmarks.contenders import OURS, STOCK, Contender, nine_million, present
+from scripts.benchmarks.processes import resident, start
+from scripts.benchmarks.row import Row
+from scripts.benchmarks.segmenters import CLASSES, LAYOUT, LEAN, MONAI, PEERS, segmenter
+from scripts.benchmarks.timing import Work, alternate, ratio
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.segmentation.losses import segmentation_loss
@@ -134,11 +132,7 @@ def large_image(name: str, network: nn.Module, image: np.ndarray) -> Work:
 
 def memory() -> Iterator[Row]:
     """S2: the peak memory beyond the image's own array, each case in a process of its own."""
-    mib = {}
-    for name in (OURS, MONAI):
-        command = [sys.executable, "-m", "benchmarks.inference", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
-        mib[name] = float(done.stdout)
+    mib = {name: float(start("inference", name)) for name in (OURS, MONAI)}
     share = mib[OURS] / mib[MONAI]
     figure = f"{share:.2f} times, {mib[OURS]:.0f} MiB against {mib[MONAI]:.0f} MiB"
     work = f"memory for the mask of {TALL[0]}x{TALL[1]} pixels"

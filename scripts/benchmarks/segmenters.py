@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from importlib import import_module
 
-from benchmarks.contenders import NETWORKS, OURS
-from peers import BatchNormUNet, MonaiUNet
 from torch import nn
 
+from scripts import NETWORKS
+from scripts.benchmarks.contenders import OURS
+from scripts.benchmarks.peers import BatchNormUNet, MonaiUNet
 from unet_diffusion.saved_runs import load_unet
 
 LEAN = "unet-diffusion, lean"

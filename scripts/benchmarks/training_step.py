@@ -1,21 +1,19 @@
 """The training step of a noise predictor: its time (T1, T2), its share of the machine (T3) and its memory (T4)."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
-from benchmarks.contenders import CONTENDERS, OURS, Contender, ddpm_32, nine_million, present
-from benchmarks.memory import resident
-from benchmarks.row import Row
-from benchmarks.timing import Work, alternate, ratio
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from scripts.benchmarks.contenders import CONTENDERS, OURS, Contender, ddpm_32, nine_million, present
+from scripts.benchmarks.processes import resident, start
+from scripts.benchmarks.row import Row
+from scripts.benchmarks.timing import Work, alternate, ratio
 
 SCHEDULER = DDPMScheduler()
 MATRIX_SIDE = 2048
@@ -23,7 +21,6 @@ CONVOLUTION = (64, 256, 16, 16)  # the map whose 3x3 convolution to as many chan
 MATRIX_SHARE = 0.75  # the target of T3
 MEMORY_SHARE = 0.7  # and of T4
 MEMORY_STEPS = 3  # the optimizer's state exists from the second one on
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 Make = Callable[[str], Contender]
 
 
@@ -137,15 +134,11 @@ def memory(side: int = 32, batch: int = 16) -> Iterator[Row]:
         work = "peak memory of T1" + ", with gradient checkpointing" * checkpointing
         peaks = {}
         for name in CONTENDERS:
-            case = [name, str(side), str(batch), "checkpointing" * checkpointing]
-            command = [sys.executable, "-m", "benchmarks.training_step", *case]
-            done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-            if done.returncode:
-                yield Row(
-                    "T4", work, name, f"not run: {done.stderr.strip().splitlines()[-1]}", target=f"{MEMORY_SHARE}x"
-                )
-            else:
-                peaks[name] = float(done.stdout)
+            try:
+                peaks[name] = float(start("training_step", name, side, batch, "checkpointing" * checkpointing))
+            except RuntimeError as error:
+                figure = f"not run: {str(error).splitlines()[-1]}"
+                yield Row("T4", work, name, figure, target=f"{MEMORY_SHARE}x")
         for name in set(peaks) - {OURS}:
             share = peaks[OURS] / peaks[name]
             figure = f"{share:.2f} times, {peaks[OURS]:.0f} MiB against {peaks[name]:.0f} MiB"

@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.support.scripts import load_script
+from scripts.benchmarks import export as benchmark
 from tests.support.tiny import network
 from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
@@ -350,15 +350,13 @@ def test_a_single_file_that_is_damaged_or_names_other_code_is_refused(masks, tmp
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_exports_times_each_form_against_torch(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "scripts")
-    script = load_script("benchmark_export")
+def test_the_benchmark_of_exports_times_each_form_against_torch(tmp_path, capsys):
     config = tmp_path / "network.json"
     config.write_text(json.dumps({"channels": [4, 8], "attention": [False, False]}))
-    measure = partial(script.BenchmarkExport, model=str(config), output=tmp_path / "speed")
+    measure = partial(benchmark.BenchmarkExport, model=str(config), output=tmp_path / "speed")
     with pytest.raises(ValueError, match="sizes has '16', but each must be height x width, such as 128x128"):
         measure(sizes=("16",))
-    script.run(measure(sizes=("16x16", "17x13"), rounds=3))
+    benchmark.run(measure(sizes=("16x16", "17x13"), rounds=3))
     printed = capsys.readouterr().out
     figures = json.loads((tmp_path / "speed" / "benchmark_export.json").read_text())
     assert [(row["form"], row["size"]) for row in figures["rows"]] == [
