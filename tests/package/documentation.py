@@ -34,6 +34,7 @@ BLOCK = re.compile(
     re.M | re.S,
 )
 
+MODULES = "scripts."  # how the names of scripts begin that are run as modules
 OPTIONS = re.compile(r"tyro|unet_diffusion\.cli")  # in a script that takes options
 
 # What is changed before a document is typed, so that it takes seconds: what is written, and what is typed instead.
@@ -117,17 +118,25 @@ class Command:
 
     @property
     def place(self) -> int:
-        """Where Python, Accelerate or torchrun are given a script; 0 in other commands."""
-        if self.words[0] not in ("python", "accelerate", "torchrun") or "-m" in self.words:
+        """Where Python, Accelerate or torchrun are given a script, by its path or as a module; 0 in other commands."""
+        if self.words[0] not in ("python", "accelerate", "torchrun"):
             return 0
-        return next((i for i, word in enumerate(self.words) if word.endswith(".py")), 0)
+        return next((i for i, word in enumerate(self.words) if word.endswith(".py") or word.startswith(MODULES)), 0)
 
     @property
     def script(self) -> Path | None:
-        """The script, which must be there."""
-        script = ROOT / self.words[self.place]
-        assert not self.place or script.is_file(), f"no script {script}"
-        return script if self.place else None
+        """The file of the script, which must be there."""
+        if not self.place:
+            return None
+        word = self.words[self.place]
+        if not word.startswith(MODULES):
+            script = ROOT / word
+        else:
+            assert self.words[self.place - 1] == "-m", f"python runs {word} as a module only after -m"
+            folder = ROOT / word.replace(".", "/")
+            script = folder / "__main__.py" if folder.is_dir() else folder.with_suffix(".py")
+        assert script.is_file(), f"no script {script}"
+        return script
 
     @property
     def job(self) -> str:
@@ -141,8 +150,7 @@ class Command:
             assert self.job in cli.COMMANDS, f"no command {self.job}"
             cli.run(self.job, self.words[2:])
         elif self.script:
-            arguments = [str(self.script), *self.words[self.place + 1 :]]
-            with patch.object(sys, "argv", arguments), patch.object(sys, "path", [str(self.script.parent), *sys.path]):
+            with patch.object(sys, "argv", [str(self.script), *self.words[self.place + 1 :]]):
                 runpy.run_path(str(self.script), run_name="__main__")
         else:
             subprocess.run(["bash", "-c", self.line], check=True)
