@@ -1,17 +1,15 @@
 """Times the exported graphs of a segmentation network against the network itself, side by side in one process.
 
-The network is untrained, one image is segmented at a time, and torch (with the memory layout of our pipelines), ONNX
+The network is untrained and segments one image at a time. PyTorch (with the memory layout of our pipelines), ONNX
 Runtime and the program of `torch.export` take turns with equal numbers of threads. A figure is the median of the ratios
 of the rounds, with their quartiles:
 
     OMP_NUM_THREADS=1 python -m scripts.benchmarks.export --output runs/benchmark-export
 """
 
-import os
-import platform
+import re
 import tempfile
 from dataclasses import asdict, dataclass
-from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +19,8 @@ import tyro
 
 from scripts import NETWORKS
 from scripts.benchmarks.timing import alternate, ratio
+from scripts.reports import circumstances, markdown_table
+from unet_diffusion.checks import require
 from unet_diffusion.commands.export.command import Export, export
 from unet_diffusion.commands.export.graphs import FORMS
 from unet_diffusion.commands.export.head_function import HeadFunction
@@ -34,7 +34,7 @@ TORCH = "torch"
 
 @dataclass
 class BenchmarkExport:
-    """What is measured."""
+    """Time exported graphs beside the network."""
 
     output: Path
     """Folder for `benchmark_export.json` and `benchmark_export.md`."""
@@ -45,26 +45,25 @@ class BenchmarkExport:
     sizes: tuple[str, ...] = ("128x128", "129x97")
     """Heights and widths of the images."""
     rounds: int = 15
-    """Times that each form is taken."""
+    """How many times each form is timed."""
 
     def __post_init__(self) -> None:
         """Checks every value."""
         for size in self.sizes:
-            if len(size.split("x")) != 2 or not all(side.isdecimal() and int(side) for side in size.split("x")):
-                raise ValueError(f"sizes has {size!r}, but each must be height x width, such as 128x128.")
-        if self.rounds < 3:
-            raise ValueError(f"rounds is {self.rounds}, but must be at least 3, or quartiles mean nothing.")
+            valid = re.fullmatch(r"[1-9]\d*x[1-9]\d*", size) is not None
+            require(valid, "sizes", size, "each must be height x width, such as 128x128")
+        require(self.rounds >= 3, "rounds", self.rounds, "must be at least 3, since quartiles are reported")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A form at a size.
+    """An exported form at an image size.
 
     Attributes:
         form: of the export.
-        size: of the image.
-        milliseconds: of torch and of the form, the medians.
-        times_as_fast: as torch, the median of the ratios.
+        size: height x width of the image.
+        milliseconds: medians of PyTorch and of the form.
+        times_as_fast: how many times faster than PyTorch the form is, the median of the ratios.
         low: their lower quartile.
         high: their upper quartile.
     """
@@ -76,14 +75,11 @@ class Row:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        """As a line of Markdown."""
-        torch_ms, own_ms = (f"{self.milliseconds[name]:.1f} ms" for name in (TORCH, self.form))
-        faster = f"{self.times_as_fast:.2f} ({self.low:.2f} to {self.high:.2f})"
-        return f"| {self.form} | {self.size} | {torch_ms} | {own_ms} | {faster} |"
-
-
-HEADER = "| form | size | torch | the form | times as fast |\n| --- | --- | --- | --- | --- |"
+    @property
+    def cells(self) -> list[str]:
+        """The cells of a table."""
+        times = [f"{self.milliseconds[name]:.1f} ms" for name in (TORCH, self.form)]
+        return [self.form, self.size, *times, f"{self.times_as_fast:.2f} ({self.low:.2f} to {self.high:.2f})"]
 
 
 def run(config: BenchmarkExport) -> list[Row]:
@@ -102,7 +98,7 @@ def run(config: BenchmarkExport) -> list[Row]:
     rows = []
     for size in config.sizes:
         (image,) = function.example(1, *map(int, size.split("x")))
-        layouts = {name: image if name == "onnx" else channels_last(image) for name in graphs}  # each its own
+        layouts = {name: image if name == "onnx" else channels_last(image) for name in graphs}  # each form's own
         seconds = alternate({name: partial(graph, layouts[name]) for name, graph in graphs.items()}, config.rounds)
         medians = {name: 1000 * sorted(times)[len(times) // 2] for name, times in seconds.items()}
         for form in FORMS:
@@ -110,18 +106,15 @@ def run(config: BenchmarkExport) -> list[Row]:
             milliseconds = {name: medians[name] for name in (TORCH, form)}
             rows.append(Row(form, size, milliseconds, faster.median, faster.low, faster.high))
     facts = {
-        "date": date.today().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        **circumstances(),
         "versions": {name: version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript")},
         "options": {**asdict(config), "output": str(config.output)},
-        "parameters": sum(parameter.numel() for parameter in unet.parameters()),
+        "parameters": unet.num_parameters(),
     }
-    table = "\n".join([HEADER, *map(str, rows)])
+    table = markdown_table(("form", "size", "torch", "the form", "times as fast"), (row.cells for row in rows))
     print(table)
     write_json(config.output / "benchmark_export.json", {**facts, "rows": [asdict(row) for row in rows]})
-    write_text(config.output / "benchmark_export.md", table + "\n")
+    write_text(config.output / "benchmark_export.md", table)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Networks of other libraries behind the interface of ours: the same loop trains, the same pipeline runs them."""
+"""Segmentation networks of others behind the interface of ours, so that our loop trains and our pipeline runs them."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -13,13 +13,13 @@ from unet_diffusion import UNetOutput
 
 
 class Peer(ModelMixin, ConfigMixin):
-    """A network that only segments; its `feature_info` has maps of the strides of its decoder, finest last."""
+    """A network that only segments; its `feature_info` lists the maps of its decoder, finest last."""
 
     noise_head = None
     feature_info: list[dict[str, int]]
 
     def to_segmentation(self) -> "Peer":
-        """It has no other head."""
+        """Returns itself, since it has no other head."""
         return self
 
     def logits(self, sample: Tensor) -> Tensor:
@@ -41,12 +41,12 @@ class Peer(ModelMixin, ConfigMixin):
 
 
 class MonaiUNet(Peer):
-    """MONAI's `BasicUNet` in two dimensions, with its own defaults but for channels and classes.
+    """MONAI's `BasicUNet` in two dimensions, with its defaults except for channels and classes.
 
     Args:
         in_channels: of the images.
         num_classes: the background included.
-        features: widths, as `BasicUNet` takes them.
+        features: widths, as for `BasicUNet`.
 
     Raises:
         ImportError: MONAI is not installed.
@@ -70,7 +70,7 @@ class BatchNormUNet(Peer):
     """The network of 2015 as most repositories build it: padded, with batch normalisation, and nothing else.
 
     Args:
-        in_channels: of the images, whose sides the poolings must divide.
+        in_channels: of the images; their sides must be multiples of the stride of the poolings.
         num_classes: the background included.
         widths: channels of each resolution, finest first.
     """
@@ -106,7 +106,7 @@ def block(
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Module:
-    """Twice: convolution, normalisation over so many channels, activation."""
+    """Two times convolution, normalisation and activation."""
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
         layers += [nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), norm(out_channels), activation()]

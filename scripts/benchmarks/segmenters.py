@@ -1,4 +1,4 @@
-"""Segmentation networks for grey images: ours, and those that a user would pick instead, at equal parameters."""
+"""Our segmentation networks for grey images and those that a user would pick instead, at equal parameters."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -17,7 +17,7 @@ CLASSES = 2
 
 
 def segmenter(name: str) -> nn.Module:
-    """A network of about 2 million parameters; smp's is the one with a small encoder of its own making.
+    """A network of about 2 million parameters, except for smp's, whose size follows from its smallest usual encoder.
 
     Raises:
         ImportError: the library is not installed, or does not load on this machine.

@@ -1,17 +1,13 @@
-"""Times our networks against what a user would pick instead, side by side in one process, and prints a table.
+"""Times our networks against the alternatives that a user has, side by side in one process, and prints a table.
 
-Competing pieces of work are taken in turn (A B A B ...), so that a noisy machine disturbs all of them alike; a figure
-is the median of the ratios of the rounds, with their quartiles. A peer that does not load on this machine is named, not
-guessed.
+Competing pieces of work take turns (A B A B ...), so that a noisy machine disturbs all of them alike. A figure is the
+median of the ratios of the rounds, with their quartiles. A peer that does not load on this machine is reported.
 
     python -m scripts.benchmarks.speed --output runs/benchmark
 """
 
-import os
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +18,8 @@ from scripts.benchmarks import data_delivery, generation, growth, inference, tra
 from scripts.benchmarks.bars import save_bars
 from scripts.benchmarks.contenders import CONTENDERS, nine_million
 from scripts.benchmarks.row import Row, table
+from scripts.reports import circumstances
+from unet_diffusion.checks import require
 from unet_diffusion.files import write_json, write_text
 
 STOCK, MONAI, LUCIDRAINS = CONTENDERS[1:]
@@ -29,31 +27,29 @@ STOCK, MONAI, LUCIDRAINS = CONTENDERS[1:]
 
 @dataclass
 class Benchmark:
-    """What is measured."""
+    """Time our networks beside those of other libraries."""
 
     output: Path
     """Folder for `benchmark.json`, `benchmark.md` and `benchmark.png`."""
     only: tuple[str, ...] = ()
-    """Ids of benchmarks, such as T1; by default all: T1 (with T3), T2, T4, L1, G2, S1, S2 and, with `data`, D1, G1."""
+    """Benchmarks to run, such as T1; by default all: T1 (with T3), T2, T4, L1, G2, S1, S2 and, with `data`, D1, G1."""
     data: Path | None = None
     """Parquet file of Fashion-MNIST, for D1 and G1."""
     rounds: int = 15
-    """Times that each piece of work is taken."""
+    """How many times each piece of work is timed."""
     seed: int = 0
-    """Weights, images and noise follow from it."""
+    """Determines weights, images and noise."""
 
     def __post_init__(self) -> None:
         """Checks every value."""
         known = benchmarks(self)
         for name in self.only:
-            if name not in known:
-                raise ValueError(f"only is {name!r}, but must be among {', '.join(known)}; D1 and G1 need data.")
-        if self.rounds < 3:
-            raise ValueError(f"rounds is {self.rounds}, but must be at least 3, or quartiles mean nothing.")
+            require(name in known, "only", name, f"must be among {', '.join(known)}; D1 and G1 need data")
+        require(self.rounds >= 3, "rounds", self.rounds, "must be at least 3, since quartiles are reported")
 
 
 def benchmarks(config: Benchmark) -> dict[str, Callable[[], Iterator[Row]]]:
-    """The benchmarks by id."""
+    """The functions of all benchmarks, by id."""
     rounds, data, folder = config.rounds, config.data, config.output / "generation"
     faster = {STOCK: 2.0, MONAI: 1.5, LUCIDRAINS: 1.5}
     step = training_step.speed
@@ -78,17 +74,10 @@ def benchmarks(config: Benchmark) -> dict[str, Callable[[], Iterator[Row]]]:
 
 
 def run(config: Benchmark) -> list[Row]:
-    """Measures, prints and writes; a run that is stopped leaves what was measured until then."""
+    """Measures and prints; the files are written after every row, so that a stopped run leaves its rows."""
     rows: list[Row] = []
-    facts = {
-        "date": date.today().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "options": {"rounds": config.rounds, "seed": config.seed, "data": str(config.data)},
-    }
+    facts = circumstances()
+    facts["options"] = {"rounds": config.rounds, "seed": config.seed, "data": str(config.data)}
     for name, measure in benchmarks(config).items():
         if config.only and name not in config.only:
             continue

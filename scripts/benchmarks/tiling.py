@@ -1,15 +1,13 @@
-"""What tiled segmentation promises, measured; each job prints a table and writes the same figures as JSON.
+"""Measures what tiled segmentation promises; each job prints a table and writes the same figures as JSON.
 
-exactness: networks that see neither statistics over space nor attention give the logits of the whole image.
-memory: what is held does not grow with the image, by the operating system's own count.
+exactness: without statistics over space and attention, tiles give the logits of the whole image.
+memory: the memory does not grow with the image, as the operating system counts it.
 blending: with GroupNorm and attention tiles are not exact; how many labels change, and whether the masks get worse.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import tyro
 from torch import Tensor, nn
 
 from scripts.benchmarks.processes import start
+from scripts.reports import circumstances, markdown_table
 from unet_diffusion import UNet
 from unet_diffusion.data.masked.sets import MaskedOptions, load_labelled
 from unet_diffusion.files import write_json
@@ -46,15 +45,15 @@ class Exactness:
     channels: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Widths of the networks; by default an eighth of those of 2015."""
     seed: int = 0
-    """Images and weights follow from it."""
+    """Determines images and weights."""
 
 
 @dataclass
 class Memory:
-    """Take the peak memory of `segment_file`, each case in a process of its own. A case that is done is kept."""
+    """Measure the peak memory of `segment_file`, each case in a process of its own."""
 
     output: Path = Path("runs/tiling/memory.json")
-    """File of the figures; it grows by every case that ends, and cases that are in it are not run again."""
+    """File of the figures, written after every case; cases in it are not run again."""
     cases: tuple[tuple[str, int, int], ...] = (
         ("small-32", 2048, 2048),
         ("tiny", 2048, 2048),
@@ -62,7 +61,7 @@ class Memory:
     )
     """Presets, with heights and widths of the 8-bit images."""
     seed: int = 0
-    """Images and weights follow from it."""
+    """Determines images and weights."""
 
 
 @dataclass
@@ -73,7 +72,7 @@ class Blending:
     run: Path = Path("runs/segmentation")
     """Folder of a segmentation run."""
     windows: tuple[int, ...] = (128, 208, 288, 416)
-    """Pixels a side that the network is given at once."""
+    """Sides of the network's input windows in pixels."""
     output: Path = Path("runs/tiling/blending.json")
     """File of the figures."""
 
@@ -82,7 +81,7 @@ class Blending:
 
 
 def exact_networks(options: Exactness) -> Iterator[tuple[str, UNet]]:
-    """Untrained networks of which every output pixel depends on a bounded part of the image."""
+    """Untrained networks whose output pixels depend on a bounded part of the image each."""
     preset = {"channels": options.channels, "attention": (False,) * len(options.channels)}
     residual = {"block": "residual", "activation": "silu", "downsample": "conv", "padding": "same"}
     for upsample in ("transposed", "nearest"):
@@ -90,14 +89,14 @@ def exact_networks(options: Exactness) -> Iterator[tuple[str, UNet]]:
         for name, kind in kinds.items():
             torch.manual_seed(keyed_seed(options.seed, "network", name, upsample))
             unet = UNet.from_preset("ronneberger-2015", **preset, **kind, upsample=upsample)
-            for module in unet.modules():  # a last convolution that starts at zero would hide what its branch reads
+            for module in unet.modules():  # a last convolution at zero would hide its branch
                 if isinstance(module, nn.Conv2d) and not module.weight.any():
                     nn.init.kaiming_normal_(module.weight)
             yield f"{name}, {upsample}", unet.eval()
 
 
 def whole_logits(unet: UNet, image: Tensor) -> Tensor:
-    """Logits (1, K, H, W) of one forward; for an unpadded network of the image (1, 1, H, W) mirrored by NumPy."""
+    """Logits (1, K, H, W) of an image (1, 1, H, W) in one pass; for an unpadded network NumPy mirrors its borders."""
     if unet.config.padding == "same":
         return unet(channels_last(image)).logits
     height, width = image.shape[2:]
@@ -105,14 +104,14 @@ def whole_logits(unet: UNet, image: Tensor) -> Tensor:
     margin = (smallest - unet.output_size(smallest, smallest)[0]) // 2
     ends = []
     for side in (height, width):
-        missing = max(side + 2 * margin + stride - smallest, 0)  # a stride more, since "nearest" spoils the last rows
+        missing = max(side + 2 * margin + stride - smallest, 0)  # one more stride, since "nearest" spoils the last rows
         ends.append((margin, smallest + -(-missing // stride) * stride - margin - side))
     mirrored = torch.from_numpy(np.pad(image[0, 0].numpy(), ends, mode="reflect"))
     return unet(channels_last(mirrored[None, None])).logits[..., :height, :width]
 
 
 def tiled_logits(unet: UNet, image: Tensor, tiling: Tiling) -> Tensor:
-    """Logits (1, K, H, W), put together from tiles."""
+    """Logits (1, K, H, W) of an image (1, 1, H, W), put together from tiles."""
     logits = torch.full((1, unet.config.num_classes, *image.shape[2:]), torch.nan)
     size = (image.shape[2], image.shape[3])
     parts = tiled(lambda window: unet(channels_last(window)).logits, lambda r, c: image[..., r, c], size, tiling)
@@ -122,13 +121,13 @@ def tiled_logits(unet: UNet, image: Tensor, tiling: Tiling) -> Tensor:
 
 
 def off_the_stride(tiling: Tiling) -> Tiling:
-    """The same windows at other places than multiples of the stride: shows that the comparison would find an error."""
+    """The same windows off the multiples of the stride, which shows that the comparison would find an error."""
     return replace(tiling, lead=tiling.lead + 1) if tiling.smallest else replace(tiling, stride=1)
 
 
 @torch.no_grad()
 def measure_exactness(options: Exactness) -> Rows:
-    """One row per network and size; differences are shares of the largest absolute logit."""
+    """One row per network and size; differences are relative to the largest absolute logit."""
     rows = []
     for name, unet in exact_networks(options):
         tiling = Tiling.of(unet, options.tile_size)
@@ -147,7 +146,7 @@ def measure_exactness(options: Exactness) -> Rows:
 
 
 def largest(rows: Rows) -> Rows:
-    """The largest figures of each network over all sizes, with the number of sizes."""
+    """The largest figures of each network over all sizes, and the number of sizes."""
     names = dict.fromkeys(row["network"] for row in rows)
     groups = {name: [row for row in rows if row["network"] == name] for name in names}
     keys = ("windows", "difference", "off_the_stride")
@@ -161,7 +160,7 @@ def largest(rows: Rows) -> Rows:
 
 
 def measure_memory(options: Memory) -> Rows:
-    """One row per case; memory in MiB. Those of an earlier run that was killed come from its file."""
+    """One row per case, memory in MiB; the cases of an earlier run come from its file."""
     rows: Rows = json.loads(options.output.read_text())["cases"] if options.output.exists() else []
     for preset, height, width in options.cases:
         case = {"preset": preset, "height": height, "width": width, "seed": options.seed}
@@ -177,10 +176,10 @@ def measure_memory(options: Memory) -> Rows:
 
 
 def measure_blending(options: Blending) -> Rows:
-    """One row for whole images and one for each window; shares are of all pixels of all images.
+    """One row for whole images and one for each window; shares are of the pixels of all images.
 
     Raises:
-        ValueError: a folder that is no run, data that do not fit it, or windows too small for its network.
+        ValueError: the folder is not a run, the data do not fit it, or the windows are too small for its network.
     """
     check_run(options.run)
     pipe = SegmentationPipeline.from_pretrained(options.run)
@@ -221,7 +220,7 @@ def measure_blending(options: Blending) -> Rows:
 
 
 def segmented(pipe: SegmentationPipeline, images: list[Tensor], tile: int | None) -> tuple[list[Tensor], int]:
-    """Labels int64 (H, W) of each image (C, H, W), and how many windows all took; None: one each."""
+    """Labels int64 (H, W) of each image (C, H, W) and the number of windows of all; one window each if tile is None."""
     labels: list[Tensor] = []
     windows = 0
     for image in images:
@@ -233,36 +232,21 @@ def segmented(pipe: SegmentationPipeline, images: list[Tensor], tile: int | None
 
 
 def tile_for(unet: UNet, window: int) -> int:
-    """The largest tile whose window has at most so many pixels a side (if the image's is a multiple of the stride).
+    """The largest tile whose input window has at most `window` pixels a side, for sides that the stride divides.
 
     Raises:
-        ValueError: if not even the smallest fits.
+        ValueError: not even the smallest fits.
     """
     for tile in range(window, 0, -1):
         tiling = Tiling.of(unet, tile)
         if tiling.tile + tiling.shared + tiling.lead + tiling.trail <= window:
             return tile
-    raise ValueError(f"windows has {window}, but those of this network share more pixels; give larger ones.")
+    raise ValueError(
+        f"windows has {window}, but neighbouring windows of this network share more pixels; give larger ones."
+    )
 
 
-# --- common ---
-
-
-def circumstances() -> dict[str, Any]:
-    """What figures also depend on."""
-    return {
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }
-
-
-def table(rows: Rows, formats: dict[str, str]) -> str:
-    """Rows as a Markdown table of the columns that `formats` names, each in its format."""
-    lines = [[name.replace("_", " ") for name in formats], ["---"] * len(formats)]
-    lines += [[format(row[name], layout) for name, layout in formats.items()] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+# --- the program ---
 
 
 JOBS: dict[type, Callable[[Any], Rows]] = {
@@ -287,12 +271,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         rows = JOBS[type(options)](options)
     except ValueError as error:
-        raise SystemExit(f"measure_tiling: {error}") from error
+        raise SystemExit(f"tiling: {error}") from error
     if isinstance(options, Exactness):
         rows = largest(rows)
-    print(table(rows, COLUMNS[type(options)]), f"\nThe same figures are in {options.output}.")
+    columns = COLUMNS[type(options)]
+    lines = ([format(row[name], form) for name, form in columns.items()] for row in rows)
+    print(markdown_table((name.replace("_", " ") for name in columns), lines))
+    print(f"The same figures are in {options.output}.")
     if not all(row.get("difference", 0) <= BOUND for row in rows):
-        raise SystemExit(f"measure_tiling: tiles differ from the whole by more than {BOUND} of the largest logit.")
+        raise SystemExit(f"tiling: tiles differ from the whole by more than {BOUND} of the largest logit.")
 
 
 if __name__ == "__main__":

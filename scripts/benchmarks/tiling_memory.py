@@ -1,4 +1,4 @@
-"""The peak memory of segmenting one large image; `measure_tiling.py memory` starts it anew for every case."""
+"""The peak memory of segmenting one large image; `tiling memory` runs it in a new process for every case."""
 
 import json
 import time
@@ -22,11 +22,11 @@ ROWS_AT_ONCE = 256  # of a generated image
 
 
 def peak_memory(preset: str, height: int, width: int, seed: int) -> dict[str, Any]:
-    """Segments a generated image from file to file, and says what this process, which did nothing before, needed.
+    """Segments a generated image from file to file in a fresh process, and returns memory (MiB) and time (seconds).
 
-    The peak is that of the whole process, the interpreter and PyTorch included, as the kernel counts it (VmHWM; the
-    ru_maxrss of a new process begins with that of the process that started it). Files count while they are mapped; the
-    largest anonymous memory, which leaves them and the code of libraries out, is sampled.
+    The peak is that of the whole process, the interpreter and PyTorch included, as the kernel counts it (VmHWM;
+    ru_maxrss of a new process begins with that of its parent). Files count while they are mapped. The largest anonymous
+    memory, which excludes files and the code of libraries, is sampled.
     """
     torch.manual_seed(keyed_seed(seed, "network"))
     pipe = SegmentationPipeline(UNet.from_preset(preset, num_classes=2).eval())
@@ -49,7 +49,7 @@ def peak_memory(preset: str, height: int, width: int, seed: int) -> dict[str, An
 
 
 def write_image(path: Path, shape: tuple[int, int, int], seed: int) -> None:
-    """Writes 8-bit noise (H, W, C) block by block, through no memory map, so that nothing of it stays resident."""
+    """Writes 8-bit noise (H, W, C) block by block without a memory map, so that none of it stays resident."""
     random = np.random.default_rng(seed)
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -60,7 +60,7 @@ def write_image(path: Path, shape: tuple[int, int, int], seed: int) -> None:
 
 @contextmanager
 def sampled(name: str, seconds: float = 0.02) -> Iterator[dict[str, float]]:
-    """Yields a dictionary in which a thread keeps the largest `resident(name)` seen until the block ends."""
+    """Yields a dictionary in which a thread keeps the largest `resident(name)` until the block ends."""
     most = {name: resident(name)}
     stop = Event()
 

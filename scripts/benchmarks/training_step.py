@@ -17,9 +17,9 @@ from scripts.benchmarks.timing import Work, alternate, ratio
 
 SCHEDULER = DDPMScheduler()
 MATRIX_SIDE = 2048
-CONVOLUTION = (64, 256, 16, 16)  # the map whose 3x3 convolution to as many channels stands for the best of the machine
-MATRIX_SHARE = 0.75  # the target of T3
-MEMORY_SHARE = 0.7  # and of T4
+CONVOLUTION = (64, 256, 16, 16)  # shape of the maps of the 3x3 convolution that shows the rate of the machine
+MATRIX_SHARE = 0.75  # target of T3
+MEMORY_SHARE = 0.7  # target of T4
 MEMORY_STEPS = 3  # the optimizer's state exists from the second one on
 Make = Callable[[str], Contender]
 
@@ -28,7 +28,7 @@ class TrainingStep:
     """Forward, backward, clipping, AdamW and moving average, the same for every network.
 
     Args:
-        contender: what learns.
+        contender: the network that learns.
         side: of the images, in pixels.
         batch: number of images.
     """
@@ -59,12 +59,12 @@ def speed(
 
     Args:
         id: of the benchmark.
-        work: what the steps are.
-        make: gives the contender of a name.
+        work: description of the steps.
+        make: returns the contender of a name.
         side: of the images.
         batch: number of images.
-        rounds: times that each step is taken.
-        targets: for each peer, how many times its steps per second ours should make.
+        rounds: how many times each step is timed.
+        targets: for each peer, the ratio of steps per second that ours should reach.
     """
     contenders, missing = present(make, (OURS, *targets))
     steps = {name: TrainingStep(contender, side, batch) for name, contender in contenders.items()}
@@ -93,10 +93,10 @@ def speed(
 
 
 def matrix_products(device: torch.device) -> dict[str, Work]:
-    """What the share of the machine is a share of: the faster of two matrix products.
+    """Two matrix products; the faster one is taken as the full rate of the machine.
 
-    One is plain, one a 3x3 convolution, since libraries differ: oneDNN convolves at about twice the rate of MKL's
-    product on a processor that MKL does not favour.
+    One is a plain product, one a 3x3 convolution, since libraries differ: oneDNN convolves at about twice the rate of
+    MKL's product on a processor that MKL does not favour.
     """
     matrices = torch.randn(2, MATRIX_SIDE, MATRIX_SIDE, device=device).unbind()
     x = torch.randn(CONVOLUTION, device=device)
@@ -129,7 +129,7 @@ def count_flops(step: Work) -> int:
 
 
 def memory(side: int = 32, batch: int = 16) -> Iterator[Row]:
-    """T4: the peak memory that training needs beyond the imports, each case in a process of its own."""
+    """T4: the peak memory that training adds to the imports, each case in a process of its own."""
     for checkpointing in (False, True):
         work = "peak memory of T1" + ", with gradient checkpointing" * checkpointing
         peaks = {}
@@ -146,7 +146,7 @@ def memory(side: int = 32, batch: int = 16) -> Iterator[Row]:
 
 
 def peak(name: str, side: int, batch: int, checkpointing: bool) -> float:
-    """MiB that three steps of a contender, and all that they need, add to this process at most."""
+    """MiB that a contender and three of its steps add to this process at most."""
     before = resident("VmRSS")
     contender = nine_million(name, side)
     if checkpointing:

@@ -354,7 +354,7 @@ def test_the_benchmark_of_exports_times_each_form_against_torch(tmp_path, capsys
     config = tmp_path / "network.json"
     config.write_text(json.dumps({"channels": [4, 8], "attention": [False, False]}))
     measure = partial(benchmark.BenchmarkExport, model=str(config), output=tmp_path / "speed")
-    with pytest.raises(ValueError, match="sizes has '16', but each must be height x width, such as 128x128"):
+    with pytest.raises(ValueError, match="sizes is '16', but each must be height x width, such as 128x128"):
         measure(sizes=("16",))
     benchmark.run(measure(sizes=("16x16", "17x13"), rounds=3))
     printed = capsys.readouterr().out

@@ -110,7 +110,7 @@ def test_the_larger_networks_have_equal_parameters():
     with torch.device("meta"):
         ours, theirs = (ddpm_32(name).parameters for name in (OURS, PEER))
     assert ours == pytest.approx(theirs, rel=0.05)
-    with pytest.raises(ValueError, match="name is 'MONAI', but there is a network of this size only of unet-diffusion"):
+    with pytest.raises(ValueError, match="name is 'MONAI', but only unet-diffusion and diffusers UNet2DModel have"):
         ddpm_32("MONAI")
 
 
