@@ -40,7 +40,7 @@ def stock(network: UNet2DModel) -> Contender:
 
 
 def nine_million(name: str, side: int) -> Contender:
-    """A network of about 9 million parameters for RGB images of `side` pixels: the defaults of a library at other widths.
+    """A network of about 9 million parameters for RGB images of `side` pixels, with its library's defaults but widths.
 
     Raises:
         ImportError: the library is not installed, or does not load on this machine.

@@ -241,9 +241,7 @@ def tile_for(unet: UNet, window: int) -> int:
         tiling = Tiling.of(unet, tile)
         if tiling.tile + tiling.shared + tiling.lead + tiling.trail <= window:
             return tile
-    raise ValueError(
-        f"windows has {window}, but neighbouring windows of this network share more pixels; give larger ones."
-    )
+    raise ValueError(f"windows has {window}, but windows of this network share more pixels; give larger ones.")
 
 
 # --- the program ---

@@ -1,8 +1,13 @@
-"""Validation loss at equal steps: whether a network that is faster learns less from each step.
+"""Trains our network and its peers for equally many steps, and compares their validation losses.
 
-Every network learns from the same images in the same order, with the same noise, timesteps, optimizer and moving
-average, and is validated on the same held-out images with the same noise. Each gets the best of the same learning
-rates, by its validation loss after a short run; that run then goes on, and other seeds follow.
+Shows whether a faster network learns less from each step. Every network learns from the same images in the same order,
+with the same noise, timesteps, optimizer and moving average, and is validated on the same held-out images with the same
+noise. Each gets the best of the same learning rates, by its validation loss after a short run; that run is then
+continued, and other seeds follow.
+
+    python -m scripts.experiments.equal_steps --data shared/data/cifar10 --output runs/equal-steps
+
+Prints a table and writes it, all figures as JSON, and a plot. The same command resumes a stopped comparison.
 """
 
 import statistics
@@ -17,9 +22,11 @@ from torch import Tensor, nn
 
 from scripts.benchmarks.contenders import CONTENDERS, OURS, SIZES, Contender
 from scripts.experiments.timed_trainer import TimedTrainer
+from scripts.reports import markdown_table, save_figure
 from unet_diffusion import UNetOutput
+from unet_diffusion.checks import require, require_choice, require_each
 from unet_diffusion.data.sets import DataConfig, ImageSets, load_images
-from unet_diffusion.files import write_json, write_text, written_aside
+from unet_diffusion.files import write_json, write_text
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
 from unet_diffusion.training.accelerator import make_accelerator
@@ -41,21 +48,21 @@ class EqualSteps:
     data: Path
     """Folder with `train.parquet` and `test.parquet`, images of 32x32 RGB."""
     output: Path
-    """Folder for the runs and the results; a run that was stopped goes on."""
+    """Folder for the runs and the results."""
     networks: tuple[str, ...] = CONTENDERS[:2]
     """Names of the contenders."""
     size: Literal["9m", "ddpm-32"] = "9m"
-    """Which of their networks: those of T1, or the larger ones of T2."""
+    """Size of the networks: those of T1, or the larger ones of T2."""
     objective: Literal["ddpm", "default"] = "ddpm"
-    """What is learnt: the noise, unweighted (Ho et al. 2020), or what `train_ddpm` learns by default."""
+    """Training objective: unweighted noise prediction (Ho et al. 2020), or the default of `train-ddpm`."""
     learning_rates: tuple[float, ...] = (2e-4, 5e-4, 1e-3)
-    """Tried for each network."""
+    """Learning rates that are tried for each network."""
     search_steps: int = 100
     """Optimizer steps after which the best learning rate is chosen."""
     steps: int = 400
-    """Optimizer steps with that one."""
+    """Optimizer steps with the best learning rate."""
     seeds: tuple[int, ...] = (0, 1)
-    """Of weights, order and noise; the first is that of the search."""
+    """Seeds of weights, order and noise; the search uses the first."""
     batch_size: int = 16
     """Images per step."""
     validate_every: int = 50
@@ -64,17 +71,14 @@ class EqualSteps:
     def __post_init__(self) -> None:
         """Checks every value."""
         for name in self.networks:
-            if name not in CONTENDERS:
-                raise ValueError(f"networks has {name!r}, but each must be one of {', '.join(CONTENDERS)}.")
-        if not 1 <= self.search_steps <= self.steps:
-            raise ValueError(f"search_steps is {self.search_steps}, but must be from 1 to steps, {self.steps}.")
-        for name in ("learning_rates", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty, but at least one is needed.")
+            require_choice("networks", name, CONTENDERS)
+        valid = 1 <= self.search_steps <= self.steps
+        require(valid, "search_steps", self.search_steps, f"must be from 1 to steps, {self.steps}")
+        require_each(self, ("networks", "learning_rates", "seeds"), bool, "needs at least one value")
 
 
 class NoisePredictor(nn.Module):
-    """A contender with the calls that the training loop makes of our networks."""
+    """A contender with the methods of our networks that the training loop calls."""
 
     segmentation_head = None
 
@@ -83,22 +87,22 @@ class NoisePredictor(nn.Module):
         self.network, self.predict = contender.network, contender.predict
 
     def forward(self, noisy: Tensor, timesteps: Tensor, class_labels: None, head: str) -> UNetOutput:
-        """Noisy images (B, C, H, W) and timesteps (B,) to the prediction (B, C, H, W)."""
+        """Predicts for noisy images (B, C, H, W) at timesteps (B,); the prediction is (B, C, H, W)."""
         return UNetOutput(sample=self.predict(noisy, timesteps))
 
     def to_diffusion(self) -> "NoisePredictor":
-        """It predicts noise alone."""
+        """Returns itself, since it has no other head."""
         return self
 
 
 class LossAlone(DiffusionTask):
-    """Noise prediction that is measured, not shown."""
+    """Noise prediction without previews and without a saved pipeline."""
 
     def preview(self, unet: Any, path: Path) -> None:
-        """Nothing."""
+        """Writes nothing."""
 
     def export(self, unet: Any, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
-        """Nothing."""
+        """Writes nothing."""
 
 
 class RecordingTrainer(TimedTrainer):
@@ -109,7 +113,7 @@ class RecordingTrainer(TimedTrainer):
 
 
 def validated(run: Path) -> Points:
-    """The validations of a run, those of steps that a resumed run will repeat left out."""
+    """The validations of a run, without those of steps that it will repeat when it resumes."""
     path = run / "metrics.jsonl"
     rows = read_metrics(path) if path.exists() else []
     return {
@@ -120,7 +124,7 @@ def validated(run: Path) -> Points:
 
 
 def compare(options: EqualSteps) -> str:
-    """Trains what is not trained yet, writes `equal_steps.json`, `.md` and `.png`, and returns the table."""
+    """Trains what is not finished, writes `equal_steps.json`, `.md` and `.png`, and returns the table."""
     torch.set_num_threads(1)
     images = load_images(
         DataConfig(data=str(options.data / "train.parquet"), validation_data=str(options.data / "test.parquet"))
@@ -149,7 +153,7 @@ def compare(options: EqualSteps) -> str:
 
 
 def train(options: EqualSteps, images: ImageSets, name: str, learning_rate: float, seed: int, steps: int) -> Points:
-    """A run to the given step, or what it left of it before; returns its validations up to there."""
+    """Trains a run to the given step, if it is not there yet, and returns its validations up to that step."""
     output = options.output / name.replace(" ", "-") / f"rate-{learning_rate:g}-seed-{seed}"
     if steps not in validated(output):
         config = TrainingConfig(
@@ -176,19 +180,17 @@ def train(options: EqualSteps, images: ImageSets, name: str, learning_rate: floa
 
 
 def search_table(search: dict[str, dict[float, dict[str, float]]]) -> str:
-    """The validation loss of each learning rate, as Markdown."""
+    """The validation losses of all learning rates, as Markdown."""
     rates = list(next(iter(search.values())))
-    lines = ["| learning rate | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "| --- " * (len(rates) + 1) + "|"]
-    for name, points in search.items():
-        lines.append(f"| {name} | " + " | ".join(f"{points[rate]['validation_loss']:.4f}" for rate in rates) + " |")
-    return "\n".join(lines) + "\n"
+    lines = ([name, *(f"{points[rate]['validation_loss']:.4f}" for rate in rates)] for name, points in search.items())
+    return markdown_table(("learning rate", *(f"{rate:g}" for rate in rates)), lines)
 
 
 def table(runs: dict[str, dict[int, Points]]) -> str:
-    """Losses at each validation, mean and range over seeds, and ours against each other at the same seed."""
+    """Losses at each validation, mean and range over seeds, and the ratio of ours to each other at the same seed."""
     others = [name for name in runs if name != OURS and OURS in runs]
     header = [*(f"{name}: loss, CPU seconds" for name in runs), *(f"ours / {name}" for name in others)]
-    lines = ["| steps | " + " | ".join(header) + " |", "| --- " * (len(header) + 1) + "|"]
+    lines = []
     for step in sorted(set.intersection(*(set(points) for seeds in runs.values() for points in seeds.values()))):
         cells = []
         for seeds in runs.values():
@@ -201,12 +203,12 @@ def table(runs: dict[str, dict[int, Points]]) -> str:
                 for seed, points in runs[OURS].items()
             ]
             cells.append(f"{statistics.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})")
-        lines.append(f"| {step} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([str(step), *cells])
+    return markdown_table(("steps", *header), lines)
 
 
 def save_plot(runs: dict[str, dict[int, Points]], path: Path) -> None:
-    """Validation losses against steps, and against processor seconds, a line for each seed."""
+    """Draws validation losses against steps and against processor seconds, a line for each seed."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for position, what in enumerate(("optimizer steps", "CPU seconds of training, one thread"), start=1):
         axes = figure.add_subplot(1, 2, position)
@@ -218,8 +220,7 @@ def save_plot(runs: dict[str, dict[int, Points]], path: Path) -> None:
         axes.set(xlabel=what, ylabel="validation loss", ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=100)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

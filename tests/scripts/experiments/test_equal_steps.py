@@ -128,9 +128,9 @@ def test_losses_are_compared_at_the_same_seed():
 
 def test_wrong_options_are_refused(tmp_path):
     for changes, sentence in (
-        ({"networks": ("UNet",)}, "networks has 'UNet', but each must be one of unet-diffusion"),
+        ({"networks": ("UNet",)}, "networks is 'UNet', but must be one of 'unet-diffusion'"),
         ({"search_steps": 9}, "search_steps is 9, but must be from 1 to steps, 8"),
-        ({"seeds": ()}, "seeds is empty, but at least one is needed"),
+        ({"seeds": ()}, "seeds is \\(\\), but needs at least one value"),
     ):
         with pytest.raises(ValueError, match=sentence):
             options(tmp_path, tmp_path, **changes)

@@ -78,15 +78,15 @@ def test_what_is_measured_is_not_measured_again(run, tmp_path, monkeypatch):
     monkeypatch.setattr(samplers, "measure", None)
     assert samplers.compare_samplers(options) == text
     options.count = 70
-    with pytest.raises(ValueError, match="was measured with {'count': 64}, not as asked for"):
+    with pytest.raises(ValueError, match="was measured with {'count': 64}; choose another output"):
         samplers.compare_samplers(options)
 
 
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"samplers": ("magic",)}, "samplers has 'magic'"),
-        ({"evaluations": (2,)}, "evaluations has 2, but must be at least 3"),
+        ({"samplers": ("magic",)}, "samplers is 'magic', but must be one of"),
+        ({"evaluations": (2,)}, "evaluations is 2, but each must be at least 3"),
         ({"runs": ()}, "runs is .*, but must be one or more"),
     ],
 )
