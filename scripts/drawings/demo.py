@@ -1,4 +1,4 @@
-"""Draw the images of docs/demo.md: the page of a run, used in a real browser.
+"""Takes the screenshots of docs/demo.md: the page of a run, used in a real browser.
 
 Needs selenium, and Chromium with its driver on this machine.
 """
@@ -27,42 +27,42 @@ COLOURS = 256  # of a screenshot, so that it stays small
 
 @dataclass
 class Screenshot:
-    """Use the page of a run in a browser as a visitor would, and draw what is seen."""
+    """Use the page of a run in a browser as a visitor would, and take a screenshot."""
 
     run: Path
     """Folder of the run."""
     output: Path
     """The PNG to write."""
     examples: Path | None = None
-    """Folder of images; the one that `pick` names is used."""
+    """Folder of example images; without it images are generated."""
     pick: int = 0
-    """Which example to use."""
+    """Index of the example to use."""
     count: int = 32
-    """Images to generate."""
+    """Number of images to generate."""
     width: int = 1240
-    """Of the window, in pixels."""
+    """Width of the window in pixels."""
     height: int = 860
-    """Of the window, in pixels."""
+    """Height of the window in pixels."""
 
 
 @contextmanager
 def served(run: Path, *arguments: str) -> Iterator[str]:
-    """The address of a run's page, served by the command in a process of its own.
+    """Yields the address of the page of a run, which a process of its own serves.
 
     Raises:
-        RuntimeError: the command ended; what it said.
+        RuntimeError: the process ended; the message is its standard error.
     """
     program = "from unet_diffusion.cli import main; main()"
     command = [sys.executable, "-c", program, "demo", str(run), "--device", "cpu", *arguments]
-    with TemporaryDirectory() as folder, open(Path(folder) / "said", "w+") as said:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+    with TemporaryDirectory() as folder, open(Path(folder) / "errors", "w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()  # the address, or nothing once the command has ended
             if "http" not in line:
                 process.wait(timeout=PATIENCE)
-                said.seek(0)
-                raise RuntimeError(said.read())
+                errors.seek(0)
+                raise RuntimeError(errors.read())
             yield line.split(" at ")[1].split(";")[0]
         finally:
             process.terminate()
@@ -71,7 +71,7 @@ def served(run: Path, *arguments: str) -> Iterator[str]:
 
 @contextmanager
 def browser(downloads: Path, width: int = 1240, height: int = 900) -> Iterator[webdriver.Chrome]:
-    """A headless Chromium of this machine, which notes each request in its performance log.
+    """Yields a headless Chromium of this machine, which records each request in its performance log.
 
     Args:
         downloads: folder for files that are downloaded.
@@ -92,25 +92,25 @@ def browser(downloads: Path, width: int = 1240, height: int = 900) -> Iterator[w
 
 
 def wait(driver: webdriver.Chrome, condition: Callable[[webdriver.Chrome], Any]) -> Any:
-    """What the condition gives as soon as it is true."""
+    """Waits until the condition is true and returns its value."""
     return WebDriverWait(driver, PATIENCE).until(condition)
 
 
 def find(driver: webdriver.Chrome, selector: str) -> Any:
-    """The first element of a CSS selector, waited for."""
+    """Waits for the first element of a CSS selector."""
     return wait(driver, lambda page: (page.find_elements(By.CSS_SELECTOR, selector) or [None])[0])
 
 
 def images(driver: webdriver.Chrome, name: str) -> list[str]:
-    """The addresses of all images in the component of a name that are loaded."""
+    """The addresses of all loaded images in the named component."""
     found = driver.find_elements(By.CSS_SELECTOR, f"#{name} img")
     loaded = "return arguments[0].complete && arguments[0].naturalWidth > 0"
     return [image.get_attribute("src") for image in found if driver.execute_script(loaded, image)]
 
 
 def enter(driver: webdriver.Chrome, name: str, value: float) -> None:
-    """Types a number into the component of a name, and leaves it."""
-    select = Keys.CONTROL + "a" + Keys.NULL  # which releases the key
+    """Types a number into the named component and leaves it."""
+    select = Keys.CONTROL + "a" + Keys.NULL  # releases the control key
     find(driver, f"#{name} input[type=number]").send_keys(select, str(value), Keys.TAB)
 
 

@@ -1,6 +1,6 @@
 """Draws a network as the U of Ronneberger, Fischer and Brox (2015), figure 1, from the shapes of one forward pass.
 
-Every box is a map that a module gave: its channels stand above it, its height and width below.
+Every box is the output of a module, with its channels above and its height and width below.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
+from scripts.reports import save_figure
 from unet_diffusion import UNet
-from unet_diffusion.files import written_aside
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.network.blocks import Blocks
 from unet_diffusion.saved_runs import load_unet
@@ -23,13 +23,13 @@ from unet_diffusion.saved_runs import load_unet
 # All lengths are in units of the drawing.
 PITCH = 1.36  # from one column of boxes to the next
 TALLEST, WIDEST, THINNEST = 2.8, 0.66, 0.16  # boxes
-BETWEEN = 1.15  # two levels: a size, an arrow, a number of channels
-GAP, UNDER, OVER = 0.1, 0.34, 0.42  # from a box to its neighbour, and to arrows beyond the numbers under and over it
+BETWEEN = 1.15  # from one level to the next, for a size, an arrow and a number of channels
+GAP, UNDER, OVER = 0.1, 0.34, 0.42  # from a box to its neighbour, and to arrows below and above its numbers
 LEFT, RIGHT, ABOVE, BELOW = (-1, 0), (1, 0), (0, 1), (0, -1)
-FRAME = 0.08  # around maps that are attended
+FRAME = 0.08  # around maps with self-attention
 INK = "#333333"
 MAP, COPIED = "#cfe3f3", "#ffffff"
-COLOURS = {  # of the arrows; those that colour-blind readers can tell apart (Okabe & Ito 2008)
+COLOURS = {  # of the arrows, which colour-blind readers can tell apart (Okabe & Ito 2008)
     "convolution": "#0072b2",
     "down": "#d55e00",
     "up": "#009e73",
@@ -49,22 +49,22 @@ class DrawNetwork:
     model: str = "ronneberger-2015"
     """A preset, or a JSON file of config values, such as the `unet/config.json` of a run."""
     side: int | None = None
-    """Height and width of the image that goes in; by default the network's `sample_size`."""
+    """Height and width of the input image; by default the network's `sample_size`."""
     num_classes: int = 2
-    """Classes of the segmentation head, where the network has none of its own."""
+    """Classes of the segmentation head, if the network does not have one."""
     output: Path = Path("docs/images/network-2015.png")
     """The PNG to write."""
 
 
 @dataclass(frozen=True)
 class Map:
-    """The shape of what a module gave.
+    """The shape of the output of a module.
 
     Attributes:
-        channels: its channels.
+        channels: number of channels.
         height: in pixels.
         width: in pixels.
-        copied: how many of the channels came from the contracting path.
+        copied: how many of the channels were copied from the contracting path.
         attended: whether self-attention follows.
     """
 
@@ -76,7 +76,7 @@ class Map:
 
     @property
     def size(self) -> str:
-        """Height and width as in the figure of the paper."""
+        """Height and width, written as in the figure of the paper."""
         return f"{self.height}²" if self.height == self.width else f"{self.height}x{self.width}"
 
 
@@ -87,7 +87,7 @@ Level = tuple[Map, ...]
 class Shapes:
     """All maps of a network in the order of the U.
 
-    Each level has what comes into its blocks, and what each of their convolutions gives.
+    Each level has the input of its blocks and the output of each of their convolutions.
     """
 
     image: Map
@@ -99,7 +99,7 @@ class Shapes:
 
 
 def read_shapes(unet: UNet, height: int, width: int) -> Shapes:
-    """The shapes that an image takes on its way through a network and all its heads."""
+    """The shapes of an image on its way through a network and all its heads."""
     given: dict[nn.Module, Map] = {}
     taken: dict[nn.Module, Map] = {}
 
@@ -138,7 +138,7 @@ def read_shapes(unet: UNet, height: int, width: int) -> Shapes:
 
 @dataclass(frozen=True)
 class Box:
-    """Where a map is drawn: the middle of its box, and half of the box's width and height."""
+    """The middle of the box of a map, and half of its width and height."""
 
     x: float
     y: float
@@ -146,7 +146,7 @@ class Box:
     half_height: float
 
     def beyond(self, side: tuple[int, int], gap: float) -> tuple[float, float]:
-        """The point at a distance from the middle of a side."""
+        """The point outside the box at a distance from the middle of a side."""
         across, up = side
         return self.x + across * (self.half_width + gap), self.y + up * (self.half_height + gap)
 
@@ -155,9 +155,9 @@ class Drawing:
     """The U on axes: columns of boxes from left to right, one row of them per resolution.
 
     Args:
-        axes: where to draw.
-        shapes: what to draw.
-        timestep: whether the blocks are told a timestep.
+        axes: the axes to draw on.
+        shapes: the maps to draw.
+        timestep: whether the blocks depend on a timestep.
     """
 
     def __init__(self, axes: Axes, shapes: Shapes, timestep: bool) -> None:
@@ -171,20 +171,20 @@ class Drawing:
             self.rows.append(self.rows[-1] - self.half_height(upper[0]) - BETWEEN - self.half_height(lower[0]))
 
     def half_height(self, shape: Map) -> float:
-        """Half of a box's height; less than in proportion, so that the lowest resolution can be seen."""
+        """Half of the height of a box; it grows less than in proportion, so that the lowest resolution can be seen."""
         return TALLEST * (shape.height / self.tallest) ** 0.7 / 2
 
     def half_width(self, channels: int) -> float:
-        """Half of a box's width; likewise."""
+        """Half of the width of a box, which also grows less than in proportion."""
         return (THINNEST + (WIDEST - THINNEST) * (channels / self.widest) ** 0.6) / 2
 
     def arrow(self, kind: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """An arrow in the colour of what it does."""
+        """Draws an arrow in the colour of its operation."""
         style = {"arrowstyle": "-|>", "color": COLOURS[kind], "linewidth": 1.8, "mutation_scale": 11}
         self.axes.annotate("", end, start, arrowprops={**style, "shrinkA": 0, "shrinkB": 0})
 
     def box(self, shape: Map, x: float, y: float) -> Box:
-        """Draws a map."""
+        """Draws a map with its numbers."""
         half_width, half_height = self.half_width(shape.channels), self.half_height(shape)
         corner, width, height = (x - half_width, y - half_height), 2 * half_width, 2 * half_height
         copied = width * shape.copied / shape.channels
@@ -201,11 +201,11 @@ class Drawing:
         return box
 
     def rectangle(self, corner: tuple[float, float], size: tuple[float, float], **style: Any) -> None:
-        """A rectangle from its lower left corner."""
+        """Draws a rectangle from its lower left corner."""
         self.axes.add_patch(Rectangle(corner, *size, **{"edgecolor": INK, "linewidth": 0.9, **style}))
 
     def row(self, maps: tuple[Map, ...], row: int, stem: int = 0) -> list[Box]:
-        """Boxes from the current column on, convolutions between them, of which the first `stem` are in no block."""
+        """Draws boxes from the current column on, with convolutions between them; the first `stem` are outside blocks."""
         boxes: list[Box] = []
         for number, shape in enumerate(maps):
             boxes.append(self.box(shape, PITCH * self.column, self.rows[row]))
@@ -219,17 +219,17 @@ class Drawing:
         return boxes
 
     def name(self, text: str, box: Box, side: tuple[int, int]) -> None:
-        """Writes what a map is beside it."""
+        """Writes the name of a map beside it."""
         self.axes.text(*box.beyond(side, 0.28), text, ha="center", va="center", fontsize=10.5, color=INK, rotation=90)
 
     def crop(self, skip: Box, half_height: float) -> None:
-        """Marks what is copied of a map, where that is not the whole of it."""
+        """Marks the part of a map that is copied, if it is not the whole map."""
         size = (2 * skip.half_width, 2 * half_height)
         self.rectangle((skip.x - skip.half_width, skip.y - half_height), size, fill=False, linestyle=":")
 
 
 def draw_u(drawing: Drawing, shapes: Shapes) -> None:
-    """All maps and what leads from one to the next."""
+    """Draws all maps and the arrows between them."""
     skips: list[Box] = []
     for row, level in enumerate((*shapes.encoder, shapes.bridge)):
         stem = (shapes.image,) if row == 0 and shapes.stem else ()
@@ -257,7 +257,7 @@ def draw_u(drawing: Drawing, shapes: Shapes) -> None:
 
 
 def explain(drawing: Drawing, unet: UNet, place: tuple[float, float]) -> None:
-    """What the arrows mean, line by line up from a place."""
+    """Writes the meaning of the arrows, line by line upwards from a place."""
     config = unet.config
     lines = {
         "convolution": f"3x3 convolution, {ACTIVATIONS[config.activation]}",
@@ -299,9 +299,7 @@ def draw(options: DrawNetwork) -> Path:
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.set_axis_off()
     figure.set_size_inches(0.5 * (right - left), 0.5 * (top - bottom))
-    with written_aside(options.output) as aside:
-        figure.savefig(aside, dpi=120)
-    return options.output
+    return save_figure(figure, options.output, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws how the windows of a network lie on an image, as `unet_diffusion.network.tiling` places them."""
+"""Draws the windows of networks on an image, as `unet_diffusion.network.tiling` places them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from scripts.reports import save_figure
 from unet_diffusion import UNet
-from unet_diffusion.files import written_aside
 from unet_diffusion.network.tiling import Tiling
 
 SIDE = 1024  # pixels of the image
 TILE = 256
-KEPT = {"tab:orange": 0, "tab:blue": 2}  # colours of the windows shown: the first, and the third each way
+DRAWN = {"tab:orange": 0, "tab:blue": 2}  # windows by colour: the first and the third in both directions
 
 
 @dataclass
@@ -27,13 +27,13 @@ class Drawing:
 
 
 def draw_windows(axes: Axes, tiling: Tiling) -> None:
-    """What two windows are given (dashed) and what of their output is used (filled)."""
+    """Draws the input of two windows (dashed) and the part of their output that is used (filled)."""
     spans = tiling.spans(SIDE)
     axes.add_patch(Rectangle((0, 0), SIDE, SIDE, facecolor="0.92", edgecolor="0.3"))
     cuts = [span.pieces[0].start for span in spans[1:]]
     axes.vlines(cuts, 0, SIDE, color="0.6", linewidth=0.8)
     axes.hlines(cuts, 0, SIDE, color="0.6", linewidth=0.8)
-    for colour, number in KEPT.items():
+    for colour, number in DRAWN.items():
         given, (used,) = tiling.input_range(spans[number]), spans[number].pieces
         corner, side = (given.start, given.start), len(given)
         axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, linewidth=1.5, linestyle="--"))
@@ -43,7 +43,7 @@ def draw_windows(axes: Axes, tiling: Tiling) -> None:
 
 
 def draw_weights(axes: Axes, tiling: Tiling) -> None:
-    """The weight of each window's output along one side."""
+    """Draws the weights of the outputs of all windows along one side."""
     for span in tiling.spans(SIDE):
         weights = torch.zeros(span.stop - span.start)
         for piece in span.pieces:
@@ -65,9 +65,7 @@ def draw(options: Drawing) -> Path:
     padded.set_title("padded: cut inside the image")
     unpadded.set_title("unpadded: mirrored beyond its border")
     blended.set_title("statistics over space: blended")
-    with written_aside(options.output) as aside:
-        figure.savefig(aside, dpi=100)
-    return options.output
+    return save_figure(figure, options.output)
 
 
 if __name__ == "__main__":

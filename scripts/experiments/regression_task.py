@@ -1,4 +1,4 @@
-"""What super-resolution by diffusion is compared with: a U-Net of the same size that regresses the large image."""
+"""Super-resolution by regression, with a U-Net of the size of the diffusion model it is compared with."""
 
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,17 @@ from unet_diffusion.tasks.diffusion import VALIDATION_BATCH, DiffusionConfig, Di
 
 
 class RegressionTask(DiffusionTask):
-    """The enlarged small image to the large one by the mean squared error, in one network pass.
+    """Predicts the large image from the enlarged small one in one network pass, by the mean squared error.
 
-    The network gives what is missing in the enlarged image; so an untrained one, which gives zero, is bicubic
-    interpolation. It is told timestep 0 always, and has the layers of the diffusion model but for the first, which sees
-    one image rather than two.
+    The network predicts what is missing in the enlarged image. An untrained one predicts zero, so that the result is
+    bicubic interpolation. The timestep is always 0. The layers are those of the diffusion model except for the first,
+    which sees one image rather than two.
 
     Args:
-        unet: of C channels in and C out.
-        data: images to learn from, and held-out ones.
-        scale: how many times larger images become a side.
-        config: how many images are validated on and shown.
+        unet: network with C input and C output channels.
+        data: training images and held-out images.
+        scale: factor of the sides.
+        config: numbers of images for validation and for previews.
         num_workers: processes that load images ahead.
     """
 
@@ -45,11 +45,11 @@ class RegressionTask(DiffusionTask):
         return F.mse_loss(self.predicted(unet, clean), clean)
 
     def predicted(self, unet: nn.Module, clean: Tensor) -> Tensor:
-        """What the network makes of the small versions of images (B, C, H, W) in [-1, 1]."""
+        """Images (B, C, H, W) in [-1, 1], predicted from their small versions."""
         return regressed(unet, enlarged(shrunk(clean, self.scale, self.pixel_range), self.scale, self.pixel_range))
 
     def validate(self, unet: UNet, accelerator: Accelerator) -> dict[str, float]:
-        """The mean squared error of held-out images."""
+        """The mean squared error on held-out images."""
         count = min(len(self.held_out), self.config.validation_images)
         total = 0.0
         for start in range(0, count, VALIDATION_BATCH):
@@ -60,19 +60,19 @@ class RegressionTask(DiffusionTask):
         return {"validation_loss": total / count}
 
     def shown(self, unet: UNet) -> Image.Image:
-        """Held-out images in pairs: regressed, original."""
+        """Held-out images in pairs: prediction, original."""
         count = min(len(self.held_out), self.config.preview_images)
         clean = self.pixel_range.to_model(torch.stack([self.held_out[i]["image"] for i in range(count)]))
         pairs = torch.stack([self.predicted(unet, clean.to(unet.device)).cpu(), clean], dim=1).flatten(0, 1)
         return grid(array_images((pairs / 2 + 0.5).permute(0, 2, 3, 1).numpy()))
 
     def export(self, unet: UNet, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
-        """The network and held-out images; `metrics.jsonl` has the losses."""
+        """Saves the network and a preview; `metrics.jsonl` has the losses."""
         with merged_into(folder) as aside:
             unet.save_pretrained(aside / "unet")
             self.preview(unet, aside / "samples.png")
 
 
 def regressed(unet: nn.Module, condition: Tensor) -> Tensor:
-    """Enlarged images (B, C, H, W) in [-1, 1] and what the network adds to them."""
+    """Enlarged images (B, C, H, W) in [-1, 1] plus what the network predicts to be missing."""
     return condition + unet(condition, 0, head="noise").sample.float()

@@ -97,9 +97,7 @@ def compare_samplers(options: CompareSamplers) -> str:
     """
     for run in options.runs:
         if not (run / "config.json").is_file():
-            raise ValueError(
-                f"runs has {run}, but there is no config.json in it, which names its data; give a finished run."
-            )
+            raise ValueError(f"runs has {run}, but there is no config.json in it; give finished runs.")
     found: dict[Case, dict[str, Any]] = {}
     real: dict[str, RealImages] = {}  # by the data, which runs of several recipes share
     for case in options.cases():

@@ -1,8 +1,8 @@
-"""Our networks, a peer and a threshold on one labelled set: same steps, batches, augmentation, loss and evaluation.
+"""Compares our networks, peers and a threshold on one labelled set.
 
-Trains each network on `train.parquet`, keeps its weights of the best mean IoU on `validation.parquet`, and scores them
-once on `test.parquet`. Writes `comparison.json`, `comparison.md` and `overlays.png`; a network whose run is finished is
-not trained again.
+All networks have the same steps, batches, augmentation, loss and evaluation. Each is trained on `train.parquet`; its
+weights of the best mean IoU on `validation.parquet` are scored once on `test.parquet`. Writes `comparison.json`,
+`comparison.md` and `overlays.png`. Finished networks are not trained again.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scripts import NETWORKS
 from scripts.benchmarks.peers import BatchNormUNet, MonaiUNet, Peer
+from scripts.reports import markdown_table
 from unet_diffusion import UNet
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.config import MaskedOptions
@@ -42,12 +43,12 @@ OURS = {
     "ronneberger-2015": "ronneberger-quarter.json",
 }
 PEERS: dict[str, type[Peer]] = {"monai-basic-unet": MonaiUNet, "batch-norm-unet": BatchNormUNet}
-OTHERS = ("ours-2m", "ours-lean", "ronneberger-2015", *PEERS)  # what ours is compared with, image by image
-SHOWN = (0, 20, 40, 60)  # images of the test set, modulo its size
-COLOURED = 1.0  # mean difference of the channels, in grey levels, above which an image has colours
-DARK = 110  # mean grey level below which a grey image shows bright things on black
+OTHERS = ("ours-2m", "ours-lean", "ronneberger-2015", *PEERS)  # compared with ours image by image
+OVERLAID = (0, 20, 40, 60)  # indices of test images, modulo the size of the set
+COLOURED = 1.0  # least mean difference of the channels of colour images, in grey levels
+DARK = 110  # mean grey level below which objects are bright on black
 
-Predict = Callable[[Tensor], Tensor]  # a stored image (C, H, W) to its mask (H, W)
+Predict = Callable[[Tensor], Tensor]  # stored image (C, H, W) to mask (H, W)
 
 
 @dataclass
@@ -59,26 +60,26 @@ class Comparison:
     output: Path
     """Folder for the runs and the results."""
     networks: tuple[Name, ...] = ("ours", "ronneberger-2015", "monai-basic-unet")
-    """Which networks."""
+    """Networks to compare."""
     crop_size: int = 128
-    """Side of the training squares in pixels; the unpadded network is given 188 more, for about the same output."""
+    """Side of the training squares in pixels; the unpadded network gets 188 more, for about the same output."""
     steps: int = 1200
-    """Optimizer steps of each."""
+    """Optimizer steps of each network."""
     batch_size: int = 4
     """Squares per step."""
     learning_rate: float = 1e-3
     """Highest learning rate of AdamW, the same for all."""
     instances: bool = False
-    """The set has a column `instances`: the network of 2015 learns with border weights."""
+    """The set has a column `instances`; the network of 2015 then learns with border weights."""
     membrane: int | None = None
-    """Class of the membrane between cells, as in `unet-diffusion evaluate`."""
+    """Class of the membrane between cells, as for `unet-diffusion evaluate`."""
     seed: int = 0
-    """Of initialisation, order, crops and augmentation."""
+    """Determines initialisation, order, crops and augmentation."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
 def compare(options: Comparison) -> str:
-    """Trains what is not trained yet, scores all on the test set, and returns the table."""
+    """Trains the networks that are not finished, scores all on the test set, and returns the table."""
     pipes = {name: train(options, name) for name in options.networks}
     first = next(iter(pipes.values()))
     test = load_labelled(
@@ -96,7 +97,7 @@ def compare(options: Comparison) -> str:
     }
     predictors |= {name: predictor(pipe) for name, pipe in pipes.items()}
     scores = {name: score_masks(predict, test, membrane=options.membrane) for name, predict in predictors.items()}
-    parameters = {name: sum(p.numel() for p in pipe.unet.parameters()) for name, pipe in pipes.items()}
+    parameters = {name: pipe.unet.num_parameters() for name, pipe in pipes.items()}
     save_image(overlays(test, {name: predictors[name] for name in pipes}, first), options.output / "overlays.png")
     results = {
         "options": asdict(options),
@@ -104,13 +105,13 @@ def compare(options: Comparison) -> str:
         "scores": {name: each.to_dict() for name, each in scores.items()},
     }
     write_json(options.output / "comparison.json", results)
-    text = table(scores, parameters) + "\n" + differences(scores)
+    text = table(scores, parameters) + differences(scores)
     write_text(options.output / "comparison.md", text)
     return text
 
 
 def train(options: Comparison, name: str) -> SegmentationPipeline:
-    """A network's weights of the best validation, in a pipeline."""
+    """Trains a network and returns a pipeline with its weights of the best validation."""
     unpadded = name == "ronneberger-2015"
     config = MaskedDataConfig(
         data=str(options.data / "train.parquet"),
@@ -151,20 +152,20 @@ def network(name: str, data: MaskedSets) -> UNet | Peer:
 
 
 def most_frequent(test: MaskedDataset) -> Predict:
-    """The same class everywhere: the one that most pixels have."""
+    """Predicts the most frequent class of the test set everywhere."""
     label = int(test.class_counts().argmax())
     return lambda image: torch.full(image.shape[1:], label)
 
 
 def threshold(num_classes: int) -> Predict:
-    """Otsu's thresholds of each image by itself, with what a person knows of the three sets.
+    """Predicts by Otsu's thresholds of each image, with some knowledge of the three sets.
 
-    The darker part of an electron micrograph (one channel) is class 0, the membrane. Of colour images class 0 is the
-    brightest part of the green channel, as in blood smears, but the darkest in fluorescence: grey and dark images.
+    In an electron micrograph (one channel) the darker part is class 0, the membrane. In colour images class 0 is the
+    brightest part of the green channel, as in blood smears, but in fluorescence images (grey and dark) the darkest.
     """
 
     def predict(image: Tensor) -> Tensor:
-        values = image.numpy()  # integers, so that every grey level is a bin of its own
+        values = image.numpy()  # integers, so that each grey level has its own bin
         level = values[1] if len(values) == 3 else values[0]  # the green channel
         found = np.digitize(level, threshold_multiotsu(level, num_classes), right=True)
         fluorescence = (
@@ -177,9 +178,9 @@ def threshold(num_classes: int) -> Predict:
 
 
 def overlays(test: MaskedDataset, predictors: dict[str, Predict], pipe: SegmentationPipeline) -> Image.Image:
-    """Images of the test set, each in a row with its mask and what each network made of it."""
+    """Test images, each in a row with its mask and the masks of all networks."""
     shown: list[Any] = []
-    for index in sorted({index % len(test) for index in SHOWN}):
+    for index in sorted({index % len(test) for index in OVERLAID}):
         image, mask = test[index]["image"], test[index]["mask"]
         masks = [mask, *(predict(image) for predict in predictors.values())]
         shown += [pipe.overlay(image, np.zeros(mask.shape, np.uint8))]
@@ -192,17 +193,16 @@ def table(scores: dict[str, Scores], parameters: dict[str, int]) -> str:
     first = next(iter(scores.values()))
     names = ["accuracy", "mean_iou", "mean_dice", *(f"iou_{label}" for label in range(first.num_classes))]
     others = [key for key in ("boundary_f1", "cell_rand_error", "instance_rand_error") if key in first.per_image]
-    lines = ["| network | parameters | " + " | ".join([*names, *others]) + " |"]
-    lines += ["| --- " * (len(names) + len(others) + 2) + "|"]
+    lines = []
     for name, each in scores.items():
         figures = [each.pooled[key] for key in names] + [each.per_image[key] for key in others]
         count = f"{parameters[name]:,}" if name in parameters else ""
-        lines.append(f"| {name} | {count} | " + " | ".join(f"{figure:.4f}" for figure in figures) + " |")
-    return "\n".join(lines)
+        lines.append([name, count, *(f"{figure:.4f}" for figure in figures)])
+    return markdown_table(("network", "parameters", *names, *others), lines)
 
 
 def differences(scores: dict[str, Scores]) -> str:
-    """How far ours lies above each other network on the same images, with 95% intervals, as Markdown."""
+    """The differences between ours and each other network on the same images, with 95% intervals, as Markdown."""
     lines = []
     for other in (name for name in OTHERS if name in scores and "ours" in scores):
         parts = []
@@ -218,4 +218,4 @@ def differences(scores: dict[str, Scores]) -> str:
 
 
 if __name__ == "__main__":
-    print(compare(tyro.cli(Comparison, config=(tyro.conf.OmitArgPrefixes,))))
+    print(compare(tyro.cli(Comparison, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))

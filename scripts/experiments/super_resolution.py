@@ -1,15 +1,15 @@
-"""Ways to enlarge images, on held-out ones: nearest pixel, bicubic, a U-Net that regresses, and diffusion (SR3).
+"""Compares four ways to enlarge images: nearest pixel, bicubic, a U-Net that regresses, and diffusion (SR3).
 
-Both U-Nets learn from `train.parquet`: same layers, steps, batches, optimizer and seed. Images of `test.parquet` are
-made small, enlarged in each way, rounded to what a file stores and compared with what they were: PSNR, SSIM, and the
-distance of the features of a network that ImageNet has taught, which sees less of single pixels. All three are of
-pairs, and favour blur where the detail is not known. The kernel distance of the same features is of the two sets:
-whether enlarged images look like real ones, be their detail right or not.
+Both U-Nets learn from `train.parquet` with the same layers, steps, batches, optimizer and seed. Images of
+`test.parquet` are shrunk, enlarged in each way, rounded as for a file and compared with the originals by PSNR, SSIM and
+the distance of features of a network that was trained on ImageNet, which depends less on single pixels. All three
+compare pairs and favour blur where the detail is unknown. The kernel distance of the same features compares the two
+sets: it says whether enlarged images look like real ones, with the right detail or not.
 
     python -m scripts.experiments.super_resolution --data shared/data/fruits64 --scale 4 --output runs/larger/fruits64
 
-Writes `comparison.md`, `comparison.json` (the scores of every image too) and `comparison.png`. The same command goes
-on where it was stopped.
+Writes `comparison.md`, `comparison.json` (with the scores of every image) and `comparison.png`. The same command
+resumes a stopped comparison.
 """
 
 import json
@@ -28,7 +28,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from scripts import NETWORKS
 from scripts.experiments.regression_task import RegressionTask, regressed
+from scripts.reports import markdown_table
 from unet_diffusion import UNet
+from unet_diffusion.checks import is_count, require_each
 from unet_diffusion.commands.evaluate_generation import drawn
 from unet_diffusion.commands.sample import best_device
 from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
@@ -53,15 +55,15 @@ from unet_diffusion.training.trainer import Trainer
 
 FEATURES = "efficientnet-lite0"
 AT_ONCE = 64  # images
-SHOWN = 8  # images in comparison.png
+ROWS = 8  # images in comparison.png
 FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "distance": f"distance of {FEATURES} features"}  # of each image
 
-Enlarge = Callable[[Tensor, range], Tensor]  # stored (B, C, h, w), and which test images they are, to [-1, 1]
+Enlarge = Callable[[Tensor, range], Tensor]  # stored images (B, C, h, w) and their indices to images in [-1, 1]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How a method does: the figures of each test image, and the kernel distance of all if they are enough."""
+    """The figures of each test image, and the kernel distance of all if there are enough."""
 
     images: dict[str, list[float]]
     kernel_distance: Measurement | None
@@ -76,39 +78,37 @@ class Comparison:
     output: Path
     """Folder for the runs and the results."""
     scale: int = 4
-    """How many times larger images become a side."""
+    """Factor of the sides."""
     model: str = str(NETWORKS / "fruits64.json")
-    """Network of both: a preset or a JSON file of config values."""
+    """Network of both U-Nets: a preset or a JSON file of config values."""
     steps: int = 5000
-    """Optimizer steps of each."""
+    """Optimizer steps of each U-Net."""
     batch_size: int = 32
     """Images per step."""
     learning_rate: float = 1e-3
-    """Highest learning rate of AdamW, the same for both."""
+    """Highest learning rate of AdamW, the same for both U-Nets."""
     condition_noise: float = 0.05
-    """As in `unet-diffusion train-ddpm`; diffusion alone learns with it."""
+    """As for `unet-diffusion train-ddpm`; for diffusion alone."""
     sampler: SamplerName = "dpm-solver++"
-    """How diffusion removes the noise."""
+    """Sampler of diffusion."""
     sampling_steps: int = 20
     """Steps of the sampler."""
     max_images: int | None = None
-    """Train on the first so many images only."""
+    """Train only on this many images, the first of the set."""
     test_images: int = 512
-    """Test images, the first of a fixed random order."""
+    """Number of test images, the first of a fixed random order."""
     seed: int = 0
-    """Of initialisation, order and noise."""
+    """Determines initialisation, order and noise."""
     device: str = "auto"
-    """Where the test images are enlarged."""
+    """Device that enlarges the test images."""
 
     def __post_init__(self) -> None:
         """Checks the numbers that nothing else checks before training."""
-        for name in ("test_images", "sampling_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        require_each(self, ("test_images", "sampling_steps"), is_count, "must be at least 1")
 
 
 def compare(options: Comparison) -> str:
-    """Trains what is not trained yet, scores what is not scored yet, and returns the table."""
+    """Trains and scores what is not finished, and returns the table."""
     test = load_images(DataConfig(data=str(options.data / "test.parquet"), validation_fraction=0)).train
     check_sides(test.height, test.width, options.scale)
     features = feature_network(FEATURES).to(best_device(options.device))
@@ -117,7 +117,7 @@ def compare(options: Comparison) -> str:
     small = shrunk(clean, options.scale, test.pixel_range)
     methods = make_methods(options, test.pixel_range)
     scores = {name: scored(options, name, methods[name], small, clean, features, test.pixel_range) for name in methods}
-    first = range(min(SHOWN, len(clean)))
+    first = range(min(ROWS, len(clean)))
     shown = [enlarge(small[: len(first)], first) for enlarge in methods.values()]
     save_image(side_by_side([*shown, clean[: len(first)]]), options.output / "comparison.png")
     found = {name: asdict(each) for name, each in scores.items()}
@@ -128,7 +128,7 @@ def compare(options: Comparison) -> str:
 
 
 def make_methods(options: Comparison, pixel_range: PixelRange) -> dict[str, Enlarge]:
-    """The four ways to enlarge, two of them trained."""
+    """The four ways to enlarge; trains the two networks unless they are finished."""
     scale, device = options.scale, best_device(options.device)
     regression = load_weights(UNet, train_regression(options) / "unet").eval().to(device)
     pipe = load_pipeline(SuperResolutionPipeline, train_diffusion(options)).to(device)
@@ -154,7 +154,7 @@ def make_methods(options: Comparison, pixel_range: PixelRange) -> dict[str, Enla
 
 
 def train_diffusion(options: Comparison) -> Path:
-    """The folder of the finished diffusion run."""
+    """Trains by diffusion and returns the folder of the run."""
     config = TrainDDPM(
         output=options.output / "diffusion",
         task="super-resolution",
@@ -167,7 +167,7 @@ def train_diffusion(options: Comparison) -> Path:
 
 
 def train_regression(options: Comparison) -> Path:
-    """The folder of the finished regression run."""
+    """Trains by regression and returns the folder of the run."""
     training, output = training_config(options), options.output / "regression"
     accelerator = make_accelerator(training, output)
     data = load_images(data_config(options), options.seed)
@@ -180,12 +180,12 @@ def train_regression(options: Comparison) -> Path:
 
 
 def data_config(options: Comparison) -> DataConfig:
-    """The images to learn from."""
+    """The training images."""
     return DataConfig(data=str(options.data / "train.parquet"), max_images=options.max_images)
 
 
 def training_config(options: Comparison) -> TrainingConfig:
-    """How both networks are trained."""
+    """The training options of both networks."""
     return TrainingConfig(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -205,7 +205,7 @@ def scored(
     features: FeatureNetwork,
     pixel_range: PixelRange,
 ) -> Scores:
-    """The scores of a method, kept in a file until an option changes."""
+    """The scores of a method, which are kept in a file until an option changes."""
     path = options.output / "scores" / f"{name.replace(' ', '-')}.json"
     asked = json.loads(json.dumps({"scores of": name, **asdict(options), "output": None, "device": None}, default=str))
     if path.is_file():
@@ -229,16 +229,16 @@ def scored(
 
 
 def scores_of(found: Tensor, clean: Tensor, ours: Tensor, theirs: Tensor) -> dict[str, list[float]]:
-    """The figures of each of some images; SSIM with its Gaussian window of 11 pixels.
+    """The figures of a batch of images; SSIM with its Gaussian window of 11 pixels.
 
-    Equal images have an infinite PSNR, of which no mean can be taken: it counts as that of an image of which a
-    single value is off by one of 256 levels.
+    Equal images have an infinite PSNR, which has no mean. They get the PSNR of an image with a single value that is off
+    by one of 256 levels.
 
     Args:
-        found: (B, C, H, W) in [-1, 1].
-        clean: what they should be.
-        ours: the features of the first, (B, D).
-        theirs: those of the second.
+        found: enlarged images (B, C, H, W) in [-1, 1].
+        clean: the originals, like `found`.
+        ours: features (B, D) of the enlarged images.
+        theirs: features (B, D) of the originals.
     """
     least = (2 / 255) ** 2 / clean[0].numel()  # mean squared error
     psnr = peak_signal_noise_ratio(found, clean, data_range=2.0, reduction="none", dim=(1, 2, 3))
@@ -252,7 +252,7 @@ def scores_of(found: Tensor, clean: Tensor, ours: Tensor, theirs: Tensor) -> dic
 
 
 def side_by_side(columns: list[Tensor]) -> Image.Image:
-    """Images (B, C, H, W) in [-1, 1] of each method, one image a row, each pixel twice as large a side."""
+    """Images (B, C, H, W) in [-1, 1], a column for each method and a row for each image, at twice their size."""
     rows = torch.stack(columns, dim=1).flatten(0, 1).permute(0, 2, 3, 1)
     return grid(array_images((rows / 2 + 0.5).numpy()), columns=len(columns), scale=2)
 
@@ -260,17 +260,17 @@ def side_by_side(columns: list[Tensor]) -> Image.Image:
 def table(scores: dict[str, Scores]) -> str:
     """Means over the images with 95% intervals, and the kernel distance with its standard error, as Markdown."""
     heads = ["method", *FIGURES.values(), "kernel distance", "images"]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    lines = []
     for name, each in scores.items():
         cells = [mean_and_interval(each.images[figure]) for figure in FIGURES]
         distance = each.kernel_distance
         cells.append("" if distance is None else f"{distance.value:.3g} ± {distance.error:.1g}")
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(each.images['psnr'])} |")
-    return "\n".join(lines)
+        lines.append([name, *cells, str(len(each.images["psnr"]))])
+    return markdown_table(heads, lines)
 
 
 def mean_and_interval(values: list[float]) -> str:
-    """The mean and the half width of its 95% interval; that of one value is not known."""
+    """The mean and the half width of its 95% interval, which a single value does not have."""
     found: Any = torch.tensor(values, dtype=torch.float64)
     if len(found) < 2:
         return f"{found.mean():.4g}"

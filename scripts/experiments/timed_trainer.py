@@ -1,4 +1,4 @@
-"""The training loop with a count of the CPU seconds of its steps, for experiments that compare what training costs."""
+"""The training loop with the CPU seconds of its steps, for experiments that compare costs of training."""
 
 import json
 import time
@@ -18,11 +18,11 @@ from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.checkpoints import Checkpoint
 from unet_diffusion.training.trainer import Trainer
 
-SECONDS = "cpu_seconds.json"  # in the folder of a run: seconds until each checkpoint, by step
+SECONDS = "cpu_seconds.json"  # in the folder of a run: seconds before each checkpoint, by its step
 
 
 class TimedTrainer(Trainer):
-    """The trainer, which also counts CPU seconds of its steps (of this process), over all parts of a stopped run."""
+    """A trainer that adds up the CPU seconds of its steps (in this process), over all parts of a resumed run."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -1,4 +1,4 @@
-"""A U-Net over an encoder that ImageNet has taught, behind the interface of ours."""
+"""A U-Net with an encoder that was trained on ImageNet, behind the interface of ours."""
 
 from functools import partial
 from importlib import import_module
@@ -9,26 +9,27 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from scripts.benchmarks.peers import Peer, block
+from unet_diffusion.checks import require
 from unet_diffusion.evaluation.feature_networks import EfficientNetLite0
 
-GROUPS = 8  # of the decoder's normalisation
+GROUPS = 8  # of the normalisations in the decoder
 
 
 class EfficientNetUNet(Peer):
     """EfficientNet-lite0 (Tan & Le 2019) with its ImageNet weights as the encoder of a U-Net.
 
-    Each stage of the decoder joins the upsampled maps with the encoder's last ones of that resolution, the finest with
-    the image itself. The batch normalisation of the encoder keeps ImageNet's statistics, since those of a few small
-    squares are noisy; its scales and shifts learn, as all else does. Takes images of every size.
+    Each stage of the decoder joins the upsampled maps with the last maps of the encoder at that resolution, the finest
+    with the image itself. The batch normalisation of the encoder keeps the statistics of ImageNet, since those of a few
+    small squares are noisy; its scales and shifts learn, like everything else. Images may have any size.
 
     Args:
-        in_channels: 3, or 1, which is repeated.
+        in_channels: 3, or 1, which is repeated three times.
         num_classes: the background included.
         widths: channels of the decoder's stages, coarsest first; multiples of 8.
 
     Raises:
-        ValueError: other channels or widths.
-        ImportError: without the extra `metrics`, which brings the weights.
+        ValueError: the channels or widths are others.
+        ImportError: the extra `metrics`, which brings the weights, is not installed.
     """
 
     mean: Tensor
@@ -37,22 +38,21 @@ class EfficientNetUNet(Peer):
     @register_to_config
     def __init__(self, in_channels: int, num_classes: int, widths: tuple[int, ...] = (128, 64, 48, 32, 16)) -> None:
         super().__init__()
-        if in_channels not in (1, 3):
-            raise ValueError(f"in_channels is {in_channels}, but ImageNet has colours; convert the images to 1 or 3.")
-        if len(widths) != 5 or any(width < GROUPS or width % GROUPS for width in widths):
-            raise ValueError(f"widths is {tuple(widths)}, but must be 5 multiples of {GROUPS}, one for each stage.")
+        require(in_channels in (1, 3), "in_channels", in_channels, "must be 1 or 3; convert the images")
+        valid = len(widths) == 5 and all(width >= GROUPS and width % GROUPS == 0 for width in widths)
+        require(valid, "widths", tuple(widths), f"must be 5 multiples of {GROUPS}, one for each stage")
         known = EfficientNetLite0()
         # image_size=None: padding that follows the image, equal to the original at 224 pixels
         kind = import_module("efficientnet_lite_pytorch").EfficientNet
         self.encoder = kind.from_name("efficientnet-lite0", image_size=None)
         self.encoder.load_state_dict(known.network.state_dict())
-        del self.encoder._conv_head, self.encoder._bn1, self.encoder._fc  # what comes after the last block
+        del self.encoder._conv_head, self.encoder._bn1, self.encoder._fc  # the layers after the last block
         self.register_buffer("mean", known.mean)
         self.register_buffer("deviation", known.deviation)
 
         filters = [block._block_args.output_filters for block in self.encoder._blocks]
         strides = [block._depthwise_conv.stride[0] for block in self.encoder._blocks]
-        self.halving = {index for index, stride in enumerate(strides) if stride == 2}  # blocks that do it
+        self.halving = {index for index, stride in enumerate(strides) if stride == 2}  # blocks that halve the sides
         skips = [3, *(filters[index - 1] for index in sorted(self.halving))]  # channels, finest first
         inputs = [filters[-1], *widths]
         self.decoder = nn.ModuleList(
@@ -63,7 +63,7 @@ class EfficientNetUNet(Peer):
         self.feature_info = [{"channels": width, "stride": 2**level} for level, width in zip((4, 3, 2, 1, 0), widths)]
 
     def train(self, mode: bool = True) -> "EfficientNetUNet":
-        """As usual, but for the statistics of the encoder, which stay."""
+        """Sets the mode of all modules but the batch normalisations of the encoder, which keep their statistics."""
         super().train(mode)
         for module in self.encoder.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -71,7 +71,7 @@ class EfficientNetUNet(Peer):
         return self
 
     def maps(self, sample: Tensor) -> list[Tensor]:
-        """The image as ImageNet's are, and the encoder's last maps of each resolution, at strides 1 to 32."""
+        """The normalised image and the last maps of the encoder at each resolution, strides 1 to 32."""
         encoder = self.encoder
         image = (sample.expand(-1, 3, -1, -1) / 2 + 0.5 - self.mean) / self.deviation
         x, found = encoder._swish(encoder._bn0(encoder._conv_stem(image))), [image]

@@ -1,4 +1,4 @@
-"""What the experiment with few labels compares: its options, and the runs that follow from them."""
+"""The options of the experiment, and the runs that follow from them."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from scripts import NETWORKS
 from scripts.experiments.label_efficiency.networks import monai_features
+from unet_diffusion.checks import is_count, require, require_choice, require_each
 from unet_diffusion.data.masked.augmentation import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
 from unet_diffusion.data.masked.unlabelled import JointConfig
@@ -28,13 +29,13 @@ Method = Literal[
     "imagenet",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
-FINE_TUNED = ("pretrained", "pretrained_self_training", "joint")  # methods by which a noise predictor learns masks
+FINE_TUNED = ("pretrained", "pretrained_self_training", "joint")  # methods that train a noise predictor on masks
 FROM_DDPM = (*FINE_TUNED, "pixel_classifier")  # methods that start from a noise predictor
 SELF_TRAINED = ("self_training", "pretrained_self_training")
 PARTS = ("train", "validation", "test")
-INVERTED = 0.5  # share of the samples
+INVERTED = 0.5  # share of the samples of `inverted_sets`
 SMALLEST_MONAI = 32  # pixels a side
-TRAINING = ("steps", "batch_size", "learning_rate", "warmup_steps", "ema_decay")  # what a run's config tells of it
+TRAINING = ("steps", "batch_size", "learning_rate", "warmup_steps", "ema_decay")  # in the config of a run
 COUNTS = ("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size")
 
 
@@ -49,16 +50,15 @@ class LabelEfficiency:
     results: Path | None = None
     """JSON list of all runs; by default `label_efficiency.json` in the output folder."""
     sets: tuple[str, ...] = ("dsb2018", "wbc", "isbi2012")
-    """Names of the sets."""
+    """Names of the sets, which are those of their folders."""
     methods: tuple[Method, ...] = METHODS
-    """Ways to learn. Our network from "scratch" or "pretrained" (from a DDPM run on all training images), either also
-    with "self_training" on all training images; "joint", which goes on predicting noise; a "pixel_classifier" on
-    frozen features. "monai" is a peer of as many parameters, from scratch; "imagenet" has an encoder with ImageNet
-    weights."""
+    """Ways to learn. Our network from "scratch" or "pretrained" (from DDPM training on all images), both also with
+    "self_training" on all training images; "joint" training, which also predicts noise; a "pixel_classifier" on frozen
+    features; "monai", a peer with as many parameters, from scratch; "imagenet", an encoder with ImageNet weights."""
     labels: tuple[int | Literal["all"], ...] = (1, 5, 10, 40, "all")
-    """Numbers of labelled images, the first of the training set; a set leaves out the numbers above its own."""
+    """Numbers of labelled images, the first of the training set; numbers above the size of a set are left out."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of initialisation, order, crops and augmentation; the noise predictor is the same for all."""
+    """Seeds of initialisation, order, crops and augmentation; the noise predictor is the same for all."""
     crop_size: int = 64
     """Side of the training squares in pixels; validation and test images stay whole."""
     steps: int = 400
@@ -68,7 +68,7 @@ class LabelEfficiency:
     learning_rate: float = 1e-3
     """Highest learning rate of AdamW, the same for all methods."""
     validate_every: int = 100
-    """Steps between validations, of which the best gives the weights that are tested."""
+    """Steps between validations; the weights of the best one are tested."""
     network: Path = NETWORKS / "quarter-width.json"
     """JSON file of our network's config values."""
     pretraining_steps: int = 4800
@@ -76,19 +76,19 @@ class LabelEfficiency:
     pretraining_batch_size: int = 16
     """Squares per step of the noise predictor."""
     timestep: float | None = None
-    """Timestep that pretrained networks are told while they segment; by default their own, 0."""
+    """Timestep of pretrained networks when they segment; by default their own, 0."""
     trunk_rate: float = 1.0
-    """Learning rate of a pretrained trunk, as a share of learning_rate."""
+    """Learning rate of a pretrained trunk, relative to learning_rate."""
     learn: Literal["everything", "decoder", "head"] = "everything"
-    """Which part of a pretrained network learns."""
+    """The part of a pretrained network that learns."""
     denoising_weight: float = 1.0
     """Weight of the noise-prediction loss in joint training."""
     self_training_weight: float = 1.0
-    """Weight of the loss of the network's own masks in self-training."""
+    """Weight of the loss on the network's own masks in self-training."""
     confidence: float = 0.9
-    """Probability from which on the network is sure of a class, in self-training."""
+    """Least probability at which self-training takes the network's class for a label."""
     inverted_sets: tuple[str, ...] = ("dsb2018",)
-    """Sets of which, for all methods, half of the samples are inverted in training; others as augmentation says."""
+    """Sets with half of the training samples inverted, for all methods; other sets follow `augmentation`."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def __post_init__(self) -> None:
@@ -96,38 +96,24 @@ class LabelEfficiency:
         self.results = self.results or self.output / "label_efficiency.json"
         for name in ("sets", "methods", "labels", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} is {values}, but must name one or more, each once; name others.")
+            valid = values and len(set(values)) == len(values)
+            require(valid, name, values, "must name one or more, each once")
         for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(f"methods has {method!r}, but each must be one of {', '.join(METHODS)}.")
+            require_choice("methods", method, METHODS)
         for count in self.labels:
-            if count != "all" and (not isinstance(count, int) or count < 1):
-                raise ValueError(f"labels has {count!r}, but each must be a number of at least 1, or 'all'.")
+            require(count == "all" or is_count(count), "labels", count, "each must be a number of at least 1, or 'all'")
         for seed in self.seeds:
-            if seed < 0:
-                raise ValueError(f"seeds has {seed}, but each must be at least 0; count from 0.")
-        for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, but must be at least 1; leave it out for the default."
-                )
-        if "monai" in self.methods and self.crop_size < SMALLEST_MONAI:
-            raise ValueError(
-                f"crop_size is {self.crop_size}, but MONAI's network halves it four times and normalises over what is "
-                f"left; give at least {SMALLEST_MONAI}, or leave monai out of methods."
-            )
-        if self.timestep is not None and not 0 <= self.timestep < DiffusionConfig().num_train_timesteps:
-            raise ValueError(
-                f"timestep is {self.timestep}, but must be from 0 to below {DiffusionConfig().num_train_timesteps}; "
-                "leave it out for the network's own."
-            )
-        for name in ("denoising_weight", "self_training_weight"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, but its methods need one above 0; for masks alone, use the "
-                    "method pretrained."
-                )
+            require(is_count(seed, 0), "seeds", seed, "each must be at least 0")
+        require_each(self, COUNTS, is_count, "must be at least 1; leave it out for the default")
+        if "monai" in self.methods:
+            rule = f"MONAI's network needs at least {SMALLEST_MONAI}; give more, or leave monai out of methods"
+            require(self.crop_size >= SMALLEST_MONAI, "crop_size", self.crop_size, rule)
+        if self.timestep is not None:
+            last = DiffusionConfig().num_train_timesteps
+            rule = f"must be from 0 to below {last}; leave it out for the network's own"
+            require(0 <= self.timestep < last, "timestep", self.timestep, rule)
+        rule = "must be above 0; for masks alone, use the method pretrained"
+        require_each(self, ("denoising_weight", "self_training_weight"), lambda value: value > 0, rule)
         JointConfig(self_training_weight=self.self_training_weight, confidence=self.confidence)
         if self.learn == "head" and "joint" in self.methods:
             raise ValueError("learn is 'head', but joint training moves the trunk; leave joint out of methods.")
@@ -140,7 +126,7 @@ class LabelEfficiency:
                 raise ValueError(f"sets names {path.parent.name!r}, but there is no {path}; give data or other sets.")
 
     def training(self, seed: int) -> TrainingConfig:
-        """How the runs of a seed go."""
+        """The training options of the runs of a seed."""
         return TrainingConfig(
             steps=self.steps,
             batch_size=self.batch_size,
@@ -156,7 +142,7 @@ class LabelEfficiency:
         )
 
     def pretraining(self) -> TrainingConfig:
-        """How the noise predictor learns; the runs' learning rate and seeds say nothing about it."""
+        """The training options of the noise predictor, which ignore the learning rate and the seeds of the runs."""
         return TrainingConfig(
             steps=self.pretraining_steps,
             batch_size=self.pretraining_batch_size,
@@ -169,11 +155,11 @@ class LabelEfficiency:
         )
 
     def network_values(self) -> dict[str, Any]:
-        """What the network's file says, but for remarks."""
+        """The values in the network's file, without its remarks."""
         return {key: value for key, value in read_object(self.network).items() if not key.startswith("_")}
 
     def segmentation(self, method: str) -> SegmentationConfig:
-        """The loss and what learns."""
+        """The loss, and the part of the network that learns."""
         if method in FINE_TUNED:
             recipe = {"learn": self.learn, "trunk_rate": self.trunk_rate, "timestep": self.timestep}
             return SegmentationConfig(**recipe, preview_images=4)
@@ -181,7 +167,7 @@ class LabelEfficiency:
         return SegmentationConfig(learn=learn, preview_images=4)
 
     def joint(self, method: str) -> JointConfig:
-        """What images without masks teach."""
+        """The losses on images without masks."""
         return JointConfig(
             self.denoising_weight if method == "joint" else 0.0,
             self.self_training_weight if method in SELF_TRAINED else 0.0,
@@ -189,11 +175,11 @@ class LabelEfficiency:
         )
 
     def augmentation_of(self, name: str) -> AugmentationConfig:
-        """How the training images of a set are varied."""
+        """The augmentation of the training images of a set."""
         return replace(self.augmentation, invert=INVERTED) if name in self.inverted_sets else self.augmentation
 
     def masked(self, name: str, labels: int | None = None, num_classes: int | None = None) -> MaskedDataConfig:
-        """The first so many images of a set with masks, and its validation set."""
+        """The first `labels` images of a set with their masks, and its validation set."""
         return MaskedDataConfig(
             data=str(self.data / name / "train.parquet"),
             validation_data=str(self.data / name / "validation.parquet"),
@@ -205,7 +191,7 @@ class LabelEfficiency:
         )
 
     def config(self, name: str, method: str, facts: "SetFacts") -> dict[str, Any]:
-        """All that distinguishes the runs of a set by a method, as JSON has it; what it does not read is left out."""
+        """All values that the runs of a set by a method depend on, as JSON stores them."""
         training = self.training(0)
         config: dict[str, Any] = {
             "training": {name: getattr(training, name) for name in TRAINING},
@@ -233,12 +219,12 @@ class LabelEfficiency:
         return json.loads(json.dumps(config))
 
     def pretraining_config(self) -> dict[str, Any]:
-        """All that distinguishes noise predictors of a set."""
+        """All values that the noise predictor of a set depends on."""
         counts = {"steps": self.pretraining_steps, "batch_size": self.pretraining_batch_size}
         return json.loads(json.dumps({**counts, "crop_size": self.crop_size, "network": self.network_values()}))
 
     def runs(self) -> "list[Run]":
-        """All runs, a seed after the other."""
+        """All runs, one seed after the other."""
         made = []
         for name in self.sets:
             facts = set_facts(self.masked(name))
@@ -261,11 +247,11 @@ class LabelEfficiency:
 
 @dataclass(frozen=True)
 class Run:
-    """One training; equal ones are not made twice.
+    """One training.
 
     Attributes:
         data: name of the set.
-        method: way to learn.
+        method: the way to learn.
         labels: number of labelled images.
         seed: of the run.
         config: as `LabelEfficiency.config` gives it.
@@ -279,13 +265,13 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Where it is trained, below the output folder."""
+        """Its folder, relative to the output folder."""
         return f"{self.data}/{self.method}-{self.labels}-seed{self.seed}-{short_hash(self.config)}"
 
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What a training set says: its number of images, their channels, and the classes of all of its masks."""
+    """The number of images of a training set, their channels, and the number of classes in all of its masks."""
 
     images: int
     channels: int
@@ -293,11 +279,11 @@ class SetFacts:
 
 
 def set_facts(config: MaskedDataConfig) -> SetFacts:
-    """The facts of a set with all of its masks; the number of classes is part of the task, however few labels."""
+    """Reads the facts of a set from all of its masks, since the number of classes does not depend on the labels."""
     sets = load_masked(config)
     return SetFacts(len(sets.train), sets.train.channels, sets.num_classes)
 
 
 def short_hash(config: dict[str, Any]) -> str:
-    """Eight digits that stand for a configuration."""
+    """Eight hexadecimal digits that identify a configuration."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]

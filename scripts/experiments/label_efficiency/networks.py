@@ -1,4 +1,4 @@
-"""The networks of the experiment with few labels that are not ours, and how large all are."""
+"""The networks of the experiment that are not ours, and the sizes of all."""
 
 from functools import cache
 from pathlib import Path
@@ -9,16 +9,16 @@ from scripts.benchmarks.peers import MonaiUNet, Peer
 from scripts.experiments.label_efficiency.efficientnet_unet import EfficientNetUNet
 from unet_diffusion.saved_runs import load_unet
 
-MONAI_WIDTHS = (32, 32, 64, 128, 256, 32)  # its defaults, which are scaled
-EQUAL = 0.05  # largest difference of parameters that is called equal
+MONAI_WIDTHS = (32, 32, 64, 128, 256, 32)  # the defaults of MONAI, which are scaled
+EQUAL = 0.05  # numbers of parameters count as equal up to this relative difference
 
 
 @cache
 def monai_features(network: Path, channels: int, num_classes: int) -> tuple[int, ...]:
-    """Widths of MONAI's network, scaled until it has as many parameters as ours from scratch, within 5%.
+    """Widths with which MONAI's network has as many parameters as ours, within 5%.
 
     Raises:
-        ValueError: there are no such widths, since ours is too small.
+        ValueError: no such widths exist, since ours is too small.
     """
     with torch.device("meta"):
         wanted = {"in_channels": channels, "out_channels": None, "num_classes": num_classes}
@@ -40,17 +40,17 @@ def monai_features(network: Path, channels: int, num_classes: int) -> tuple[int,
 
 
 def parameters(network: torch.nn.Module) -> int:
-    """How many it has."""
+    """The number of parameters of a network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def untrained_peer(method: str, channels: int, num_classes: int, features: tuple[int, ...] = ()) -> Peer | None:
-    """The network of a method that does not use ours, for images of so many channels; None for the others.
+    """The network of a method that does not use ours; None for other methods.
 
     Args:
-        method: way to learn.
+        method: the way to learn.
         channels: of the images.
-        num_classes: the background included.
+        num_classes: number of classes, including the background.
         features: widths of MONAI's network.
     """
     if method == "monai":

@@ -1,4 +1,4 @@
-"""One run of the experiment with few labels: pretraining where it starts from that, training, and its test."""
+"""One run of the experiment: pretraining if its method needs it, training, and the test."""
 
 import json
 from dataclasses import asdict
@@ -22,6 +22,7 @@ from unet_diffusion.commands.train_segmentation import TrainSegmentation, make_t
 from unet_diffusion.data.masked.sets import MaskedOptions, MaskedSets, load_labelled, load_masked
 from unet_diffusion.data.sets import DataConfig
 from unet_diffusion.evaluation.masks import Scores, predictor, score_masks
+from unet_diffusion.files import INDEX
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
@@ -30,17 +31,15 @@ from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.task import Task
 
-INDEX = "model_index.json"  # comes last when a run is saved
-
 
 def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
-    """Trains a run, or goes on with it, and scores its weights of the best validation once on the test images.
+    """Trains or resumes a run, and scores the weights of its best validation once on the test images.
 
     Returns:
-        The run as the JSON file has it: `data`, `method`, `labels`, `seed`; `mean_iou` of the classes, the pixels of
-        all test images counted together; `images`, the mean IoU of each, None where it is undefined;
-        `validation_mean_iou`; `parameters` of all that predicts; `seconds`, CPU seconds of the training steps, and
-        `pretraining_seconds`, those of the noise predictor that the run shares with others; `config`.
+        The entry of the run in the JSON file: `data`, `method`, `labels`, `seed`; `mean_iou` of the classes over the
+        pixels of all test images together; `images`, the mean IoU of each, None where it is undefined;
+        `validation_mean_iou`; `parameters` of all networks that predict; `seconds`, CPU seconds of the training steps,
+        and `pretraining_seconds`, those of the noise predictor that the run shares with others; `config`.
     """
     facts = set_facts(options.masked(run.data))
     start, pretraining_seconds = str(options.network), 0.0
@@ -64,7 +63,7 @@ def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
     trainer.run()
 
     if isinstance(task, SegmentationTask) and isinstance(task.network, Peer):
-        # low_cpu_mem_usage would make it without the weights that it loads by itself
+        # low_cpu_mem_usage would skip the weights that its constructor loads
         pipe = task.pipeline(type(task.network).from_pretrained(folder / "unet", low_cpu_mem_usage=False))
     else:
         pipe = load_pipeline(SegmentationPipeline, folder)
@@ -82,7 +81,7 @@ def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
 
 
 def task_of(run: Run, config: TrainSegmentation, data: MaskedSets, facts: SetFacts) -> Task:
-    """What `train_segmentation` would learn, or the same for a network that is not ours."""
+    """The task of `train-segmentation`, also for a network that is not ours."""
     features = tuple(run.config["network"].get("features", ()))
     other = untrained_peer(run.method, facts.channels, facts.num_classes, features)
     if other is None:
@@ -103,20 +102,20 @@ def score(options: LabelEfficiency, name: str, pipe: SegmentationPipeline) -> Sc
 
 
 def pretrain(options: LabelEfficiency, name: str) -> tuple[str, float]:
-    """Trains the noise predictor of a set on all of its training images and no others, if it is not trained.
+    """Trains the noise predictor of a set on all of its training images and no others, unless it is trained.
 
     Returns:
         Its folder, and the CPU seconds of its steps.
     """
     config = pretraining_run(options, name)
     steps = str(config.training.steps)
-    if not (config.output / INDEX).is_file():
+    if not (config.output / INDEX).is_file():  # written last
         train_ddpm_timed(config)
     return str(config.output), json.loads((config.output / SECONDS).read_text(encoding="utf-8"))[steps]
 
 
 def pretraining_run(options: LabelEfficiency, name: str) -> TrainDDPM:
-    """What `train_ddpm` would be given: images of the training set alone, of which none is held out."""
+    """The options of `train-ddpm`: images of the training set alone, none of them held out."""
     data = DataConfig(
         data=str(options.data / name / "train.parquet"),
         image_column="image",

@@ -1,14 +1,15 @@
-r"""How much sooner our recipe makes good images than the training example of diffusers, at equal parameters.
+r"""Compares the training time until images are good: our recipe and the training example of diffusers.
 
-Three trainings on one thread: the example as published, the same with its learning rate tuned, and `train-ddpm`, which
-may be run at several lengths, since a learning rate that decays makes the last steps the best. Time is CPU seconds of
-the training steps. Snapshots of the averaged weights are then judged by the Frechet distance of their images.
+Three trainings on one thread, of networks with equal parameters: the example as published, the example with a tuned
+learning rate, and `train-ddpm`. Ours runs at several lengths, since a decaying learning rate makes the last steps the
+best. Time is CPU seconds of the training steps. Snapshots of the averaged weights are judged by the Frechet distance of
+their images.
 
     OMP_NUM_THREADS=1 python -m scripts.experiments.time_to_quality \
         --data fashion_mnist/train.parquet --output runs/quality
 
-Writes `quality.json`, `quality.md` and `quality.png`. The same command goes on where it was stopped; with `--only`,
-parts of it can run beside each other.
+Writes `quality.json`, `quality.md` and `quality.png`. The same command resumes a stopped comparison; with `--only`,
+parts of it can run in parallel.
 """
 
 import json
@@ -41,6 +42,7 @@ from scripts.experiments.time_to_quality.training import (
     snapshot_steps,
     train_ours,
 )
+from unet_diffusion.checks import require
 from unet_diffusion.commands.evaluate_generation import real_images
 from unet_diffusion.commands.train_ddpm import TrainDDPM, make_unet
 from unet_diffusion.data.sets import DataConfig, ImageDataset, load_images
@@ -56,54 +58,52 @@ FOLDERS = {PUBLISHED: "published", TUNED: "tuned", OURS: "ours"}
 
 @dataclass
 class TimeToQuality:
-    """What is trained and judged."""
+    """Compare the training time until images are good."""
 
     data: str
-    """Images to learn from, such as Fashion-MNIST; the real ones that count are drawn from them."""
+    """Training images, such as Fashion-MNIST; the real images of the distances are drawn from them."""
     output: Path
     """Folder of the runs and the results."""
     only: tuple[str, ...] = ()
-    """Runs to train, such as published or ours-400; by default all. What is not trained yet is not judged."""
+    """Runs to train, such as published or ours-360; by default all. Only finished runs are judged."""
     peer_steps: int = 4500
-    """Steps of the example; 15 to 20 CPU minutes."""
+    """Optimizer steps of the example, which take 15 to 20 CPU minutes."""
     tuned_learning_rate: float = 1e-3
-    """Its learning rate in the second training."""
+    """Learning rate of the example in the second training."""
     warmup_steps: int = 500
-    """Its warm-up, as published."""
+    """Warm-up steps of the example, as published."""
     our_steps: tuple[int, ...] = (180, 360, 1080)
-    """Lengths of our training."""
+    """Lengths of our training in optimizer steps."""
     batch_size: int = 16
-    """Images per step of ours; the example's. Few steps of many images learn less in the same time."""
+    """Images per step of ours, by default as in the example; few steps of many images learn less in the same time."""
     snapshots: int = 3
-    """Snapshots of each run that are judged, the last ones; each is at twice the steps of the one before."""
+    """How many of the last snapshots of each run are judged; each is at twice the steps of the one before."""
     images: int = 2000
-    """Images generated for each, and real ones."""
+    """Number of images generated from each snapshot, and of real ones."""
     model: str = str(NETWORKS / "digits.json")
-    """Our network."""
+    """Our network: a preset or a JSON file of config values."""
     seed: int = 0
-    """Everything random follows from it."""
+    """Determines everything random."""
 
     def __post_init__(self) -> None:
         """Checks every value."""
         for name in self.only:
-            if name not in self.runs:
-                raise ValueError(f"only is {name!r}, but must be among {', '.join(self.runs)}.")
-        if self.snapshots < 1:
-            raise ValueError(f"snapshots is {self.snapshots}, but must be at least 1.")
+            require(name in self.runs, "only", name, f"must be among {', '.join(self.runs)}")
+        require(self.snapshots >= 1, "snapshots", self.snapshots, "must be at least 1")
 
     @property
     def runs(self) -> dict[str, tuple[str, int]]:
-        """Folder of each run: what it is of, and its steps."""
+        """The training and the number of steps of each run, by its folder."""
         peers = {FOLDERS[name]: (name, self.peer_steps) for name in (PUBLISHED, TUNED)}
         return peers | {f"{FOLDERS[OURS]}-{steps}": (OURS, steps) for steps in self.our_steps}
 
     def recipe(self, name: str) -> PublishedRecipe:
-        """That of a peer."""
+        """The recipe of a peer."""
         rate = {"learning_rate": self.tuned_learning_rate} if name == TUNED else {}
         return PublishedRecipe(self.peer_steps, warmup_steps=self.warmup_steps, seed=self.seed, **rate)
 
     def ours(self, steps: int) -> TrainDDPM:
-        """What `train-ddpm` would be given."""
+        """The options of `train-ddpm` for a run of ours."""
         training = TrainingConfig(
             steps=steps,
             batch_size=self.batch_size,
@@ -120,7 +120,7 @@ class TimeToQuality:
 
 
 def time_to_quality(config: TimeToQuality) -> str:
-    """Trains what is not trained, judges what is not judged, and returns the table of ratios."""
+    """Trains and judges what is not on disk, and returns the table of ratios."""
     torch.set_num_threads(1)
     data = load_images(DataConfig(data=config.data)).train
     assert isinstance(data, ImageDataset)
@@ -146,7 +146,7 @@ def time_to_quality(config: TimeToQuality) -> str:
 
 
 def judge_all(config: TimeToQuality, data: ImageDataset) -> dict[str, list[Point]]:
-    """The points of every run that is finished; each is kept in a file as soon as it is known."""
+    """The points of every finished run; each is written to a file as soon as it is known."""
     trained = {
         folder: (name, steps)
         for folder, (name, steps) in config.runs.items()
@@ -168,12 +168,12 @@ def judge_all(config: TimeToQuality, data: ImageDataset) -> dict[str, list[Point
 
 
 def our_network(config: TimeToQuality, data: ImageDataset) -> UNet:
-    """Ours, untrained."""
+    """Our untrained network."""
     return make_unet(config.ours(1), data.height, data.width, data.channels, data.class_names)
 
 
 def real_features(config: TimeToQuality) -> tuple[FeatureNetwork, Tensor]:
-    """The feature network, and what it makes of the real images (N, D)."""
+    """The feature network, and the features (N, D) of the real images."""
     network = feature_network("efficientnet-lite0")
     return network, features_of(network, real_images(DataConfig(data=config.data), config.images))
 

@@ -1,7 +1,7 @@
-"""Time to quality (Q1): how many seconds of training it takes until generated images are as near to real ones.
+"""Q1: the quality of snapshots, and the ratios of training times to equal quality.
 
-Every snapshot of every run is judged alike: images by the same fast sampler from the same noise, and their Frechet
-distance to real ones.
+Every snapshot is judged in the same way: by the Frechet distance between real images and images that the same fast
+sampler makes from the same noise.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,16 +11,16 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator
 from safetensors import safe_open
 from torch import Tensor
 
 from scripts.benchmarks.row import Row
 from scripts.experiments.time_to_quality.training import snapshot_path
+from scripts.reports import label_ticks, markdown_table, save_figure
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, features_of
 from unet_diffusion.evaluation.generation_metrics import frechet_distance
-from unet_diffusion.files import written_aside
 from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.stock_unet import UNet2DAdapter
@@ -35,13 +35,13 @@ TARGETS = {PUBLISHED: 30.0, TUNED: 10.0}  # times sooner
 
 @dataclass(frozen=True)
 class Point:
-    """A snapshot that was judged.
+    """The quality of a snapshot.
 
     Attributes:
-        step: optimizer steps until then.
-        seconds: CPU seconds of training until then.
+        step: optimizer steps before it.
+        seconds: CPU seconds of training before it.
         distance: Frechet distance of its images.
-        error: the distance's standard error.
+        error: standard error of the distance.
     """
 
     step: int
@@ -51,10 +51,10 @@ class Point:
 
 
 def peer_network(side: int, channels: int) -> UNet2DModel:
-    """A `UNet2DModel` of its default kinds of blocks, with 0.4% fewer parameters than ours (`digits.json`).
+    """A `UNet2DModel` with the default kinds of blocks and 0.4% fewer parameters than ours (`digits.json`).
 
-    Images of 28 pixels can be halved twice only, hence three resolutions; so few parameters need narrow ones, hence
-    16 groups in the normalisations.
+    It has three resolutions, since 28 pixels can be halved only twice, and normalises in 16 groups, since with so few
+    parameters its layers are narrow.
     """
     return UNet2DModel(
         sample_size=side,
@@ -80,20 +80,20 @@ def judge(
     Args:
         folder: of the run.
         step: of the snapshot.
-        network: takes its weights.
-        scheduler: of the training.
+        network: a network of the run's architecture; the weights are loaded into it.
+        scheduler: noise schedule of the training.
         features: the feature network.
         real: features (N, D) of real images; as many are generated.
     """
     with safe_open(snapshot_path(folder, step), "pt") as file:
-        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, it is no mapping
+        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, not a mapping
         seconds = float(file.metadata()["seconds"])
     measured = frechet_distance(real, features_of(features, generate(network.eval(), scheduler, len(real))))
     return Point(step, seconds, measured.value, measured.error)
 
 
 def generate(network: UNet2DModel, scheduler: SchedulerMixin, count: int) -> Tensor:
-    """Images float32 (N, C, H, W) in [-1, 1] by the fast sampler; image i starts from the same noise everywhere."""
+    """Images float32 (N, C, H, W) in [-1, 1] by the fast sampler; image i always starts from the same noise."""
     unet = network if isinstance(network, UNet) else UNet2DAdapter.from_stock(network)
     pipe = ImageGenerationPipeline(unet, sampler("dpm-solver++", scheduler))
     pipe.set_progress_bar_config(disable=True)
@@ -109,14 +109,14 @@ def generate(network: UNet2DModel, scheduler: SchedulerMixin, count: int) -> Ten
 
 
 def reached(points: list[Point], distance: float) -> Point | None:
-    """The first point that is as near to the real images as `distance`, or None; nothing is interpolated."""
+    """The first point whose distance is at most `distance`, or None; nothing is interpolated."""
     return next(
         (point for point in sorted(points, key=lambda point: point.seconds) if point.distance <= distance), None
     )
 
 
 def rows(curves: dict[str, list[Point]]) -> list[Row]:
-    """Q1: how many times sooner ours is where each peer is at the end of its budget."""
+    """How many times sooner ours reaches the quality that each peer has at the end of its training."""
     ours = [point for name, points in curves.items() if name.startswith(OURS) for point in points]
     found = []
     for peer, target in TARGETS.items():
@@ -141,21 +141,21 @@ def rows(curves: dict[str, list[Point]]) -> list[Row]:
 
 def points_table(curves: dict[str, list[Point]]) -> str:
     """All points as Markdown."""
-    lines = ["| training | steps | seconds | Frechet distance | error |", "| --- | --- | --- | --- | --- |"]
-    for name, points in curves.items():
-        for point in points:
-            lines.append(f"| {name} | {point.step} | {point.seconds:.1f} | {point.distance:.2f} | {point.error:.2f} |")
-    return "\n".join(lines) + "\n"
+    lines = [
+        (name, str(point.step), f"{point.seconds:.1f}", f"{point.distance:.2f}", f"{point.error:.2f}")
+        for name, points in curves.items()
+        for point in points
+    ]
+    return markdown_table(("training", "steps", "seconds", "Frechet distance", "error"), lines)
 
 
 def save_plot(curves: dict[str, list[Point]], path: Path) -> None:
-    """Distance against seconds, both on logarithmic axes, as PNG; bars are standard errors."""
+    """Draws distance against seconds, both on logarithmic axes, with standard errors as bars."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log", xlabel="CPU seconds of training", ylabel="Frechet distance")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+        label_ticks(axis, LogLocator(subs=(1, 2, 5)))
     for name, points in curves.items():
         columns = ([getattr(point, key) for point in points] for key in ("seconds", "distance", "error"))
         seconds, distances, errors = columns
@@ -164,5 +164,4 @@ def save_plot(curves: dict[str, list[Point]], path: Path) -> None:
             axes.axhline(distances[-1], color=line[0].get_color(), linestyle=":", linewidth=1)
     axes.grid(alpha=0.3)
     axes.legend()
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=100)
+    save_figure(figure, path)

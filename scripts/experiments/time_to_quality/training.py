@@ -1,8 +1,8 @@
-"""Training for the benchmark of time to quality: a peer's recipe and ours, timed, with snapshots on the way.
+"""Timed training with snapshots, by the recipe of a peer and by ours.
 
-Time is CPU seconds of this process (`time.process_time`, with one thread), summed over training steps alone: making
-the network, writing snapshots and checkpoints do not count. A run that was killed goes on from its last checkpoint,
-with the seconds of the steps that led there.
+Time is CPU seconds of this process (`time.process_time`, with one thread), summed over the training steps: creating the
+network and writing snapshots and checkpoints do not count. A stopped run resumes from its last checkpoint, with the
+seconds of the steps until there.
 """
 
 import time
@@ -33,25 +33,25 @@ from unet_diffusion.training.checkpoints import (
 from unet_diffusion.training.global_batches import GlobalBatches
 from unet_diffusion.training.run_folder import claim, only_run_in
 
-FIRST_SNAPSHOT = 5  # the first is at 1/32 of the steps; each that follows at twice as many
+FIRST_SNAPSHOT = 5  # at 1/2**5 of the steps; each later one is at twice the steps of the one before
 CHECKPOINTS = 10  # of a run
 
 
 @dataclass(frozen=True)
 class PublishedRecipe:
-    """The unconditional training example of diffusers; what is not an option here has its published value.
+    """The unconditional training example of diffusers.
 
-    That is: noise prediction on the linear schedule of 1000 timesteps, AdamW with betas 0.95 and 0.999, weight decay
-    1e-6 and eps 1e-8, cosine decay of the learning rate, gradients clipped to norm 1, a moving average of the weights
-    with decay 1 - (1 + step)^(-3/4), at most 0.9999. Optimizer and average run in their faster versions (`fused`,
-    `foreach`), which give the same numbers.
+    Fixed as published: noise prediction on the linear schedule of 1000 timesteps, AdamW with betas 0.95 and 0.999,
+    weight decay 1e-6 and eps 1e-8, cosine decay of the learning rate, gradients clipped to norm 1, a moving average of
+    the weights with decay 1 - (1 + step)^(-3/4), at most 0.9999. Optimizer and average run in their faster versions
+    (`fused`, `foreach`), which compute the same.
 
     Attributes:
-        steps: optimizer steps in all.
-        learning_rate: highest one; the example's by default.
-        batch_size: images per step; the example's by default.
-        warmup_steps: steps over which the learning rate rises from 0; the example's by default.
-        seed: everything random follows from it.
+        steps: total optimizer steps.
+        learning_rate: highest learning rate; by default as published.
+        batch_size: images per step; by default as published.
+        warmup_steps: steps over which the learning rate rises from 0; by default as published.
+        seed: determines everything random.
     """
 
     steps: int
@@ -62,29 +62,29 @@ class PublishedRecipe:
 
 
 def snapshot_steps(steps: int) -> list[int]:
-    """The steps after which the averaged weights are written: 1/32, 1/16, ... of all, and all."""
+    """The steps after which the averaged weights are written: 1/32, 1/16, ..., 1 of all steps."""
     return sorted({max(1, steps >> halvings) for halvings in range(FIRST_SNAPSHOT + 1)})
 
 
 def snapshot_path(folder: Path, step: int) -> Path:
-    """Where the snapshot of a step is."""
+    """The file of the snapshot of a step."""
     return folder / "snapshots" / f"step-{step:08d}.safetensors"
 
 
 def save_snapshot(folder: Path, step: int, network: nn.Module, seconds: float) -> None:
-    """Writes weights, with the seconds of training that they took."""
+    """Writes the weights and the seconds of training that led to them."""
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     with written_aside(snapshot_path(folder, step)) as aside:
         save_file(weights, aside, metadata={"seconds": repr(seconds)})
 
 
 class PeerTraining:
-    """The published recipe's loop, in its plainest form.
+    """The training loop of the published recipe in its plainest form.
 
     Args:
-        network: what learns; made with the global generator seeded.
-        recipe: its values.
-        data: stored images.
+        network: the network that learns; created with the global generator seeded.
+        recipe: values of the recipe.
+        data: training images.
         folder: of the run.
     """
 
@@ -101,7 +101,7 @@ class PeerTraining:
         self.step, self.seconds = 0, 0.0
 
     def run(self) -> None:
-        """Trains to the last step, going on from the newest checkpoint."""
+        """Trains to the last step, from the newest checkpoint on."""
         with only_run_in(self.folder):
             claim(self.folder, asdict(self.recipe))
             self._restore()
@@ -168,7 +168,7 @@ class PeerTraining:
 
 
 class SnapshotTrainer(TimedTrainer):
-    """The trainer of `train-ddpm`, timed, which also writes snapshots."""
+    """The timed trainer of `train-ddpm`, which also writes snapshots."""
 
     def _train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
         super()._train_step(batches)

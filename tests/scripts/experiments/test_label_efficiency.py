@@ -253,7 +253,7 @@ def test_grey_images_are_seen_as_grey_colours(imagenet):
     with torch.no_grad():
         same = grey.eval().logits(image), imagenet.eval().logits(image.expand(-1, 3, -1, -1))
     torch.testing.assert_close(*same)
-    with pytest.raises(ValueError, match="in_channels is 4, but ImageNet has colours; convert the images"):
+    with pytest.raises(ValueError, match="in_channels is 4, but must be 1 or 3; convert the images"):
         type(imagenet)(4, 2)
     with pytest.raises(ValueError, match=r"widths is \(8, 12\), but must be 5 multiples of 8"):
         type(imagenet)(3, 2, (8, 12))
@@ -292,9 +292,9 @@ def full(method: str, labels: int, seed: int, mean_iou: float) -> dict:
 def test_few_labels_are_compared_with_many_from_scratch():
     rows = [full("scratch", 10, 0, 0.5), full("scratch", 40, 0, 0.75), full("pretrained", 10, 0, 0.875)]
     text = script.summary(rows)
-    assert "With 10 labels above scratch with 40, likewise:" in text
+    assert "Difference of each method with 10 labels from scratch with 40:" in text
     assert "| scratch | -0.250 +- 0.000 |" in text and "| pretrained | +0.125 +- 0.000 |" in text
-    assert "With 10 labels" not in script.summary(rows[::2])
+    assert "with 10 labels" not in script.summary(rows[::2])
 
 
 def test_the_table_shows_mean_and_range_over_seeds():
@@ -315,19 +315,19 @@ def test_the_table_shows_mean_and_range_over_seeds():
     [
         ({"sets": ()}, r"sets is \(\), but must name one or more"),
         ({"sets": ("circles",)}, "sets names 'circles', but there is no .*train.parquet; give data or other sets"),
-        ({"methods": ("magic",)}, "methods has 'magic', but each must be one of scratch, self_training"),
+        ({"methods": ("magic",)}, "methods is 'magic', but must be one of 'scratch', 'self_training'"),
         ({"labels": (2, 2)}, r"labels is \(2, 2\), but must name one or more, each once"),
-        ({"labels": (0,)}, "labels has 0, but each must be a number of at least 1, or 'all'"),
-        ({"labels": ("some",)}, "labels has 'some', but each must be"),
-        ({"seeds": (-1,)}, "seeds has -1, but each must be at least 0"),
+        ({"labels": (0,)}, "labels is 0, but each must be a number of at least 1, or 'all'"),
+        ({"labels": ("some",)}, "labels is 'some', but each must be"),
+        ({"seeds": (-1,)}, "seeds is -1, but each must be at least 0"),
         ({"crop_size": 0}, "crop_size is 0, but must be at least 1"),
-        ({"methods": ("monai",)}, "crop_size is 16, but MONAI's network halves it four times"),
+        ({"methods": ("monai",)}, "crop_size is 16, but MONAI's network needs at least 32"),
         ({"pretraining_steps": 0}, "pretraining_steps is 0, but must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, but must be a number above 0"),
         ({"timestep": 1000.0}, "timestep is 1000.0, but must be from 0 to below 1000"),
         ({"trunk_rate": 0.0}, "trunk_rate is 0.0, but must be above 0"),
-        ({"denoising_weight": 0.0}, "denoising_weight is 0.0, but its methods need one above 0"),
-        ({"self_training_weight": 0.0}, "self_training_weight is 0.0, but its methods need one above 0"),
+        ({"denoising_weight": 0.0}, "denoising_weight is 0.0, but must be above 0; for masks alone"),
+        ({"self_training_weight": 0.0}, "self_training_weight is 0.0, but must be above 0; for masks alone"),
         ({"confidence": 1.0}, "confidence is 1.0, but is a probability"),
         ({"learn": "head", "methods": ("joint",)}, "learn is 'head', but joint training moves the trunk"),
     ],
@@ -340,5 +340,5 @@ def test_wrong_options_are_refused(options, values, message):
 def test_a_network_or_a_results_file_that_is_none_is_refused(options, tmp_path):
     with pytest.raises(ValueError, match="network is .*nowhere.json, but must be a JSON file"):
         replace(options, network=tmp_path / "nowhere.json")
-    with pytest.raises(ValueError, match="results is .*network.json, but it holds no list of runs"):
+    with pytest.raises(ValueError, match="results is .*network.json, but it does not hold a list of runs"):
         script.label_efficiency(replace(options, results=tmp_path / "network.json"))
