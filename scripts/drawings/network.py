@@ -205,7 +205,7 @@ class Drawing:
         self.axes.add_patch(Rectangle(corner, *size, **{"edgecolor": INK, "linewidth": 0.9, **style}))
 
     def row(self, maps: tuple[Map, ...], row: int, stem: int = 0) -> list[Box]:
-        """Draws boxes from the current column on, with convolutions between them; the first `stem` are outside blocks."""
+        """Draws boxes from the current column on, with convolutions between them; `stem` of them precede the blocks."""
         boxes: list[Box] = []
         for number, shape in enumerate(maps):
             boxes.append(self.box(shape, PITCH * self.column, self.rows[row]))

@@ -271,7 +271,7 @@ def test_the_paired_difference_and_its_interval_with_one_seed():
 
 def test_the_paired_difference_and_its_interval_with_two_seeds():
     # d = [[0.1, 0.3], [0.3, 0.5]]: both pairs of means are 0.2 and 0.4, so each adds 0.02 / 2 to the variance, with one
-    # degree of freedom each, hence two in all; a seed that only one of the two has is left out
+    # degree of freedom each, so two in all; a seed that only one of the two has is left out
     ours = [row(0, 0.1, 0.3), row(1, 0.4, 0.6), row(5, 0, 0)]
     base = [row(1, 0.1, 0.1), row(0, 0, 0), row(7, 1, 1)]
     assert paired_difference(ours, base) == pytest.approx((0.3, 4.302653 * 0.02**0.5), abs=1e-5)

@@ -1,4 +1,4 @@
-"""The comparison of ways to enlarge images: its figures, its regression, and that it goes on where it stopped."""
+"""The comparison of ways to enlarge images: its figures, its regression, and that it resumes."""
 
 import json
 import math
