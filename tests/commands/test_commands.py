@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import quickstart
 from unet_diffusion import cli
 from unet_diffusion.evaluation.classifier import ImageClassifier
 
@@ -128,12 +127,3 @@ def test_the_program_lists_its_commands(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["unet-diffusion", "fly"])
     with pytest.raises(SystemExit, match="no command 'fly'"):
         cli.main()
-
-
-def test_the_quickstart_leaves_its_images_and_figures(tmp_path):
-    options = quickstart.Quickstart(tmp_path / "quickstart", diffusion_steps=2, segmentation_steps=2, max_images=40)
-    figures = quickstart.quickstart(options)
-    for name in ("samples.png", "masks.png", "curves.png"):
-        assert Image.open(options.output / name).size[0] > 100
-    assert json.loads((options.output / "metrics.json").read_text()) == figures
-    assert 0 <= figures["mean_iou"] <= 1
