@@ -10,7 +10,7 @@ DATA ?= ../shared/data
 
 # Few labels, small: each way is a target, so that two run at once; three wait for the noise predictor that
 # small-pretrained trains.
-SMALL = OMP_NUM_THREADS=1 $(RUN) scripts/label_efficiency.py --data $(DATA) --output runs/label-efficiency-small \
+SMALL = OMP_NUM_THREADS=1 $(RUN) -m scripts.experiments.label_efficiency --data $(DATA) --output runs/label-efficiency-small \
 	--sets wbc --labels 2 10 --seeds 0 --steps 200 --pretraining-steps 1600
 FROM_PRETRAINED := small-pretrained_self_training small-joint small-pixel_classifier
 WAYS := small-pretrained small-self_training small-imagenet small-scratch small-monai $(FROM_PRETRAINED)

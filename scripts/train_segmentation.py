@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a network to give masks; the same as `unet-diffusion train-segmentation`."""
+"""Train segmentation under `accelerate launch`; otherwise the same as `unet-diffusion train-segmentation`."""
 
 from unet_diffusion.cli import run
 

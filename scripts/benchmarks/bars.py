@@ -1,12 +1,12 @@
-"""The rows of a benchmark as an image: how far each figure is from 1, and from its target."""
+"""The rows of a benchmark as bars."""
 
 from pathlib import Path
 
-from benchmarks.row import Row
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 
-from unet_diffusion.files import written_aside
+from scripts.benchmarks.row import Row
+from scripts.reports import label_ticks, save_figure
 
 ROW_HEIGHT = 0.32  # inches
 
@@ -14,10 +14,10 @@ ROW_HEIGHT = 0.32  # inches
 def save_bars(rows: list[Row], path: Path) -> None:
     """Draws a horizontal bar for every row that has both a number and a target.
 
-    Bars begin at 1, "as much as the peer", on a logarithmic axis; a black mark is the target, a line the quartiles.
+    The axis is logarithmic. Bars begin at 1, "as much as the peer"; a black mark is the target, a line the quartiles.
 
     Args:
-        rows: of the table; those without number or target are left out.
+        rows: of the table; those without a number or a target are left out.
         path: the PNG to write.
     """
     drawn = [row for row in rows if row.value and row.aim]
@@ -32,10 +32,7 @@ def save_bars(rows: list[Row], path: Path) -> None:
     axes.axvline(1, color="0.5", linewidth=0.8)
     labels = [f"{row.id}  {row.work} | {row.against} | {row.value:.2f} ({row.target})" for row in drawn]
     axes.set_yticks(range(len(drawn)), labels, fontsize="small")
-    axes.xaxis.set_major_locator(LogLocator(base=2))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:.3g}"))  # plain text, as in figures.py
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    label_ticks(axes.xaxis, LogLocator(base=2), ".3g")
     axes.set(xlabel="ours against the peer; black: the target; green: met", ylim=(len(drawn) - 0.5, -0.5))
     axes.grid(axis="x", alpha=0.3)
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=100)
+    save_figure(figure, path)

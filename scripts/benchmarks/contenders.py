@@ -1,18 +1,17 @@
-"""Our networks, and those that a user would pick instead, at equal numbers of parameters."""
+"""Our noise predictors and those that a user would pick instead, at equal numbers of parameters."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TypeVar
 
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from scripts import NETWORKS
 from unet_diffusion import UNet
 from unet_diffusion.saved_runs import load_unet
 
-NETWORKS = Path(__file__).parents[1] / "networks"
 T = TypeVar("T")
 OURS, STOCK = "unet-diffusion", "diffusers UNet2DModel"
 
@@ -22,8 +21,8 @@ class Contender:
     """A noise predictor.
 
     Attributes:
-        network: of about as many parameters as the others.
-        predict: noisy images (B, C, H, W) and timesteps (B,) to the prediction (B, C, H, W).
+        network: has about as many parameters as the others.
+        predict: maps noisy images (B, C, H, W) and timesteps (B,) to the prediction (B, C, H, W).
     """
 
     network: nn.Module
@@ -31,20 +30,21 @@ class Contender:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters."""
+        """Number of parameters of the network."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
 
 def stock(network: UNet2DModel) -> Contender:
-    """A network with the calls of `UNet2DModel`, which ours has too."""
+    """A network that is called like `UNet2DModel`, as ours is."""
     return Contender(network, lambda noisy, timesteps: network(noisy, timesteps, return_dict=False)[0])
 
 
 def nine_million(name: str, side: int) -> Contender:
-    """About 9 million parameters for RGB images of `side` pixels; what each library's defaults leave open is widths.
+    """A network of about 9 million parameters for RGB images of `side` pixels, with its library's defaults but widths.
 
     Raises:
         ImportError: the library is not installed, or does not load on this machine.
+        ValueError: `name` is not a contender.
     """
     if name == OURS:
         return stock(load_unet(str(NETWORKS / "cifar-9m.json"), {"sample_size": side}))
@@ -58,19 +58,19 @@ def nine_million(name: str, side: int) -> Contender:
         kind = import_module("denoising_diffusion_pytorch").Unet
         network = kind(dim=32, channels=3)
         return Contender(network, network)
-    raise ValueError(f"name is {name!r}, which is no contender.")
+    raise ValueError(f"name is {name!r}, but must be one of {', '.join(CONTENDERS)}.")
 
 
 def ddpm_32(name: str, side: int = 32) -> Contender:
-    """The networks of the CIFAR-10 experiments, without dropout: ours, or the configuration of google/ddpm-cifar10-32.
+    """A network for CIFAR-10 without dropout: ours, or the configuration of google/ddpm-cifar10-32.
 
     Raises:
-        ValueError: there is no such network of that library.
+        ValueError: the library has no network of this size.
     """
     if name == OURS:
         return stock(UNet.from_preset("ddpm-32", sample_size=side, dropout=0.0))
     if name != STOCK:
-        raise ValueError(f"name is {name!r}, but there is a network of this size only of {OURS} and {STOCK}.")
+        raise ValueError(f"name is {name!r}, but only {OURS} and {STOCK} have a network of this size.")
     return stock(
         UNet2DModel(
             sample_size=side,
@@ -87,7 +87,7 @@ def ddpm_32(name: str, side: int = 32) -> Contender:
 
 
 def present(make: Callable[[str], T], names: Iterable[str]) -> tuple[dict[str, T], dict[str, str]]:
-    """The contenders that load on this machine, and for the others why they do not."""
+    """The contenders that load on this machine, and the reasons of the others."""
     loaded, missing = {}, {}
     for name in names:
         try:

@@ -1,9 +1,7 @@
-"""D1: whether training ever waits for images, and how soon a program holds its first batch of them."""
+"""D1: the share of training that waits for images, and the time until a program holds its first batch."""
 
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,12 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.contenders import NETWORKS
-from benchmarks.first_batch import BATCH, example, ours
-from benchmarks.row import Row
-from benchmarks.timing import alternate, ratio
-from benchmarks.training_step import ENVIRONMENT
-
+from scripts import NETWORKS
+from scripts.benchmarks.first_batch import BATCH, example, ours
+from scripts.benchmarks.processes import start
+from scripts.benchmarks.row import Row
+from scripts.benchmarks.timing import alternate, ratio
 from unet_diffusion.commands.options import TrainDDPM
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images
@@ -30,13 +27,12 @@ from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.trainer import Trainer
 
 PEER = "diffusers' example"
-SHARE = 0.03  # of a step that waits for data, at most
-SOONER = 2.0
-OFFLINE = ENVIRONMENT | {"HF_DATASETS_OFFLINE": "1"}
+SHARE = 0.03  # the largest part of a step that may wait for data
+SOONER = 2.0  # times
 
 
 class TimedTask(DiffusionTask):
-    """A task that notes when the training loop asks for each batch, and for how long it waits."""
+    """Records when the training loop asks for each batch, and how long it waits."""
 
     def batches(self, context: RunContext, start_step: int) -> Batches:
         """The batches, timed."""
@@ -50,23 +46,23 @@ class TimedTask(DiffusionTask):
             yield batch
 
     def shares(self) -> list[float]:
-        """The part of each step, but for the first and the last, that waited."""
+        """The part of each step that waited, without the first and the last step."""
         periods = [later - earlier for earlier, later in zip(self.asked, self.asked[1:])]
         return [waited / period for waited, period in zip(self.waited, periods)][1:]
 
 
 def rows(data: Path, rounds: int) -> Iterator[Row]:
-    """D1; the processes that it starts take long, so that there are fewer of them."""
+    """D1; processes take long to start, so there are fewer rounds of them."""
     yield from delivery(data, 2 * rounds)
     yield from first_batch(data, max(3, rounds // 5))
 
 
 def delivery(data: Path, rounds: int) -> Iterator[Row]:
-    """The share of our training loop that waits, with the smallest network; and how fast both loaders are alone.
+    """The share of our training loop that waits, with the smallest network, and the speed of both loaders alone.
 
     Args:
         data: Parquet files of grey images.
-        rounds: batches that are timed.
+        rounds: number of batches that are timed.
     """
     with TemporaryDirectory() as folder:
         shares, step = waiting(data, Path(folder), rounds)
@@ -87,7 +83,7 @@ def delivery(data: Path, rounds: int) -> Iterator[Row]:
 
 
 def waiting(data: Path, folder: Path, steps: int) -> tuple[list[float], float]:
-    """The shares of the steps of our training loop that wait, and the seconds of a step."""
+    """The waiting share of each step of our training loop, and the median seconds of a step."""
     config = TrainDDPM(
         output=folder / "run",
         data=DataConfig(data=str(data), cache_dir=str(folder), validation_fraction=0),
@@ -103,15 +99,15 @@ def waiting(data: Path, folder: Path, steps: int) -> tuple[list[float], float]:
 
 
 def first_batch(data: Path, rounds: int) -> Iterator[Row]:
-    """The time from the start of a process to its first batch, with nothing cached, and with all cached.
+    """The time from the start of a process to its first batch, with an empty and with a full cache.
 
-    What is cached are the files that the programs themselves keep; those of the libraries lie in the memory of the
-    operating system either way. The figure is of processor seconds, which other work on the machine does not lengthen;
-    the seconds that passed are among the details.
+    The cache is the files that the programs themselves keep; the operating system holds those of the libraries in
+    memory either way. The figure counts processor seconds, which other work on the machine does not lengthen; the
+    details have wall-clock seconds too.
 
     Args:
         data: Parquet files of grey images.
-        rounds: processes of each kind.
+        rounds: number of processes of each kind.
     """
     reports: dict[str, dict[str, list[dict[str, float]]]] = {
         cache: {"ours": [], "example": []} for cache in ("cold", "warm")
@@ -120,11 +116,11 @@ def first_batch(data: Path, rounds: int) -> Iterator[Row]:
         with TemporaryDirectory() as folder:
             for each in reports.values():
                 for name, done in each.items():
-                    done.append(start(name, data, Path(folder) / name))
+                    done.append(report(name, data, Path(folder) / name))
     for cache, each in reports.items():
-        sooner = ratio(*([report["processor"] for report in each[name]] for name in ("example", "ours")))
+        sooner = ratio(*([one["processor"] for one in each[name]] for name in ("example", "ours")))
         medians = {
-            name: [statistics.median(report[key] for report in done) for key in ("processor", "imports")]
+            name: [statistics.median(one[key] for one in done) for key in ("processor", "imports")]
             for name, done in each.items()
         }
         figure = f"{sooner} times as soon; " + " against ".join(
@@ -135,8 +131,7 @@ def first_batch(data: Path, rounds: int) -> Iterator[Row]:
         yield Row("D1", work, PEER, figure, sooner.median, f"{SOONER}x", met, dict(each), (sooner.low, sooner.high))
 
 
-def start(name: str, data: Path, cache: Path) -> dict[str, float]:
-    """What a new process reports of its way to the first batch."""
-    command = [sys.executable, "-m", "benchmarks.first_batch", name, str(data), str(cache), str(time.time())]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=OFFLINE)
-    return json.loads(done.stdout.splitlines()[-1])
+def report(name: str, data: Path, cache: Path) -> dict[str, float]:
+    """The seconds that a new process takes until its first batch, as it prints them."""
+    printed = start("first_batch", name, data, cache, time.time(), HF_DATASETS_OFFLINE="1")
+    return json.loads(printed.splitlines()[-1])

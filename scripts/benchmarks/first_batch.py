@@ -1,8 +1,8 @@
-"""What a training program does from its start until it holds a batch of images: a program of its own, timed by D1.
+"""The start of a training program until it holds a batch of images, which D1 times in a process of its own.
 
-    python -m benchmarks.first_batch ours images.parquet CACHE
+    python -m scripts.benchmarks.first_batch ours images.parquet CACHE
 
-The imports are inside the functions, since they are most of what is timed.
+The imports are inside the functions, since they take most of the time.
 """
 
 import json
@@ -15,7 +15,7 @@ BATCH = 64
 
 
 def ours(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """The batches of `unet-diffusion train-ddpm`, uint8 (B, C, H, W) beside their classes; for ever."""
+    """The batches of `unet-diffusion train-ddpm`, uint8 (B, C, H, W) with their classes, without end."""
     from accelerate import Accelerator
 
     from unet_diffusion.commands.options import TrainDDPM
@@ -33,9 +33,9 @@ def ours(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> 
 def example(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> Iterator[Any]:
     """The batches of diffusers' example for unconditional training, float32 (B, 3, H, W) in [-1, 1]; one epoch.
 
-    As it does, each image is decoded whenever it is asked for, made RGB, then a tensor, then normalised. Its
-    transforms come from torchvision, whose operators the CPU build of PyTorch lacks; NumPy stands in for these, and
-    their import is not counted.
+    As in the example, each image is decoded when it is asked for, converted to RGB, made a tensor and normalised. The
+    example uses torchvision, whose operators the CPU build of PyTorch lacks; NumPy stands in for its transforms, and
+    the time of its import is not counted.
     """
     import accelerate  # noqa: F401
     import datasets
@@ -58,7 +58,7 @@ def example(data: str, cache: str, imported: Callable[[], None] = lambda: None) 
 
 
 def main() -> None:
-    """Prints the seconds, and those of the processor, that this process took until the first batch was there."""
+    """Prints the wall-clock and processor seconds that this process took until its first batch."""
     name, data, cache, started = sys.argv[1:]
     marks = []
     batches = {"ours": ours, "example": example}[name](data, cache, lambda: marks.append(time.process_time()))

@@ -1,7 +1,7 @@
 """G1: images a second of our pipeline with a fast sampler, against the stock DDPM pipeline, at equal quality.
 
-Both generate from one checkpoint, in batches of one size, taken in turn. The quality is the Frechet distance to real
-images. Every batch is kept as a file, so that a run that was stopped goes on.
+Both generate from one checkpoint in batches of one size, in turn. The quality is the Frechet distance to real images.
+Every batch is kept as a file, so that a stopped run can resume.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.contenders import NETWORKS
-from benchmarks.row import Row
-from benchmarks.timing import ratio, synchronise
 from diffusers import DDPMPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from scripts import NETWORKS
+from scripts.benchmarks.row import Row
+from scripts.benchmarks.timing import ratio, synchronise
 from unet_diffusion.commands.evaluate_generation import real_images
 from unet_diffusion.commands.options import TrainDDPM
 from unet_diffusion.commands.train_ddpm import train_ddpm
@@ -36,7 +36,7 @@ from unet_diffusion.training.config import TrainingConfig
 
 BATCH = 64  # for both pipelines
 BATCHES = 8  # 512 images
-REAL = 1024  # images: more of them make the distances surer, and all cases are compared with the same
+REAL = 1024  # images, the same for all cases; more of them make the distances more certain
 TARGET = 50.0  # times as fast
 PEER = "stock DDPMPipeline"
 Generate = Callable[[int, torch.Generator], np.ndarray]  # number of images to (B, H, W, C) in [0, 1]
@@ -60,7 +60,7 @@ FAST = tuple(Case(name, steps) for name in SOLVERS for steps in (10, 15, 20, 30)
 
 
 def recipe(data: Path, run: Path) -> TrainDDPM:
-    """The training of the checkpoint, of 0.38M parameters."""
+    """The training of the checkpoint, which has 0.38M parameters."""
     return TrainDDPM(
         output=run,
         model=str(NETWORKS / "fashion-mnist-small.json"),
@@ -77,25 +77,25 @@ def speed(
     fast: Sequence[Case] = FAST,
     batches: int = BATCHES,
 ) -> Iterator[Row]:
-    """The ratio of images a second for every case, and whether the fewest steps of equal quality reach the target.
+    """The ratio of images a second for every case; the target is for the fewest steps at equal quality.
 
     A case has equal quality if its distance is not above the stock pipeline's by more than the error of the difference,
-    the root of the sum of the squares of both standard errors. Both are compared with the same real images, which
-    makes that error wider than it is.
+    the root of the sum of the squares of both standard errors. That overestimates the error, since both are compared
+    with the same real images.
 
     Args:
-        training: makes the checkpoint, unless it was made before.
+        training: trains the checkpoint, unless it exists.
         folder: keeps the batches.
-        features: what the distance is taken through; by default efficientnet-lite0.
-        stock: what the stock pipeline does.
-        fast: what our pipeline does.
-        batches: of `BATCH` images.
+        features: feature network of the distance; by default efficientnet-lite0.
+        stock: sampler and steps of the stock pipeline.
+        fast: samplers and steps of our pipeline.
+        batches: number of batches of `BATCH` images.
     """
     if not (training.output / INDEX).is_file():
         train_ddpm(training)
     features = features or feature_network("efficientnet-lite0")
     weights = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(training.output.glob("unet/*")))).hexdigest()
-    folder /= f"{weights[:8]}-{features.name}"  # images of other weights are not taken for these
+    folder /= f"{weights[:8]}-{features.name}"  # other weights have other images
     generators = {stock: stock_generator(training.output, stock.steps)}
     generators |= {case: our_generator(training.output, case) for case in fast}
     parts: dict[Case, list[dict[str, Tensor]]] = {case: [] for case in generators}
@@ -111,7 +111,7 @@ def speed(
 
 
 def stock_generator(run: Path, steps: int) -> Generate:
-    """The pipeline of diffusers as a user would call it."""
+    """The pipeline of diffusers, called as a user would."""
     pipe = DDPMPipeline.from_pretrained(run).to(best_device("auto"))
     pipe.set_progress_bar_config(disable=True)
     return lambda count, generator: pipe(count, generator, steps, output_type="np").images
@@ -126,7 +126,7 @@ def our_generator(run: Path, case: Case) -> Generate:
 
 
 def kept_batch(path: Path, generate: Generate, features: FeatureNetwork, index: int) -> dict[str, Tensor]:
-    """The images (B, C, H, W) in [-1, 1] of a batch, their features (B, D) and the seconds that they took."""
+    """The images (B, C, H, W) in [-1, 1] of a batch, their features (B, D), and the seconds to generate them."""
     if not path.is_file():
         generator = keyed_generator(0, "generation", index)
         started = clock()
@@ -140,14 +140,14 @@ def kept_batch(path: Path, generate: Generate, features: FeatureNetwork, index: 
 
 
 def clock() -> float:
-    """Seconds; of the processor where one thread computes, so that other work on the machine does not count."""
+    """Seconds; those of the processor if one thread computes, so that other work on the machine does not count."""
     synchronise()
     one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     return time.process_time() if one_thread else time.perf_counter()
 
 
 def compare(stock: Case, distances: dict[Case, Measurement], seconds: dict[Case, list[float]]) -> Iterator[Row]:
-    """A row for each fast case; the target is that of the fewest steps at equal quality, the first of these."""
+    """A row for each fast case; the first of those with the fewest steps at equal quality has the target."""
     fast = [case for case in distances if case != stock]
     equal = [case for case in fast if is_equal(distances[case], distances[stock])]
     chosen = min(equal, key=lambda case: case.steps, default=None)
@@ -168,10 +168,10 @@ def compare(stock: Case, distances: dict[Case, Measurement], seconds: dict[Case,
         work = f"{count} images, {case}"
         yield Row("G1", work, PEER, figure, faster.median, target, met, details, (faster.low, faster.high))
     if chosen is None:
-        work = f"{count} images, whatever case"
+        work = f"{count} images, any case"
         yield Row("G1", work, PEER, "none is as good", target=f"{TARGET}x", met=False, details=details)
 
 
 def is_equal(ours: Measurement, theirs: Measurement) -> bool:
-    """Whether our distance is not above theirs beyond the error of the difference."""
+    """Returns whether our distance is below theirs, or above it by no more than the error of the difference."""
     return ours.value <= theirs.value + math.hypot(ours.error, theirs.error)

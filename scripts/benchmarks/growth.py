@@ -1,32 +1,33 @@
-"""How the time of our training step grows with the batch, the images, the width and the processes (L1)."""
+"""L1: how the time of our training step grows with the batch, the images, the width and the processes."""
 
 import json
 import math
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
 import torch
-from benchmarks.contenders import NETWORKS, OURS, nine_million, stock
-from benchmarks.row import Row
-from benchmarks.timing import alternate
-from benchmarks.training_step import ENVIRONMENT, TrainingStep
 from torch.nn.parallel import DistributedDataParallel
 
+from scripts import NETWORKS
+from scripts.benchmarks.contenders import OURS, nine_million, stock
+from scripts.benchmarks.processes import start
+from scripts.benchmarks.row import Row
+from scripts.benchmarks.timing import alternate
+from scripts.benchmarks.training_step import TrainingStep
 from unet_diffusion import UNet
 from unet_diffusion.saved_runs import load_unet
 
 BATCHES = (4, 8, 16, 32)
-SIDES = (16, 32, 64)  # pixels
-WIDTHS = (0.5, 1.0, 2.0)  # of all stages
+SIDES = (16, 32, 64)  # of the images, in pixels
+WIDTHS = (0.5, 1.0, 2.0)  # factors of the channels of all stages
 PROCESSES = (1, 2)
 GLOBAL_BATCH = 16  # images per step of all processes together
-HEAD_CHANNELS = 32  # of the network as it is
+HEAD_CHANNELS = 32  # at width 1
 
 
 def growth(rounds: int) -> Iterator[Row]:
-    """L1: the power of each quantity that the time of a step grows with."""
+    """The exponent of each quantity in the time of a step."""
     steps = {batch: TrainingStep(nine_million(OURS, 32), 32, batch) for batch in BATCHES}
     yield power("batch", alternate(steps, rounds))
     steps = {side: TrainingStep(nine_million(OURS, side), side, 4) for side in SIDES}
@@ -38,14 +39,19 @@ def growth(rounds: int) -> Iterator[Row]:
 
 
 def widened(width: float) -> UNet:
-    """Our network with so many times the channels in every stage, and as many attention heads."""
+    """Our network with `width` times the channels in every stage and the same number of attention heads."""
     file = NETWORKS / "cifar-9m.json"
     channels = [int(width * each) for each in json.loads(file.read_text())["channels"]]
     return load_unet(str(file), {"channels": channels, "head_channels": int(width * HEAD_CHANNELS)})
 
 
 def power(what: str, seconds: Mapping[int, list[float]]) -> Row:
-    """A row for the exponents of the rounds; sizes are of at least two kinds, and all have equally many rounds."""
+    """A row with the median exponent of the rounds.
+
+    Args:
+        what: the quantity.
+        seconds: of each round, by the value of the quantity; at least two values, each with the same number of rounds.
+    """
     slopes = [exponent(dict(zip(seconds, times))) for times in zip(*seconds.values(), strict=True)]
     low, slope, high = statistics.quantiles(slopes, n=4, method="inclusive")
     medians = {size: statistics.median(times) for size, times in seconds.items()}
@@ -66,22 +72,17 @@ def exponent(values: Mapping[int, float]) -> float:
 
 
 def launched(processes: int, rounds: int) -> list[float]:
-    """Seconds of each step in processes of one thread, which share `GLOBAL_BATCH` images.
+    """Seconds of each step in processes of one thread that share `GLOBAL_BATCH` images.
 
     Raises:
         RuntimeError: a process failed.
     """
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *torchrun, "-m", "benchmarks.growth", str(rounds)]
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{processes} processes failed: {done.stderr[-1000:]}")
-    return json.loads(done.stdout)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    return json.loads(start("growth", rounds, launcher=torchrun, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES=""))
 
 
 def share_of_steps(rounds: int) -> list[float]:
-    """What one of the processes does: steps on its share of the images; returns the seconds of each."""
+    """Takes steps on the images of one of the processes and returns the seconds of each."""
     processes = torch.distributed.get_world_size()
     network = nine_million(OURS, 32).network
     if processes > 1:

@@ -1,6 +1,5 @@
-"""Networks at work: one evaluation of a noise predictor (G2), and segmentation, trained and applied (S1, S2)."""
+"""One evaluation of a noise predictor (G2), and training and use of segmentation networks (S1, S2)."""
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -8,27 +7,26 @@ from importlib import import_module
 
 import numpy as np
 import torch
-from benchmarks.contenders import OURS, STOCK, Contender, nine_million, present
-from benchmarks.memory import resident
-from benchmarks.row import Row
-from benchmarks.segmenters import CLASSES, LAYOUT, LEAN, MONAI, PEERS, segmenter
-from benchmarks.timing import Work, alternate, ratio
-from benchmarks.training_step import ENVIRONMENT
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import Tensor, nn
 
+from scripts.benchmarks.contenders import OURS, STOCK, Contender, nine_million, present
+from scripts.benchmarks.processes import resident, start
+from scripts.benchmarks.row import Row
+from scripts.benchmarks.segmenters import CLASSES, LAYOUT, LEAN, MONAI, PEERS, segmenter
+from scripts.benchmarks.timing import Work, alternate, ratio
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.segmentation.losses import segmentation_loss
 
-EVALUATIONS = {1: 16, 64: 1}  # in a row, of so many images: both take at least a tenth of a second
+EVALUATIONS = {1: 16, 64: 1}  # batch size: evaluations in a row, which take at least a tenth of a second
 LARGE = 2048
 WINDOW = 256  # of MONAI's sliding window; batches of 4 windows that overlap by a quarter are its defaults
 TALL = (8192, 2048)
 
 
 def evaluations(rounds: int) -> Iterator[Row]:
-    """G2: one evaluation without gradients, with fused projections and maps in channels_last, for both networks."""
+    """G2: one evaluation of both networks, without gradients, with fused projections and channels_last maps."""
     for batch, repeats in EVALUATIONS.items():
         works = {}
         for name in (OURS, STOCK):
@@ -43,13 +41,13 @@ def evaluations(rounds: int) -> Iterator[Row]:
 
 @torch.no_grad()
 def evaluate(contender: Contender, noisy: Tensor, repeats: int) -> None:
-    """So many evaluations in a row."""
+    """Evaluates a network several times in a row."""
     for _ in range(repeats):
         contender.predict(noisy, torch.tensor(500))
 
 
 def fuse(network: nn.Module) -> None:
-    """Query, key and value by one product in every attention layer, of ours and of diffusers."""
+    """Computes query, key and value by one product in every attention layer, ours or of diffusers."""
     for module in network.modules():
         if isinstance(module, Attention):
             module.fuse_projections()
@@ -64,13 +62,13 @@ def no_grad(work: Work) -> Work:
 
 
 def scores(network: nn.Module, images: Tensor) -> Tensor:
-    """Class scores of images, of our networks and of those that return them plainly."""
+    """Class scores of images, whether a network returns them in an output of ours or as a tensor."""
     output = network(images)
     return output if isinstance(output, Tensor) else output.logits
 
 
 class SegmentationStep:
-    """Forward, cross-entropy, backward and AdamW, the same for both networks."""
+    """Forward, cross-entropy, backward and AdamW, the same for all networks."""
 
     def __init__(self, network: nn.Module, side: int, batch: int) -> None:
         self.network = network.train()
@@ -86,7 +84,7 @@ class SegmentationStep:
 
 
 def segmentation(rounds: int) -> Iterator[Row]:
-    """S1: a training step, and the mask of a large image."""
+    """S1: a training step and the mask of a large image."""
     networks, missing = present(segmenter, (OURS, LEAN, *PEERS))
     for name, why in missing.items():
         yield Row("S1", "segmentation", name, why, target="1.3x")
@@ -107,7 +105,7 @@ def segmentation(rounds: int) -> Iterator[Row]:
 def faster(
     id: str, work: str, peer: str, seconds: dict[str, list[float]], target: float, details: dict, ours: str = OURS
 ) -> Row:
-    """A row about times."""
+    """A row that says how many times faster ours is."""
     value = ratio(seconds[peer], seconds[ours])
     work += ours.removeprefix(OURS)
     figure = f"{value} times as fast"
@@ -116,9 +114,10 @@ def faster(
 
 
 def large_image(name: str, network: nn.Module, image: np.ndarray) -> Work:
-    """The mask of class indices: by our pipeline as it comes, by the network at once, or by MONAI's sliding window.
+    """The work of computing a mask of class indices.
 
-    The network with batch norm gets the whole image, as its users do; the others windows with MONAI's defaults.
+    Ours uses our pipeline with its defaults. The network with batch norm gets the whole image, as is usual; the others
+    use MONAI's sliding window with its defaults.
     """
     network = network.eval()
     if name in (OURS, LEAN):
@@ -133,12 +132,8 @@ def large_image(name: str, network: nn.Module, image: np.ndarray) -> Work:
 
 
 def memory() -> Iterator[Row]:
-    """S2: the peak memory beyond the image's own array, each case in a process of its own."""
-    mib = {}
-    for name in (OURS, MONAI):
-        command = [sys.executable, "-m", "benchmarks.inference", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
-        mib[name] = float(done.stdout)
+    """S2: the peak memory beyond the array of the image, each case in a process of its own."""
+    mib = {name: float(start("inference", name)) for name in (OURS, MONAI)}
     share = mib[OURS] / mib[MONAI]
     figure = f"{share:.2f} times, {mib[OURS]:.0f} MiB against {mib[MONAI]:.0f} MiB"
     work = f"memory for the mask of {TALL[0]}x{TALL[1]} pixels"
@@ -146,7 +141,7 @@ def memory() -> Iterator[Row]:
 
 
 def peak(name: str) -> float:
-    """MiB that segmenting a tall image adds to this process at most, the image and the network not counted."""
+    """MiB that segmenting a tall image adds to this process at most, without the image and the network."""
     image = np.random.default_rng(0).integers(0, 256, TALL, dtype=np.uint8)
     work = large_image(name, segmenter(name), image)
     before = resident("VmRSS")

@@ -1,23 +1,25 @@
-"""What a benchmark measures, as a line of its table."""
+"""A line of the table of a benchmark."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from scripts.reports import markdown_table
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line.
+    """One measurement.
 
     Attributes:
         id: of the benchmark, such as "T1".
-        work: what was done.
-        against: what ours was compared with.
-        figure: what was measured, in words.
-        value: the number that the target is about; None: it could not be measured, and `figure` says why.
-        target: what it should be, such as "2.0x" or "75%".
-        met: whether it is; None where there is no target or no number.
-        details: everything measured, for the JSON.
-        quartiles: the lower and the upper one of what `value` is the median of; None: it was measured once.
+        work: the work that was timed or weighed.
+        against: the network or program that ours was compared with.
+        figure: the result in words.
+        value: the number that the target is about; None if it could not be measured (`figure` says why).
+        target: the value to reach, such as "2.0x" or "75%".
+        met: whether it was reached; None without a target or a number.
+        details: everything that was measured, for the JSON.
+        quartiles: the lower and the upper quartile where `value` is a median; None if it was measured once.
     """
 
     id: str
@@ -32,7 +34,7 @@ class Row:
 
     @property
     def aim(self) -> float | None:
-        """The target as a number, of the scale of `value`."""
+        """The target as a number on the scale of `value`."""
         if not self.target:
             return None
         return float(self.target[:-1]) / 100 if self.target.endswith("%") else float(self.target.removesuffix("x"))
@@ -40,9 +42,6 @@ class Row:
 
 def table(rows: list[Row]) -> str:
     """The rows as Markdown."""
-    lines = ["| id | work | against | figure | target | met |", "| --- | --- | --- | --- | --- | --- |"]
-    for row in rows:
-        met = "" if row.met is None else "yes" if row.met else "**no**"
-        cells = (row.id, row.work, row.against, row.figure, row.target, met)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    met = {None: "", True: "yes", False: "**no**"}
+    cells = [(row.id, row.work, row.against, row.figure, row.target, met[row.met]) for row in rows]
+    return markdown_table(("id", "work", "against", "figure", "target", "met"), cells)

@@ -1,12 +1,13 @@
-"""Segmentation networks for grey images: ours, and those that a user would pick instead, at equal parameters."""
+"""Our segmentation networks for grey images and those that a user would pick instead, at equal parameters."""
 
 from collections.abc import Callable
 from importlib import import_module
 
-from benchmarks.contenders import NETWORKS, OURS
-from peers import BatchNormUNet, MonaiUNet
 from torch import nn
 
+from scripts import NETWORKS
+from scripts.benchmarks.contenders import OURS
+from scripts.benchmarks.peers import BatchNormUNet, MonaiUNet
 from unet_diffusion.saved_runs import load_unet
 
 LEAN = "unet-diffusion, lean"
@@ -16,7 +17,7 @@ CLASSES = 2
 
 
 def segmenter(name: str) -> nn.Module:
-    """A network of about 2 million parameters; smp's is the one with a small encoder of its own making.
+    """A network of about 2 million parameters; smp's, with MobileNetV2 as its encoder, is larger.
 
     Raises:
         ImportError: the library is not installed, or does not load on this machine.

@@ -1,4 +1,4 @@
-"""Times of competing pieces of work, taken in turn so that a noisy machine disturbs all of them alike."""
+"""Timing of competing pieces of work that take turns, so that a noisy machine disturbs all of them alike."""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times one figure another is: the median over rounds, with the quartiles.
+    """The ratio of two figures: the median over rounds, with its quartiles.
 
     Attributes:
         median: of the ratios of the rounds.
@@ -35,9 +35,9 @@ def alternate(works: Mapping[K, Work], rounds: int, warm_up: int = 2) -> dict[K,
     """Seconds of each piece of work in each round: A B C, then A B C again, and so on.
 
     Args:
-        works: by name; each is called once a round.
-        rounds: how many times.
-        warm_up: rounds before these, which are not counted.
+        works: pieces of work by name; each is called once a round.
+        rounds: number of rounds that are timed.
+        warm_up: number of rounds before these, which are not timed.
     """
     seconds: dict[K, list[float]] = {name: [] for name in works}
     for index in range(warm_up + rounds):
@@ -58,7 +58,7 @@ def synchronise() -> None:
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> Ratio:
-    """The ratios round by round; both were taken in the same rounds."""
+    """The ratio of two lists of figures from the same rounds."""
     ratios = sorted(a / b for a, b in zip(numerators, denominators, strict=True))
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Ratio(statistics.median(ratios), low, high)

@@ -1,29 +1,26 @@
 """The training step of a noise predictor: its time (T1, T2), its share of the machine (T3) and its memory (T4)."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
-from benchmarks.contenders import CONTENDERS, OURS, Contender, ddpm_32, nine_million, present
-from benchmarks.memory import resident
-from benchmarks.row import Row
-from benchmarks.timing import Work, alternate, ratio
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from scripts.benchmarks.contenders import CONTENDERS, OURS, Contender, ddpm_32, nine_million, present
+from scripts.benchmarks.processes import resident, start
+from scripts.benchmarks.row import Row
+from scripts.benchmarks.timing import Work, alternate, ratio
+
 SCHEDULER = DDPMScheduler()
 MATRIX_SIDE = 2048
-CONVOLUTION = (64, 256, 16, 16)  # the map whose 3x3 convolution to as many channels stands for the best of the machine
-MATRIX_SHARE = 0.75  # the target of T3
-MEMORY_SHARE = 0.7  # and of T4
+CONVOLUTION = (64, 256, 16, 16)  # shape of the maps of the 3x3 convolution that shows the rate of the machine
+MATRIX_SHARE = 0.75  # target of T3
+MEMORY_SHARE = 0.7  # target of T4
 MEMORY_STEPS = 3  # the optimizer's state exists from the second one on
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 Make = Callable[[str], Contender]
 
 
@@ -31,7 +28,7 @@ class TrainingStep:
     """Forward, backward, clipping, AdamW and moving average, the same for every network.
 
     Args:
-        contender: what learns.
+        contender: the network that learns.
         side: of the images, in pixels.
         batch: number of images.
     """
@@ -62,12 +59,12 @@ def speed(
 
     Args:
         id: of the benchmark.
-        work: what the steps are.
-        make: gives the contender of a name.
+        work: description of the steps.
+        make: returns the contender of a name.
         side: of the images.
         batch: number of images.
-        rounds: times that each step is taken.
-        targets: for each peer, how many times its steps per second ours should make.
+        rounds: how many times each step is timed.
+        targets: for each peer, the ratio of steps per second that ours should reach.
     """
     contenders, missing = present(make, (OURS, *targets))
     steps = {name: TrainingStep(contender, side, batch) for name, contender in contenders.items()}
@@ -96,10 +93,10 @@ def speed(
 
 
 def matrix_products(device: torch.device) -> dict[str, Work]:
-    """What the share of the machine is a share of: the faster of two matrix products.
+    """Two matrix products; the faster one is taken as the full rate of the machine.
 
-    One is plain, one a 3x3 convolution, since libraries differ: oneDNN convolves at about twice the rate of MKL's
-    product on a processor that MKL does not favour.
+    One is a plain product, one a 3x3 convolution, since libraries differ: oneDNN convolves at about twice the rate of
+    MKL's product on a processor that MKL does not favour.
     """
     matrices = torch.randn(2, MATRIX_SIDE, MATRIX_SIDE, device=device).unbind()
     x = torch.randn(CONVOLUTION, device=device)
@@ -132,20 +129,16 @@ def count_flops(step: Work) -> int:
 
 
 def memory(side: int = 32, batch: int = 16) -> Iterator[Row]:
-    """T4: the peak memory that training needs beyond the imports, each case in a process of its own."""
+    """T4: the peak memory that training adds to the imports, each case in a process of its own."""
     for checkpointing in (False, True):
         work = "peak memory of T1" + ", with gradient checkpointing" * checkpointing
         peaks = {}
         for name in CONTENDERS:
-            case = [name, str(side), str(batch), "checkpointing" * checkpointing]
-            command = [sys.executable, "-m", "benchmarks.training_step", *case]
-            done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-            if done.returncode:
-                yield Row(
-                    "T4", work, name, f"not run: {done.stderr.strip().splitlines()[-1]}", target=f"{MEMORY_SHARE}x"
-                )
-            else:
-                peaks[name] = float(done.stdout)
+            try:
+                peaks[name] = float(start("training_step", name, side, batch, "checkpointing" * checkpointing))
+            except RuntimeError as error:
+                figure = f"not run: {str(error).splitlines()[-1]}"
+                yield Row("T4", work, name, figure, target=f"{MEMORY_SHARE}x")
         for name in set(peaks) - {OURS}:
             share = peaks[OURS] / peaks[name]
             figure = f"{share:.2f} times, {peaks[OURS]:.0f} MiB against {peaks[name]:.0f} MiB"
@@ -153,7 +146,7 @@ def memory(side: int = 32, batch: int = 16) -> Iterator[Row]:
 
 
 def peak(name: str, side: int, batch: int, checkpointing: bool) -> float:
-    """MiB that three steps of a contender, and all that they need, add to this process at most."""
+    """MiB that a contender and three of its steps add to this process at most."""
     before = resident("VmRSS")
     contender = nine_million(name, side)
     if checkpointing:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.scripts import SCRIPTS, load_script
 from unet_diffusion import cli
 from unet_diffusion.evaluation.classifier import ImageClassifier
 
@@ -128,19 +127,3 @@ def test_the_program_lists_its_commands(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["unet-diffusion", "fly"])
     with pytest.raises(SystemExit, match="no command 'fly'"):
         cli.main()
-
-
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_each_command_has_a_script(command):
-    text = (SCRIPTS / f"{command.replace('-', '_')}.py").read_text()
-    assert f'run("{command}")' in text
-
-
-def test_the_quickstart_leaves_its_images_and_figures(tmp_path):
-    quickstart = load_script("quickstart")
-    options = quickstart.Quickstart(tmp_path / "quickstart", diffusion_steps=2, segmentation_steps=2, max_images=40)
-    figures = quickstart.quickstart(options)
-    for name in ("samples.png", "masks.png", "curves.png"):
-        assert Image.open(options.output / name).size[0] > 100
-    assert json.loads((options.output / "metrics.json").read_text()) == figures
-    assert 0 <= figures["mean_iou"] <= 1

@@ -1,7 +1,8 @@
-"""The code blocks of the documents, and what types them one after the other.
+"""The code blocks of the documents, and functions that type them one after the other.
 
-A block marked `python`, `bash` or `sh` is typed; others are shown only. A comment directly before a block says why it
-is not: `<!-- not run: REASON -->`. Its commands are still parsed. `make` and `pip` are looked up, never run.
+A block marked `python`, `bash` or `sh` is typed, unless a comment directly before it gives a reason against it:
+`<!-- not run: REASON -->`. Its commands are then only parsed. Other blocks are only shown. `make` and `pip` are looked
+up, never run.
 """
 
 import re
@@ -34,9 +35,10 @@ BLOCK = re.compile(
     re.M | re.S,
 )
 
+MODULES = "scripts."  # the prefix of scripts that are run as modules
 OPTIONS = re.compile(r"tyro|unet_diffusion\.cli")  # in a script that takes options
 
-# What is changed before a document is typed, so that it takes seconds: what is written, and what is typed instead.
+# Text of documents, and the text that is typed instead, so that a document takes seconds.
 INSTEAD = {
     "README.md": {
         "--crop-size 64": "--crop-size 16",
@@ -66,11 +68,11 @@ class Block:
     """A fenced block of a document.
 
     Attributes:
-        document: the file that it is in.
-        line: where its text starts, from 1.
-        language: what stands behind the fence.
-        text: what is in it.
-        reason: why it is not run; None: it is.
+        document: the file of the document.
+        line: the line where the text starts, from 1.
+        language: the word behind the fence.
+        text: the text of the block.
+        reason: why the block is not run; None if it is run.
     """
 
     document: Path
@@ -81,7 +83,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        """Whether it is typed: a block of commands that is not marked."""
+        """Returns whether the block is typed: it has commands and is not marked."""
         return self.language in TYPED and self.reason is None
 
     def __str__(self) -> str:
@@ -89,7 +91,7 @@ class Block:
 
 
 def blocks(document: Path) -> list[Block]:
-    """All fenced blocks of a document, in their order."""
+    """All fenced blocks of a document, in order."""
     text = document.read_text(encoding="utf-8")
     return [
         Block(
@@ -108,8 +110,8 @@ class Command:
     """A command of a shell block.
 
     Attributes:
-        line: how it is written, continued lines joined.
-        words: what it consists of, without settings of the environment.
+        line: the command as written, with continued lines joined.
+        words: the words of the command, without settings of the environment.
     """
 
     line: str
@@ -117,38 +119,46 @@ class Command:
 
     @property
     def place(self) -> int:
-        """Where Python, Accelerate or torchrun are given a script; 0 in other commands."""
-        if self.words[0] not in ("python", "accelerate", "torchrun") or "-m" in self.words:
+        """The index of the script, a path or a module, that Python, Accelerate or torchrun run; 0 in other commands."""
+        if self.words[0] not in ("python", "accelerate", "torchrun"):
             return 0
-        return next((i for i, word in enumerate(self.words) if word.endswith(".py")), 0)
+        return next((i for i, word in enumerate(self.words) if word.endswith(".py") or word.startswith(MODULES)), 0)
 
     @property
     def script(self) -> Path | None:
-        """The script, which must be there."""
-        script = ROOT / self.words[self.place]
-        assert not self.place or script.is_file(), f"no script {script}"
-        return script if self.place else None
+        """The file of the script, which must be there."""
+        if not self.place:
+            return None
+        word = self.words[self.place]
+        if not word.startswith(MODULES):
+            script = ROOT / word
+        else:
+            assert self.words[self.place - 1] == "-m", f"python runs {word} as a module only after -m"
+            folder = ROOT / word.replace(".", "/")
+            script = folder / "__main__.py" if folder.is_dir() else folder.with_suffix(".py")
+        assert script.is_file(), f"no script {script}"
+        return script
 
     @property
     def job(self) -> str:
-        """Which job of ours it does, under its own name or by a script; "" if none."""
-        name = self.script.stem.replace("_", "-") if self.script else "".join(self.words[1:2])
+        """The command of `unet-diffusion` that is run, directly or by a script of its name; "" if there is none."""
+        word = self.words[self.place]
+        name = Path(word).stem.replace("_", "-") if word.endswith(".py") else "".join(self.words[1:2])
         return name if self.words[0] == "unet-diffusion" or name in cli.COMMANDS else ""
 
     def run(self) -> None:
-        """Runs it: ours and scripts in this process, which has imported everything, others in a shell."""
+        """Runs our commands and scripts in this process, which has imported everything, and others in a shell."""
         if self.words[0] == "unet-diffusion":
             assert self.job in cli.COMMANDS, f"no command {self.job}"
             cli.run(self.job, self.words[2:])
         elif self.script:
-            arguments = [str(self.script), *self.words[self.place + 1 :]]
-            with patch.object(sys, "argv", arguments), patch.object(sys, "path", [str(self.script.parent), *sys.path]):
+            with patch.object(sys, "argv", [str(self.script), *self.words[self.place + 1 :]]):
                 runpy.run_path(str(self.script), run_name="__main__")
         else:
             subprocess.run(["bash", "-c", self.line], check=True)
 
     def parse(self) -> None:
-        """Raises `AssertionError` or `SystemExit` where it names what is not there, or an option that is not."""
+        """Raises `AssertionError` or `SystemExit` if the command names a file, target or option that is not there."""
         if self.words[0] == "make":
             for word in self.words[1:]:
                 name, variable, _ = word.partition("=")
@@ -163,7 +173,7 @@ class Command:
                 self.run()
 
     def shortened(self) -> "Command":
-        """The same with the options that make it short."""
+        """The command with the options that make it short."""
         added = shlex.split(ADDED.get(self.job, ""))
         if self.job in TRAINED:
             model = self.words[self.words.index("--model") + 1] if "--model" in self.words else ""
@@ -176,7 +186,7 @@ class Parsed(Exception):
 
 
 def options_only(parser: Callable[..., object], *args: object, **kwargs: object) -> None:
-    """In place of `tyro.cli`: ends the command when it has read its options."""
+    """Replaces `tyro.cli`: ends a command when it has read its options."""
     parser(*args, **kwargs)
     raise Parsed
 
@@ -197,7 +207,7 @@ def type_document(document: Path) -> dict[str, object]:
     """Runs all blocks of a document that are not marked, in the working directory.
 
     Returns:
-        The names that the Python blocks, which share them, have left.
+        The names that the Python blocks have defined; the blocks share them.
     """
     instead = INSTEAD.get(name_of(document), {})
     names: dict[str, object] = {"__name__": "__main__"}

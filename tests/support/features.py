@@ -1,10 +1,10 @@
-"""A feature network that is a closed form."""
+"""A feature network with a closed form."""
 
 import torch
 from torch import nn
 
 
-class Blocks(nn.Module):  # means of 2x2 pixels, features that take no time
+class Blocks(nn.Module):  # means of 2x2 pixels, which take no time
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1 / 255))

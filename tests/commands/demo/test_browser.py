@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from tests.support.demo_runs import NAMES, Told, save_enlarging_run, save_image, save_joint_run
-from tests.support.scripts import load_script
 from unet_diffusion.commands.demo.images import heat
 from unet_diffusion.commands.demo.jobs import enlarge_image, generate_images, load_abilities
 from unet_diffusion.pipelines import SegmentationPipeline
@@ -30,7 +29,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def visit():
     """How a page is served and used."""
-    return load_script("demo_screenshots")
+    from scripts.drawings import demo  # not before it is known that selenium is there
+
+    return demo
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.support.scripts import load_script
 from tests.support.tiny import network
 from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
@@ -345,25 +343,3 @@ def test_a_single_file_that_is_damaged_or_names_other_code_is_refused(masks, tmp
     for path in (bad, tmp_path / "absent.safetensors"):
         with pytest.raises(ValueError, match="is no safetensors file that can be read"):
             load_single_file(path)
-
-
-# --- speed ---
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_exports_times_each_form_against_torch(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "scripts")
-    script = load_script("benchmark_export")
-    config = tmp_path / "network.json"
-    config.write_text(json.dumps({"channels": [4, 8], "attention": [False, False]}))
-    measure = partial(script.BenchmarkExport, model=str(config), output=tmp_path / "speed")
-    with pytest.raises(ValueError, match="sizes has '16', but each must be height x width, such as 128x128"):
-        measure(sizes=("16",))
-    script.run(measure(sizes=("16x16", "17x13"), rounds=3))
-    printed = capsys.readouterr().out
-    figures = json.loads((tmp_path / "speed" / "benchmark_export.json").read_text())
-    assert [(row["form"], row["size"]) for row in figures["rows"]] == [
-        (form, size) for size in ("16x16", "17x13") for form in ("onnx", "torch-export")
-    ]
-    assert all(row["low"] <= row["times_as_fast"] <= row["high"] for row in figures["rows"])
-    assert "| onnx | 17x13 |" in printed

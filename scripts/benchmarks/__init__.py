@@ -1,0 +1,1 @@
+"""Speed, memory and load of our networks beside those of other libraries: `python -m scripts.benchmarks.NAME`."""

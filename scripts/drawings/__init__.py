@@ -1,0 +1,1 @@
+"""The drawings and screenshots of the documents: `python -m scripts.drawings.NAME`."""

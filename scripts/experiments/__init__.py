@@ -1,0 +1,1 @@
+"""Trainings and evaluations that the documents report: `python -m scripts.experiments.NAME`."""

@@ -1,0 +1,1 @@
+"""Learning masks from few labelled images, in several ways: `python -m scripts.experiments.label_efficiency`."""

@@ -1,0 +1,287 @@
+"""The options of the experiment, and the runs that follow from them."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from scripts import NETWORKS
+from scripts.experiments.label_efficiency.networks import monai_features
+from unet_diffusion.checks import is_count, require, require_choice, require_each
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
+from unet_diffusion.saved_index import read_object
+from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig
+from unet_diffusion.tasks.self_training import COLOUR
+from unet_diffusion.training.config import TrainingConfig
+
+Method = Literal[
+    "scratch",
+    "self_training",
+    "pretrained",
+    "pretrained_self_training",
+    "joint",
+    "pixel_classifier",
+    "monai",
+    "imagenet",
+]
+METHODS: tuple[Method, ...] = get_args(Method)
+FINE_TUNED = ("pretrained", "pretrained_self_training", "joint")  # methods that train a noise predictor on masks
+FROM_DDPM = (*FINE_TUNED, "pixel_classifier")  # methods that start from a noise predictor
+SELF_TRAINED = ("self_training", "pretrained_self_training")
+PARTS = ("train", "validation", "test")
+INVERTED = 0.5  # share of the samples of `inverted_sets`
+SMALLEST_MONAI = 32  # pixels a side
+TRAINING = ("steps", "batch_size", "learning_rate", "warmup_steps", "ema_decay")  # in the config of a run
+COUNTS = ("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size")
+
+
+@dataclass
+class LabelEfficiency:
+    """Learn masks from few labelled images in several ways, and score all of them on the same test images."""
+
+    data: Path
+    """Folder that holds the sets, each a folder with `train.parquet`, `validation.parquet` and `test.parquet`."""
+    output: Path
+    """Folder for the runs, the table and the plot."""
+    results: Path | None = None
+    """JSON list of all runs; by default `label_efficiency.json` in the output folder."""
+    sets: tuple[str, ...] = ("dsb2018", "wbc", "isbi2012")
+    """Names of the sets, which are those of their folders."""
+    methods: tuple[Method, ...] = METHODS
+    """Ways to learn. Our network from "scratch" or "pretrained" (from DDPM training on all images), both also with
+    "self_training" on all training images; "joint" training, which also predicts noise; a "pixel_classifier" on frozen
+    features; "monai", a peer with as many parameters, from scratch; "imagenet", an encoder with ImageNet weights."""
+    labels: tuple[int | Literal["all"], ...] = (1, 5, 10, 40, "all")
+    """Numbers of labelled images, the first of the training set; numbers above the size of a set are left out."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of initialisation, order, crops and augmentation; the noise predictor is the same for all."""
+    crop_size: int = 64
+    """Side of the training squares in pixels; validation and test images stay whole."""
+    steps: int = 400
+    """Optimizer steps of each run."""
+    batch_size: int = 8
+    """Squares per step."""
+    learning_rate: float = 1e-3
+    """Highest learning rate of AdamW, the same for all methods."""
+    validate_every: int = 100
+    """Steps between validations; the weights of the best one are tested."""
+    network: Path = NETWORKS / "quarter-width.json"
+    """JSON file of our network's config values."""
+    pretraining_steps: int = 4800
+    """Optimizer steps of the noise predictor."""
+    pretraining_batch_size: int = 16
+    """Squares per step of the noise predictor."""
+    timestep: float | None = None
+    """Timestep of pretrained networks when they segment; by default their own, 0."""
+    trunk_rate: float = 1.0
+    """Learning rate of a pretrained trunk, relative to learning_rate."""
+    learn: Literal["everything", "decoder", "head"] = "everything"
+    """The part of a pretrained network that learns."""
+    denoising_weight: float = 1.0
+    """Weight of the noise-prediction loss in joint training."""
+    self_training_weight: float = 1.0
+    """Weight of the loss on the network's own masks in self-training."""
+    confidence: float = 0.9
+    """Least probability at which self-training takes the network's class for a label."""
+    inverted_sets: tuple[str, ...] = ("dsb2018",)
+    """Sets with half of the training samples inverted, for all methods; other sets follow `augmentation`."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        self.results = self.results or self.output / "label_efficiency.json"
+        for name in ("sets", "methods", "labels", "seeds"):
+            values = getattr(self, name)
+            valid = values and len(set(values)) == len(values)
+            require(valid, name, values, "must name one or more, each once")
+        for method in self.methods:
+            require_choice("methods", method, METHODS)
+        for count in self.labels:
+            require(count == "all" or is_count(count), "labels", count, "each must be a number of at least 1, or 'all'")
+        for seed in self.seeds:
+            require(is_count(seed, 0), "seeds", seed, "each must be at least 0")
+        require_each(self, COUNTS, is_count, "must be at least 1; leave it out for the default")
+        if "monai" in self.methods:
+            rule = f"MONAI's network needs at least {SMALLEST_MONAI}; give more, or leave monai out of methods"
+            require(self.crop_size >= SMALLEST_MONAI, "crop_size", self.crop_size, rule)
+        if self.timestep is not None:
+            last = DiffusionConfig().num_train_timesteps
+            rule = f"must be from 0 to below {last}; leave it out for the network's own"
+            require(0 <= self.timestep < last, "timestep", self.timestep, rule)
+        rule = "must be above 0; for masks alone, use the method pretrained"
+        require_each(self, ("denoising_weight", "self_training_weight"), lambda value: value > 0, rule)
+        JointConfig(self_training_weight=self.self_training_weight, confidence=self.confidence)
+        if self.learn == "head" and "joint" in self.methods:
+            raise ValueError("learn is 'head', but joint training moves the trunk; leave joint out of methods.")
+        SegmentationConfig(learn=self.learn, trunk_rate=self.trunk_rate)
+        self.training(0)
+        if self.network.suffix != ".json" or not self.network.is_file():
+            raise ValueError(f"network is {self.network}, but must be a JSON file of config values; give its path.")
+        for path in (self.data / name / f"{part}.parquet" for name in self.sets for part in PARTS):
+            if not path.is_file():
+                raise ValueError(f"sets names {path.parent.name!r}, but there is no {path}; give data or other sets.")
+
+    def training(self, seed: int) -> TrainingConfig:
+        """The training options of the runs of a seed."""
+        return TrainingConfig(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            warmup_steps=self.steps // 10,
+            ema_decay=0.99,
+            validate_every=self.validate_every,
+            preview_every=self.steps,
+            checkpoint_every=self.validate_every,
+            keep_checkpoints=1,
+            trackers=(),
+            seed=seed,
+        )
+
+    def pretraining(self) -> TrainingConfig:
+        """The training options of the noise predictor, which ignore the learning rate and the seeds of the runs."""
+        return TrainingConfig(
+            steps=self.pretraining_steps,
+            batch_size=self.pretraining_batch_size,
+            warmup_steps=self.pretraining_steps // 10,
+            ema_decay=0.998,
+            preview_every=self.pretraining_steps,
+            checkpoint_every=200,
+            keep_checkpoints=1,
+            trackers=(),
+        )
+
+    def network_values(self) -> dict[str, Any]:
+        """The values in the network's file, without its remarks."""
+        return {key: value for key, value in read_object(self.network).items() if not key.startswith("_")}
+
+    def segmentation(self, method: str) -> SegmentationConfig:
+        """The loss, and the part of the network that learns."""
+        if method in FINE_TUNED:
+            recipe = {"learn": self.learn, "trunk_rate": self.trunk_rate, "timestep": self.timestep}
+            return SegmentationConfig(**recipe, preview_images=4)
+        learn: Any = "pixel_classifier" if method == "pixel_classifier" else "everything"
+        return SegmentationConfig(learn=learn, preview_images=4)
+
+    def joint(self, method: str) -> JointConfig:
+        """The losses on images without masks."""
+        return JointConfig(
+            self.denoising_weight if method == "joint" else 0.0,
+            self.self_training_weight if method in SELF_TRAINED else 0.0,
+            self.confidence,
+        )
+
+    def augmentation_of(self, name: str) -> AugmentationConfig:
+        """The augmentation of the training images of a set."""
+        return replace(self.augmentation, invert=INVERTED) if name in self.inverted_sets else self.augmentation
+
+    def masked(self, name: str, labels: int | None = None, num_classes: int | None = None) -> MaskedDataConfig:
+        """The first `labels` images of a set with their masks, and its validation set."""
+        return MaskedDataConfig(
+            data=str(self.data / name / "train.parquet"),
+            validation_data=str(self.data / name / "validation.parquet"),
+            image_column="image",
+            mask_column="mask",
+            crop_size=self.crop_size,
+            max_labels=labels,
+            num_classes=num_classes,
+        )
+
+    def config(self, name: str, method: str, facts: "SetFacts") -> dict[str, Any]:
+        """All values that the runs of a set by a method depend on, as JSON stores them."""
+        training = self.training(0)
+        config: dict[str, Any] = {
+            "training": {name: getattr(training, name) for name in TRAINING},
+            "crop_size": self.crop_size,
+            "validate_every": self.validate_every,
+            "augmentation": asdict(self.augmentation_of(name)),
+        }
+        if method == "monai":
+            config["network"] = {"features": monai_features(self.network, facts.channels, facts.num_classes)}
+        elif method == "imagenet":
+            config["network"] = {"encoder": "efficientnet-lite0"}
+        else:
+            config["network"] = self.network_values()
+        if method in FROM_DDPM:
+            segmentation = self.segmentation(method)
+            config["recipe"] = {key: getattr(segmentation, key) for key in ("learn", "trunk_rate", "timestep")}
+            config["recipe"] |= {"denoising_weight": self.joint(method).denoising_weight}
+            config["pretraining"] = self.pretraining_config()
+        if method in SELF_TRAINED:
+            config["self_training"] = {
+                "weight": self.self_training_weight,
+                "confidence": self.confidence,
+                "colour": COLOUR,
+            }
+        return json.loads(json.dumps(config))
+
+    def pretraining_config(self) -> dict[str, Any]:
+        """All values that the noise predictor of a set depends on."""
+        counts = {"steps": self.pretraining_steps, "batch_size": self.pretraining_batch_size}
+        return json.loads(json.dumps({**counts, "crop_size": self.crop_size, "network": self.network_values()}))
+
+    def runs(self) -> "list[Run]":
+        """All runs, one seed after the other."""
+        made = []
+        for name in self.sets:
+            facts = set_facts(self.masked(name))
+            counts = dict.fromkeys(facts.images if count == "all" else int(count) for count in self.labels)
+            fitting = sorted(count for count in counts if count <= facts.images)
+            if not fitting:
+                raise ValueError(
+                    f"labels is {self.labels}, but {name} has {facts.images} training images; give smaller "
+                    "numbers, or 'all'."
+                )
+            configs = {method: self.config(name, method, facts) for method in self.methods}
+            made += [
+                Run(name, method, count, seed, configs[method])
+                for seed in self.seeds
+                for count in fitting
+                for method in self.methods
+            ]
+        return made
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        data: name of the set.
+        method: the way to learn.
+        labels: number of labelled images.
+        seed: of the run.
+        config: as `LabelEfficiency.config` gives it.
+    """
+
+    data: str
+    method: str
+    labels: int
+    seed: int
+    config: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Its folder, relative to the output folder."""
+        return f"{self.data}/{self.method}-{self.labels}-seed{self.seed}-{short_hash(self.config)}"
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """The number of images of a training set, their channels, and the number of classes in all of its masks."""
+
+    images: int
+    channels: int
+    num_classes: int
+
+
+def set_facts(config: MaskedDataConfig) -> SetFacts:
+    """Reads the facts of a set from all of its masks, since the number of classes does not depend on the labels."""
+    sets = load_masked(config)
+    return SetFacts(len(sets.train), sets.train.channels, sets.num_classes)
+
+
+def short_hash(config: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that identify a configuration."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]

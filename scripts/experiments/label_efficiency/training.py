@@ -1,0 +1,134 @@
+"""One run of the experiment: pretraining if its method needs it, training, and the test."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from scripts.benchmarks.peers import Peer
+from scripts.experiments.label_efficiency.experiment import (
+    FROM_DDPM,
+    LabelEfficiency,
+    Run,
+    SetFacts,
+    set_facts,
+    short_hash,
+)
+from scripts.experiments.label_efficiency.networks import parameters, untrained_peer
+from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
+from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.train_segmentation import make_task
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.masked.config import MaskedOptions
+from unet_diffusion.data.masked.sets import MaskedSets, load_labelled, load_masked
+from unet_diffusion.evaluation.masks import Scores, score_masks
+from unet_diffusion.files import INDEX
+from unet_diffusion.pipelines import SegmentationPipeline
+from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.saved_runs import load_pipeline
+from unet_diffusion.tasks.config import DiffusionConfig
+from unet_diffusion.tasks.segmentation import SegmentationTask
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.task import Task
+
+
+def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
+    """Trains or resumes a run, and scores the weights of its best validation once on the test images.
+
+    Returns:
+        The entry of the run in the JSON file: `data`, `method`, `labels`, `seed`; `mean_iou` of the classes over the
+        pixels of all test images together; `images`, the mean IoU of each, None where it is undefined;
+        `validation_mean_iou`; `parameters` of all networks that predict; `seconds`, CPU seconds of the training steps,
+        and `pretraining_seconds`, those of the noise predictor that the run shares with others; `config`.
+    """
+    facts = set_facts(options.masked(run.data))
+    start, pretraining_seconds = str(options.network), 0.0
+    if run.method in FROM_DDPM:
+        start, pretraining_seconds = pretrain(options, run.data)
+    folder = options.output / run.folder
+    config = TrainSegmentation(
+        options.masked(run.data, run.labels, facts.num_classes),
+        folder,
+        start,
+        options.segmentation(run.method),
+        joint=options.joint(run.method),
+        augmentation=options.augmentation_of(run.data),
+        training=options.training(run.seed),
+    )
+    accelerator = make_accelerator(config.training, folder)
+    data = load_masked(config.data, run.seed)
+    torch.manual_seed(keyed_seed(run.seed, "initialisation"))
+    task = task_of(run, config, data, facts)
+    trainer = TimedTrainer(task, config.training, folder, asdict(config), accelerator)
+    trainer.run()
+
+    if isinstance(task, SegmentationTask) and isinstance(task.network, Peer):
+        # low_cpu_mem_usage would skip the weights that its constructor loads
+        pipe = task.pipeline(type(task.network).from_pretrained(folder / "unet", low_cpu_mem_usage=False))
+    else:
+        pipe = load_pipeline(SegmentationPipeline, folder)
+    scores = score(options, run.data, pipe).to_dict()
+    return {
+        **{name: getattr(run, name) for name in ("data", "method", "labels", "seed")},
+        "mean_iou": scores["pooled"]["mean_iou"],
+        "validation_mean_iou": trainer.best.score,
+        "seconds": trainer.cpu_seconds,
+        "pretraining_seconds": pretraining_seconds,
+        "parameters": sum(parameters(network) for network in (pipe.unet, pipe.classifier) if network is not None),
+        "config": run.config,
+        "images": [image["mean_iou"] for image in scores["images"]],
+    }
+
+
+def task_of(run: Run, config: TrainSegmentation, data: MaskedSets, facts: SetFacts) -> Task:
+    """The task of `train-segmentation`, also for a network that is not ours."""
+    features = tuple(run.config["network"].get("features", ()))
+    other = untrained_peer(run.method, facts.channels, facts.num_classes, features)
+    if other is None:
+        return make_task(config, data)
+    return SegmentationTask(other, data, config.segmentation, config.augmentation)
+
+
+def score(options: LabelEfficiency, name: str, pipe: SegmentationPipeline) -> Scores:
+    """The scores of a pipeline on the test images of a set."""
+    dataset = load_labelled(
+        MaskedOptions(data=str(options.data / name / "test.parquet"), image_column="image", mask_column="mask"),
+        num_classes=pipe.num_classes,
+        channels=pipe.unet.config.in_channels,
+        pixel_range=pipe.pixel_range,
+        palette=pipe.palette,
+    )
+    return score_masks(pipe.predictor(), dataset)
+
+
+def pretrain(options: LabelEfficiency, name: str) -> tuple[str, float]:
+    """Trains the noise predictor of a set on all of its training images and no others, unless it is trained.
+
+    Returns:
+        Its folder, and the CPU seconds of its steps.
+    """
+    config = pretraining_run(options, name)
+    steps = str(config.training.steps)
+    if not (config.output / INDEX).is_file():  # written last
+        train_ddpm_timed(config)
+    return str(config.output), json.loads((config.output / SECONDS).read_text(encoding="utf-8"))[steps]
+
+
+def pretraining_run(options: LabelEfficiency, name: str) -> TrainDDPM:
+    """The options of `train-ddpm`: images of the training set alone, none of them held out."""
+    data = DataConfig(
+        data=str(options.data / name / "train.parquet"),
+        image_column="image",
+        crop_size=options.crop_size,
+        flip=True,
+        validation_fraction=0.0,
+    )
+    folder = f"ddpm-{options.pretraining_steps}-{short_hash(options.pretraining_config())}"
+    return TrainDDPM(
+        options.output / name / folder,
+        str(options.network),
+        data,
+        DiffusionConfig(preview_images=4),
+        options.pretraining(),
+    )

@@ -1,0 +1,185 @@
+r"""Compares the training time until images are good: our recipe and the training example of diffusers.
+
+Three trainings on one thread, of networks with equal parameters: the example as published, the example with a tuned
+learning rate, and `train-ddpm`. Ours runs at several lengths, since a decaying learning rate makes the last steps the
+best. Time is CPU seconds of the training steps. Snapshots of the averaged weights are judged by the Frechet distance of
+their images.
+
+    OMP_NUM_THREADS=1 python -m scripts.experiments.time_to_quality \
+        --data fashion_mnist/train.parquet --output runs/quality
+
+Writes `quality.json`, `quality.md` and `quality.png`. The same command resumes a stopped comparison; with `--only`,
+parts of it can run in parallel.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import tyro
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from scripts import NETWORKS
+from scripts.benchmarks.row import table
+from scripts.experiments.time_to_quality.quality import (
+    OURS,
+    PUBLISHED,
+    TUNED,
+    Point,
+    judge,
+    peer_network,
+    points_table,
+    rows,
+    save_plot,
+)
+from scripts.experiments.time_to_quality.training import (
+    PeerTraining,
+    PublishedRecipe,
+    snapshot_path,
+    snapshot_steps,
+    train_ours,
+)
+from unet_diffusion.checks import require
+from unet_diffusion.commands.evaluate_generation import real_images
+from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.train_ddpm import make_unet
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.sets import load_images
+from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
+from unet_diffusion.files import write_json, write_text
+from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.tasks.config import DiffusionConfig
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.unet import UNet
+
+FOLDERS = {PUBLISHED: "published", TUNED: "tuned", OURS: "ours"}
+
+
+@dataclass
+class TimeToQuality:
+    """Compare the training time until images are good."""
+
+    data: str
+    """Training images, such as Fashion-MNIST; the real images of the distances are drawn from them."""
+    output: Path
+    """Folder of the runs and the results."""
+    only: tuple[str, ...] = ()
+    """Runs to train, such as published or ours-360; by default all. Only finished runs are judged."""
+    peer_steps: int = 4500
+    """Optimizer steps of the example, which take 15 to 20 CPU minutes."""
+    tuned_learning_rate: float = 1e-3
+    """Learning rate of the example in the second training."""
+    warmup_steps: int = 500
+    """Warm-up steps of the example, as published."""
+    our_steps: tuple[int, ...] = (180, 360, 1080)
+    """Lengths of our training in optimizer steps."""
+    batch_size: int = 16
+    """Images per step of ours, by default as in the example; few steps of many images learn less in the same time."""
+    snapshots: int = 3
+    """How many of the last snapshots of each run are judged; each is at twice the steps of the one before."""
+    images: int = 2000
+    """Number of images generated from each snapshot, and of real ones."""
+    model: str = str(NETWORKS / "digits.json")
+    """Our network: a preset or a JSON file of config values."""
+    seed: int = 0
+    """Determines everything random."""
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        for name in self.only:
+            require(name in self.runs, "only", name, f"must be among {', '.join(self.runs)}")
+        require(self.snapshots >= 1, "snapshots", self.snapshots, "must be at least 1")
+
+    @property
+    def runs(self) -> dict[str, tuple[str, int]]:
+        """The training and the number of steps of each run, by its folder."""
+        peers = {FOLDERS[name]: (name, self.peer_steps) for name in (PUBLISHED, TUNED)}
+        return peers | {f"{FOLDERS[OURS]}-{steps}": (OURS, steps) for steps in self.our_steps}
+
+    def recipe(self, name: str) -> PublishedRecipe:
+        """The recipe of a peer."""
+        rate = {"learning_rate": self.tuned_learning_rate} if name == TUNED else {}
+        return PublishedRecipe(self.peer_steps, warmup_steps=self.warmup_steps, seed=self.seed, **rate)
+
+    def ours(self, steps: int) -> TrainDDPM:
+        """The options of `train-ddpm` for a run of ours."""
+        training = TrainingConfig(
+            steps=steps,
+            batch_size=self.batch_size,
+            warmup_steps=steps // 10,
+            preview_every=steps,
+            checkpoint_every=max(1, steps // 4),
+            keep_checkpoints=1,
+            trackers=(),
+            seed=self.seed,
+        )
+        return TrainDDPM(
+            self.output / f"{FOLDERS[OURS]}-{steps}", self.model, DataConfig(data=self.data), training=training
+        )
+
+
+def time_to_quality(config: TimeToQuality) -> str:
+    """Trains and judges what is not on disk, and returns the table of ratios."""
+    torch.set_num_threads(1)
+    data = load_images(DataConfig(data=config.data)).train
+    assert isinstance(data, ImageDataset)
+    for folder, (name, steps) in config.runs.items():
+        if (not config.only or folder in config.only) and not snapshot_path(config.output / folder, steps).exists():
+            if name == OURS:
+                train_ours(config.ours(steps))
+            else:
+                torch.manual_seed(keyed_seed(config.seed, "initialisation"))
+                network = peer_network(data.height, data.channels)
+                PeerTraining(network, config.recipe(name), data, config.output / folder).run()
+    curves = judge_all(config, data)
+    save_plot(curves, config.output / "quality.png")
+    found = rows(curves)
+    text = table(found) + "\n" + points_table(curves)
+    written = {name: [asdict(point) for point in points] for name, points in curves.items()}
+    write_json(
+        config.output / "quality.json",
+        {"options": asdict(config), "curves": written, "rows": [asdict(row) for row in found]},
+    )
+    write_text(config.output / "quality.md", text)
+    return text
+
+
+def judge_all(config: TimeToQuality, data: ImageDataset) -> dict[str, list[Point]]:
+    """The points of every finished run; each is written to a file as soon as it is known."""
+    trained = {
+        folder: (name, steps)
+        for folder, (name, steps) in config.runs.items()
+        if snapshot_path(config.output / folder, steps).exists()
+    }
+    features = cache(lambda: real_features(config))
+    curves = {}
+    for folder, (name, steps) in trained.items():
+        points = []
+        for step in snapshot_steps(steps)[-config.snapshots :]:
+            path = config.output / folder / "scores" / f"step-{step:08d}-{config.images}.json"
+            if not path.exists():
+                scheduler = DiffusionConfig().make_scheduler() if name == OURS else DDPMScheduler()
+                network = our_network(config, data) if name == OURS else peer_network(data.height, data.channels)
+                write_json(path, asdict(judge(config.output / folder, step, network, scheduler, *features())))
+            points.append(Point(**json.loads(path.read_text(encoding="utf-8"))))
+        curves[f"{name}, {steps} steps" if name == OURS else name] = points
+    return curves
+
+
+def our_network(config: TimeToQuality, data: ImageDataset) -> UNet:
+    """Our untrained network."""
+    return make_unet(config.ours(1), data.height, data.width, data.channels, data.class_names)
+
+
+def real_features(config: TimeToQuality) -> tuple[FeatureNetwork, Tensor]:
+    """The feature network, and the features (N, D) of the real images."""
+    network = feature_network("efficientnet-lite0")
+    return network, features_of(network, real_images(DataConfig(data=config.data), config.images))
+
+
+if __name__ == "__main__":
+    print(time_to_quality(tyro.cli(TimeToQuality, description=__doc__)))

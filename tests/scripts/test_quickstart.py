@@ -1,0 +1,14 @@
+import json
+
+from PIL import Image
+
+from scripts import quickstart
+
+
+def test_the_quickstart_leaves_its_images_and_figures(tmp_path):
+    options = quickstart.Quickstart(tmp_path / "quickstart", diffusion_steps=2, segmentation_steps=2, max_images=40)
+    figures = quickstart.quickstart(options)
+    for name in ("samples.png", "masks.png", "curves.png"):
+        assert Image.open(options.output / name).size[0] > 100
+    assert json.loads((options.output / "metrics.json").read_text()) == figures
+    assert 0 <= figures["mean_iou"] <= 1
