@@ -65,12 +65,12 @@ def test_jobs_wait_for_each_other_and_telemetry_is_off(joint, pages, tmp_path):
 def test_mistakes_become_messages_that_are_no_html(pages):
     import gradio
 
-    with pytest.raises(gradio.Error) as told, pages.told_on_the_page():
+    with pytest.raises(gradio.Error) as shown, pages.errors_as_messages():
         raise ValueError("<img src=x>.png is 'no' image")
-    assert told.value.message == "&lt;img src=x&gt;.png is 'no' image"
-    with pytest.raises(gradio.Error, match="Out of memory"), pages.told_on_the_page():
+    assert shown.value.message == "&lt;img src=x&gt;.png is 'no' image"
+    with pytest.raises(gradio.Error, match="Out of memory"), pages.errors_as_messages():
         raise MemoryError("no room.")
-    with pytest.raises(AssertionError), pages.told_on_the_page():  # ours, not the visitor's
+    with pytest.raises(AssertionError), pages.errors_as_messages():  # ours, not the visitor's
         raise AssertionError
 
 

@@ -1,4 +1,4 @@
-"""A page to play with a run in a browser, served from this machine."""
+"""A page to try a run in a browser, served from this machine."""
 
 import os
 import time
@@ -9,6 +9,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from unet_diffusion.checks import require
 from unet_diffusion.commands.demo.images import find_examples
 from unet_diffusion.commands.demo.jobs import load_abilities
 from unet_diffusion.training.stopping import stop_requests
@@ -19,51 +20,48 @@ POLL = 0.2  # seconds
 
 @dataclass
 class Demo:
-    """Open a page to play with a run in a browser: generate, segment or enlarge, whatever the run was trained for."""
+    """Open a page to try a run in a browser: generate, segment or enlarge, as the run was trained."""
 
     run: Positional[Path]
     """Folder of the run, or of any saved pipeline with a UNet."""
     examples: Path | None = None
-    """Folder of images that visitors can pick, the first 24 of it, for runs that segment or enlarge."""
+    """Folder whose first 24 images visitors can pick, for runs that segment or enlarge."""
     host: str = "127.0.0.1"
-    """Address to serve on; by default this machine alone can open the page, with "0.0.0.0" everyone in its network."""
+    """Address to serve on; by default only this machine can open the page, with "0.0.0.0" all in its network."""
     port: int | None = None
     """Port to serve on; by default the first free one from 7860."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
 
     def __post_init__(self) -> None:
-        """Checks what only the server would find wrong."""
-        if self.port is not None and not 1 <= self.port <= 65535:
-            raise ValueError(f"port is {self.port}, but must be from 1 to 65535; leave it out for a free one.")
+        """Checks the port."""
+        rule = "must be from 1 to 65535; leave it out for a free one"
+        require(self.port is None or 1 <= self.port <= 65535, "port", self.port, rule)
 
 
 def demo(config: Demo) -> str:
-    """Serves the page until Ctrl-C or SIGTERM comes, and then says so.
+    """Serves the page until Ctrl-C or SIGTERM, and returns a sentence that it is closed.
 
-    Uploads and results are kept in a temporary folder, an hour each, which goes with the page. Nothing is loaded from
-    the internet, and nothing is reported to it.
+    Uploads and results are kept for an hour, in a temporary folder that is deleted with the page. Nothing is loaded
+    from the internet or sent to it.
 
     Raises:
-        ValueError: no finished run, or examples that do not fit it.
+        ValueError: there is no finished run, or the examples do not fit it.
         ImportError: without the extra `demo`.
-        OSError: the address cannot be served on.
+        OSError: the page cannot be served on the address.
     """
     abilities = load_abilities(config.run, config.device)
     examples = [] if config.examples is None else find_examples(config.examples, abilities.reader)
     with TemporaryDirectory(prefix="unet-diffusion-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")  # before Gradio is imported
         try:
-            from unet_diffusion.commands.demo.page import (  # here, since Gradio is an extra, and slow
-                launch_options,
-                page,
-            )
+            from unet_diffusion.commands.demo.page import launch_options, page  # Gradio is an extra, and slow
         except ImportError as error:
             raise ImportError('the page needs Gradio: pip install "unet-diffusion[demo]"') from error
         blocks = page(config.run, abilities, examples, Path(folder))
         address = serve(blocks, config, launch_options())
         with stop_requests() as stop:
-            # Not the job's result, which would be told when the page has gone.
+            # printed, since the result appears only when the page is closed
             print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
             while not stop:
                 time.sleep(POLL)
@@ -75,7 +73,7 @@ def serve(blocks: Any, config: Demo, options: dict[str, Any]) -> str:
     """Starts the server of a page in the background; returns its address.
 
     Raises:
-        OSError: the port is taken, or the host is no address of this machine.
+        OSError: the port is taken, or the host is not an address of this machine.
     """
     try:
         _, address, _ = blocks.launch(
