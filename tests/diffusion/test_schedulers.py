@@ -317,7 +317,7 @@ def test_samplers_need_no_more_steps_than_they_are_said_to(name, beta_schedule):
 @pytest.mark.parametrize("name", ["CogVideoXDPMScheduler", "RePaintScheduler", "ScoreSdeVeScheduler"])
 def test_scheduler_that_needs_another_loop_is_refused(name):
     pipe = ImageGenerationPipeline(GaussianPredictor("flow"), getattr(diffusers.schedulers, name)())
-    with pytest.raises(ValueError, match=f"{name}.*use the pipeline that diffusers has for it"):
+    with pytest.raises(ValueError, match=f"{name}.*use diffusers' own pipeline for it"):
         pipe()
 
 
