@@ -33,7 +33,7 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 
 @pytest.fixture
 def diffusers_log(caplog):
-    """What diffusers logs at WARNING and above; its own handler does not pass records on."""
+    """The records of diffusers at WARNING and above, which its own handler does not pass on."""
     logger = logging.getLogger("diffusers")
     logger.addHandler(caplog.handler)
     yield caplog

@@ -81,9 +81,9 @@ class HeadFunction(nn.Module):
             self.names.append("class_labels")
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What `names` says, (B, C, H, W), float32 (B,) and int64 (B,), to logits (B, K, H, W) or noise (B, C, H, W).
+        """Inputs `names`, (B, C, H, W), float32 (B,) and int64 (B,), to logits (B, K, H, W) or noise (B, C, H, W).
 
-        An unpadded network gives smaller maps.
+        The output of an unpadded network is smaller.
         """
         output = self.unet(*inputs, head=self.head)
         return output.logits if self.head == "segmentation" else output.sample
