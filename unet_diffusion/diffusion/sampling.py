@@ -110,11 +110,6 @@ def start_sampling(scheduler: SchedulerMixin, num_inference_steps: int, device: 
         scheduler.set_begin_index(0)  # otherwise a timestep that occurs twice starts at its second place
 
 
-def initial_scale(scheduler: SchedulerMixin) -> float | Tensor:
-    """The deviation of the noise that sampling starts from; flow-matching schedulers have none of their own: 1."""
-    return getattr(scheduler, "init_noise_sigma", 1.0)
-
-
 def scaled_input(scheduler: SchedulerMixin, sample: Tensor, timestep: Any) -> Tensor:
     """Noisy images (B, C, H, W) as the network gets them; flow-matching schedulers leave them as they are."""
     return scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
@@ -123,16 +118,7 @@ def scaled_input(scheduler: SchedulerMixin, sample: Tensor, timestep: Any) -> Te
 def denoised(
     scheduler: SchedulerMixin, step: int, prediction: Tensor, sample: Tensor, generator: Any, eta: float | None = None
 ) -> Tensor:
-    """The images (B, C, H, W) after one step of the scheduler.
-
-    Args:
-        scheduler: after `start_sampling`.
-        step: index into `scheduler.timesteps`.
-        prediction: the network's prediction for the images, (B, C, H, W).
-        sample: the images before the step, (B, C, H, W).
-        generator: one, or one per image.
-        eta: None leaves the scheduler's own default.
-    """
+    """The images `sample` (B, C, H, W) after one step of the scheduler; other arguments as for `step_arguments`."""
     arguments = step_arguments(scheduler, step, generator, eta)
     return scheduler.step(prediction, scheduler.timesteps[step], sample, **arguments).prev_sample
 

@@ -57,17 +57,9 @@ class Segmenter:
         augment: bool = False,
         levels: Sequence[int] = (),
     ) -> "Segmenter":
-        """A segmenter with the windows that suit its network.
+        """A segmenter with the windows that suit its network; the timesteps of a classifier replace `levels`.
 
-        Args:
-            unet: as in `Segmenter`.
-            pixel_range: as in `Segmenter`.
-            device: as in `Segmenter`.
-            scheduler: as in `Segmenter`.
-            classifier: as in `Segmenter`; its own timesteps replace `levels`.
-            tile_size: output pixels a side of a tile, or None, as in `Tiling.of`.
-            augment: average over the 8 flips and rotations.
-            levels: as in `Segmenter`.
+        `tile_size` is as in `Tiling.of`; `augment` averages over the 8 flips and rotations.
         """
         tiling = Tiling.of(unet, tile_size, symmetric=augment)
         if classifier is not None:

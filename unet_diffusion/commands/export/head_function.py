@@ -32,13 +32,13 @@ class Sizes:
     def of_network(cls, unet: UNet) -> "Sizes":
         """The sizes that a network takes; a stock one takes multiples of its stride."""
         stock = isinstance(unet, UNet2DAdapter)
-        return cls(stride(unet), stride(unet)) if stock else cls(unet.smallest_side)
+        return cls(unet.stride, unet.stride) if stock else cls(unet.smallest_side)
 
     @classmethod
     def of_program(cls, unet: UNet) -> "Sizes":
         """The sizes that one program of `torch.export` takes, which excludes maps of a single row or column."""
         stock = isinstance(unet, UNet2DAdapter)
-        return cls(2 * stride(unet), stride(unet), STOCK_BATCH) if stock else cls(unet.smallest_side + stride(unet))
+        return cls(2 * unet.stride, unet.stride, STOCK_BATCH) if stock else cls(unet.smallest_side + unet.stride)
 
     def tried(self, unet: UNet) -> list[tuple[int, int, int]]:
         """Batches, heights and widths to compare a graph at: smallest, even, odd, oblong, and those of the training.
@@ -46,7 +46,7 @@ class Sizes:
         The smallest height and width are not combined, since rounding is large where one or two pixels are normalised.
         """
         one = self.multiple
-        side = -(-(self.smallest + stride(unet)) // (2 * one)) * 2 * one  # even
+        side = -(-(self.smallest + unet.stride) // (2 * one)) * 2 * one  # even
         sizes = [
             (1, self.smallest, side),
             (2, side + one, self.smallest),
@@ -102,11 +102,6 @@ class HeadFunction(nn.Module):
         return tuple(values[name] for name in self.names)
 
 
-def stride(unet: UNet) -> int:
-    """Pixels of the image per pixel of the coarsest map."""
-    return 2 ** (len(unet.config.channels) - 1)
-
-
 def traced(function: HeadFunction) -> ExportedProgram:
     """The graph of a head, for the sizes that `Sizes.of_program` allows."""
     sizes = Sizes.of_program(function.unet)
@@ -115,7 +110,7 @@ def traced(function: HeadFunction) -> ExportedProgram:
     ending = "" if multiple == 1 else f"_over_{multiple}"
     height, width = (Dim(f"{side}{ending}", min=least) for side in ("height", "width"))
     axes = {0: batch, 2: height, 3: width} if multiple == 1 else {0: batch, 2: multiple * height, 3: multiple * width}
-    side = sizes.smallest + 2 * stride(function.unet)
+    side = sizes.smallest + 2 * function.unet.stride
     with torch.no_grad():
         program = torch.export.export(
             function,
