@@ -1,4 +1,4 @@
-"""Our pipelines, one a file; they are resolved as `unet_diffusion.pipelines`."""
+"""Our pipelines, one per file, imported as `unet_diffusion.pipelines`."""
 
 from unet_diffusion.pipelines.image_generation import ImageGenerationOutput, ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationOutput, SegmentationPipeline

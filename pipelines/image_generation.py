@@ -14,14 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.checks import is_count, require
-from unet_diffusion.diffusion.sampling import (
-    check_classes,
-    check_scheduler,
-    denoised,
-    initial_scale,
-    scaled_input,
-    start_sampling,
-)
+from unet_diffusion.diffusion.sampling import check_classes, check_scheduler, denoised, scaled_input, start_sampling
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
@@ -163,7 +156,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)
-        return latents * initial_scale(self.scheduler)
+        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow-matching schedulers have none: 1
 
     @torch.no_grad()
     def __call__(

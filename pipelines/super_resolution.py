@@ -16,7 +16,7 @@ from torch import Tensor
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.diffusion.config import check_condition_noise, check_scale
 from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
-from unet_diffusion.diffusion.sampling import check_scheduler, denoised, initial_scale, scaled_input, start_sampling
+from unet_diffusion.diffusion.sampling import check_scheduler, denoised, scaled_input, start_sampling
 from unet_diffusion.images.conversion import as_output, check_output_type, stored_images
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
@@ -156,7 +156,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                     levels = torch.full((len(small),), condition_noise, device=condition.device)
                     condition = with_noise(condition, levels, self._drawn(condition, own))
                 start_sampling(self.scheduler, num_inference_steps, self._execution_device)
-                large = large * initial_scale(self.scheduler)
+                large = large * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow-matching schedulers have none
                 for i, t in enumerate(self.scheduler.timesteps):
                     prediction = self._predict(large, t, condition, tiling)
                     large = denoised(self.scheduler, i, prediction, large, own)

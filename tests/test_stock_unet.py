@@ -211,7 +211,7 @@ def test_names_of_the_weights_are_those_of_a_unet():
     assert {name for name, _ in network.named_children()} & set(network.config) == set()
 
 
-def test_the_config_says_what_is_asked_of_a_unet():
+def test_the_config_has_the_keys_that_are_read_of_a_unet():
     assert set(UNet().config) & UNET_KEYS == UNET_KEYS
     for kind, attention in (("ddpm", [False, True, True]), ("resnet", [False, True, True]), ("flat", [True])):
         config = adapter(kind).config
@@ -259,7 +259,7 @@ def test_heads_are_added_replaced_and_switched_as_in_a_unet():
         ({"widths": (8, 16)}, "there is no config value 'widths'"),
     ],
 )
-def test_values_and_networks_that_are_no_plain_unet_are_refused(changes, message):
+def test_values_and_networks_that_are_not_a_plain_unet_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         UNet2DAdapter(**{**DDPM, **changes})
 

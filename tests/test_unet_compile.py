@@ -26,7 +26,7 @@ def fresh_compiler():
 
 
 class NoHostSync(TorchDispatchMode):
-    """Fails where a tensor's value is asked for, which on an accelerator waits for all the work before it."""
+    """Fails if a tensor's value is read, which on an accelerator waits for all the work before it."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), function

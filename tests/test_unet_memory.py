@@ -1,4 +1,4 @@
-"""What diffusers offers to save memory and to choose attention kernels, with the network."""
+"""Diffusers' ways to save memory and to choose attention kernels, with the network."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What diffusers' saving and loading promises, with the network: shards, variants, offloading, the Hub, old files."""
+"""Diffusers' saving and loading, with the network: shards, variants, offloading, the Hub, old files."""
 
 import json
 import os

@@ -1,11 +1,9 @@
-"""What gives a trained noise predictor masks: a `UNet2DAdapter` around a stock one, a `PixelClassifier` beside any.
+"""Masks from a trained noise predictor: a `UNet2DAdapter` around a stock one, a `PixelClassifier` beside any.
 
-The classifier reads the features of a frozen noise predictor, pixel by pixel.
-
-The label-efficient recipe of Baranchuk et al. 2022 (section 4): given an image with the noise of a few timesteps, the
-decoder of a trained noise predictor holds maps that tell what each pixel belongs to, and a classifier that learns from
-a handful of masks reads them. Theirs are ten classifiers that vote, on the stored features of all images; here it is
-one, and features pass by, one timestep at a time.
+The classifier reads the features of a frozen noise predictor, pixel by pixel: the label-efficient recipe of Baranchuk
+et al. 2022 (section 4). Given an image with the noise of a few timesteps, the decoder's maps show what each pixel
+belongs to, and a classifier learns to read them from a handful of masks. In the paper, ten classifiers vote on the
+stored features of all images; here there is one classifier, and features are computed one timestep at a time.
 
 The path of this module, `unet_diffusion.adapters`, is written into pipelines saved with a classifier; do not move it.
 """
@@ -20,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from unet_diffusion.checks import is_count
+from unet_diffusion.checks import is_count, require
 from unet_diffusion.network.config import check_recipe
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.safe_weights import SafeWeights
@@ -30,25 +28,25 @@ __all__ = ["PixelClassifier", "UNet2DAdapter"]
 
 
 class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
-    """Class scores of each pixel from what a network's decoder holds at several timesteps.
+    """Class scores of each pixel, from the maps of a network's decoder at several timesteps.
 
-    It computes what a perceptron does with the features of all timesteps and stages, each brought to the image's size
-    and joined: but its first layer is linear, as is bilinear upsampling, so the order of the two is free. Every map is
-    normalised and projected at its own resolution, projections of one resolution are added up, and only their sums are
-    upsampled. Nothing is as wide as the features but the features of one timestep.
+    It computes a perceptron on the features of all timesteps and stages, upsampled to the image's size and joined. The
+    first layer is linear, as is bilinear upsampling, so the two can change places: every map is normalised and
+    projected at its own resolution, projections of one resolution are added up, and only their sums are upsampled. So
+    only the features of one timestep are held at their full width.
 
-    It takes no statistics from the batch or from the image: a pixel's scores depend on the features around it alone.
+    It takes no statistics from the batch or the image: a pixel's scores depend only on the features around it.
 
     Args:
-        channels: channels of each map that is taken from the decoder.
+        channels: channels of each map from the decoder.
         strides: pixels of the image per pixel of each of these maps.
-        stages: which maps these are, as indices into `UNet.feature_info`.
-        timesteps: where noise is added to the image before the network sees it.
+        stages: indices of these maps in `UNet.feature_info`.
+        timesteps: noise levels of the image that the network sees.
+        num_classes: number of classes, background included.
         hidden: widths of the hidden layers.
-        num_classes: the background included.
 
     Raises:
-        ValueError: a value that no classifier can be built of, named with the rule and the fix.
+        ValueError: a value is wrong; the message gives the rule and the fix.
     """
 
     _no_split_modules = ["Projection"]
@@ -71,13 +69,12 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
                 f"channels are {channels}, strides {strides} and stages {stages}, but each stage has one number of "
                 "channels and one stride; PixelClassifier.beside(unet, ...) reads them from a network."
             )
-        if not is_count(num_classes, 2):
-            raise ValueError(f"num_classes is {num_classes!r}, but must be at least 2, background included.")
+        require(is_count(num_classes, 2), "num_classes", num_classes, "must be at least 2, background included")
         first, *further = hidden
         self.projections = nn.ModuleList(
             nn.ModuleList(Projection(width, first) for width in channels) for _ in timesteps
         )
-        self.bias = nn.Parameter(torch.zeros(first, 1, 1))  # one for all projections, whose sum is the first layer
+        self.bias = nn.Parameter(torch.zeros(first, 1, 1))  # one for all projections: their sum is the first layer
         self.layers = nn.Sequential(nn.ReLU(inplace=True))
         for before, after in zip(hidden, further):
             self.layers.extend([nn.Conv2d(before, after, kernel_size=1), nn.ReLU(inplace=True)])
@@ -93,17 +90,17 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
         hidden: Sequence[int] = (128, 32),
         stages: Sequence[int] | None = None,
     ) -> "PixelClassifier":
-        """An untrained classifier for the features of a network.
+        """Makes an untrained classifier for the features of a network.
 
         Args:
-            unet: a `UNet`, or a network with its `feature_info`.
-            num_classes: the background included.
-            timesteps: where noise is added.
+            unet: a `UNet`, or another network with `feature_info`.
+            num_classes: number of classes, background included.
+            timesteps: noise levels of the image that the network sees.
             hidden: widths of the hidden layers.
-            stages: indices into `unet.feature_info`; None: all of them.
+            stages: indices in `unet.feature_info`; None for all.
 
         Raises:
-            ValueError: a stage that the network lacks, or a value that no classifier can be built of.
+            ValueError: the network lacks a stage, or a value is wrong for a classifier.
         """
         info = unet.feature_info
         stages = tuple(range(len(info)) if stages is None else stages)
@@ -113,7 +110,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
         return cls(channels, strides, stages, tuple(timesteps), num_classes, tuple(hidden))
 
     def check_trunk(self, unet: Any, scheduler: Any) -> None:
-        """Raises a ValueError if the classifier cannot read this network's features, or the scheduler add noise."""
+        """Raises a ValueError unless the classifier can read the network's features and the scheduler can add noise."""
         config, own = unet.config, self.config
         if not hasattr(scheduler, "add_noise"):
             raise ValueError(
@@ -122,12 +119,12 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
             )
         limit = scheduler.config.num_train_timesteps
         if max(own.timesteps) >= limit:
-            raise ValueError(f"timesteps are {list(own.timesteps)}, but the scheduler knows 0 to {limit - 1} only.")
+            raise ValueError(f"timesteps are {list(own.timesteps)}, but those of the scheduler are 0 to {limit - 1}.")
         if config.get("padding", "same") != "same" or config.get("time_embedding", "sinusoidal") is None:
             raise ValueError(
                 f"the network has padding {config.get('padding')!r} and time_embedding "
                 f"{config.get('time_embedding')!r}, but a pixel classifier reads noise predictors, which are padded "
-                "and know timesteps; give the network of a DDPM run."
+                "and take timesteps; give the network of a DDPM run."
             )
         if config.get("num_class_embeds") is not None and config.get("label_dropout", 0) == 0:
             raise ValueError(
@@ -146,16 +143,16 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
     def features(
         self, unet: Any, scheduler: Any, clean: Tensor, noises: Iterable[Tensor]
     ) -> Iterator[tuple[Tensor, ...]]:
-        """What the decoder holds of noisy images, one timestep after the other, each computed as it is asked for.
+        """The decoder's maps of noisy images, one timestep after the other, each computed when it is needed.
 
         Args:
             unet: the network, in evaluation mode; it gets no gradients.
-            scheduler: whose `add_noise` makes the noisy versions.
+            scheduler: its `add_noise` makes the noisy versions.
             clean: float32 images in [-1, 1], (B, C, H, W).
             noises: standard normal, (B, C, H, W), one for each timestep.
 
         Yields:
-            The maps of the stages that the classifier takes, (B, C_stage, H / stride, W / stride), sizes rounded up.
+            The maps of the classifier's stages, (B, C_stage, H / stride, W / stride), sizes rounded up.
         """
         for timestep, noise in zip(self.config.timesteps, noises):
             yield noisy_features(unet, scheduler, clean, noise, timestep, self.config.stages)
@@ -163,20 +160,20 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
     def forward(self, features: Iterable[Sequence[Tensor]], size: Sequence[int]) -> Tensor:
         """Class scores before softmax, (B, K, H, W).
 
-        Without gradients, the maps of one timestep are let go of before those of the next are asked for; with them,
-        the normalised maps stay for the backward pass.
+        Without gradients, the maps of one timestep are freed before those of the next are computed; with gradients, the
+        normalised maps stay for the backward pass.
 
         Args:
-            features: for each timestep the maps of all stages, such as `features` gives.
+            features: the maps of all stages for each timestep, as `features` yields them.
             size: height and width of the image.
 
         Raises:
-            ValueError: maps are missing, or not of the size that belongs to the image.
+            ValueError: maps are missing, or their size does not fit the image.
         """
         maps_of_timesteps = iter(features)
         sums: list[Any] = [0] * len(self.config.stages)  # (B, hidden, H / stride, W / stride) each
         for projections in self.projections:
-            _add(sums, projections, next(maps_of_timesteps, ()))  # without a name here that would keep the maps
+            _add(sums, projections, next(maps_of_timesteps, ()))  # no variable here, which would keep the maps
         hidden: Tensor = self.bias
         for total, stride in zip(sums, self.config.strides):
             hidden = hidden + upsampled(total, stride, size)  # (B, hidden, H, W)
@@ -184,7 +181,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """The projections as one layer (He et al. 2015), whatever their number; the head at zero."""
+        """Initialises the projections as one layer (He et al. 2015), whatever their number, and the head at zero."""
         fan_in = len(self.projections) * sum(self.config.channels)
         for module in self.modules():
             if isinstance(module, Projection):
@@ -194,14 +191,14 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
 
 
 class Projection(nn.Module):
-    """The share of one map in the first layer, computed at the map's own resolution.
+    """The part of the first layer for one map, computed at the map's own resolution.
 
     Each pixel's features are normalised first (Ba et al. 2016), since their scales differ between stages and timesteps.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels, elementwise_affine=False)  # the linear layer that follows can do that
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)  # the linear layer after it can do that
         self.linear = nn.Conv2d(channels, width, kernel_size=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -224,13 +221,13 @@ def noisy_features(
 def upsampled(x: Tensor, stride: int, size: Sequence[int]) -> Tensor:
     """Enlarges a map (B, C, h, w) bilinearly to the height and width of the image, (B, C, H, W).
 
-    Pixel p of the map stands for pixels stride * p to stride * p + stride - 1 of the image, of which the last map
-    pixel may reach beyond the border, since sizes round up. So the map is enlarged by exactly the stride and cut at the
-    far end. Enlarged to the size itself it would be squeezed wherever that is no multiple of the stride, and a window
-    would not get what the whole image gets.
+    Pixel p of the map stands for pixels stride * p to stride * p + stride - 1 of the image. The last map pixel may
+    reach beyond the border, since sizes round up. So the map is enlarged by exactly the stride and cut at the far end.
+    Enlarged to the image's size directly, it would be squeezed unless that is a multiple of the stride, and a window
+    would differ from the whole image.
 
     Raises:
-        ValueError: a map that does not belong to an image of that size.
+        ValueError: the map does not belong to an image of that size.
     """
     height, width = size
     if x.shape[2:] != (-(-height // stride), -(-width // stride)):
@@ -244,20 +241,20 @@ def upsampled(x: Tensor, stride: int, size: Sequence[int]) -> Tensor:
 
 
 def check_stages(stages: Sequence[int], feature_info: Sequence[Any]) -> None:
-    """Raises a ValueError for a stage that a network does not have."""
+    """Raises a ValueError if a network lacks one of the stages."""
     if max(stages) >= len(feature_info):
         raise ValueError(
-            f"stages are {list(stages)}, but the network's decoder has stages 0 to {len(feature_info) - 1}, the last "
-            "the finest."
+            f"stages are {list(stages)}, but the network's decoder has stages 0 to {len(feature_info) - 1}, the "
+            "finest last."
         )
 
 
 def _add(sums: list[Any], projections: Any, maps: Sequence[Tensor]) -> None:
-    """Adds what the maps of a timestep contribute to the sum of each stage."""
+    """Adds the projected maps of a timestep to the sum of each stage."""
     if len(maps) != len(projections):
         raise ValueError(
             f"there are {len(maps)} maps of a timestep, but the classifier takes {len(projections)} of each of its "
-            "timesteps; give what its method `features` gives."
+            "timesteps; give the output of its method `features`."
         )
     for stage, (projection, x) in enumerate(zip(projections, maps)):
         sums[stage] += projection(x)

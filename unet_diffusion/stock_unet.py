@@ -131,11 +131,6 @@ class UNet2DAdapter(UNet):
         return output if return_dict else output.to_tuple()
 
     @property
-    def stride(self) -> int:
-        """Pixels of the image per pixel of the coarsest map."""
-        return 2 ** (len(self.config.channels) - 1)
-
-    @property
     def feature_info(self) -> list[dict[str, int]]:
         """Channels and stride of each map in `UNetOutput.features`; a stock stage ends with its upsampling."""
         strides = [2**level for level in reversed(range(len(self.config.channels) - 1))] + [1]
@@ -188,11 +183,7 @@ class UNet2DAdapter(UNet):
 
 
 class StockEmbedding(nn.Module):
-    """Timestep and class as one vector, computed as in `UNet2DModel.forward`, with a null class added.
-
-    Args:
-        model: whose modules these are.
-    """
+    """Timestep and class as one vector, computed as in `UNet2DModel.forward`, with a null class added."""
 
     def __init__(self, model: UNet2DModel) -> None:
         super().__init__()
@@ -213,10 +204,9 @@ class StockEmbedding(nn.Module):
 
 
 class StockEncoderStage(nn.Module):
-    """A stock stage of the encoder, whose skips hold its input and not its output.
+    """A stock encoder stage: residual blocks, and a downsampling except in the coarsest stage.
 
-    Args:
-        block: residual blocks, then a downsampling except in the coarsest stage.
+    Its skips hold its input and not its output.
     """
 
     def __init__(self, block: Any) -> None:
@@ -230,11 +220,7 @@ class StockEncoderStage(nn.Module):
 
 
 class StockDecoderStage(nn.Module):
-    """A stock stage of the decoder.
-
-    Args:
-        block: residual blocks, each of which takes a skip, then an upsampling except in the finest stage.
-    """
+    """A stock decoder stage: residual blocks, which take a skip each, and an upsampling except in the finest stage."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()

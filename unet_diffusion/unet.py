@@ -292,11 +292,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
 
         The blocks of a U-Net differ in width and size, so none can use another's graph. In a common cache they count as
         recompilations of each other, and a deep network reaches the limit. If PyTorch cannot keep the caches apart,
-        raise `torch._dynamo.config.recompile_limit` to the number of blocks.
-
-        Args:
-            args: positional arguments of `torch.compile`.
-            kwargs: keyword arguments of `torch.compile`.
+        raise `torch._dynamo.config.recompile_limit` to the number of blocks. Arguments as for `torch.compile`.
         """
         apart = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
         super().compile_repeated_blocks(*args, **{**apart, **kwargs})
@@ -305,6 +301,11 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     def channels_out(self) -> int:
         """Channels of the map that both heads read."""
         return int(self.config.channels[0])
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per pixel of the coarsest map."""
+        return 2 ** (len(self.config.channels) - 1)
 
     @property
     def feature_info(self) -> list[dict[str, int]]:

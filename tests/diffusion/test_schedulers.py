@@ -141,7 +141,7 @@ class GaussianPredictor(ModelMixin, ConfigMixin):
 
 @dataclass(frozen=True)
 class Case:
-    """How a scheduler is tried: its settings, its network, and enough steps for the order of its solver."""
+    """The settings and the network of a scheduler, and enough steps for the order of its solver."""
 
     steps: int
     settings: dict[str, Any] = field(default_factory=dict)
@@ -243,7 +243,7 @@ class Result:
 
 
 def available(name: str) -> bool:
-    """Whether what the scheduler needs beside diffusers is installed; if not, diffusers has a placeholder for it."""
+    """Returns whether the scheduler's extra libraries are installed; otherwise diffusers has a placeholder for it."""
     return "_backends" not in vars(getattr(diffusers.schedulers, name))
 
 
@@ -317,7 +317,7 @@ def test_samplers_need_no_more_steps_than_they_are_said_to(name, beta_schedule):
 @pytest.mark.parametrize("name", ["CogVideoXDPMScheduler", "RePaintScheduler", "ScoreSdeVeScheduler"])
 def test_scheduler_that_needs_another_loop_is_refused(name):
     pipe = ImageGenerationPipeline(GaussianPredictor("flow"), getattr(diffusers.schedulers, name)())
-    with pytest.raises(ValueError, match=f"{name}.*use the pipeline that diffusers has for it"):
+    with pytest.raises(ValueError, match=f"{name}.*use diffusers' own pipeline for it"):
         pipe()
 
 

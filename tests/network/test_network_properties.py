@@ -17,7 +17,7 @@ LARGEST_WIDTH = 9
 
 NOT_COUNTS = [0, -1, True, 1.5, "3", [3], (), {}, math.nan]
 NOT_SHARES = [-0.1, 1, 1.0, True, "0.1", None, [0.1], math.nan, math.inf]
-WRONG: dict[str, list[Any]] = {  # values that the docstring of UNet rules out, whatever the other keys say
+WRONG: dict[str, list[Any]] = {  # values that the docstring of UNet rules out, whatever the other keys are
     "sample_size": [*NOT_COUNTS, None, (8,), (8, 8, 8), (8, 0), (8.0, 8), "ab"],
     "in_channels": [*NOT_COUNTS, None],
     "out_channels": NOT_COUNTS,
@@ -74,7 +74,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def call(unet: UNet, x: torch.Tensor) -> list[torch.Tensor]:
-    """What all heads of a network say of an image."""
+    """The output of all heads of a network for an image."""
     config = unet.config
     heads = [head for head, module in (("noise", unet.noise_head), ("segmentation", unet.segmentation_head)) if module]
     labels = None if config.num_class_embeds is None else torch.zeros(len(x), dtype=torch.int64)
@@ -118,8 +118,8 @@ def test_every_valid_config_comes_back_from_disk_bit_for_bit(config, tmp_path_fa
         for one, other in zip(call(unet, x), call(loaded, x), strict=True):
             assert torch.equal(one, other)
     with torch.device("meta"):  # another one of the same config has the same parameters
-        anew = UNet.from_config(loaded.config)
-    assert {n: p.shape for n, p in anew.named_parameters()} == {n: p.shape for n, p in unet.named_parameters()}
+        again = UNet.from_config(loaded.config)
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in unet.named_parameters()}
 
 
 @PROPERTY

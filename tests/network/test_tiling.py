@@ -198,7 +198,7 @@ def test_images_that_fit_are_not_cut_and_windows_of_larger_ones_are_small():
     with torch.device("meta"):
         attending = Tiling.of(UNet(channels=(8, 32), num_classes=2, attention=(False, True)))
     assert attending.count(ATTENDED * 2, ATTENDED * 2) == 1 < attending.count(ATTENDED * 2 + 2, ATTENDED * 2)
-    assert Tiling.of(network(), 16).whole == 0  # who asks for tiles gets them
+    assert Tiling.of(network(), 16).whole == 0  # tiles that are asked for are used
 
 
 @pytest.mark.parametrize("tile_size", [0, -8, 2.5])
@@ -253,7 +253,7 @@ def test_tiled_equals_whole_for_flipped_and_rotated_windows(padding, turn):
 
 
 def test_off_stride_windows_would_be_wrong():
-    """What the multiples of the stride are for: a window that starts one pixel off gives other logits."""
+    """Windows start at multiples of the stride because one that starts one pixel off gives other logits."""
     unet = network()
     image = torch.randn(1, 1, 160, 12)
     with torch.no_grad():

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def expected_probabilities(unet: UNet, pixels: np.ndarray) -> torch.Tensor:
-    """What the pipeline should compute, in one line of torch: (K, H, W)."""
+    """The expected output of the pipeline, in one line of torch: (K, H, W)."""
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
         return unet(images, head="segmentation").logits.softmax(dim=1)[0]

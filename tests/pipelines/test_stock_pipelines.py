@@ -50,7 +50,7 @@ def image(value: int) -> Image.Image:
 
 
 def hole() -> Image.Image:
-    """A mask of RePaint: what is black is painted anew."""
+    """A mask of RePaint: black parts are painted again."""
     mask = np.full((32, 32), 255, dtype=np.uint8)
     mask[8:24, 8:24] = 0
     return Image.fromarray(mask)

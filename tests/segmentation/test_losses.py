@@ -39,7 +39,7 @@ def test_cross_entropy_is_the_mean_over_images_of_their_mean_over_pixels_that_ar
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "dice", "both"])
 def test_the_loss_is_the_mean_of_those_of_its_parts_however_many_pixels_are_ignored(loss):
-    """What micro-batches and processes give, whose gradients are averaged; one image is ignored as a whole."""
+    """Gradients of micro-batches and processes are averaged; all pixels of one image are ignored."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(8, 3, 6, 7, generator=generator)
     masks = torch.randint(0, 3, (8, 6, 7), generator=generator)

@@ -156,7 +156,7 @@ def test_instance_scores_without_instances_are_nan():
     assert math.isnan(adapted_rand_error(pixels, pixels))  # single pixels make no pair
 
 
-def test_a_thicker_membrane_at_the_same_place_is_no_error():
+def test_a_thicker_membrane_at_the_same_place_is_not_an_error():
     thin, thick, broken = (np.zeros((15, 15), dtype=bool) for _ in range(3))
     thin[:, 7] = True
     thick[:, 6:9] = True

@@ -33,7 +33,7 @@ def save_image(path: Path, height: int = 12, width: int = 10, channels: int = 1)
     return path
 
 
-class Told(list):
+class Reports(list):
     """The reports of a job."""
 
     def __call__(self, done: int, total: int) -> None:

@@ -340,7 +340,7 @@ class TrainClassifier:
 
 @dataclass
 class Export:
-    """Write a trained run in another form, for where this package is not installed."""
+    """Write a trained run in another form, for use without this package."""
 
     run: Positional[Path]
     """Folder of the run, or of any saved pipeline with a network of this package."""
@@ -351,7 +351,7 @@ class Export:
     "torch-export": a graph of each head for any batch and size, compared with the network. "safetensors-single": one
     file of all weights and configs, for `load_single_file` of this package."""
     head: Literal["segmentation", "noise"] | None = None
-    """Which head "onnx" and "torch-export" write; by default all that the run has."""
+    """The head that "onnx" and "torch-export" write; by default all heads of the run."""
 
     def __post_init__(self) -> None:
         """Checks the format, and what goes with it."""
@@ -388,22 +388,21 @@ class Doctor(MaskedDataConfig):
 
 @dataclass
 class Demo:
-    """Open a page to play with a run in a browser: generate, segment or enlarge, whatever the run was trained for."""
+    """Open a page to try a run in a browser: generate, segment or enlarge, as the run was trained."""
 
     run: Positional[Path]
     """Folder of the run, or of any saved pipeline with a UNet."""
     examples: Path | None = None
-    """Folder of images that visitors can pick, the first 24 of it, for runs that segment or enlarge."""
+    """Folder whose first 24 images visitors can pick, for runs that segment or enlarge."""
     host: str = "127.0.0.1"
-    """Address to serve on. By default only this machine can open the page; with "0.0.0.0" everyone in its network
-    can."""
+    """Address to serve on; by default only this machine can open the page, with "0.0.0.0" all in its network."""
     port: int | None = None
     """Port to serve on; by default the first free one from 7860."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
 
     def __post_init__(self) -> None:
-        """Checks what only the server would find wrong."""
+        """Checks the port."""
         rule = "must be from 1 to 65535; leave it out for a free one"
         require(self.port is None or 1 <= self.port <= 65535, "port", self.port, rule)
 

@@ -1,27 +1,26 @@
-"""The choices that options name, and the checks of their values."""
+"""The choices for options of diffusion and super-resolution, and checks of their values."""
 
 from typing import Any, Literal
 
-from unet_diffusion.checks import is_count, is_number
+from unet_diffusion.checks import is_count, is_number, require
 
 SamplerName = Literal["dpm-solver++", "sde-dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
 def check_scale(scale: Any) -> None:
-    """Raises a ValueError unless images can be enlarged so many times a side."""
-    if not is_count(scale, 2):
-        raise ValueError(f"scale is {scale!r}, but must be an integer of at least 2; 2 and 4 are usual.")
+    """Raises a ValueError unless images can be enlarged by this factor a side."""
+    require(is_count(scale, 2), "scale", scale, "must be an integer of at least 2; 2 and 4 are usual")
 
 
 def check_condition_noise(condition_noise: Any) -> None:
     """Raises a ValueError unless the enlarged image can have noise of this deviation."""
-    if not (is_number(condition_noise) and 0 <= condition_noise < 1):
-        raise ValueError(f"condition_noise is {condition_noise!r}, but must be from 0 up to, not including, 1.")
+    valid = is_number(condition_noise) and 0 <= condition_noise < 1
+    require(valid, "condition_noise", condition_noise, "must be at least 0 and less than 1")
 
 
 def check_sides(height: int, width: int, scale: int) -> None:
-    """Raises a ValueError unless images of a size can be made `scale` times smaller a side."""
+    """Raises a ValueError unless images of a size can be shrunk `scale` times a side."""
     if height % scale or width % scale:
         raise ValueError(
             f"the images have {width}x{height} pixels, but both sides must be multiples of scale, {scale}; set "

@@ -1,4 +1,4 @@
-"""What a noise predictor minimises: the target, its weight and the loss.
+"""The objective of a noise predictor: the target, its weight and the loss.
 
 The forward process is q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Ho et al. 2020, eq. 4), with abar_t the
 `alphas_cumprod` of a diffusers scheduler. The signal-to-noise ratio is abar_t / (1 - abar_t).
@@ -19,10 +19,10 @@ def signal_to_noise(scheduler: Any, timesteps: Tensor) -> Tensor:
 
 
 def prediction_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the network should return, (B, C, H, W): the noise, the velocity (Salimans & Ho 2022) or the clean image.
+    """The target of the prediction, (B, C, H, W): the noise, the velocity (Salimans & Ho 2022) or the clean image.
 
     Raises:
-        ValueError: a prediction type that is none of the three.
+        ValueError: the prediction type is none of the three.
     """
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -37,8 +37,8 @@ def prediction_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: T
 def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
     """Min-SNR-gamma (Hang et al. 2023, section 3.4): every type is weighted as min(snr, gamma) in clean-image space.
 
-    An error in the noise is snr times that error in the clean image, one in the velocity snr + 1 times; hence the
-    three divisors. At snr 0 (zero terminal SNR) the noise weight takes its limit, 1.
+    A squared error in the clean image becomes snr times as large in the noise and snr + 1 times in the velocity, so
+    these divide the weights. At snr 0 (zero terminal SNR) the noise weight takes its limit, 1.
     """
     capped = snr.clamp(max=gamma)
     if prediction_type == "sample":
@@ -67,13 +67,13 @@ def noise_prediction_loss(
         noise: standard normal, (B, C, H, W); None draws it.
         timesteps: int64 (B,), from 0 to `num_train_timesteps - 1`; None draws them uniformly.
         class_labels: class indices (B,), or None.
-        min_snr_gamma: the gamma of min-SNR weighting; None weighs all timesteps alike.
-        condition: what the network sees in channels behind those of the noisy image, (B, K, H, W); None: nothing.
+        min_snr_gamma: the gamma of min-SNR weighting; None weights all timesteps equally.
+        condition: channels that the network sees after those of the noisy image, (B, K, H, W); None for none.
 
     Returns:
-        The mean over batch and pixels, a float32 scalar. An untrained network has 1 for the noise.
+        The mean over batch and pixels, a float32 scalar; 1 for an untrained network that predicts noise.
     """
-    clean = clean.float()  # noise is added in float32, whatever precision the network runs in
+    clean = clean.float()  # noise is added in float32, whatever the network's precision
     noise = torch.randn_like(clean) if noise is None else noise.float()
     if timesteps is None:
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, clean.shape[:1], device=clean.device)

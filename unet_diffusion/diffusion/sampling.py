@@ -1,4 +1,4 @@
-"""Samplers: which scheduler of diffusers removes the noise, with settings that fit, and how its `step` is called."""
+"""Samplers: schedulers of diffusers with settings that fit the training, and calls of their methods."""
 
 import inspect
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from unet_diffusion.diffusion.config import SamplerName
 
-# The steps are spaced evenly from the noisiest timestep on ("trailing"; Lin et al. 2024, table 2), as a schedule that
-# ends at zero signal needs, and the last goes to sigma = 0: one that stops at the smallest sigma of the training leaves
-# noise behind. Schedules even in log(sigma), or Karras', and third order are better with exact predictors of simple
-# distributions, but no better with a trained network, except for Heun's method.
+# The steps are spaced evenly from the noisiest timestep ("trailing"; Lin et al. 2024, table 2), as a schedule that ends
+# at zero signal needs. The last step goes to sigma = 0: stopping at the smallest sigma of the training leaves noise
+# behind. Schedules even in log(sigma), or Karras', and third order are better with exact predictors of simple
+# distributions, but not with a trained network, except for Heun's method.
 SOLVER = {
     **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), False),
     "final_sigmas_type": "zero",
@@ -34,22 +34,22 @@ SETTINGS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {"set_alpha_to_one": True}),
     "ddpm": (DDPMScheduler, {}),
 }
-STEP_ARGUMENTS = {"self", "model_output", "timestep", "sample"}  # what every scheduler's step is given
+STEP_ARGUMENTS = {"self", "model_output", "timestep", "sample"}  # every scheduler's step gets these
 
 
 def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
-    """A new scheduler that samples with the noise schedule and prediction type of `scheduler`, which is left as it is.
+    """Makes a scheduler that samples with the noise schedule and prediction type of `scheduler`.
 
     Args:
         name: "dpm-solver++" (Lu et al. 2022; 20 steps are enough), "sde-dpm-solver++" (the same with fresh noise in
             each step, which makes up for errors of the network as DDPM's does; 15 to 20), "unipc" (Zhao et al. 2023;
             20), "euler" and "heun" (Karras et al. 2022; heun runs the network twice a step), "ddim" (Song et al. 2020;
             50 to 100) or "ddpm" (Ho et al. 2020; 1000).
-        scheduler: of the training, or one that was made of it.
+        scheduler: the training's scheduler, or one made from it; it does not change.
 
     Raises:
-        ValueError: an unknown name, a scheduler without a noise schedule of betas, or a noise schedule that the sampler
-            or noise prediction cannot handle.
+        ValueError: the name is unknown, the scheduler has no noise schedule of betas, or the sampler or noise
+            prediction cannot handle the noise schedule.
     """
     if name not in SETTINGS:
         raise ValueError(f"there is no sampler {name!r}; choose one of {', '.join(get_args(SamplerName))}.")
@@ -57,19 +57,19 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
     config = dict(scheduler.config)
     if "beta_schedule" not in config:
         raise ValueError(
-            f"{type(scheduler).__name__} has no schedule of betas, so its network needs a sampler of its own kind; "
+            f"{type(scheduler).__name__} has no schedule of betas, so its network needs another kind of sampler; "
             "give a scheduler such as DDPMScheduler."
         )
     known = inspect.signature(kind).parameters
     if config.get("rescale_betas_zero_snr"):
         if config["prediction_type"] == "epsilon":
             raise ValueError(
-                "the noise schedule ends at zero signal, where the noise does not tell the image, so prediction_type "
+                "the noise schedule ends at zero signal, where the noise says nothing of the image, so prediction_type "
                 "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
             )
         if "rescale_betas_zero_snr" not in known:
             raise ValueError(
-                f"{kind.__name__} does not know noise schedules that end at zero signal (rescale_betas_zero_snr); "
+                f"{kind.__name__} does not support noise schedules that end at zero signal (rescale_betas_zero_snr); "
                 "use any other sampler."
             )
     if config["prediction_type"] == "epsilon" and config["beta_schedule"] == "squaredcos_cap_v2" and name == "euler":
@@ -78,27 +78,27 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
             "EulerDiscreteScheduler lacks; use any other sampler."
         )
     fixed = {key: value for key, value in settings.items() if key in known}
-    # Where the training's scheduler clips and the network predicts noise, the clean image that follows is clipped to
-    # [-1, 1]: at the noisy end of the cosine schedule an error in the noise is one 20,000 times larger in the image.
-    # Other predictions have no such factor, and clipping DDIM makes their images worse. Thresholding with the default
-    # sample_max_value = 1 is exactly that clipping. DDPM keeps what the training's scheduler has.
+    # If the training's scheduler clips and the network predicts noise, the resulting clean image is clipped to [-1, 1]:
+    # at the noisy end of the cosine schedule, an error in the noise becomes one 20,000 times larger in the image. Other
+    # predictions do not have this factor, and clipping DDIM makes their images worse. Thresholding with the default
+    # sample_max_value = 1 is the same clipping. DDPM keeps the setting of the training's scheduler.
     clips = config.get("clip_sample", config.get("thresholding", False)) and config.get("clip_sample_range", 1.0) == 1.0
     if name != "ddpm":
         key = "clip_sample" if "clip_sample" in known else "thresholding"
         config[key] = bool(clips and config["prediction_type"] == "epsilon")
-    config.pop("_use_default_values", None)  # else from_config gives these values up for the defaults of the new class
+    config.pop("_use_default_values", None)  # otherwise from_config replaces these values by the new defaults
     return kind.from_config(config, timestep_spacing="trailing", **fixed)
 
 
 def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
-    """Raises a ValueError if the scheduler's `step` needs more than a prediction, or is given an `eta` it has not."""
+    """Raises a ValueError if the scheduler's `step` needs more than a prediction, or lacks the given `eta`."""
     name = type(scheduler).__name__
     if not hasattr(scheduler, "step"):
-        raise ValueError(f"{name} has no step(); use the pipeline that diffusers has for it.")
+        raise ValueError(f"{name} has no step(); use diffusers' own pipeline for it.")
     arguments = inspect.signature(scheduler.step).parameters
     needed = [key for key, value in arguments.items() if value.default is value.empty and key not in STEP_ARGUMENTS]
     if needed:
-        raise ValueError(f"{name}.step also needs {', '.join(needed)}; use the pipeline that diffusers has for it.")
+        raise ValueError(f"{name}.step also needs {', '.join(needed)}; use diffusers' own pipeline for it.")
     if eta is not None and "eta" not in arguments:
         raise ValueError(f"eta is {eta}, but {name}.step takes none; leave it out, or use DDIMScheduler.")
 
@@ -110,11 +110,6 @@ def start_sampling(scheduler: SchedulerMixin, num_inference_steps: int, device: 
         scheduler.set_begin_index(0)  # otherwise a timestep that occurs twice starts at its second place
 
 
-def initial_scale(scheduler: SchedulerMixin) -> float | Tensor:
-    """The deviation of the noise that sampling starts from; flow-matching schedulers have none of their own: 1."""
-    return getattr(scheduler, "init_noise_sigma", 1.0)
-
-
 def scaled_input(scheduler: SchedulerMixin, sample: Tensor, timestep: Any) -> Tensor:
     """Noisy images (B, C, H, W) as the network gets them; flow-matching schedulers leave them as they are."""
     return scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
@@ -123,22 +118,13 @@ def scaled_input(scheduler: SchedulerMixin, sample: Tensor, timestep: Any) -> Te
 def denoised(
     scheduler: SchedulerMixin, step: int, prediction: Tensor, sample: Tensor, generator: Any, eta: float | None = None
 ) -> Tensor:
-    """The images (B, C, H, W) after one step of the scheduler.
-
-    Args:
-        scheduler: after `start_sampling`.
-        step: index into `scheduler.timesteps`.
-        prediction: what the network predicts of the images, (B, C, H, W).
-        sample: the images before the step, (B, C, H, W).
-        generator: one, or one per image.
-        eta: None leaves the scheduler's own default.
-    """
+    """The images `sample` (B, C, H, W) after one step of the scheduler; other arguments as for `step_arguments`."""
     arguments = step_arguments(scheduler, step, generator, eta)
     return scheduler.step(prediction, scheduler.timesteps[step], sample, **arguments).prev_sample
 
 
 def step_arguments(scheduler: SchedulerMixin, step: int, generator: Any, eta: float | None) -> dict[str, Any]:
-    """What the scheduler's `step` takes beside prediction, timestep and sample, among generator, eta and what follows.
+    """The arguments among generator, eta and next timestep that the scheduler's `step` takes.
 
     Args:
         scheduler: after `set_timesteps`.
@@ -168,7 +154,7 @@ def check_classes(
                 f"without a class; pass class_labels from 0 to {classes - 1}, or train with label_dropout > 0."
             )
         if guidance_scale != 1:
-            raise ValueError(f"guidance_scale is {guidance_scale}, but no class to guide to; pass class_labels.")
+            raise ValueError(f"guidance_scale is {guidance_scale}, but guides to no class; pass class_labels.")
     else:
         if classes is None:
             raise ValueError("class_labels were given, but the network has no classes: num_class_embeds is None.")

@@ -1,13 +1,13 @@
 """Images of any size through a network, window by window (the overlap-tile strategy of Ronneberger et al. 2015).
 
-How far a pixel of the output looks into the image follows from the network (`context`), and so does where windows may
-start: at multiples of its stride, or pooling would join other pixels than it does in the whole image. Windows of a
-padded network are cut inside the image, so that its zero padding lies where it lies for the whole image; those of
-an unpadded network reach over the border, where the image is mirrored, and keep valid output only.
+The network determines how far an output pixel looks into the image (`context`). It also determines where windows may
+start: at multiples of its stride, since otherwise pooling would join other pixels than in the whole image. Windows of a
+padded network lie inside the image, so that its zero padding lies where it does for the whole image. Windows of an
+unpadded network reach over the border, where the image is mirrored, and keep valid output only.
 
-Without attention and without statistics over space, the tiled result equals that of the whole image but for rounding
-(about 1e-6 of the largest logit). Otherwise every pixel depends on all others, and windows see only their own:
-neighbouring windows are then blended by raised cosines, and a difference remains that shrinks as windows grow. A wider
+Without attention and without statistics over space, the tiled result equals that of the whole image up to rounding
+(about 1e-6 of the largest logit). Otherwise every pixel depends on all others, but a window sees only its own pixels.
+Neighbouring windows are then blended by raised cosines, and a difference remains that shrinks as windows grow. A wider
 overlap does not help: the difference comes from what the windows do not see, not from their borders.
 """
 
@@ -21,32 +21,34 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from torch import Tensor, nn
 
+from unet_diffusion.checks import is_count, require
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
 from unet_diffusion.network.maps import mirrored
 from unet_diffusion.randomness import keyed_generator
 
-# Windows of 1 GiB are no faster on a CPU than those of 64 MiB, whose maps stay in its caches. With GroupNorm a window
+# Windows of 1 GiB are not faster on a CPU than those of 64 MiB, whose maps stay in its caches. With GroupNorm a window
 # is worse than the whole image, and a small one worse than a large one (docs/large-images.md: mean IoU 0.780 whole,
-# 0.779 in windows of 416, 0.775 in windows of 208); so an image is cut only where the whole would take much.
-MEMORY = 2**26  # bytes that a window chosen by us may take in the network
-WHOLE = 2**29  # bytes that an image may take that is not cut where we choose the windows
-LENGTH = 3  # times what it may share with its neighbours: the least side of a window chosen by us, so that the windows
-# of a large image take at most (3 / 2)**2 times the work of the whole
-MAPS = 12  # float32 maps of the finest width that are alive at once, by measurement
-ATTENDED = 64  # positions a side of a window chosen by us where it attends: the cost grows with their fourth power
-ATTENTION = (SelfAttention, Attention)  # that of our networks and of stock ones
-BLOCK = 64  # pixels a side of the blocks that noise is drawn in
+# 0.779 in windows of 416, 0.775 in windows of 208); so an image is cut only if the whole would take a lot of memory.
+# The first four limit the windows that `Tiling.of` chooses.
+MEMORY = 2**26  # bytes that a window may take in the network
+WHOLE = 2**29  # bytes that an image may take without being cut
+LENGTH = 3  # least side of a window, as a multiple of what it shares with its neighbours: the windows of a large image
+# then take at most (3 / 2)**2 times the work of the whole
+ATTENDED = 64  # positions a side of a window where the network attends: the cost grows with their fourth power
+MAPS = 12  # float32 maps of the finest width that exist at once, by measurement
+ATTENTION = (SelfAttention, Attention)  # of our networks and of stock ones
+BLOCK = 64  # pixels a side of the blocks in which noise is drawn
 
 Read = Callable[[slice, slice], Tensor]  # rows and columns inside the image -> (B, C, rows, columns)
 Predict = Callable[[Tensor], Tensor]  # (B, C, h, w) -> (B, K, h, w), or smaller where the network is unpadded
 
 
 def context(unet: Any) -> tuple[int, int] | None:
-    """How many input pixels before and after an output pixel can change it, along each side; None: all of them.
+    """The numbers of input pixels before and after an output pixel that can change it, along each side; None for all.
 
-    All of them, where there is attention or a normalisation that takes its statistics from the image: GroupNorm,
-    InstanceNorm, and BatchNorm in training mode. The same is taken for granted of networks other than `UNet`.
+    All pixels can, if there is attention or a normalisation with statistics of the image: GroupNorm, InstanceNorm, and
+    BatchNorm in training mode. Networks other than `UNet` are treated like this too.
     """
     for module in unet.modules():
         of_image = isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))
@@ -58,10 +60,10 @@ def context(unet: Any) -> tuple[int, int] | None:
 
 
 def context_of_convolutions(config: Mapping[str, Any]) -> tuple[int, int]:
-    """The context of a `UNet` with this config if it had neither attention nor statistics over space.
+    """The context of a `UNet` with this config, ignoring attention and statistics over space.
 
-    Follows an output pixel back through the U as an interval of pixels of each map. The interval depends on where the
-    pixel lies in its cell of the coarsest map, so the widest over all places counts.
+    Follows an output pixel back through the U, as an interval of pixels of each map. The interval depends on where the
+    pixel lies in its cell of the coarsest map, so the result is the widest over all places.
     """
     deepest = len(config["channels"]) - 1
     radius = CONVOLUTIONS_PER_BLOCK * config["blocks_per_stage"]  # of the 3x3 convolutions of a stage
@@ -69,7 +71,7 @@ def context_of_convolutions(config: Mapping[str, Any]) -> tuple[int, int]:
     strided = 1 if config["downsample"] == "conv" and config["padding"] == "same" else 0  # 3x3 around the first of two
 
     def needed(level: int, low: int, high: int) -> tuple[int, int]:
-        """What pixels low..high of the map that leaves the decoder at a level need of the map that enters it there."""
+        """The pixels that the decoder's output at a level, pixels low..high, needs of the encoder's input there."""
         low, high = low - radius, high + radius
         if level == deepest:
             return low, high
@@ -89,7 +91,7 @@ class Piece:
     start: int
     stop: int
     weights: Tensor  # float32 (stop - start,); those of the windows that share the part sum to 1
-    finished: bool  # whether no later window adds to it
+    finished: bool  # no later window adds to it
 
 
 @dataclass(frozen=True)
@@ -103,19 +105,20 @@ class Span:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How windows of a network lie on an image.
+    """The layout of a network's windows on an image.
 
     Args:
         stride: pixels of the image per pixel of the network's coarsest map; windows start at its multiples.
         tile: pixels that each further window adds along a side; a multiple of the stride.
-        before: pixels at a window's begin whose output is not used, unless the image begins there.
+        before: pixels at the start of a window whose output is not used, unless the image starts there.
         after: the same at its end.
-        ramp: half the width over which neighbouring windows are blended, at most a quarter of the tile; 0: a sharp cut.
-        smallest: input side of the smallest window of an unpadded network; 0: padded.
+        ramp: half the width over which neighbouring windows are blended, at most a quarter of the tile; 0 for a sharp
+            cut.
+        smallest: input side of the smallest window of an unpadded network; 0 for a padded one.
         margin: pixels that an unpadded network loses at each end.
-        lead: pixels before the output that an unpadded network is given: its margin or, by whole strides, more.
-        trail: pixels after the output that it is given at least.
-        whole: pixels of the largest image that is one window, however large a window is otherwise.
+        lead: pixels that an unpadded network gets before the output: its margin or, by whole strides, more.
+        trail: least number of pixels that it gets after the output.
+        whole: pixels of the largest image that is a single window, whatever the tile.
     """
 
     stride: int
@@ -136,18 +139,16 @@ class Tiling:
         Args:
             unet: a `UNet`, or a network with its `config` and `feature_info`.
             tile_size: output pixels a side of a tile, rounded down to a multiple of the network's stride (but not to
-                0). None: so that a window takes about 64 MiB in the network, or more if it would share more than a
-                third of its side with a neighbour. Images that take at most 512 MiB are then not cut at all. Both
-                have at most about 64 x 64 positions where the network attends.
+                0). None chooses it so that a window takes about 64 MiB in the network, or more if it would share more
+                than a third of its side with a neighbour. Images that take at most 512 MiB are then not cut. Both have
+                at most about 64 x 64 positions where the network attends.
             symmetric: whether the windows will be flipped too, so that both ends need the longer context.
 
         Raises:
-            ValueError: a tile size that is not an integer of at least 1.
+            ValueError: the tile size is not an integer of at least 1.
         """
-        if tile_size is not None and (not isinstance(tile_size, int) or tile_size < 1):
-            raise ValueError(
-                f"tile_size is {tile_size!r}, but must be at least 1 output pixel, as an integer, or None."
-            )
+        valid = tile_size is None or is_count(tile_size)
+        require(valid, "tile_size", tile_size, "must be an integer of at least 1 output pixel, or None")
         stride = 2 * max(info["stride"] for info in unet.feature_info)
         reach = context(unet)
         ramp = 0 if reach else stride
@@ -156,7 +157,7 @@ class Tiling:
             smallest = margin = lead = trail = 0
         else:
             before = after = 0
-            smallest = unet.smallest_side  # its sides are even at every pooling, so the margins are equal
+            smallest = unet.smallest_side  # with even sides at every pooling, so the margins are equal
             margin = lead = (smallest - unet.output_size(smallest, smallest)[0]) // 2
             spoilt = stride - 1 if unet.config.upsample == "nearest" else 0  # at the end, by its one-sided padding
             trail = margin + spoilt
@@ -180,22 +181,22 @@ class Tiling:
 
     @property
     def shared(self) -> int:
-        """The least number of pixels that neighbouring windows have in common along a side."""
+        """The least number of pixels that neighbouring windows share along a side."""
         return self.before + self.after + 2 * self.ramp
 
     def batch_size(self, height: int, width: int) -> int:
-        """How many images of a size take about the memory of the largest window; 1 for those that are cut."""
+        """The number of images of a size that take about the memory of the largest window; 1 if they are cut."""
         window = self.tile + self.shared + self.lead + self.trail
         pixels = (height + self.lead + self.trail) * (width + self.lead + self.trail)
         return max(max(window**2, self.whole) // pixels, 1)
 
     def count(self, height: int, width: int) -> int:
-        """How many windows an image of a size takes."""
+        """The number of windows on an image of a size."""
         rows, columns = self.windows(height, width)
         return len(rows) * len(columns)
 
     def windows(self, height: int, width: int) -> tuple[list[Span], list[Span]]:
-        """The windows along both sides of an image of a size: one, if it is small enough to be run whole."""
+        """The windows along both sides of an image of a size; a single one if the image is small enough."""
         whole = (height + self.lead + self.trail) * (width + self.lead + self.trail) <= self.whole
         tiling = replace(self, tile=max(height, width)) if whole else self
         return tiling.spans(height), tiling.spans(width)
@@ -203,8 +204,8 @@ class Tiling:
     def spans(self, side: int) -> list[Span]:
         """The windows along a side of the image, in order.
 
-        Their length is that of the side modulo the stride. Thus the offset from the image's end is a multiple of the
-        stride as well, and a flipped image is cut as it would be by itself.
+        Their length equals the side modulo the stride. So the offset from the image's end is a multiple of the stride
+        too, and a flipped image is cut as it would be by itself.
         """
         length = self.tile + self.shared
         length += (side - length) % self.stride
@@ -217,7 +218,7 @@ class Tiling:
         return [Span(start, stop, self._pieces(i, edges)) for i, (start, stop) in enumerate(zip(starts, stops))]
 
     def _pieces(self, window: int, edges: list[int]) -> tuple[Piece, ...]:
-        """What window number i gives: the blend with its predecessor, its own part, the blend with its successor."""
+        """The parts of a window: the blend with its predecessor, its own part, the blend with its successor."""
         low, high = edges[window], edges[window + 1]
         rise = torch.sin((torch.arange(2 * self.ramp) + 0.5) / (2 * self.ramp) * (torch.pi / 2)).square()
         first, last = low == 0, high == edges[-1]
@@ -230,7 +231,7 @@ class Tiling:
         return tuple(pieces)
 
     def input_range(self, span: Span) -> range:
-        """The pixels that the network must be given for a window's output; beyond the image if it is unpadded."""
+        """The pixels that the network needs for a window's output; they reach beyond the image if it is unpadded."""
         if not self.smallest:
             return range(span.start, span.stop)
         wanted = max(self.lead + span.stop - span.start + self.trail, self.smallest)
@@ -239,23 +240,23 @@ class Tiling:
 
 
 def tiled(predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Runs a network over an image of any size and yields what is finished, part by part.
+    """Runs a network over an image of any size and yields the finished parts.
 
-    Every pixel is yielded once. What is held beside the running window are the strips along the shorter side of the
-    image in which windows are blended; so memory does not grow with the image.
+    Every pixel is yielded once. Besides the current window, memory holds the strips along the shorter side of the image
+    in which windows are blended; so it does not grow with the image.
 
     Args:
         predict: the network, on one window: (B, C, h, w) in [-1, 1] to (B, K, h, w), or smaller if it is unpadded.
         read: rows and columns inside the image to that part of it, (B, C, rows, columns).
         size: height and width of the image.
-        tiling: where the windows lie.
+        tiling: the layout of the windows.
 
     Yields:
         Rows, columns and their values, (B, K, rows, columns).
     """
     rows, columns = tiling.windows(*size)
     tall = size[0] >= size[1]
-    offset = tiling.lead - tiling.margin  # of the output that is used, in what an unpadded network returns
+    offset = tiling.lead - tiling.margin  # of the used output, within the output of an unpadded network
     pending: dict[tuple[int, int], Tensor] = {}
     for first, second in product(rows, columns) if tall else product(columns, rows):
         row, column = (first, second) if tall else (second, first)
@@ -276,7 +277,7 @@ def tiled(predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling) -
 def read_mirrored(read: Read, size: tuple[int, int], rows: range, columns: range) -> Tensor:
     """A window (B, C, rows, columns) that may reach beyond the image, which is mirrored there as often as needed.
 
-    The border pixel itself is not repeated: `numpy.pad(mode="reflect")`.
+    The border pixel itself is not repeated, as in `numpy.pad(mode="reflect")`.
     """
     if rows.start >= 0 and columns.start >= 0 and rows.stop <= size[0] and columns.stop <= size[1]:
         return read(slice(rows.start, rows.stop), slice(columns.start, columns.stop))
@@ -289,7 +290,7 @@ def read_mirrored(read: Read, size: tuple[int, int], rows: range, columns: range
 def noise_window(seed: int, draw: int, channels: int, rows: slice, columns: slice) -> Tensor:
     """A window (channels, rows, columns) of an endless field of unit Gaussian noise, float32.
 
-    The value at a pixel depends on the seed, the draw and the place alone, so that all windows see the same noise.
+    The value at a pixel depends only on the seed, the draw and the place, so all windows see the same noise.
     """
     down = range(rows.start // BLOCK, -(-rows.stop // BLOCK))
     across = range(columns.start // BLOCK, -(-columns.stop // BLOCK))

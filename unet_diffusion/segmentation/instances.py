@@ -5,22 +5,24 @@ import math
 import numpy as np
 from scipy import ndimage
 
+from unet_diffusion.checks import require
+
 REACH = 6.0  # sigmas after which a border weight is 0: exp(-6**2 / 2) = 1.5e-8, below the precision of float32
 
 
 def connected_components(foreground: np.ndarray) -> np.ndarray:
-    """Labels int32 (H, W) of the components of a bool map (H, W): 0 background, 1..n components, neighbours by an edge.
+    """Labels the components of a bool map (H, W): int32 (H, W), 0 for the background, 1..n for the components.
 
-    Diagonal neighbours do not join: a background line one pixel wide, at any slope, separates.
+    Pixels are joined by edges, not by corners, so a background line one pixel wide separates at any slope.
     """
     return ndimage.label(foreground)[0]
 
 
 def separate_instances(instances: np.ndarray) -> np.ndarray:
-    """Sets pixels that touch another instance to background, so that instances have a border between them.
+    """Sets pixels that touch another instance to background, so that there is a border between instances.
 
-    The separation border of Ronneberger et al. 2015, section 3.1: a class mask of touching cells shows no border that a
-    network could learn, and `border_weight_map` none to weight. One pixel of each of the two cells is taken (diagonal
+    The separation border of Ronneberger et al. 2015, section 3.1: without it, a class mask of touching cells has no
+    border for a network to learn, nor for `border_weight_map` to weight. Each of two cells gives up one pixel (diagonal
     contact counts), whatever their numbers.
 
     Args:
@@ -30,7 +32,7 @@ def separate_instances(instances: np.ndarray) -> np.ndarray:
         An array of the same shape and type.
 
     Raises:
-        ValueError: if the map is not two-dimensional, not of integers, or has negative labels.
+        ValueError: the map is not two-dimensional, not of integers, or has negative labels.
     """
     check_instances(instances)
     highest = ndimage.maximum_filter(instances, size=3, mode="nearest")
@@ -43,29 +45,28 @@ def separate_instances(instances: np.ndarray) -> np.ndarray:
 def border_weight_map(
     instances: np.ndarray, w0: float = 10.0, sigma: float = 5.0, class_weights: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray:
-    """Weights that press for the background between neighbouring instances (Ronneberger et al. 2015, eq. 2).
+    """Weights that stress the background between neighbouring instances (Ronneberger et al. 2015, eq. 2).
 
-    w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)), with the distances d1 and d2, in pixels, of a background
-    pixel to the nearest pixel of the nearest and of the second nearest instance. Instance pixels get w_c alone, as in
-    the paper's figure 3d. Distances are computed one instance at a time in a window of 6 sigma around it, and only the
-    two smallest are kept, so memory does not grow with the number of instances.
+    w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)), where d1 and d2 are the distances, in pixels, from a
+    background pixel to the nearest and to the second nearest instance. Instance pixels get w_c alone, as in the paper's
+    figure 3d. Distances are computed one instance at a time in a window of 6 sigma around it, and only the two smallest
+    are kept, so memory does not grow with the number of instances.
 
     Args:
-        instances: (H, W), integer labels (0 background, 1..n instances), or bool, whose connected components are taken.
+        instances: (H, W), integer labels (0 background, 1..n instances), or bool, whose connected components are used.
         w0: weight at the narrowest gap.
         sigma: width of the gaps that count, in pixels.
-        class_weights: w_c of background and of instances, such as `class_weights_from_counts` of the data set.
+        class_weights: w_c of background and instances, such as `class_weights_from_counts` of the data set.
 
     Returns:
         float32 (H, W).
 
     Raises:
-        ValueError: if the map is not two-dimensional, not of integers or bool, or has negative labels; if sigma <= 0.
+        ValueError: the map is not two-dimensional, not of integers or bool, or has negative labels; or sigma <= 0.
     """
     labels = connected_components(instances) if instances.dtype == bool else instances
     check_instances(labels)
-    if sigma <= 0:
-        raise ValueError(f"sigma is {sigma}, but must be a positive number of pixels; the paper's is 5.")
+    require(sigma > 0, "sigma", sigma, "must be a positive number of pixels; the paper's is 5")
     nearest = np.full(labels.shape, np.inf, dtype=np.float32)
     second = nearest.copy()
     reach = math.ceil(REACH * sigma)
@@ -83,10 +84,10 @@ def border_weight_map(
 
 
 def check_instances(instances: np.ndarray) -> None:
-    """Raises ValueError unless the map is (H, W), of integers, without negative labels."""
+    """Raises a ValueError unless the map is (H, W), of integers, without negative labels."""
     if instances.ndim != 2 or instances.dtype.kind not in "ui" or (instances.size and instances.min() < 0):
         lowest = instances.min() if instances.size else "none"
         raise ValueError(
             f"instance map has shape {instances.shape}, type {instances.dtype} and lowest value {lowest}, but must be "
-            f"(H, W) of integers from 0 (background) up; give one channel, and labels by connected_components."
+            "(H, W) of integers from 0 (background) up; give one channel, and labels by connected_components."
         )

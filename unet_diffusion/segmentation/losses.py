@@ -1,14 +1,15 @@
 """Losses of segmentation over class logits, and class weights.
 
-Logits are (B, K, H, W) over K classes, the background included; masks are int64 (B, h, w) class indices, and pixels of
-value `IGNORE_INDEX` count nowhere. An unpadded network gives logits smaller than the mask: masks and pixel weights are
-then cut at the centre to the size of the logits.
+Logits are (B, K, H, W) over K classes, background included. Masks are int64 (B, h, w) class indices; pixels of value
+`IGNORE_INDEX` do not count. The logits of an unpadded network are smaller than the mask: then masks and pixel weights
+are cut at the centre to the size of the logits.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unet_diffusion.checks import require_choice
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.network.maps import fit
 
@@ -20,21 +21,21 @@ def cross_entropy(
 ) -> Tensor:
     """Pixel-wise softmax cross-entropy (Ronneberger et al. 2015, eq. 1), computed in float32.
 
-    The weighted sum of each image is divided by the number of its pixels that are not ignored, not by the sum of the
+    The weighted sum of each image is divided by its number of pixels that are not ignored, and not by the sum of the
     weights: so an image with heavy borders costs more, as in the paper, whose energy is that of one image. The mean
-    over the images then is the same however they are spread over micro-batches and processes.
+    over the images is then the same however they are split into micro-batches and processes.
 
     Args:
         logits: (B, K, H, W).
         masks: int64 (B, h, w) with h >= H and w >= W; values in 0..K-1 or `IGNORE_INDEX`.
-        class_weights: (K,), multiplied in by the class of the pixel.
-        pixel_weights: (B, 1, h, w), multiplied in, such as `border_weight_map`.
+        class_weights: (K,), factors by the class of the pixel.
+        pixel_weights: (B, 1, h, w), further factors, such as `border_weight_map`.
 
     Returns:
-        A scalar; an image of which every pixel is ignored adds 0 to the mean, with gradients of 0.
+        A scalar; an image whose pixels are all ignored adds 0 to the mean, with gradients of 0.
 
     Raises:
-        ValueError: if the masks are smaller than the logits.
+        ValueError: the masks are smaller than the logits.
     """
     masks = cut_to(masks, logits)
     if class_weights is not None:
@@ -50,19 +51,19 @@ def cross_entropy(
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """1 - soft Dice, 2 sum(p g) / (sum(p) + sum(g)) with softmax p (Milletari et al. 2016, without their squares).
 
-    For each image the sums run over its pixels that are not ignored, and the mean over the classes that occur in its
-    mask: a class that is absent has no overlap to raise, and its false positives already lower the other classes. The
-    loss is the mean over the images, the same however they are spread over micro-batches and processes.
+    For each image, the sums run over its pixels that are not ignored, and the mean over the classes in its mask: an
+    absent class has no overlap to raise, and its false positives already lower the other classes. The loss is the mean
+    over the images, the same however they are split into micro-batches and processes.
 
     Args:
         logits: (B, K, H, W).
         masks: int64 (B, h, w) with h >= H and w >= W; values in 0..K-1 or `IGNORE_INDEX`.
 
     Returns:
-        A scalar in [0, 1]; an image of which every pixel is ignored adds 0 to the mean, with gradients of 0.
+        A scalar in [0, 1]; an image whose pixels are all ignored adds 0 to the mean, with gradients of 0.
 
     Raises:
-        ValueError: if the masks are smaller than the logits.
+        ValueError: the masks are smaller than the logits.
     """
     masks = cut_to(masks, logits)
     valid = (masks != IGNORE_INDEX).unsqueeze(1)  # (B, 1, H, W)
@@ -83,14 +84,12 @@ def segmentation_loss(
     class_weights: Tensor | None = None,
     pixel_weights: Tensor | None = None,
 ) -> Tensor:
-    """The loss by name: `cross_entropy`, `dice_loss`, or their sum, with their arguments and shapes.
+    """The loss of a name: `cross_entropy`, `dice_loss`, or their sum, with their arguments and shapes.
 
     Raises:
-        ValueError: for an unknown name; for weights with "dice", which has no place for them; for masks smaller than
-            the logits.
+        ValueError: the name is unknown, "dice" is given weights, or the masks are smaller than the logits.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss is {loss!r}, but must be one of {', '.join(map(repr, LOSSES))}.")
+    require_choice("loss", loss, LOSSES)
     if loss == "dice":
         if class_weights is not None or pixel_weights is not None:
             raise ValueError(
@@ -105,22 +104,22 @@ def cut_to(target: Tensor, logits: Tensor) -> Tensor:
     """Cuts a target (..., h, w) at its centre to the height and width of the logits (..., H, W).
 
     Raises:
-        ValueError: if the target is smaller, since padding it would invent labels.
+        ValueError: the target is smaller; padding it would invent labels.
     """
     (h, w), (height, width) = target.shape[-2:], logits.shape[-2:]
     if h < height or w < width:
         raise ValueError(
-            f"masks or weights are {h}x{w}, but the logits are {height}x{width}, and a target may only be larger; "
-            f"give image and mask of the same size."
+            f"masks or weights are {h}x{w}, but the logits are {height}x{width}, and targets must not be smaller; "
+            "give image and mask of the same size."
         )
     return fit(target, logits)
 
 
 def class_counts(masks: Tensor, num_classes: int) -> Tensor:
-    """Pixels per class, int64 (num_classes,), ignored ones left out; counts of several masks may be added.
+    """Pixels per class, int64 (num_classes,), without ignored ones; counts of several masks may be added.
 
     Raises:
-        ValueError: for a class index that is neither below `num_classes` nor `IGNORE_INDEX`.
+        ValueError: a class index is neither below `num_classes` nor `IGNORE_INDEX`.
     """
     labels = masks[masks != IGNORE_INDEX]
     if labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
@@ -134,7 +133,7 @@ def class_counts(masks: Tensor, num_classes: int) -> Tensor:
 def class_weights_from_counts(counts: Tensor) -> Tensor:
     """Inverse class frequencies for `cross_entropy`, float32 (K,): total / (classes that occur * count).
 
-    Their mean over the pixels is 1, so the loss keeps its scale, and each class that occurs has the same share of it.
+    Their mean over the pixels is 1, so the loss keeps its scale, and all classes that occur have the same share of it.
     A class that does not occur gets 1.
 
     Args:

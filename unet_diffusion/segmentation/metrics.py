@@ -1,4 +1,4 @@
-"""How good masks are: accuracy, Dice and IoU over pixels, boundaries, and the scores of instance maps."""
+"""Scores of masks: accuracy, Dice and IoU over pixels, boundary F1, and the scores of instance maps."""
 
 from collections.abc import Callable
 
@@ -17,15 +17,15 @@ from unet_diffusion.segmentation.instances import connected_components
 class SegmentationMetrics:
     """Pixel accuracy, IoU and Dice, pooled over all pixels and as means over images.
 
-    torchmetrics counts the confusion matrix; its scores are not used, since they give 0 to a class that occurs neither
-    in the masks nor in the predictions. Here such a class is NaN and left out of the means.
+    torchmetrics counts the confusion matrix. Its scores are not used, since they give 0 to a class that occurs neither
+    in the masks nor in the predictions; here the score of this class is NaN and left out of the means.
 
     Attributes:
         confusion: int64 (K, K), pixels by class of the mask (rows) and of the prediction (columns).
-        image_sums: float64 (2, 3 + 2 K): per score the sum over images where it is defined, and their number.
+        image_sums: float64 (2, 3 + 2 K): for each score, the sum over images where it is defined, and their number.
             Columns: accuracy, mean IoU, mean Dice, IoU per class, Dice per class.
 
-    Both are sums, so those of several processes add up (`sum_over_processes`).
+    Both are sums, so they can be added over processes (`sum_over_processes`).
     """
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
@@ -42,7 +42,7 @@ class SegmentationMetrics:
             masks: class indices or `ignore_index` (B, H, W).
 
         Raises:
-            ValueError: if the shapes differ, or for a class index out of range.
+            ValueError: the shapes differ, or a class index is out of range.
         """
         if predicted.shape != masks.shape or masks.ndim != 3:
             raise ValueError(
@@ -64,10 +64,10 @@ class SegmentationMetrics:
             self.image_sums += torch.stack([scores.nan_to_num(), (~scores.isnan()).double()])
 
     def sum_over_processes(self, sum_tensor: Callable[[Tensor], Tensor]) -> None:
-        """Replaces the state by its sum over all processes; every image must have been given to one process only.
+        """Replaces the state by its sum over all processes; each image must have gone to one process only.
 
         Args:
-            sum_tensor: gives the sum over processes, on the CPU, such as
+            sum_tensor: returns the sum over processes, on the CPU, such as
                 `lambda x: accelerator.reduce(x.to(accelerator.device), reduction="sum").cpu()`.
         """
         self.confusion = sum_tensor(self.confusion)
@@ -115,7 +115,7 @@ def boundary_f1(predicted: np.ndarray, mask: np.ndarray, tolerance: float = 2.0)
         tolerance: in pixels.
 
     Returns:
-        A score in [0, 1]; NaN if there is no boundary in either.
+        A score in [0, 1]; NaN if neither has a boundary.
     """
     known = mask != IGNORE_INDEX
     # a boundary pixel looks one pixel beyond itself; distance_transform_edt is undefined on a map without zeros
@@ -141,13 +141,13 @@ def _near(boundary: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def membrane_components(membrane: np.ndarray, fill: bool) -> np.ndarray:
-    """Cells int32 (H, W), 1..n: the connected components of what is not membrane.
+    """Labels cells, the connected components that are not membrane: int32 (H, W), 1..n.
 
     Args:
         membrane: bool (H, W).
-        fill: whether membrane pixels are given to the nearest cell, so that the width of a predicted membrane does not
-            count (the border thinning of Arganda-Carreras et al. 2015). True for predictions; False for the truth,
-            where 0 marks the membrane that the scores leave out.
+        fill: whether membrane pixels go to the nearest cell, so that the width of a predicted membrane does not count
+            (the border thinning of Arganda-Carreras et al. 2015). True for predictions; False for the truth, whose
+            membrane, 0, the scores leave out.
     """
     cells = connected_components(~membrane)
     return expand_labels(cells, distance=max(cells.shape) * 2) if fill else cells
@@ -157,11 +157,11 @@ def adapted_rand_error(predicted: np.ndarray, instances: np.ndarray) -> float:
     """1 - F1 over pairs of pixels in the same instance (Arganda-Carreras et al. 2015), through scikit-image.
 
     Args:
-        predicted: integer labels (H, W); every value, 0 too, is one segment.
+        predicted: integer labels (H, W); every value, also 0, is a segment.
         instances: true labels (H, W); pixels of value 0 are left out.
 
     Returns:
-        An error in [0, 1], 0 for equal partitions; NaN if no true instance, or no pair of pixels, is there.
+        An error in [0, 1], 0 for equal partitions; NaN if there is no true instance or no pair of pixels.
     """
     if not instances.any():
         return float("nan")
@@ -170,14 +170,14 @@ def adapted_rand_error(predicted: np.ndarray, instances: np.ndarray) -> float:
 
 
 def variation_of_information(predicted: np.ndarray, instances: np.ndarray) -> tuple[float, float]:
-    """Variation of information (Meila 2007) in its two parts, in bits, through scikit-image; their sum is the distance.
+    """The two parts of the variation of information (Meila 2007), in bits, through scikit-image; they add up to it.
 
     Args:
-        predicted: integer labels (H, W); every value, 0 too, is one segment.
+        predicted: integer labels (H, W); every value, also 0, is a segment.
         instances: true labels (H, W); pixels of value 0 are left out.
 
     Returns:
-        (splits, merges): H(predicted | true) and H(true | predicted), each from 0 up; NaN if no true instance is there.
+        (splits, merges): H(predicted | true) and H(true | predicted), at least 0; NaN if there is no true instance.
     """
     if not instances.any():
         return float("nan"), float("nan")

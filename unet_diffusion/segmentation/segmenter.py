@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unet_diffusion.checks import is_count, require
 from unet_diffusion.images.conversion import check_image, dtype_name
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
 
-CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that are alive at once in a pixel classifier
-CLASSIFIER_SEED = 0  # of the noise that a pixel classifier sees: the same for every image and at every call
+CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that exist at once in a pixel classifier
+CLASSIFIER_SEED = 0  # of the noise for a pixel classifier: the same for every image and at every call
 
 Turn = tuple[int, bool]  # quarter turns, and whether the image is mirrored after them
 TURNS: list[Turn] = [(quarters, mirror) for quarters in range(4) for mirror in (False, True)]
@@ -21,18 +22,18 @@ TURNS: list[Turn] = [(quarters, mirror) for quarters in range(4) for mirror in (
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A network with all that is averaged for one mask.
+    """A network, and the versions of the image whose probabilities are averaged for one mask.
 
     Args:
-        unet: called as `unet(images, timestep, head="segmentation").logits`, which leaves it as it is.
+        unet: called as `unet(images, timestep, head="segmentation").logits`; its active head stays.
         pixel_range: how stored values map to [-1, 1].
-        tiling: where the windows lie.
+        tiling: the layout of the windows.
         device: where the network runs.
-        turns: rotations and mirror images of the image that are averaged.
-        scheduler: whose `add_noise` makes the noisy versions; None without levels.
-        levels: the timestep of each noisy version; none: the clean image at the network's own timestep.
-        classifier: a `PixelClassifier` that reads the network's features at all levels, which are its timesteps; None:
-            the segmentation head, whose probabilities at the levels are averaged.
+        turns: rotations and mirror images of the image.
+        scheduler: its `add_noise` makes the noisy versions; None without levels.
+        levels: the timestep of each noisy version; empty for the clean image at the network's own timestep.
+        classifier: a `PixelClassifier` that reads the network's features at all levels, which are its timesteps; None
+            for the segmentation head, whose probabilities at the levels are averaged.
     """
 
     unet: Any
@@ -56,17 +57,9 @@ class Segmenter:
         augment: bool = False,
         levels: Sequence[int] = (),
     ) -> "Segmenter":
-        """A segmenter with the windows that suit its network.
+        """A segmenter with the windows that suit its network; the timesteps of a classifier replace `levels`.
 
-        Args:
-            unet: as above.
-            pixel_range: as above.
-            device: as above.
-            scheduler: as above.
-            classifier: as above; it brings its own levels.
-            tile_size: output pixels a side of a tile, or None, as in `Tiling.of`.
-            augment: average over the 8 flips and rotations.
-            levels: as above.
+        `tile_size` is as in `Tiling.of`; `augment` averages over the 8 flips and rotations.
         """
         tiling = Tiling.of(unet, tile_size, symmetric=augment)
         if classifier is not None:
@@ -76,10 +69,10 @@ class Segmenter:
         return cls(unet, pixel_range, tiling, device, turns, scheduler, tuple(levels), classifier)
 
     def batches(self, images: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-        """Neighbouring stored images of one size, as many as take the memory of one window; (C, H, W) each.
+        """Batches of consecutive stored images (C, H, W) of one size, each at most as large in memory as one window.
 
         Raises:
-            ValueError: an image that does not fit the network.
+            ValueError: an image does not fit the network.
         """
         batch: list[Tensor] = []
         for image in images:
@@ -92,7 +85,7 @@ class Segmenter:
             yield batch
 
     def seeds(self, count: int, generator: torch.Generator | None) -> list[int]:
-        """Where the noise of so many images comes from: the generator, or, for a classifier, always the same."""
+        """A seed for the noise of each of `count` images: from the generator, or always the same for a classifier."""
         if self.classifier is not None:
             return [CLASSIFIER_SEED] * count
         return random_seeds(count, generator) if self.levels else []
@@ -105,7 +98,7 @@ class Segmenter:
         Args:
             read_stored: rows and columns to stored values (B, C, rows, columns).
             size: height and width.
-            seeds: where the noise of each image comes from.
+            seeds: the seed of each image's noise.
             window_done: called after each window.
 
         Yields:
@@ -114,7 +107,7 @@ class Segmenter:
         channels = self.unet.config.in_channels
 
         def read(rows: slice, columns: slice) -> Tensor:
-            """The clean images and, after them in the channels, the noise of each version."""
+            """The clean images and, in further channels, the noise of each version."""
             clean = self.pixel_range.to_model(read_stored(rows, columns).to(self.device))
             noises = [
                 torch.stack([noise_window(seed, draw, channels, rows, columns) for seed in seeds]).to(self.device)
@@ -131,7 +124,7 @@ class Segmenter:
         yield from tiled(predict, read, size, self.tiling)
 
     def _averaged(self, clean: Tensor, noises: list[Tensor]) -> Tensor:
-        """Probabilities (B, K, h, w) of a window (B, C, h, w) in [-1, 1] and the noise of its noisy versions."""
+        """The mean probabilities (B, K, h, w) of a window (B, C, h, w) in [-1, 1], given the noise of its versions."""
         total, count = torch.zeros((), device=clean.device), 0
         for turn in self.turns:
             for logits in self._logits(turned(clean, turn), [turned(noise, turn) for noise in noises]):
@@ -139,7 +132,7 @@ class Segmenter:
         return total / count
 
     def _logits(self, clean: Tensor, noises: list[Tensor]) -> Iterator[Tensor]:
-        """The classifier's scores, or those of the segmentation head for each noisy version."""
+        """The scores of the classifier, or of the segmentation head for each noisy version."""
         if self.classifier is not None:
             features = self.classifier.features(self.unet, self.scheduler, clean, noises)
             yield self.classifier(features, clean.shape[2:])
@@ -154,10 +147,10 @@ class Segmenter:
 
 
 def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
-    """The tiling of a network with windows and whole images so small that they suit a pixel classifier too.
+    """The tiling of a network, with windows and whole images small enough for a pixel classifier too.
 
-    The context stays: for upsampling, an output pixel reads the pixels of each map next to its own, but the output of
-    the network reads them as well, by the two 3x3 convolutions or more of every finer stage.
+    The context stays. To upsample, an output pixel reads the pixels of each map next to its own; but the output of the
+    network reads these too, by the two or more 3x3 convolutions of every finer stage.
     """
     bytes_per_pixel = 4 * CLASSIFIER_MAPS * classifier.config.hidden[0]
     side = max(int((MEMORY / bytes_per_pixel) ** 0.5), LENGTH * tiling.shared)
@@ -167,12 +160,11 @@ def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
 
 
 def check_levels(unet: Any, scheduler: Any, num_draws: int, timesteps: Sequence[int] | None) -> None:
-    """Raises a ValueError for timesteps that a network with a segmentation head cannot segment noisy images at."""
-    if not isinstance(num_draws, int) or num_draws < 1:
-        raise ValueError(f"num_draws is {num_draws!r}, but must be an integer of at least 1.")
+    """Raises a ValueError unless a network with a segmentation head can segment noisy images at these timesteps."""
+    require(is_count(num_draws), "num_draws", num_draws, "must be an integer of at least 1")
     if timesteps is None:
         if num_draws > 1:
-            raise ValueError(f"num_draws is {num_draws}, but the image gets noise at timesteps only; pass timesteps.")
+            raise ValueError(f"num_draws is {num_draws}, but noise is only added at timesteps; pass timesteps.")
         return
     if not hasattr(scheduler, "add_noise"):
         raise ValueError(
@@ -180,14 +172,14 @@ def check_levels(unet: Any, scheduler: Any, num_draws: int, timesteps: Sequence[
             "build it with the scheduler of the training, or leave timesteps out."
         )
     if unet.config.get("time_embedding", "sinusoidal") is None:
-        raise ValueError("timesteps were given, but the network knows none (time_embedding is None); leave them out.")
+        raise ValueError("timesteps were given, but the network takes none (time_embedding is None); leave them out.")
     limit = scheduler.config.num_train_timesteps
     if not timesteps or not all(0 <= t < limit for t in timesteps):
         raise ValueError(f"timesteps are {list(timesteps)}, but must be one or more from 0 to {limit - 1}.")
 
 
 def check_evaluation_mode(unet: nn.Module) -> None:
-    """Raises a ValueError if the network holds layers that are random or learn in the mode that it is in."""
+    """Raises a ValueError if the network has layers that are random or learn in its current mode."""
     for module in unet.modules():
         if module.training and (
             isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Dropout) and module.p > 0)
@@ -199,7 +191,7 @@ def check_evaluation_mode(unet: nn.Module) -> None:
 
 
 def turned(images: Tensor, turn: Turn) -> Tensor:
-    """Rotates (..., H, W) by quarter turns, then mirrors it if asked."""
+    """Rotates images (..., H, W) by quarter turns, then mirrors them if the turn says so."""
     quarters, mirror = turn
     images = images.rot90(quarters, dims=(-2, -1))
     return images.flip(-1) if mirror else images

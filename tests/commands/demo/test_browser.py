@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.demo_runs import NAMES, Told, save_enlarging_run, save_image, save_joint_run
+from tests.support.demo_runs import NAMES, Reports, save_enlarging_run, save_image, save_joint_run
 from unet_diffusion.commands.demo.images import heat
 from unet_diffusion.commands.demo.jobs import enlarge_image, generate_images, load_abilities
 from unet_diffusion.pipelines import SegmentationPipeline
@@ -28,7 +28,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def visit():
-    """How a page is served and used."""
+    """Serves a page and uses it."""
     from scripts.drawings import demo  # not before it is known that selenium is there
 
     return demo
@@ -103,7 +103,7 @@ def upload(visit, driver, path: Path) -> None:
 
 
 def message(visit, driver) -> str:
-    """What the page says is wrong; the message is then closed."""
+    """The error message of the page, which is then closed."""
     shown = visit.find(driver, ".toast-message-text")
     said = visit.wait(driver, lambda page: shown.text)  # empty while it fades in
     visit.find(driver, ".toast-close").click()
@@ -136,7 +136,7 @@ def test_images_are_generated_as_chosen(visit, joint_page, joint_run, tmp_path):
     visit.wait(joint_page, lambda page: len(visit.images(page, "generated")) == 3)
     shown = [fetched(address, tmp_path) for address in visit.images(joint_page, "generated")]
     pipe = load_abilities(joint_run, "cpu").generation
-    expected = generate_images(pipe, 3, 2, "euler", 5, "1", 2.5, Told())  # right is class 1
+    expected = generate_images(pipe, 3, 2, "euler", 5, "1", 2.5, Reports())  # right is class 1
     assert np.array_equal(shown, [np.asarray(image.convert("RGB")) for image in expected])
     outside = [
         address for address in requests(joint_page) if not re.match(r"http://127\.0\.0\.1:|data:|blob:", address)
@@ -144,7 +144,7 @@ def test_images_are_generated_as_chosen(visit, joint_page, joint_run, tmp_path):
     assert outside == []
 
 
-def test_a_number_out_of_bounds_is_told(visit, joint_page):
+def test_a_number_out_of_bounds_is_reported(visit, joint_page):
     visit.enter(joint_page, "steps", 5000)
     visit.find(joint_page, "#generate").click()
     assert "5000" in message(visit, joint_page)
@@ -186,11 +186,11 @@ def test_an_example_is_segmented(visit, joint_page, joint_run, examples, tmp_pat
     assert np.array_equal(shown[::32, ::32], np.asarray(pipe.overlay(path, pipe(path).masks[0], 0.25)))
 
 
-def test_wrong_files_are_told_and_the_page_goes_on(visit, joint_page, tmp_path):
+def test_wrong_files_are_reported_and_the_page_goes_on(visit, joint_page, tmp_path):
     open_tab(visit, joint_page, "Segment")
     (tmp_path / "notes.txt").write_text("no image")
     upload(visit, joint_page, tmp_path / "notes.txt")
-    assert message(visit, joint_page) == "Notes.txt cannot be decoded: it is not an image; it begins with b'no image'."
+    assert message(visit, joint_page) == "Notes.txt cannot be decoded: it is no image; it begins with b'no pictu'."
     upload(visit, joint_page, save_image(tmp_path / "colour.png", channels=3))
     assert "The image has 3 channels, but the network takes 1" in message(visit, joint_page)
     upload(visit, joint_page, save_image(tmp_path / "right.png"))
@@ -210,20 +210,20 @@ def test_a_small_image_is_enlarged_beside_its_bicubic_version(visit, driver, tmp
         visit.find(driver, "#enlarge").click()
         assert message(visit, driver) == "There is no image yet; upload one."
         upload(visit, driver, path)
-        expected = enlarge_image(pipe, path, 2, "dpm-solver++", 0, tmp_path, Told())
+        expected = enlarge_image(pipe, path, 2, "dpm-solver++", 0, tmp_path, Reports())
         for name, image in (("large", expected.large), ("bicubic", expected.bicubic)):
             assert np.array_equal(fetched(changed(visit, driver, name, []), tmp_path), np.asarray(image))
         choose(visit, driver, "sampler", "ddpm")
         visit.enter(driver, "seed", 1)
         before = visit.images(driver, "large")
         visit.find(driver, "#enlarge").click()
-        expected = enlarge_image(pipe, path, 2, "ddpm", 1, tmp_path, Told())
+        expected = enlarge_image(pipe, path, 2, "ddpm", 1, tmp_path, Reports())
         assert np.array_equal(fetched(changed(visit, driver, "large", before), tmp_path), np.asarray(expected.large))
         assert list(kept.rglob("small.png")) and list(kept.rglob("small-large.png"))
     assert list(kept.iterdir()) == []  # uploads and results go with the page
 
 
-def test_a_taken_port_is_told(visit, joint_run, joint_address):
+def test_a_taken_port_is_reported(visit, joint_run, joint_address):
     port = joint_address.rstrip("/").rpartition(":")[2]
     sentence = f"cannot be served on 127.0.0.1 and port {port}; choose another port"
     with pytest.raises(RuntimeError, match=sentence), visit.served(joint_run, "--port", port):

@@ -1,4 +1,4 @@
-"""What the page of a run does for its visitors: what its jobs give, and what they refuse."""
+"""The jobs of a run's page: their results and their errors."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from tests.support.demo_runs import NAMES, Told, save_enlarging_run, save_image, save_joint_run
+from tests.support.demo_runs import NAMES, Reports, save_enlarging_run, save_image, save_joint_run
 from tests.support.tiny import network
 from unet_diffusion import cli
 from unet_diffusion.commands.demo.images import LARGEST_SHOWN, SMALLEST_SHOWN, find_examples, fitted, heat, read_upload
@@ -67,7 +67,7 @@ def test_a_run_has_the_abilities_that_it_was_trained_for(joint, enlarging, tmp_p
     assert enlarging.scale == 2
 
 
-def test_a_folder_that_is_no_run_gives_one_sentence(tmp_path):
+def test_a_folder_without_a_run_gives_one_sentence(tmp_path):
     with pytest.raises(SystemExit) as ended:
         cli.run("demo", [str(tmp_path)])
     sentence = f"unet-diffusion demo: run is {tmp_path}, but there is no model_index.json; give the folder of a"
@@ -91,20 +91,20 @@ def test_wrong_devices_are_named(joint_run):
 def test_images_are_those_of_the_command(joint, joint_run, tmp_path):
     cli.run("sample", ["--run", str(joint_run), "--output", str(tmp_path / "samples"), "--count", "3", "--steps", "2",
                        "--seed", "5", "--class-labels", "left", "right", "--max-batch", "16"])  # fmt: skip
-    told = Told()
-    found = generate_images(joint.generation, 3, 2, "dpm-solver++", 5, EVERY_CLASS, 1.0, told)
+    reports = Reports()
+    found = generate_images(joint.generation, 3, 2, "dpm-solver++", 5, EVERY_CLASS, 1.0, reports)
     for i, image in enumerate(found):
         assert np.array_equal(np.asarray(image), np.asarray(Image.open(tmp_path / "samples" / f"{i:05d}.png")))
-    assert told == [(1, 2), (2, 2)]
+    assert reports == [(1, 2), (2, 2)]
 
 
 def test_a_visitor_leaves_the_pipeline_as_it_was(joint):
     scheduler, bar = joint.generation.scheduler, joint.generation.progress_bar
-    first = generate_images(joint.generation, 1, 2, "ddim", 0, NO_CLASS, 1.0, Told())
-    generate_images(joint.generation, 1, 3, "heun", 1, "1", 2.0, Told())
+    first = generate_images(joint.generation, 1, 2, "ddim", 0, NO_CLASS, 1.0, Reports())
+    generate_images(joint.generation, 1, 3, "heun", 1, "1", 2.0, Reports())
     assert joint.generation.scheduler is scheduler and joint.generation.progress_bar == bar
     assert joint.generation.config["scheduler"] == ("diffusers", "DDPMScheduler")
-    again = generate_images(joint.generation, 1, 2, "ddim", 0, NO_CLASS, 1.0, Told())
+    again = generate_images(joint.generation, 1, 2, "ddim", 0, NO_CLASS, 1.0, Reports())
     assert np.array_equal(np.asarray(first[0]), np.asarray(again[0]))
 
 
@@ -113,7 +113,7 @@ def test_visitors_at_once_get_what_each_gets_alone(joint):
 
     def wished(wish: tuple[str, int]) -> np.ndarray:
         name, seed = wish
-        (image,) = generate_images(joint.generation, 1, 8, name, seed, NO_CLASS, 1.0, Told())
+        (image,) = generate_images(joint.generation, 1, 8, name, seed, NO_CLASS, 1.0, Reports())
         return np.asarray(image)
 
     alone = [wished(wish) for wish in wishes]
@@ -130,14 +130,14 @@ def test_classes_are_offered_by_name_and_guidance_where_it_was_trained(joint):
     assert not can_guide(dropless)
     plain = ImageGenerationPipeline(network(), DDPMScheduler())
     assert class_choices(plain) == [] and not can_guide(plain)
-    assert len(generate_images(plain, 2, 1, "ddim", 0, NO_CLASS, 1.0, Told())) == 2
+    assert len(generate_images(plain, 2, 1, "ddim", 0, NO_CLASS, 1.0, Reports())) == 2
 
 
 @pytest.mark.parametrize("channels", [2, 5])
 def test_images_of_any_channels_and_depth_can_be_looked_at(channels):
     unet = network(in_channels=channels, out_channels=channels)
     pipe = ImageGenerationPipeline(unet, DDPMScheduler(), pixel_range=PIXELS_12_BIT.to_dict())
-    (image,) = generate_images(pipe, 1, 1, "ddim", 0, NO_CLASS, 1.0, Told())
+    (image,) = generate_images(pipe, 1, 1, "ddim", 0, NO_CLASS, 1.0, Reports())
     assert (image.mode, image.size) == ("L" if channels == 2 else "RGB", (8, 8))
 
 
@@ -151,13 +151,13 @@ def test_images_of_any_channels_and_depth_can_be_looked_at(channels):
         ({"seed": None}, "seed is None, but must be an integer"),
         ({"sampler_name": "absent"}, "there is no sampler 'absent'"),
         ({"choice": "7"}, "class label 7 is not between 0 and 1"),
-        ({"choice": NO_CLASS, "guidance_scale": 2.0}, "guidance_scale is 2.0, but no class to guide to"),
+        ({"choice": NO_CLASS, "guidance_scale": 2.0}, "guidance_scale is 2.0, but guides to no class"),
     ],
 )
 def test_wrong_options_of_generation_are_named(joint, change, message):
     options = {"count": 1, "steps": 1, "sampler_name": "ddim", "seed": 0, "choice": "0", "guidance_scale": 1.0}
     with pytest.raises(ValueError, match=message):
-        generate_images(joint.generation, **{**options, **change}, report=Told())
+        generate_images(joint.generation, **{**options, **change}, report=Reports())
 
 
 # --- segment
@@ -165,7 +165,7 @@ def test_wrong_options_of_generation_are_named(joint, change, message):
 
 def test_a_mask_is_that_of_the_pipeline_and_its_file_holds_the_classes(joint, tmp_path):
     path = save_image(tmp_path / "image.png")
-    found = segment_image(joint.segmentation, path, tmp_path, Told())
+    found = segment_image(joint.segmentation, path, tmp_path, Reports())
     expected = joint.segmentation(path)
     labels = np.asarray(expected.masks[0])
     with Image.open(found.file) as mask:
@@ -183,7 +183,7 @@ def test_a_mask_is_that_of_the_pipeline_and_its_file_holds_the_classes(joint, tm
 
 def test_opacity_is_that_of_the_pipeline_and_asks_no_network(joint, tmp_path, monkeypatch):
     path = save_image(tmp_path / "image.png")
-    found = segment_image(joint.segmentation, path, tmp_path, Told())
+    found = segment_image(joint.segmentation, path, tmp_path, Reports())
     expected = [joint.segmentation.overlay(path, Image.open(found.file), opacity) for opacity in (0, 0.3, 1)]
     monkeypatch.setattr(joint.segmentation.unet, "forward", None)  # which cannot be called
     for opacity, image in zip((0, 0.3, 1), expected):
@@ -195,15 +195,15 @@ def test_opacity_is_that_of_the_pipeline_and_asks_no_network(joint, tmp_path, mo
 def test_tiles_are_reported(joint, tmp_path, monkeypatch):
     monkeypatch.setattr("unet_diffusion.network.tiling.WHOLE", 0)
     monkeypatch.setattr("unet_diffusion.network.tiling.MEMORY", 2**20)
-    told = Told()
-    segment_image(joint.segmentation, save_image(tmp_path / "large.png", 300, 200), tmp_path, told)
-    assert len(told) > 1 and told == [(done, len(told)) for done in range(1, len(told) + 1)]
+    reports = Reports()
+    segment_image(joint.segmentation, save_image(tmp_path / "large.png", 300, 200), tmp_path, reports)
+    assert len(reports) > 1 and reports == [(done, len(reports)) for done in range(1, len(reports) + 1)]
 
 
 def test_an_image_of_too_many_probabilities_has_no_uncertainty(joint, tmp_path, monkeypatch):
     monkeypatch.setattr("unet_diffusion.commands.demo.jobs.MAX_PROBABILITIES", 12 * 10 * 3 - 1)
     path = save_image(tmp_path / "image.png")
-    assert segment_image(joint.segmentation, path, tmp_path, Told()).uncertainty is None
+    assert segment_image(joint.segmentation, path, tmp_path, Reports()).uncertainty is None
 
 
 def test_16_bit_files_are_read_as_they_are(tmp_path):
@@ -213,11 +213,11 @@ def test_16_bit_files_are_read_as_they_are(tmp_path):
     np.save(tmp_path / "deep.npy", pixels)
     expected = np.asarray(pipe(pixels).masks[0])
     for name in ("deep.png", "deep.npy"):
-        found = segment_image(pipe, tmp_path / name, tmp_path, Told())
+        found = segment_image(pipe, tmp_path / name, tmp_path, Reports())
         assert np.array_equal(np.asarray(Image.open(found.file)), expected)
     eight_bit = save_image(tmp_path / "eight.png")
     with pytest.raises(ValueError, match="holds uint8, but the network was trained on uint16"):
-        segment_image(pipe, eight_bit, tmp_path, Told())
+        segment_image(pipe, eight_bit, tmp_path, Reports())
 
 
 @pytest.mark.parametrize(
@@ -244,14 +244,14 @@ def test_wrong_files_are_named_without_the_folders_of_the_server(name, content, 
 def test_a_large_image_is_that_of_the_command(enlarging, tmp_path):
     run, path = save_enlarging_run(tmp_path / "run"), save_image(tmp_path / "small.png", channels=3)
     cli.run("upscale", ["--run", str(run), "--inputs", str(path), "--steps", "2", "--output", str(tmp_path / "out")])
-    told = Told()
-    found = enlarge_image(enlarging, path, 2, "dpm-solver++", 0, tmp_path, told)
+    reports = Reports()
+    found = enlarge_image(enlarging, path, 2, "dpm-solver++", 0, tmp_path, reports)
     assert found.file.name == "small-large.png"
     large = np.asarray(Image.open(found.file))
     assert large.shape == (24, 20, 3)
     assert np.array_equal(large, np.asarray(Image.open(tmp_path / "out" / "small.png")))
     assert np.array_equal(np.asarray(found.large), np.asarray(fitted(Image.fromarray(large))))
-    assert told == [(1, 2), (2, 2)]
+    assert reports == [(1, 2), (2, 2)]
     pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None]
     bicubic = (enlarged(pixels, 2, PixelRange.full("uint8"))[0].permute(1, 2, 0).numpy() / 2 + 0.5) * 255
     factor = SMALLEST_SHOWN // 24
@@ -263,7 +263,7 @@ def test_what_png_does_not_hold_is_an_array(tmp_path):
     run = save_enlarging_run(tmp_path / "run", channels=1, pixel_range=pixel_range.to_dict())
     np.save(tmp_path / "small.npy", np.random.default_rng(0).random((5, 4), dtype=np.float32))
     found = enlarge_image(
-        load_abilities(run, "cpu").super_resolution, tmp_path / "small.npy", 1, "ddim", 0, tmp_path, Told()
+        load_abilities(run, "cpu").super_resolution, tmp_path / "small.npy", 1, "ddim", 0, tmp_path, Reports()
     )
     large = np.load(found.file)
     assert large.shape == (10, 8, 1) and large.dtype == np.float32
@@ -273,13 +273,13 @@ def test_what_png_does_not_hold_is_an_array(tmp_path):
 def test_wrong_images_to_enlarge_are_named(enlarging, tmp_path, monkeypatch):
     grey = save_image(tmp_path / "grey.png")
     with pytest.raises(ValueError, match="the image has 1 channels, but the network takes 3"):
-        enlarge_image(enlarging, grey, 1, "ddim", 0, tmp_path, Told())
+        enlarge_image(enlarging, grey, 1, "ddim", 0, tmp_path, Reports())
     path = save_image(tmp_path / "colour.png", channels=3)
     with pytest.raises(ValueError, match="steps is 0"):
-        enlarge_image(enlarging, path, 0, "ddim", 0, tmp_path, Told())
+        enlarge_image(enlarging, path, 0, "ddim", 0, tmp_path, Reports())
     monkeypatch.setattr("unet_diffusion.commands.demo.jobs.MAX_ENLARGED", 479)
     with pytest.raises(ValueError, match="would have 20x24 pixels, but the page makes at most 479"):
-        enlarge_image(enlarging, path, 1, "ddim", 0, tmp_path, Told())
+        enlarge_image(enlarging, path, 1, "ddim", 0, tmp_path, Reports())
 
 
 # --- images on the page

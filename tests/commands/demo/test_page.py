@@ -1,4 +1,4 @@
-"""The page of a run as Gradio is told of it: its tabs, its queue, its messages. The browser is elsewhere."""
+"""The page of a run as given to Gradio: its tabs, its queue, its messages, without a browser."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from tests.support.demo_runs import Told, save_enlarging_run, save_image, save_joint_run
+from tests.support.demo_runs import Reports, save_enlarging_run, save_image, save_joint_run
 from tests.support.tiny import network
 from unet_diffusion import cli
 from unet_diffusion.commands.demo.jobs import Abilities, load_abilities, segment_image
@@ -62,20 +62,20 @@ def test_jobs_wait_for_each_other_and_telemetry_is_off(joint, pages, tmp_path):
     assert options["share"] is False and "google" not in "".join(map(str, options["theme"]._stylesheets))
 
 
-def test_mistakes_become_messages_that_are_no_html(pages):
+def test_mistakes_become_messages_without_html(pages):
     import gradio
 
-    with pytest.raises(gradio.Error) as told, pages.told_on_the_page():
+    with pytest.raises(gradio.Error) as shown, pages.errors_as_messages():
         raise ValueError("<img src=x>.png is 'no' image")
-    assert told.value.message == "&lt;img src=x&gt;.png is 'no' image"
-    with pytest.raises(gradio.Error, match="Out of memory"), pages.told_on_the_page():
+    assert shown.value.message == "&lt;img src=x&gt;.png is 'no' image"
+    with pytest.raises(gradio.Error, match="Out of memory"), pages.errors_as_messages():
         raise MemoryError("no room.")
-    with pytest.raises(AssertionError), pages.told_on_the_page():  # ours, not the visitor's
+    with pytest.raises(AssertionError), pages.errors_as_messages():  # ours, not the visitor's
         raise AssertionError
 
 
 def test_names_in_the_legend_are_text(joint, pages, tmp_path):
-    found = segment_image(joint.segmentation, save_image(tmp_path / "image.png"), tmp_path, Told())
+    found = segment_image(joint.segmentation, save_image(tmp_path / "image.png"), tmp_path, Reports())
     table = pages.legend_table(found)
     assert "&lt;b&gt;other&lt;/b&gt;" in table and "<b>" not in table and "rgb(230, 159, 0)" in table
 

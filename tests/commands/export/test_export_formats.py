@@ -17,8 +17,7 @@ from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
 from unet_diffusion.cli import run
 from unet_diffusion.commands.export.command import export
-from unet_diffusion.commands.export.graph_files import compare
-from unet_diffusion.commands.export.graphs import fields_of
+from unet_diffusion.commands.export.graphs import compare, fields_of
 from unet_diffusion.commands.export.head_function import HeadFunction, Sizes
 from unet_diffusion.commands.export.single_file import load_single_file
 from unet_diffusion.commands.options import Export
@@ -194,7 +193,7 @@ def test_a_graph_that_does_not_compute_what_the_network_computes_is_refused():
         raise KeyError("no such kernel")
 
     for graph, message in (
-        (other, "a batch of 2 of 5x6 pixels, 1.0e-03 of the largest value, but may by 1e-04 at most, so nothing"),
+        (other, "a batch of 2 of 5x6 pixels, 1.0e-03 of the largest value, but at most 1e-04 is allowed, so nothing"),
         (lambda x: function(x) * torch.nan, "nan of the largest value"),
         (lambda x: function(x)[:1], r"gives \(1, 3, 5, 6\) rather than \(2, 3, 5, 6\)"),
         (failing, "cannot run on a batch of 2 of 5x6 pixels.*no such kernel"),
@@ -213,7 +212,7 @@ def test_the_graph_of_a_super_resolution_run_says_how_many_times_larger(classes,
 
 
 def test_an_export_that_disagrees_leaves_nothing_behind(masks, tmp_path, monkeypatch):
-    monkeypatch.setattr("unet_diffusion.commands.export.graph_files.TOLERANCE", -1)
+    monkeypatch.setattr("unet_diffusion.commands.export.graphs.TOLERANCE", -1)
     with pytest.raises(SystemExit, match="segmentation.pt2 differs from the network by"):
         run("export", ["--format", "torch-export", str(masks), str(tmp_path / "graphs")])
     monkeypatch.setattr(
@@ -223,7 +222,7 @@ def test_an_export_that_disagrees_leaves_nothing_behind(masks, tmp_path, monkeyp
     def other(tensors):
         return {**tensors, "unet.segmentation_head.bias": tensors["unet.segmentation_head.bias"] + 1}
 
-    with pytest.raises(SystemExit, match="unet.segmentation_head.bias is read from the file as other numbers"):
+    with pytest.raises(SystemExit, match="unet.segmentation_head.bias was read back with other numbers"):
         run("export", ["--format", "safetensors-single", str(masks), str(tmp_path / "masks.safetensors")])
     assert list(tmp_path.iterdir()) == []
 
@@ -236,20 +235,20 @@ def test_what_no_graph_can_be_made_of_is_refused_before_anything_is_written(mask
     features = save(unet, tmp_path / "features", classifier=classifier)
     target = tmp_path / "graphs"
     for folder, form, head, message in (
-        (classes, "onnx", "segmentation", "head is 'segmentation', but the network of .* has 'noise' only"),
-        (masks, "onnx", "noise", "head is 'noise', but the network of .* has 'segmentation' only"),
+        (classes, "onnx", "segmentation", "head is 'segmentation', but the network of .* only has 'noise'"),
+        (masks, "onnx", "noise", "head is 'noise', but the network of .* only has 'segmentation'"),
         (features, "onnx", None, "come from a pixel classifier, .*; set head='noise'"),
         (labelled, "torch-export", None, "segmentation head of .* cannot be exported: class_labels are missing"),
         (level, "onnx", "segmentation", "cannot be exported: segmentation_timestep is 0, but .* Set head='noise'"),
         (masks, "self-contained", "segmentation", "head is 'segmentation', but 'self-contained' writes all of a run"),
-        (masks, "pickle", None, "format is 'pickle', but must be one of self-contained, onnx, torch-export, safet"),
+        (masks, "pickle", None, "format is 'pickle', but must be one of 'self-contained', 'onnx', 'torch-export'"),
         (masks, "safetensors-single", None, "graphs, but must be a file ending in .safetensors"),
         (tmp_path, "onnx", None, "there is no model_index.json"),
     ):
         with pytest.raises(ValueError, match=message):
             export(Export(folder, target, form, head))
     monkeypatch.setattr("unet_diffusion.commands.export.graphs.LARGEST_ONNX", 1000)
-    with pytest.raises(ValueError, match=r"take 0.000 GiB, but a file of ONNX holds less than 2 GiB; set format='tor"):
+    with pytest.raises(ValueError, match=r"take 0.000 GiB, but an ONNX file holds less than 2 GiB; set format='tor"):
         export(Export(masks, target, "onnx"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"format 'onnx' needs onnxruntime: pip install unet-diffusion\[export\]"):
@@ -320,7 +319,7 @@ def test_a_single_file_that_is_damaged_or_names_other_code_is_refused(masks, tmp
 
     bad = tmp_path / "bad.safetensors"
     for weights, words, message in (
-        (tensors, {}, "has no model_index as JSON; give a file of unet-diffusion export"),
+        (tensors, {}, "has no model_index as JSON; give a file written by unet-diffusion export"),
         (tensors, {**metadata, "unet": "[]"}, "has no unet as JSON"),
         (tensors, changed(_class_name="Popen"), "is a pipeline of other code, Popen"),
         (tensors, changed(_class_name=["code", "Mine"]), "is a pipeline of other code"),
@@ -332,14 +331,14 @@ def test_a_single_file_that_is_damaged_or_names_other_code_is_refused(masks, tmp
         (
             {bias: tensors[bias]},
             metadata,
-            "another network: 35 are missing, too many or of another shape, such as bridge",
+            "another network: 35 are missing, unexpected or of another shape, such as bridge",
         ),
-        ({**tensors, bias: tensors[bias] * torch.nan}, metadata, "segmentation_head.bias in .* holds values that are"),
+        ({**tensors, bias: tensors[bias] * torch.nan}, metadata, "segmentation_head.bias in .* holds NaN or infinite"),
     ):
         save_file(weights, bad, words)
         with pytest.raises(ValueError, match=message):
             load_single_file(bad)
     bad.write_bytes(good.read_bytes()[:100])
     for path in (bad, tmp_path / "absent.safetensors"):
-        with pytest.raises(ValueError, match="is no safetensors file that can be read"):
+        with pytest.raises(ValueError, match="cannot be read as safetensors"):
             load_single_file(path)

@@ -1,4 +1,4 @@
-"""A page to play with a run in a browser, served from this machine."""
+"""A page to try a run in a browser, served from this machine."""
 
 import os
 import time
@@ -16,31 +16,28 @@ POLL = 0.2  # seconds
 
 
 def demo(options: Demo) -> str:
-    """Serves the page until Ctrl-C or SIGTERM comes, and then says so.
+    """Serves the page until Ctrl-C or SIGTERM, and returns a sentence that it is closed.
 
-    Uploads and results are kept in a temporary folder, an hour each, which goes with the page. Nothing is loaded from
-    the internet, and nothing is reported to it.
+    Uploads and results are kept for an hour, in a temporary folder that is deleted with the page. Nothing is loaded
+    from the internet or sent to it.
 
     Raises:
-        ValueError: no finished run, or examples that do not fit it.
+        ValueError: there is no finished run, or the examples do not fit it.
         ImportError: without the extra `demo`.
-        OSError: the address cannot be served on.
+        OSError: the page cannot be served on the address.
     """
     abilities = load_abilities(options.run, options.device)
     examples = [] if options.examples is None else find_examples(options.examples, abilities.reader)
     with TemporaryDirectory(prefix="unet-diffusion-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")  # before Gradio is imported
         try:
-            from unet_diffusion.commands.demo.page import (  # here, since Gradio is an extra, and slow
-                launch_options,
-                page,
-            )
+            from unet_diffusion.commands.demo.page import launch_options, page  # Gradio is an extra, and slow
         except ImportError as error:
             raise ImportError('the page needs Gradio: pip install "unet-diffusion[demo]"') from error
         blocks = page(options.run, abilities, examples, Path(folder))
         address = serve(blocks, options, launch_options())
         with stop_requests() as stop:
-            # Not the job's result, which would be told when the page has gone.
+            # printed, since the result appears only when the page is closed
             print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
             while not stop:
                 time.sleep(POLL)
@@ -52,20 +49,20 @@ def serve(blocks: Any, config: Demo, options: dict[str, Any]) -> str:
     """Starts the server of a page in the background; returns its address.
 
     Raises:
-        OSError: the port is taken, or the host is no address of this machine.
+        OSError: the port is taken, or the host is not an address of this machine.
     """
     try:
         _, address, _ = blocks.launch(
-            server_name=options.host,
-            server_port=options.port,
+            server_name=config.host,
+            server_port=config.port,
             max_file_size=MAX_UPLOAD,
             prevent_thread_lock=True,
             quiet=True,
             **options,
         )
     except OSError as error:
-        port = "any port from 7860" if options.port is None else f"port {options.port}"
+        port = "any port from 7860" if config.port is None else f"port {config.port}"
         raise OSError(
-            f"the page cannot be served on {options.host} and {port}; choose another port, or a host of this machine."
+            f"the page cannot be served on {config.host} and {port}; choose another port, or a host of this machine."
         ) from error
     return address

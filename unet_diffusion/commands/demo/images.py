@@ -1,4 +1,4 @@
-"""The images of a run's page: how an upload is read, and how images are shown."""
+"""The images of a run's page: reading an upload, and showing an image."""
 
 from pathlib import Path
 from typing import TypeAlias
@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.commands.inputs import find_inputs
-from unet_diffusion.images.conversion import as_output, check_image, dtype_name, stored_images
+from unet_diffusion.images.conversion import as_output, stored_images
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import array_images
 from unet_diffusion.images.pixel_range import PixelRange
@@ -23,13 +23,13 @@ THUMBNAIL = 128
 
 
 def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image.Image]]:
-    """The first images of a folder, each with a small version to pick it by.
+    """The first images of a folder, each with a thumbnail.
 
     Raises:
-        ValueError: a run that takes no images, a folder without any, or an image that does not fit the run.
+        ValueError: the run takes no images, the folder holds none, or an image does not fit the run.
     """
     if reader is None:
-        raise ValueError(f"examples are {folder}, but the run only generates and takes no images; leave them out.")
+        raise ValueError(f"examples are {folder}, but the run only generates images and takes none; leave them out.")
     try:
         paths = find_inputs((str(folder),), folder / "masks").paths
     except ValueError as error:
@@ -44,35 +44,34 @@ def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image
 
 
 def read_upload(path: Path) -> np.ndarray:
-    """The pixels of a file, (H, W, C); what is wrong with it is said of its name alone, without the server's folders.
+    """The pixels of a file, (H, W, C); errors give its name without the folders of the server.
 
     Raises:
-        ValueError: it is no image, or a damaged one.
+        ValueError: the file is not an image, or is damaged.
     """
     return decode_image({"bytes": path.read_bytes(), "path": path.name})
 
 
 def viewed(pipe: Reader, pixels: np.ndarray) -> Image.Image:
-    """An image (H, W, C) as RGB, by the range of values that the run was trained on.
+    """An image (H, W, C) as RGB, mapped by the pixel range of the run.
 
     Raises:
-        ValueError: an image of other channels or another data type than the run takes.
+        ValueError: the image has other channels or another data type than the run takes.
     """
     (image,) = stored_images(pixels)
-    wanted = pipe.channels if isinstance(pipe, SuperResolutionPipeline) else pipe.unet.config.in_channels
-    check_image(wanted, pipe.pixel_range, len(image), dtype_name(image))
+    pipe.check_image(image)
     return as_rgb(pipe.pixel_range.to_model(image), pipe.pixel_range)
 
 
 def as_rgb(image: Tensor, pixel_range: PixelRange) -> Image.Image:
-    """An image (C, H, W) in [-1, 1] as RGB; of more channels the first three, of two the first."""
+    """An image (C, H, W) in [-1, 1] as RGB: of more than three channels the first three, of two the first."""
     values = as_output(image[None], "np", pixel_range)
     assert isinstance(values, np.ndarray)
     return array_images(values)[0].convert("RGB")
 
 
 def fitted(image: Image.Image, largest: int = LARGEST_SHOWN) -> Image.Image:
-    """An image for the page: large ones become smaller, and the pixels of small ones squares that can be seen."""
+    """An image for the page: a large one shrunk, a small one with its pixels enlarged to visible squares."""
     longest = max(image.size)
     if longest > largest:
         width, height = (max(1, round(side * largest / longest)) for side in image.size)
@@ -82,7 +81,7 @@ def fitted(image: Image.Image, largest: int = LARGEST_SHOWN) -> Image.Image:
 
 
 def heat(values: np.ndarray) -> Image.Image:
-    """Values from 0 to 1, (H, W), as colours from black over red to white."""
+    """Values from 0 to 1, (H, W), as colours from black through red to white."""
     from matplotlib import colormaps  # here, since it takes a tenth of the time that the package takes to import
 
     return Image.fromarray(colormaps["inferno"](values, bytes=True)[..., :3])

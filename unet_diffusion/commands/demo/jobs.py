@@ -1,7 +1,7 @@
-"""What the page of a run does for its visitors, apart from the page: generate, segment, enlarge.
+"""The jobs of a run's page, without the page: generate, segment, enlarge.
 
-Each job works on a copy of a pipeline that shares its networks, so that no visitor's sampler or progress reaches
-another's, and reads an upload as the library reads a file.
+Each job works on a copy of a pipeline that shares its networks, so that visitors do not share samplers or progress, and
+reads an upload as the library reads a file.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from unet_diffusion.checks import is_count
+from unet_diffusion.checks import is_count, require
 from unet_diffusion.commands.demo.images import Reader, as_rgb, fitted, heat, read_upload, viewed
 from unet_diffusion.commands.options import GenerationOptions
 from unet_diffusion.commands.sample import generate
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.images.conversion import check_image, dtype_name, has_png, stored_images
+from unet_diffusion.images.conversion import has_png, stored_images
 from unet_diffusion.images.figures import array_images, save_image, save_stored
 from unet_diffusion.images.palette import colour, overlay
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
@@ -32,19 +32,19 @@ from unet_diffusion.saved_index import INDEX, SUPER_RESOLUTION, check_run, read_
 from unet_diffusion.saved_runs import best_device, load_pipeline
 
 T = TypeVar("T")
-Report = Callable[[int, int], Any]  # told how many steps are done, and of how many
+Report = Callable[[int, int], Any]  # gets the number of steps done, and of all steps
 
-MAX_COUNT = 64  # images of one visitor at once
+MAX_COUNT = 64  # images per request
 MAX_STEPS = 1000
 MAX_BATCH = 16  # images in the network at once
 MAX_ENLARGED = 4096 * 4096  # pixels of a large image
-MAX_PROBABILITIES = 2**28  # of an image, 1 GiB: beyond it there is no uncertainty
+MAX_PROBABILITIES = 2**28  # of an image, 1 GiB; with more there is no uncertainty map
 NO_CLASS, EVERY_CLASS = "none", "each"
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """The pipelines that a run can be used by; None for those that it cannot."""
+    """The pipelines that a run can be loaded as; None for the others."""
 
     generation: ImageGenerationPipeline | None = None
     segmentation: SegmentationPipeline | None = None
@@ -64,7 +64,7 @@ class Segmented:
         image: as the page shows it, RGB.
         mask: classes of its pixels, (H, W).
         palette: red, green and blue of each class.
-        uncertainty: entropy from 0 (black) to 1, at the size of the image; None: the image is too large.
+        uncertainty: entropy from 0 (black) to 1, at the size of the image; None if the image is too large.
         legend: name, colour and share of the whole image of each class.
         file: the mask of the whole image, a PNG of class indices.
     """
@@ -77,18 +77,17 @@ class Segmented:
     file: Path
 
     def overlay(self, opacity: float) -> Image.Image:
-        """The classes in colour over the image; the network is not asked again."""
-        if not 0 <= opacity <= 1:
-            raise ValueError(f"opacity is {opacity}, but must be from 0 to 1.")
+        """The classes in colour over the image; does not run the network."""
+        require(0 <= opacity <= 1, "opacity", opacity, "must be from 0 to 1")
         return overlay(self.image, self.mask, opacity, self.palette)
 
 
 @dataclass(frozen=True)
 class Enlarged:
-    """An image made larger.
+    """An enlarged image.
 
     Attributes:
-        large: what the network made, as the page shows it, RGB.
+        large: enlarged by the network, as the page shows it, RGB.
         bicubic: the same image enlarged without a network.
         file: the large image as `unet-diffusion upscale` writes it.
     """
@@ -99,7 +98,7 @@ class Enlarged:
 
 
 class Steps:
-    """What stands in for a pipeline's progress bar, and tells a page how far it is."""
+    """Replaces a pipeline's progress bar and reports the progress to a page."""
 
     def __init__(self, total: int, report: Report) -> None:
         self.done, self.total, self.report = 0, total, report
@@ -111,16 +110,16 @@ class Steps:
         pass
 
     def update(self, count: int = 1) -> None:
-        """Counts steps that are done."""
+        """Counts finished steps."""
         self.done += count
         self.report(self.done, self.total)
 
 
 def load_abilities(run: Path, device: str) -> Abilities:
-    """Loads a run once for each thing that it was trained for: one that segments may generate too.
+    """Loads a run once for each task that it was trained for; a segmentation run may generate images too.
 
     Raises:
-        ValueError: the folder holds no finished run, or no such device is here.
+        ValueError: the folder holds no finished run, or the device is not available.
     """
     check_run(run)
     place, kind = best_device(device), saved_kind(run)
@@ -128,7 +127,7 @@ def load_abilities(run: Path, device: str) -> Abilities:
         return Abilities(super_resolution=load_pipeline(SuperResolutionPipeline, run).to(place))
     if kind != SegmentationPipeline.__name__:
         return Abilities(generation=load_pipeline(ImageGenerationPipeline, run).to(place))
-    joint = "_label_names" in read_object(run / INDEX)  # noise prediction went on beside the masks
+    joint = "_label_names" in read_object(run / INDEX)  # trained to predict noise too
     return Abilities(
         generation=load_pipeline(ImageGenerationPipeline, run).to(place) if joint else None,
         segmentation=load_pipeline(SegmentationPipeline, run).to(place),
@@ -136,7 +135,7 @@ def load_abilities(run: Path, device: str) -> Abilities:
 
 
 def class_choices(pipe: ImageGenerationPipeline) -> list[tuple[str, str]]:
-    """What can be asked of a network with classes, in words and as `generate_images` takes it; empty without any."""
+    """The choices of a class, each in words and as `generate_images` takes it; empty for a network without classes."""
     classes = pipe.unet.config.num_class_embeds
     if classes is None:
         return []
@@ -146,7 +145,7 @@ def class_choices(pipe: ImageGenerationPipeline) -> list[tuple[str, str]]:
 
 
 def can_guide(pipe: ImageGenerationPipeline) -> bool:
-    """Whether the network also knows images without a class, which guidance needs."""
+    """Returns whether the network was also trained without classes, which guidance needs."""
     return pipe.unet.config.num_class_embeds is not None and pipe.unet.config.get("label_dropout", 0) > 0
 
 
@@ -160,20 +159,20 @@ def generate_images(
     guidance_scale: float,
     report: Report,
 ) -> list[Image.Image]:
-    """The images that `unet-diffusion sample` makes with the same options, to look at.
+    """Generates the images that `unet-diffusion sample` makes with the same options.
 
     Args:
-        pipe: of the run.
+        pipe: the pipeline of the run.
         count: number of images, up to `MAX_COUNT`.
-        steps: of the sampler, up to `MAX_STEPS`.
-        sampler_name: as `unet_diffusion.diffusion.sampling.sampler` knows it.
+        steps: steps of the sampler, up to `MAX_STEPS`.
+        sampler_name: one of the names of `unet_diffusion.diffusion.sampling.sampler`.
         seed: image i depends on it and i alone.
-        choice: index of a class, `EVERY_CLASS` in turn, or `NO_CLASS`.
+        choice: index of a class, `EVERY_CLASS` for each in turn, or `NO_CLASS`.
         guidance_scale: strength of classifier-free guidance; 1 is none.
-        report: told of each step.
+        report: called after each step.
 
     Raises:
-        ValueError: an option that is out of bounds or does not fit the run.
+        ValueError: an option is out of bounds or does not fit the run.
     """
     _check_bound("count", count, MAX_COUNT)
     _check_sampling(steps, seed)
@@ -192,17 +191,17 @@ def generate_images(
 
 
 def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report: Report) -> Segmented:
-    """The mask of one image file, which is also written below a folder.
+    """Segments one image file and writes the mask below `folder`.
 
     Raises:
-        ValueError: no image, or one that does not fit the run.
+        ValueError: the file is not an image, or the image does not fit the run.
     """
     pixels = read_upload(source)
     image = viewed(pipe, pixels)
     height, width = pixels.shape[:2]
-    judged = height * width * pipe.num_classes <= MAX_PROBABILITIES
+    fits = height * width * pipe.num_classes <= MAX_PROBABILITIES
     own = _own_copy(pipe, report)
-    (mask,), _, uncertainty = own(pixels, return_probabilities=judged, return_dict=False)
+    (mask,), _, uncertainty = own(pixels, return_probabilities=fits, return_dict=False)
     counts = np.bincount(np.asarray(mask).ravel(), minlength=pipe.num_classes)
     names = pipe.class_names or [f"class {label}" for label in range(pipe.num_classes)]
     colours = [(red, green, blue) for red, green, blue in pipe.palette or map(colour, range(pipe.num_classes))]
@@ -212,7 +211,7 @@ def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report
         image=fitted(image),
         mask=np.asarray(fitted(mask)),
         palette=pipe.palette,
-        uncertainty=fitted(heat(uncertainty[0])) if judged else None,
+        uncertainty=fitted(heat(uncertainty[0])) if fits else None,
         legend=[(name, shade, count / counts.sum()) for name, shade, count in zip(names, colours, counts)],
         file=file,
     )
@@ -227,20 +226,21 @@ def enlarge_image(
     folder: Path,
     report: Report,
 ) -> Enlarged:
-    """The large version of one image file, as `unet-diffusion upscale` makes it; it is also written below a folder.
+    """Enlarges one image file, as `unet-diffusion upscale` does, and writes the large image below `folder`.
 
     Raises:
-        ValueError: no image, one that does not fit the run or would become too large, or an option out of bounds.
+        ValueError: the file is not an image, the image does not fit the run or would become too large, or an option is
+            out of bounds.
     """
     _check_sampling(steps, seed)
     pixels = read_upload(source)
     (small,) = stored_images(pixels)
-    check_image(pipe.channels, pipe.pixel_range, len(small), dtype_name(small))
+    pipe.check_image(small)
     height, width = (side * pipe.scale for side in pixels.shape[:2])
     if height * width > MAX_ENLARGED:
         raise ValueError(
             f"the large image would have {width}x{height} pixels, but the page makes at most {MAX_ENLARGED}; enlarge "
-            "it by `unet-diffusion upscale`."
+            "it with `unet-diffusion upscale`."
         )
     own = _own_copy(pipe, report)
     own.scheduler = sampler(sampler_name, pipe.scheduler)
@@ -258,7 +258,7 @@ def enlarge_image(
 
 
 def _own_copy(pipe: T, report: Report) -> T:
-    """A pipeline with the same networks, whose scheduler can be exchanged and whose progress is reported."""
+    """A copy of a pipeline with the same networks, whose scheduler can be replaced and whose progress is reported."""
     own: Any = copy(pipe)
     own.progress_bar = lambda total: Steps(total, report)
     return own
@@ -266,10 +266,9 @@ def _own_copy(pipe: T, report: Report) -> T:
 
 def _check_sampling(steps: Any, seed: Any) -> None:
     _check_bound("steps", steps, MAX_STEPS)
-    if not isinstance(seed, int):
-        raise ValueError(f"seed is {seed!r}, but must be an integer; 0 is usual.")
+    require(isinstance(seed, int), "seed", seed, "must be an integer; 0 is usual")
 
 
 def _check_bound(name: str, value: Any, largest: int) -> None:
-    if not is_count(value, 1) or value > largest:
-        raise ValueError(f"{name} is {value!r}, but must be an integer from 1 to {largest} on this page.")
+    valid = is_count(value) and value <= largest
+    require(valid, name, value, f"must be an integer from 1 to {largest} on this page")

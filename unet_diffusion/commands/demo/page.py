@@ -1,4 +1,4 @@
-"""The page of a run, made with Gradio (the extra `demo`): a tab for each thing that the run was trained for."""
+"""The page of a run, made with Gradio (the extra `demo`): one tab for each task that the run was trained for."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,15 +30,15 @@ from unet_diffusion.training.cards import parameters, size
 
 Examples = list[tuple[Path, Image.Image]]
 
-# One job of a network at a time, whoever asks for it, and no way to it but the page.
+# One job of a network at a time, whoever asks for it, and only through the page.
 ON_NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-PROGRESS = gr.Progress()  # as a default, it tells Gradio that a function reports
+PROGRESS = gr.Progress()  # as a default, it shows Gradio that a function reports progress
 MAX_WAITING = 32
-CLEAN_EVERY, KEPT = 600, 3600  # seconds, of uploads and results
-MAX_VISITORS = 100  # whose last mask is kept
+CLEAN_EVERY, KEPT = 600, 3600  # seconds: uploads and results are deleted when they are older
+MAX_VISITORS = 100  # visitors whose last mask is kept
 MESSAGE_SECONDS = 60
-SHARP = 128  # pixels a side: images up to this size are enlarged by their pixels
+SHARP = 128  # pixels a side: images up to this size are shown with sharp pixels
 CSS = """
 .gradio-container { max-width: 1200px !important; width: 100% !important; margin: auto; }
 .gradio-container main { width: 100% !important; }
@@ -56,13 +56,13 @@ table.legend { border: none !important; }
 
 
 def page(run: Path, abilities: Abilities, examples: Examples, folder: Path) -> gr.Blocks:
-    """The page, not served yet.
+    """Builds the page, without serving it.
 
     Args:
         run: the run's folder, for the title.
         abilities: its pipelines.
         examples: images to pick from, as `find_examples` gives them.
-        folder: where results are written, below Gradio's own temporary folder, so that Gradio removes them in time.
+        folder: where results are written, inside Gradio's own temporary folder, so that Gradio deletes them later.
     """
     name = run.absolute().name
     cache = (CLEAN_EVERY, KEPT)
@@ -85,7 +85,7 @@ def page(run: Path, abilities: Abilities, examples: Examples, folder: Path) -> g
 
 
 def launch_options() -> dict[str, Any]:
-    """How the page looks and what of Gradio it leaves out: tunnels, fonts of its own, histories, other services."""
+    """The look of the page, and the parts of Gradio that it switches off: tunnels, own fonts, histories, services."""
     theme = gr.themes.Default(primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("monospace",))
     left_out = dict.fromkeys(("share", "inbrowser", "enable_monitoring", "run_history", "ssr_mode", "pwa"), False)
     capacity = {"state_session_capacity": MAX_VISITORS, "footer_links": []}
@@ -94,26 +94,25 @@ def launch_options() -> dict[str, Any]:
 
 def describe(pipe: ImageGenerationPipeline | Reader) -> str:
     """A sentence on the network and its images."""
-    channels = pipe.channels if isinstance(pipe, SuperResolutionPipeline) else pipe.unet.config.in_channels
-    images = f"images of {channels} channel{'s' if channels > 1 else ''}, {pipe.pixel_range.dtype}"
+    images = f"images of {pipe.channels} channel{'s' if pipe.channels > 1 else ''}, {pipe.pixel_range.dtype}"
     return f"{parameters(pipe.unet)} parameters on {pipe.device}, for {images}, trained at {size(pipe.unet)} pixels."
 
 
 @contextmanager
-def told_on_the_page() -> Iterator[None]:
-    """Turns what was wrong with a visitor's input into a message; the page goes on working."""
+def errors_as_messages() -> Iterator[None]:
+    """Shows an error about a visitor's input as a message; the page goes on working."""
     shown: dict[str, Any] = {"duration": MESSAGE_SECONDS, "print_exception": False}
     try:
         yield
     except MemoryError as error:
         raise gr.Error(f"Out of memory: {escape(str(error), False)} Use a smaller image.", **shown) from error
     except (ValueError, ImportError, RuntimeError, OSError, FloatingPointError) as error:
-        sentence = escape(str(error), quote=False)  # messages are HTML, and may name an upload
+        sentence = escape(str(error), quote=False)  # a message is HTML, and may hold the name of an upload
         raise gr.Error(sentence[:1].upper() + sentence[1:], **shown) from error
 
 
 def _report(progress: gr.Progress, what: str) -> Callable[[int, int], None]:
-    """Shows steps that are done in Gradio's progress display."""
+    """A function that shows finished steps in Gradio's progress display."""
     return lambda done, total: progress((done, total), desc=what, unit="steps")
 
 
@@ -162,14 +161,14 @@ def _generate_tab(pipe: ImageGenerationPipeline) -> None:
         progress: gr.Progress = PROGRESS,
     ) -> list[Image.Image]:
         report = _report(progress, "denoising")
-        with told_on_the_page():
+        with errors_as_messages():
             return generate_images(pipe, count, steps, sampler, seed, choice, guidance, report)
 
     button.click(job, [count, *sampling, choice, guidance], gallery, **ON_NETWORK)
 
 
 def _image_fields(examples: Examples) -> tuple[gr.State, list[Any]]:
-    """Where a visitor uploads an image, whatever its format, or picks one; its path, and the events that set it."""
+    """Fields to upload an image of any format or to pick one: its path, and the events that set it."""
     source = gr.State()
     upload = gr.File(label="Image", height=130, elem_id="upload")
     chosen = [upload.upload(Path, upload, source, **AT_ONCE)]
@@ -201,7 +200,7 @@ def _segment_tab(pipe: SegmentationPipeline, examples: Examples, folder: Path) -
             opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", elem_id="opacity")
         with gr.Column(scale=3):
             with gr.Row():
-                overlay = _view("**Classes** over the image; the first stays clear", "overlay")
+                overlay = _view("**Classes** over the image; the first is transparent", "overlay")
                 uncertainty = _view("**Uncertainty**: entropy, black is certain", "uncertainty")
             with gr.Row():
                 legend = gr.HTML(elem_id="legend", padding=False)
@@ -209,7 +208,7 @@ def _segment_tab(pipe: SegmentationPipeline, examples: Examples, folder: Path) -
 
     def job(path: Path, opacity: float, progress: gr.Progress = PROGRESS) -> tuple:
         report = _report(progress, "segmenting")
-        with told_on_the_page():
+        with errors_as_messages():
             found = segment_image(pipe, path, folder, report)
             button = gr.DownloadButton(value=found.file, interactive=True)
             return found, found.overlay(opacity), found.uncertainty, legend_table(found), button
@@ -236,7 +235,7 @@ def _enlarge_tab(pipe: SuperResolutionPipeline, examples: Examples, folder: Path
 
     def job(path: Path | None, steps: int, sampler: SamplerName, seed: int, progress: gr.Progress = PROGRESS) -> tuple:
         report = _report(progress, "denoising")
-        with told_on_the_page():
+        with errors_as_messages():
             if path is None:
                 raise ValueError("there is no image yet; upload one.")
             found = enlarge_image(pipe, path, steps, sampler, seed, folder, report)
@@ -247,7 +246,7 @@ def _enlarge_tab(pipe: SuperResolutionPipeline, examples: Examples, folder: Path
 
 
 def _view(caption: str, name: str) -> gr.Image:
-    """Where a result is shown, below its caption."""
+    """The place of a result, below its caption."""
     with gr.Column(min_width=260):
         gr.Markdown(caption)
         return gr.Image(show_label=False, format="png", interactive=False, elem_id=name, buttons=["fullscreen"])

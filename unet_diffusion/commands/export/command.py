@@ -1,85 +1,18 @@
-"""A trained run in another form, for where this package is not installed."""
+"""A trained run in another form, for use without this package."""
 
-import importlib
-import json
-import re
-import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from diffusers.models.modeling_utils import ModelMixin
-
-from unet_diffusion import pipelines
 from unet_diffusion.commands.export.graphs import FORMS, write_graphs
+from unet_diffusion.commands.export.self_contained import write_self_contained
 from unet_diffusion.commands.export.single_file import write_single_file
-from unet_diffusion.commands.export.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.commands.options import Export
-from unet_diffusion.files import PREFIX, written_aside
-from unet_diffusion.saved_index import read_object, saved_components
-from unet_diffusion.saved_runs import load_weights
-from unet_diffusion.version import __version__
-
-COPIED = (".json", ".safetensors")  # the rest of a run's folder may be code or pickles
-README = """\
----
-library_name: diffusers
-tags:
-- unet-diffusion
----
-
-# {name}
-
-Made with unet-diffusion {version}, which is not needed to use it: the code lies beside the weights.
-
-```bash
-pip install torch "diffusers>=0.42" accelerate einops
-```
-
-```python
-{loading}
-```
-
-The network alone:
-
-```python
-from diffusers import AutoModel
-
-unet = AutoModel.from_pretrained("{name}/unet", trust_remote_code=True)
-```
-
-`trust_remote_code=True` lets diffusers run the Python files of this folder; read them first. They are under the Apache
-License, Version 2.0, as each of them says at its top.
-"""
-STOCK = """\
-from diffusers import {pipeline}
-
-pipe = {pipeline}.from_pretrained("{name}", trust_remote_code=True)  # this folder
-pipe().images[0].save("sample.png")"""
-OWN = """\
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)  # this folder
-pipe("image.png").{result}"""
-RESULTS = {
-    "SegmentationPipeline": 'masks[0].save("mask.png")',
-    "SuperResolutionPipeline": 'images[0].save("large.png")',
-}
-BOTH = f"""\
-{STOCK}
-
-# with any scheduler, classes and guidance
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained(
-    "{{name}}", custom_pipeline="{{code}}", trust_remote_code=True
-)"""
+from unet_diffusion.files import written_aside
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """A written export.
 
     Attributes:
         path: the folder or the file.
@@ -90,128 +23,25 @@ class Exported:
     checks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """The path, then the sentences, one a line."""
+        """The path, then the sentences, one per line."""
         return "\n".join([str(self.path), *self.checks])
 
 
 def export(options: Export) -> Exported:
-    """Writes a run in the form that is asked for; the folder or the file appears when it is complete and compared.
+    """Writes a run in another form; the folder or the file appears when it is complete and compared.
 
     Raises:
-        ValueError: no run, a target that exists, or a run that cannot be written in that form.
+        ValueError: there is no run, the target exists, or the run cannot be written in that form.
         ImportError: the form needs libraries that are not installed.
         RuntimeError: what was written is not what the run computes; nothing is left behind.
     """
     options.check_paths()
+    checks: list[str] = []
     with written_aside(options.target) as aside:
-        checks = FORMATS[options.format](options, aside)
+        if options.format in FORMS:
+            checks = write_graphs(options.format, options.run, aside, options.head)
+        elif options.format == "safetensors-single":
+            checks = [write_single_file(options.run, aside)]
+        else:
+            write_self_contained(options.run, aside, options.target.name)  # copies, so there is nothing to compare
     return Exported(options.target, tuple(checks))
-
-
-def write_self_contained(run: Path, target: Path, name: str) -> None:
-    """Writes a folder that diffusers loads without this package.
-
-    Weights are copied as they are. Beside those of each network of this package lies one file with its code
-    (`source_bundle`), which `config.json` names for `AutoModel` and `model_index.json` for pipelines. Our pipeline has
-    such a file too. A generation run then calls itself a `DDPMPipeline`, as it can be loaded by that name, and ours is
-    the custom pipeline that the README names.
-
-    Args:
-        run: folder of a saved pipeline.
-        target: folder to make.
-        name: what the README calls it.
-
-    Raises:
-        ValueError: a pipeline without a network of this package, or with weights or components that cannot be loaded.
-    """
-    index, components = read_object(run / "model_index.json"), saved_components(run)
-    if not isinstance(index.get("_class_name"), str):
-        raise ValueError(f"{run} is a pipeline of other code: {index.get('_class_name')}; it cannot be exported.")
-    networks = {key: network_class(*entry) for key, entry in components.items() if of_package(entry[0])}
-    if not networks:
-        raise ValueError(f"{run} holds no network that needs {PACKAGE}; diffusers loads it as it is.")
-    target.mkdir()
-    for key in components:
-        files = [file for file in (run / key).glob("*") if file.suffix in COPIED and not file.name.startswith(PREFIX)]
-        if not any(file.suffix == (".safetensors" if key in networks else ".json") for file in files):
-            raise ValueError(f"{run / key} holds no weights or no config; give the folder of a finished run.")
-        if key in networks:
-            load_weights(networks[key], run / key)
-        (target / key).mkdir()
-        for file in files:
-            if file.suffix == ".json":
-                read_object(file)
-            shutil.copy(file, target / key)
-
-    for key, network in networks.items():
-        code = write_code(network, target / key)
-        index[key] = [code, network.__name__]
-        path = target / key / "config.json"
-        config = read_object(path)
-        config["auto_map"] = {"AutoModel": f"{code}.{network.__name__}"}
-        config["_use_default_values"] = ["auto_map"]  # for `AutoModel`; the network is not given it, or would warn
-        write_sorted(path, config)
-
-    own = getattr(pipelines, index["_class_name"], None)
-    code = "" if own is None else write_code(own, target)
-    loading = STOCK
-    if own is pipelines.ImageGenerationPipeline:
-        index["_class_name"], loading = "DDPMPipeline", BOTH
-    elif own is not None:
-        index["_class_name"], loading = [code, own.__name__], OWN
-    write_sorted(target / "model_index.json", index)
-    result = "" if own is None else RESULTS.get(own.__name__, "")
-    loading = loading.format(name=name, pipeline=index["_class_name"], code=code, result=result)
-    readme = README.format(name=name, version=__version__, loading=loading)
-    (target / "README.md").write_text(readme, encoding="utf-8")
-
-
-def self_contained(options: Export, target: Path) -> list[str]:
-    """`write_self_contained` as one of `FORMATS`: copied as it is, so that there is nothing to compare."""
-    write_self_contained(options.run, target, options.target.name)
-    return []
-
-
-def single_file(options: Export, target: Path) -> list[str]:
-    """`write_single_file` as one of `FORMATS`."""
-    return [write_single_file(options.run, target)]
-
-
-def graphs(options: Export, target: Path) -> list[str]:
-    """`write_graphs` as one of `FORMATS`."""
-    return write_graphs(options.format, options.run, target, options.head)
-
-
-FORMATS: dict[str, Callable[[Export, Path], list[str]]] = {
-    "self-contained": self_contained,
-    **dict.fromkeys(FORMS, graphs),
-    "safetensors-single": single_file,
-}
-
-
-def network_class(module: str, name: str) -> type:
-    """The class of a component that a saved pipeline says is in this package.
-
-    Raises:
-        ValueError: there is no such network.
-    """
-    kind = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
-        raise ValueError(f"model_index.json names {module}.{name}, but there is no such network; update {PACKAGE}.")
-    return kind
-
-
-def write_code(kind: type, folder: Path) -> str:
-    """Writes the file that defines a class; returns its name without the suffix.
-
-    The version is in the name, since diffusers loads all files of one name into one module, with what is there already.
-    """
-    version = re.sub(r"\W", "_", __version__)
-    stem = f"{PACKAGE}_{kind.__module__.rpartition('.')[2]}_{version}"
-    (folder / f"{stem}.py").write_text(bundle(kind), encoding="utf-8")
-    return stem
-
-
-def write_sorted(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes JSON as diffusers does."""
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,23 +1,34 @@
-"""The heads of a run as graphs that need nothing of this package: ONNX, and programs of `torch.export`."""
+"""The heads of a run as graphs that need nothing of this package: ONNX, and programs of `torch.export`.
+
+Each file is written, read again, and compared with the network that it was made of.
+"""
 
 import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.export import ExportedProgram
 
-from unet_diffusion.commands.export.graph_files import compare, load_onnx, load_program, write_onnx, write_program
 from unet_diffusion.commands.export.head_function import HeadFunction, Sizes, traced
-from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.saved_index import from_index, read_object, saved_components
+from unet_diffusion.pipelines.base import saved_range
+from unet_diffusion.saved_index import INDEX, from_index, read_object, saved_components
 from unet_diffusion.saved_runs import load_saved
 from unet_diffusion.unet import UNet
 from unet_diffusion.version import __version__
 
-FORMS = {"onnx": ("onnx", write_onnx, load_onnx), "torch-export": ("pt2", write_program, load_program)}
+Graph = Callable[..., Tensor]  # read from a file; it takes the inputs of its `HeadFunction`
+
+FIELDS = "metadata.json"  # the file in a program of torch.export that describes its inputs and output
+TOLERANCE = 1e-4  # share of the largest absolute value; another order of additions makes about 1e-6
 LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
-LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: protobuf ends at 2 GiB, and the graph is in the file too
+LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: protobuf is limited to 2 GiB, and the graph needs some too
 
 
 def write_graphs(form: str, run: Path, target: Path, head: str | None) -> list[str]:
@@ -27,13 +38,13 @@ def write_graphs(form: str, run: Path, target: Path, head: str | None) -> list[s
         form: one of `FORMS`.
         run: folder of a saved pipeline.
         target: folder to make.
-        head: "segmentation" or "noise"; None: all that the run has.
+        head: "segmentation" or "noise"; None for all heads of the run.
 
     Returns:
-        A sentence for each file: how far it is from the network.
+        A sentence for each file with its difference from the network.
 
     Raises:
-        ValueError: a head that the run lacks, or that no graph of this form can be made of.
+        ValueError: the run lacks the head, or the form cannot hold its graph.
         ImportError: a library is missing.
         RuntimeError: a file does not compute what the network computes.
     """
@@ -63,28 +74,28 @@ def check_libraries(form: str) -> None:
 
 
 def heads_of(run: Path, unet: UNet, wanted: str | None) -> list[str]:
-    """The heads to write.
+    """The names of the heads to write.
 
     Raises:
-        ValueError: the run lacks the one that is wanted, or its masks come from a pixel classifier.
+        ValueError: the run lacks the wanted head, or its masks come from a pixel classifier.
     """
     if wanted != "noise" and "classifier" in saved_components(run):
         raise ValueError(
             f"the masks of {run} come from a pixel classifier, which reads images with noise at several timesteps, "
-            "so they are no function of the image alone; set head='noise' for its noise predictor, or "
+            "so they are not a function of the image alone; set head='noise' for its noise predictor, or "
             "format='safetensors-single' for both."
         )
     layers = {"segmentation": unet.segmentation_head, "noise": unet.noise_head}
     present = [name for name, layer in layers.items() if layer is not None]
     if wanted is not None and wanted not in present:
         raise ValueError(
-            f"head is {wanted!r}, but the network of {run} has {' and '.join(map(repr, present))} only; leave head out."
+            f"head is {wanted!r}, but the network of {run} only has {' and '.join(map(repr, present))}; leave head out."
         )
     return present if wanted is None else [wanted]
 
 
 def check_function(function: HeadFunction, form: str, run: Path) -> None:
-    """Raises a ValueError for a head that cannot be called with these inputs, or is too large for the form."""
+    """Raises a ValueError if a head cannot be called with the inputs of a graph, or is too large for the form."""
     sizes = Sizes.of_network(function.unet)
     try:
         with torch.no_grad():
@@ -95,38 +106,140 @@ def check_function(function: HeadFunction, form: str, run: Path) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in function.unet.state_dict().values())
     if form == "onnx" and size > LARGEST_ONNX:
         raise ValueError(
-            f"the weights of {run} take {size / 2**30:.3f} GiB, but a file of ONNX holds less than 2 GiB; set "
+            f"the weights of {run} take {size / 2**30:.3f} GiB, but an ONNX file holds less than 2 GiB; set "
             "format='torch-export'."
         )
 
 
 def fields_of(function: HeadFunction, sizes: Sizes, form: str, run: Path) -> dict[str, str]:
-    """What a file says of itself, as text; lists and objects are JSON, and what a run lacks is left out."""
-    index, config = read_object(run / "model_index.json"), function.unet.config
-    saved = {name: from_index(index.get(f"_{name}")) for name in ("pixel_range", "class_names", "palette")}
+    """The metadata of a file, as text; lists and objects are JSON, and what the run lacks is left out."""
+    index, config = read_object(run / INDEX), function.unet.config
+    saved = {name: from_index(index.get(f"_{name}")) for name in ("class_names", "palette", "label_names")}
     fields: dict[str, Any] = {
         "made_with": f"unet-diffusion {__version__}, torch {torch.__version__}",
         "format": form,
         "head": function.head,
         "inputs": function.names,
         "value_range": [-1, 1],  # of clean images
-        "pixel_range": saved["pixel_range"] or PixelRange.full("uint8").to_dict(),  # the stored values that become it
+        "pixel_range": saved_range(index.get("_pixel_range")).to_dict(),  # the stored values that map to it
         "smallest_side": sizes.smallest,
         "sides_are_multiples_of": sizes.multiple,
         "largest_batch": sizes.largest_batch,
     }
     if function.head == "segmentation":
-        names = {name: saved[name] for name in ("class_names", "palette")}
-        fields |= {"output": "logits", "num_classes": config.num_classes, "padding": config.padding, **names}
+        fields |= {"output": "logits", "num_classes": config.num_classes, "padding": config.padding}
+        fields |= {"class_names": saved["class_names"], "palette": saved["palette"]}
     else:
         scheduler = run / "scheduler" / "scheduler_config.json"
         fields |= {"output": "prediction", "scheduler": read_object(scheduler) if scheduler.is_file() else None}
         fields["scale"] = index.get("_scale")  # of super-resolution
     if "class_labels" in function.names:
-        fields |= {"num_class_embeds": config.num_class_embeds, "label_names": from_index(index.get("_label_names"))}
+        fields |= {"num_class_embeds": config.num_class_embeds, "label_names": saved["label_names"]}
         fields["null_class"] = config.num_class_embeds if config.label_dropout > 0 else None
     return {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in fields.items()
         if value is not None
     }
+
+
+def write_program(program: ExportedProgram, function: HeadFunction, file: Path, fields: Mapping[str, str]) -> None:
+    """Writes a program of `torch.export`, with its fields as an extra file inside."""
+    torch.export.save(program, file, extra_files={FIELDS: json.dumps(dict(fields), indent=2)})
+
+
+def load_program(file: Path) -> Graph:
+    """Reads a program of `torch.export`, to compute without gradients."""
+    return torch.no_grad()(torch.export.load(file).module())
+
+
+def write_onnx(program: ExportedProgram, function: HeadFunction, file: Path, fields: Mapping[str, str]) -> None:
+    """Writes a graph of ONNX, with its fields as metadata; inputs and output have the names in the fields."""
+    axes = {0: "batch", 2: "height", 3: "width"}
+    with quiet():
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=function.names,
+            output_names=[fields["output"]],
+            dynamic_shapes=((axes, *({} for _ in function.names[1:])),),
+        )
+    assert converted is not None  # since no file was given
+    model = converted.model
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()  # the compiler's notes, as large as a small network
+    model.metadata_props.update({**fields, "opset": str(model.opset_imports[""])})
+    converted.save(file, external_data=False)
+
+
+def load_onnx(file: Path) -> Graph:
+    """Reads a graph of ONNX, to run it by ONNX Runtime on the CPU, with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        (output,) = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+        return torch.from_numpy(output)
+
+    return run
+
+
+@torch.no_grad()
+def compare(function: HeadFunction, graph: Graph, sizes: Sequence[tuple[int, int, int]], name: str) -> str:
+    """Runs a graph and its network on the same inputs, and returns the largest difference as a sentence.
+
+    Args:
+        function: the head of the network.
+        graph: the graph read from a file.
+        sizes: batch, height and width of each input.
+        name: name of the file.
+
+    Raises:
+        RuntimeError: the graph fails at one of the sizes, or differs from the network by more than `TOLERANCE`.
+    """
+    report = f"so nothing was written; choose another format, and report this with torch {torch.__version__}."
+    largest_absolute = largest_relative = 0.0
+    for size in sizes:
+        inputs = function.example(*size)
+        expected, place = function(*inputs), f"a batch of {size[0]} of {size[1]}x{size[2]} pixels"
+        try:
+            found = graph(*inputs)
+        except Exception as error:  # each library has its own classes
+            raise RuntimeError(f"{name} cannot run on {place}, {report} It says: {error}") from error
+        if found.shape != expected.shape:
+            shapes = f"{tuple(found.shape)} rather than {tuple(expected.shape)}"
+            raise RuntimeError(f"{name} gives {shapes} for {place}, {report}")
+        absolute, scale = (found - expected).abs().max().item(), expected.abs().max().item()
+        relative = absolute / scale if scale else absolute  # an untrained noise head predicts zero
+        if not relative <= TOLERANCE:  # NaN included
+            raise RuntimeError(
+                f"{name} differs from the network by {absolute:.1e} for {place}, {relative:.1e} of the largest value, "
+                f"but at most {TOLERANCE:.0e} is allowed, {report}"
+            )
+        largest_absolute, largest_relative = max(largest_absolute, absolute), max(largest_relative, relative)
+    return (
+        f"{name}: at {len(sizes)} batches and sizes, {', '.join('x'.join(map(str, size)) for size in sizes)}, it "
+        f"differs from torch by at most {largest_absolute:.1e}, {largest_relative:.1e} of the largest value"
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides the warnings of torch about its own code, and about torchvision, during the conversion."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+FORMS = {"onnx": ("onnx", write_onnx, load_onnx), "torch-export": ("pt2", write_program, load_program)}

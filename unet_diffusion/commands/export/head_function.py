@@ -10,8 +10,8 @@ from torch.export import Dim, ExportedProgram
 from unet_diffusion.stock_unet import UNet2DAdapter
 from unet_diffusion.unet import UNet
 
-TIMESTEPS = 1000  # from which examples are drawn, where the config does not say how many there are
-STOCK_BATCH = 63  # from 64 on, the upsampling of diffusers takes another way, which would need a graph of its own
+TIMESTEPS = 1000  # examples are drawn from these, unless the config gives their number
+STOCK_BATCH = 63  # from 64 on, the upsampling of diffusers takes another path, which would need its own graph
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Sizes:
     """The batches, heights and widths that a network or its graph takes.
 
     Attributes:
-        smallest: height and width, in pixels.
+        smallest: smallest height and width, in pixels.
         multiple: heights and widths are multiples of it.
-        largest_batch: None: any.
+        largest_batch: None for no limit.
     """
 
     smallest: int
@@ -30,23 +30,23 @@ class Sizes:
 
     @classmethod
     def of_network(cls, unet: UNet) -> "Sizes":
-        """What the network takes; of a stock one, multiples of its stride."""
+        """The sizes that a network takes; a stock one takes multiples of its stride."""
         stock = isinstance(unet, UNet2DAdapter)
-        return cls(stride(unet), stride(unet)) if stock else cls(unet.smallest_side)
+        return cls(unet.stride, unet.stride) if stock else cls(unet.smallest_side)
 
     @classmethod
     def of_program(cls, unet: UNet) -> "Sizes":
-        """What one program of `torch.export` takes: it has a rule against maps of a single row or column."""
+        """The sizes that one program of `torch.export` takes, which excludes maps of a single row or column."""
         stock = isinstance(unet, UNet2DAdapter)
-        return cls(2 * stride(unet), stride(unet), STOCK_BATCH) if stock else cls(unet.smallest_side + stride(unet))
+        return cls(2 * unet.stride, unet.stride, STOCK_BATCH) if stock else cls(unet.smallest_side + unet.stride)
 
     def tried(self, unet: UNet) -> list[tuple[int, int, int]]:
-        """Batches, heights and widths to compare a graph at: the smallest, even, odd, oblong, and the training's.
+        """Batches, heights and widths to compare a graph at: smallest, even, odd, oblong, and those of the training.
 
-        The smallest height and width are not tried together: normalised over a pixel or two, rounding itself is large.
+        The smallest height and width are not combined, since rounding is large where one or two pixels are normalised.
         """
         one = self.multiple
-        side = -(-(self.smallest + stride(unet)) // (2 * one)) * 2 * one  # even
+        side = -(-(self.smallest + unet.stride) // (2 * one)) * 2 * one  # even
         sizes = [
             (1, self.smallest, side),
             (2, side + one, self.smallest),
@@ -66,7 +66,7 @@ class HeadFunction(nn.Module):
     """One head of a network as a function of tensors, float32 in and out.
 
     Args:
-        unet: the network; it is brought to float32 and evaluation mode.
+        unet: the network, which is put in float32 and evaluation mode.
         head: "segmentation" or "noise".
     """
 
@@ -81,15 +81,15 @@ class HeadFunction(nn.Module):
             self.names.append("class_labels")
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What `names` says, (B, C, H, W), float32 (B,) and int64 (B,), to logits (B, K, H, W) or noise (B, C, H, W).
+        """Inputs `names`, (B, C, H, W), float32 (B,) and int64 (B,), to logits (B, K, H, W) or noise (B, C, H, W).
 
-        An unpadded network gives smaller maps.
+        The output of an unpadded network is smaller.
         """
         output = self.unet(*inputs, head=self.head)
         return output.logits if self.head == "segmentation" else output.sample
 
     def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
-        """Inputs, the same at every call: images in [-1, 1], or noise, timesteps and classes."""
+        """Example inputs, the same at every call: images in [-1, 1], or noise, timesteps and classes."""
         generator, config = torch.Generator().manual_seed(0), self.unet.config
         shape = (batch, config.in_channels, height, width)
         steps = config.get("num_train_timesteps") or TIMESTEPS
@@ -102,26 +102,21 @@ class HeadFunction(nn.Module):
         return tuple(values[name] for name in self.names)
 
 
-def stride(unet: UNet) -> int:
-    """Pixels of the image per pixel of the coarsest map."""
-    return 2 ** (len(unet.config.channels) - 1)
-
-
 def traced(function: HeadFunction) -> ExportedProgram:
-    """The graph of a head for what `Sizes.of_program` allows."""
+    """The graph of a head, for the sizes that `Sizes.of_program` allows."""
     sizes = Sizes.of_program(function.unet)
     multiple, least = sizes.multiple, sizes.smallest // sizes.multiple
     batch: Any = Dim("batch") if sizes.largest_batch is None else Dim("batch", max=sizes.largest_batch)
     ending = "" if multiple == 1 else f"_over_{multiple}"
     height, width = (Dim(f"{side}{ending}", min=least) for side in ("height", "width"))
     axes = {0: batch, 2: height, 3: width} if multiple == 1 else {0: batch, 2: multiple * height, 3: multiple * width}
-    side = sizes.smallest + 2 * stride(function.unet)
+    side = sizes.smallest + 2 * function.unet.stride
     with torch.no_grad():
         program = torch.export.export(
             function,
             function.example(2, side, side + 2 * multiple),
             dynamic_shapes=((axes, *({0: batch} for _ in function.names[1:])),),
-            prefer_deferred_runtime_asserts_over_guards=True,  # otherwise sizes must have the parity of the example's
+            prefer_deferred_runtime_asserts_over_guards=True,  # otherwise sizes must have the parity of the example
         )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine

@@ -1,6 +1,6 @@
-"""A run as one file: safetensors with all weights, and in its metadata, as JSON, all configs.
+"""A run as one file: safetensors with all weights, and all configs as JSON in the metadata.
 
-Nothing but numbers and JSON is read on the way back, and no code but diffusers' and this package's is run.
+Reading it takes in numbers and JSON only, and runs no code except that of diffusers and this package.
 """
 
 import json
@@ -19,30 +19,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unet_diffusion import pipelines
-from unet_diffusion.saved_index import from_index, named_components, read_object, saved_components
+from unet_diffusion.saved_index import INDEX, from_index, named_components, read_object, saved_components
 from unet_diffusion.saved_runs import MAX_NAMES, NETWORKS, check_finite, load_weights
 from unet_diffusion.version import __version__
 
-INDEX = "model_index"  # in the metadata, what the pipeline says; the config of each component is there by its name
+PIPELINE = "model_index"  # the pipeline's key in the metadata; each component's config has the component's name
 
 
 def write_single_file(run: Path, target: Path) -> str:
-    """Writes the weights and the configs of a run, and compares what is read again.
+    """Writes the weights and the configs of a run, reads them again and compares.
 
     Args:
         run: folder of a saved pipeline.
         target: the file.
 
     Returns:
-        A sentence on what it holds.
+        A sentence on the content of the file.
 
     Raises:
-        ValueError: a run that cannot be loaded.
-        RuntimeError: what is read again is not what the run holds.
+        ValueError: the run cannot be loaded.
+        RuntimeError: the file holds other numbers than the run.
     """
-    index = read_object(run / "model_index.json")
+    index = read_object(run / INDEX)
     pipeline_class(index, run)
-    configs: dict[str, Any] = {INDEX: index}
+    configs: dict[str, Any] = {PIPELINE: index}
     networks: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, entry in saved_components(run).items():
@@ -63,7 +63,7 @@ def write_single_file(run: Path, target: Path) -> str:
         for key, value in network.state_dict().items():
             if key not in found or found[key].dtype != value.dtype or not torch.equal(found[key], value):
                 raise RuntimeError(
-                    f"{name}.{key} is read from the file as other numbers than {run} holds, so nothing was written; "
+                    f"{name}.{key} was read back with other numbers than those of {run}, so nothing was written; "
                     "try another disk."
                 )
     count = sum(value.numel() for value in tensors.values())
@@ -71,7 +71,7 @@ def write_single_file(run: Path, target: Path) -> str:
 
 
 def load_single_file(path: str | Path) -> Any:
-    """The pipeline in a file that `write_single_file` wrote; its `unet` is the network, in evaluation mode.
+    """Loads the pipeline in a file of `write_single_file`; its `unet` is the network, in evaluation mode.
 
     Examples:
         >>> from pathlib import Path
@@ -88,54 +88,54 @@ def load_single_file(path: str | Path) -> Any:
         2
 
     Raises:
-        ValueError: no such file, a damaged one, or one that names other code than this package's and diffusers'.
+        ValueError: the file is missing or damaged, or names code of neither this package nor diffusers.
     """
     path = Path(path)
-    metadata, tensors = read(path)
-    index = parsed(metadata, INDEX, path)
+    metadata, tensors = read_safetensors(path)
+    index = config_in(metadata, PIPELINE, path)
     kind = pipeline_class(index, path)
     parts: dict[str, Any] = {}
     for name, entry in named_components(index, path).items():
         weights = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-        parts[name] = component(component_class(entry, path), parsed(metadata, name, path), weights, path)
+        parts[name] = component(component_class(entry, path), config_in(metadata, name, path), weights, path)
     for name in signature(kind).parameters:
         if f"_{name}" in index:
             parts[name] = from_index(index[f"_{name}"])
     try:
         return kind(**parts)
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not make a {kind.__name__}: {error}; get it anew.") from error
+        raise ValueError(f"{path} does not make a {kind.__name__}: {error}; get it again.") from error
 
 
-def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and the tensors of a file of safetensors, in memory of their own.
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a safetensors file, copied to memory.
 
     Raises:
-        ValueError: no such file, or a damaged one.
+        ValueError: the file is missing or damaged.
     """
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is no safetensors file that can be read: {error}; get it anew.") from error
+        raise ValueError(f"{path} cannot be read as safetensors: {error}; get it again.") from error
 
 
-def parsed(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, Any]:
-    """A config in the metadata; ValueError if there is none."""
+def config_in(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, Any]:
+    """The config of a name in the metadata; ValueError if there is none."""
     try:
         values = json.loads(metadata.get(name, ""))
     except ValueError:
         values = None
     if not isinstance(values, dict):
         raise ValueError(
-            f"the metadata of {path} has no {name} as JSON; give a file of unet-diffusion export --format "
+            f"the metadata of {path} has no {name} as JSON; give a file written by unet-diffusion export --format "
             "safetensors-single."
         )
     return values
 
 
 def pipeline_class(index: Mapping[str, Any], place: Path) -> type:
-    """The class of a pipeline, of this package or of diffusers; ValueError if it is neither's."""
+    """The class of a pipeline of this package or of diffusers; ValueError for another."""
     name = index.get("_class_name")
     kind = getattr(pipelines, name, None) or getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
@@ -144,7 +144,7 @@ def pipeline_class(index: Mapping[str, Any], place: Path) -> type:
 
 
 def component_class(entry: tuple[str, str], place: Path) -> Any:
-    """The class of a network or a scheduler, of this package or of diffusers; ValueError if it is neither's."""
+    """The class of a network or a scheduler of this package or of diffusers; ValueError for another."""
     module, name = entry
     of_diffusers = getattr(diffusers, name, None) if module.partition(".")[0] == "diffusers" else None
     kind = NETWORKS.get(entry, of_diffusers)
@@ -154,24 +154,24 @@ def component_class(entry: tuple[str, str], place: Path) -> Any:
 
 
 def component(kind: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> Any:
-    """A scheduler of its config, or a network with its weights.
+    """Makes a scheduler from its config, or a network from its config and weights.
 
     Raises:
-        ValueError: a config that none can be made of, or weights of another network or not finite.
+        ValueError: the config is bad, or the weights are not finite or those of another network.
     """
     try:
         made = kind.from_config(dict(config))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"the {kind.__name__} of {path} cannot be made: {error}; get it anew.") from error
+        raise ValueError(f"the {kind.__name__} of {path} cannot be made: {error}; get it again.") from error
     if not isinstance(made, ModelMixin):
         return made
     shapes, found = ({name: value.shape for name, value in each.items()} for each in (made.state_dict(), weights))
     if shapes != found:
         names = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
         raise ValueError(
-            f"the weights in {path} are those of another network: {len(names)} are missing, too many or of another "
-            f"shape, such as {', '.join(names[:MAX_NAMES])}; get it anew."
+            f"the weights in {path} are those of another network: {len(names)} are missing, unexpected or of another "
+            f"shape, such as {', '.join(names[:MAX_NAMES])}; get it again."
         )
-    made.load_state_dict(weights, assign=True)  # with their own dtypes
+    made.load_state_dict(weights, assign=True)  # keeps their dtypes
     check_finite(made, path)
     return made.eval()

@@ -1,7 +1,7 @@
-"""The source of one class of the package and of all that it needs from the package, as one file.
+"""The source of one class of the package, with all that it needs from the package, as one file.
 
-It is what diffusers takes code from beside weights: of a pipeline on the Hub it downloads one file for each class, and
-all local code shares one folder and one set of module names, so that helpers of other checkpoints would be mixed up.
+Diffusers runs code beside weights in this form. For a pipeline on the Hub it downloads one file per class, and all
+local code shares one folder and one set of module names, so separate helper files of several checkpoints would mix.
 """
 
 import ast
@@ -38,12 +38,12 @@ Networks and pipelines have a file each. A pipeline knows networks by the classe
 """
 '''
 
-Origin = tuple[str, str | None]  # a module, and the name in it that is meant; None: the module itself
+Origin = tuple[str, str | None]  # a module, and a name in it; None for the module itself
 
 
 @dataclass(frozen=True)
 class Module:
-    """What a module of the package holds at its top, by name."""
+    """The top level of a module of the package: its lines, and its definitions and imports by name."""
 
     lines: list[str]
     definitions: dict[str, ast.stmt]
@@ -51,22 +51,22 @@ class Module:
 
 
 def bundle(kind: type) -> str:
-    """The source of a file that defines a class of the package and imports nothing from the package.
+    """The source of a file that defines a class of the package without importing the package.
 
-    It holds the definitions that can be reached from the class, each as it is written, in an order in which they can be
-    run. Imports inside functions, which are optional, are hidden from diffusers, which demands what it sees.
+    It holds the definitions that the class reaches, each as it is written, in an order that runs. Imports inside
+    functions are optional; they are hidden from diffusers, which demands all that it sees.
 
-    The file of a pipeline holds no networks: these have files of their own, and a copy would be another class. The
+    The file of a pipeline holds no networks: these have their own files, and a copy would be another class. The
     pipeline knows them by the class of diffusers that they are derived from.
 
     Args:
-        kind: a class that is defined at the top of a module of the package.
+        kind: a class at the top level of a module of the package.
 
     Raises:
-        ValueError: two definitions from different modules have one name, or one has the name of a builtin.
+        ValueError: two definitions from different modules have the same name, or one has the name of a builtin.
     """
     with_networks = issubclass(kind, nn.Module)
-    origins: dict[str, Origin] = {}  # of every name at the top of the file
+    origins: dict[str, Origin] = {}  # of every name at the top level of the file
     waiting = [(kind.__module__, kind.__name__)]
     while waiting:
         place, name = waiting.pop()
@@ -81,7 +81,7 @@ def bundle(kind: type) -> str:
             )
         origins[name] = origin
         if of_package(origin[0]):
-            nodes = ast.walk(parsed(origin[0]).definitions[name])
+            nodes = ast.walk(read_module(origin[0]).definitions[name])
             waiting += [(origin[0], node.id) for node in nodes if isinstance(node, ast.Name)]
 
     imports = {name: origin for name, origin in origins.items() if not of_package(origin[0])}
@@ -90,16 +90,16 @@ def bundle(kind: type) -> str:
     for place in dependencies_first(kind.__module__):
         names = {name for name, origin in origins.items() if origin[0] == place}
         if names:
-            parts.append(f"# From {place.replace('.', '/')}.py\n\n{source(parsed(place), names)}")
+            parts.append(f"# From {place.replace('.', '/')}.py\n\n{source(read_module(place), names)}")
     return "\n\n\n".join(parts) + "\n"
 
 
 def origin_of(place: str, name: str, with_networks: bool) -> Origin | None:
-    """Where a name at the top of a module of the package is defined; None: there is no such name.
+    """The place where a top-level name of a module of the package is defined; None if there is no such name.
 
-    Without networks, the class of diffusers that a network is derived from stands for it.
+    Without networks, a network is replaced by the class of diffusers that it is derived from.
     """
-    module = parsed(place)
+    module = read_module(place)
     if name in module.definitions:
         return place, name
     origin = module.imports.get(name)
@@ -112,8 +112,8 @@ def origin_of(place: str, name: str, with_networks: bool) -> Origin | None:
 
 
 @cache
-def parsed(place: str) -> Module:
-    """Reads a module of the package, whose top level holds imports and definitions only."""
+def read_module(place: str) -> Module:
+    """Reads the source of a module of the package, whose top level holds imports and definitions only."""
     text = inspect.getsource(importlib.import_module(place))
     module = Module(text.splitlines(), {}, {})
     for node in ast.parse(text).body:
@@ -135,7 +135,7 @@ def parsed(place: str) -> Module:
 
 
 def _hide_imports(lines: list[str], definition: ast.stmt) -> None:
-    """Rewrites the imports inside a definition, so that `diffusers.utils.dynamic_modules_utils` passes over them."""
+    """Rewrites the imports inside a definition, so that `diffusers.utils.dynamic_modules_utils` ignores them."""
     for node in ast.walk(definition):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             line = lines[node.lineno - 1]
@@ -146,7 +146,7 @@ def _hide_imports(lines: list[str], definition: ast.stmt) -> None:
 
 
 def of_package(place: str) -> bool:
-    """Whether a module belongs to this package."""
+    """Returns whether a module belongs to this package."""
     return place.partition(".")[0] == PACKAGE
 
 
@@ -160,7 +160,7 @@ def base_of_network(place: str, name: str) -> Origin | None:
 
 
 def import_lines(imports: dict[str, Origin]) -> Iterator[str]:
-    """Lines that bind the names: modules first, then what is taken from them, in order."""
+    """Import lines that bind the names: modules first, then names from modules, in order."""
     taken: dict[str, list[str]] = {}
     for name, (place, wanted) in sorted(imports.items()):
         if wanted is None:
@@ -172,11 +172,11 @@ def import_lines(imports: dict[str, Origin]) -> Iterator[str]:
 
 
 def dependencies_first(place: str) -> list[str]:
-    """A module of the package and those that it imports, each after what it imports itself."""
+    """A module of the package and the modules that it imports, each after its own imports."""
     order: dict[str, None] = {}
 
     def visit(place: str) -> None:
-        for imported, _ in parsed(place).imports.values():
+        for imported, _ in read_module(place).imports.values():
             if of_package(imported) and imported not in order:
                 visit(imported)
         order[place] = None
@@ -186,7 +186,7 @@ def dependencies_first(place: str) -> list[str]:
 
 
 def source(module: Module, names: Iterable[str]) -> str:
-    """The text of some definitions of a module, as it is written there, with the comments above them."""
+    """The text of some definitions of a module, as it is written there, with the comments above each."""
     nodes = {id(node): node for name, node in module.definitions.items() if name in names}
     text = ""
     for node in sorted(nodes.values(), key=lambda node: node.lineno):

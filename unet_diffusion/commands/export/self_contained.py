@@ -1,0 +1,158 @@
+"""A run as a folder that diffusers loads without this package: the code lies beside the weights."""
+
+import importlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.modeling_utils import ModelMixin
+
+from unet_diffusion import pipelines
+from unet_diffusion.commands.export.source_bundle import PACKAGE, bundle, of_package
+from unet_diffusion.files import PREFIX
+from unet_diffusion.saved_index import INDEX, read_object, saved_components
+from unet_diffusion.saved_runs import load_weights
+from unet_diffusion.version import __version__
+
+COPIED = (".json", ".safetensors")  # other files in a run's folder may be code or pickles
+README = """\
+---
+library_name: diffusers
+tags:
+- unet-diffusion
+---
+
+# {name}
+
+Made with unet-diffusion {version}, which is not needed to use it: the code lies beside the weights.
+
+```bash
+pip install torch "diffusers>=0.42" accelerate einops
+```
+
+```python
+{loading}
+```
+
+The network alone:
+
+```python
+from diffusers import AutoModel
+
+unet = AutoModel.from_pretrained("{name}/unet", trust_remote_code=True)
+```
+
+`trust_remote_code=True` lets diffusers run the Python files of this folder; read them first. They are under the Apache
+License, Version 2.0, as each of them says at its top.
+"""
+STOCK = """\
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("{name}", trust_remote_code=True)  # this folder
+pipe().images[0].save("sample.png")"""
+OWN = """\
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)  # this folder
+pipe("image.png").{result}"""
+RESULTS = {
+    "SegmentationPipeline": 'masks[0].save("mask.png")',
+    "SuperResolutionPipeline": 'images[0].save("large.png")',
+}
+BOTH = f"""\
+{STOCK}
+
+# with any scheduler, classes and guidance
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(
+    "{{name}}", custom_pipeline="{{code}}", trust_remote_code=True
+)"""
+
+
+def write_self_contained(run: Path, target: Path, name: str) -> None:
+    """Writes a folder that diffusers loads without this package.
+
+    Weights are copied as they are. Each network of this package gets a file with its code (`source_bundle`), which
+    `config.json` names for `AutoModel` and `model_index.json` for pipelines. Our pipelines get such a file too. A
+    generation run is saved as a `DDPMPipeline`, which can load it, and the README names ours as the custom pipeline.
+
+    Args:
+        run: folder of a saved pipeline.
+        target: folder to make.
+        name: the name of the folder in the README.
+
+    Raises:
+        ValueError: the pipeline has no network of this package, or has weights or components that cannot be loaded.
+    """
+    index, components = read_object(run / INDEX), saved_components(run)
+    if not isinstance(index.get("_class_name"), str):
+        raise ValueError(f"{run} is a pipeline of other code: {index.get('_class_name')}; it cannot be exported.")
+    networks = {key: network_class(*entry) for key, entry in components.items() if of_package(entry[0])}
+    if not networks:
+        raise ValueError(f"{run} holds no network that needs {PACKAGE}; diffusers can load it as it is.")
+    target.mkdir()
+    for key in components:
+        files = [file for file in (run / key).glob("*") if file.suffix in COPIED and not file.name.startswith(PREFIX)]
+        if not any(file.suffix == (".safetensors" if key in networks else ".json") for file in files):
+            raise ValueError(f"{run / key} holds no weights or no config; give the folder of a finished run.")
+        if key in networks:
+            load_weights(networks[key], run / key)
+        (target / key).mkdir()
+        for file in files:
+            if file.suffix == ".json":
+                read_object(file)
+            shutil.copy(file, target / key)
+
+    for key, network in networks.items():
+        code = write_code(network, target / key)
+        index[key] = [code, network.__name__]
+        path = target / key / "config.json"
+        config = read_object(path)
+        config["auto_map"] = {"AutoModel": f"{code}.{network.__name__}"}
+        config["_use_default_values"] = ["auto_map"]  # for `AutoModel` only; the network would warn of it
+        write_sorted(path, config)
+
+    own = getattr(pipelines, index["_class_name"], None)
+    code = "" if own is None else write_code(own, target)
+    loading = STOCK
+    if own is pipelines.ImageGenerationPipeline:
+        index["_class_name"], loading = "DDPMPipeline", BOTH
+    elif own is not None:
+        index["_class_name"], loading = [code, own.__name__], OWN
+    write_sorted(target / INDEX, index)
+    result = "" if own is None else RESULTS.get(own.__name__, "")
+    loading = loading.format(name=name, pipeline=index["_class_name"], code=code, result=result)
+    readme = README.format(name=name, version=__version__, loading=loading)
+    (target / "README.md").write_text(readme, encoding="utf-8")
+
+
+def network_class(module: str, name: str) -> type:
+    """The class of a network of this package, by its module and name.
+
+    Raises:
+        ValueError: the package has no such network.
+    """
+    kind = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+        raise ValueError(f"model_index.json names {module}.{name}, but there is no such network; update {PACKAGE}.")
+    return kind
+
+
+def write_code(kind: type, folder: Path) -> str:
+    """Writes a file that defines a class, and returns its name without the suffix.
+
+    The name contains the version, since diffusers loads all files of one name into one module.
+    """
+    version = re.sub(r"\W", "_", __version__)
+    stem = f"{PACKAGE}_{kind.__module__.rpartition('.')[2]}_{version}"
+    (folder / f"{stem}.py").write_text(bundle(kind), encoding="utf-8")
+    return stem
+
+
+def write_sorted(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes JSON as diffusers does."""
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
