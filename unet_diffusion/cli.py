@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
@@ -27,7 +27,10 @@ COMMANDS: dict[str, tuple[type, str]] = {  # the options of each, and the module
 }
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended, as shells have it
 EXPECTED = (ValueError, ImportError, RuntimeError, OSError, FloatingPointError, MemoryError)
-Command = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in COMMANDS.items())]  # noqa: UP007
+if TYPE_CHECKING:
+    Command = Any
+else:
+    Command = Union[*(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in COMMANDS.items())]
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Program:
     `unet-diffusion --version` prints the version.
     """
 
-    command: Command  # type: ignore[valid-type]  # made of the table
+    command: Command
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show the traceback of an error, not only its sentence."""
 

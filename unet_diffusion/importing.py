@@ -84,7 +84,7 @@ def import_late(name: str) -> ModuleType:
     spec = find_spec(name)
     assert spec is not None
     module = module_from_spec(spec)
-    module.__class__ = LateModule
+    module.__class__ = LateModule  # type: ignore[assignment]  # allowed for modules
     sys.modules[name] = module
     return module
 
