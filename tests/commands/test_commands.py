@@ -95,12 +95,12 @@ def test_images_are_compared_through_a_classifier_of_their_own(run, tmp_path, ca
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("train-ddpm", ["--steps", "0"], "steps is 0, but must be at least 1"),
+        ("train-ddpm", ["--steps", "0"], "steps is 0, but must be an integer of at least 1"),
         ("train-ddpm", ["--model", "absent"], "there is no preset 'absent'; choose one of ddpm-32"),
         ("train-ddpm", ["--data", "/absent/folder"], "absent"),
         ("sample", ["--run", "absent"], "sample: run is absent, but there is no model_index.json"),
         ("sample", ["--count", "0"], "count is 0"),
-        ("train-classifier", ["--widths", "1"], "widths is (1,), but must be one or more of at least 2"),
+        ("train-classifier", ["--widths", "1"], "widths is (1,), but must be one or more integers of at least 2"),
         ("evaluate-generation", ["--features", "absent"], "'absent', but must be one of efficientnet-lite0, inception"),
     ],
 )

@@ -53,7 +53,7 @@ class ImageClassifier(SafeWeights, ModelMixin, ConfigMixin):
         valid = isinstance(widths, (tuple, list)) and len(widths) > 0 and all(is_count(width, 2) for width in widths)
         require(valid, "widths", widths, "must be one or more integers of at least 2, such as (32, 64, 128)")
         valid = is_number(dropout) and 0 <= dropout < 1
-        require(valid, "dropout", dropout, "must be a share from 0 up to, but not including, 1")
+        require(valid, "dropout", dropout, "must be a share of at least 0 and below 1")
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"class_names are {len(class_names)}, but num_classes is {num_classes}; name each class.")
         valid = accuracy is None or (is_number(accuracy) and 0 <= accuracy <= 1)

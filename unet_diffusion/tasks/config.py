@@ -52,7 +52,7 @@ class DiffusionConfig:
         require_choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
         gamma, dropout = self.min_snr_gamma, self.label_dropout
         require(gamma is None or gamma > 0, "min_snr_gamma", gamma, "must be above 0, or None for equal weights")
-        require(0 <= dropout < 1, "label_dropout", dropout, "must be from 0 up to, but not including, 1")
+        require(0 <= dropout < 1, "label_dropout", dropout, "must be at least 0 and below 1")
         counts = ("num_train_timesteps", "validation_images", "preview_images")
         require_each(self, counts, is_count, "must be an integer of at least 1")
         if self.zero_terminal_snr and self.prediction_type == "epsilon":

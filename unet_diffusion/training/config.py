@@ -65,6 +65,6 @@ class TrainingConfig:
         require_each(self, counts, is_count, "must be an integer of at least 1")
         require_each(self, ("warmup_steps", "weight_decay"), lambda value: value >= 0, "must be a number of at least 0")
         require_each(self, ("learning_rate", "max_grad_norm"), lambda value: value > 0, "must be a number above 0")
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be from 0 up to, but not including, 1")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be at least 0 and below 1")
         require_choice("schedule", self.schedule, get_args(Schedule))
         require_choice("mixed_precision", self.mixed_precision, get_args(Precision))
