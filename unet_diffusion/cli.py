@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
-    """Runs one command with the arguments given."""
-    main([command, *arguments])
+def run(command: str, arguments: Sequence[str] | None = None) -> None:
+    """Runs one command with the arguments given; by default those of the program."""
+    main([command, *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def _job(arguments: Sequence[str]) -> Any:

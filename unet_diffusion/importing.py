@@ -75,7 +75,7 @@ class LateModule(ModuleType):
                 except BaseException:
                     spec.loader_state = None
                     raise
-                self.__class__ = ModuleType
+                self.__class__ = ModuleType  # type: ignore[assignment]
             return ModuleType.__getattribute__(self, name)
 
 

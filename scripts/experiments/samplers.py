@@ -21,13 +21,18 @@ from matplotlib.ticker import FixedLocator, LogLocator
 
 from scripts.reports import label_ticks, markdown_table, save_figure
 from unet_diffusion.checks import require, require_choice
-from unet_diffusion.commands.evaluate_generation import RealImages, evaluate_generation, load_real
+from unet_diffusion.commands.evaluate_generation import (
+    RealImages,
+    evaluate_generation,
+    generation_network,
+    load_real,
+)
 from unet_diffusion.commands.options import EvaluateGeneration
+from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.files import write_text
 from unet_diffusion.images.figures import array_images, grid, save_image
-from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.saved_index import read_object
 
 GRID = 36  # images
@@ -118,22 +123,10 @@ def compare_samplers(options: CompareSamplers) -> str:
     return text
 
 
-class ShownEvaluation(EvaluateGeneration):
-    """An evaluation that also writes a grid of its first images, before the figures."""
-
-    def generate(self, pipe: ImageGenerationPipeline, output_type: str) -> Any:
-        """Generates all images (N, C, H, W) in [0, 1]."""
-        assert self.output is not None
-        images = super().generate(pipe, output_type)
-        first = array_images(images[:GRID].permute(0, 2, 3, 1).cpu().numpy())
-        save_image(grid(first), self.output.with_name(f"{self.output.stem}-samples.png"))
-        return images
-
-
 def measure(options: CompareSamplers, case: Case, path: Path, real: dict[str, RealImages]) -> None:
     """Writes the figures of a case, after all other files that belong to it."""
     data = read_object(case.run / "config.json")["data"]
-    evaluation = ShownEvaluation(
+    evaluation = EvaluateGeneration(
         run=case.run,
         sampler=case.sampler,
         steps=case.steps,
@@ -147,8 +140,11 @@ def measure(options: CompareSamplers, case: Case, path: Path, real: dict[str, Re
     channels = read_object(case.run / "unet" / "config.json")["in_channels"]
     key = json.dumps([data, channels])
     if key not in real:
-        real[key] = load_real(evaluation, evaluation.network(), channels)
-    evaluate_generation(evaluation, real[key])
+        real[key] = load_real(evaluation, generation_network(evaluation), channels)
+    images = generate(evaluation, generation_pipeline(evaluation), "pt")
+    first = array_images(images[:GRID].permute(0, 2, 3, 1).cpu().numpy())
+    save_image(grid(first), path.with_name(f"{path.stem}-samples.png"))
+    evaluate_generation(evaluation, real[key], images)
 
 
 def table(found: dict[Case, dict[str, Any]]) -> str:

@@ -69,12 +69,16 @@ def load_real(options: EvaluateGeneration, network: FeatureNetwork, channels: in
     return RealImages(network, training, features, held_out)
 
 
-def evaluate_generation(options: EvaluateGeneration, real: RealImages | None = None) -> str:
+def evaluate_generation(
+    options: EvaluateGeneration, real: RealImages | None = None, generated: Tensor | None = None
+) -> str:
     """Writes the figures as JSON and the pairs as PNG, and returns the figures as Markdown.
 
     Args:
         options: the run, and how it is measured.
         real: as `load_real` gives it for these options; by default it is loaded.
+        generated: the images that the run generates with these options, (N, C, H, W) in [0, 1]; by default they are
+            generated.
 
     Raises:
         ValueError: an option that does not fit the run, a feature network that does not take its images, images of
@@ -84,9 +88,11 @@ def evaluate_generation(options: EvaluateGeneration, real: RealImages | None = N
     options.check_paths()
     figures_file, pairs_file = options.files
     network = real.network if real else generation_network(options)
-    pipe = generation_pipeline(options)
-    real = real or load_real(options, network, pipe.unet.config.in_channels)
-    generated = generate(options, pipe, "pt").cpu() * 2 - 1  # from [0, 1]
+    if real is None or generated is None:
+        pipe = generation_pipeline(options)
+        real = real or load_real(options, network, pipe.unet.config.in_channels)
+        generated = generate(options, pipe, "pt") if generated is None else generated
+    generated = generated.cpu() * 2 - 1
     ours, theirs = features_of(network, generated), real.features
     precision, recall = precision_recall(theirs, ours)
     figures = {
