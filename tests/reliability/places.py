@@ -65,21 +65,21 @@ def _half_a_folder(folder: Path) -> None:
 
 
 PLACES = (
-    Place("config.json before its renaming", "_start", os, "replace"),
-    Place("a fresh metrics.jsonl before its renaming", "_start", os, "replace", 2),
+    Place("config.json before it is renamed", "_start", os, "replace"),
+    Place("a new metrics.jsonl before it is renamed", "_start", os, "replace", 2),
     Place("the second half of a step", "_train_step", Accelerator, "backward", 6),
     Place("a step between optimizer and average", "_train_step", EMAModel, "step", 2),
     Place("half a line of metrics", "_log", MetricsLog, "append", 1, _half_a_line),
-    Place("metrics.jsonl being cut to the checkpoint", "_start", os, "replace", 2),
+    Place("the cutting of metrics.jsonl to the checkpoint", "_start", os, "replace", 2),
     Place("a validation", "_validate", UNet, "forward"),
     Place("the network of a preview", "_preview", UNet, "forward"),
-    Place("a preview before its renaming", "_preview", os, "replace"),
+    Place("a preview before it is renamed", "_preview", os, "replace"),
     Place("half a file of a checkpoint", "_save", checkpoints, "save_file", 2, _half_a_file),
     Place("a checkpoint before it is read back", "_save", checkpoints, "load_checkpoint"),
-    Place("a checkpoint before its renaming", "_save", os, "replace", 3),
+    Place("a checkpoint before it is renamed", "_save", os, "replace", 3),
     Place("the removal of an old checkpoint", "_save", shutil, "rmtree", 1, _half_a_folder),
     Place("the images of the export", "_export", UNet, "forward"),
-    Place("the files of the export being moved", "_export", os, "replace", 5),
+    Place("the moving of the export's files", "_export", os, "replace", 5),
 )
 
 

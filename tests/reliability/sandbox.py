@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
@@ -124,6 +125,11 @@ class Sandbox:
 
 
 Attempt = Callable[[Sandbox], Any]
+
+
+def cases(rows: list[tuple]) -> list[Any]:
+    """Returns the parameters of a test, from rows of a name, an attempt, and what its refusal must say."""
+    return [pytest.param(attempt, says, id=name) for name, attempt, *says in rows]
 
 
 def encoded(kind: str, side: int = SIDE, mode: str = "L") -> bytes:

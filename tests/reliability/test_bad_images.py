@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from tests.reliability.sandbox import Attempt, Sandbox, as_nobody, encoded, without_rights
+from tests.reliability.sandbox import Attempt, Sandbox, as_nobody, cases, encoded, without_rights
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.fetching import pixel_limit
@@ -55,14 +55,14 @@ def wide_tiff() -> bytes:
     return bytes(data)
 
 
-def image(name: str, content: bytes, *options: object) -> Attempt:
+def image(name: str, content: bytes) -> Attempt:
     """Trains on six images, one of which has this content."""
 
     def attempt(sandbox: Sandbox) -> None:
         images = sandbox.images() / "images"
         (images / "3.png").unlink()
         (images / name).write_bytes(content)
-        sandbox.train(images, *options)
+        sandbox.train(images)
 
     return attempt
 
@@ -190,90 +190,58 @@ def _damaged_cache(sandbox: Sandbox) -> None:
 SKIPPABLE = ("1 of the 6 images", "max_broken=0.01", "repair or remove them, or raise max_broken")
 TOO_LARGE = ("above the limit of 89478485", "UNET_DIFFUSION_MAX_PIXELS")
 IMAGES = [
-    pytest.param(
+    (
+        "truncated JPEG among the training images",
         image("3.jpg", encoded("JPEG")[:200]),
-        (r"3\.jpg cannot be decoded", *SKIPPABLE),
-        id="truncated JPEG among the training images",
+        r"3\.jpg cannot be decoded",
+        *SKIPPABLE,
     ),
-    pytest.param(image("3.png", b""), (r"3\.png is empty \(0 bytes\)", *SKIPPABLE), id="zero-byte file"),
-    pytest.param(
-        image("3.png", b"hello"), (r"3\.png.*no image; it begins with b'hello'", *SKIPPABLE), id="text file named .png"
-    ),
-    pytest.param(image("3.png", bomb()), (*TOO_LARGE, *SKIPPABLE), id="decompression bomb, PNG of 1.6 gigapixels"),
-    pytest.param(
+    ("zero-byte file", image("3.png", b""), r"3\.png is empty \(0 bytes\)", *SKIPPABLE),
+    ("text file named .png", image("3.png", b"hello"), r"3\.png.*no image; it begins with b'hello'", *SKIPPABLE),
+    ("decompression bomb, PNG of 1.6 gigapixels", image("3.png", bomb()), *TOO_LARGE, *SKIPPABLE),
+    (
+        "decompression bomb, TIFF of 3.6 gigapixels",
         lambda sandbox: sandbox.segment(sandbox.write("a.tif", wide_tiff())),
-        (r"60000x60000 pixels of 5 channels", *TOO_LARGE),
-        id="decompression bomb, TIFF of 3.6 gigapixels",
+        r"60000x60000 pixels of 5 channels",
+        *TOO_LARGE,
     ),
-    pytest.param(_limit_by_variable, ("'many'", "number of pixels"), id="limit of pixels that is no number"),
-    pytest.param(
-        image("3.npy", npy((10**6, 10**6))),
-        ("truncated.*1000000, 1000000", *SKIPPABLE),
-        id=".npy that states a terapixel",
-    ),
-    pytest.param(image("3.npy", npy((16, 16), bytes(9))), (r"truncated.*\(16, 16\)", *SKIPPABLE), id=".npy cut short"),
-    pytest.param(
-        _large("a.npy", npy((16, 16), bytes(9))), (r"a\.npy cannot be read", "damaged"), id="large .npy cut short"
-    ),
-    pytest.param(
-        _large("a.tif", b"hello"), (r"a\.tif cannot be read: not a TIFF", "damaged"), id="large TIFF that is text"
-    ),
-    pytest.param(_nan_tiff, (r"nan\.tif has pixels that are NaN",), id="float TIFF with NaN"),
-    pytest.param(
+    ("limit of pixels that is no number", _limit_by_variable, "'many'", "number of pixels"),
+    (".npy that states a terapixel", image("3.npy", npy((10**6, 10**6))), "truncated.*1000000, 1000000", *SKIPPABLE),
+    (".npy cut short", image("3.npy", npy((16, 16), bytes(9))), r"truncated.*\(16, 16\)", *SKIPPABLE),
+    ("large .npy cut short", _large("a.npy", npy((16, 16), bytes(9))), r"a\.npy cannot be read", "damaged"),
+    ("large TIFF that is text", _large("a.tif", b"hello"), r"a\.tif cannot be read: not a TIFF", "damaged"),
+    ("float TIFF with NaN", _nan_tiff, r"nan\.tif has pixels that are NaN"),
+    (
+        "colour image for a grey network",
         lambda sandbox: sandbox.segment(sandbox.write("a.png", encoded("PNG", 16, "RGB"))),
-        ("the image has 3 channels", "the network takes 1", 'convert\\("L"\\)'),
-        id="colour image for a grey network",
+        "the image has 3 channels",
+        "the network takes 1",
+        'convert\\("L"\\)',
     ),
-    pytest.param(_pipe, (r"pipe\.png is no file", "give an image file"), id="named pipe as an image"),
-    pytest.param(_empty_folder, ("nothing has no image", r"no file ends in .*\.png"), id="empty folder"),
-    pytest.param(
-        _folder_without_rights,
-        ("closed cannot be listed", "give it the rights"),
-        id="folder without rights among others",
-    ),
-    pytest.param(
-        _output_without_rights,
-        ("cannot be written in", "change its rights, or choose"),
-        id="output folder without rights",
-    ),
-    pytest.param(_damaged_cache, ("the cache .* is damaged", "delete that folder"), id="damaged cache"),
+    ("named pipe as an image", _pipe, r"pipe\.png is no file", "give an image file"),
+    ("empty folder", _empty_folder, "nothing has no image", r"no file ends in .*\.png"),
+    ("folder without rights among others", _folder_without_rights, "closed cannot be listed", "give it the rights"),
+    ("output folder without rights", _output_without_rights, "cannot be written in", "change its rights, or choose"),
+    ("damaged cache", _damaged_cache, "the cache .* is damaged", "delete that folder"),
 ]
 SETS = [
-    pytest.param(mask(1, 8), (r"3\.png\): mask 8x8, image 16x16", "another size"), id="mask of another size"),
-    pytest.param(
-        mask(7, 16, "--num-classes", 2),
-        (r"3\.png\): 7", r"the classes, which are 0\.\.1"),
-        id="mask with an unknown value",
-    ),
-    pytest.param(
-        mask(200), ("would be 201 classes", "Say what they are by mask_encoding"), id="mask with very many values"
-    ),
-    pytest.param(mask(encoded("PNG")[:30]), (r"3\.png cannot be decoded", "cannot be used: 1"), id="damaged mask"),
-    pytest.param(mask(None), ("have no mask: 1", r"3\.png"), id="image without a mask"),
-    pytest.param(
-        _other_names, ("no image of .* has a mask", "must be equal but for the ending"), id="masks of other names"
-    ),
-    pytest.param(
-        _two_masks, (r"3\.bmp and .*3\.png have the same name", "remove or rename one"), id="two masks for one image"
-    ),
-    pytest.param(mask(1, 16, "--num-classes", 300), ("num_classes is 300", "from 2 to 255"), id="300 classes"),
-    pytest.param(_parquet("numbers"), ("'number'", "holds no images", r"Columns: number"), id="Parquet without images"),
-    pytest.param(
-        _parquet("truncated"), ("data is .*set'", "damaged or incomplete; get it anew"), id="truncated Parquet"
-    ),
-    pytest.param(
-        _parquet("labels"), ("label is 7", "classes are 0 to 1", "repair or remove them"), id="label beyond the classes"
-    ),
-    pytest.param(
-        _saved_to_disk, ("data is .*saved'", "damaged or incomplete; get it anew"), id="truncated save_to_disk folder"
-    ),
-    pytest.param(
-        _chained_url, ("reference://a::http", "fetched by http", "download it first"), id="image by a chained URL"
-    ),
+    ("mask of another size", mask(1, 8), r"3\.png\): mask 8x8, image 16x16", "another size"),
+    ("mask with an unknown value", mask(7, 16, "--num-classes", 2), r"3\.png\): 7", r"the classes, which are 0\.\.1"),
+    ("mask with very many values", mask(200), "would be 201 classes", "Say what they are by mask_encoding"),
+    ("damaged mask", mask(encoded("PNG")[:30]), r"3\.png cannot be decoded", "cannot be used: 1"),
+    ("image without a mask", mask(None), "have no mask: 1", r"3\.png"),
+    ("masks of other names", _other_names, "no image of .* has a mask", "must be equal but for the ending"),
+    ("two masks for one image", _two_masks, r"3\.bmp and .*3\.png have the same name", "remove or rename one"),
+    ("300 classes", mask(1, 16, "--num-classes", 300), "num_classes is 300", "from 2 to 255"),
+    ("Parquet without images", _parquet("numbers"), "'number'", "holds no images", r"Columns: number"),
+    ("truncated Parquet", _parquet("truncated"), "data is .*set'", "damaged or incomplete; get it anew"),
+    ("label beyond the classes", _parquet("labels"), "label is 7", "classes are 0 to 1", "repair or remove them"),
+    ("truncated save_to_disk folder", _saved_to_disk, "data is .*saved'", "damaged or incomplete; get it anew"),
+    ("image by a chained URL", _chained_url, "reference://a::http", "fetched by http", "download it first"),
 ]
 
 
-@pytest.mark.parametrize(("attempt", "says"), [*IMAGES, *SETS])
+@pytest.mark.parametrize(("attempt", "says"), cases(IMAGES + SETS))
 def test_bad_images_masks_and_data_sets(attempt, says, sandbox, request, record_property):
     record_property("fault", request.node.callspec.id)
     record_property("figure", sandbox.refusal(attempt, *says))

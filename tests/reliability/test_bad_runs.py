@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.reliability.sandbox import WEIGHTS, Attempt, Sandbox
+from tests.reliability.sandbox import WEIGHTS, Attempt, Sandbox, cases
 from unet_diffusion.output_folder import check_output
 from unet_diffusion.saved_runs import load_unet, read_object, saved_components
 from unet_diffusion.training.checkpoints import saved_checkpoints, sha256
@@ -126,105 +126,80 @@ def _train_into_file(sandbox: Sandbox) -> None:
 
 
 RUNS = [
-    pytest.param(option("--frobnicate", 1), ("Unrecognized options: --frobnicate", "--help"), id="unknown option"),
-    pytest.param(
-        _model_file('{"frobnicate": 1}'), ("no config value 'frobnicate'", "choose from"), id="unknown config value"
-    ),
-    pytest.param(_model_file("{"), (r"model\.json is no JSON", "repair it"), id="model file that is no JSON"),
-    pytest.param(
-        _model_file("[]"), (r"model\.json holds a list", "must hold keys and values"), id="model file that is a list"
-    ),
-    pytest.param(option("--model", "huge"), ("no preset 'huge'", "choose one of .*tiny"), id="unknown preset"),
-    pytest.param(option("--steps", -3), ("steps is -3", "at least 1"), id="negative steps"),
-    pytest.param(option("--batch-size", 0), ("batch_size is 0", "at least 1"), id="batch of none"),
-    pytest.param(option("--steps", "many"), ("--steps", "'many'"), id="steps that are no number"),
-    pytest.param(
+    ("unknown option", option("--frobnicate", 1), "Unrecognized options: --frobnicate", "--help"),
+    ("unknown config value", _model_file('{"frobnicate": 1}'), "no config value 'frobnicate'", "choose from"),
+    ("model file that is no JSON", _model_file("{"), r"model\.json is no JSON", "repair it"),
+    ("model file that is a list", _model_file("[]"), r"model\.json holds a list", "must hold keys and values"),
+    ("unknown preset", option("--model", "huge"), "no preset 'huge'", "choose one of .*tiny"),
+    ("negative steps", option("--steps", -3), "steps is -3", "at least 1"),
+    ("batch of none", option("--batch-size", 0), "batch_size is 0", "at least 1"),
+    ("steps that are no number", option("--steps", "many"), "--steps", "'many'"),
+    (
+        "device that is not here",
         lambda sandbox: sandbox.command(
             "sample", "--run", sandbox.models / "generation", "--output", sandbox.folder / "out", "--device", "tpu9"
         ),
-        ("'tpu9'", "choose one"),
-        id="device that is not here",
+        "'tpu9'",
+        "choose one",
     ),
-    pytest.param(
-        resumed("--model", "small-32"),
-        ("model is 'small-32'", "'tiny'", "same value"),
-        id="resume with another network",
-    ),
-    pytest.param(
-        resumed("--seed", 3), ("seed is 3", "started with 0", "another output folder"), id="resume with another seed"
-    ),
-    pytest.param(
-        _later_checkpoint,
-        ("has format 99", "reads format", "version that wrote it"),
-        id="checkpoint of a later version",
-    ),
-    pytest.param(
-        lambda sandbox: sandbox.sample(sandbox.folder),
-        ("no model_index.json", "finished run"),
-        id="run folder without a run",
-    ),
-    pytest.param(
+    ("resume with another network", resumed("--model", "small-32"), "model is 'small-32'", "'tiny'", "same value"),
+    ("resume with another seed", resumed("--seed", 3), "seed is 3", "started with 0", "another output folder"),
+    ("checkpoint of a later version", _later_checkpoint, "has format 99", "reads format", "version that wrote it"),
+    ("run folder without a run", lambda sandbox: sandbox.sample(sandbox.folder), "no model_index.json", "finished run"),
+    (
+        "generation run for segmentation",
         lambda sandbox: sandbox.segment(sandbox.images() / "images", model=sandbox.models / "generation"),
-        ("num_classes=None", "needs a head"),
-        id="generation run for segmentation",
+        "num_classes=None",
+        "needs a head",
     ),
-    pytest.param(_no_weights, ("no file named .*safetensors", "get it anew"), id="model without weights"),
-    pytest.param(_cut_weights, (r"no safetensors file that can be read", "get it anew"), id="weights cut short"),
-    pytest.param(
+    ("model without weights", _no_weights, "no file named .*safetensors", "get it anew"),
+    ("weights cut short", _cut_weights, r"no safetensors file that can be read", "get it anew"),
+    (
+        "weights of which one is missing",
         weights(lambda tensors: tensors.pop("stem.weight")),
-        ("1 missing keys, such as stem.weight", "those of another network", "get it anew"),
-        id="weights of which one is missing",
+        "1 missing keys, such as stem.weight",
+        "those of another network",
+        "get it anew",
     ),
-    pytest.param(
+    (
+        "weights to train on of which one is missing",
         weights(lambda tensors: tensors.pop("stem.weight"), "load"),
-        ("1 missing keys, such as stem.weight",),
-        id="weights to train on of which one is missing",
+        "1 missing keys, such as stem.weight",
     ),
-    pytest.param(
-        weights(_narrowed), ("mismatched keys, such as .*stem.weight", "get it anew"), id="weights of another shape"
-    ),
-    pytest.param(
+    ("weights of another shape", weights(_narrowed), "mismatched keys, such as .*stem.weight", "get it anew"),
+    (
+        "weights that are NaN",
         weights(lambda tensors: tensors["stem.bias"].fill_(torch.nan)),
-        (r"stem\.bias .* NaN", "get it anew"),
-        id="weights that are NaN",
+        r"stem\.bias .* NaN",
+        "get it anew",
     ),
-    pytest.param(
+    (
+        "export of weights that are NaN",
         weights(lambda tensors: tensors["stem.bias"].fill_(torch.nan), "export"),
-        (r"stem\.bias .* NaN", "get it anew"),
-        id="export of weights that are NaN",
+        r"stem\.bias .* NaN",
+        "get it anew",
     ),
-    pytest.param(
-        replaced("unet/config.json", "{"),
-        (r"config\.json is no JSON", "repair it"),
-        id="network config that is no JSON",
-    ),
-    pytest.param(replaced("unet/config.json", "[]"), ("holds a list", "repair it"), id="network config that is a list"),
-    pytest.param(
-        replaced("model_index.json", "[]"), ("holds a list", "repair it"), id="model_index.json that is a list"
-    ),
-    pytest.param(
-        replaced("scheduler/scheduler_config.json", "{"), ("valid JSON", "Get it anew"), id="scheduler that is no JSON"
-    ),
-    pytest.param(_segment_into_file, ("out is no folder", "choose another"), id="output that is a file"),
-    pytest.param(_train_into_file, ("run is no folder", "choose another"), id="run folder that is a file"),
-    pytest.param(
+    ("network config that is no JSON", replaced("unet/config.json", "{"), r"config\.json is no JSON", "repair it"),
+    ("network config that is a list", replaced("unet/config.json", "[]"), "holds a list", "repair it"),
+    ("model_index.json that is a list", replaced("model_index.json", "[]"), "holds a list", "repair it"),
+    ("scheduler that is no JSON", replaced("scheduler/scheduler_config.json", "{"), "valid JSON", "Get it anew"),
+    ("output that is a file", _segment_into_file, "out is no folder", "choose another"),
+    ("run folder that is a file", _train_into_file, "run is no folder", "choose another"),
+    (
+        "opacity of 2",
         lambda sandbox: sandbox.command("segment", "--inputs", "a.png", "--opacity", 2),
-        ("opacity is 2", "from 0 to 1"),
-        id="opacity of 2",
+        "opacity is 2",
+        "from 0 to 1",
     ),
-    pytest.param(option("--learning-rate", "nan"), ("learning_rate is nan", "above 0"), id="learning rate that is NaN"),
-    pytest.param(
-        _changed_model, ("of another network", "another output folder"), id="resume after the model's file has changed"
-    ),
-    pytest.param(
-        option("--image-size", 10**8), ("out of memory", "smaller images"), id="images enlarged beyond memory"
-    ),
-    pytest.param(_output_not_utf8, ("sorti.*no UTF-8", "choose another"), id="output folder that is not UTF-8"),
-    pytest.param(_data_not_utf8, ("donn.*no UTF-8", "rename it"), id="data folder that is not UTF-8"),
+    ("learning rate that is NaN", option("--learning-rate", "nan"), "learning_rate is nan", "above 0"),
+    ("resume after the model's file has changed", _changed_model, "of another network", "another output folder"),
+    ("images enlarged beyond memory", option("--image-size", 10**8), "out of memory", "smaller images"),
+    ("output folder that is not UTF-8", _output_not_utf8, "sorti.*no UTF-8", "choose another"),
+    ("data folder that is not UTF-8", _data_not_utf8, "donn.*no UTF-8", "rename it"),
 ]
 
 
-@pytest.mark.parametrize(("attempt", "says"), RUNS)
+@pytest.mark.parametrize(("attempt", "says"), cases(RUNS))
 def test_bad_options_models_and_runs(attempt, says, sandbox, request, record_property):
     record_property("fault", request.node.callspec.id)
     record_property("figure", sandbox.refusal(attempt, *says))
