@@ -205,7 +205,7 @@ def test_bad_options_models_and_runs(attempt, says, sandbox, request, record_pro
     record_property("figure", sandbox.refusal(attempt, *says))
 
 
-def test_a_run_names_its_components_and_a_json_file_that_holds_no_keys_is_refused(models, tmp_path):
+def test_a_run_names_its_components_and_a_JSON_file_that_holds_no_keys_is_refused(models, tmp_path):
     found = saved_components(models / "generation")
     assert found["unet"] == ("unet_diffusion.unet", "UNet") and found["scheduler"][1] == "DDPMScheduler"
     (tmp_path / "a.json").write_text("3")

@@ -194,6 +194,7 @@ def test_another_seed_is_another_run(inputs, single, tmp_path):
 @pytest.mark.slow
 def test_two_processes_with_two_micro_batches_against_one_with_one(inputs, single, tmp_path, record_property):
     """Segmentation with augmentation, which leaves a different number of ignored pixels in each image."""
+    record_property("fault", "segmentation, 2 processes with 2 micro-batches against 1 with 1")
     run = inputs.train("segmentation", tmp_path / "run", 2, accumulate=2)
     record_property("figure", check_same_run(run, single("segmentation")))
 
@@ -201,6 +202,7 @@ def test_two_processes_with_two_micro_batches_against_one_with_one(inputs, singl
 @pytest.mark.slow
 @pytest.mark.usefixtures("only_full")
 def test_two_micro_batches_against_one(inputs, single, tmp_path, record_property):
+    record_property("fault", "segmentation, 1 process with 2 micro-batches against 1 with 1")
     run = inputs.train("segmentation", tmp_path / "run", 1, accumulate=2)
     record_property("figure", check_same_run(run, single("segmentation")))
 
@@ -218,7 +220,7 @@ def test_several_processes_against_one(task, processes, inputs, single, tmp_path
 @pytest.mark.slow
 def test_SIGKILL_of_one_of_two_processes(inputs, single, tmp_path, record_property):
     """Each has a data worker; then the same command goes on."""
-    record_property("fault", "SIGKILL of one of 2 processes, then the same command, against 1 process undisturbed")
+    record_property("fault", "joint: SIGKILL of one of 2 processes, resumed in 2, against 1 undisturbed")
     output = tmp_path / "run"
     launch = Launch(2, inputs.command("joint", output, PER_STEP // 2, "--num-workers", "1"))
     if launch.wait_for_checkpoint(output):
@@ -241,7 +243,7 @@ def test_SIGKILL_of_one_of_two_processes(inputs, single, tmp_path, record_proper
 @pytest.mark.parametrize(("task", "processes"), [("segmentation", 1), ("stream", 4)])
 def test_SIGTERM_to_two_processes(task, processes, inputs, single, tmp_path, record_property):
     """It comes through torchrun; another number of processes goes on with the run."""
-    record_property("fault", f"{task}: SIGTERM to 2 processes, then {processes} go on, against 1 process undisturbed")
+    record_property("fault", f"{task}: SIGTERM to 2 processes, resumed in {processes}, against 1 undisturbed")
     output = tmp_path / "run"
     launch = Launch(2, inputs.command(task, output, PER_STEP // 2))
     launch.wait_for_checkpoint(output)
