@@ -17,7 +17,7 @@ from tests.reliability.tiny_runs import Options, into, tiny_runs, train
 
 @pytest.fixture(scope="session")
 def full(request) -> bool:
-    """Whether everything is tried, with all repetitions."""
+    """True if everything is to be tried, with all repetitions."""
     return request.config.getoption("reliability_full", False)
 
 

@@ -86,7 +86,7 @@ def yardstick() -> float:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a process held.
+    """The measurements of a process.
 
     Attributes:
         samples: int64 (SAMPLES, 5): images or steps done, resident KiB, and the number of each of `KINDS`.
@@ -108,7 +108,7 @@ class Reading:
 
     @property
     def flat(self) -> bool:
-        """Whether nothing grew after the warm-up.
+        """True if nothing grew after the warm-up.
 
         Memory may grow by `SETTLING` along the line, as it does in runs that hold nothing, when pages are touched for
         the first time. So the longer the run, the smaller the leak that is found: with 10,000 images, 60 bytes an
@@ -123,7 +123,7 @@ class Reading:
 
     @property
     def same(self) -> bool:
-        """Whether handles, threads and shared memory did not grow after the warm-up."""
+        """True if handles, threads and shared memory did not grow after the warm-up."""
         before, after = self.samples[: self.warm_up, 2:], self.samples[self.warm_up :, 2:]
         return bool((after.max(axis=0) <= before.max(axis=0)).all())
 

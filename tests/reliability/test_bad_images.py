@@ -205,7 +205,7 @@ IMAGES = [
         r"60000x60000 pixels of 5 channels",
         *TOO_LARGE,
     ),
-    ("limit of pixels that is no number", _limit_by_variable, "'many'", "number of pixels"),
+    ("limit of pixels that is not a number", _limit_by_variable, "'many'", "number of pixels"),
     (".npy that states a terapixel", image("3.npy", npy((10**6, 10**6))), "truncated.*1000000, 1000000", *SKIPPABLE),
     (".npy cut short", image("3.npy", npy((16, 16), bytes(9))), r"truncated.*\(16, 16\)", *SKIPPABLE),
     ("large .npy cut short", _large("a.npy", npy((16, 16), bytes(9))), r"a\.npy cannot be read", "damaged"),
@@ -237,7 +237,7 @@ SETS = [
     ("truncated Parquet", _parquet("truncated"), "data is .*set'", "damaged or incomplete; get it anew"),
     ("label beyond the classes", _parquet("labels"), "label is 7", "classes are 0 to 1", "repair or remove them"),
     ("truncated save_to_disk folder", _saved_to_disk, "data is .*saved'", "damaged or incomplete; get it anew"),
-    ("image by a chained URL", _chained_url, "reference://a::http", "fetched by http", "download it first"),
+    ("image at a chained URL", _chained_url, "reference://a::http", "fetched by http", "download it first"),
 ]
 
 

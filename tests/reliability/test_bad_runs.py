@@ -128,14 +128,14 @@ def _train_into_file(sandbox: Sandbox) -> None:
 RUNS = [
     ("unknown option", option("--frobnicate", 1), "Unrecognized options: --frobnicate", "--help"),
     ("unknown config value", _model_file('{"frobnicate": 1}'), "no config value 'frobnicate'", "choose from"),
-    ("model file that is no JSON", _model_file("{"), r"model\.json is no JSON", "repair it"),
+    ("model file that is not JSON", _model_file("{"), r"model\.json is no JSON", "repair it"),
     ("model file that is a list", _model_file("[]"), r"model\.json holds a list", "must hold keys and values"),
     ("unknown preset", option("--model", "huge"), "no preset 'huge'", "choose one of .*tiny"),
     ("negative steps", option("--steps", -3), "steps is -3", "at least 1"),
-    ("batch of none", option("--batch-size", 0), "batch_size is 0", "at least 1"),
-    ("steps that are no number", option("--steps", "many"), "--steps", "'many'"),
+    ("batch size of 0", option("--batch-size", 0), "batch_size is 0", "at least 1"),
+    ("steps that are not a number", option("--steps", "many"), "--steps", "'many'"),
     (
-        "device that is not here",
+        "device that this machine lacks",
         lambda sandbox: sandbox.command(
             "sample", "--run", sandbox.models / "generation", "--output", sandbox.folder / "out", "--device", "tpu9"
         ),
@@ -155,14 +155,14 @@ RUNS = [
     ("model without weights", _no_weights, "no file named .*safetensors", "get it anew"),
     ("weights cut short", _cut_weights, r"no safetensors file that can be read", "get it anew"),
     (
-        "weights of which one is missing",
+        "weights with one missing",
         weights(lambda tensors: tensors.pop("stem.weight")),
         "1 missing keys, such as stem.weight",
         "those of another network",
         "get it anew",
     ),
     (
-        "weights to train on of which one is missing",
+        "weights to train on with one missing",
         weights(lambda tensors: tensors.pop("stem.weight"), "load"),
         "1 missing keys, such as stem.weight",
     ),
@@ -179,10 +179,15 @@ RUNS = [
         r"stem\.bias .* NaN",
         "get it anew",
     ),
-    ("network config that is no JSON", replaced("unet/config.json", "{"), r"config\.json is no JSON", "repair it"),
+    ("network config that is not JSON", replaced("unet/config.json", "{"), r"config\.json is no JSON", "repair it"),
     ("network config that is a list", replaced("unet/config.json", "[]"), "holds a list", "repair it"),
     ("model_index.json that is a list", replaced("model_index.json", "[]"), "holds a list", "repair it"),
-    ("scheduler that is no JSON", replaced("scheduler/scheduler_config.json", "{"), "valid JSON", "Get it anew"),
+    (
+        "scheduler config that is not JSON",
+        replaced("scheduler/scheduler_config.json", "{"),
+        "valid JSON",
+        "Get it anew",
+    ),
     ("output that is a file", _segment_into_file, "out is no folder", "choose another"),
     ("run folder that is a file", _train_into_file, "run is no folder", "choose another"),
     (
@@ -193,9 +198,9 @@ RUNS = [
     ),
     ("learning rate that is NaN", option("--learning-rate", "nan"), "learning_rate is nan", "above 0"),
     ("resume after the model's file has changed", _changed_model, "of another network", "another output folder"),
-    ("images enlarged beyond memory", option("--image-size", 10**8), "out of memory", "smaller images"),
-    ("output folder that is not UTF-8", _output_not_utf8, "sorti.*no UTF-8", "choose another"),
-    ("data folder that is not UTF-8", _data_not_utf8, "donn.*no UTF-8", "rename it"),
+    ("images enlarged beyond the memory", option("--image-size", 10**8), "out of memory", "smaller images"),
+    ("output folder whose name is not UTF-8", _output_not_utf8, "sorti.*no UTF-8", "choose another"),
+    ("data folder whose name is not UTF-8", _data_not_utf8, "donn.*no UTF-8", "rename it"),
 ]
 
 

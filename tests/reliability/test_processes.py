@@ -41,7 +41,7 @@ WEIGHT_TOLERANCE = 0.02 * LEARNING_RATE  # a weight moves by up to the rate in e
 
 @dataclass(frozen=True)
 class Inputs:
-    """What runs learn from, in a folder: images, masks, the same images in files of different lengths, a network."""
+    """The inputs of runs, in a folder: images, masks, the same images in files of different lengths, a network."""
 
     folder: Path
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.support.scripts import SCRIPTS
+
 TESTS = """
 import pytest
 
@@ -48,7 +50,7 @@ def test_each_test_of_a_promise_has_a_row_and_a_broken_promise_shows_in_the_stat
     (tmp_path / "test_other.py").write_text("def test_of_no_promise(): pass")
     options = ["-p", "tests.reliability.table", "-p", "no:cacheprovider", "--reliability-table", tmp_path / "table.md"]
     command = [sys.executable, "-m", "pytest", *options, "--rootdir", tmp_path, "-c", "/dev/null", tmp_path]
-    printed = subprocess.run(command, capture_output=True, text=True, check=False)
+    printed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=SCRIPTS.parent)
     assert printed.returncode == 1, printed.stdout
     assert (tmp_path / "table.md").read_text().splitlines() == ROWS
     assert "\n".join(ROWS) in printed.stdout
