@@ -1,76 +1,133 @@
 """No pickle is read, no code of a run is executed, and nothing is written outside of the output folder."""
 
-import pickle
 import re
-import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.support.scripts import SCRIPTS
+import unet_diffusion
+from tests.reliability import attacks
+from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.large_images import open_image
+from unet_diffusion.images.masks import decode_mask
 
-sys.path.append(str(SCRIPTS))  # as when the script is run
-
-from fault_checks import attacks  # noqa: E402
-from fault_checks.attempts import Place, save_models, try_case  # noqa: E402
-from fault_checks.hostile_files import CASES, checks  # noqa: E402
-
-import unet_diffusion  # noqa: E402
-
+PROMISE = "Hostile files"
 PACKAGE = Path(unet_diffusion.__file__).parent
+PICKLED = "diffusion_pytorch_model.bin"
+SAFE = "diffusion_pytorch_model.safetensors"
+COMMANDS = ("sample", "segment", "evaluate", "export", "train-segmentation", "load_unet")
+npz = partial(attacks.objects, save=np.savez)
+
+# By fault, each case: its name, the attempt, and what the refusal must say. Without the last, the file must be passed
+# over, and the rest must work.
+CASES = {
+    "weights: .bin, .ckpt, a pickle called .safetensors, .bin beside safetensors; by six commands and functions": [
+        (f"{command}: weights as {name}{' beside others' * decoy}", attack, "safetensors|no weights")
+        for command in COMMANDS
+        for name, content, decoy in (
+            (PICKLED, attacks.saved, False),
+            (SAFE, attacks.raw, False),
+            (PICKLED, attacks.saved, True),
+            ("model.ckpt", attacks.raw, False),
+        )
+        for attack in [attacks.weights(command, content, name, decoy)]
+    ],
+    "weights as .bin, by from_pretrained of four classes": [
+        (f"{kind}.from_pretrained: weights as {PICKLED}", attacks.library(kind), "safetensors")
+        for kind in ("UNet", "ImageGenerationPipeline", "SegmentationPipeline", "DDPMPipeline")
+    ],
+    "a component of other code, or an installed library that runs on import, in model_index.json": [
+        (f"{command}: {key} of {entry[0]}", attacks.named(key, entry, command), "trust_remote_code|other code")
+        for command in ("sample", "segment", "evaluate", "export")
+        for key, entry in (
+            ("unet", ["hostile", "UNet"]),
+            ("scheduler", ["hostile", "UNet"]),
+            ("unet", ["antigravity", "UNet"]),
+            ("_class_name", ["hostile", "Pipeline"]),
+        )
+    ],
+    "auto_map to a file beside the weights": [
+        (f"{command}: auto_map to other code", attacks.auto_map(command)) for command in COMMANDS
+    ],
+    "a pickle as a file of a checkpoint, with the right checksum": [
+        (f"checkpoint: {name}", attacks.checkpoint(name), "damaged")
+        for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
+    ],
+    "a pickle as a file of a cache": [
+        (f"cache: {name}", attacks.cache(name), "cache .* is damaged", "delete that folder")
+        for name in ("labels.npy", "sizes.npy", "info.json")
+    ],
+    "images and masks: .npy and .npz of objects, a pickle called .png": [
+        (f"{kind}: {name}", attacks.image(name, content, read), says)
+        for kind, read in (("image", decode_image), ("mask", decode_mask))
+        for name, content, says in (
+            ("a.npy", attacks.objects, "Python objects"),
+            ("a.png", attacks.raw, "no image"),
+            ("a.npz", npz, "no image"),
+        )
+    ],
+    "large images: .npy of objects, pickles called .npy, pickled chunks in both versions of Zarr": [
+        ("large image: .npy of objects", attacks.image("a.npy", attacks.objects, open_image), "Python objects"),
+        ("large image: pickle", attacks.image("a.npy", attacks.raw, open_image), "damaged"),
+        ("large image: .npz called .npy", attacks.image("a.npy", npz, open_image), "damaged"),
+        ("large image: Zarr 2 with pickled chunks", attacks.zarr(2), "cannot be read"),
+        ("large image: Zarr 3 with pickled chunks", attacks.zarr(3), "cannot be read"),
+    ],
+    "members of a WebDataset that its library would unpickle, mapped and streamed": [
+        (f"tar: .{suffix} member{', streamed' * streaming}", attacks.tar_member(suffix, content, streaming), *says)
+        for streaming in (False, True)
+        for suffix, content, says in (
+            ("pyd", attacks.raw, ()),
+            ("pickle", attacks.raw, ()),
+            ("pth", attacks.saved, ()),
+            ("npy", attacks.objects, ("Object arrays",)),
+            ("npz", npz, ("Object arrays",)),
+        )
+    ],
+    "Parquet cells and type parameters, state of save_to_disk, a data set script": [
+        ("Parquet: pickles in its cells", attacks.table("cells"), "no usable image", "no image"),
+        ("Parquet: type with pickled parameters", attacks.table("type")),
+        ("save_to_disk folder: pickled state", attacks.saved_to_disk, "damaged or incomplete"),
+        ("folder with a script and pickles", attacks.script, "scripts are no longer supported"),
+    ],
+    "weights of the feature network": [
+        ("weights of the feature network", attacks.features, "holds more than tensors"),
+    ],
+    "names of components and of archive members with ../ and absolute ones": [
+        ("export: component ../../stray", attacks.traversal("../../stray"), "no component"),
+        ("export: component with an absolute name", attacks.traversal("/tmp/stray"), "no component"),
+        ("tar: members ../../ and absolute", attacks.tar_paths),
+    ],
+    "inputs of one name in several folders, and with ..": [
+        ("segment: one name in several folders, and ..", attacks.stray_names),
+    ],
+}
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.given)
-def test_crafted_files_are_refused_or_passed_over_and_their_payload_never_runs(case, models, tmp_path):
-    outcome = try_case(case, Place(tmp_path, models))
-    assert not (tmp_path / attacks.MARKER).exists()
-    assert outcome.held, outcome.sentence or "accepted"
-
-
-@pytest.mark.parametrize("payload", [attacks.raw, attacks.saved, attacks.objects])
-def test_the_payload_runs_where_a_pickle_is_read(payload, models, tmp_path):
-    import io
-
-    import numpy as np
-    import torch
-
-    read = {
-        attacks.raw: pickle.load,
-        attacks.saved: lambda file: torch.load(file, weights_only=False),
-        attacks.objects: lambda file: np.load(file, allow_pickle=True),
-    }[payload]
-    content = payload(Place(tmp_path, models))
-    assert not (tmp_path / attacks.MARKER).exists()
-    read(io.BytesIO(content))
-    assert (tmp_path / attacks.MARKER).is_file()
-
-
-def test_the_table_tells_of_a_payload_that_ran(models, monkeypatch, tmp_path):
-    def unpickles(place: Place) -> None:
-        pickle.loads(attacks.raw(place))
-
-    case = type(CASES[0])("unpickles", unpickles)
-    monkeypatch.setattr("fault_checks.hostile_files.CASES", [case])
-    control, found = checks(True, tmp_path)
-    assert control.held and not found.held and found.figure == "THE PAYLOAD RAN"
+@pytest.mark.parametrize(
+    ("fault", "attempt", "says"),
+    [pytest.param(fault, attempt, says, id=name) for fault, cases in CASES.items() for name, attempt, *says in cases],
+)
+def test_hostile_file(fault, attempt, says, sandbox, record_property):
+    record_property("fault", fault)
+    try:
+        if says:
+            sandbox.refusal(attempt, *says)
+        else:
+            attempt(sandbox)
+    finally:
+        assert not (sandbox.folder / attacks.MARKER).exists(), "THE PAYLOAD RAN"
+    record_property("figure", "refused" if says else "harmless")
 
 
 def test_the_package_calls_nothing_that_unpickles_or_runs_text():
-    """But `torch.load` for the weights that come with a package, which is told to read nothing but tensors."""
+    """Except `torch.load` for the weights that come with a package, which reads only tensors."""
     pattern = re.compile(
         r"pickle\.load|allow_pickle=True|joblib|yaml\.|(?<![\w.])(eval|exec)\(|torch\.load\((?!.*weights_only=True)"
     )
-    places = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "pipelines").glob("*.py")]
-    assert len(places) > 50
-    found = [
-        f"{path.name}: {line.strip()}"
-        for path in places
-        for line in path.read_text().splitlines()
-        if pattern.search(line)
-    ]
-    assert not found
+    files = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "pipelines").glob("*.py")]
+    assert len(files) > 50
+    lines = [f"{path.name}: {line.strip()}" for path in files for line in path.read_text().splitlines()]
+    assert [line for line in lines if pattern.search(line)] == []

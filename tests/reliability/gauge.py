@@ -1,4 +1,4 @@
-"""What a process holds while it works: memory, handles, threads, shared memory, time; and whether it stays the same.
+"""Measures whether memory, handles, threads, shared memory or time of a process grow while it works.
 
 Measure in a new process, so that memory which was given back earlier cannot hide growth.
 """
@@ -24,7 +24,7 @@ KINDS = ("handles", "threads", "mapped files of /dev/shm")
 
 @contextmanager
 def new_process() -> Iterator[ProcessPoolExecutor]:
-    """One process that starts anew and imports what it is asked to do; its data workers are forked, as is usual."""
+    """Yields a freshly started process, which imports what it is asked to do; it forks its data workers, as usual."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_fork_workers) as process:
         yield process
 
@@ -34,11 +34,11 @@ def _fork_workers() -> None:
 
 
 class Gauge:
-    """Samples what this process holds; what it holds itself does not grow.
+    """Samples what this process holds; a gauge itself does not grow.
 
     Args:
-        calls: of `see` to come, at least `SAMPLES`.
-        each: images or steps that each of them is about.
+        calls: number of calls of `see` to come, at least `SAMPLES`.
+        each: images or steps in each of them.
     """
 
     def __init__(self, calls: int, each: int = 1) -> None:
@@ -52,7 +52,7 @@ class Gauge:
         self.calls = self.taken = 0
 
     def see(self) -> None:
-        """Call it after each batch of images, or step."""
+        """Takes a sample, if it is time for one; to be called after each batch of images, or step."""
         self.seconds[self.calls] = time.process_time() - self.last
         rarely = max(len(self.seconds) // YARDSTICKS, 1)
         if self.calls % rarely == 0:
@@ -67,17 +67,17 @@ class Gauge:
         self.last = time.process_time()
 
     def reading(self, warm_up: int = SAMPLES // 10) -> "Reading":
-        """What was seen.
+        """Returns what was measured.
 
         Args:
-            warm_up: samples that may differ from those after them.
+            warm_up: number of samples at the start that are not judged.
         """
         assert self.taken == SAMPLES
         return Reading(self.samples, self.seconds[1:], self.yardsticks[1:], warm_up)
 
 
 def yardstick() -> float:
-    """CPU seconds of work that is always the same, and like that of a small network: calls, a little arithmetic."""
+    """Does fixed work like that of a small network, calls and a little arithmetic; returns its CPU seconds."""
     started, x = time.process_time(), torch.ones(64, 64)
     for _ in range(20):
         x = torch.addmm(x, x, x).clamp_(max=1)
@@ -86,13 +86,13 @@ def yardstick() -> float:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a process held.
+    """The measurements of a process.
 
     Attributes:
-        samples: int64 (SAMPLES, 5): images or steps done, resident KiB, and how many of each of `KINDS`.
+        samples: int64 (SAMPLES, 5): images or steps done, resident KiB, and the number of each of `KINDS`.
         seconds: float64, CPU time from each call of `see` to the next.
         yardsticks: float64, CPU time of `yardstick` at these calls.
-        warm_up: samples before those that count.
+        warm_up: number of samples that are not judged.
     """
 
     samples: np.ndarray
@@ -108,22 +108,22 @@ class Reading:
 
     @property
     def flat(self) -> bool:
-        """Whether nothing grew after the warm-up.
+        """True if nothing grew after the warm-up.
 
-        Memory is borne to grow by `SETTLING` along the line: so much it rises in runs that hold nothing, as pages are
-        touched for the first time. So the longer the run, the smaller the leak that is found: with 10,000 images 60
-        bytes an image, about an empty list.
+        Memory may grow by `SETTLING` along the line, as it does in runs that hold nothing, when pages are touched for
+        the first time. So the longer the run, the smaller the leak that is found: with 10,000 images, 60 bytes an
+        image, about an empty list.
         """
         return self.same and self.growth <= SETTLING
 
     @property
     def growth(self) -> float:
-        """KiB that memory grew by after the warm-up, along the line."""
+        """Growth of memory after the warm-up in KiB, along the line."""
         return float(self.slope[0] * (self.samples[-1, 0] - self.samples[self.warm_up, 0]))
 
     @property
     def same(self) -> bool:
-        """Whether handles, threads and shared memory did not grow after the warm-up."""
+        """True if handles, threads and shared memory did not grow after the warm-up."""
         before, after = self.samples[: self.warm_up, 2:], self.samples[self.warm_up :, 2:]
         return bool((after.max(axis=0) <= before.max(axis=0)).all())
 

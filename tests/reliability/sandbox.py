@@ -1,18 +1,18 @@
-"""What a user tries with files that are bad or hostile, and the sentence that comes of it."""
+"""A folder in which a command of the package is given bad or hostile files, and the sentence that refuses them."""
 
 import contextlib
 import io
-import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
@@ -23,24 +23,24 @@ from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeli
 
 SIDE = 16  # pixels of the good images
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-FOREIGN = re.compile(r"object at 0x|Traceback|_io\.|\[Errno")  # what no sentence for a user holds
+FOREIGN = re.compile(r"object at 0x|Traceback|_io\.|\[Errno")  # not in a sentence for a user
 NOBODY = 65534  # a user without rights
 
 
 @dataclass
-class Place:
-    """An empty folder to try something in, with helpers that fill it.
+class Sandbox:
+    """An empty folder for an attempt, with helpers that fill it and run commands.
 
     Attributes:
         folder: to write in.
-        models: saved pipelines, shared by all places: `generation` and `segmentation`.
+        models: saved pipelines, shared by all sandboxes: `generation` and `segmentation`.
     """
 
     folder: Path
     models: Path
 
     def images(self, name: str = "data", count: int = 6) -> Path:
-        """A folder with `images` and `masks`, 16x16 grey, each mask with a square of class 1."""
+        """Makes a folder with `images` and `masks`, 16x16 grey, each mask with a square of class 1."""
         random = np.random.default_rng(0)
         data = self.folder / name
         for part in ("images", "masks"):
@@ -54,11 +54,11 @@ class Place:
         return data
 
     def model(self, kind: str) -> Path:
-        """A copy of a saved pipeline, to be spoilt."""
+        """Copies a saved pipeline, to be damaged."""
         return Path(shutil.copytree(self.models / kind, self.folder / kind))
 
     def write(self, name: str, content: bytes | str) -> Path:
-        """A file."""
+        """Writes a file."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -69,21 +69,21 @@ class Place:
         run(name, [str(argument) for argument in arguments])
 
     def segment(self, *inputs: Path, model: Path | None = None) -> None:
-        """`unet-diffusion segment`."""
+        """Runs `unet-diffusion segment`."""
         run = model or self.models / "segmentation"
         self.command("segment", "--run", run, "--output", self.folder / "out", "--inputs", *inputs)
 
     def sample(self, model: Path) -> None:
-        """`unet-diffusion sample`, one image in one step."""
+        """Runs `unet-diffusion sample`, for one image in one step."""
         self.command("sample", "--run", model, "--output", self.folder / "out", "--count", 1, "--steps", 1)
 
     def train(self, images: Path, *options: Any) -> None:
-        """`unet-diffusion train-ddpm`, one step."""
+        """Runs `unet-diffusion train-ddpm`, for one step."""
         model = () if "--model" in options else ("--model", "tiny")
         self.command("train-ddpm", "--data", images, *model, *self._training(), *options)
 
     def train_masks(self, data: Path, *options: Any) -> None:
-        """`unet-diffusion train-segmentation`, one step."""
+        """Runs `unet-diffusion train-segmentation`, for one step."""
         masks = ("--data", data / "images", "--masks", data / "masks")
         self.command("train-segmentation", *masks, "--model", "tiny", *self._training(), *options)
 
@@ -91,60 +91,54 @@ class Place:
         cache = self.folder / "cache"
         return ("--output", self.folder / "run", "--cache-dir", cache, "--steps", 1, "--batch-size", 2)
 
+    def sentence(self, attempt: Callable[["Sandbox"], Any]) -> str:
+        """Tries something; returns the sentence that refuses it, or nothing where it is accepted."""
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+                attempt(self)
+        except SystemExit as error:
+            return error.code if isinstance(error.code, str) else in_one_line(printed.getvalue())
+        except ValueError as error:
+            return str(error)
+        return ""
 
-@dataclass(frozen=True)
-class Case:
-    """One line of a table.
+    def refusal(self, attempt: Callable[["Sandbox"], Any], *says: str) -> str:
+        """Tries something that must be refused.
 
-    Attributes:
-        given: what is tried, in words.
-        attempt: tries it; raises AssertionError where what comes of it is wrong.
-        says: patterns of the refusal: the value, the rule and the fix; empty where it is to be accepted.
-    """
+        Args:
+            attempt: tries it.
+            says: patterns of what the sentence must say: the value, the rule and the fix.
 
-    given: str
-    attempt: Callable[[Place], Any]
-    says: tuple[str, ...] = ()
-
-
-@dataclass
-class Outcome:
-    """What came of a case.
-
-    Attributes:
-        sentence: the refusal, or what went wrong; empty where it was accepted.
-        held: whether it is what the case demands.
-        warnings: what the package warned of.
-    """
-
-    sentence: str
-    held: bool
-    warnings: list[str] = field(default_factory=list)
+        Returns:
+            The sentence, in one line, with paths from the sandbox on.
+        """
+        sentence = self.sentence(attempt)
+        assert sentence, "accepted"
+        for pattern in says:
+            assert re.search(pattern, sentence, re.DOTALL), f"{pattern!r} is missing in {sentence!r}"
+        assert not FOREIGN.search(sentence), sentence
+        folders = "|".join([str(self.folder), str(self.models), rf"{tempfile.gettempdir()}/tmp\w+"])  # of `as_nobody`
+        return re.sub(folders, ".", re.sub(f"({folders})/", "", in_one_line(sentence)))
 
 
-def try_case(case: Case, place: Place) -> Outcome:
-    """Tries a case and judges what came of it."""
-    printed, warned = io.StringIO(), _Warnings()
-    logging.getLogger("unet_diffusion").addHandler(warned)
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            case.attempt(place)
-    except SystemExit as error:
-        sentence = error.code if isinstance(error.code, str) else in_one_line(printed.getvalue())
-    except ValueError as error:
-        sentence = str(error)
-    except Exception as error:
-        return Outcome(f"TRACEBACK: {type(error).__name__}: {error}", False, warned.texts)
-    else:
-        return Outcome("", not case.says, warned.texts)
-    finally:
-        logging.getLogger("unet_diffusion").removeHandler(warned)
-    told = all(re.search(pattern, sentence, re.DOTALL) for pattern in case.says)
-    return Outcome(sentence, bool(case.says) and told and not FOREIGN.search(sentence), warned.texts)
+Attempt = Callable[[Sandbox], Any]
+
+
+def cases(rows: list[tuple]) -> list[Any]:
+    """Returns the parameters of a test, from rows of a name, an attempt, and what its refusal must say."""
+    return [pytest.param(attempt, says, id=name) for name, attempt, *says in rows]
+
+
+def encoded(kind: str, side: int = SIDE, mode: str = "L") -> bytes:
+    """Returns a square image of one value as the content of a file."""
+    buffer = io.BytesIO()
+    Image.new(mode, (side, side), 7 if mode == "L" else 0).save(buffer, kind)
+    return buffer.getvalue()
 
 
 def save_models(folder: Path) -> Path:
-    """Untrained pipelines of both kinds, which take 28x28 grey images; the segmenting one has 2 classes."""
+    """Saves untrained pipelines of both kinds for grey images of 28x28; the one for segmentation has 2 classes."""
     torch.manual_seed(0)
     ImageGenerationPipeline(UNet.from_preset("tiny"), DDPMScheduler()).save_pretrained(folder / "generation")
     unet = UNet.from_preset("tiny").to_segmentation(2)
@@ -153,20 +147,20 @@ def save_models(folder: Path) -> Path:
 
 
 def in_one_line(text: str) -> str:
-    """Text without the frames that the command line draws, and without line breaks."""
-    return " ".join(re.sub(r"[─│╭╮╰╯]+", " ", text).split())
+    """Returns text without line breaks and the frames that the command line draws."""
+    return " ".join(re.sub(r"[─│╭╮╰╯]+|-{5,}", " ", text).split())
 
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[Path]:
-    """A folder to prepare, which `without_rights` then looks at as a user who is not its owner."""
+    """Yields a folder to prepare, which `without_rights` then uses as a user who does not own it."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)
         yield Path(name)
 
 
 def without_rights(action: Callable[[], Any]) -> None:
-    """Does something in a child process that has no special rights; raises the ValueError that it raised."""
+    """Does something in a child process without special rights; raises the ValueError that it raised."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -176,27 +170,18 @@ def without_rights(action: Callable[[], Any]) -> None:
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
             action()
-            told = "accepted"
+            answer = "accepted"
         except ValueError as error:
-            told = f"refused{error}"
+            answer = f"refused{error}"
         except BaseException as error:
-            told = f"raised{type(error).__name__}: {error}"
-        os.write(write, told.encode()[:4000])
+            answer = f"raised{type(error).__name__}: {error}"
+        os.write(write, answer.encode()[:4000])
         os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
-        told = pipe.read().decode()
+        answer = pipe.read().decode()
     os.waitpid(child, 0)
-    if told.startswith("refused"):
-        raise ValueError(told.removeprefix("refused"))
-    if told != "accepted":
-        raise RuntimeError(told)
-
-
-class _Warnings(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
+    if answer.startswith("refused"):
+        raise ValueError(answer.removeprefix("refused"))
+    if answer != "accepted":
+        raise RuntimeError(answer)

@@ -1,4 +1,4 @@
-"""Where in a run a process kills itself, to the call."""
+"""Places in a run, exact to the call, where a process kills itself."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from unet_diffusion.training.metrics_log import MetricsLog
 from unet_diffusion.training.trainer import Trainer
 from unet_diffusion.unet import UNet
 
-PHASES = {  # methods of the training loop, and what a table calls them
+PHASES = {  # methods of the training loop, and their names in the table
     "": "while setting up or between phases",
     "_start": "while finding the checkpoint",
     "_train_step": "in a step",
@@ -38,8 +38,8 @@ class Place:
         phase: a method of the training loop.
         owner: of the function, a class or a module.
         function: its name.
-        call: which one of the process in this phase, counted from 1.
-        half: takes the arguments of the call and does a part of its work before the kill.
+        call: number of the call in this process and phase, from 1.
+        half: takes the arguments of the call, and does a part of its work before the kill.
     """
 
     name: str
@@ -65,29 +65,29 @@ def _half_a_folder(folder: Path) -> None:
 
 
 PLACES = (
-    Place("config.json before its renaming", "_start", os, "replace"),
-    Place("a fresh metrics.jsonl before its renaming", "_start", os, "replace", 2),
+    Place("config.json before it is renamed", "_start", os, "replace"),
+    Place("a new metrics.jsonl before it is renamed", "_start", os, "replace", 2),
     Place("the second half of a step", "_train_step", Accelerator, "backward", 6),
     Place("a step between optimizer and average", "_train_step", EMAModel, "step", 2),
     Place("half a line of metrics", "_log", MetricsLog, "append", 1, _half_a_line),
-    Place("metrics.jsonl being cut to the checkpoint", "_start", os, "replace", 2),
+    Place("the cutting of metrics.jsonl to the checkpoint", "_start", os, "replace", 2),
     Place("a validation", "_validate", UNet, "forward"),
     Place("the network of a preview", "_preview", UNet, "forward"),
-    Place("a preview before its renaming", "_preview", os, "replace"),
+    Place("a preview before it is renamed", "_preview", os, "replace"),
     Place("half a file of a checkpoint", "_save", checkpoints, "save_file", 2, _half_a_file),
     Place("a checkpoint before it is read back", "_save", checkpoints, "load_checkpoint"),
-    Place("a checkpoint before its renaming", "_save", os, "replace", 3),
+    Place("a checkpoint before it is renamed", "_save", os, "replace", 3),
     Place("the removal of an old checkpoint", "_save", shutil, "rmtree", 1, _half_a_folder),
     Place("the images of the export", "_export", UNet, "forward"),
-    Place("the files of the export being moved", "_export", os, "replace", 5),
+    Place("the moving of the export's files", "_export", os, "replace", 5),
 )
 
 
 def note_phases(phase: Any) -> None:
-    """Makes the training loop of this process say where it is.
+    """Makes the training loop of this process report its phase.
 
     Args:
-        phase: a shared number, which gets the place of the phase in `PHASES`.
+        phase: a shared number, set to the index of the phase in `PHASES`.
     """
     for number, method in enumerate(PHASES):
         if method:
@@ -106,7 +106,7 @@ def _noted(method: Callable[..., Any], phase: Any, number: int) -> Callable[...,
 
 
 def die_at(place: Place) -> None:
-    """Makes this process kill itself when it comes to a place."""
+    """Makes this process kill itself when it reaches a place."""
     calls, inside = [0], [False]
     method, function = getattr(Trainer, place.phase), getattr(place.owner, place.function)
 

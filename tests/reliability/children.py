@@ -1,4 +1,4 @@
-"""Children of this process that work, are killed, and leave nothing behind."""
+"""Child processes that work, are killed, and leave nothing behind."""
 
 import logging
 import multiprocessing
@@ -21,7 +21,7 @@ def start(log: Path, job: Callable[..., None], *arguments: Any) -> BaseProcess:
     """Forks a child of this process, which has imported all that it needs, and lets it work.
 
     Args:
-        log: what it says, and the traceback of its error.
+        log: file for its output and the traceback of its error.
         job: its work.
         arguments: of the job.
     """
@@ -47,7 +47,7 @@ def _work(log: Path, job: Callable[..., None], *arguments: Any) -> None:
 
 
 def end(process: BaseProcess, timeout: float = TIMEOUT) -> str:
-    """Waits for a child; returns what was wrong with its end, or nothing."""
+    """Waits for a child; returns how its end was wrong, or nothing."""
     ends = time.monotonic() + timeout
     while process.exitcode is None and time.monotonic() < ends:  # `join` would wait for its data workers too
         time.sleep(0.01)
@@ -58,26 +58,26 @@ def end(process: BaseProcess, timeout: float = TIMEOUT) -> str:
 
 
 def kill(process: BaseProcess) -> None:
-    """Sends SIGKILL to a child, and waits for its end."""
+    """Sends SIGKILL to a child and waits for its end."""
     process.kill()
     while process.exitcode is None:
         time.sleep(0.001)
 
 
 def run(log: Path, job: Callable[..., None], *arguments: Any) -> str:
-    """Does a job in a child to its end; returns what was wrong, with the last line that it said, or nothing."""
+    """Does a job in a child to its end; returns what was wrong, with the last line of its log, or nothing."""
     problem = end(start(log, job, *arguments))
     return f"{problem}: {last_line(log)}" if problem else ""
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log."""
+    """Returns the last line of a log."""
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     return lines[-1] if lines else ""
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a child that are alive, itself included."""
+    """Returns the processes of a child that are alive, itself included."""
     alive = []
     for process in psutil.process_iter(["pid", "status"]):
         try:
@@ -89,7 +89,7 @@ def session(leader: int) -> list[int]:
 
 
 def all_gone(leaders: list[int], within: float) -> list[int]:
-    """Waits until no process of some dead children is left; returns those that are left in the end."""
+    """Waits until the processes of dead children are gone; returns those that are left in the end."""
     ends = time.monotonic() + within
     while True:
         left = [pid for leader in leaders for pid in session(leader)]

@@ -1,4 +1,4 @@
-"""Commands in several processes through torchrun, and what is left of them."""
+"""Commands in several processes through torchrun."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-DEATH = 60.0  # seconds within which a launch has to end when a process died: torchrun waits up to 30 for the others
+DEATH = 60.0  # seconds within which a launch must end after a process died; torchrun waits up to 30 for the others
 LAUNCH = 120.0  # seconds after which a launch hangs
 
 
@@ -23,7 +23,7 @@ class Launch:
     """
 
     def __init__(self, processes: int, command: list[str]) -> None:
-        self.mark = uuid.uuid4().hex  # by which all processes that come of it are found
+        self.mark = uuid.uuid4().hex  # in the environment of all its processes
         self.started = time.monotonic()
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "UNET_DIFFUSION_LAUNCH": self.mark}
@@ -36,7 +36,7 @@ class Launch:
         )
 
     def end(self, within: float = LAUNCH) -> tuple[int | None, str]:
-        """Its status, None if it had to be ended, and what it said."""
+        """Returns its status, None if it had to be killed, and its standard error."""
         try:
             _, said = self.process.communicate(timeout=within)
             return self.process.returncode, said
@@ -47,7 +47,7 @@ class Launch:
             return None, self.process.communicate()[1]
 
     def wait_for_checkpoint(self, output: Path) -> bool:
-        """Whether a checkpoint came before the launch ended."""
+        """Waits for the first checkpoint; returns False if the launch ended before it."""
         while not list((output / "checkpoints").glob("step-*")):
             if self.process.poll() is not None:
                 return False
@@ -55,7 +55,7 @@ class Launch:
         return True
 
     def alive(self) -> list[psutil.Process]:
-        """The processes of the launch, those that load images included, that are there."""
+        """Returns the processes of the launch that are alive, data workers included."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -64,12 +64,12 @@ class Launch:
         return found
 
     def rank(self, rank: int) -> psutil.Process:
-        """One of the processes that train."""
+        """Returns one of the processes that train."""
         ranked = [process for process in self.alive() if process.environ().get("RANK") == str(rank)]
         return min(ranked, key=lambda process: process.create_time())  # its data workers came later
 
     def left_after(self, within: float) -> int:
-        """Processes that are still there so many seconds after its end."""
+        """Waits until all processes are gone, at most `within` seconds; returns how many are left."""
         ends = time.monotonic() + within
         while self.alive() and time.monotonic() < ends:
             time.sleep(0.1)

@@ -1,12 +1,11 @@
-"""Training runs of seconds, and the comparison of two of them, bit for bit."""
+"""Training runs of a few seconds, and a comparison of two of them, bit for bit."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from tests.support.runs import metrics
+from tests.support.tiny import squares
 from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import train_segmentation
@@ -16,37 +15,21 @@ from unet_diffusion.files import PREFIX
 from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig
 from unet_diffusion.training.checkpoints import load_checkpoint, same_bits, saved_checkpoints
 from unet_diffusion.training.config import TrainingConfig
-from unet_diffusion.training.metrics_log import read_metrics
 
 Options = TrainDDPM | TrainSegmentation
 TASKS = ("ddpm", "segmentation", "joint")
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 EXPORTED = (WEIGHTS, Path("unet/config.json"), Path("model_index.json"))
-DIFFERS = ("images_per_second",)  # wall time
-
-
-def squares(folder: Path, count: int = 24, side: int = 16) -> None:
-    """Images of one bright square on dark noise, and masks that say where it is."""
-    random = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True)
-    for i in range(count):
-        top, left = random.integers(0, side - 6, 2)
-        mask = np.zeros((side, side), dtype=np.uint8)
-        mask[top : top + 6, left : left + 6] = 1
-        image = (random.integers(0, 60, (side, side)) + 150 * mask).astype(np.uint8)
-        Image.fromarray(image).save(folder / "images" / f"{i:02d}.png")
-        Image.fromarray(mask).save(folder / "masks" / f"{i:02d}.png")
 
 
 def tiny_runs(work: Path, steps: int = 12) -> dict[str, Options]:
-    """The options of a run of each task, with dropout, accumulation, and every phase of a run every few steps.
+    """Returns the options of a run of each task, with dropout, accumulation, and every phase every few steps.
 
     Args:
-        work: an empty folder for the images; the output is to be set with `into`.
+        work: an empty folder for the images; `into` sets the output.
         steps: of each run.
     """
-    squares(work / "data")
+    squares(work / "data", 24)
     (work / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8, "dropout": 0.1}))
     images, masks, cache = (str(work / name) for name in ("data/images", "data/masks", "cache"))
     training = TrainingConfig(
@@ -54,7 +37,7 @@ def tiny_runs(work: Path, steps: int = 12) -> dict[str, Options]:
         batch_size=4,
         accumulate=2,
         warmup_steps=2,
-        log_every=3,  # no divisor of checkpoint_every, so that sums go on over a resumption
+        log_every=3,  # not a divisor of checkpoint_every, so that sums go on after a resumption
         validate_every=4,
         preview_every=5,
         checkpoint_every=2,
@@ -80,26 +63,34 @@ def tiny_runs(work: Path, steps: int = 12) -> dict[str, Options]:
 
 
 def into(options: Options, output: Path, num_workers: int = 0) -> Options:
-    """The same run in another folder, with so many processes that load images."""
+    """Returns the options of the same run in another folder, with this number of data workers."""
     return replace(options, output=output, data=replace(options.data, num_workers=num_workers))
 
 
 def train(options: Options) -> None:
-    """Runs it, as its command does."""
+    """Trains as the command does."""
     if isinstance(options, TrainDDPM):
         train_ddpm(options)
     else:
         train_segmentation(options)
 
 
-def metrics(run: Path) -> list[dict]:
-    """The logged numbers, but for the time that things took."""
-    rows = read_metrics(run / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in DIFFERS} for row in rows]
+def ddpm_arguments(options: TrainDDPM) -> list[str]:
+    """Returns the options of a DDPM run as the arguments of the command."""
+    values = {
+        "output": options.output,
+        "model": options.model,
+        "data": options.data.data,
+        **{name: getattr(options.data, name) for name in ("validation_fraction", "cache_dir", "num_workers")},
+        "preview_images": options.diffusion.preview_images,
+        **{name: value for name, value in vars(options.training).items() if type(value) is int},
+    }
+    given = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return ["train-ddpm", *given, "--trackers"]
 
 
 def differences(run: Path, whole: Path) -> list[str]:
-    """What two ended runs differ in: names of files, of parts of the last checkpoint, or of lines of the metrics."""
+    """Returns what differs between two finished runs: files, parts of the last checkpoint, or the metrics."""
     checkpoints = [saved_checkpoints(folder / "checkpoints") for folder in (run, whole)]
     names = [[path.name for path in paths] for paths in checkpoints]
     found = [] if names[0] == names[1] else [f"checkpoints {names[0]} instead of {names[1]}"]
