@@ -16,10 +16,9 @@ from PIL import Image
 
 from tests.reliability.sandbox import Attempt, Sandbox, as_nobody, cases, encoded, without_rights
 from unet_diffusion.data.sources import open_source
-from unet_diffusion.images.decoding import decode_image
-from unet_diffusion.images.fetching import pixel_limit
+from unet_diffusion.files import check_output
+from unet_diffusion.images.decoding import decode_image, pixel_limit
 from unet_diffusion.images.large_images import open_image
-from unet_diffusion.output_folder import check_output
 
 PROMISE = "Bad input"
 
@@ -197,7 +196,7 @@ IMAGES = [
         *SKIPPABLE,
     ),
     ("zero-byte file", image("3.png", b""), r"3\.png is empty \(0 bytes\)", *SKIPPABLE),
-    ("text file named .png", image("3.png", b"hello"), r"3\.png.*no image; it begins with b'hello'", *SKIPPABLE),
+    ("text file named .png", image("3.png", b"hello"), r"3\.png.*not an image; it begins with b'hello'", *SKIPPABLE),
     ("decompression bomb, PNG of 1.6 gigapixels", image("3.png", bomb()), *TOO_LARGE, *SKIPPABLE),
     (
         "decompression bomb, TIFF of 3.6 gigapixels",
@@ -218,25 +217,25 @@ IMAGES = [
         "the network takes 1",
         'convert\\("L"\\)',
     ),
-    ("named pipe as an image", _pipe, r"pipe\.png is no file", "give an image file"),
+    ("named pipe as an image", _pipe, r"pipe\.png is a folder, a pipe or a device", "give an image file"),
     ("empty folder", _empty_folder, "nothing has no image", r"no file ends in .*\.png"),
-    ("folder without rights among others", _folder_without_rights, "closed cannot be listed", "give it the rights"),
-    ("output folder without rights", _output_without_rights, "cannot be written in", "change its rights, or choose"),
+    ("folder without rights among others", _folder_without_rights, "closed cannot be listed", "make it readable"),
+    ("output folder without rights", _output_without_rights, "cannot be written to", "change its rights, or choose"),
     ("damaged cache", _damaged_cache, "the cache .* is damaged", "delete that folder"),
 ]
 SETS = [
     ("mask of another size", mask(1, 8), r"3\.png\): mask 8x8, image 16x16", "another size"),
     ("mask with an unknown value", mask(7, 16, "--num-classes", 2), r"3\.png\): 7", r"the classes, which are 0\.\.1"),
-    ("mask with very many values", mask(200), "would be 201 classes", "Say what they are by mask_encoding"),
+    ("mask with very many values", mask(200), "would be 201 classes", "State their meaning by mask_encoding"),
     ("damaged mask", mask(encoded("PNG")[:30]), r"3\.png cannot be decoded", "cannot be used: 1"),
     ("image without a mask", mask(None), "have no mask: 1", r"3\.png"),
-    ("masks of other names", _other_names, "no image of .* has a mask", "must be equal but for the ending"),
+    ("masks of other names", _other_names, "no image of .* has a mask", "must be equal except for the ending"),
     ("two masks for one image", _two_masks, r"3\.bmp and .*3\.png have the same name", "remove or rename one"),
     ("300 classes", mask(1, 16, "--num-classes", 300), "num_classes is 300", "from 2 to 255"),
     ("Parquet without images", _parquet("numbers"), "'number'", "holds no images", r"Columns: number"),
-    ("truncated Parquet", _parquet("truncated"), "data is .*set'", "damaged or incomplete; get it anew"),
-    ("label beyond the classes", _parquet("labels"), "label is 7", "classes are 0 to 1", "repair or remove them"),
-    ("truncated save_to_disk folder", _saved_to_disk, "data is .*saved'", "damaged or incomplete; get it anew"),
+    ("truncated Parquet", _parquet("truncated"), "data is .*set'", "damaged or incomplete; get it again"),
+    ("label beyond the classes", _parquet("labels"), "label is 7", "must be from 0 to 1", "repair or remove them"),
+    ("truncated save_to_disk folder", _saved_to_disk, "data is .*saved'", "damaged or incomplete; get it again"),
     ("image at a chained URL", _chained_url, "reference://a::http", "fetched by http", "download it first"),
 ]
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.reliability.sandbox import WEIGHTS, Attempt, Sandbox, cases
-from unet_diffusion.output_folder import check_output
+from unet_diffusion.files import check_output
 from unet_diffusion.saved_runs import load_unet, read_object, saved_components
 from unet_diffusion.training.checkpoints import saved_checkpoints, sha256
 
@@ -109,12 +109,12 @@ def _changed_model(sandbox: Sandbox) -> None:
 
 
 def _output_not_utf8(sandbox: Sandbox) -> None:
-    """An output folder whose name cannot be written into the model card."""
+    """An output folder whose name cannot be written toto the model card."""
     sandbox.train(sandbox.images() / "images", "--output", os.fsdecode(os.fsencode(sandbox.folder) + b"/sorti\xe9"))
 
 
 def _data_not_utf8(sandbox: Sandbox) -> None:
-    """A folder of images whose name cannot be written into the model card."""
+    """A folder of images whose name cannot be written toto the model card."""
     folder = os.fsdecode(os.fsencode(sandbox.folder) + b"/donn\xe9es")
     os.rename(sandbox.images(), folder)
     sandbox.train(Path(folder) / "images")
@@ -128,7 +128,7 @@ def _train_into_file(sandbox: Sandbox) -> None:
 RUNS = [
     ("unknown option", option("--frobnicate", 1), "Unrecognized options: --frobnicate", "--help"),
     ("unknown config value", _model_file('{"frobnicate": 1}'), "no config value 'frobnicate'", "choose from"),
-    ("model file that is not JSON", _model_file("{"), r"model\.json is no JSON", "repair it"),
+    ("model file that is not JSON", _model_file("{"), r"model\.json cannot be read as JSON", "repair it"),
     ("model file that is a list", _model_file("[]"), r"model\.json holds a list", "must hold keys and values"),
     ("unknown preset", option("--model", "huge"), "no preset 'huge'", "choose one of .*tiny"),
     ("negative steps", option("--steps", -3), "steps is -3", "at least 1"),
@@ -152,44 +152,49 @@ RUNS = [
         "num_classes=None",
         "needs a head",
     ),
-    ("model without weights", _no_weights, "no file named .*safetensors", "get it anew"),
-    ("weights cut short", _cut_weights, r"no safetensors file that can be read", "get it anew"),
+    ("model without weights", _no_weights, "no file named .*safetensors", "get it again"),
+    ("weights cut short", _cut_weights, r"cannot be read as safetensors", "get it again"),
     (
         "weights with one missing",
         weights(lambda tensors: tensors.pop("stem.weight")),
         "1 missing keys, such as stem.weight",
         "those of another network",
-        "get it anew",
+        "get it again",
     ),
     (
         "weights to train on with one missing",
         weights(lambda tensors: tensors.pop("stem.weight"), "load"),
         "1 missing keys, such as stem.weight",
     ),
-    ("weights of another shape", weights(_narrowed), "mismatched keys, such as .*stem.weight", "get it anew"),
+    ("weights of another shape", weights(_narrowed), "mismatched keys, such as .*stem.weight", "get it again"),
     (
         "weights that are NaN",
         weights(lambda tensors: tensors["stem.bias"].fill_(torch.nan)),
         r"stem\.bias .* NaN",
-        "get it anew",
+        "get it again",
     ),
     (
         "export of weights that are NaN",
         weights(lambda tensors: tensors["stem.bias"].fill_(torch.nan), "export"),
         r"stem\.bias .* NaN",
-        "get it anew",
+        "get it again",
     ),
-    ("network config that is not JSON", replaced("unet/config.json", "{"), r"config\.json is no JSON", "repair it"),
+    (
+        "network config that is not JSON",
+        replaced("unet/config.json", "{"),
+        r"config\.json cannot be read as JSON",
+        "repair it",
+    ),
     ("network config that is a list", replaced("unet/config.json", "[]"), "holds a list", "repair it"),
     ("model_index.json that is a list", replaced("model_index.json", "[]"), "holds a list", "repair it"),
     (
         "scheduler config that is not JSON",
         replaced("scheduler/scheduler_config.json", "{"),
         "valid JSON",
-        "Get it anew",
+        "Get it again",
     ),
-    ("output that is a file", _segment_into_file, "out is no folder", "choose another"),
-    ("run folder that is a file", _train_into_file, "run is no folder", "choose another"),
+    ("output that is a file", _segment_into_file, "out is not a folder", "choose another"),
+    ("run folder that is a file", _train_into_file, "run is not a folder", "choose another"),
     (
         "opacity of 2",
         lambda sandbox: sandbox.command("segment", "--inputs", "a.png", "--opacity", 2),
@@ -199,8 +204,8 @@ RUNS = [
     ("learning rate that is NaN", option("--learning-rate", "nan"), "learning_rate is nan", "above 0"),
     ("resume after the model's file has changed", _changed_model, "of another network", "another output folder"),
     ("images enlarged beyond the memory", option("--image-size", 10**8), "out of memory", "smaller images"),
-    ("output folder whose name is not UTF-8", _output_not_utf8, "sorti.*no UTF-8", "choose another"),
-    ("data folder whose name is not UTF-8", _data_not_utf8, "donn.*no UTF-8", "rename it"),
+    ("output folder whose name is not UTF-8", _output_not_utf8, "sorti.*UTF-8", "choose another"),
+    ("data folder whose name is not UTF-8", _data_not_utf8, "donn.*UTF-8", "rename it"),
 ]
 
 
@@ -222,8 +227,8 @@ def test_output_folders_that_can_be_made_are_accepted_and_not_made(tmp_path):
     check_output(tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="file is no folder; choose another"):
+    with pytest.raises(ValueError, match="file is not a folder; choose another"):
         check_output(tmp_path / "file" / "b")
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="link is no folder"):
+    with pytest.raises(ValueError, match="link is not a folder"):
         check_output(tmp_path / "link")

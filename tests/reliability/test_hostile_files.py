@@ -87,7 +87,7 @@ CASES = {
         )
     ],
     "Parquet cells and type parameters, state of save_to_disk, a data set script": [
-        ("Parquet: pickles in its cells", attacks.table("cells"), "no usable image", "no image"),
+        ("Parquet: pickles in its cells", attacks.table("cells"), "no usable image", "not an image"),
         ("Parquet: type with pickled parameters", attacks.table("type")),
         ("save_to_disk folder: pickled state", attacks.saved_to_disk, "damaged or incomplete"),
         ("folder with a script and pickles", attacks.script, "scripts are no longer supported"),

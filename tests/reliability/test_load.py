@@ -21,11 +21,13 @@ from PIL import Image
 
 from tests.reliability.gauge import SAMPLES, SETTLING, Gauge, Reading, new_process
 from unet_diffusion import UNet
-from unet_diffusion.commands.train_ddpm import TrainDDPM
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
-from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
+from unet_diffusion.tasks.config import DiffusionConfig
+from unet_diffusion.tasks.diffusion import DiffusionTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, save_curves

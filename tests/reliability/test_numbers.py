@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.support.tiny import squares
-from unet_diffusion.commands.train_ddpm import TrainDDPM, train_ddpm
-from unet_diffusion.commands.train_segmentation import TrainSegmentation, train_segmentation
+from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.train_ddpm import train_ddpm
+from unet_diffusion.commands.train_segmentation import train_segmentation
+from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedDataConfig
-from unet_diffusion.data.masked.unlabelled import JointConfig
-from unet_diffusion.data.sets import DataConfig
-from unet_diffusion.tasks.diffusion import DiffusionConfig, DiffusionTask
-from unet_diffusion.tasks.segmentation import SegmentationConfig, SegmentationTask
+from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig
+from unet_diffusion.tasks.diffusion import DiffusionTask
+from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics, series
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.reliability.sandbox import as_nobody, without_rights
 from unet_diffusion.data.cache import cache_images
-from unet_diffusion.data.masked.sets import MaskedDataConfig, load_masked
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.masks import decode_mask

@@ -25,7 +25,8 @@ from tests.support.runs import metrics
 from tests.support.scripts import SCRIPTS
 from tests.support.tiny import squares
 from unet_diffusion import cli
-from unet_diffusion.data.sets import DataConfig, load_images
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.files import PREFIX
 from unet_diffusion.training.batches import training_batches
 from unet_diffusion.training.config import TrainingConfig
