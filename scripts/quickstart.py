@@ -11,25 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
-from datasets import Dataset, Features
-from datasets import Image as ImageFeature
 from PIL import Image
 
+from unet_diffusion.cli import answers
 from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
-from unet_diffusion.commands.train_ddpm import train_ddpm
-from unet_diffusion.commands.train_segmentation import train_segmentation
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedDataConfig
-from unet_diffusion.data.sets import load_images
-from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import write_json, written_aside
-from unet_diffusion.images.figures import grid, save_image
-from unet_diffusion.pipelines import ImageGenerationPipeline
 from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.config import TrainingConfig
-from unet_diffusion.training.metrics_log import read_metrics, save_curves, series
+
+# What imports torch is imported where it is used, so that Ctrl-C is answered from the first moment.
 
 INK = 127  # stored values above are ink
 CLASSES = ("paper", *"0123456789")
@@ -57,6 +50,11 @@ def digits(options: Quickstart) -> DataConfig:
 
 def write_masks(options: Quickstart) -> Path:
     """Writes the digits with the class of every pixel (0 for paper, 1 + digit for ink) as Parquet."""
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    from unet_diffusion.data.sets import load_images
+
     cache = load_images(digits(options)).train.cache
     images = [cache.image(row)[0] for row in range(len(cache))]  # uint8 (28, 28) each
     masks = [np.where(image > INK, label + 1, 0) for image, label in zip(images, cache.labels)]
@@ -70,6 +68,8 @@ def write_masks(options: Quickstart) -> Path:
 
 def learn_to_generate(options: Quickstart) -> Path:
     """Trains a DDPM on the digits and returns its folder."""
+    from unet_diffusion.commands.train_ddpm import train_ddpm
+
     return train_ddpm(
         TrainDDPM(
             output=options.output / "ddpm",
@@ -91,6 +91,12 @@ def learn_to_generate(options: Quickstart) -> Path:
 
 def draw_samples(run: Path) -> Image.Image:
     """Samples of the saved run by a fast solver: six of each digit and four without a label."""
+    import torch
+
+    from unet_diffusion.diffusion.sampling import sampler
+    from unet_diffusion.images.figures import grid
+    from unet_diffusion.pipelines import ImageGenerationPipeline
+
     pipe = ImageGenerationPipeline.from_pretrained(run)
     pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
     generator = torch.Generator().manual_seed(0)
@@ -102,6 +108,8 @@ def draw_samples(run: Path) -> Image.Image:
 
 def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
     """Trains segmentation from the weights of the DDPM run and returns the folder."""
+    from unet_diffusion.commands.train_segmentation import train_segmentation
+
     return train_segmentation(
         TrainSegmentation(
             output=options.output / "segmentation",
@@ -123,6 +131,9 @@ def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
 
 def quickstart(options: Quickstart) -> dict[str, float]:
     """Runs both trainings, writes the images, and returns the figures of `metrics.json`."""
+    from unet_diffusion.images.figures import save_image
+    from unet_diffusion.training.metrics_log import read_metrics, save_curves, series
+
     started = time.monotonic()
     ddpm = learn_to_generate(options)
     save_image(draw_samples(ddpm), options.output / "samples.png")
@@ -152,6 +163,7 @@ def quickstart(options: Quickstart) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Quickstart)
-    print(quickstart(chosen))
-    print(f"samples.png, masks.png and curves.png are in {chosen.output}.")
+    with answers("quickstart"):
+        chosen = tyro.cli(Quickstart)
+        print(quickstart(chosen))
+        print(f"samples.png, masks.png and curves.png are in {chosen.output}.")

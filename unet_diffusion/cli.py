@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Union
@@ -54,23 +55,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments == ["--version"]:
         print(__version__)
         return
-    debug = "--debug" in arguments
     name = next((argument for argument in arguments if argument in COMMANDS), "")
-    program = f"unet-diffusion {name}".strip()
-    try:
+    with answers(f"unet-diffusion {name}".strip(), debug="--debug" in arguments):
         result = _job(arguments)
-    except KeyboardInterrupt:
+    print(result)
+    if getattr(result, "errors", None):  # of a data set that the doctor examined
+        raise SystemExit(1)
+
+
+@contextmanager
+def answers(program: str, debug: bool = False) -> Iterator[None]:
+    """Ends the program with one sentence where a user made a mistake or pressed Ctrl-C in the block.
+
+    Args:
+        program: its name, with which the sentence begins.
+        debug: raise the error as it is, so that its traceback is shown.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        print(f"{program}: stopped by Ctrl-C.", file=sys.stderr)
+        print(f"{program}: stopped by Ctrl-C{f'; {interrupt}' if interrupt.args else ''}.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except EXPECTED as error:
         if debug:
             raise
         raise SystemExit(f"{program}: {_sentence(error)}") from error
-    print(result)
-    if getattr(result, "errors", None):  # of a data set that the doctor examined
-        raise SystemExit(1)
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:

@@ -32,11 +32,15 @@ class StopRequest:
             signal.raise_signal(number)
         self.received = number
 
-    def leave(self) -> None:
-        """Ends the program with the usual status, 128 + signal, also in processes that received none."""
+    def leave(self, message: str) -> None:
+        """Ends the program with the usual status, 128 + signal, also in processes that received none.
+
+        Args:
+            message: for the person who pressed Ctrl-C.
+        """
         number = self.received or signal.SIGTERM
         if number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(message)
         raise SystemExit(128 + number)
 
 

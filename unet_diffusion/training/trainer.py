@@ -99,7 +99,7 @@ class Trainer:
                     if self._due(self.config.checkpoint_every) or stopping or self.best.exhausted:
                         self._save()
                     if stopping:
-                        stop.leave()
+                        stop.leave(f"step {self.step} is saved in {self.output}; the same command resumes")
             if self._any_process(self._lacks_validation()):
                 self._validate()
             self._export()
