@@ -43,9 +43,9 @@ INSTEAD = {
     "README.md": {
         "--crop-size 64": "--crop-size 16",
         "num_inference_steps=1000": "num_inference_steps=2",
-        "launch scripts/train_ddpm.py --output runs/mine": "launch scripts/train_ddpm.py --output runs/launched",
         "unet(images)": "unet(torch.zeros(2, 3, 16, 16))",
     },
+    "docs/commands.md": {"--crop-size 64": "--crop-size 16"},
     "docs/tutorial.md": {"--crop-size 64": "--crop-size 16"},
     "docs/segmentation.md": {"--crop-size 388": "--crop-size 16"},
     "docs/scaling.md": {"--output runs/mine --data path/to/shards": "--output runs/streamed --data path/to/shards"},
@@ -120,7 +120,7 @@ class Command:
     @property
     def place(self) -> int:
         """The index of the script, a path or a module, that Python, Accelerate or torchrun run; 0 in other commands."""
-        if self.words[0] not in ("python", "accelerate", "torchrun"):
+        if self.words[0] not in ("python", "accelerate", "torchrun") or self.words[1:3] == ["-m", "pytest"]:
             return 0
         return next((i for i, word in enumerate(self.words) if word.endswith(".py") or word.startswith(MODULES)), 0)
 
@@ -198,6 +198,8 @@ def commands(text: str) -> list[Command]:
         words = shlex.split(line, comments=True)
         while words and re.match(r"[A-Z_0-9]+=", words[0]):
             words = words[1:]
+        if "unet_diffusion" in words and words[words.index("unet_diffusion") - 1] == "-m":
+            words = ["unet-diffusion", *words[words.index("unet_diffusion") + 1 :]]  # the package as a program
         if words:
             found.append(Command(line, words))
     return found
