@@ -56,21 +56,14 @@ class PrivateArguments:
 
 
 def saved_range(saved: dict | None) -> PixelRange:
-    """The pixel range in its saved form, `PixelRange.to_dict`; None stands for 8-bit images.
-
-    Raises:
-        ValueError: another form, or a bad range.
-    """
+    """The pixel range that `PixelRange.to_dict` saved, None for 8-bit images; raises a ValueError for a bad one."""
     return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
 
 
 def check_noise_predictor(unet: Any, images_in: int, rule: str) -> None:
     """Raises a ValueError unless a network is padded, takes timesteps, and predicts the noise of one image.
 
-    Args:
-        unet: the network.
-        images_in: images that it gets, side by side in its input channels.
-        rule: the number of channels that the pipeline needs, for the message.
+    It must take `images_in` images, joined in its input channels, as `rule` says in the message.
     """
     config = unet.config
     time_embedding, padding = config.get("time_embedding", "sinusoidal"), config.get("padding", "same")

@@ -59,7 +59,7 @@ def test_pickled_weights_are_refused(tmp_path, options):
         torch.save(content, tmp_path / "diffusion_pytorch_model.bin")
         with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
             UNet.from_pretrained(tmp_path, **options)
-        with pytest.raises(ValueError, match="use_safetensors is False, but no pickle is read"):
+        with pytest.raises(ValueError, match="use_safetensors is False, but pickles are not read"):
             UNet.from_pretrained(tmp_path, use_safetensors=False)
     assert "UNET_INTRUDER" not in os.environ
 

@@ -64,12 +64,7 @@ def saved_components(run: Path) -> dict[str, tuple[str, str]]:
 
 
 def named_components(index: Mapping[str, Any], run: Path) -> dict[str, tuple[str, str]]:
-    """The components, as `saved_components` gives them, in the content of a `model_index.json`.
-
-    Args:
-        index: the content.
-        run: where it comes from, for messages.
-    """
+    """The components, as `saved_components` gives them, in the content of the `model_index.json` of a run."""
     found = {}
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry == [None, None]:
