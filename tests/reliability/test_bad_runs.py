@@ -202,7 +202,7 @@ RUNS = [
         "from 0 to 1",
     ),
     ("learning rate that is NaN", option("--learning-rate", "nan"), "learning_rate is nan", "above 0"),
-    ("resume after the model's file has changed", _changed_model, "of another network", "another output folder"),
+    ("resume after the model's file has changed", _changed_model, "to another network", "another output folder"),
     ("images enlarged beyond the memory", option("--image-size", 10**8), "out of memory", "smaller images"),
     ("output folder whose name is not UTF-8", _output_not_utf8, "sorti.*UTF-8", "choose another"),
     ("data folder whose name is not UTF-8", _data_not_utf8, "donn.*UTF-8", "rename it"),

@@ -64,8 +64,8 @@ CASES = {
         for kind, read in (("image", decode_image), ("mask", decode_mask))
         for name, content, says in (
             ("a.npy", attacks.objects, "Python objects"),
-            ("a.png", attacks.raw, "no image"),
-            ("a.npz", npz, "no image"),
+            ("a.png", attacks.raw, "not an image"),
+            ("a.npz", npz, "not an image"),
         )
     ],
     "large images: .npy of objects, pickles called .npy, pickled chunks in both versions of Zarr": [
@@ -96,8 +96,8 @@ CASES = {
         ("weights of the feature network", attacks.features, "holds more than tensors"),
     ],
     "names of components and of archive members with ../ and absolute ones": [
-        ("export: component ../../stray", attacks.traversal("../../stray"), "no component"),
-        ("export: component with an absolute name", attacks.traversal("/tmp/stray"), "no component"),
+        ("export: component ../../stray", attacks.traversal("../../stray"), "not a component"),
+        ("export: component with an absolute name", attacks.traversal("/tmp/stray"), "not a component"),
         ("tar: members ../../ and absolute", attacks.tar_paths),
     ],
     "inputs of one name in several folders, and with ..": [

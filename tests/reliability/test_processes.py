@@ -28,6 +28,7 @@ from unet_diffusion import cli
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.files import PREFIX
+from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import training_batches
 from unet_diffusion.training.config import TrainingConfig
 
@@ -180,7 +181,7 @@ def batches(data: DataConfig, config: TrainingConfig, rank: int, processes: int,
     """Yields the images of each micro-batch of a process."""
     process: Any = SimpleNamespace(process_index=rank, num_processes=processes, device=torch.device("cpu"))
     train = load_images(data, 0, rank, processes).train
-    for batch in training_batches(train, process, config, start):
+    for batch in training_batches(train, RunContext(config, process), start):
         yield [image.numpy().tobytes() for image in batch["image"]]
 
 

@@ -118,7 +118,7 @@ def test_the_timestep_is_the_first_number_of_a_generator(options):
         ({"super_resolution": SuperResolutionConfig()}, "there is no scale; set it to 2 or 4"),
         ({"super_resolution": SuperResolutionConfig(scale=3)}, "8x8 pixels, but both sides must be multiples"),
         ({"task": "generation"}, "task is 'generation', which starts from noise alone"),
-        ({"task": "denoising"}, "task is 'denoising', but must be 'generation' or 'super-resolution'"),
+        ({"task": "denoising"}, "task is 'denoising', but must be one of 'generation', 'super-resolution'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_an_image_is_read(options, change, message):
@@ -238,9 +238,9 @@ def test_images_that_no_png_holds_are_arrays(tmp_path):
     ("arguments", "message"),
     [
         ([], "inputs is empty"),
-        (["--inputs", "x", "--steps", "0"], "num_inference_steps is 0"),
-        (["--inputs", "x", "--tile-size", "0"], "tile_size is 0"),
-        (["--inputs", "x", "--condition-noise", "1"], "condition_noise is 1"),
+        (["--inputs", __file__, "--steps", "0"], "num_inference_steps is 0"),
+        (["--inputs", __file__, "--tile-size", "0"], "tile_size is 0"),
+        (["--inputs", __file__, "--condition-noise", "1"], "condition_noise is 1"),
         (["--inputs", "nowhere"], "there is no image outside of"),
     ],
 )

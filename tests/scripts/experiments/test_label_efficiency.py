@@ -328,7 +328,7 @@ def test_the_table_shows_mean_and_range_over_seeds():
         ({"trunk_rate": 0.0}, "trunk_rate is 0.0, but must be above 0"),
         ({"denoising_weight": 0.0}, "denoising_weight is 0.0, but must be above 0; for masks alone"),
         ({"self_training_weight": 0.0}, "self_training_weight is 0.0, but must be above 0; for masks alone"),
-        ({"confidence": 1.0}, "confidence is 1.0, but is a probability"),
+        ({"confidence": 1.0}, "confidence is 1.0, but must be a probability"),
         ({"learn": "head", "methods": ("joint",)}, "learn is 'head', but joint training moves the trunk"),
     ],
 )
