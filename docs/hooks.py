@@ -6,6 +6,9 @@ text otherwise.
 """
 
 import re
+import shutil
+import subprocess
+import sys
 from os.path import relpath
 from pathlib import Path
 
@@ -17,6 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
+
+
+def on_startup(command: str, dirty: bool) -> None:
+    """Lays the package out as a wheel does, with pipelines/ inside, for the pages of the API."""
+    target = ROOT / "build" / "documented"
+    shutil.rmtree(target, ignore_errors=True)
+    setup = [sys.executable, "-c", "import setuptools; setuptools.setup()", "--quiet", "build_py", "--build-lib"]
+    subprocess.run([*setup, str(target)], cwd=ROOT, check=True, capture_output=True)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
