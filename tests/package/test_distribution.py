@@ -21,7 +21,7 @@ import unet_diffusion
 from unet_diffusion import UNet
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = (".py", ".json", ".md", ".png")  # what a source archive holds of the folders
+SHIPPED = (".py", ".pyi", ".json", ".md", ".png")  # what a source archive holds of the folders
 
 
 def test_a_saved_pipeline_names_the_class_by_its_module():  # this path is part of the checkpoint format
@@ -87,11 +87,16 @@ def test_the_wheel_holds_everything_that_is_imported(tmp_path):
         ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.glob("unet_diffusion/**/[a-z]*.py")
     ]
     modules += [f"unet_diffusion.pipelines.{path.stem}" for path in (ROOT / "pipelines").glob("[a-z]*.py")]
+    faces = [".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("unet_diffusion/**/__init__.pyi")]
+    assert len(faces) > 8
     code = (
         f"import sys; sys.path.append({next(p for p in sys.path if p.endswith('site-packages'))!r})\n"  # dependencies
         "import importlib, unet_diffusion\n"
         f"assert 'environment' in unet_diffusion.__file__, unet_diffusion.__file__\n"
         f"for name in {sorted(modules)!r}: importlib.import_module(name)\n"
+        f"for name in {sorted(faces)!r}:\n"
+        "    face = importlib.import_module(name)\n"
+        "    assert face.__all__ and all(hasattr(face, public) for public in face.__all__), name\n"
         f"for name in {sorted(p.stem for p in (ROOT / 'unet_diffusion' / 'presets').glob('*.json'))!r}:\n"
         "    unet_diffusion.UNet.from_preset(name, channels=(16, 32), attention=(False, False))\n"
     )
