@@ -111,7 +111,7 @@ def test_the_scale_of_a_stage_does_not_matter():
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_know_of_each_other():
+def test_images_of_a_batch_do_not_affect_each_other():
     network = classifier().train()
     features = [random_maps((9, 12)) for _ in range(2)]
     alone = network([[x[:1] for x in maps] for maps in features], (9, 12))

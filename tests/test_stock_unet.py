@@ -186,7 +186,7 @@ def test_there_and_back_gives_the_same_keys_weights_and_config(kind):
 
 @every_kind
 @torch.no_grad()
-def test_a_saved_adapter_loads_with_both_heads_and_without_a_word(kind, tmp_path, capfd):
+def test_a_saved_adapter_loads_with_both_heads_and_without_a_warning(kind, tmp_path, capfd):
     network = adapter(kind).eval()
     network.register_to_config(sample_size=24)
     network.save_pretrained(tmp_path)
@@ -226,7 +226,7 @@ def test_the_module_path_is_part_of_the_checkpoint_format():
     assert adapters.UNet2DAdapter is UNet2DAdapter
 
 
-def test_moving_averages_go_on_from_a_folder(tmp_path):
+def test_moving_averages_continue_from_a_folder(tmp_path):
     network = adapter()
     average = EMAModel(network.parameters(), model_cls=UNet2DAdapter, model_config=network.config)
     average.save_pretrained(tmp_path)
@@ -301,7 +301,7 @@ def test_chosen_tiles_are_limited_where_a_stock_network_attends():
 
 @every_kind
 @pytest.mark.parametrize("learn", LEARN)
-def test_all_that_learns_gets_a_gradient_and_the_noise_head_rests(kind, learn):
+def test_every_trainable_parameter_gets_a_gradient_and_the_noise_head_none(kind, learn):
     """So that processes agree on what they share; the names are those that segmentation freezes a `UNet` by."""
     network = adapter(kind)
     freeze(network, LEARN[learn])

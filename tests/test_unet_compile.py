@@ -37,7 +37,7 @@ class NoHostSync(TorchDispatchMode):
     "timestep", [5, 0.5, torch.tensor(5), torch.tensor([5, 6]), torch.tensor(0.5, dtype=torch.float64)]
 )
 @pytest.mark.parametrize("options", [{}, {"time_embedding": "fourier"}, {"block": "plain", "norm": "none"}])
-def test_forward_never_asks_a_tensor_for_its_value(timestep, options):
+def test_forward_never_reads_the_value_of_a_tensor(timestep, options):
     unet = network(num_class_embeds=3, label_dropout=0.1, num_classes=2, **options)
     with NoHostSync():
         unet(torch.zeros(2, 1, 9, 7), timestep, torch.tensor([0, 2]), head="both")

@@ -109,7 +109,7 @@ def test_cuts_are_resumed_too(tmp_path):
     assert all(torch.equal(a["image"], b) for a, b in zip(resumed, undisturbed[8:]))
 
 
-def test_a_stream_says_what_a_set_says(tmp_path):
+def test_a_stream_has_the_attributes_of_a_set(tmp_path):
     source = arrow(tmp_path, [png(value) for value in range(4)])
     images = stream(source)
     assert (images.channels, images.height, images.width) == (1, 4, 4)
@@ -123,7 +123,7 @@ def test_a_stream_says_what_a_set_says(tmp_path):
     assert len(sets.validation) == 4
 
 
-def test_streams_that_cannot_go_on_say_why(tmp_path, caplog, monkeypatch):
+def test_streams_that_cannot_continue_say_why(tmp_path, caplog, monkeypatch):
     broken = {"bytes": b"", "path": "broken.png"}
     source = arrow(tmp_path, [png(1), broken, broken, png(2)])
     with pytest.raises(ValueError, match="max_broken=0.01"):

@@ -124,13 +124,13 @@ def test_schedule_that_ends_at_zero_signal_starts_there(name):
         ("euler", DDPMScheduler(beta_schedule="squaredcos_cap_v2"), "EulerDiscreteScheduler lacks"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(name, scheduler, message):
+def test_combinations_that_cannot_be_sampled_are_refused(name, scheduler, message):
     with pytest.raises(ValueError, match=message):
         sampler(name, scheduler)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_step_is_given_what_it_takes(name):
+def test_step_gets_only_arguments_that_it_takes(name):
     scheduler = sampler(name, DDPMScheduler())
     scheduler.set_timesteps(3)
     arguments = step_arguments(scheduler, 0, torch.Generator(), None)

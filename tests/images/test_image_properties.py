@@ -138,7 +138,7 @@ def network(channels: int) -> UNet:
     sizes=st.lists(SIZES, min_size=1, max_size=4),
     seed=st.integers(),
 )
-def test_masks_have_the_size_of_their_images_in_whatever_company(channels, dtype, sizes, seed):
+def test_masks_have_the_size_of_their_images_in_any_batch(channels, dtype, sizes, seed):
     pixel_range = PixelRange((0.0,), (float(LARGEST.get(dtype, 1)),), dtype)
     pipe = SegmentationPipeline(network(channels), pixel_range=pixel_range.to_dict())
     generator = keyed_generator(seed, "images")

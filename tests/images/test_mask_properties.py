@@ -223,7 +223,7 @@ KEYS = st.lists(st.integers(-5, 5) | st.text(max_size=3), max_size=3).map(tuple)
 
 @PROPERTY
 @given(seeds=st.tuples(st.integers(0, 3), st.integers(0, 3)), keys=st.tuples(KEYS, KEYS), length=st.integers(0, 40))
-def test_what_is_drawn_depends_on_seed_and_key_alone(seeds, keys, length):
+def test_draws_depend_on_seed_and_key_alone(seeds, keys, length):
     def draw(which: int) -> list[float]:
         return torch.rand(4, generator=keyed_generator(seeds[which], *keys[which])).tolist()
 

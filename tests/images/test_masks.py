@@ -112,7 +112,7 @@ def test_a_channel_for_each_class_is_not_taken_for_colours_with_alpha(channels):
         decode_mask(np.array([[(255, 0, 0, 128)]], dtype=np.uint8))
 
 
-def test_what_is_no_mask_is_refused():
+def test_files_that_are_not_masks_are_refused():
     for source, message in (
         (np.array([[0.0, 0.37]]), "0.37, but classes are whole numbers"),
         (np.array([[0.0, np.nan]]), "NaN"),
@@ -226,12 +226,12 @@ def test_the_palette_of_index_files_is_kept():
     assert find_encoding([0, 1, 2]).palette is None
 
 
-def test_values_that_are_no_class_are_named():
+def test_values_that_are_not_a_class_are_named():
     with pytest.raises(ValueError, match=r"masks hold 2, 7, but the classes are 0..1 and 255 \(ignored\)"):
         find_encoding([0, 1]).table([0, 1, 2, 7, 255])
 
 
-def test_very_many_values_are_asked_about():
+def test_very_many_values_are_refused_unless_their_number_is_given():
     with pytest.raises(ValueError, match=r"0..87, which would be 88 classes.*'instances'"):
         find_encoding(range(88))
     assert find_encoding(range(88), num_classes=88).num_classes == 88

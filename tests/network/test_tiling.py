@@ -292,7 +292,7 @@ def test_blending_weighs_by_distance():
     assert out[0] == 0
 
 
-def test_what_is_held_does_not_grow_with_the_image():
+def test_memory_held_does_not_grow_with_the_image():
     """Pixels that were read but are not finished: the strips lie along the shorter side, however long the other."""
 
     def most_held(height: int, width: int) -> int:

@@ -113,7 +113,7 @@ def test_data_that_is_shown_can_be_read():
             read[block.language](block.text)
 
 
-def test_nothing_is_changed_in_vain_before_it_is_typed():
+def test_every_change_before_typing_applies_to_a_block():
     typed = {name_of(document): "" for document in DOCUMENTS}
     for block in BLOCKS:
         if block.is_run:

@@ -58,7 +58,7 @@ def test_images_are_those_of_the_stock_pipeline():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_maps_lie_as_the_network_is_fastest(channels):
+def test_maps_are_channels_last(channels):
     pipe = pipeline(class_network(in_channels=channels, out_channels=channels))
     formats = []
     pipe.unet.stem.register_forward_hook(lambda module, images, maps: formats.append(maps.stride()[1]))

@@ -168,7 +168,7 @@ def test_unpadded_networks_segment_images_of_any_size():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_maps_lie_as_the_network_is_fastest(channels):
+def test_maps_are_channels_last(channels):
     """Channels last, grey images too: for PyTorch, one channel lies in both ways, and then the maps would not."""
     pipe = pipeline(network(in_channels=channels, out_channels=channels))
     formats = []

@@ -177,7 +177,7 @@ class SeesMeans(Reveals):
         return super().forward(torch.cat([noisy, mean], dim=1), timesteps)
 
 
-def test_what_tiles_see_differently_is_blended(monkeypatch):
+def test_tiles_with_different_predictions_are_blended(monkeypatch):
     """Two windows with means of their own: four pixels of raised cosine lie between them, and no seam.
 
     Between weights sin(a)^2 with a = pi/16, 3 pi/16, ... the largest step is sin(pi/8) of the difference.

@@ -211,7 +211,7 @@ def test_two_processes_give_the_losses_of_one(options, tmp_path):
 
 @pytest.mark.parametrize("max_labels", [None, 8])
 @pytest.mark.parametrize("named", [False, True])
-def test_what_masks_are_validated_on_is_never_trained_on(options, max_labels, named):
+def test_validation_images_of_masks_are_never_trained_on(options, max_labels, named):
     """A quarter of the first `max_labels` rows is held out; all other images are used, also those beyond."""
     options.data = replace(options.data, max_labels=max_labels)
     options.joint = replace(options.joint, unlabelled=options.data.data if named else None)
@@ -245,7 +245,7 @@ def test_both_kinds_of_images_are_cut_alike_and_mapped_by_one_range(options):
     assert len(task.diffusion.sample(task.network.eval(), 2)) == 2
 
 
-def test_equal_sets_do_not_keep_step(options):
+def test_equal_sets_are_shuffled_independently(options):
     """The labelled and the unlabelled half of a batch, 4 of 9 images each, are the same only by chance."""
     task = task_of(options)
     batches = [first_batch(options, task, step) for step in range(6)]
@@ -266,7 +266,7 @@ def test_a_ddpm_run_keeps_its_objective_and_classes(options, place):
     assert set(task_of(options).diffusion.data.train.labels) == {0, 1}
 
 
-def test_classes_that_the_network_does_not_know_are_none(options, place, tmp_path):
+def test_images_of_classes_that_the_network_does_not_know_have_no_label(options, place, tmp_path):
     squares(tmp_path / "other", kinds=("b", "c"))
     options.model = str(place / "ddpm")
     options.joint = replace(options.joint, unlabelled=str(tmp_path / "other" / "images"))

@@ -176,7 +176,7 @@ def test_each_planted_fault_is_found(tmp_path, look, fault, options, severity, m
     "fault", ["0/255 as indices", "values outside", "mask size", "unreadable", "channels", "missing mask", "colours",
               "multi-label", "NaN", "floats", "image sizes", "many values"],
 )  # fmt: skip
-def test_what_is_an_error_stops_a_run(tmp_path, fault):
+def test_errors_of_the_doctor_stop_a_run(tmp_path, fault):
     images, masks = healthy()
     plant(fault, images, masks)
     options = next(options for name, options, *_ in FAULTS if name == fault)
@@ -264,7 +264,7 @@ def test_instance_maps_are_examined_too(tmp_path, look):
     assert not look(source, mask_encoding="instances").errors
 
 
-def test_a_second_look_decodes_nothing(tmp_path, look, monkeypatch):
+def test_a_second_examination_decodes_nothing(tmp_path, look, monkeypatch):
     images, masks = healthy()
     source = save(tmp_path / "set", image=images, mask=masks)
     first = look(source)
@@ -272,7 +272,7 @@ def test_a_second_look_decodes_nothing(tmp_path, look, monkeypatch):
     assert str(look(source, crop_size=4)) == str(first)
 
 
-def test_the_command_takes_its_data_first_and_may_leave_out_all_but_errors(tmp_path):
+def test_the_command_takes_data_as_a_positional_argument_and_can_report_errors_only(tmp_path):
     images, masks = healthy()
     plant("constant", images, masks)
     source = save(tmp_path / "set", image=images, mask=masks)

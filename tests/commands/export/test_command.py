@@ -138,7 +138,7 @@ def test_every_name_in_the_files_is_defined_once_and_used(tmp_path):
     assert result.returncode == 0, result.stdout
 
 
-def test_a_pipeline_holds_no_network_and_asks_nobody_whether_it_is_one():
+def test_an_exported_pipeline_defines_no_network_and_checks_for_no_network_class():
     """A copy of a class would be another class; and `ModelMixin`, which stands for it, is too wide for `isinstance`."""
     for kind in PIPELINES:
         nodes = list(ast.walk(ast.parse(bundle(kind))))
@@ -236,7 +236,7 @@ def test_a_stock_pipeline_around_our_network_is_exported_under_its_own_name(tmp_
     assert not list((tmp_path / "folder").glob("*.py"))
 
 
-def test_what_cannot_be_exported_is_refused_and_leaves_nothing(runs, tmp_path):
+def test_runs_that_cannot_be_exported_are_refused_and_leave_nothing(runs, tmp_path):
     (tmp_path / "there").mkdir()
     DDPMPipeline(
         UNet2DModel(

@@ -227,7 +227,7 @@ def test_an_export_that_disagrees_leaves_nothing_behind(masks, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_no_graph_can_be_made_of_is_refused_before_anything_is_written(masks, classes, tmp_path, monkeypatch):
+def test_runs_without_a_graph_are_refused_before_anything_is_written(masks, classes, tmp_path, monkeypatch):
     unet = network(**LIGHT)
     classifier = PixelClassifier.beside(unet, 2, (20, 40), hidden=(8,))
     labelled = save(network(**LIGHT, num_classes=3, num_class_embeds=4), tmp_path / "labelled")
@@ -285,7 +285,7 @@ def saved_runs(folder: Path) -> list[tuple[type, Path]]:
     ]
 
 
-def test_a_single_file_brings_back_every_weight_and_every_word_of_a_run(tmp_path, capsys):
+def test_a_single_file_restores_every_weight_and_config_of_a_run(tmp_path, capsys):
     for kind, folder in saved_runs(tmp_path):
         path = tmp_path / f"{folder.name}.safetensors"
         run("export", ["--format", "safetensors-single", str(folder), str(path)])

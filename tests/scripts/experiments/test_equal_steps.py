@@ -45,7 +45,7 @@ def options(data, output, **changes):
 
 
 @pytest.mark.slow
-def test_each_network_goes_on_with_its_best_learning_rate(data, tmp_path):
+def test_each_network_continues_with_its_best_learning_rate(data, tmp_path):
     chosen = options(data, tmp_path / "run")
     text = equal_steps.compare(chosen)
     results = json.loads((chosen.output / "equal_steps.json").read_text())

@@ -98,7 +98,7 @@ def test_means_have_intervals():
     assert super_resolution.mean_and_interval([2.0]) == "2"
 
 
-def test_what_cannot_be_compared_is_refused_before_training(options):
+def test_options_that_do_not_fit_are_refused_before_training(options):
     options.scale = 3
     with pytest.raises(ValueError, match="16x16 pixels, but both sides must be multiples of scale, 3"):
         super_resolution.compare(options)
