@@ -13,7 +13,7 @@ SIZES = [(2, 24, 24), (2, 24, 22), (3, 25, 22), (3, 24, 21), (2, 21, 23), (1, 24
 
 
 def network(**config) -> UNet:
-    """The tiny one with attention at both resolutions."""
+    """A tiny network with attention at both resolutions."""
     return tiny.network(**{"attention": (True, True), **config})
 
 
@@ -68,7 +68,7 @@ def test_compiles_at_most_three_graphs_and_none_for_parity(options):
 
 @pytest.mark.slow
 def test_the_default_compiler_adds_no_graph_for_parity():
-    """It guards more than the tracing does: on the sizes that its kernels are made for."""
+    """Its guards go beyond those of tracing: they also depend on the sizes that its kernels are made for."""
     assert graphs(network(attention=(False, False)), "inductor") == [1, 2, 2, 2, 2, 3, 3]
 
 

@@ -11,7 +11,7 @@ from unet_diffusion.network.attention import SelfAttention, SelfAttentionProcess
 
 
 def network(**config) -> UNet:
-    """The tiny one with attention at both resolutions."""
+    """A tiny network with attention at both resolutions."""
     return tiny.network(**{"in_channels": 3, "out_channels": 3, "attention": (True, True), **config})
 
 
@@ -124,7 +124,7 @@ def test_fused_projections_predict_the_same_and_come_apart_again():
 
 def test_attention_processors_can_be_replaced():
     class Uniform(SelfAttentionProcessor):
-        """Every position attends to all others alike."""
+        """Attends to all positions equally."""
 
         def __call__(self, attention, tokens):
             value = attention.to_v(tokens).mean(dim=1, keepdim=True).expand_as(tokens)

@@ -1,4 +1,4 @@
-"""Each command runs for a few steps on a few images, and what it wrote can be read."""
+"""Each command runs for a few steps on a few images, and its output can be read."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Options are read without the libraries that make `--help` slow, and names of missing files are refused as early."""
+"""Options are read without the libraries that make `--help` slow, and missing files are refused as early."""
 
 import subprocess
 import sys

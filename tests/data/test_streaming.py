@@ -139,7 +139,7 @@ def test_streams_that_cannot_continue_say_why(tmp_path, caplog, monkeypatch):
 
 
 def test_a_stream_that_breaks_off_is_named(tmp_path):
-    """Of two Parquet files the second is cut in the middle of its rows."""
+    """The second of two Parquet files is cut in the middle of its rows."""
     rows = Dataset.from_dict({"image": [png(value) for value in range(40)]})
     rows = rows.cast_column("image", datasets.Image(decode=False))
     for index in range(2):

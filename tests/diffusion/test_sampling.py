@@ -1,4 +1,4 @@
-"""Samplers keep what the network was trained with, and clip where that saves them."""
+"""Samplers keep the noise schedule of the training, and clip where they would diverge otherwise."""
 
 import inspect
 from typing import get_args

@@ -1,4 +1,4 @@
-"""Images of any size, channels and data type: what is read, mapped to [-1, 1] and given to the pipelines."""
+"""Images of any size, channels and data type: reading, mapping to [-1, 1], and the pipelines."""
 
 import io
 from typing import Any
@@ -37,7 +37,7 @@ STORED = {  # the dtype that is kept of each, and what may be in it
 
 @st.composite
 def images(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(STORED)) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, C) of any data type, and what is kept of it."""
+    """An image (H, W, C) of any data type, and the values that are kept."""
     kind = draw(st.sampled_from(kinds))
     kept, values = STORED[kind]
     image = draw(hnp.arrays(kind, (*draw(SIZES), draw(CHANNELS)), elements=values))
@@ -100,7 +100,7 @@ def test_images_of_pillow_are_read_as_it_shows_them(mode, size, seed):
 @PROPERTY
 @given(data=st.data(), dtype=st.sampled_from(["uint8", "uint16"]), channels=st.integers(0, 5))
 def test_every_integer_of_any_range_comes_back(data, dtype, channels):
-    """And lies in [-1, 1]; values beyond the range come back as its ends, as far as the data type has them."""
+    """Model values lie in [-1, 1]; values beyond the range come back as its ends, as far as the data type has them."""
     largest = LARGEST[dtype]
     count = max(channels, 1)
     lows = data.draw(st.lists(st.floats(-100, largest - 1), min_size=count, max_size=count))

@@ -1,4 +1,4 @@
-"""Masks: every encoding gives back the classes that were written, ignored pixels included."""
+"""Masks: every encoding returns the classes that were written, including ignored pixels."""
 
 import io
 from collections.abc import Callable
@@ -149,7 +149,7 @@ def test_a_channel_for_each_class_is_refused_rather_than_misread(mask, channels,
     ),
 )
 def test_an_image_that_shows_its_mask_still_does_after_augmentation(size, block, seed, parts):
-    """Where the bicubic image is nearly pure, its nearest pixel was of that colour."""
+    """Where a pixel of the bicubic image has nearly one pure colour, the nearest pixel had that colour."""
     generator = keyed_generator(seed, "blocks")
     blocks = torch.randint(2, (2, *size), generator=generator)
     masks = blocks.repeat_interleave(block, dim=1).repeat_interleave(block, dim=2)

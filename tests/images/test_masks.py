@@ -1,4 +1,4 @@
-"""Every kind of mask file gives the classes that it means, or a sentence that says why it cannot."""
+"""Every kind of mask file gives its classes, or an error that says why it cannot."""
 
 import io
 

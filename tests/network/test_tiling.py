@@ -56,7 +56,7 @@ def network(**overrides) -> UNet:
 
 
 def run(unet: UNet, image: Tensor, tiling: Tiling, turn=(0, False)) -> Tensor:
-    """Logits (B, K, H, W), every pixel written once."""
+    """Logits (B, K, H, W); checks that every pixel is written once."""
     logits = torch.full((len(image), unet.config.num_classes, *image.shape[2:]), torch.nan)
     parts = tiled(
         lambda window: turned_back(unet(turned(window, turn), head="segmentation").logits, turn),
@@ -73,7 +73,7 @@ def run(unet: UNet, image: Tensor, tiling: Tiling, turn=(0, False)) -> Tensor:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Relative to the largest absolute logit."""
+    """The largest difference, relative to the largest absolute logit."""
     return ((a - b).abs().max() / b.abs().max()).item()
 
 

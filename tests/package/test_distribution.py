@@ -1,4 +1,4 @@
-"""What an installed copy holds, and what a saved pipeline says of it."""
+"""The files of an installed copy, and the class names in a saved pipeline."""
 
 import ast
 import re

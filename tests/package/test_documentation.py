@@ -1,4 +1,4 @@
-"""What the documents say can be typed, and what they link to is there."""
+"""The code blocks of the documents run, and their links lead somewhere."""
 
 import ast
 import contextlib
@@ -38,7 +38,7 @@ LINKING = [*DOCUMENTS, ROOT / "CHANGELOG.md"]
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory) -> Path:
-    """A folder with everything that the documents name and a reader has."""
+    """A folder with all files that the documents use."""
     folder = tmp_path_factory.mktemp("named")
     make_images(folder)
     return folder
@@ -139,7 +139,7 @@ def test_links_lead_somewhere(document):
 
 
 def anchors(page: Path) -> set[str]:
-    """What can be linked to on a page: its headings, as git hosts name them, and the objects that it documents."""
+    """The link targets of a page: its headings, as git hosts name them, and the objects that it documents."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     headings = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in re.findall(r"^#+ (.*)$", text, re.M)]
     objects = re.findall(r"^::: ([\w.]+)$", text, re.M)

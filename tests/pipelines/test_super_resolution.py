@@ -1,4 +1,4 @@
-"""Super-resolution: what the network is shown, the pipeline and its tiles."""
+"""Super-resolution: the input of the network, the pipeline and its tiles."""
 
 import doctest
 import json
@@ -105,7 +105,7 @@ def test_the_condition_follows_the_noisy_image_in_the_channels():
 
 
 def test_a_perfect_predictor_gives_what_the_condition_shows(monkeypatch):
-    """With the enlarged image for the clean one, every sampler ends at it, whatever noise it starts from."""
+    """If the enlarged image counts as the clean one, every sampler ends at it, from any noise."""
     pixels = image(5, 7)
     for name in ("ddim", "dpm-solver++", "ddpm"):
         pipe = pipeline(scheduler=sampler(name, DDPMScheduler()))
@@ -138,7 +138,7 @@ def test_images_of_one_size_run_together_up_to_the_memory_of_a_window():
 
 
 def test_one_generator_goes_from_image_to_image():
-    """As one list of noise for all: the images start from the first numbers and those that follow."""
+    """Like one sequence of noise for all: each image starts where the one before it ended."""
     pipe = pipeline()
     starts = []
     pipe.unet.register_forward_pre_hook(lambda module, arguments: starts.append(arguments[0][:, :1]))
@@ -147,7 +147,7 @@ def test_one_generator_goes_from_image_to_image():
 
 
 def test_tiles_as_large_as_the_image_change_nothing(monkeypatch):
-    """Of a network with attention and statistics over space too, bit for bit: one forward of the whole a step."""
+    """Bit for bit, also for a network with attention and statistics over space: each step is one forward pass."""
     pipe = pipeline()
     pixels = image(12, 10)
     tiled, chosen = (pipe(pixels, 3, seeded(0), tile_size=size, output_type="pt").images[0] for size in (24, None))
@@ -224,7 +224,7 @@ def test_output_types_agree(channels, pixel_range, mode):
 
 
 def test_noise_of_the_condition_is_drawn_after_that_of_the_image():
-    """So the image starts from the same noise with it and without."""
+    """So the image starts from the same noise with and without it."""
     pipe = pipeline()
     starts = []
     pipe.unet.register_forward_pre_hook(lambda module, arguments: starts.append(arguments[0]))

@@ -1,4 +1,4 @@
-"""A run on a full disk ends with a sentence that names the file, and goes on when there is room again."""
+"""A run on a full disk ends with an error that names the file, and resumes when there is room again."""
 
 import io
 import os

@@ -42,7 +42,7 @@ def checkpoint(step: int, values: int = 1000) -> Checkpoint:
 
 
 def killed_before_each_call(work: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> int:
-    """Kills a writer before its first call to the file system, then before its second, until it comes to its end.
+    """Kills a writer before its first call to the file system, then before its second, and so on until it finishes.
 
     Args:
         work: a folder; `before` in it is what the writer finds.

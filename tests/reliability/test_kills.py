@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, and started again by the same command, ends as if nothing had happened."""
+"""A run that is killed at any moment and started again by the same command ends like an undisturbed run."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Undisturbed:
-    """A run that nothing disturbs.
+    """A run that is not disturbed.
 
     Attributes:
         task: a key of `KILLS`.
@@ -102,14 +102,14 @@ def _train_noted(options: Options, phase: Any) -> None:
 
 
 def wrong_end(options: Options, undisturbed: Undisturbed) -> list[str]:
-    """Goes on with a killed run; returns what went wrong, or how its result differs from the undisturbed one."""
+    """Resumes a killed run; returns what went wrong, or how its result differs from the undisturbed run."""
     if problem := children.run(options.output.with_suffix(".log"), train, options):
         return [problem]
     return differences(options.output, undisturbed.folder / "whole")
 
 
 def test_one_run_killed_in_all_15_places(undisturbed, record_property):
-    """The run has a data worker, is killed in one place after the other, and then goes on to its end."""
+    """The run has a data worker, is killed in one place after the other, and is then resumed to its end."""
     assert len(PLACES) == 15
     run = undisturbed.folder / "placed"
     options = into(undisturbed.options, run, num_workers=1)

@@ -1,4 +1,4 @@
-"""Runs, their exports, and what both give."""
+"""Runs, their exports, and the outputs of both."""
 
 import inspect
 import subprocess
@@ -48,7 +48,7 @@ def exports(runs, tmp_path_factory) -> Path:
 
 
 def outputs(unet, ddpm, generation, segmentation, classifier, larger):
-    """What each gives for the same input, as arrays by name; its source also runs where the package is missing."""
+    """The outputs of each for the same input, as arrays by name; its source also runs where the package is missing."""
     import numpy as np
     import torch
 
@@ -93,7 +93,7 @@ np.savez(target, **found)
 
 
 def outputs_elsewhere(python: str, before: str, exports: Path, work: Path) -> dict[str, np.ndarray]:
-    """What the exports give in a new process; fails if anything is warned of there."""
+    """The outputs of the exports in a new process, which must not warn."""
     script = work / "elsewhere.py"
     script.write_text(f"{before}\n{inspect.getsource(outputs)}\n{LOAD}")
     threads = str(torch.get_num_threads())  # with another number, sums are added up in another order

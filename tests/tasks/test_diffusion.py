@@ -1,4 +1,4 @@
-"""The options of noise prediction: schedulers, recipes, and what is refused."""
+"""The options of noise prediction: schedulers, recipes and errors."""
 
 from dataclasses import asdict, replace
 

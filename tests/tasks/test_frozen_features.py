@@ -120,7 +120,7 @@ def test_files_are_segmented_window_by_window(tmp_path):
 
 
 def test_tiles_that_we_choose_fit_the_classifier_as_well_as_the_network():
-    """4 maps of 128 channels need more than 12 of 8, so windows of 64 MiB are smaller with the classifier."""
+    """With the classifier, 4 maps of 128 channels need more than 12 of 8, so windows of 64 MiB are smaller."""
     unet = noise_predictor(**LOCAL)
 
     def tiling(**arguments) -> Tiling:

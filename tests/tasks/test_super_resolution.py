@@ -1,4 +1,4 @@
-"""Runs of super-resolution: training and resuming, other pipelines and commands on them, the command itself."""
+"""Runs of super-resolution: training, resuming, other pipelines and commands on them, and `upscale`."""
 
 import json
 from dataclasses import replace

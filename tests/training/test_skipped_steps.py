@@ -132,7 +132,7 @@ def test_too_many_in_a_row_end_the_run_and_say_which_images_and_timesteps(option
 
 
 def test_a_resumed_run_remembers_what_it_skipped(options, monkeypatch):
-    """Step 3 is lost before the stop and step 4 after it: two in a row."""
+    """Step 3 is skipped before the stop and step 4 after it: two in a row."""
     stopped = replace(options, training=replace(options.training, steps=4))
     spoil(monkeypatch, {3})
     train_ddpm(stopped)

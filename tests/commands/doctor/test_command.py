@@ -1,4 +1,4 @@
-"""The doctor finds each planted fault, says nothing of healthy sets, and tells errors from what is merely odd."""
+"""The doctor finds each planted fault, reports nothing on healthy sets, and separates errors from warnings."""
 
 import io
 import re
@@ -43,7 +43,7 @@ def save(folder, **columns) -> str:
 
 
 def healthy(seed=0, classes=2) -> tuple[list, list]:
-    """Ten different images with masks of two classes, in no way remarkable."""
+    """Ten different images with masks of two classes, without any fault."""
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (ROWS, 12, 14), dtype=np.uint8)
     return list(images), list(generator.integers(0, classes, (ROWS, 12, 14)).astype(np.uint8))
@@ -81,7 +81,7 @@ NOT_A_NUMBER = np.full((12, 14), np.nan, dtype=np.float32)
 
 
 def plant(fault: str, images: list, masks: list) -> None:
-    """Puts one fault into row 3, or into all rows where it is one of the whole set."""
+    """Puts one fault into row 3, or into all rows if it is a fault of the whole set."""
     if fault == "0/255 as indices":
         masks[:] = [BINARY[mask] for mask in masks]
     elif fault == "values outside":

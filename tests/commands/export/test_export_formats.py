@@ -265,7 +265,7 @@ def weights_of(pipe) -> dict[str, torch.Tensor]:
 
 
 def words_of(pipe) -> list[dict]:
-    """The configs of a pipeline and of its components, but for the folder that they were read from."""
+    """The configs of a pipeline and of its components, without the folder that they were read from."""
     configs = [pipe.to_json_string(), *(part.to_json_string() for part in pipe.components.values() if part is not None)]
     return [{k: v for k, v in json.loads(config).items() if k != "_name_or_path"} for config in configs]
 

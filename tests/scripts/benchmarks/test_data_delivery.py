@@ -1,4 +1,4 @@
-"""The measurement of data delivery, on images so few that it takes no time."""
+"""The measurement of data delivery, on few images, so that it takes no time."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The measurement of generation at equal quality, with a network and images so small that it takes no time."""
+"""The measurement of generation at equal quality, with a small network and small images, so that it takes no time."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Networks that learn for equally many steps: the same images and noise for all, and figures that survive a stop."""
+"""Networks that learn for the same number of steps: equal images and noise, and figures that survive a stop."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Few labels: every method, going on after a stop, which images are used, and the arithmetic of the differences."""
+"""Few labels: every method, resuming after a stop, the images that are used, and the arithmetic of the differences."""
 
 import json
 from dataclasses import replace

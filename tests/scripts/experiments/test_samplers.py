@@ -1,4 +1,4 @@
-"""The comparison of samplers: what each case costs, and going on after a stop."""
+"""The comparison of samplers: the evaluations of each case, and resuming after a stop."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Time to quality: the recipes, what is timed, going on after a stop, and the arithmetic of the ratio."""
+"""Time to quality: the recipes, the timing, resuming after a stop, and the arithmetic of the ratio."""
 
 import json
 
