@@ -36,7 +36,7 @@ def saved_bytes(unet: UNet) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = unet(images(), 5).sample  # alive, so that no address is used twice
+        output = unet(images(), 5).sample  # kept alive, so that no address is used twice
     assert output.requires_grad
     return sum(sizes.values())
 

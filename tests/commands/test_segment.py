@@ -91,7 +91,7 @@ def test_the_command_writes_masks_overlays_and_areas_and_goes_on_after_a_bad_fil
     arguments = ["--run", tmp_path / "run", "--inputs", images, "--output", output, "--device", "cpu"]
     with pytest.raises(
         SystemExit, match=r"(?s)1 of 4 inputs failed.*broken.png cannot be decoded"
-    ):  # a text exits with 1
+    ):  # a message makes the exit status 1
         run("segment", [str(argument) for argument in arguments])
     stems = ("x", "x-2", "y")
     assert sorted(path.name for path in output.iterdir()) == sorted(

@@ -11,7 +11,7 @@ from unet_diffusion import UNet
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import check_classes, sampler, step_arguments
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 NAMES = get_args(SamplerName)
 
 

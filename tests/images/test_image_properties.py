@@ -22,7 +22,7 @@ from unet_diffusion.randomness import keyed_generator
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 CHANNELS = st.integers(1, 13)
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
-STORED = {  # the dtype that is kept of each, and what may be in it
+STORED = {  # the dtype in which each is kept, and its possible values
     "uint8": ("uint8", st.integers(0, 255)),
     "uint16": ("uint16", st.integers(0, 65535)),
     "int16": ("uint16", st.integers(0, 32767)),

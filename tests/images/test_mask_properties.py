@@ -228,7 +228,7 @@ def test_draws_depend_on_seed_and_key_alone(seeds, keys, length):
         return torch.rand(4, generator=keyed_generator(seeds[which], *keys[which])).tolist()
 
     first, second = draw(0), draw(1)
-    torch.rand(3)  # nor on what others draw
+    torch.rand(3)  # other draws change nothing
     assert (draw(1), draw(0)) == (second, first)
     same = (seeds[0], *keys[0]) == (seeds[1], *keys[1])
     assert (keyed_seed(seeds[0], *keys[0]) == keyed_seed(seeds[1], *keys[1])) == same

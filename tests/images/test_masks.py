@@ -143,7 +143,7 @@ def test_a_mask_of_the_stored_pixels_is_turned_with_its_image(tag):
     upright = decoded.pixels[:, :, 0]  # turned by Pillow: the reference
     assert decoded.orientation == tag
     assert np.array_equal(fit_orientation(upright.copy(), upright.shape, tag), upright)  # drawn on what viewers show
-    if tag >= 5:  # height and width are exchanged, so the sizes tell
+    if tag >= 5:  # height and width are exchanged, so the sizes show it
         assert np.array_equal(fit_orientation(stored, upright.shape, tag), upright)
     else:
         assert np.array_equal(fit_orientation(stored, upright.shape, tag), stored)
@@ -184,7 +184,7 @@ def test_auto_finds_indices_binary_and_palettes():
     assert classes_of([0, 255]) == {0: 0, 255: 1}
     green, red = colour_key(GREEN), colour_key(RED)
     found = find_encoding([red, 255, green, 0])
-    assert found.classes == {0: 0, green: 1, red: 2, 255: 3}  # by (red, green, blue), black first
+    assert found.classes == {0: 0, green: 1, red: 2, 255: 3}  # sorted by (red, green, blue), black first
     assert (found.num_classes, found.palette) == (4, (BLACK, GREEN, RED, WHITE))
 
 

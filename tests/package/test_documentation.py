@@ -30,7 +30,7 @@ from tests.package.documented_images import RUNS, make_images, train_runs
 from unet_diffusion import cli
 
 FAST = ("README.md",)  # typed by default, the others with -m slow
-LEFT = {"docs/diffusers.md": "mask.size == (30, 40) and len(images) == 2"}  # what holds after the last block
+LEFT = {"docs/diffusers.md": "mask.size == (30, 40) and len(images) == 2"}  # conditions that hold after the last block
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 MARKED = [block for block in BLOCKS if block.reason is not None]
 LINKING = [*DOCUMENTS, ROOT / "CHANGELOG.md"]
@@ -160,7 +160,7 @@ def test_the_documents_show_every_command():
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # of the theme's makers, about another program
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # a note by the makers of the theme, about another program
     built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert built.returncode == 0 and "WARNING" not in built.stderr, built.stderr
     pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}

@@ -16,7 +16,7 @@ from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import ImageGenerationPipeline, image_generation
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 ROUNDING = 1e-3  # convolutions round by the size of the batch, and the steps of a random network enlarge that
 PIXELS_12_BIT = PixelRange((0.0,), (4095.0,), "uint16").to_dict()
 

@@ -22,7 +22,7 @@ from unet_diffusion.pipelines import (
     super_resolution,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 PIXELS_12_BIT = PixelRange((0.0,), (4095.0,), "uint16")
 ROUNDING = 1e-3  # as in test_image_generation: convolutions round by the size of the batch, and steps enlarge that
 CONVOLUTIONS = {"norm": "none", "attention": (False, False)}  # a network whose tiles are exact

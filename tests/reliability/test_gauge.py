@@ -8,7 +8,7 @@ import pytest
 from tests.reliability.gauge import SAMPLES, SETTLING, Gauge, Reading, new_process
 
 CALLS = 200
-LEAK = 16 * SETTLING * 1024 // CALLS  # bytes at a call: 16 times what is borne
+LEAK = 16 * SETTLING * 1024 // CALLS  # bytes per call: 16 times the allowed growth
 
 
 def work_and_hold(size: int, handles: bool) -> Reading:

@@ -26,7 +26,7 @@ KILLS = {"ddpm": 20, "segmentation": 5, "joint": 5}
 FEW_KILLS = {"ddpm": 2, "segmentation": 1, "joint": 1}
 COMMANDS = 3  # kills of the real command
 COMMAND_STEPS = 400  # some seconds on a fast machine, so that no run ends before it is killed
-WORKERS_END = 8.0  # seconds within which orphaned data workers end; torch's look every 5
+WORKERS_END = 8.0  # seconds within which orphaned data workers end; those of torch check every 5
 
 pytestmark = pytest.mark.slow
 

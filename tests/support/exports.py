@@ -96,7 +96,7 @@ def outputs_elsewhere(python: str, before: str, exports: Path, work: Path) -> di
     """The outputs of the exports in a new process, which must not warn."""
     script = work / "elsewhere.py"
     script.write_text(f"{before}\n{inspect.getsource(outputs)}\n{LOAD}")
-    threads = str(torch.get_num_threads())  # with another number, sums are added up in another order
+    threads = str(torch.get_num_threads())  # another number of threads sums in another order
     arguments = [str(exports), CODE.format("image_generation"), str(work / "found.npz")]
     result = subprocess.run(
         [python, "-I", str(script), *arguments],
@@ -122,7 +122,7 @@ def assert_equal_to_the_runs(found: dict[str, np.ndarray], runs: Path) -> None:
     )
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        if values.dtype.kind == "f":  # a long-lived process may round otherwise: 4e-7 was seen
+        if values.dtype.kind == "f":  # a long-lived process may round differently: by up to 4e-7
             np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-4, err_msg=name, strict=True)
         else:
             assert (found[name] == values).mean() > 0.99, name

@@ -102,7 +102,7 @@ def files(folder: str | Path) -> dict[bytes, str]:
 def test_the_loss_is_the_sum_computed_by_hand(options):
     options.augment = False
     task = task_of(options)
-    torch.nn.init.normal_(task.network.noise_head.weight)  # or an untrained network would predict zero
+    torch.nn.init.normal_(task.network.noise_head.weight)  # otherwise an untrained network would predict zero
     batch = first_batch(options, task)
     losses = task.loss(task.network, batch, [keyed_generator(7, i) for i in range(4)])
 

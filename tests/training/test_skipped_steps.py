@@ -59,7 +59,7 @@ def spoil(monkeypatch, steps: set[int], how: str = "loss", accumulate: int = 1) 
         if how == "image":  # which reaches the running means
             return compute(self, unet, batch | {"image": batch["image"].float().fill_(torch.nan)}, generators)
         loss = compute(self, unet, batch, generators)
-        if how == "gradient":  # that of a square root at 0 is infinite, times 0
+        if how == "gradient":  # the gradient of a square root at 0 is infinite, times 0
             return loss + (0 * self.network.noise_head.bias.sum()).sqrt()
         return loss * float("nan")
 

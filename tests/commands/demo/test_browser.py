@@ -22,7 +22,7 @@ MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) i
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"there is no {' and no '.join(MISSING)}"),
-    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # diffusers, of NumPy 2
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # a warning of diffusers about NumPy 2
 ]
 
 
@@ -66,7 +66,7 @@ def joint_address(visit, joint_run, examples):
 
 @pytest.fixture
 def joint_page(visit, driver, joint_address):
-    driver.get_log("performance")  # what came before
+    driver.get_log("performance")  # drops earlier requests
     driver.get(joint_address)
     visit.find(driver, "#generate")
     return driver
@@ -220,7 +220,7 @@ def test_a_small_image_is_enlarged_beside_its_bicubic_version(visit, driver, tmp
         expected = enlarge_image(pipe, path, 2, "ddpm", 1, tmp_path, Reports())
         assert np.array_equal(fetched(changed(visit, driver, "large", before), tmp_path), np.asarray(expected.large))
         assert list(kept.rglob("small.png")) and list(kept.rglob("small-large.png"))
-    assert list(kept.iterdir()) == []  # uploads and results go with the page
+    assert list(kept.iterdir()) == []  # uploads and results are deleted with the page
 
 
 def test_a_taken_port_is_reported(visit, joint_run, joint_address):

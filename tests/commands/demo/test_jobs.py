@@ -32,7 +32,7 @@ from unet_diffusion.images.palette import PALETTE
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 PIXELS_12_BIT = PixelRange((0.0,), (4095.0,), "uint16")
 
 
@@ -62,7 +62,7 @@ def test_a_run_has_the_abilities_that_it_was_trained_for(joint, enlarging, tmp_p
     generates = load_abilities(tmp_path / "generates", "cpu")
     assert generates.generation is not None and generates.reader is None
     SegmentationPipeline(network(num_classes=2), DDPMScheduler()).save_pretrained(tmp_path / "segments")
-    segments = load_abilities(tmp_path / "segments", "cpu")  # its noise head has not seen what the trunk became
+    segments = load_abilities(tmp_path / "segments", "cpu")  # its noise head was not trained with the changed trunk
     assert segments.segmentation is not None and segments.generation is None
     assert enlarging.scale == 2
 
@@ -185,7 +185,7 @@ def test_opacity_is_that_of_the_pipeline_and_does_not_run_the_network(joint, tmp
     path = save_image(tmp_path / "image.png")
     found = segment_image(joint.segmentation, path, tmp_path, Reports())
     expected = [joint.segmentation.overlay(path, Image.open(found.file), opacity) for opacity in (0, 0.3, 1)]
-    monkeypatch.setattr(joint.segmentation.unet, "forward", None)  # which cannot be called
+    monkeypatch.setattr(joint.segmentation.unet, "forward", None)  # so that a call would fail
     for opacity, image in zip((0, 0.3, 1), expected):
         assert np.array_equal(np.asarray(found.overlay(opacity)), np.asarray(fitted(image)))
     with pytest.raises(ValueError, match="opacity is 2, but must be from 0 to 1"):

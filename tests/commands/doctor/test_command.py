@@ -238,7 +238,7 @@ def test_masks_without_images_palettes_and_orientation(tmp_path, look):
         (tmp_path / folder).mkdir()
     images, masks = healthy()
     exif = Image.Exif()
-    exif[0x0112] = 3  # upside down: the size does not tell
+    exif[0x0112] = 3  # upside down: the size does not show it
     for number, (image, mask) in enumerate(zip(images, masks)):
         Image.fromarray(image).save(tmp_path / "images" / f"{number}.png", exif=exif if number == 2 else None)
         indexed = Image.fromarray(mask, mode="P")
@@ -300,7 +300,7 @@ def test_each_file_is_read_once_by_the_doctor_and_once_by_a_run(tmp_path, monkey
     """Palette and orientation come from the same bytes as the pixels: a URL is downloaded only once."""
     images, masks = healthy()
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn, while the masks are as the pixels are stored
+    exif[0x0112] = 6  # a quarter turn, while the masks follow the stored pixels
     for name, pixels, options in (("images", images, {"exif": exif}), ("masks", masks, {})):
         (tmp_path / name).mkdir()
         for index, values in enumerate(pixels):

@@ -33,7 +33,7 @@ from unet_diffusion.commands.options import Export
 
 MODULES = [
     import_module(info.name)
-    for package in (unet_diffusion, unet_diffusion.pipelines)  # the latter is in a folder of its own in a checkout
+    for package in (unet_diffusion, unet_diffusion.pipelines)  # in a checkout, the pipelines are in a separate folder
     for info in walk_packages(package.__path__, f"{package.__name__}.")
 ]
 KINDS = [

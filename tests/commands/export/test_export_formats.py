@@ -24,7 +24,7 @@ from unet_diffusion.commands.options import Export
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 
 PIXEL_RANGE = {"low": [0.0], "high": [4095.0], "dtype": "uint16"}
-LIGHT = {"channels": (4, 8), "attention": (False, False)}  # what the compilers need least time for
+LIGHT = {"channels": (4, 8), "attention": (False, False)}  # the network that compiles fastest
 
 
 def stock(**config) -> UNet2DAdapter:
@@ -96,7 +96,7 @@ def test_the_graph_of_onnx_gives_the_logits_of_the_run_at_other_sizes_and_says_w
     assert (fields["num_classes"], fields["smallest_side"], fields["sides_are_multiples_of"]) == ("3", "1", "1")
     assert int(fields["opset"]) >= 18
     content = (tmp_path / "graphs" / "segmentation.onnx").read_bytes()
-    assert str(Path(__file__).parents[3]).encode() not in content  # no folder of this machine
+    assert str(Path(__file__).parents[3]).encode() not in content  # no folder of this machine is named
 
 
 def test_a_program_of_torch_gives_the_noise_of_the_run_for_timesteps_and_classes(classes, tmp_path):
