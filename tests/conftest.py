@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, so that results do not depend on the machine, and the shared data."""
+"""Fixtures of all tests: one thread per process, so that results do not depend on the machine, and the shared data."""
 
 import os
 

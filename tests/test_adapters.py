@@ -25,7 +25,7 @@ def classifier(timesteps: tuple[int, ...] = (10, 200), **overrides) -> PixelClas
 
 
 def random_maps(size: tuple[int, int], batch: int = 2) -> tuple[Tensor, ...]:
-    """Maps of the stages above for images of a size, at another scale each."""
+    """Maps of the stages above for images of the given size, each at another scale."""
     sides = [[-(-side // stride) for side in size] for stride in STRIDES]
     return tuple(10**i * torch.randn(batch, width, *side) for i, (width, side) in enumerate(zip(CHANNELS, sides)))
 
@@ -61,7 +61,7 @@ def test_upsampling_interpolates_between_the_centres_of_the_cells(size, stride):
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
 def test_it_equals_a_perceptron_on_all_features_upsampled_and_joined(size):
-    """The naive way: 2 timesteps x (8 + 6 + 4) normalised features at full size, one linear layer over the 36."""
+    """The reference: 2 timesteps x (8 + 6 + 4) normalised features at full size, one linear layer over all 36."""
     network = classifier()
     features = [random_maps(size) for _ in range(2)]
     joined = torch.cat(
@@ -111,7 +111,7 @@ def test_the_scale_of_a_stage_does_not_matter():
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_know_of_each_other():
+def test_images_of_a_batch_do_not_affect_each_other():
     network = classifier().train()
     features = [random_maps((9, 12)) for _ in range(2)]
     alone = network([[x[:1] for x in maps] for maps in features], (9, 12))

@@ -1,4 +1,4 @@
-"""The command line: what is imported before a job starts, and how mistakes and Ctrl-C are answered."""
+"""The command line: imports before a job starts, errors in options, and Ctrl-C."""
 
 import json
 import os
@@ -40,7 +40,7 @@ json.dump({"status": status, "modules": sorted(sys.modules)}, open(sys.argv[1], 
 
 
 def answered(tmp_path: Path, *arguments: str) -> tuple[str, str, dict[str, object]]:
-    """What a command prints, to both streams, and its status and the modules that it has imported."""
+    """The output of a command, its status, and the modules that it has imported."""
     report = tmp_path / "report.json"
     call = [sys.executable, "-c", REPORT, str(report), *arguments]
     result = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, check=True)
@@ -106,7 +106,7 @@ def test_an_error_is_one_sentence_and_with_debug_a_traceback(capsys):
 
 
 def test_ctrl_c_ends_a_command_with_one_sentence(tmp_path):
-    """Sent to a process while its job runs: here, one that waits for ever."""
+    """The signal is sent while the job runs; here, the job waits forever."""
     code = (
         "import time\n"
         "from unittest.mock import patch\n"

@@ -51,7 +51,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["checkpoints"]
 
 
-def test_a_leftover_of_a_process_with_the_same_number_is_no_hindrance(tmp_path):
+def test_a_leftover_of_a_process_with_the_same_number_is_replaced(tmp_path):
     leftover = tmp_path / f".writing-{os.getpid()}-folder"
     leftover.mkdir()
     (leftover / "half").write_text("")
@@ -60,7 +60,7 @@ def test_a_leftover_of_a_process_with_the_same_number_is_no_hindrance(tmp_path):
     assert list((tmp_path / "folder").iterdir()) == []
 
 
-def test_a_pipeline_that_is_replaced_is_none_until_all_of_it_is_there(tmp_path, monkeypatch):
+def test_a_pipeline_that_is_replaced_has_no_index_until_all_of_it_is_there(tmp_path, monkeypatch):
     """The index is gone before the first file is replaced, and comes back after the last."""
 
     def export(text: str) -> None:

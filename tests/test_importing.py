@@ -1,4 +1,4 @@
-"""What is imported late, and what can still be imported under the name that it had."""
+"""Late imports, and imports under former names."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def test_importing_the_package_imports_neither_torch_nor_diffusers():
 
 @pytest.mark.parametrize("first", ["", "import torch, diffusers"])
 def test_threads_that_start_at_once_get_the_classes_of_the_modules_whatever_was_imported_first(first):
-    """While torch is imported, it looks at all imported modules, also at those that have not run."""
+    """While torch is imported, it inspects all imported modules, also those that have not run yet."""
     code = f"""
 {first}
 import threading, unet_diffusion, torch, diffusers

@@ -1,4 +1,4 @@
-"""Stock networks of diffusers as ours: bit-equal noise, masks of any size, and how they are saved."""
+"""Stock networks of diffusers with our interface: bit-equal noise, masks of any size, and saving."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_noise_is_bit_for_bit_that_of_the_stock_model(kind, timestep):
 @every_kind
 @torch.no_grad()
 def test_masks_and_features_are_read_off_the_maps_of_the_stock_model(kind):
-    """Those are caught by hooks in the stock model, which the adapter does without."""
+    """Hooks in the stock model catch these maps; the adapter needs no hooks."""
     reference = stock(kind, center_input_sample=False)
     network = UNet2DAdapter.from_stock(reference).to_segmentation(3)
     seen: list[torch.Tensor] = []
@@ -186,7 +186,7 @@ def test_there_and_back_gives_the_same_keys_weights_and_config(kind):
 
 @every_kind
 @torch.no_grad()
-def test_a_saved_adapter_loads_with_both_heads_and_without_a_word(kind, tmp_path, capfd):
+def test_a_saved_adapter_loads_with_both_heads_and_without_a_warning(kind, tmp_path, capfd):
     network = adapter(kind).eval()
     network.register_to_config(sample_size=24)
     network.save_pretrained(tmp_path)
@@ -226,7 +226,7 @@ def test_the_module_path_is_part_of_the_checkpoint_format():
     assert adapters.UNet2DAdapter is UNet2DAdapter
 
 
-def test_moving_averages_go_on_from_a_folder(tmp_path):
+def test_moving_averages_continue_from_a_folder(tmp_path):
     network = adapter()
     average = EMAModel(network.parameters(), model_cls=UNet2DAdapter, model_config=network.config)
     average.save_pretrained(tmp_path)
@@ -301,8 +301,8 @@ def test_chosen_tiles_are_limited_where_a_stock_network_attends():
 
 @every_kind
 @pytest.mark.parametrize("learn", LEARN)
-def test_all_that_learns_gets_a_gradient_and_the_noise_head_rests(kind, learn):
-    """So that processes agree on what they share; the names are those that segmentation freezes a `UNet` by."""
+def test_every_trainable_parameter_gets_a_gradient_and_the_noise_head_none(kind, learn):
+    """So that processes agree on what they share; segmentation freezes a `UNet` by the same names."""
     network = adapter(kind)
     freeze(network, LEARN[learn])
     network(torch.randn(2, 1, 8, 8)).logits.square().mean().backward()

@@ -16,7 +16,7 @@ def small(**overrides) -> UNet:
 
 
 def randomised(unet: UNet) -> UNet:
-    """The zero-initialised layers given weights, so that a test of values sees the whole network."""
+    """The network with weights in its zero-initialised layers, so that a test of values covers all of it."""
     with torch.no_grad():
         for parameter in unet.parameters():
             if parameter.abs().max() == 0:

@@ -13,7 +13,7 @@ SIZES = [(2, 24, 24), (2, 24, 22), (3, 25, 22), (3, 24, 21), (2, 21, 23), (1, 24
 
 
 def network(**config) -> UNet:
-    """The tiny one with attention at both resolutions."""
+    """A tiny network with attention at both resolutions."""
     return tiny.network(**{"attention": (True, True), **config})
 
 
@@ -37,7 +37,7 @@ class NoHostSync(TorchDispatchMode):
     "timestep", [5, 0.5, torch.tensor(5), torch.tensor([5, 6]), torch.tensor(0.5, dtype=torch.float64)]
 )
 @pytest.mark.parametrize("options", [{}, {"time_embedding": "fourier"}, {"block": "plain", "norm": "none"}])
-def test_forward_never_asks_a_tensor_for_its_value(timestep, options):
+def test_forward_never_reads_the_value_of_a_tensor(timestep, options):
     unet = network(num_class_embeds=3, label_dropout=0.1, num_classes=2, **options)
     with NoHostSync():
         unet(torch.zeros(2, 1, 9, 7), timestep, torch.tensor([0, 2]), head="both")
@@ -68,7 +68,7 @@ def test_compiles_at_most_three_graphs_and_none_for_parity(options):
 
 @pytest.mark.slow
 def test_the_default_compiler_adds_no_graph_for_parity():
-    """It guards more than the tracing does: on the sizes that its kernels are made for."""
+    """Its guards go beyond those of tracing: they also depend on the sizes that its kernels are made for."""
     assert graphs(network(attention=(False, False)), "inductor") == [1, 2, 2, 2, 2, 3, 3]
 
 

@@ -11,7 +11,7 @@ from unet_diffusion.network.attention import SelfAttention, SelfAttentionProcess
 
 
 def network(**config) -> UNet:
-    """The tiny one with attention at both resolutions."""
+    """A tiny network with attention at both resolutions."""
     return tiny.network(**{"in_channels": 3, "out_channels": 3, "attention": (True, True), **config})
 
 
@@ -36,7 +36,7 @@ def saved_bytes(unet: UNet) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = unet(images(), 5).sample  # alive, so that no address is used twice
+        output = unet(images(), 5).sample  # kept alive, so that no address is used twice
     assert output.requires_grad
     return sum(sizes.values())
 
@@ -124,7 +124,7 @@ def test_fused_projections_predict_the_same_and_come_apart_again():
 
 def test_attention_processors_can_be_replaced():
     class Uniform(SelfAttentionProcessor):
-        """Every position attends to all others alike."""
+        """Attends to all positions equally."""
 
         def __call__(self, attention, tokens):
             value = attention.to_v(tokens).mean(dim=1, keepdim=True).expand_as(tokens)

@@ -83,7 +83,7 @@ def test_device_map_puts_on_disk_what_memory_cannot_hold(tmp_path, share):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Path:
-    """A folder in the place of the Hub: what is uploaded lies under the name of its repository."""
+    """A folder that stands for the Hub: uploads lie under the names of their repositories."""
 
     class Url:
         def __init__(self, repo_id: str) -> None:

@@ -17,7 +17,7 @@ def save_bars(rows: list[Row], path: Path) -> None:
     The axis is logarithmic. Bars begin at 1, "as much as the peer"; a black mark is the target, a line the quartiles.
 
     Args:
-        rows: of the table; those without a number or a target are left out.
+        rows: the rows of the table; rows without a number or a target are left out.
         path: the PNG to write.
     """
     drawn = [row for row in rows if row.value and row.aim]

@@ -35,12 +35,12 @@ class Contender:
 
 
 def stock(network: UNet2DModel) -> Contender:
-    """A network that is called like `UNet2DModel`, as ours is."""
+    """A contender whose network has the call signature of `UNet2DModel`, like ours."""
     return Contender(network, lambda noisy, timesteps: network(noisy, timesteps, return_dict=False)[0])
 
 
 def nine_million(name: str, side: int) -> Contender:
-    """A network of about 9 million parameters for RGB images of `side` pixels, with its library's defaults but widths.
+    """A network of about 9 million parameters for RGB images of `side` pixels; defaults of its library except widths.
 
     Raises:
         ImportError: the library is not installed, or does not load on this machine.
@@ -87,7 +87,7 @@ def ddpm_32(name: str, side: int = 32) -> Contender:
 
 
 def present(make: Callable[[str], T], names: Iterable[str]) -> tuple[dict[str, T], dict[str, str]]:
-    """The contenders that load on this machine, and the reasons of the others."""
+    """The contenders that load on this machine, and the reasons why the others do not."""
     loaded, missing = {}, {}
     for name in names:
         try:

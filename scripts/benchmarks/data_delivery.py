@@ -52,7 +52,7 @@ class TimedTask(DiffusionTask):
 
 
 def rows(data: Path, rounds: int) -> Iterator[Row]:
-    """D1; processes take long to start, so there are fewer rounds of them."""
+    """The rows of D1. Processes take long to start, so fewer rounds of them are timed."""
     yield from delivery(data, 2 * rounds)
     yield from first_batch(data, max(3, rounds // 5))
 

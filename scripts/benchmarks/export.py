@@ -61,7 +61,7 @@ class Row:
     """An exported form at an image size.
 
     Attributes:
-        form: of the export.
+        form: the form of the export.
         size: height x width of the image.
         milliseconds: medians of PyTorch and of the form.
         times_as_fast: how many times faster than PyTorch the form is, the median of the ratios.
@@ -84,7 +84,7 @@ class Row:
 
 
 def run(config: BenchmarkExport) -> list[Row]:
-    """Exports, measures, prints and writes."""
+    """Exports the graphs and times them; prints and writes the table."""
     torch.manual_seed(0)
     unet = load_unet(config.model, {"num_classes": config.classes}).eval()
     function = HeadFunction(unet, "segmentation")

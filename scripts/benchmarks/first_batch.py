@@ -15,7 +15,7 @@ BATCH = 64
 
 
 def ours(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """The batches of `unet-diffusion train-ddpm`, uint8 (B, C, H, W) with their classes, without end."""
+    """The batches of `unet-diffusion train-ddpm`, uint8 (B, C, H, W) with their classes, endlessly."""
     from accelerate import Accelerator
 
     from unet_diffusion.commands.options import TrainDDPM

@@ -50,7 +50,7 @@ class Case:
     steps: int
 
     def __str__(self) -> str:
-        """Such as "unipc, 20 steps"."""
+        """For example "unipc, 20 steps"."""
         return f"{self.sampler}, {self.steps} steps"
 
 
@@ -140,7 +140,7 @@ def kept_batch(path: Path, generate: Generate, features: FeatureNetwork, index: 
 
 
 def clock() -> float:
-    """Seconds; those of the processor if one thread computes, so that other work on the machine does not count."""
+    """The time in seconds: CPU time if one thread computes, so that other work on the machine does not count."""
     synchronise()
     one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     return time.process_time() if one_thread else time.perf_counter()

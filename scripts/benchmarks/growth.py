@@ -50,7 +50,7 @@ def power(what: str, seconds: Mapping[int, list[float]]) -> Row:
 
     Args:
         what: the quantity.
-        seconds: of each round, by the value of the quantity; at least two values, each with the same number of rounds.
+        seconds: times of each round, by the value of the quantity; at least two values with the same number of rounds.
     """
     slopes = [exponent(dict(zip(seconds, times))) for times in zip(*seconds.values(), strict=True)]
     low, slope, high = statistics.quantiles(slopes, n=4, method="inclusive")

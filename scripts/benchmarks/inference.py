@@ -57,7 +57,7 @@ def fuse(network: nn.Module) -> None:
 
 
 def no_grad(work: Work) -> Work:
-    """The work without gradients."""
+    """The same work, run without gradients."""
     return torch.no_grad()(work)
 
 
@@ -141,7 +141,7 @@ def memory() -> Iterator[Row]:
 
 
 def peak(name: str) -> float:
-    """MiB that segmenting a tall image adds to this process at most, without the image and the network."""
+    """The most memory in MiB that segmenting a tall image adds to this process, beyond the image and the network."""
     image = np.random.default_rng(0).integers(0, 256, TALL, dtype=np.uint8)
     work = large_image(name, segmenter(name), image)
     before = resident("VmRSS")

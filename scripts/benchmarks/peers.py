@@ -1,4 +1,4 @@
-"""Segmentation networks of others behind the interface of ours, so that our loop trains and our pipeline runs them."""
+"""Segmentation networks of other libraries with the interface of ours: our loop trains and our pipeline runs them."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -44,8 +44,8 @@ class MonaiUNet(Peer):
     """MONAI's `BasicUNet` in two dimensions, with its defaults except for channels and classes.
 
     Args:
-        in_channels: of the images.
-        num_classes: the background included.
+        in_channels: number of image channels.
+        num_classes: number of classes, including the background.
         features: widths, as for `BasicUNet`.
 
     Raises:
@@ -70,8 +70,8 @@ class BatchNormUNet(Peer):
     """The network of 2015 as most repositories build it: padded, with batch normalisation, and nothing else.
 
     Args:
-        in_channels: of the images; their sides must be multiples of the stride of the poolings.
-        num_classes: the background included.
+        in_channels: number of image channels; the sides of the images must be multiples of the stride of the poolings.
+        num_classes: number of classes, including the background.
         widths: channels of each resolution, finest first.
     """
 
@@ -106,7 +106,7 @@ def block(
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Module:
-    """Two times convolution, normalisation and activation."""
+    """Convolution, normalisation and activation, twice."""
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
         layers += [nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), norm(out_channels), activation()]

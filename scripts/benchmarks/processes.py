@@ -11,7 +11,7 @@ def start(module: str, *arguments: object, launcher: tuple[str, ...] = (), **env
 
     Args:
         module: its name; the working directory must be the root of a clone.
-        arguments: of the module.
+        arguments: arguments of the module.
         launcher: arguments of Python before it, such as those of torchrun.
         environment: variables that are set beside those of this process.
 

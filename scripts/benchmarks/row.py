@@ -11,11 +11,11 @@ class Row:
     """One measurement.
 
     Attributes:
-        id: of the benchmark, such as "T1".
+        id: the benchmark, such as "T1".
         work: the work that was timed or weighed.
         against: the network or program that ours was compared with.
         figure: the result in words.
-        value: the number that the target is about; None if it could not be measured (`figure` says why).
+        value: the number to compare with the target; None if it could not be measured (`figure` says why).
         target: the value to reach, such as "2.0x" or "75%".
         met: whether it was reached; None without a target or a number.
         details: everything that was measured, for the JSON.

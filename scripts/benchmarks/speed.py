@@ -1,4 +1,4 @@
-"""Times our networks against the alternatives that a user has, side by side in one process, and prints a table.
+"""Times our networks against those of other libraries, side by side in one process, and prints a table.
 
 Competing pieces of work take turns (A B A B ...), so that a noisy machine disturbs all of them alike. A figure is the
 median of the ratios of the rounds, with their quartiles. A peer that does not load on this machine is reported.
@@ -44,7 +44,7 @@ class Benchmark:
         """Checks every value."""
         known = benchmarks(self)
         for name in self.only:
-            require(name in known, "only", name, f"must be among {', '.join(known)}; D1 and G1 need data")
+            require(name in known, "only", name, f"must be among {', '.join(known)}; D1 and G1 need the option data")
         require(self.rounds >= 3, "rounds", self.rounds, "must be at least 3, since quartiles are reported")
 
 

@@ -1,4 +1,4 @@
-"""Measures what tiled segmentation promises; each job prints a table and writes the same figures as JSON.
+"""Checks the promises of tiled segmentation; each job prints a table and writes the same figures as JSON.
 
 exactness: without statistics over space and attention, tiles give the logits of the whole image.
 memory: the memory does not grow with the image, as the operating system counts it.
@@ -82,7 +82,7 @@ class Blending:
 
 
 def exact_networks(options: Exactness) -> Iterator[tuple[str, UNet]]:
-    """Untrained networks whose output pixels depend on a bounded part of the image each."""
+    """Untrained networks in which each output pixel depends on a bounded part of the image."""
     preset = {"channels": options.channels, "attention": (False,) * len(options.channels)}
     residual = {"block": "residual", "activation": "silu", "downsample": "conv", "padding": "same"}
     for upsample in ("transposed", "nearest"):
@@ -122,7 +122,7 @@ def tiled_logits(unet: UNet, image: Tensor, tiling: Tiling) -> Tensor:
 
 
 def off_the_stride(tiling: Tiling) -> Tiling:
-    """The same windows off the multiples of the stride, which shows that the comparison would find an error."""
+    """The same windows, shifted off the multiples of the stride, to show that the comparison finds errors."""
     return replace(tiling, lead=tiling.lead + 1) if tiling.smallest else replace(tiling, stride=1)
 
 
@@ -221,7 +221,7 @@ def measure_blending(options: Blending) -> Rows:
 
 
 def segmented(pipe: SegmentationPipeline, images: list[Tensor], tile: int | None) -> tuple[list[Tensor], int]:
-    """Labels int64 (H, W) of each image (C, H, W) and the number of windows of all; one window each if tile is None."""
+    """Labels int64 (H, W) of each image (C, H, W), and the total number of windows; one per image if tile is None."""
     labels: list[Tensor] = []
     windows = 0
     for image in images:

@@ -17,7 +17,7 @@ class Ratio:
     """The ratio of two figures: the median over rounds, with its quartiles.
 
     Attributes:
-        median: of the ratios of the rounds.
+        median: median of the ratios of the rounds.
         low: their lower quartile.
         high: their upper quartile.
     """
@@ -27,7 +27,7 @@ class Ratio:
     high: float
 
     def __str__(self) -> str:
-        """Such as "2.10 (2.04 to 2.15)"."""
+        """For example "2.10 (2.04 to 2.15)"."""
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 

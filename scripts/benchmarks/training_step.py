@@ -29,7 +29,7 @@ class TrainingStep:
 
     Args:
         contender: the network that learns.
-        side: of the images, in pixels.
+        side: side of the images in pixels.
         batch: number of images.
     """
 
@@ -58,10 +58,10 @@ def speed(
     """T1, T2 and T3: steps a second against each peer, and the share of the matrix-product rate that each reaches.
 
     Args:
-        id: of the benchmark.
+        id: the benchmark.
         work: description of the steps.
-        make: returns the contender of a name.
-        side: of the images.
+        make: returns the contender with a name.
+        side: side of the images in pixels.
         batch: number of images.
         rounds: how many times each step is timed.
         targets: for each peer, the ratio of steps per second that ours should reach.
@@ -146,7 +146,7 @@ def memory(side: int = 32, batch: int = 16) -> Iterator[Row]:
 
 
 def peak(name: str, side: int, batch: int, checkpointing: bool) -> float:
-    """MiB that a contender and three of its steps add to this process at most."""
+    """The most memory in MiB that a contender and three of its steps add to this process."""
     before = resident("VmRSS")
     contender = nine_million(name, side)
     if checkpointing:

@@ -75,8 +75,8 @@ def browser(downloads: Path, width: int = 1240, height: int = 900) -> Iterator[w
 
     Args:
         downloads: folder for files that are downloaded.
-        width: of the window, in pixels.
-        height: of the window, in pixels.
+        width: width of the window in pixels.
+        height: height of the window in pixels.
     """
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""

@@ -257,7 +257,7 @@ def draw_u(drawing: Drawing, shapes: Shapes) -> None:
 
 
 def explain(drawing: Drawing, unet: UNet, place: tuple[float, float]) -> None:
-    """Writes the meaning of the arrows, line by line upwards from a place."""
+    """Writes the legend of the arrows, line by line upwards from a place."""
     config = unet.config
     lines = {
         "convolution": f"3x3 convolution, {ACTIVATIONS[config.activation]}",

@@ -1,4 +1,4 @@
-"""Draws what one checkpoint does: images that it has not seen, their masks, and images that it generates.
+"""Draws what one checkpoint can do: images that it has not seen, their masks, and images that it generates.
 
     python -m scripts.drawings.one_checkpoint --run runs/cells-masks --data path/to/test.parquet
 
@@ -29,7 +29,7 @@ class OneCheckpoint:
     run: Path
     """Folder of the run."""
     data: str
-    """Images to segment, a source as for `train-ddpm`; those that the run has not seen."""
+    """Images to segment that the run has not seen; a source as for `train-ddpm`."""
     output: Path = Path("one-checkpoint.png")
     """Image to write."""
     image_column: str | None = None
@@ -37,7 +37,7 @@ class OneCheckpoint:
     image_size: int = 64
     """Pixels a side that the run was trained on."""
     columns: int = 10
-    """Images in a row: the first of the data."""
+    """Number of images in a row; the first images of the data are used."""
     sampler: SamplerName = "dpm-solver++"
     """How the noise is removed."""
     steps: int = 20

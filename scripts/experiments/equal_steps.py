@@ -1,4 +1,4 @@
-"""Trains our network and its peers for equally many steps, and compares their validation losses.
+"""Trains our network and its peers for the same number of steps, and compares their validation losses.
 
 Shows whether a faster network learns less from each step. Every network learns from the same images in the same order,
 with the same noise, timesteps, optimizer and moving average, and is validated on the same held-out images with the same
@@ -45,7 +45,7 @@ Points = dict[int, dict[str, float]]  # by step: validation_loss, and cpu_second
 
 @dataclass
 class EqualSteps:
-    """Train networks of equal size for equally many steps, each on one thread, and compare their validation losses."""
+    """Train networks of equal size for the same number of steps, each on one thread, and compare their losses."""
 
     data: Path
     """Folder with `train.parquet` and `test.parquet`, images of 32x32 RGB."""

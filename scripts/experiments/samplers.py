@@ -60,7 +60,7 @@ class CompareSamplers:
     """Determines the noise, which is the same for every case."""
 
     def __post_init__(self) -> None:
-        """Checks the values that `evaluate-generation` would check only when their case comes."""
+        """Checks the values that `evaluate-generation` would check only when it reaches their case."""
         names = {run.name for run in self.runs}
         valid = self.runs and len(names) == len(self.runs)
         require(valid, "runs", self.runs, "must be one or more folders of different names")

@@ -1,7 +1,7 @@
-"""Compares our networks, peers and a threshold on one labelled set.
+"""Compares our networks, networks of other libraries and a threshold on one labelled set.
 
-All networks have the same steps, batches, augmentation, loss and evaluation. Each is trained on `train.parquet`; its
-weights of the best mean IoU on `validation.parquet` are scored once on `test.parquet`. Writes `comparison.json`,
+All networks have the same steps, batches, augmentation, loss and evaluation. Each is trained on `train.parquet`; the
+weights with the best mean IoU on `validation.parquet` are scored once on `test.parquet`. Writes `comparison.json`,
 `comparison.md` and `overlays.png`. Finished networks are not trained again.
 """
 

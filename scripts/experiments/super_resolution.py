@@ -270,7 +270,7 @@ def table(scores: dict[str, Scores]) -> str:
 
 
 def mean_and_interval(values: list[float]) -> str:
-    """The mean and the half width of its 95% interval, which a single value does not have."""
+    """The mean and the half width of its 95% interval, as text; a single value has no interval."""
     found: Any = torch.tensor(values, dtype=torch.float64)
     if len(found) < 2:
         return f"{found.mean():.4g}"

@@ -1,4 +1,4 @@
-"""Each command runs for a few steps on a few images, and what it wrote can be read."""
+"""Each command runs for a few steps on a few images, and its output can be read."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ def test_sample_writes_images_that_depend_on_seed_and_index_alone(run, tmp_path,
     assert (tmp_path / "three" / "grid.png").exists()
 
 
-def test_sample_overwrites_nothing_unless_told(run, tmp_path):
+def test_sample_overwrites_nothing_unless_asked(run, tmp_path):
     (tmp_path / "00000.png").write_bytes(b"mine")
     arguments = ["--run", str(run), "--steps", "1", "--count", "1", "--output", str(tmp_path)]
     with pytest.raises(SystemExit, match="00000.png exists already; set overwrite"):

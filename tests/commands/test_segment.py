@@ -40,7 +40,7 @@ def test_files_are_segmented_window_by_window(tmp_path, suffix):
         pipe.segment_file(source, target)
 
 
-def test_any_array_will_do_for_reading_and_writing():
+def test_any_array_can_be_read_and_written():
     pipe = pipeline(network(norm="none", attention=(False, False)))
     pixels, mask = image(50, 41), np.full((50, 41), 9, dtype=np.uint8)
     pipe.segment_file(pixels, mask, tile_size=16)
@@ -91,7 +91,7 @@ def test_the_command_writes_masks_overlays_and_areas_and_goes_on_after_a_bad_fil
     arguments = ["--run", tmp_path / "run", "--inputs", images, "--output", output, "--device", "cpu"]
     with pytest.raises(
         SystemExit, match=r"(?s)1 of 4 inputs failed.*broken.png cannot be decoded"
-    ):  # a text exits with 1
+    ):  # a message makes the exit status 1
         run("segment", [str(argument) for argument in arguments])
     stems = ("x", "x-2", "y")
     assert sorted(path.name for path in output.iterdir()) == sorted(
@@ -111,7 +111,7 @@ def test_the_command_writes_masks_overlays_and_areas_and_goes_on_after_a_bad_fil
         assert {row["file"] for row in rows} == {str(images / name)}
 
 
-def test_results_are_not_overwritten_unless_told(tmp_path):
+def test_results_are_not_overwritten_unless_asked(tmp_path):
     saved(tmp_path / "run")
     images = folder_of_images(tmp_path / "images")
     options = {"run": tmp_path / "run", "output": tmp_path / "out", "device": "cpu"}
@@ -133,7 +133,7 @@ def test_images_in_the_output_folder_are_not_taken_for_inputs(tmp_path):
     assert [path.name for path in found.paths] == ["x.png", "y.png"]
 
 
-def test_no_two_outputs_share_a_name():
+def test_outputs_have_different_names():
     paths = tuple(Path(name) for name in ("a/x.png", "b/x.tif", "x-overlay.png", "X.png", "x-2.png", "..png"))
     names = Inputs(paths, ()).names()
     files = [f"{name}{end}".casefold() for name in names.values() for end in (".png", "-overlay.png")]

@@ -1,4 +1,4 @@
-"""Options are read without the libraries that make `--help` slow, and names of missing files are refused as early."""
+"""Options are read without the libraries that make `--help` slow, and missing files are refused as early."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def test_names_on_the_hub_are_left_to_the_hub(name):
     check_sources(DataConfig(data=name))
 
 
-def test_what_exists_passes_and_masks_need_folders(tmp_path):
+def test_existing_paths_are_accepted_and_masks_need_folders(tmp_path):
     (tmp_path / "a.parquet").touch()
     for data in (tmp_path, tmp_path / "a.parquet", tmp_path / "*.parquet"):
         check_sources(DataConfig(data=str(data)))

@@ -1,4 +1,4 @@
-"""Sets of images: what is kept, held out, refused and cached, and the order in which a run sees it."""
+"""Sets of images: their rows, held-out images, errors, cache, and the order in which a run sees them."""
 
 import io
 import logging
@@ -45,7 +45,7 @@ def save(folder, images, labels=None, names=("a", "b")) -> str:
 
 
 def numbered(count, shape=(6, 5, 1), dtype=np.uint8) -> list[np.ndarray]:
-    """Images of one value each: their number."""
+    """Images of one value each, which is their number."""
     return [np.full(shape, number, dtype=dtype) for number in range(count)]
 
 
@@ -178,7 +178,7 @@ def test_center_crop_is_not_random(tmp_path, load):
 
 
 def ramps(*sizes: tuple[int, int]) -> list[np.ndarray]:
-    """Images whose values are 16 * row + column, so that a piece tells where it was cut."""
+    """Images whose values are 16 * row + column, so that a crop shows where it was cut."""
     return [(16 * np.arange(height)[:, None] + np.arange(width)).astype(np.uint8) for height, width in sizes]
 
 

@@ -1,4 +1,4 @@
-"""Every kind of source opens with an undecoded column `image`, and says what exists when asked for something else."""
+"""Every kind of source opens with an undecoded column `image`; errors list the columns and splits that exist."""
 
 import io
 import sys

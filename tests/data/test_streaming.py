@@ -53,7 +53,7 @@ def test_processes_see_disjoint_images_and_together_all(tmp_path, sizes):
     whole = numbers(stream(source), 48)
     for start in (0, 20):
         assert sorted(whole[start : start + 20]) == list(range(20))
-    assert whole[:20] != whole[20:40]  # another order in the second epoch
+    assert whole[:20] != whole[20:40]  # the second epoch has another order
     assert numbers(stream(source, seed=1), 48) != whole
     for processes, batch_size in ((2, 4), (4, 2), (2, 2), (3, 1)):
         parts = []
@@ -81,7 +81,7 @@ def test_a_broken_image_has_the_same_substitute_in_every_process(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resuming_equals_the_undisturbed_stream_with_a_worker_process_or_without(tmp_path, workers):
     images = [png(value) for value in range(12)]
-    images[4] = {"bytes": b"", "path": "four.png"}  # its place is taken by another
+    images[4] = {"bytes": b"", "path": "four.png"}  # another image takes its place
     source = arrow(tmp_path, images)
     options = {"crop_size": 4, "flip": True, "max_broken": 0.1}
 
@@ -109,7 +109,7 @@ def test_cuts_are_resumed_too(tmp_path):
     assert all(torch.equal(a["image"], b) for a, b in zip(resumed, undisturbed[8:]))
 
 
-def test_a_stream_says_what_a_set_says(tmp_path):
+def test_a_stream_has_the_attributes_of_a_set(tmp_path):
     source = arrow(tmp_path, [png(value) for value in range(4)])
     images = stream(source)
     assert (images.channels, images.height, images.width) == (1, 4, 4)
@@ -123,7 +123,7 @@ def test_a_stream_says_what_a_set_says(tmp_path):
     assert len(sets.validation) == 4
 
 
-def test_streams_that_cannot_go_on_say_why(tmp_path, caplog, monkeypatch):
+def test_streams_that_cannot_continue_say_why(tmp_path, caplog, monkeypatch):
     broken = {"bytes": b"", "path": "broken.png"}
     source = arrow(tmp_path, [png(1), broken, broken, png(2)])
     with pytest.raises(ValueError, match="max_broken=0.01"):
@@ -139,13 +139,13 @@ def test_streams_that_cannot_go_on_say_why(tmp_path, caplog, monkeypatch):
 
 
 def test_a_stream_that_breaks_off_is_named(tmp_path):
-    """Of two Parquet files the second is cut in the middle of its rows."""
+    """The second of two Parquet files is cut in the middle of its rows."""
     rows = Dataset.from_dict({"image": [png(value) for value in range(40)]})
     rows = rows.cast_column("image", datasets.Image(decode=False))
     for index in range(2):
         rows.shard(2, index).to_parquet(tmp_path / f"{index}.parquet", batch_size=4)
     content = bytearray((tmp_path / "1.parquet").read_bytes())
-    content[100:2000] = bytes(1900)  # the end, which says where the columns lie, is whole
+    content[100:2000] = bytes(1900)  # the footer, which locates the columns, is intact
     (tmp_path / "1.parquet").write_bytes(content)
     with pytest.raises(ValueError, match="(?s)which cannot be read: .* It is damaged or incomplete; get it again"):
         numbers(stream(str(tmp_path / "*.parquet")), 40)

@@ -34,7 +34,7 @@ def test_min_snr_weights_by_hand(prediction_type, expected):
 
 
 def test_min_snr_weights_agree_in_clean_image_space():
-    """The same wrong clean image costs the same, whichever of the three quantities expresses it."""
+    """The same wrong clean image has the same loss, whichever of the three quantities expresses it."""
     scheduler = DDPMScheduler()
     timesteps = torch.tensor([10, 300, 900])
     clean, wrong, noise = torch.randn(3, 3, 1, 4, 4)

@@ -1,4 +1,4 @@
-"""Samplers keep what the network was trained with, and clip where that saves them."""
+"""Samplers keep the noise schedule of the training, and clip where they would diverge otherwise."""
 
 import inspect
 from typing import get_args
@@ -11,7 +11,7 @@ from unet_diffusion import UNet
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import check_classes, sampler, step_arguments
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 NAMES = get_args(SamplerName)
 
 
@@ -124,13 +124,13 @@ def test_schedule_that_ends_at_zero_signal_starts_there(name):
         ("euler", DDPMScheduler(beta_schedule="squaredcos_cap_v2"), "EulerDiscreteScheduler lacks"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(name, scheduler, message):
+def test_combinations_that_cannot_be_sampled_are_refused(name, scheduler, message):
     with pytest.raises(ValueError, match=message):
         sampler(name, scheduler)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_step_is_given_what_it_takes(name):
+def test_step_gets_only_arguments_that_it_takes(name):
     scheduler = sampler(name, DDPMScheduler())
     scheduler.set_timesteps(3)
     arguments = step_arguments(scheduler, 0, torch.Generator(), None)

@@ -30,7 +30,7 @@ from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.pipelines import ImageGenerationPipeline
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 
 MEAN, STD = 0.2, 0.5
 IMAGES, SIDE = 4, 64
@@ -291,7 +291,7 @@ def test_every_scheduler_of_diffusers_is_classified_once():
     assert not set(CASES) & set(NOT_APPLICABLE)
 
 
-@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # torchsde, of rounding
+@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # a warning of torchsde about rounding
 @pytest.mark.parametrize(("name", "prediction"), [(name, p) for name, case in CASES.items() for p in case.predictions])
 def test_gaussian_comes_back_from_its_exact_predictor(name, prediction):
     if not available(name):

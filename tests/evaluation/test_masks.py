@@ -132,7 +132,7 @@ def test_a_gap_in_the_membrane_merges_its_cells(tmp_path):
 
 
 def load_swapped(folder: Path):
-    """The first two images of the test above, the membrane being class 0."""
+    """The first two images of the test above, with the membrane as class 0."""
     images = [np.asarray(Image.open(folder / "images" / f"{number}.png")) for number in (0, 1)]
     masks = [1 - np.asarray(Image.open(folder / "masks" / f"{number}.png")) for number in (0, 1)]
     return load(save(folder / "swapped", images, masks))

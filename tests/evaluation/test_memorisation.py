@@ -1,4 +1,4 @@
-"""Copies of training images are found, and new images of the same kind do not count as copies."""
+"""Copies of training images are found, and new images of the same kind are not taken for copies."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_new_images_are_as_near_as_held_out_ones():
 
 
 def spread_of_medians(count: int) -> float:
-    """Of the distances of fresh images to those of the test above."""
+    """The spread of the median distances of new images to the images of the test above."""
     medians = [memorisation(noise(count, seed), noise(500, seed=4))[0].generated for seed in range(10, 22)]
     return torch.tensor(medians, dtype=torch.float64).std().item()
 

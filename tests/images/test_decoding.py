@@ -90,7 +90,7 @@ def test_each_channel_has_its_own_range():
         pixel_range.to_model(torch.zeros(1, 3, 4, 4))
 
 
-def test_integers_between_bounds_that_are_none_come_back():  # percentiles are seldom whole numbers
+def test_integers_come_back_between_fractional_bounds():  # percentiles are seldom whole numbers
     pixel_range = PixelRange((100.4,), (60000.7,), "uint16")
     stored = torch.arange(101, 60001).to(torch.uint16)[None, None]
     assert torch.equal(pixel_range.to_stored(pixel_range.to_model(stored)).int(), stored.int())

@@ -1,4 +1,4 @@
-"""Images of any size, channels and data type: what is read, mapped to [-1, 1] and given to the pipelines."""
+"""Images of any size, channels and data type: reading, mapping to [-1, 1], and the pipelines."""
 
 import io
 from typing import Any
@@ -22,7 +22,7 @@ from unet_diffusion.randomness import keyed_generator
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 CHANNELS = st.integers(1, 13)
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
-STORED = {  # the dtype that is kept of each, and what may be in it
+STORED = {  # the dtype in which each is kept, and its possible values
     "uint8": ("uint8", st.integers(0, 255)),
     "uint16": ("uint16", st.integers(0, 65535)),
     "int16": ("uint16", st.integers(0, 32767)),
@@ -37,7 +37,7 @@ STORED = {  # the dtype that is kept of each, and what may be in it
 
 @st.composite
 def images(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(STORED)) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, C) of any data type, and what is kept of it."""
+    """An image (H, W, C) of any data type, and the values that are kept."""
     kind = draw(st.sampled_from(kinds))
     kept, values = STORED[kind]
     image = draw(hnp.arrays(kind, (*draw(SIZES), draw(CHANNELS)), elements=values))
@@ -100,7 +100,7 @@ def test_images_of_pillow_are_read_as_it_shows_them(mode, size, seed):
 @PROPERTY
 @given(data=st.data(), dtype=st.sampled_from(["uint8", "uint16"]), channels=st.integers(0, 5))
 def test_every_integer_of_any_range_comes_back(data, dtype, channels):
-    """And lies in [-1, 1]; values beyond the range come back as its ends, as far as the data type has them."""
+    """Model values lie in [-1, 1]; values beyond the range come back as its ends, as far as the data type has them."""
     largest = LARGEST[dtype]
     count = max(channels, 1)
     lows = data.draw(st.lists(st.floats(-100, largest - 1), min_size=count, max_size=count))
@@ -138,7 +138,7 @@ def network(channels: int) -> UNet:
     sizes=st.lists(SIZES, min_size=1, max_size=4),
     seed=st.integers(),
 )
-def test_masks_have_the_size_of_their_images_in_whatever_company(channels, dtype, sizes, seed):
+def test_masks_have_the_size_of_their_images_in_any_batch(channels, dtype, sizes, seed):
     pixel_range = PixelRange((0.0,), (float(LARGEST.get(dtype, 1)),), dtype)
     pipe = SegmentationPipeline(network(channels), pixel_range=pixel_range.to_dict())
     generator = keyed_generator(seed, "images")

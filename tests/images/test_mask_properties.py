@@ -1,4 +1,4 @@
-"""Masks: every encoding gives back the classes that were written, ignored pixels included."""
+"""Masks: every encoding returns the classes that were written, including ignored pixels."""
 
 import io
 from collections.abc import Callable
@@ -149,7 +149,7 @@ def test_a_channel_for_each_class_is_refused_rather_than_misread(mask, channels,
     ),
 )
 def test_an_image_that_shows_its_mask_still_does_after_augmentation(size, block, seed, parts):
-    """Where the bicubic image is nearly pure, its nearest pixel was of that colour."""
+    """Where a pixel of the bicubic image has nearly one pure colour, the nearest pixel had that colour."""
     generator = keyed_generator(seed, "blocks")
     blocks = torch.randint(2, (2, *size), generator=generator)
     masks = blocks.repeat_interleave(block, dim=1).repeat_interleave(block, dim=2)
@@ -223,12 +223,12 @@ KEYS = st.lists(st.integers(-5, 5) | st.text(max_size=3), max_size=3).map(tuple)
 
 @PROPERTY
 @given(seeds=st.tuples(st.integers(0, 3), st.integers(0, 3)), keys=st.tuples(KEYS, KEYS), length=st.integers(0, 40))
-def test_what_is_drawn_depends_on_seed_and_key_alone(seeds, keys, length):
+def test_draws_depend_on_seed_and_key_alone(seeds, keys, length):
     def draw(which: int) -> list[float]:
         return torch.rand(4, generator=keyed_generator(seeds[which], *keys[which])).tolist()
 
     first, second = draw(0), draw(1)
-    torch.rand(3)  # nor on what others draw
+    torch.rand(3)  # other draws change nothing
     assert (draw(1), draw(0)) == (second, first)
     same = (seeds[0], *keys[0]) == (seeds[1], *keys[1])
     assert (keyed_seed(seeds[0], *keys[0]) == keyed_seed(seeds[1], *keys[1])) == same

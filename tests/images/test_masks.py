@@ -1,4 +1,4 @@
-"""Every kind of mask file gives the classes that it means, or a sentence that says why it cannot."""
+"""Every kind of mask file gives its classes, or an error that says why it cannot."""
 
 import io
 
@@ -112,7 +112,7 @@ def test_a_channel_for_each_class_is_not_taken_for_colours_with_alpha(channels):
         decode_mask(np.array([[(255, 0, 0, 128)]], dtype=np.uint8))
 
 
-def test_what_is_no_mask_is_refused():
+def test_files_that_are_not_masks_are_refused():
     for source, message in (
         (np.array([[0.0, 0.37]]), "0.37, but classes are whole numbers"),
         (np.array([[0.0, np.nan]]), "NaN"),
@@ -143,7 +143,7 @@ def test_a_mask_of_the_stored_pixels_is_turned_with_its_image(tag):
     upright = decoded.pixels[:, :, 0]  # turned by Pillow: the reference
     assert decoded.orientation == tag
     assert np.array_equal(fit_orientation(upright.copy(), upright.shape, tag), upright)  # drawn on what viewers show
-    if tag >= 5:  # height and width are exchanged, so the sizes tell
+    if tag >= 5:  # height and width are exchanged, so the sizes show it
         assert np.array_equal(fit_orientation(stored, upright.shape, tag), upright)
     else:
         assert np.array_equal(fit_orientation(stored, upright.shape, tag), stored)
@@ -184,7 +184,7 @@ def test_auto_finds_indices_binary_and_palettes():
     assert classes_of([0, 255]) == {0: 0, 255: 1}
     green, red = colour_key(GREEN), colour_key(RED)
     found = find_encoding([red, 255, green, 0])
-    assert found.classes == {0: 0, green: 1, red: 2, 255: 3}  # by (red, green, blue), black first
+    assert found.classes == {0: 0, green: 1, red: 2, 255: 3}  # sorted by (red, green, blue), black first
     assert (found.num_classes, found.palette) == (4, (BLACK, GREEN, RED, WHITE))
 
 
@@ -226,12 +226,12 @@ def test_the_palette_of_index_files_is_kept():
     assert find_encoding([0, 1, 2]).palette is None
 
 
-def test_values_that_are_no_class_are_named():
+def test_values_that_are_not_a_class_are_named():
     with pytest.raises(ValueError, match=r"masks hold 2, 7, but the classes are 0..1 and 255 \(ignored\)"):
         find_encoding([0, 1]).table([0, 1, 2, 7, 255])
 
 
-def test_very_many_values_are_asked_about():
+def test_very_many_values_are_refused_unless_their_number_is_given():
     with pytest.raises(ValueError, match=r"0..87, which would be 88 classes.*'instances'"):
         find_encoding(range(88))
     assert find_encoding(range(88), num_classes=88).num_classes == 88

@@ -1,4 +1,4 @@
-"""The convolution blocks: what is computed in another way in training than otherwise."""
+"""The convolution blocks: operations that training computes in another way than inference."""
 
 import copy
 

@@ -129,7 +129,7 @@ def test_every_config_with_one_wrong_value_is_refused_by_its_name(config, data):
     value = data.draw(st.sampled_from(WRONG[key]))
     with torch.device("meta"), pytest.raises(ValueError, match=rf"\b{key}\b") as error:
         UNet(**{**config, key: value})
-    assert type(error.value) is ValueError  # said by us, not by a library on the way
+    assert type(error.value) is ValueError  # raised by us, not by a library
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])

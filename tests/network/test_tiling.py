@@ -56,7 +56,7 @@ def network(**overrides) -> UNet:
 
 
 def run(unet: UNet, image: Tensor, tiling: Tiling, turn=(0, False)) -> Tensor:
-    """Logits (B, K, H, W), every pixel written once."""
+    """Logits (B, K, H, W); checks that every pixel is written once."""
     logits = torch.full((len(image), unet.config.num_classes, *image.shape[2:]), torch.nan)
     parts = tiled(
         lambda window: turned_back(unet(turned(window, turn), head="segmentation").logits, turn),
@@ -73,7 +73,7 @@ def run(unet: UNet, image: Tensor, tiling: Tiling, turn=(0, False)) -> Tensor:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Relative to the largest absolute logit."""
+    """The largest difference, relative to the largest absolute logit."""
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
@@ -292,7 +292,7 @@ def test_blending_weighs_by_distance():
     assert out[0] == 0
 
 
-def test_what_is_held_does_not_grow_with_the_image():
+def test_memory_held_does_not_grow_with_the_image():
     """Pixels that were read but are not finished: the strips lie along the shorter side, however long the other."""
 
     def most_held(height: int, width: int) -> int:

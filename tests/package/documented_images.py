@@ -1,4 +1,4 @@
-"""What the documents name and a reader has: small images, masks and runs, under the same names."""
+"""The files that the documents use: small images, masks and runs, under the same names."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ RUNS = {  # that documents use, and how they come to be where a document does no
 
 
 def make_images(folder: Path) -> None:
-    """Everything but our own runs, in a folder that stands for a clone of the repository."""
+    """Everything except our own runs, in a folder that stands for a clone of the repository."""
     (folder / "scripts").symlink_to(ROOT / "scripts")
     (folder / "small.json").write_text(json.dumps(SMALL))
     place = folder / "path/to"

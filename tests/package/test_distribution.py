@@ -1,4 +1,4 @@
-"""What an installed copy holds, and what a saved pipeline says of it."""
+"""The files of an installed copy, and the class names in a saved pipeline."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ import unet_diffusion
 from unet_diffusion import UNet
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = (".py", ".pyi", ".json", ".md", ".png")  # what a source archive holds of the folders
+SHIPPED = (".py", ".pyi", ".json", ".md", ".png")  # the files of the folders that a source archive contains
 
 
 def test_a_saved_pipeline_names_the_class_by_its_module():  # this path is part of the checkpoint format
@@ -55,7 +55,7 @@ def test_everything_that_is_imported_is_declared():
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     distributions = packages_distributions()
     for module in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"unet_diffusion"}:
-        if module in distributions:  # else an extra that is not installed here
+        if module in distributions:  # otherwise an extra that is not installed here
             assert declared & set(map(canonicalize_name, distributions[module])), f"{module} is not declared"
 
 
@@ -73,7 +73,7 @@ def test_the_wheel_holds_everything_that_is_imported(tmp_path):
     shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".*", "runs", "build", "*.egg-info"))
     build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(source)]
     built = subprocess.run(build, check=True, capture_output=True, text=True)
-    assert "would be ignored" not in built.stdout + built.stderr  # files of a folder that is no package
+    assert "would be ignored" not in built.stdout + built.stderr  # setuptools would warn of a folder without a package
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as members:
         held = {name.partition("/")[2] for name in members.getnames()}

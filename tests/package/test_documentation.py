@@ -1,4 +1,4 @@
-"""What the documents say can be typed, and what they link to is there."""
+"""The code blocks of the documents run, and their links lead somewhere."""
 
 import ast
 import contextlib
@@ -30,7 +30,7 @@ from tests.package.documented_images import RUNS, make_images, train_runs
 from unet_diffusion import cli
 
 FAST = ("README.md",)  # typed by default, the others with -m slow
-LEFT = {"docs/diffusers.md": "mask.size == (30, 40) and len(images) == 2"}  # what holds after the last block
+LEFT = {"docs/diffusers.md": "mask.size == (30, 40) and len(images) == 2"}  # conditions that hold after the last block
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 MARKED = [block for block in BLOCKS if block.reason is not None]
 LINKING = [*DOCUMENTS, ROOT / "CHANGELOG.md"]
@@ -38,7 +38,7 @@ LINKING = [*DOCUMENTS, ROOT / "CHANGELOG.md"]
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory) -> Path:
-    """A folder with everything that the documents name and a reader has."""
+    """A folder with all files that the documents use."""
     folder = tmp_path_factory.mktemp("named")
     make_images(folder)
     return folder
@@ -113,7 +113,7 @@ def test_data_that_is_shown_can_be_read():
             read[block.language](block.text)
 
 
-def test_nothing_is_changed_in_vain_before_it_is_typed():
+def test_every_change_before_typing_applies_to_a_block():
     typed = {name_of(document): "" for document in DOCUMENTS}
     for block in BLOCKS:
         if block.is_run:
@@ -139,7 +139,7 @@ def test_links_lead_somewhere(document):
 
 
 def anchors(page: Path) -> set[str]:
-    """What can be linked to on a page: its headings, as git hosts name them, and the objects that it documents."""
+    """The link targets of a page: its headings, as git hosts name them, and the objects that it documents."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     headings = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in re.findall(r"^#+ (.*)$", text, re.M)]
     objects = re.findall(r"^::: ([\w.]+)$", text, re.M)
@@ -160,7 +160,7 @@ def test_the_documents_show_every_command():
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # of the theme's makers, about another program
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # a note by the makers of the theme, about another program
     built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert built.returncode == 0 and "WARNING" not in built.stderr, built.stderr
     pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}

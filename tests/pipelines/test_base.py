@@ -37,6 +37,6 @@ def test_runs_of_earlier_versions_load(tmp_path):
     segmentation.save_pretrained(tmp_path)
     path = tmp_path / "model_index.json"
     index = json.loads(path.read_text())
-    index["_class_names"] = NAMES  # a plain list, as it was
+    index["_class_names"] = NAMES  # a plain list, as in early versions
     path.write_text(json.dumps(index))
     assert SegmentationPipeline.from_pretrained(tmp_path).class_names == NAMES

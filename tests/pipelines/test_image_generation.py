@@ -16,7 +16,7 @@ from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import ImageGenerationPipeline, image_generation
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 ROUNDING = 1e-3  # convolutions round by the size of the batch, and the steps of a random network enlarge that
 PIXELS_12_BIT = PixelRange((0.0,), (4095.0,), "uint16").to_dict()
 
@@ -58,7 +58,7 @@ def test_images_are_those_of_the_stock_pipeline():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_maps_lie_as_the_network_is_fastest(channels):
+def test_maps_are_channels_last(channels):
     pipe = pipeline(class_network(in_channels=channels, out_channels=channels))
     formats = []
     pipe.unet.stem.register_forward_hook(lambda module, images, maps: formats.append(maps.stride()[1]))

@@ -1,4 +1,4 @@
-"""The segmentation pipeline: what it computes, what it refuses, how it is saved."""
+"""The segmentation pipeline: its results, its errors, and how it is saved."""
 
 import json
 import logging
@@ -168,8 +168,8 @@ def test_unpadded_networks_segment_images_of_any_size():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_maps_lie_as_the_network_is_fastest(channels):
-    """Channels last, grey images too: for PyTorch, one channel lies in both ways, and then the maps would not."""
+def test_maps_are_channels_last(channels):
+    """Grey images too: PyTorch takes one channel for either layout, and then the maps would not be channels last."""
     pipe = pipeline(network(in_channels=channels, out_channels=channels))
     formats = []
     pipe.unet.stem.register_forward_hook(lambda module, images, maps: formats.append(maps.stride()[1]))

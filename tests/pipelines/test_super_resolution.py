@@ -1,4 +1,4 @@
-"""Super-resolution: what the network is shown, the pipeline and its tiles."""
+"""Super-resolution: the input of the network, the pipeline and its tiles."""
 
 import doctest
 import json
@@ -22,7 +22,7 @@ from unet_diffusion.pipelines import (
     super_resolution,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 PIXELS_12_BIT = PixelRange((0.0,), (4095.0,), "uint16")
 ROUNDING = 1e-3  # as in test_image_generation: convolutions round by the size of the batch, and steps enlarge that
 CONVOLUTIONS = {"norm": "none", "attention": (False, False)}  # a network whose tiles are exact
@@ -105,7 +105,7 @@ def test_the_condition_follows_the_noisy_image_in_the_channels():
 
 
 def test_a_perfect_predictor_gives_what_the_condition_shows(monkeypatch):
-    """With the enlarged image for the clean one, every sampler ends at it, whatever noise it starts from."""
+    """If the enlarged image counts as the clean one, every sampler ends at it, from any noise."""
     pixels = image(5, 7)
     for name in ("ddim", "dpm-solver++", "ddpm"):
         pipe = pipeline(scheduler=sampler(name, DDPMScheduler()))
@@ -138,7 +138,7 @@ def test_images_of_one_size_run_together_up_to_the_memory_of_a_window():
 
 
 def test_one_generator_goes_from_image_to_image():
-    """As one list of noise for all: the images start from the first numbers and those that follow."""
+    """Like one sequence of noise for all: each image starts where the one before it ended."""
     pipe = pipeline()
     starts = []
     pipe.unet.register_forward_pre_hook(lambda module, arguments: starts.append(arguments[0][:, :1]))
@@ -147,7 +147,7 @@ def test_one_generator_goes_from_image_to_image():
 
 
 def test_tiles_as_large_as_the_image_change_nothing(monkeypatch):
-    """Of a network with attention and statistics over space too, bit for bit: one forward of the whole a step."""
+    """Bit for bit, also for a network with attention and statistics over space: each step is one forward pass."""
     pipe = pipeline()
     pixels = image(12, 10)
     tiled, chosen = (pipe(pixels, 3, seeded(0), tile_size=size, output_type="pt").images[0] for size in (24, None))
@@ -177,7 +177,7 @@ class SeesMeans(Reveals):
         return super().forward(torch.cat([noisy, mean], dim=1), timesteps)
 
 
-def test_what_tiles_see_differently_is_blended(monkeypatch):
+def test_tiles_with_different_predictions_are_blended(monkeypatch):
     """Two windows with means of their own: four pixels of raised cosine lie between them, and no seam.
 
     Between weights sin(a)^2 with a = pi/16, 3 pi/16, ... the largest step is sin(pi/8) of the difference.
@@ -224,7 +224,7 @@ def test_output_types_agree(channels, pixel_range, mode):
 
 
 def test_noise_of_the_condition_is_drawn_after_that_of_the_image():
-    """So the image starts from the same noise with it and without."""
+    """So the image starts from the same noise with and without it."""
     pipe = pipeline()
     starts = []
     pipe.unet.register_forward_pre_hook(lambda module, arguments: starts.append(arguments[0]))

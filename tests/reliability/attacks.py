@@ -1,4 +1,4 @@
-"""Crafted files that would run code, or write where they must not, wherever a file of a user is read."""
+"""Crafted files that would run code, or write outside of the output, for every place where a user's file is read."""
 
 import io
 import json
@@ -294,7 +294,7 @@ def features(sandbox: Sandbox) -> None:
 
 
 def stray_names(sandbox: Sandbox) -> None:
-    """Segments images of one name in several folders, above the output too; masks appear only in the output."""
+    """Segments images of the same name in several folders, also above the output; masks appear only in the output."""
     for folder in ("x", "x/y", "z"):
         sandbox.write(f"{folder}/..png", encoded("PNG", 28))
         sandbox.write(f"{folder}/a.png", encoded("PNG", 28))

@@ -1,4 +1,4 @@
-"""Child processes that work, are killed, and leave nothing behind."""
+"""Child processes that do a job, can be killed, and leave nothing behind."""
 
 import logging
 import multiprocessing

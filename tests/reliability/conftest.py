@@ -1,4 +1,4 @@
-"""The table of the promises, and what several of these tests share."""
+"""The table of the promises, and the fixtures that several of these tests share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.reliability.tiny_runs import Options, into, tiny_runs, train
 
 @pytest.fixture(scope="session")
 def full(request) -> bool:
-    """True if everything is to be tried, with all repetitions."""
+    """True if all cases are to run, with all repetitions."""
     return request.config.getoption("reliability_full", False)
 
 
@@ -40,7 +40,7 @@ def sandbox(models, tmp_path) -> Sandbox:
 
 @dataclass(frozen=True)
 class WholeRun:
-    """A finished run that nothing disturbed, and its options; `into` sets the output."""
+    """A finished run that was not disturbed, and its options; `into` sets the output."""
 
     options: Options
     folder: Path

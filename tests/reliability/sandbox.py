@@ -23,7 +23,7 @@ from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeli
 
 SIDE = 16  # pixels of the good images
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-FOREIGN = re.compile(r"object at 0x|Traceback|_io\.|\[Errno")  # not in a sentence for a user
+FOREIGN = re.compile(r"object at 0x|Traceback|_io\.|\[Errno")  # must not occur in a message for a user
 NOBODY = 65534  # a user without rights
 
 

@@ -73,7 +73,7 @@ def _model_file(text: str) -> Attempt:
 
 
 def resumed(*options: object) -> Attempt:
-    """Goes on with a run of one step, with other options."""
+    """Resumes a run of one step with other options."""
 
     def attempt(sandbox: Sandbox) -> None:
         images = sandbox.images() / "images"
@@ -84,7 +84,7 @@ def resumed(*options: object) -> Attempt:
 
 
 def _later_checkpoint(sandbox: Sandbox) -> None:
-    """Goes on with a run whose checkpoint was written by a later version."""
+    """Resumes a run whose checkpoint was written by a later version."""
     images = sandbox.images() / "images"
     sandbox.train(images)
     (checkpoint,) = saved_checkpoints(sandbox.folder / "run" / "checkpoints")
@@ -101,7 +101,7 @@ def _segment_into_file(sandbox: Sandbox) -> None:
 
 
 def _changed_model(sandbox: Sandbox) -> None:
-    """Goes on with a run after the widths in its model's file have changed."""
+    """Resumes a run after the widths in its model's file have changed."""
     images = sandbox.images() / "images"
     for width in (8, 16):
         model = sandbox.write("model.json", json.dumps({"channels": [8, width], "head_channels": 8}))
@@ -109,12 +109,12 @@ def _changed_model(sandbox: Sandbox) -> None:
 
 
 def _output_not_utf8(sandbox: Sandbox) -> None:
-    """An output folder whose name cannot be written toto the model card."""
+    """An output folder whose name cannot be written to the model card."""
     sandbox.train(sandbox.images() / "images", "--output", os.fsdecode(os.fsencode(sandbox.folder) + b"/sorti\xe9"))
 
 
 def _data_not_utf8(sandbox: Sandbox) -> None:
-    """A folder of images whose name cannot be written toto the model card."""
+    """A folder of images whose name cannot be written to the model card."""
     folder = os.fsdecode(os.fsencode(sandbox.folder) + b"/donn\xe9es")
     os.rename(sandbox.images(), folder)
     sandbox.train(Path(folder) / "images")

@@ -1,4 +1,4 @@
-"""A run on a full disk ends with a sentence that names the file, and goes on when there is room again."""
+"""A run on a full disk ends with an error that names the file, and resumes when there is room again."""
 
 import io
 import os
@@ -105,7 +105,7 @@ def _train_on_full_disk(options: Options, case: Full, mounted: bool) -> None:
         return method(trainer, *arguments)
 
     setattr(Trainer, case.phase, watched)
-    log, sys.stderr = sys.stderr, io.StringIO()  # else the limit would hold for the progress bar too
+    log, sys.stderr = sys.stderr, io.StringIO()  # otherwise the limit would apply to the progress bar too
     try:
         train(options)
     finally:

@@ -1,4 +1,4 @@
-"""The gauge: whether it finds a leak, and judges growth and slowing as it should."""
+"""The gauge finds leaks, growth and slowing."""
 
 import os
 
@@ -8,11 +8,11 @@ import pytest
 from tests.reliability.gauge import SAMPLES, SETTLING, Gauge, Reading, new_process
 
 CALLS = 200
-LEAK = 16 * SETTLING * 1024 // CALLS  # bytes at a call: 16 times what is borne
+LEAK = 16 * SETTLING * 1024 // CALLS  # bytes per call: 16 times the allowed growth
 
 
 def work_and_hold(size: int, handles: bool) -> Reading:
-    """Takes and touches memory in every call, and gives back what it is not asked to hold."""
+    """Allocates and touches memory in every call, and frees what it should not hold."""
     held, gauge = [], Gauge(CALLS)
     for _ in range(CALLS):
         block = bytearray(os.urandom(LEAK))

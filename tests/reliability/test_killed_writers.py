@@ -29,7 +29,7 @@ from unet_diffusion.training.checkpoints import (
 PROMISE = "No half-written state"
 CALLS = ((os, "mkdir"), (os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (checkpoints, "save_file"))
 EXPORT = ("README.md", INDEX, "unet/config.json", "unet/weights.safetensors")
-LARGE = 2_000_000  # values of a checkpoint whose writing takes long enough to be hit
+LARGE = 2_000_000  # values of a checkpoint that takes long enough to write
 COST = 30_000_000  # values in each of three parts, about as many as the network of 2015 has
 
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def checkpoint(step: int, values: int = 1000) -> Checkpoint:
 
 
 def killed_before_each_call(work: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> int:
-    """Kills a writer before its first call to the file system, then before its second, until it comes to its end.
+    """Kills a writer before its first call to the file system, then before its second, and so on until it finishes.
 
     Args:
         work: a folder; `before` in it is what the writer finds.

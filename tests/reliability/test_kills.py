@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, and started again by the same command, ends as if nothing had happened."""
+"""A run that is killed at any moment and started again by the same command ends like an undisturbed run."""
 
 import multiprocessing
 import os
@@ -26,14 +26,14 @@ KILLS = {"ddpm": 20, "segmentation": 5, "joint": 5}
 FEW_KILLS = {"ddpm": 2, "segmentation": 1, "joint": 1}
 COMMANDS = 3  # kills of the real command
 COMMAND_STEPS = 400  # some seconds on a fast machine, so that no run ends before it is killed
-WORKERS_END = 8.0  # seconds within which orphaned data workers end; torch's look every 5
+WORKERS_END = 8.0  # seconds within which orphaned data workers end; those of torch check every 5
 
 pytestmark = pytest.mark.slow
 
 
 @dataclass
 class Undisturbed:
-    """A run that nothing disturbs.
+    """A run that is not disturbed.
 
     Attributes:
         task: a key of `KILLS`.
@@ -102,14 +102,14 @@ def _train_noted(options: Options, phase: Any) -> None:
 
 
 def wrong_end(options: Options, undisturbed: Undisturbed) -> list[str]:
-    """Goes on with a killed run; returns what went wrong, or how its result differs from the undisturbed one."""
+    """Resumes a killed run; returns what went wrong, or how its result differs from the undisturbed run."""
     if problem := children.run(options.output.with_suffix(".log"), train, options):
         return [problem]
     return differences(options.output, undisturbed.folder / "whole")
 
 
 def test_one_run_killed_in_all_15_places(undisturbed, record_property):
-    """The run has a data worker, is killed in one place after the other, and then goes on to its end."""
+    """The run has a data worker, is killed in one place after the other, and is then resumed to its end."""
     assert len(PLACES) == 15
     run = undisturbed.folder / "placed"
     options = into(undisturbed.options, run, num_workers=1)

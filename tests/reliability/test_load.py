@@ -1,4 +1,4 @@
-"""Many images and many steps in one process leave what the process holds as it was."""
+"""Many images and many steps in one process do not make it hold more."""
 
 import gc
 import logging
@@ -101,7 +101,7 @@ def segment_files(count: int, work: Path) -> Reading:
 
 
 def segment_compressed(count: int, work: Path) -> Reading:
-    """The same with compressed TIFF files, read through zarr, whose event loop does not give back all memory."""
+    """The same with compressed TIFF files, read through zarr, whose event loop does not free all memory."""
     image = np.random.default_rng(0).integers(0, 256, (24, 20), dtype=np.uint8)
     return segment_each(SegmentationPipeline(network()), write_tiffs(work, image)[1:], count, work)
 
@@ -127,7 +127,7 @@ def write_tiffs(work: Path, image: np.ndarray) -> list[Path]:
 
 
 def segment_sizes(count: int, work: Path) -> Reading:
-    """Segments images of as many sizes, the largest first.
+    """Segments images of many sizes, the largest first.
 
     The first half is the warm-up: an image larger than all before needs more working memory, and oneDNN keeps the
     compiled kernels of about as many sizes as its cache holds.
@@ -261,7 +261,7 @@ def test_memory_of_many_training_steps(long_run, record_property):
 
 @pytest.mark.slow
 def test_CPU_time_of_a_training_step(long_run, full, record_property):
-    """The share that it may grow by is larger in a run of seconds, of which another program may take a good part."""
+    """A run of a few seconds may grow by a larger share, since another program may take a good part of it."""
     slowing = long_run.reading.slowing
     assert slowing <= (0.1 if full else 0.5)
     tenths = [1000 * np.median(tenth) for tenth in np.array_split(long_run.reading.seconds, 10)]
@@ -280,7 +280,7 @@ def test_log_of_many_training_steps(long_run, full, record_property):
 
 @pytest.mark.slow
 def test_training_runs_one_after_the_other_in_one_process(full, training, tmp_path, record_property):
-    """Nothing of a finished run goes on."""
+    """No part of a finished run stays active."""
     held = training.submit(train_again, 10 if full else 5, tmp_path).result()
     children, handles, threads = zip(*held)
     assert max(children) == 0

@@ -1,4 +1,4 @@
-"""A step whose loss is not finite changes nothing; half precision learns as float32 does."""
+"""A step whose loss is not finite changes nothing; half precision learns like float32."""
 
 import json
 from collections.abc import Callable

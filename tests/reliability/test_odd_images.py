@@ -109,7 +109,7 @@ def test_an_image_is_used_after_the_limit_of_pixels_is_raised(sandbox, monkeypat
 
 
 def test_one_empty_file_of_200_is_left_out_and_named(sandbox, caplog):
-    """That is less than max_broken, so that the others are trained on."""
+    """That is less than max_broken, so the others are trained on."""
     images = sandbox.images(count=200) / "images"
     (images / "3.png").write_bytes(b"")
     sandbox.train(images)
@@ -167,7 +167,7 @@ def test_symlink_loops_give_every_image_once(sandbox):
 
 
 def test_a_folder_called_parquet_is_read_as_a_folder(sandbox, monkeypatch):
-    """Although a reader of datasets has that name."""
+    """The folder has the name of a reader of `datasets`."""
     folder = sandbox.folder / "parquet"
     folder.mkdir()
     datasets.Dataset.from_dict({"image": [b"x"] * 3}).to_parquet(folder / "a.parquet")

@@ -120,7 +120,7 @@ def single(inputs):
 
 
 def check_same_run(run: Path, other: Path) -> str:
-    """Checks that two finished runs are the same but for rounding; returns how far they are from each other."""
+    """Checks that two finished runs are the same except for rounding; returns how far apart they are."""
     rows, others = metrics(run), metrics(other)
     assert [(row["step"], row.keys()) for row in rows] == [(row["step"], row.keys()) for row in others]
     assert files(run) == files(other) and not list(run.rglob(f"{PREFIX}*"))
@@ -221,7 +221,7 @@ def test_several_processes_against_one(task, processes, inputs, single, tmp_path
 
 @pytest.mark.slow
 def test_SIGKILL_of_one_of_two_processes(inputs, single, tmp_path, record_property):
-    """Each has a data worker; then the same command goes on."""
+    """Each has a data worker; then the same command resumes the run."""
     record_property("fault", "joint: SIGKILL of one of 2 processes, resumed in 2, against 1 undisturbed")
     output = tmp_path / "run"
     launch = Launch(2, inputs.command("joint", output, PER_STEP // 2, "--num-workers", "1"))
@@ -244,7 +244,7 @@ def test_SIGKILL_of_one_of_two_processes(inputs, single, tmp_path, record_proper
 @pytest.mark.usefixtures("only_full")
 @pytest.mark.parametrize(("task", "processes"), [("segmentation", 1), ("stream", 4)])
 def test_SIGTERM_to_two_processes(task, processes, inputs, single, tmp_path, record_property):
-    """It comes through torchrun; another number of processes goes on with the run."""
+    """The signal comes through torchrun; another number of processes resumes the run."""
     record_property("fault", f"{task}: SIGTERM to 2 processes, resumed in {processes}, against 1 undisturbed")
     output = tmp_path / "run"
     launch = Launch(2, inputs.command(task, output, PER_STEP // 2))

@@ -1,4 +1,4 @@
-"""The helpers of these tests: whether they notice what goes wrong."""
+"""The helpers of these tests notice failures."""
 
 import io
 import pickle
@@ -14,7 +14,7 @@ from tests.reliability.tiny_runs import ddpm_arguments, differences, into, tiny_
 
 
 def test_a_run_that_ends_differently_is_distinguished_from_the_undisturbed_one(tmp_path):
-    """Otherwise no kill could ever be found to have done harm."""
+    """Otherwise no test could find harm done by a kill."""
     options = tiny_runs(tmp_path, steps=2)["ddpm"]
     for name in ("whole", "other"):
         train(into(options, tmp_path / name))

@@ -111,7 +111,7 @@ def test_soft_dice_of_equal_logits():
     assert dice_loss(torch.zeros(1, 2, 1, 4), masks).item() == pytest.approx(1 - (3 / 5 + 1 / 3) / 2, rel=1e-6)
 
 
-def test_a_right_and_sure_prediction_costs_nothing():
+def test_the_loss_of_a_right_and_sure_prediction_is_zero():
     _, masks = random_batch()
     assert segmentation_loss(sure_logits(masks, 3), masks, "both").item() == pytest.approx(0, abs=1e-6)
 

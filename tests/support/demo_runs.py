@@ -1,4 +1,4 @@
-"""Runs that a page is made for."""
+"""Runs for the page of the demo."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Runs, their exports, and what both give."""
+"""Runs, their exports, and the outputs of both."""
 
 import inspect
 import subprocess
@@ -48,7 +48,7 @@ def exports(runs, tmp_path_factory) -> Path:
 
 
 def outputs(unet, ddpm, generation, segmentation, classifier, larger):
-    """What each gives for the same input, as arrays by name; its source also runs where the package is missing."""
+    """The outputs of each for the same input, as arrays by name; its source also runs where the package is missing."""
     import numpy as np
     import torch
 
@@ -93,10 +93,10 @@ np.savez(target, **found)
 
 
 def outputs_elsewhere(python: str, before: str, exports: Path, work: Path) -> dict[str, np.ndarray]:
-    """What the exports give in a new process; fails if anything is warned of there."""
+    """The outputs of the exports in a new process, which must not warn."""
     script = work / "elsewhere.py"
     script.write_text(f"{before}\n{inspect.getsource(outputs)}\n{LOAD}")
-    threads = str(torch.get_num_threads())  # with another number, sums are added up in another order
+    threads = str(torch.get_num_threads())  # another number of threads sums in another order
     arguments = [str(exports), CODE.format("image_generation"), str(work / "found.npz")]
     result = subprocess.run(
         [python, "-I", str(script), *arguments],
@@ -122,7 +122,7 @@ def assert_equal_to_the_runs(found: dict[str, np.ndarray], runs: Path) -> None:
     )
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        if values.dtype.kind == "f":  # a long-lived process may round otherwise: 4e-7 was seen
+        if values.dtype.kind == "f":  # a long-lived process may round differently: by up to 4e-7
             np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-4, err_msg=name, strict=True)
         else:
             assert (found[name] == values).mean() > 0.99, name

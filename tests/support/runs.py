@@ -1,4 +1,4 @@
-"""Finished runs, compared."""
+"""The state and the metrics of finished runs, for comparisons."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def final_state(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def metrics(run: Path) -> list[dict]:
-    """The logged numbers, but for the time that things took."""
+    """The logged numbers, without times."""
     rows = read_metrics(run / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
 

@@ -11,7 +11,7 @@ BYTES = PixelRange.full("uint8")
 
 
 def network(channels: int = 1, **config) -> UNet:
-    """The tiny one as these tasks need it: it sees the noisy image and the condition."""
+    """A tiny network for super-resolution: its input is the noisy image and the condition."""
     return tiny.network(**{"in_channels": 2 * channels, "out_channels": channels, **config})
 
 

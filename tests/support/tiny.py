@@ -1,4 +1,4 @@
-"""Small things for many tests: a network, what it predicts, images with their masks, a run that breaks off."""
+"""Small helpers for many tests: a network, its prediction, images with masks, a run that is interrupted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from unet_diffusion import UNet
 
 
 def network(**config) -> UNet:
-    """A network without zeros in it, which would hide what they multiply; the same at every call."""
+    """A network without zero weights, which would hide what they multiply; the same at every call."""
     torch.manual_seed(0)
     values = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "channels": (8, 16), "head_channels": 8}
     unet = UNet(**{**values, **config})
@@ -27,7 +27,7 @@ def network(**config) -> UNet:
 
 @torch.no_grad()
 def prediction(unet: UNet) -> Tensor:
-    """Of the noise, for two images of 9 x 7 pixels."""
+    """The predicted noise for two images of 9 x 7 pixels."""
     channels = unet.config.in_channels
     return unet(torch.linspace(-1, 1, 126 * channels).reshape(2, channels, 9, 7), 5).sample
 
@@ -48,7 +48,7 @@ def squares(folder: Path, count: int = 12, side: int = 16, kinds: tuple[str, ...
 
 @contextmanager
 def power_cut(task: type, call: int) -> Iterator[None]:
-    """In the block, the loss of a task raises at its `call`-th call, which must end what runs there."""
+    """Makes the loss of a task raise at its `call`-th call within the block, and checks that this ends the run."""
     compute, calls = task.loss, []
 
     def failing(self, *arguments):

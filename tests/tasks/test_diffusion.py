@@ -1,4 +1,4 @@
-"""The options of noise prediction: schedulers, recipes, and what is refused."""
+"""The options of noise prediction: schedulers, recipes and errors."""
 
 from dataclasses import asdict, replace
 
@@ -46,4 +46,4 @@ def test_the_classic_recipe_is_that_of_ddpm():
     )
     assert ours == theirs
     assert config.min_snr_gamma is None
-    assert DiffusionConfig(**asdict(config)) == config  # as when a run's config.json is read
+    assert DiffusionConfig(**asdict(config)) == config  # as read from the config.json of a run

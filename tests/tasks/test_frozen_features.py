@@ -86,7 +86,7 @@ def test_probabilities_are_those_of_the_classifier_with_the_fixed_noise(size, au
     assert found.shape == (3, *size)
 
 
-def test_masks_are_the_same_at_every_call_whatever_the_generator():
+def test_masks_are_the_same_at_every_call_with_any_generator():
     pipe, pixels = pipeline(), image(16, 16)
     one = probabilities(pipe, pixels, generator=torch.manual_seed(1))
     assert np.array_equal(one, probabilities(pipe, pixels, generator=torch.manual_seed(2)))
@@ -120,7 +120,7 @@ def test_files_are_segmented_window_by_window(tmp_path):
 
 
 def test_tiles_that_we_choose_fit_the_classifier_as_well_as_the_network():
-    """4 maps of 128 channels need more than 12 of 8, so windows of 64 MiB are smaller with the classifier."""
+    """With the classifier, 4 maps of 128 channels need more than 12 of 8, so windows of 64 MiB are smaller."""
     unet = noise_predictor(**LOCAL)
 
     def tiling(**arguments) -> Tiling:

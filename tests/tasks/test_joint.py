@@ -1,4 +1,4 @@
-"""Masks and noise prediction in the same steps: the loss, what learns, what is held out, and the folder of the run."""
+"""Masks and noise prediction in the same steps: loss, trained parts, held-out images, and the folder of the run."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def files(folder: str | Path) -> dict[bytes, str]:
 def test_the_loss_is_the_sum_computed_by_hand(options):
     options.augment = False
     task = task_of(options)
-    torch.nn.init.normal_(task.network.noise_head.weight)  # or an untrained network would predict zero
+    torch.nn.init.normal_(task.network.noise_head.weight)  # otherwise an untrained network would predict zero
     batch = first_batch(options, task)
     losses = task.loss(task.network, batch, [keyed_generator(7, i) for i in range(4)])
 
@@ -143,7 +143,7 @@ def test_only_what_both_heads_share_and_the_heads_learn_where_the_encoder_is_fro
 
 
 def test_both_heads_learn(options):
-    """Untrained at first, it finds squares, and predicts noise better than an untrained head, which predicts zero."""
+    """After training, it finds squares, and predicts noise better than an untrained head, which predicts zero."""
     options.joint = JointConfig(denoising_weight=1.0)
     options.training = replace(
         options.training, steps=40, learning_rate=1e-2, validate_every=40, checkpoint_every=40, ema_decay=0.9
@@ -211,8 +211,8 @@ def test_two_processes_give_the_losses_of_one(options, tmp_path):
 
 @pytest.mark.parametrize("max_labels", [None, 8])
 @pytest.mark.parametrize("named", [False, True])
-def test_what_masks_are_validated_on_is_never_trained_on(options, max_labels, named):
-    """A quarter of the first `max_labels` rows is held out; all other images are used, also those beyond."""
+def test_validation_images_of_masks_are_never_trained_on(options, max_labels, named):
+    """A quarter of the first `max_labels` rows is held out; all other images are used, also those after these rows."""
     options.data = replace(options.data, max_labels=max_labels)
     options.joint = replace(options.joint, unlabelled=options.data.data if named else None)
     task, everything = task_of(options), set(files(options.data.data))
@@ -245,8 +245,8 @@ def test_both_kinds_of_images_are_cut_alike_and_mapped_by_one_range(options):
     assert len(task.diffusion.sample(task.network.eval(), 2)) == 2
 
 
-def test_equal_sets_do_not_keep_step(options):
-    """The labelled and the unlabelled half of a batch, 4 of 9 images each, are the same only by chance."""
+def test_equal_sets_are_shuffled_independently(options):
+    """The labelled and the unlabelled half of a batch, 4 of 9 images each, are equal only by chance."""
     task = task_of(options)
     batches = [first_batch(options, task, step) for step in range(6)]
     assert any(not torch.equal(batch["image"], batch["unlabelled_image"]) for batch in batches)
@@ -266,7 +266,7 @@ def test_a_ddpm_run_keeps_its_objective_and_classes(options, place):
     assert set(task_of(options).diffusion.data.train.labels) == {0, 1}
 
 
-def test_classes_that_the_network_does_not_know_are_none(options, place, tmp_path):
+def test_images_of_classes_that_the_network_does_not_know_have_no_label(options, place, tmp_path):
     squares(tmp_path / "other", kinds=("b", "c"))
     options.model = str(place / "ddpm")
     options.joint = replace(options.joint, unlabelled=str(tmp_path / "other" / "images"))

@@ -108,7 +108,7 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
     assert losses["sure"].item() == pytest.approx((own != IGNORE_INDEX).float().mean().item())
 
 
-def test_where_nothing_is_sure_the_masks_alone_teach(options):
+def test_without_sure_pixels_the_loss_is_that_of_the_masks_alone(options):
     gradients = []
     for joint in (JointConfig(self_training_weight=9.0, confidence=0.999999), JointConfig()):
         torch.manual_seed(0)

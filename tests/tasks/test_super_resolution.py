@@ -1,4 +1,4 @@
-"""Runs of super-resolution: training and resuming, other pipelines and commands on them, the command itself."""
+"""Runs of super-resolution: training, resuming, other pipelines and commands on them, and `upscale`."""
 
 import json
 from dataclasses import replace
@@ -31,7 +31,7 @@ from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import series
 from unet_diffusion.training.run_folder import claim
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_the_condition_is_noisy_in_training_and_clean_in_validation(options):
     noise = torch.stack([torch.randn(1, 8, 8, generator=each) for each in generators])
     torch.testing.assert_close(noisy, with_noise(plain, levels, noise))
     alone = task.condition(clean[1:2], seeded(1))
-    assert torch.equal(alone[0], noisy[1])  # whatever else is in the batch
+    assert torch.equal(alone[0], noisy[1])  # for any other images in the batch
     task.condition_noise = 0.0
     assert torch.equal(task.condition(clean, seeded(0, 1, 2)), plain)
 

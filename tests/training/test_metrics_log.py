@@ -38,7 +38,7 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def test_a_line_is_on_the_disk_when_it_is_written(tmp_path, monkeypatch):
-    """Else a power cut could keep a later checkpoint and lose the lines before it."""
+    """Otherwise a power cut could keep a later checkpoint and lose the lines before it."""
     log, flushed, fsync = MetricsLog(tmp_path / "metrics.jsonl", step=0), [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (flushed.append(log.path.read_text()), fsync(file)))
     log.append(1, loss=0.5)

@@ -33,7 +33,7 @@ def test_a_second_process_in_a_folder_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_orphaned_workers_still_hold_is_waited_for(tmp_path):
-    """A process that releases the lock after a second stands for them; those of PyTorch need five."""
+    """A process that releases the lock after a second stands for the workers; PyTorch's workers need five."""
     process = holder(tmp_path, 1)
     started = time.monotonic()
     with only_run_in(tmp_path):

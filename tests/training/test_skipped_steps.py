@@ -59,7 +59,7 @@ def spoil(monkeypatch, steps: set[int], how: str = "loss", accumulate: int = 1) 
         if how == "image":  # which reaches the running means
             return compute(self, unet, batch | {"image": batch["image"].float().fill_(torch.nan)}, generators)
         loss = compute(self, unet, batch, generators)
-        if how == "gradient":  # that of a square root at 0 is infinite, times 0
+        if how == "gradient":  # the gradient of a square root at 0 is infinite, times 0
             return loss + (0 * self.network.noise_head.bias.sum()).sqrt()
         return loss * float("nan")
 
@@ -132,7 +132,7 @@ def test_too_many_in_a_row_end_the_run_and_say_which_images_and_timesteps(option
 
 
 def test_a_resumed_run_remembers_what_it_skipped(options, monkeypatch):
-    """Step 3 is lost before the stop and step 4 after it: two in a row."""
+    """Step 3 is skipped before the stop and step 4 after it: two in a row."""
     stopped = replace(options, training=replace(options.training, steps=4))
     spoil(monkeypatch, {3})
     train_ddpm(stopped)

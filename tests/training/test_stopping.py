@@ -41,7 +41,7 @@ def test_patience_runs_out_after_two_validations_without_a_higher_score():
     assert not BestWeights().exhausted
 
 
-def test_restored_state_goes_on_as_if_nothing_had_happened():
+def test_restored_state_continues_exactly():
     best = BestWeights(patience=2)
     best.offer(0.5, 10, network(3))
     best.offer(0.4, 20, network(4))

@@ -85,9 +85,9 @@ def test_a_run_is_a_pipeline_folder_with_images_and_numbers(options):
 
 @pytest.mark.parametrize("pipeline", ["diffusers.DDPMPipeline", "unet_diffusion.pipelines.ImageGenerationPipeline"])
 def test_a_new_process_makes_bit_equal_images(options, tmp_path, pipeline):
-    """Images made here before saving equal those of a new process, whose only import of ours is `unet_diffusion`."""
+    """Images made before saving equal those of a new process that imports only `unet_diffusion`."""
     unet, scheduler = UNet.from_preset("tiny", sample_size=12), options.diffusion.make_scheduler()
-    torch.nn.init.normal_(unet.noise_head.weight, std=0.2)  # or an untrained network would predict zero
+    torch.nn.init.normal_(unet.noise_head.weight, std=0.2)  # otherwise an untrained network would predict zero
     module, name = pipeline.rsplit(".", 1)
     pipe = getattr(importlib.import_module(module), name)(unet.eval(), scheduler)
     before = pipe(batch_size=3, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
@@ -126,7 +126,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
 
 @pytest.mark.parametrize("log_every", [4, 100])
 def test_fewer_steps_than_are_done_end_a_stopped_run_where_it_is(options, log_every):
-    """It was stopped before its first validation, which then takes place once."""
+    """The run was stopped before its first validation, which then takes place once."""
     options.training = replace(options.training, log_every=log_every, validate_every=100)
     with power_cut(DiffusionTask, 5):
         train_ddpm(options)
@@ -183,7 +183,7 @@ def test_a_second_run_in_the_folder_is_refused(options, monkeypatch):
 
 
 def test_the_learning_rate_follows_the_schedule_in_optimizer_steps(options):
-    """Against diffusers' own schedule, whatever the accumulation and wherever the run was resumed."""
+    """Compares with diffusers' own schedule, for any accumulation and any step at which the run was resumed."""
     options.training = replace(options.training, accumulate=2, log_every=1)
     run = train_ddpm(options)
     reference = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], options.training.learning_rate)
@@ -352,7 +352,7 @@ def environment(**more: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_killed_run_started_again_ends_with_the_same_weights(options, tmp_path):
-    """SIGKILL, then the same command; bit for bit on a CPU."""
+    """SIGKILL, then the same command: the weights are equal bit for bit on a CPU."""
     steps = 60
     whole = replace(options, output=tmp_path / "whole")
     subprocess.run([sys.executable, *command(whole, steps)], check=True, env=environment())

@@ -24,11 +24,11 @@ class EfficientNetUNet(Peer):
 
     Args:
         in_channels: 3, or 1, which is repeated three times.
-        num_classes: the background included.
+        num_classes: number of classes, including the background.
         widths: channels of the decoder's stages, coarsest first; multiples of 8.
 
     Raises:
-        ValueError: the channels or widths are others.
+        ValueError: `in_channels` or `widths` have other values.
         ImportError: the extra `metrics`, which brings the weights, is not installed.
     """
 

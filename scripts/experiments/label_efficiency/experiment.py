@@ -84,7 +84,7 @@ class LabelEfficiency:
     self_training_weight: float = 1.0
     """Weight of the loss on the network's own masks in self-training."""
     confidence: float = 0.9
-    """Least probability at which self-training takes the network's class for a label."""
+    """Lowest probability at which self-training uses the network's class as a label."""
     inverted_sets: tuple[str, ...] = ("dsb2018",)
     """Sets with half of the training samples inverted, for all methods; other sets follow `augmentation`."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -251,7 +251,7 @@ class Run:
         data: name of the set.
         method: the way to learn.
         labels: number of labelled images.
-        seed: of the run.
+        seed: seed of the run.
         config: as `LabelEfficiency.config` gives it.
     """
 

@@ -49,7 +49,7 @@ def untrained_peer(method: str, channels: int, num_classes: int, features: tuple
 
     Args:
         method: the way to learn.
-        channels: of the images.
+        channels: number of image channels.
         num_classes: number of classes, including the background.
         features: widths of MONAI's network.
     """

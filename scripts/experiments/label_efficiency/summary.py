@@ -153,7 +153,7 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
     """Draws mean IoU against the number of labels: a panel for each set, a line with its range for each method.
 
     Args:
-        rows: of the runs, at least one.
+        rows: rows of the runs, at least one.
         path: the PNG to write.
     """
     names = list(dict.fromkeys(row["data"] for row in rows))

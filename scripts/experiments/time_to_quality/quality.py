@@ -78,8 +78,8 @@ def judge(
     """The quality of a snapshot.
 
     Args:
-        folder: of the run.
-        step: of the snapshot.
+        folder: folder of the run.
+        step: step of the snapshot.
         network: a network of the run's architecture; the weights are loaded into it.
         scheduler: noise schedule of the training.
         features: the feature network.

@@ -85,7 +85,7 @@ class PeerTraining:
         network: the network that learns; created with the global generator seeded.
         recipe: values of the recipe.
         data: training images.
-        folder: of the run.
+        folder: folder of the run.
     """
 
     def __init__(self, network: UNet2DModel, recipe: PublishedRecipe, data: ImageDataset, folder: Path) -> None:

@@ -22,7 +22,7 @@ MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) i
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"there is no {' and no '.join(MISSING)}"),
-    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # diffusers, of NumPy 2
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # a warning of diffusers about NumPy 2
 ]
 
 
@@ -66,14 +66,14 @@ def joint_address(visit, joint_run, examples):
 
 @pytest.fixture
 def joint_page(visit, driver, joint_address):
-    driver.get_log("performance")  # what came before
+    driver.get_log("performance")  # drops earlier requests
     driver.get(joint_address)
     visit.find(driver, "#generate")
     return driver
 
 
 def requests(driver) -> list[str]:
-    """The addresses that the browser has asked since the last call."""
+    """The addresses that the browser has requested since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     asked = [each for each in messages if each["method"] == "Network.requestWillBeSent"]
     return [each["params"]["request"]["url"] for each in asked]
@@ -88,7 +88,7 @@ def tabs(driver) -> list:
 
 
 def choose(visit, driver, name: str, label: str) -> None:
-    """Picks an entry of the menu in the component of a name."""
+    """Picks an entry of the menu in the named component."""
     visit.find(driver, f"#{name} input").click()
     menu = visit.wait(driver, lambda page: page.find_elements("css selector", "[role=option]"))
     next(entry for entry in menu if entry.get_attribute("aria-label") == label).click()
@@ -96,7 +96,7 @@ def choose(visit, driver, name: str, label: str) -> None:
 
 
 def upload(visit, driver, path: Path) -> None:
-    """Gives the page a file, in place of the one before."""
+    """Gives the page a file, which replaces the earlier one."""
     for button in driver.find_elements("css selector", "#upload button[aria-label=Clear]"):
         button.click()
     visit.find(driver, "#upload input[type=file]").send_keys(str(path))
@@ -120,7 +120,7 @@ def fetched(address: str, folder: Path) -> np.ndarray:
 
 
 def changed(visit, driver, name: str, before: list[str]) -> str:
-    """The address of the image in a component, once it is another than before."""
+    """The address of the image in a component, after it has changed."""
     return visit.wait(driver, lambda page: [a for a in visit.images(page, name) if a not in before])[0]
 
 
@@ -220,7 +220,7 @@ def test_a_small_image_is_enlarged_beside_its_bicubic_version(visit, driver, tmp
         expected = enlarge_image(pipe, path, 2, "ddpm", 1, tmp_path, Reports())
         assert np.array_equal(fetched(changed(visit, driver, "large", before), tmp_path), np.asarray(expected.large))
         assert list(kept.rglob("small.png")) and list(kept.rglob("small-large.png"))
-    assert list(kept.iterdir()) == []  # uploads and results go with the page
+    assert list(kept.iterdir()) == []  # uploads and results are deleted with the page
 
 
 def test_a_taken_port_is_reported(visit, joint_run, joint_address):

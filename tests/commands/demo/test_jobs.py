@@ -32,7 +32,7 @@ from unet_diffusion.images.palette import PALETTE
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 PIXELS_12_BIT = PixelRange((0.0,), (4095.0,), "uint16")
 
 
@@ -62,7 +62,7 @@ def test_a_run_has_the_abilities_that_it_was_trained_for(joint, enlarging, tmp_p
     generates = load_abilities(tmp_path / "generates", "cpu")
     assert generates.generation is not None and generates.reader is None
     SegmentationPipeline(network(num_classes=2), DDPMScheduler()).save_pretrained(tmp_path / "segments")
-    segments = load_abilities(tmp_path / "segments", "cpu")  # its noise head has not seen what the trunk became
+    segments = load_abilities(tmp_path / "segments", "cpu")  # its noise head was not trained with the changed trunk
     assert segments.segmentation is not None and segments.generation is None
     assert enlarging.scale == 2
 
@@ -108,7 +108,7 @@ def test_a_visitor_leaves_the_pipeline_as_it_was(joint):
     assert np.array_equal(np.asarray(first[0]), np.asarray(again[0]))
 
 
-def test_visitors_at_once_get_what_each_gets_alone(joint):
+def test_simultaneous_visitors_get_what_each_gets_alone(joint):
     wishes = [("ddim", 0), ("heun", 1), ("dpm-solver++", 2), ("ddpm", 3)]
 
     def wished(wish: tuple[str, int]) -> np.ndarray:
@@ -181,11 +181,11 @@ def test_a_mask_is_that_of_the_pipeline_and_its_file_holds_the_classes(joint, tm
     assert np.array_equal(heated, np.asarray(heat(expected.uncertainty[0])))
 
 
-def test_opacity_is_that_of_the_pipeline_and_asks_no_network(joint, tmp_path, monkeypatch):
+def test_opacity_is_that_of_the_pipeline_and_does_not_run_the_network(joint, tmp_path, monkeypatch):
     path = save_image(tmp_path / "image.png")
     found = segment_image(joint.segmentation, path, tmp_path, Reports())
     expected = [joint.segmentation.overlay(path, Image.open(found.file), opacity) for opacity in (0, 0.3, 1)]
-    monkeypatch.setattr(joint.segmentation.unet, "forward", None)  # which cannot be called
+    monkeypatch.setattr(joint.segmentation.unet, "forward", None)  # so that a call would fail
     for opacity, image in zip((0, 0.3, 1), expected):
         assert np.array_equal(np.asarray(found.overlay(opacity)), np.asarray(fitted(image)))
     with pytest.raises(ValueError, match="opacity is 2, but must be from 0 to 1"):
@@ -258,7 +258,7 @@ def test_a_large_image_is_that_of_the_command(enlarging, tmp_path):
     assert abs(np.asarray(found.bicubic)[::factor, ::factor] - bicubic).max() <= 0.51
 
 
-def test_what_png_does_not_hold_is_an_array(tmp_path):
+def test_images_that_png_cannot_hold_become_arrays(tmp_path):
     pixel_range = PixelRange((0.0,), (1.0,), "float32")
     run = save_enlarging_run(tmp_path / "run", channels=1, pixel_range=pixel_range.to_dict())
     np.save(tmp_path / "small.npy", np.random.default_rng(0).random((5, 4), dtype=np.float32))

@@ -13,7 +13,7 @@ from unet_diffusion import cli
 from unet_diffusion.commands.demo.jobs import Abilities, load_abilities, segment_image
 from unet_diffusion.pipelines import ImageGenerationPipeline
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers, of NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 
 
 @pytest.fixture

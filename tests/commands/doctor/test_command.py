@@ -1,4 +1,4 @@
-"""The doctor finds each planted fault, says nothing of healthy sets, and tells errors from what is merely odd."""
+"""The doctor finds each planted fault, reports nothing on healthy sets, and separates errors from warnings."""
 
 import io
 import re
@@ -43,7 +43,7 @@ def save(folder, **columns) -> str:
 
 
 def healthy(seed=0, classes=2) -> tuple[list, list]:
-    """Ten different images with masks of two classes, in no way remarkable."""
+    """Ten different images with masks of two classes, without any fault."""
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (ROWS, 12, 14), dtype=np.uint8)
     return list(images), list(generator.integers(0, classes, (ROWS, 12, 14)).astype(np.uint8))
@@ -81,7 +81,7 @@ NOT_A_NUMBER = np.full((12, 14), np.nan, dtype=np.float32)
 
 
 def plant(fault: str, images: list, masks: list) -> None:
-    """Puts one fault into row 3, or into all rows where it is one of the whole set."""
+    """Puts one fault into row 3, or into all rows if it is a fault of the whole set."""
     if fault == "0/255 as indices":
         masks[:] = [BINARY[mask] for mask in masks]
     elif fault == "values outside":
@@ -176,7 +176,7 @@ def test_each_planted_fault_is_found(tmp_path, look, fault, options, severity, m
     "fault", ["0/255 as indices", "values outside", "mask size", "unreadable", "channels", "missing mask", "colours",
               "multi-label", "NaN", "floats", "image sizes", "many values"],
 )  # fmt: skip
-def test_what_is_an_error_stops_a_run(tmp_path, fault):
+def test_errors_of_the_doctor_stop_a_run(tmp_path, fault):
     images, masks = healthy()
     plant(fault, images, masks)
     options = next(options for name, options, *_ in FAULTS if name == fault)
@@ -238,7 +238,7 @@ def test_masks_without_images_palettes_and_orientation(tmp_path, look):
         (tmp_path / folder).mkdir()
     images, masks = healthy()
     exif = Image.Exif()
-    exif[0x0112] = 3  # upside down: the size does not tell
+    exif[0x0112] = 3  # upside down: the size does not show it
     for number, (image, mask) in enumerate(zip(images, masks)):
         Image.fromarray(image).save(tmp_path / "images" / f"{number}.png", exif=exif if number == 2 else None)
         indexed = Image.fromarray(mask, mode="P")
@@ -264,7 +264,7 @@ def test_instance_maps_are_examined_too(tmp_path, look):
     assert not look(source, mask_encoding="instances").errors
 
 
-def test_a_second_look_decodes_nothing(tmp_path, look, monkeypatch):
+def test_a_second_examination_decodes_nothing(tmp_path, look, monkeypatch):
     images, masks = healthy()
     source = save(tmp_path / "set", image=images, mask=masks)
     first = look(source)
@@ -272,7 +272,7 @@ def test_a_second_look_decodes_nothing(tmp_path, look, monkeypatch):
     assert str(look(source, crop_size=4)) == str(first)
 
 
-def test_the_command_takes_its_data_first_and_may_leave_out_all_but_errors(tmp_path):
+def test_the_command_takes_data_as_a_positional_argument_and_can_report_errors_only(tmp_path):
     images, masks = healthy()
     plant("constant", images, masks)
     source = save(tmp_path / "set", image=images, mask=masks)
@@ -300,7 +300,7 @@ def test_each_file_is_read_once_by_the_doctor_and_once_by_a_run(tmp_path, monkey
     """Palette and orientation come from the same bytes as the pixels: a URL is downloaded only once."""
     images, masks = healthy()
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn, while the masks are as the pixels are stored
+    exif[0x0112] = 6  # a quarter turn, while the masks follow the stored pixels
     for name, pixels, options in (("images", images, {"exif": exif}), ("masks", masks, {})):
         (tmp_path / name).mkdir()
         for index, values in enumerate(pixels):

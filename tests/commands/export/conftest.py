@@ -1,3 +1,3 @@
-"""The fixtures of all tests of exports: runs and what they are exported to, made once."""
+"""The fixtures of all tests of exports: runs and their exports, made once."""
 
 from tests.support.exports import exports, runs  # noqa: F401

@@ -1,4 +1,4 @@
-"""Runs that travel with their code: loaded without the package, through diffusers' own doors."""
+"""Runs that are exported with their code: loaded by diffusers' own functions, without the package."""
 
 import ast
 import importlib.util
@@ -33,7 +33,7 @@ from unet_diffusion.commands.options import Export
 
 MODULES = [
     import_module(info.name)
-    for package in (unet_diffusion, unet_diffusion.pipelines)  # the latter is in a folder of its own in a checkout
+    for package in (unet_diffusion, unet_diffusion.pipelines)  # in a checkout, the pipelines are in a separate folder
     for info in walk_packages(package.__path__, f"{package.__name__}.")
 ]
 KINDS = [
@@ -53,7 +53,7 @@ OPTIONAL = ("imagecodecs", "tifffile", "zarr")
 
 
 def test_without_the_package_the_outputs_are_those_of_the_run(runs, exports, tmp_path):
-    """Neither the package nor what only some images need can be imported, and nothing is warned of."""
+    """Neither the package nor the libraries that only some images need can be imported, and there is no warning."""
     block = f"import sys; sys.modules.update(dict.fromkeys({('unet_diffusion', *OPTIONAL)}))"
     assert_equal_to_the_runs(outputs_elsewhere(sys.executable, block, exports, tmp_path), runs)
 
@@ -81,7 +81,7 @@ def test_the_package_loads_an_exported_network_without_trust_or_warning(runs, ex
 
 @pytest.mark.parametrize("name", ["generation", "classifier"])
 def test_diffusers_downloads_from_the_hub_all_that_an_export_needs(name, exports, tmp_path, monkeypatch):
-    """A Hub made of a folder: only what is asked for arrives. Helper files beside a network would not."""
+    """A folder stands for the Hub, and only requested files arrive; helper files beside a network would not."""
     source, cache = exports / name, tmp_path / "cache" / "snapshots" / ("0" * 40)
     files = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
 
@@ -130,7 +130,7 @@ def test_a_file_holds_the_class_as_it_is_written_and_imports_nothing_from_the_pa
 
 
 def test_every_name_in_the_files_is_defined_once_and_used(tmp_path):
-    """By pyflakes' rules: no undefined name, no name defined again, no import that nothing needs."""
+    """By the rules of pyflakes: no undefined name, no name defined twice, no unused import."""
     for kind in KINDS:
         (tmp_path / f"{kind.__name__}.py").write_text(bundle(kind))
     check = [sys.executable, "-m", "ruff", "check", "--isolated", "--target-version", "py311", "--select", "F,E9"]
@@ -138,7 +138,7 @@ def test_every_name_in_the_files_is_defined_once_and_used(tmp_path):
     assert result.returncode == 0, result.stdout
 
 
-def test_a_pipeline_holds_no_network_and_asks_nobody_whether_it_is_one():
+def test_an_exported_pipeline_defines_no_network_and_checks_for_no_network_class():
     """A copy of a class would be another class; and `ModelMixin`, which stands for it, is too wide for `isinstance`."""
     for kind in PIPELINES:
         nodes = list(ast.walk(ast.parse(bundle(kind))))
@@ -236,7 +236,7 @@ def test_a_stock_pipeline_around_our_network_is_exported_under_its_own_name(tmp_
     assert not list((tmp_path / "folder").glob("*.py"))
 
 
-def test_what_cannot_be_exported_is_refused_and_leaves_nothing(runs, tmp_path):
+def test_runs_that_cannot_be_exported_are_refused_and_leave_nothing(runs, tmp_path):
     (tmp_path / "there").mkdir()
     DDPMPipeline(
         UNet2DModel(

@@ -24,7 +24,7 @@ from unet_diffusion.commands.options import Export
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 
 PIXEL_RANGE = {"low": [0.0], "high": [4095.0], "dtype": "uint16"}
-LIGHT = {"channels": (4, 8), "attention": (False, False)}  # what the compilers need least time for
+LIGHT = {"channels": (4, 8), "attention": (False, False)}  # the network that compiles fastest
 
 
 def stock(**config) -> UNet2DAdapter:
@@ -96,7 +96,7 @@ def test_the_graph_of_onnx_gives_the_logits_of_the_run_at_other_sizes_and_says_w
     assert (fields["num_classes"], fields["smallest_side"], fields["sides_are_multiples_of"]) == ("3", "1", "1")
     assert int(fields["opset"]) >= 18
     content = (tmp_path / "graphs" / "segmentation.onnx").read_bytes()
-    assert str(Path(__file__).parents[3]).encode() not in content  # no folder of this machine
+    assert str(Path(__file__).parents[3]).encode() not in content  # no folder of this machine is named
 
 
 def test_a_program_of_torch_gives_the_noise_of_the_run_for_timesteps_and_classes(classes, tmp_path):
@@ -227,7 +227,7 @@ def test_an_export_that_disagrees_leaves_nothing_behind(masks, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_no_graph_can_be_made_of_is_refused_before_anything_is_written(masks, classes, tmp_path, monkeypatch):
+def test_runs_without_a_graph_are_refused_before_anything_is_written(masks, classes, tmp_path, monkeypatch):
     unet = network(**LIGHT)
     classifier = PixelClassifier.beside(unet, 2, (20, 40), hidden=(8,))
     labelled = save(network(**LIGHT, num_classes=3, num_class_embeds=4), tmp_path / "labelled")
@@ -265,7 +265,7 @@ def weights_of(pipe) -> dict[str, torch.Tensor]:
 
 
 def words_of(pipe) -> list[dict]:
-    """The configs of a pipeline and of its components, but for the folder that they were read from."""
+    """The configs of a pipeline and of its components, without the folder that they were read from."""
     configs = [pipe.to_json_string(), *(part.to_json_string() for part in pipe.components.values() if part is not None)]
     return [{k: v for k, v in json.loads(config).items() if k != "_name_or_path"} for config in configs]
 
@@ -285,7 +285,7 @@ def saved_runs(folder: Path) -> list[tuple[type, Path]]:
     ]
 
 
-def test_a_single_file_brings_back_every_weight_and_every_word_of_a_run(tmp_path, capsys):
+def test_a_single_file_restores_every_weight_and_config_of_a_run(tmp_path, capsys):
     for kind, folder in saved_runs(tmp_path):
         path = tmp_path / f"{folder.name}.safetensors"
         run("export", ["--format", "safetensors-single", str(folder), str(path)])

@@ -1,4 +1,4 @@
-"""Sets of images with masks: where they come from, what an item holds, what is refused and what is cached."""
+"""Sets of images with masks: their sources, items, errors and cache."""
 
 import io
 import pickle

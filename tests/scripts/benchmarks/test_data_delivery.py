@@ -1,4 +1,4 @@
-"""The measurement of data delivery, on images so few that it takes no time."""
+"""The measurement of data delivery, on few images, so that it takes no time."""
 
 import io
 
@@ -47,7 +47,7 @@ def test_both_loaders_deliver_the_stored_images(parquet, images, tmp_path):
 def test_a_process_reports_the_time_to_its_first_batch_and_keeps_its_cache(parquet, tmp_path):
     report = data_delivery.report("ours", parquet, tmp_path)
     assert 0 < report["imports"] < report["processor"]
-    assert report["seconds"] > report["imports"] / 4  # several threads may import no faster than so
+    assert report["seconds"] > report["imports"] / 4  # several threads may take less wall-clock time than CPU time
     (kept,) = tmp_path.glob("unet_diffusion/*/images/pixels.bin")
     assert kept.stat().st_size == IMAGES * 8 * 8
 

@@ -1,4 +1,4 @@
-"""The benchmark of exported graphs, on a network so small that it takes seconds."""
+"""The benchmark of exported graphs, on a small network, so that it takes seconds."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""The measurement of generation at equal quality, with a network and images so small that it takes no time."""
+"""The measurement of generation at equal quality, with a small network and small images, so that it takes no time."""
 
 import json
 import math
@@ -36,7 +36,7 @@ class Means(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1 / 255))  # says the device
+        self.scale = nn.Parameter(torch.tensor(1 / 255))  # its device is that of the network
 
     def forward(self, levels):
         return levels[:, 0, :4].float().mean(dim=2) * self.scale
@@ -77,7 +77,7 @@ def test_errors_are_combined_as_the_root_of_their_squares():
     assert math.hypot(3, 4) == 5
     assert generation.is_equal(measurement(14.9, 4), theirs)
     assert not generation.is_equal(measurement(15.1, 4), theirs)
-    assert generation.is_equal(measurement(2, 0.1), theirs)  # better is equal enough
+    assert generation.is_equal(measurement(2, 0.1), theirs)  # a better quality counts as equal
 
 
 def test_the_target_is_that_of_the_fewest_steps_at_equal_quality():

@@ -1,4 +1,4 @@
-"""Networks that learn for equally many steps: the same images and noise for all, and figures that survive a stop."""
+"""Networks that learn for the same number of steps: equal images and noise, and figures that survive a stop."""
 
 import json
 
@@ -45,7 +45,7 @@ def options(data, output, **changes):
 
 
 @pytest.mark.slow
-def test_each_network_goes_on_with_its_best_learning_rate(data, tmp_path):
+def test_each_network_continues_with_its_best_learning_rate(data, tmp_path):
     chosen = options(data, tmp_path / "run")
     text = equal_steps.compare(chosen)
     results = json.loads((chosen.output / "equal_steps.json").read_text())

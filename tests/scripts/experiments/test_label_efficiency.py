@@ -1,4 +1,4 @@
-"""Few labels: every method, going on after a stop, which images are used, and the arithmetic of the differences."""
+"""Few labels: every method, resuming after a stop, the images that are used, and the arithmetic of the differences."""
 
 import json
 from dataclasses import replace
@@ -82,7 +82,7 @@ def test_every_method_gives_a_row_and_a_second_call_trains_nothing(options, monk
     assert (options.output / "label_efficiency.md").read_text() == text
 
 
-def test_what_is_added_is_trained_and_nothing_else(options, monkeypatch):
+def test_only_added_runs_are_trained(options, monkeypatch):
     trained, train = [], script.train_and_test
 
     def recorded(options, run):
@@ -120,7 +120,7 @@ def test_a_run_reads_what_its_method_uses(options):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_its_seconds_add_up(options, monkeypatch):
+def test_a_killed_run_resumes_and_its_seconds_add_up(options, monkeypatch):
     options = replace(options, steps=3, validate_every=1)
     (run,) = options.runs()
     whole = script.train_and_test(replace(options, output=options.output / "whole", results=None), run)
@@ -234,7 +234,7 @@ def test_images_of_every_size_get_scores_of_their_size(imagenet, size):
     assert imagenet.eval()(torch.zeros(1, 3, *size)).logits.shape == (1, 4, *size)
 
 
-def test_what_was_learnt_is_loaded_and_not_imagenet(imagenet, tmp_path):
+def test_learnt_weights_are_loaded_and_not_those_of_imagenet(imagenet, tmp_path):
     weights = imagenet.encoder._conv_stem.weight
     before = weights.detach().clone()
     with torch.no_grad():
@@ -337,7 +337,7 @@ def test_wrong_options_are_refused(options, values, message):
         replace(options, **values)
 
 
-def test_a_network_or_a_results_file_that_is_none_is_refused(options, tmp_path):
+def test_invalid_networks_and_results_files_are_refused(options, tmp_path):
     with pytest.raises(ValueError, match="network is .*nowhere.json, but must be a JSON file"):
         replace(options, network=tmp_path / "nowhere.json")
     with pytest.raises(ValueError, match="results is .*network.json, but it does not hold a list of runs"):

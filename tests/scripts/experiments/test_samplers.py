@@ -1,4 +1,4 @@
-"""The comparison of samplers: what each case costs, and going on after a stop."""
+"""The comparison of samplers: the evaluations of each case, and resuming after a stop."""
 
 import json
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_evaluations_are_those_of_the_network(run, name, wanted):
     assert abs(case.evaluations - wanted) <= 1
 
 
-def test_what_is_measured_is_not_measured_again(run, tmp_path, monkeypatch):
+def test_finished_cases_are_not_measured_again(run, tmp_path, monkeypatch):
     options = samplers.CompareSamplers((run,), tmp_path, samplers=("ddim", "heun"), evaluations=(3, 6), count=64)
     text = samplers.compare_samplers(options)
     title, _, _, _, *cases, _, flag = text.splitlines()

@@ -1,4 +1,4 @@
-"""The comparison of ways to enlarge images: its figures, its regression, and that it resumes."""
+"""The comparison of ways to enlarge images: its figures, its regression, and resuming after a stop."""
 
 import json
 import math
@@ -77,7 +77,7 @@ def test_figures_are_those_of_each_image():
 
 
 def test_the_kernel_distance_is_that_of_the_sets(options):
-    """Images that are enlarged without an error have none; noise is far away."""
+    """Images that are enlarged without an error have distance 0; noise is far away."""
     options.test_images = 70
     clean = BYTES.to_model(torch.randint(0, 256, (70, 1, 16, 16), dtype=torch.uint8))
     features = FeatureNetwork("blocks", Blocks())
@@ -98,7 +98,7 @@ def test_means_have_intervals():
     assert super_resolution.mean_and_interval([2.0]) == "2"
 
 
-def test_what_cannot_be_compared_is_refused_before_training(options):
+def test_options_that_do_not_fit_are_refused_before_training(options):
     options.scale = 3
     with pytest.raises(ValueError, match="16x16 pixels, but both sides must be multiples of scale, 3"):
         super_resolution.compare(options)
@@ -108,7 +108,7 @@ def test_what_cannot_be_compared_is_refused_before_training(options):
 
 
 def test_the_small_images_are_those_that_training_makes(options):
-    """The regression sees in training what it is given in the test."""
+    """The regression gets the same input in training and in the test."""
     clean = BYTES.to_model(torch.randint(0, 256, (1, 1, 16, 16), dtype=torch.uint8))
     data = super_resolution.load_images(super_resolution.data_config(options))
     unet = UNet.from_preset("tiny", in_channels=1, out_channels=1)

@@ -1,4 +1,4 @@
-"""Time to quality: the recipes, what is timed, going on after a stop, and the arithmetic of the ratio."""
+"""Time to quality: the recipes, the timing, resuming after a stop, and the arithmetic of the ratio."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_the_moving_average_and_the_learning_rate_are_those_of_the_example(image
 
 
 @pytest.mark.slow
-def test_a_stopped_peer_goes_on_as_if_it_had_not_been(images, tmp_path):
+def test_a_stopped_peer_resumes_exactly(images, tmp_path):
     whole = peer(images, tmp_path / "whole")
     whole.run()
     stopped = peer(images, tmp_path / "stopped")
