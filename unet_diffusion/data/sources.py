@@ -99,9 +99,8 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
         return saved
     if path.is_dir():
         if any(file.suffix in FILE_READERS for folder in (path, path / "data") for file in folder.glob("*")):
-            return _load(
-                source, split, streaming, cache_dir, str(path.absolute())
-            )  # absolute, or it could be taken for the reader of that name
+            absolute = str(path.absolute())  # since `datasets` has readers with names such as "csv"
+            return _load(source, split, streaming, cache_dir, absolute)
         return _open_folder(path, split)
     files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
     if files:
@@ -254,14 +253,14 @@ def _encode_labels(dataset: Dataset | IterableDataset, column: str, feature: Any
     dtype = feature.dtype if isinstance(feature, Value) else type(feature).__name__
     is_integer = dtype.startswith(("int", "uint"))
     if isinstance(dataset, IterableDataset):
-        if not is_integer:
-            raise ValueError(
-                f"label_column {column!r} holds {dtype}, but must hold ClassLabel or integers while streaming."
-            )
+        kinds, valid = "ClassLabel or integers while streaming", is_integer
+    else:
+        kinds, valid = "ClassLabel, integers or strings", is_integer or dtype in ("string", "large_string", "bool")
+    if not valid:
+        raise ValueError(f"label_column {column!r} holds {dtype}, but must hold {kinds}.")
+    if isinstance(dataset, IterableDataset):
         return dataset
     if not is_integer:
-        if dtype not in ("string", "large_string", "bool"):
-            raise ValueError(f"label_column {column!r} holds {dtype}, but must hold ClassLabel, integers or strings.")
         return dataset.class_encode_column(column)
     present = [label for label in dataset.unique(column) if label is not None]
     if not present or min(present) < 0:

@@ -91,14 +91,13 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
         require_each(self, ["crop_size", "max_labels"], is_count, "must be at least 1")
         possible = f"must be from 2 to {IGNORE_INDEX}, background included"
         require_each(self, ["num_classes"], lambda count: is_count(count, 2) and count <= IGNORE_INDEX, possible)
-        if self.class_names is not None:
-            if self.num_classes not in (None, len(self.class_names)):
-                raise ValueError(
-                    f"class_names has {len(self.class_names)} entries, but num_classes is {self.num_classes}; give one "
-                    "name per class."
-                )
-            enough = len(self.class_names) >= 2
-            require(enough, "class_names", self.class_names, "must name at least 2 classes, the background first")
+        if self.class_names is not None and self.num_classes not in (None, len(self.class_names)):
+            raise ValueError(
+                f"class_names has {len(self.class_names)} entries, but num_classes is {self.num_classes}; give one "
+                "name per class."
+            )
+        several = "must name at least 2 classes, the background first"
+        require_each(self, ["class_names"], lambda names: len(names) >= 2, several)
         if (self.validation_masks is not None) != (self.masks is not None and self.validation_data is not None):
             raise ValueError(
                 f"validation_masks is {self.validation_masks!r}, but must be given if, and only if, masks and "

@@ -164,11 +164,7 @@ def _encoding_for(
 
 
 def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> tuple[Dataset, list[Path], str]:
-    """Opens the rows to train on, or those of a named validation set.
-
-    Returns:
-        The undecoded rows and the masks without an image, both from `open_masked_source`, and a name for messages.
-    """
+    """Opens the rows to train on, or those of a named validation set, by `open_masked_source`; adds a name for them."""
     source, split, masks = config.data, config.split, config.masks
     if part == "validation":
         source, split = config.validation_data or config.data, config.validation_split or "train"
@@ -195,12 +191,8 @@ def _open(options: MaskedOptions, source: str, split: str, masks: str | None) ->
 
 def _cached(config: MaskedOptions, dataset: Dataset, orphans: list[Path], name: str) -> tuple[MaskedCache, str]:
     if orphans:
-        logger.warning(
-            "%d masks of %s have no image: %s",
-            len(orphans),
-            name,
-            ", ".join(path.name for path in orphans[:MOST_EXAMPLES]),
-        )
+        examples = ", ".join(path.name for path in orphans[:MOST_EXAMPLES])
+        logger.warning("%d masks of %s have no image: %s", len(orphans), name, examples)
     cache = cache_masked(
         dataset,
         config.preparation,

@@ -27,13 +27,13 @@ def open_masked_source(
     Args:
         source: as `open_source` takes it; a folder of images if `masks` or `mask_suffix` is given.
         split: name of the split; for folders, the name of a subfolder of each.
-        image_column: by default the column `image`, or else the only one of type Image.
+        image_column: as in `open_source`.
         mask_column: by default the column `mask`, or else the only other one of type Image.
         instances_column: column of instance maps; none by default.
         masks: folder of masks, which have the names of their images except for the ending (`a/1.jpg` and `a/1.png`).
         mask_suffix: end of the names of masks before the ending (`1.jpg` and `1_mask.png`); without `masks`, masks lie
             beside their images.
-        cache_dir: where `datasets` keeps what it converts and downloads.
+        cache_dir: as in `open_source`.
 
     Returns:
         The data set, in which the mask of an image without one is empty, and the masks without an image.
