@@ -117,7 +117,7 @@ def opened(kind: Callable[[Path], T], folder: Path) -> T:
         return kind(folder)
     except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"the cache {folder} is damaged: {type(error).__name__}: {error}; delete that folder, and it is made again."
+            f"the cache {folder} is damaged: {type(error).__name__}: {error}; delete that folder to decode again."
         ) from error
 
 

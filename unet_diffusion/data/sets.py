@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -119,7 +119,7 @@ def hold_out(length: int, config: ImageOptions) -> tuple[np.ndarray, np.ndarray]
     if held_out >= length:
         raise ValueError(
             f"{config.data} has {length} usable images, of which validation_fraction={config.validation_fraction} "
-            f"holds out {held_out}, so that none is left to train on; lower it, or set it to 0."
+            f"holds out {held_out}, so none is left to train on; lower it, or set it to 0."
         )
     order = keyed_permutation(length, VALIDATION_SEED, "validation").numpy()
     return np.sort(order[:-held_out]), np.sort(order[-held_out:])
@@ -127,7 +127,7 @@ def hold_out(length: int, config: ImageOptions) -> tuple[np.ndarray, np.ndarray]
 
 def rows_without(cache: ImageCache, others: ImageCache, rows: np.ndarray) -> np.ndarray:
     """Returns the rows of a cache whose images differ, in some pixel, from all images in `rows` of another cache."""
-    held_out: dict[Any, list[np.ndarray]] = {}
+    held_out: dict[tuple[tuple[int, ...], bytes], list[np.ndarray]] = {}
     for image in map(others.image, rows):
         held_out.setdefault(_probe(image), []).append(image)
     return np.array(
@@ -149,11 +149,11 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
     cache, name = _cached(config, "validation")
     size = _item_size(config, cache)
     images = f"validation images of {name}"
-    check_same_kind(images, cache, "those to train on have", train.channels, train.pixel_range.dtype)
+    check_same_kind(images, cache, "the training images have", train.channels, train.pixel_range.dtype)
     unknown = sorted(set(cache.class_names or ()) - set(train.class_names or cache.class_names or ()))
     if unknown:
         raise ValueError(f"{images} have classes that are not trained on: {', '.join(unknown)}.")
-    check_same_size(images, size, "those to train on", (train.height, train.width))
+    check_same_size(images, size, "the training images", (train.height, train.width))
     return ImageDataset(
         cache,
         np.arange(len(cache)),

@@ -44,7 +44,7 @@ class StreamingImages(IterableDataset):
         name: of the source, for messages.
         fingerprint: of the source and the preparation.
         seed: of the run.
-        flip: mirror half of the images left to right.
+        flip: mirror each image left to right with probability 1/2.
         shuffle_buffer: number of rows from which the next one is drawn.
         max_broken: share of broken images above which the stream stops.
         process_index: this process, counted from 0.
@@ -163,5 +163,5 @@ def rows_of(dataset: datasets.IterableDataset, name: str) -> Iterator[dict[str, 
             yield {column: values[0] for column, values in columns.items()}
     except ImportError:
         raise
-    except Exception as error:  # each library that reads files has its own
+    except Exception as error:  # each library raises its own errors on damaged files
         raise damaged(name, error) from error

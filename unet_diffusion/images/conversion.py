@@ -1,4 +1,4 @@
-"""Images as users pass them to tensors of stored values, and values in [-1, 1] to the output of a pipeline."""
+"""Images as users pass them become tensors of stored values; values in [-1, 1] become the output of a pipeline."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,8 +19,8 @@ def stored_images(image: Any) -> Iterator[Tensor]:
     """Yields the images in `image` one by one, as tensors (C, H, W) of the values that files store.
 
     Args:
-        image: a tensor (C, H, W) or (B, C, H, W), whatever `decode_image` takes, or a list of those. The files of a
-            list are decoded one at a time.
+        image: a tensor (C, H, W) or (B, C, H, W), anything that `decode_image` takes, or a list of those, of which
+            one at a time is decoded.
 
     Raises:
         ValueError: a tensor of another shape, or with NaN or infinity; or an error of `decode_image`.

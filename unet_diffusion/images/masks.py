@@ -102,9 +102,14 @@ def describe(keys: Collection[int]) -> str:
             runs[-1][1] = key
         else:
             runs.append([key, key])
-    shown = [str(key_colour(low)) if low >= COLOURED else f"{low}" if low == high else f"{low}..{high}"
-             for low, high in runs[:MOST_RUNS]]  # fmt: skip
+    shown = [_run_text(low, high) for low, high in runs[:MOST_RUNS]]
     return ", ".join(shown) + (f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else "")
+
+
+def _run_text(low: int, high: int) -> str:
+    if low >= COLOURED:
+        return str(key_colour(low))
+    return f"{low}" if low == high else f"{low}..{high}"
 
 
 def key_colour(key: int) -> Colour:

@@ -84,8 +84,8 @@ def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: 
     labelled = sum(total[label] for label in range(encoding.num_classes))
     occurring = [label for label in range(encoding.num_classes) if total[label]]
     if len(occurring) < 2:
-        only = f"no class but {occurring[0]}" if occurring else "no class at all"
-        found.append(Finding("error", f"the masks of {name} hold {only}, so that there is nothing to learn."))
+        only = f"only class {occurring[0]}" if occurring else "no class"
+        found.append(Finding("error", f"the masks of {name} hold {only}, so there is nothing to learn."))
     elif labelled:
         found += _balance(total, labelled, name, encoding, config)
     per_mask = [{label for label in counts if label != IGNORE_INDEX} for counts in pixels]

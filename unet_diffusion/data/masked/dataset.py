@@ -119,7 +119,7 @@ class MaskedDataset(Dataset):
         return item
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
-        """Item (epoch, index), which depends on these and the seed alone; an index alone: the whole image."""
+        """Returns item (epoch, index), which depends on these and the seed alone; without epoch, the whole image."""
         if isinstance(key, tuple):
             epoch, index = key
             return self.fetch(index, keyed_generator(self.seed, "crop", epoch, index))

@@ -12,7 +12,7 @@ from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe, 
 from unet_diffusion.images.palette import colour
 
 ENCODINGS = ("auto", "indices", "binary", "palette", "instances")
-MANY_CLASSES = 64  # probably instance numbers or JPEG artefacts, unless the user says otherwise
+MANY_CLASSES = 64  # more are probably instance numbers or JPEG artefacts, unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,14 @@ def find_encoding(
 
     Args:
         keys: all keys that occur.
-        encoding: "indices": keys are class indices, and 255 is ignored. "binary": of two keys the lower is class 0 and
-            the higher class 1. "palette": each colour or grey value is a class, in ascending order of (red, green,
-            blue), black first. "instances": the masks were read as 0 and 1. "auto": "palette" if there are colours or
-            `colours` is given, "binary" for exactly 0 and 255, otherwise "indices".
+        encoding: as `MaskedOptions.mask_encoding`; "palette" orders the colours by (red, green, blue), and masks of
+            "instances" were read as 0 and 1.
         num_classes: number of classes, background included; by default as many as occur, at least 2.
         colours: class of each colour, or `IGNORE_INDEX`, instead of those that are found.
         palette: colours of class indices that palette files state.
 
     Raises:
-        ValueError: an unknown encoding; keys that do not fit it, or that would be very many classes under "auto"; more
+        ValueError: an unknown encoding; keys that do not fit it, or that would be too many classes under "auto"; more
             classes than `num_classes` or than 255.
     """
     check_encoding(encoding, colours)

@@ -94,7 +94,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
     if config.names_validation:
         cache, name = _cached(config, *open_part(config, "validation"))
         images = f"validation images of {name}"
-        check_same_kind(images, cache.images, "those to train on have", train.channels, pixel_range.dtype)
+        check_same_kind(images, cache.images, "the training images have", train.channels, pixel_range.dtype)
         table, held_out = _table(encoding, cache, name), np.arange(len(cache))
     validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     return MaskedSets(train, validation, encoding.num_classes, config.class_names, encoding.palette, pixel_range)
@@ -228,8 +228,8 @@ def _check_classes(train: MaskedDataset) -> None:
     occurring = np.flatnonzero(train.class_counts().numpy())
     if len(occurring) > 1:
         return
-    only = f"no class but {occurring[0]}" if len(occurring) else "no class at all"
+    only = f"only class {occurring[0]}" if len(occurring) else "no class"
     ignored = ""
     if IGNORE_INDEX in train.cache.keys and train.table[train.cache.keys.index(IGNORE_INDEX)] == IGNORE_INDEX:
         ignored = " 255 was taken for pixels to ignore: if it means class 1, give mask_encoding='binary'."
-    raise ValueError(f"the training masks of {train.name} hold {only}, so that there is nothing to learn.{ignored}")
+    raise ValueError(f"the training masks of {train.name} hold {only}, so there is nothing to learn.{ignored}")
