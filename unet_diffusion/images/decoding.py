@@ -7,6 +7,7 @@ import importlib
 import io
 import math
 import os
+import threading
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -21,6 +22,7 @@ LARGEST = {"uint8": 255, "uint16": 65535}
 MAX_PIXELS = "UNET_DIFFUSION_MAX_PIXELS"  # environment variable that sets PIL.Image.MAX_IMAGE_PIXELS
 
 NPY_MAGIC = b"\x93NUMPY"
+NPY_LOCK = threading.Lock()  # NumPy parses headers by `ast`, which fails in threads before CPython 3.11.8 (gh-106905)
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; the last two are BigTIFF
 SAMPLES_PER_PIXEL = 277  # tag of TIFF
 EXIF_ORIENTATION = 0x0112
@@ -44,7 +46,7 @@ def decode_image(source: ImageLike) -> np.ndarray:
     Grey images have 1 channel, grey with alpha 2, colour 3, colour with alpha 4. Palettes become colour (with alpha
     where they have transparency). CMYK, YCbCr, HSV and Lab are converted to RGB. Black-and-white becomes 0 and 255.
     16 bits stay 16 bits: integers of other widths that fit become uint16. Floats become float32. The EXIF orientation
-    is applied. Of an animation the first frame is taken. Pages and planes of a TIFF are channels, unless it says that
+    is applied. Animations give their first frame. Pages and planes of a TIFF are channels, unless it says that
     they are depth or time. Arrays, `.npy` files included, are (H, W) or (H, W, C). Nothing is unpickled.
 
     Args:
@@ -78,7 +80,7 @@ def decode(source: ImageLike, *, keep_indices: bool = False) -> Decoded:
 
 
 def pixel_limit() -> int | None:
-    """Returns how many pixels an image may have, since a file of few bytes can hold enough to fill the memory.
+    """Returns the number of pixels that an image may have, since a small file can hold enough to fill the memory.
 
     The limit is `PIL.Image.MAX_IMAGE_PIXELS`, about 89 million; None means no limit. The environment variable
     `UNET_DIFFUSION_MAX_PIXELS` sets it.
@@ -90,7 +92,7 @@ def pixel_limit() -> int | None:
     if stated is not None:
         if not stated.isdecimal() or int(stated) < 1:
             raise ValueError(f"{MAX_PIXELS} is {stated!r}, but must be the number of pixels that an image may have.")
-        Image.MAX_IMAGE_PIXELS = int(stated)  # Pillow itself goes by it when it opens a file
+        Image.MAX_IMAGE_PIXELS = int(stated)  # Pillow checks it too when it opens a file
     return Image.MAX_IMAGE_PIXELS
 
 
@@ -122,7 +124,8 @@ def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> Decoded:
     limit = pixel_limit()
     try:
         if data.startswith(NPY_MAGIC):
-            return _decode_npy(data)
+            with NPY_LOCK:
+                return _decode_npy(data)
         if data.startswith(TIFF_MAGICS):
             return _decode_tiff(data, keep_indices)
         with Image.open(io.BytesIO(data)) as image:
@@ -135,7 +138,7 @@ def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> Decoded:
         raise ValueError(f"{name} cannot be decoded: it is not an image; it begins with {data[:8]!r}.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} cannot be decoded: {_too_large('more pixels', limit)}") from error
-    except Exception as error:  # decoders raise nearly every class on damaged bytes: struct.error, zlib.error
+    except Exception as error:  # damaged bytes raise errors of all kinds, such as struct.error
         raise ValueError(f"{name} cannot be decoded: {error}") from error
 
 
