@@ -1,4 +1,4 @@
-"""The images of a run: from what a user names to training and validation sets and their range of values.
+"""The images of a run: from its options to training and validation sets and their range of values.
 
 The pieces are `open_source` (where images come from), `ImageCache` (decoded once), and `ImageDataset` or
 `StreamingImages` (items).

@@ -73,7 +73,7 @@ def has_png(channels: int, pixel_range: PixelRange) -> bool:
 
 
 def as_output(images: Tensor, output_type: str, pixel_range: PixelRange) -> list[Image.Image] | np.ndarray | Tensor:
-    """Converts images, float32 (B, C, H, W) around [-1, 1], to the form that a caller asks for.
+    """Converts images, float32 (B, C, H, W) around [-1, 1], to an output type of the pipelines.
 
     Args:
         images: the images; values outside [-1, 1] are clipped, except for "latent".

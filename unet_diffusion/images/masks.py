@@ -75,7 +75,7 @@ def instance_numbers(mask: DecodedMask) -> np.ndarray:
 
 
 def fit_orientation(labels: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
-    """Turns a mask (H, W) upright as its image, but only where the sizes say that it has to be turned.
+    """Turns a mask (H, W) upright as its image, but only where the sizes show that it has to be turned.
 
     Images are turned upright by their EXIF orientation, and so are masks that state one. A mask without one may have
     been drawn on the upright image, as viewers show it, or on the pixels as they are stored. If it has the size of

@@ -1,4 +1,4 @@
-"""Examination of a data set before training, whose findings are sentences."""
+"""The command doctor: examines a data set before training, and reports findings in sentences."""
 
 from dataclasses import fields
 

@@ -99,7 +99,7 @@ def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: 
 
 
 def _pixels(fact: RowFacts, encoding: MaskEncoding) -> Counter[int]:
-    """Counts the pixels of each class of one mask, without keys that stand for no class."""
+    """Counts the pixels of each class of one mask, leaving out keys without a class."""
     pixels: Counter[int] = Counter()
     for key, count in fact.keys:
         if key in encoding.classes:

@@ -31,7 +31,7 @@ class MaskEncoding:
         """Returns the class of each key, uint8 (256,), for `table[positions in keys]`.
 
         Raises:
-            ValueError: a key stands for no class; the message names all such keys.
+            ValueError: some keys have no class; the message names all of them.
         """
         unknown = [key for key in keys if key not in self.classes]
         if unknown:

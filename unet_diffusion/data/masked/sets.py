@@ -1,4 +1,4 @@
-"""The images and masks of a segmentation run: from what a user names to training and validation sets.
+"""The images and masks of a segmentation run: from its options to training and validation sets.
 
 The pieces are `open_masked_source` (where they come from), `MaskedCache` (decoded once), `find_encoding` (what the
 masks' values mean) and `MaskedDataset` (items).
@@ -61,7 +61,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many rows are broken; sizes differ and there is
-            no crop size; mask values stand for no class, or fewer than two classes occur; or validation images have
+            no crop size; mask values have no class, or fewer than two classes occur; or validation images have
             other channels, dtype or mask values.
         ImportError: a file needs a package that is not installed.
     """
@@ -122,7 +122,7 @@ def load_labelled(
 
     Raises:
         ValueError: the source, the split or a column does not exist; too many rows are broken; the images have other
-            channels or another dtype; or the masks hold values that stand for no class, label nothing, or cannot be
+            channels or another dtype; or the masks hold values without a class, label no pixel, or cannot be
             matched with the classes of the network.
         ImportError: a file needs a package that is not installed.
     """
