@@ -23,7 +23,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which is renamed to `path` when the block ends without an exception.
 
     The suffix stays, since libraries choose the format by it. A file and a folder both work: an existing file is
-    replaced, and the caller ensures that there is no existing folder. After an exception the temporary is removed.
+    replaced, but an existing folder is not. After an exception the temporary is removed.
 
     Raises:
         OSError: it could not be written, for example because the disk is full; `path` is as it was.
@@ -56,7 +56,8 @@ def merged_into(folder: Path) -> Iterator[Path]:
         aside = Path(name)
         yield aside
         flush_to_disk(aside)
-        files = sorted((path.relative_to(aside) for path in aside.rglob("*") if path.is_file()), key=_index_last)
+        found = (path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
+        files = sorted(found, key=lambda file: (file == Path(INDEX), file))  # the index is written last
         if Path(INDEX) in files:
             (folder / INDEX).unlink(missing_ok=True)
         for file in files:
@@ -67,10 +68,6 @@ def merged_into(folder: Path) -> Iterator[Path]:
                     flush_to_disk(changed, recursive=False)
             os.replace(aside / file, target)
         flush_to_disk(folder, recursive=False)
-
-
-def _index_last(file: Path) -> tuple[bool, Path]:
-    return file == Path(INDEX), file
 
 
 @contextmanager
@@ -93,7 +90,7 @@ def remove(path: Path) -> None:
 
 
 def remove_at_once(folder: Path) -> None:
-    """Deletes a folder such that a reader sees it whole or not at all."""
+    """Deletes a folder, which a reader sees whole or not at all."""
     aside = folder.with_name(f"{PREFIX}{os.getpid()}-removed-{folder.name}")
     remove(aside)
     os.replace(folder, aside)
@@ -101,7 +98,7 @@ def remove_at_once(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what a killed process was writing under `folder`; call it only while no other process writes there."""
+    """Deletes files that a killed process left half written under `folder`; no other process may be writing there."""
     for leftover in list(folder.rglob(f"{PREFIX}*")):
         remove(leftover)
 

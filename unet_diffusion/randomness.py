@@ -17,12 +17,7 @@ def keyed_seed(seed: int, *key: int | str) -> int:
 
 
 def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
-    """Returns a CPU generator that depends on `seed` and `key` alone.
-
-    Args:
-        seed: the run's seed.
-        key: purpose of the numbers, such as `("noise", step, index)`.
-    """
+    """Returns a CPU generator that depends on `seed` and `key`, such as ("noise", step, index), alone."""
     return torch.Generator().manual_seed(keyed_seed(seed, *key))
 
 

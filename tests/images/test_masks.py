@@ -194,7 +194,7 @@ def test_the_number_of_classes_is_found_or_stated():
     assert find_encoding([0, 1], num_classes=7).num_classes == 7
     with pytest.raises(ValueError, match="4 classes, but num_classes is 3"):
         find_encoding([0, 1, 2, 3], "palette", num_classes=3)
-    with pytest.raises(ValueError, match="300 classes, but must have from 2 to 255"):
+    with pytest.raises(ValueError, match="number of classes is 300, but must be from 2 to 255"):
         find_encoding([0, 299], "indices")
 
 

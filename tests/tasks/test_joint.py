@@ -381,8 +381,8 @@ def test_unlabelled_images_of_another_kind_are_refused(options, tmp_path):
         (tmp_path / name).mkdir()
         Image.new(mode, size).save(tmp_path / name / "0.png")
     messages = {
-        "colour": "have 3 channels of uint8, those with masks 1 of uint8",
-        "wide": "have 20x16 pixels, those with masks 16x16; give crop_size",
+        "colour": "have 3 channels of uint8, but those with masks have 1 of uint8",
+        "wide": "have 20x16 pixels, but those with masks have 16x16; give crop_size",
     }
     for name, message in messages.items():
         options.joint = replace(options.joint, unlabelled=str(tmp_path / name))

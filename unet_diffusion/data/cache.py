@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,9 +53,7 @@ class ImageCache:
         self.broken: list[str] = info["broken"]  # a message for each image that was left out
         self.labels = np.load(folder / "labels.npy")  # int64 (N,)
         self.sizes = np.load(folder / "sizes.npy")  # int64 (N, 2): height and width
-        self.ends = np.cumsum(self.sizes.prod(axis=1) * self.channels)  # int64 (N,): end of each image, in values
-        values = np.memmap(folder / "pixels.bin", dtype=self.dtype, mode="r", shape=(int(self.ends[-1]),))
-        self.values = values.view(np.ndarray)  # since slicing a memmap runs Python code
+        self.pixels = PixelFile(folder / "pixels.bin", self.dtype, self.sizes, self.channels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,9 +63,33 @@ class ImageCache:
 
     def image(self, index: int) -> np.ndarray:
         """Returns an image (C, H, W), a read-only view of the file."""
+        return self.pixels[index]
+
+
+class PixelFile:
+    """Arrays of different sizes, one after another in a memory-mapped file.
+
+    Args:
+        path: of the file.
+        dtype: of the values.
+        sizes: int64 (N, 2), height and width of each array.
+        channels: the arrays are (channels, H, W); None: (H, W).
+    """
+
+    def __init__(self, path: Path, dtype: str, sizes: np.ndarray, channels: int | None = None) -> None:
+        self.path, self.dtype, self.sizes, self.channels = path, dtype, sizes, channels
+        self.ends = np.cumsum(sizes.prod(axis=1) * (channels or 1))  # int64 (N,): end of each array, in values
+        values = np.memmap(path, dtype=dtype, mode="r", shape=(int(self.ends[-1]),))
+        self.values = values.view(np.ndarray)  # since slicing a memmap runs Python code
+
+    def __reduce__(self) -> Any:
+        return PixelFile, (self.path, self.dtype, self.sizes, self.channels)  # a worker process maps the file again
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Returns an array, a read-only view of the file."""
         height, width = self.sizes[index]
-        size = self.channels * height * width
-        return self.values[self.ends[index] - size : self.ends[index]].reshape(self.channels, height, width)
+        shape = (height, width) if self.channels is None else (self.channels, height, width)
+        return self.values[self.ends[index] - math.prod(shape) : self.ends[index]].reshape(shape)
 
 
 def cache_images(
@@ -75,14 +98,8 @@ def cache_images(
     """Decodes and prepares all images of a source, or opens what an earlier call wrote.
 
     If several processes call it at once, one decodes and the others wait. The folder's name is a hash of the source's
-    fingerprint and the preparation, so that no change of either is missed.
-
-    Args:
-        dataset: from `open_source`.
-        preparation: conversion of every image before it is stored.
-        name: of the source, for messages.
-        max_broken: share of the images that may be unusable; a warning names each.
-        cache_dir: parent of the folder; by default `unet_diffusion` in the cache of `datasets`.
+    fingerprint and the preparation, so that no change of either is missed. Its parent is `unet_diffusion` in
+    `cache_dir`, or else in the cache of `datasets`.
 
     Raises:
         ValueError: more images are broken, none is usable, or sizes differ and images are neither resized nor cut.
@@ -100,18 +117,15 @@ def opened(kind: Callable[[Path], T], folder: Path) -> T:
         return kind(folder)
     except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"the cache {folder} is damaged: {type(error).__name__}: {error}; delete that folder, and it is made again."
+            f"the cache {folder} is damaged: {type(error).__name__}: {error}; delete that folder to decode again."
         ) from error
 
 
 def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Callable[[Path], None]) -> Path:
     """Returns a folder of the cache, filled by `write` unless an earlier call has done so.
 
-    Args:
-        name: of the folder; its parent's name is a hash of the key.
-        key: JSON values on which the contents depend; the limit of pixels is added here.
-        cache_dir: as in `cache_images`.
-        write: fills an empty folder, which is renamed into place when it returns.
+    Its parent's name is a hash of `key`, the JSON values on which the contents depend, and of the limit of pixels.
+    `write` fills an empty folder, which is then renamed into place.
     """
     home = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "unet_diffusion"
     home /= hashlib.sha256(json.dumps([key, pixel_limit()], sort_keys=True).encode()).hexdigest()[:32]
@@ -131,25 +145,26 @@ def report_broken(cache: ImageCache, name: str, max_broken: float) -> None:
     """Warns of the images that were left out; raises a ValueError if their share is above `max_broken`."""
     total = len(cache) + len(cache.broken)
     if len(cache.broken) > max_broken * total:
-        raise ValueError(
-            f"{len(cache.broken)} of the {total} images of {name} cannot be used, more than max_broken={max_broken} "
-            f"allows; repair or remove them, or raise max_broken. {' '.join(cache.broken[:MOST_BROKEN])}"
-        )
+        problem = too_many_broken(len(cache.broken), total, name, max_broken)
+        raise ValueError(f"{problem} {' '.join(cache.broken[:MOST_BROKEN])}")
     for sentence in cache.broken[:MOST_BROKEN]:
         logger.warning("left out of %s: %s", name, sentence)
     if len(cache.broken) > MOST_BROKEN:
         logger.warning("left out of %s: %d more images", name, len(cache.broken) - MOST_BROKEN)
 
 
-def check_same_kind(images: str, cache: ImageCache, others: str, channels: int, dtype: str) -> None:
-    """Raises a ValueError unless the images of a cache have the channels and the dtype that they need.
+def too_many_broken(broken: int, total: int, name: str, max_broken: float) -> str:
+    """Returns the error for a source with a greater share of broken images than `max_broken`."""
+    return (
+        f"{broken} of the {total} images of {name} cannot be used, more than max_broken={max_broken} allows; repair or "
+        "remove them, or raise max_broken."
+    )
 
-    Args:
-        images: begins the message, such as "images of cells (test)".
-        cache: holds the images.
-        others: what they must match, with its verb, such as "the network takes".
-        channels: number of channels that they need.
-        dtype: data type that they need.
+
+def check_same_kind(images: str, cache: ImageCache, others: str, channels: int, dtype: str) -> None:
+    """Raises a ValueError unless the images of a cache have these channels and this dtype.
+
+    The message is "IMAGES have 1 channels of uint8, but OTHERS 3 of uint8 ...", with a verb in `others`.
     """
     if (cache.channels, cache.dtype) != (channels, dtype):
         raise ValueError(
@@ -158,12 +173,17 @@ def check_same_kind(images: str, cache: ImageCache, others: str, channels: int, 
         )
 
 
-class ImageWriter:
-    """Writes the files of an `ImageCache`, one image after the other; a context manager.
+def check_like_first(image: np.ndarray, channels: int, dtype: str) -> None:
+    """Raises a ValueError unless an image (H, W, C) has the channels and the dtype of the first of its source."""
+    if (image.shape[2], image.dtype.name) != (channels, dtype):
+        raise ValueError(
+            f"the image has {image.shape[2]} channels of {image.dtype}, but the first has {channels} of {dtype}; "
+            "channels=1 or 3 converts colours."
+        )
 
-    Args:
-        folder: an empty folder.
-    """
+
+class ImageWriter:
+    """Writes the files of an `ImageCache` into an empty folder, one image after the other; a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -180,16 +200,9 @@ class ImageWriter:
         self.file.close()
 
     def check(self, image: np.ndarray) -> None:
-        """Raises a ValueError unless an image (H, W, C) has the channels and the dtype of those before."""
-        if self.first is None:
-            return
-        if image.shape[2] != self.first.shape[2]:
-            raise ValueError(
-                f"it has {image.shape[2]} channels, but the images before have {self.first.shape[2]}; "
-                "channels=1 or 3 converts them."
-            )
-        if image.dtype != self.first.dtype:
-            raise ValueError(f"its pixels are {image.dtype}, but those of the images before are {self.first.dtype}.")
+        """Raises a ValueError unless an image (H, W, C) has the channels and the dtype of the first."""
+        if self.first is not None:
+            check_like_first(image, self.first.shape[2], self.first.dtype.name)
 
     def append(self, image: np.ndarray, label: int | None = None) -> None:
         """Adds an image that has passed `check`."""
@@ -205,10 +218,8 @@ class ImageWriter:
     def finish(self, name: str, class_names: tuple[str, ...] | None = None) -> None:
         """Writes the remaining files after the last image; raises a ValueError if there is no image."""
         if self.first is None:
-            total = len(self.broken)
-            raise ValueError(
-                f"{name} has no usable image among {total}. {' '.join(self.broken[:MOST_BROKEN])}".rstrip()
-            )
+            problems = " ".join(self.broken[:MOST_BROKEN])
+            raise ValueError(f"{name} has no usable image among {len(self.broken)}. {problems}".rstrip())
         np.save(self.folder / "sizes.npy", np.array(self.sizes, dtype=np.int64))
         np.save(self.folder / "labels.npy", np.array(self.labels, dtype=np.int64))
         info = {

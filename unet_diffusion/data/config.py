@@ -85,13 +85,13 @@ class DataConfig(ImageOptions):
     label_column: str | None = None
     """Column of the classes; by default `label`, or else the only one of type ClassLabel."""
     crop_size: int | None = None
-    """Side in pixels of the squares to train on, cut at another place in every epoch from images of any size. Smaller
-    images are mirrored beyond their border. Validation images are cut in the middle, and so are all
-    images that are resized without crop_size."""
+    """Side in pixels of the squares to train on, cut at a new random place in every epoch from images of any size.
+    Smaller images are mirrored beyond their border. Validation images are cut in the middle, and so are all images
+    that are resized without crop_size."""
     flip: bool = False
-    """Mirror half of the images left to right, others in every epoch."""
+    """Mirror each image left to right with probability 1/2, drawn again in every epoch."""
     max_images: int | None = None
-    """Use only this many images, the first ones."""
+    """Number of images to use, the first ones; by default all."""
     streaming: bool = False
     """Read the images while training, instead of decoding them once into the cache."""
     shuffle_buffer: int = 10_000

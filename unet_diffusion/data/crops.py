@@ -21,7 +21,7 @@ def crop_and_flip(
 def crop_window(
     shape: tuple[int, ...], size: tuple[int | None, int | None], generator: torch.Generator | None, margin: int = 0
 ) -> tuple[tuple[slice, slice], tuple[tuple[int, int], tuple[int, int]]]:
-    """Draws where a crop lies.
+    """Draws the place of a crop.
 
     Args:
         shape: height and width of the image.

@@ -26,7 +26,7 @@ class ImageDataset(Dataset):
         class_names: names of the classes, or None.
         labels: int64 (N,), class indices or -1; by default those of the cache.
         random: `dataset[epoch, index]` cuts images of other sizes at random places, and mirrors them if `flip` is true.
-        flip: mirror half of the images left to right.
+        flip: mirror each image left to right with probability 1/2.
         seed: of the run.
     """
 
@@ -71,7 +71,7 @@ class ImageDataset(Dataset):
         return {"image": torch.from_numpy(image), "label": int(self.labels[index])}
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """Item (epoch, index), which depends on these and the seed alone; an index alone: without randomness."""
+        """Returns item (epoch, index), which depends on these and the seed alone; without epoch, nothing is random."""
         if isinstance(key, tuple):
             epoch, index = key
             return self.fetch(index, keyed_generator(self.seed, "augment", epoch, index) if self.random else None)

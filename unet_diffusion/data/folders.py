@@ -1,11 +1,11 @@
-"""Names of sources: what they can be, which files a folder holds, and how a column of a data set names files."""
+"""Names of sources: their kinds, the files in a folder, and paths in a column of a data set."""
 
 import glob
 import os
 import re
 from pathlib import Path
-from typing import Any
 
+from unet_diffusion.data.config import SourceOptions
 from unet_diffusion.files import readable
 
 DIGITS = "mnist-5000"
@@ -78,7 +78,7 @@ def check_only_split(source: str, split: str) -> None:
     """Raises a ValueError for any split but "train", the only split of a source that names none."""
     if split != "train":
         raise ValueError(
-            f"split is {split!r}, but {source} names no splits, so that its only one is 'train'; "
+            f"split is {split!r}, but {source} names no splits, so its only split is 'train'; "
             "give the files or folder of that split as data."
         )
 
@@ -103,16 +103,10 @@ def check_folder(name: str, folder: Path, why: str = "") -> None:
         raise ValueError(f"{name} is {folder}, which is not a folder{why}.")
 
 
-def check_sources(options: Any) -> None:
-    """Checks that the files and folders that options name exist; imports nothing slow, so that it answers at once.
+def check_sources(options: SourceOptions) -> None:
+    """Raises a ValueError unless the files and folders that options name exist, and have names of UTF-8 text.
 
-    A name that may be a data set on the Hub is left for `open_source` to find.
-
-    Args:
-        options: options with `data`, and perhaps `masks`, `mask_suffix`, `validation_data` and `validation_masks`.
-
-    Raises:
-        ValueError: a file or folder does not exist, or its name is not UTF-8 text.
+    This imports nothing slow. A name that may be a data set on the Hub is left for `open_source` to find.
     """
     masks, suffix = getattr(options, "masks", None), getattr(options, "mask_suffix", None)
     for source in (options.data, getattr(options, "validation_data", None)):

@@ -1,4 +1,4 @@
-"""The images of a run: from what a user names to training and validation sets and their range of values.
+"""The images of a run: from its options to training and validation sets and their range of values.
 
 The pieces are `open_source` (where images come from), `ImageCache` (decoded once), and `ImageDataset` or
 `StreamingImages` (items).
@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -19,7 +19,7 @@ from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.data.streaming import StreamingImages, first_usable
-from unet_diffusion.images.decoding import DTypeName
+from unet_diffusion.images.decoding import LARGEST, DTypeName
 from unet_diffusion.images.labels import NO_LABEL
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_permutation
@@ -119,7 +119,7 @@ def hold_out(length: int, config: ImageOptions) -> tuple[np.ndarray, np.ndarray]
     if held_out >= length:
         raise ValueError(
             f"{config.data} has {length} usable images, of which validation_fraction={config.validation_fraction} "
-            f"holds out {held_out}, so that none is left to train on; lower it, or set it to 0."
+            f"holds out {held_out}, so none is left to train on; lower it, or set it to 0."
         )
     order = keyed_permutation(length, VALIDATION_SEED, "validation").numpy()
     return np.sort(order[:-held_out]), np.sort(order[-held_out:])
@@ -127,7 +127,7 @@ def hold_out(length: int, config: ImageOptions) -> tuple[np.ndarray, np.ndarray]
 
 def rows_without(cache: ImageCache, others: ImageCache, rows: np.ndarray) -> np.ndarray:
     """Returns the rows of a cache whose images differ, in some pixel, from all images in `rows` of another cache."""
-    held_out: dict[Any, list[np.ndarray]] = {}
+    held_out: dict[tuple[tuple[int, ...], bytes], list[np.ndarray]] = {}
     for image in map(others.image, rows):
         held_out.setdefault(_probe(image), []).append(image)
     return np.array(
@@ -149,15 +149,11 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
     cache, name = _cached(config, "validation")
     size = _item_size(config, cache)
     images = f"validation images of {name}"
-    check_same_kind(images, cache, "those to train on have", train.channels, train.pixel_range.dtype)
+    check_same_kind(images, cache, "the training images have", train.channels, train.pixel_range.dtype)
     unknown = sorted(set(cache.class_names or ()) - set(train.class_names or cache.class_names or ()))
     if unknown:
         raise ValueError(f"{images} have classes that are not trained on: {', '.join(unknown)}.")
-    if size != (train.height, train.width):
-        raise ValueError(
-            f"{images} have {size[1]}x{size[0]} pixels, but those to train on have "
-            f"{train.width}x{train.height}; give crop_size to cut both, or image_size to resize them."
-        )
+    check_same_size(images, size, "the training images", (train.height, train.width))
     return ImageDataset(
         cache,
         np.arange(len(cache)),
@@ -167,6 +163,15 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
         class_names=train.class_names,
         labels=labels_among(train.class_names, cache),
     )
+
+
+def check_same_size(images: str, size: tuple[int, int], others: str, needed: tuple[int, int]) -> None:
+    """Raises a ValueError unless two (height, width) are equal."""
+    if size != needed:
+        raise ValueError(
+            f"{images} have {size[1]}x{size[0]} pixels, but {others} have {needed[1]}x{needed[0]}; give crop_size to "
+            "cut both, or image_size to resize them."
+        )
 
 
 def labels_among(names: tuple[str, ...] | None, cache: ImageCache) -> np.ndarray:
@@ -185,25 +190,30 @@ def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> Pix
     if config.percentiles is None and (config.value_range is not None or cache.dtype == "uint8"):
         return _unmeasured_range(config, cache.dtype)
     values = _measured_values(cache, rows)
-    least, most = float(values.min()), float(values.max())
     if config.percentiles is not None:
         low, high = np.percentile(values, config.percentiles, axis=1)
         return PixelRange(tuple(map(float, low)), tuple(map(float, high)), cache.dtype)
+    problem = unclear_range(config.data, cache.dtype, float(values.min()), float(values.max()))
     if cache.dtype == "float32":
-        raise ValueError(
-            f"the images of {config.data} are floats from {least:g} to {most:g}, which have no natural range; "
-            "give value_range, or percentiles such as 0.1 and 99.9."
+        raise ValueError(problem)
+    if problem is not None:
+        logger.warning(problem)
+    return _unmeasured_range(config, cache.dtype)
+
+
+def unclear_range(name: str, dtype: str, least: float, most: float) -> str | None:
+    """Returns why images with values from `least` to `most` need a stated range, or None if they do not."""
+    if dtype == "float32":
+        return (
+            f"the images of {name} are floats from {least:g} to {most:g}, which have no natural range; give "
+            "value_range, or percentiles such as 0.1 and 99.9."
         )
-    pixel_range = _unmeasured_range(config, cache.dtype)
-    if most - least < NARROW * (pixel_range.high[0] - pixel_range.low[0]):
-        logger.warning(
-            "the 16-bit images of %s use only %d to %d of 0 to 65535, so that the network sees them nearly uniform; "
-            "for 12-bit data give value_range 0 4095, or give percentiles",
-            config.data,
-            least,
-            most,
+    if dtype == "uint16" and most - least < NARROW * LARGEST[dtype]:
+        return (
+            f"the 16-bit images of {name} use only {least:g} to {most:g} of 0 to 65535, so that the network sees them "
+            "nearly uniform; for 12-bit data give value_range 0 4095, or give percentiles."
         )
-    return pixel_range
+    return None
 
 
 def _unmeasured_range(config: ImageOptions, dtype: DTypeName) -> PixelRange:

@@ -89,7 +89,7 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         try:
             saved = datasets.load_from_disk(str(path))
-        except Exception as error:  # each library that reads a part of damaged files has errors of its own
+        except Exception as error:  # each library raises its own errors on damaged files
             raise damaged(source, error) from error
         if isinstance(saved, DatasetDict):
             if split not in saved:
@@ -99,9 +99,8 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
         return saved
     if path.is_dir():
         if any(file.suffix in FILE_READERS for folder in (path, path / "data") for file in folder.glob("*")):
-            return _load(
-                source, split, streaming, cache_dir, str(path.absolute())
-            )  # absolute, or it could be taken for the reader of that name
+            absolute = str(path.absolute())  # since `datasets` has readers with names such as "csv"
+            return _load(source, split, streaming, cache_dir, absolute)
         return _open_folder(path, split)
     files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
     if files:
@@ -133,7 +132,7 @@ def _load(
         raise ValueError(f"data is {source!r}: {error}") from error
     except ImportError:
         raise
-    except Exception as error:  # each library that reads a part of damaged files has errors of its own
+    except Exception as error:  # each library raises its own errors on damaged files
         raise damaged(source, error) from error
 
 
@@ -217,13 +216,18 @@ def undecoded(dataset: T, column: str, option: str) -> T:
 def find_column(features: Features, default: str, kind: type, stated: str | None, source: str) -> str | None:
     """Returns the stated column, else the one with the default name, else the only one of its kind, else None."""
     if stated is not None:
-        if stated not in features:
-            raise ValueError(f"{default}_column is {stated!r}, but {source} has no such column. {listing(features)}")
-        return stated
+        return stated_column(features, f"{default}_column", stated, source)
     candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
     if default in candidates or (default == "image" and default in features):
         return default
     return candidates[0] if len(candidates) == 1 else None
+
+
+def stated_column(features: Features, option: str, name: str, source: str) -> str:
+    """Returns the name of a column; raises a ValueError if the source does not have it."""
+    if name not in features:
+        raise ValueError(f"{option} is {name!r}, but {source} has no such column. {listing(features)}")
+    return name
 
 
 def find_image_column(features: Features, stated: str | None, source: str) -> str:
@@ -254,14 +258,14 @@ def _encode_labels(dataset: Dataset | IterableDataset, column: str, feature: Any
     dtype = feature.dtype if isinstance(feature, Value) else type(feature).__name__
     is_integer = dtype.startswith(("int", "uint"))
     if isinstance(dataset, IterableDataset):
-        if not is_integer:
-            raise ValueError(
-                f"label_column {column!r} holds {dtype}, but must hold ClassLabel or integers while streaming."
-            )
+        kinds, valid = "ClassLabel or integers while streaming", is_integer
+    else:
+        kinds, valid = "ClassLabel, integers or strings", is_integer or dtype in ("string", "large_string", "bool")
+    if not valid:
+        raise ValueError(f"label_column {column!r} holds {dtype}, but must hold {kinds}.")
+    if isinstance(dataset, IterableDataset):
         return dataset
     if not is_integer:
-        if dtype not in ("string", "large_string", "bool"):
-            raise ValueError(f"label_column {column!r} holds {dtype}, but must hold ClassLabel, integers or strings.")
         return dataset.class_encode_column(column)
     present = [label for label in dataset.unique(column) if label is not None]
     if not present or min(present) < 0:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from unet_diffusion.data.cache import check_like_first, too_many_broken
 from unet_diffusion.data.crops import crop_and_flip
 from unet_diffusion.data.sources import class_names, damaged, image_reader
 from unet_diffusion.images.decoding import decode_image
@@ -43,7 +44,7 @@ class StreamingImages(IterableDataset):
         name: of the source, for messages.
         fingerprint: of the source and the preparation.
         seed: of the run.
-        flip: mirror half of the images left to right.
+        flip: mirror each image left to right with probability 1/2.
         shuffle_buffer: number of rows from which the next one is drawn.
         max_broken: share of broken images above which the stream stops.
         process_index: this process, counted from 0.
@@ -89,7 +90,7 @@ class StreamingImages(IterableDataset):
         self._rows = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Items `{"image": Tensor (C, H, W) of the stored dtype, "label": int, -1 where there is none}`."""
+        """Yields items `{"image": Tensor (C, H, W) of the stored dtype, "label": int, -1 where there is none}`."""
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise ValueError(
@@ -108,7 +109,8 @@ class StreamingImages(IterableDataset):
             except ValueError as error:
                 broken += 1
                 logger.warning("left out of %s: %s", self.name, error)
-                self._check_share(broken, decoded)
+                if broken > self.max_broken * max(decoded, FEWEST_ROWS_JUDGED):
+                    raise ValueError(too_many_broken(broken, decoded, self.name, self.max_broken)) from error
                 continue
             for each in waiting:
                 generator = keyed_generator(self.seed, "augment", each)
@@ -128,11 +130,7 @@ class StreamingImages(IterableDataset):
     def _usable(self, value: Any) -> np.ndarray:
         """Returns the prepared image (C, H, W); raises a ValueError if it cannot be used."""
         image = self.preparation(decode_image(self._read(value)))
-        if image.shape[2] != self.channels or image.dtype.name != self.pixel_range.dtype:
-            raise ValueError(
-                f"an image has {image.shape[2]} channels of {image.dtype}, "
-                f"but the first has {self.channels} of {self.pixel_range.dtype}."
-            )
+        check_like_first(image, self.channels, self.pixel_range.dtype)
         return np.moveaxis(image, 2, 0)
 
     def _label(self, row: dict[str, Any]) -> int:
@@ -144,13 +142,6 @@ class StreamingImages(IterableDataset):
                 "correct the labels, or the names of the classes."
             )
         return label
-
-    def _check_share(self, broken: int, rows: int) -> None:
-        if broken > self.max_broken * max(rows, FEWEST_ROWS_JUDGED):
-            raise ValueError(
-                f"{broken} of the last {rows} images of {self.name} cannot be used, more than "
-                f"max_broken={self.max_broken} allows; repair or remove them, or raise max_broken."
-            )
 
 
 def first_usable(dataset: datasets.IterableDataset, preparation: Preparation, name: str) -> np.ndarray:
@@ -172,5 +163,5 @@ def rows_of(dataset: datasets.IterableDataset, name: str) -> Iterator[dict[str, 
             yield {column: values[0] for column, values in columns.items()}
     except ImportError:
         raise
-    except Exception as error:  # each library that reads files has its own
+    except Exception as error:  # each library raises its own errors on damaged files
         raise damaged(name, error) from error

@@ -1,4 +1,4 @@
-"""From what a user calls an image to tensors of stored values, and from [-1, 1] to what a pipeline returns."""
+"""Images as users pass them become tensors of stored values; values in [-1, 1] become the output of a pipeline."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,8 +19,8 @@ def stored_images(image: Any) -> Iterator[Tensor]:
     """Yields the images in `image` one by one, as tensors (C, H, W) of the values that files store.
 
     Args:
-        image: a tensor (C, H, W) or (B, C, H, W), whatever `decode_image` takes, or a list of those. The files of a
-            list are decoded one at a time.
+        image: a tensor (C, H, W) or (B, C, H, W), anything that `decode_image` takes, or a list of those, of which
+            one at a time is decoded.
 
     Raises:
         ValueError: a tensor of another shape, or with NaN or infinity; or an error of `decode_image`.
@@ -45,25 +45,14 @@ def dtype_name(image: Tensor) -> str:
 
 
 def check_image(wanted: int, pixel_range: PixelRange, channels: int, dtype: str) -> None:
-    """Checks that an image has the channels and the data type that the network was trained on.
-
-    Args:
-        wanted: number of channels that the network was trained on.
-        pixel_range: range and data type that it was trained on.
-        channels: number of channels of the image.
-        dtype: data type of the image, as `dtype_name` gives it.
-
-    Raises:
-        ValueError: the image has others.
-    """
-    stored = pixel_range.dtype
+    """Raises a ValueError unless an image has the `wanted` channels and the data type that a network was trained on."""
     if channels != wanted:
         modes = {1: "L", 3: "RGB", 4: "RGBA"}
         fix = f'image.convert("{modes[wanted]}")' if wanted in modes else f"an image of {wanted} channels"
         raise ValueError(f"the image has {channels} channels, but the network takes {wanted}; pass {fix}.")
-    if dtype != stored:
+    if dtype != pixel_range.dtype:
         raise ValueError(
-            f"the image holds {dtype}, but the network was trained on {stored} in the range "
+            f"the image holds {dtype}, but the network was trained on {pixel_range.dtype} in the range "
             f"{list(pixel_range.low)} to {list(pixel_range.high)}; pass stored values of that data type."
         )
 
@@ -84,7 +73,7 @@ def has_png(channels: int, pixel_range: PixelRange) -> bool:
 
 
 def as_output(images: Tensor, output_type: str, pixel_range: PixelRange) -> list[Image.Image] | np.ndarray | Tensor:
-    """Converts images, float32 (B, C, H, W) around [-1, 1], to the form that a caller asks for.
+    """Converts images, float32 (B, C, H, W) around [-1, 1], to an output type of the pipelines.
 
     Args:
         images: the images; values outside [-1, 1] are clipped, except for "latent".

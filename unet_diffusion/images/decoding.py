@@ -3,11 +3,13 @@
 An image keeps its own channels and precision: 8-bit, 16-bit or float, with 1, 2, 3, 4 or N channels.
 """
 
+import importlib
 import io
 import math
 import os
+import threading
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,36 +22,22 @@ LARGEST = {"uint8": 255, "uint16": 65535}
 MAX_PIXELS = "UNET_DIFFUSION_MAX_PIXELS"  # environment variable that sets PIL.Image.MAX_IMAGE_PIXELS
 
 NPY_MAGIC = b"\x93NUMPY"
+NPY_LOCK = threading.Lock()  # NumPy parses headers by `ast`, which fails in threads before CPython 3.11.8 (gh-106905)
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; the last two are BigTIFF
 SAMPLES_PER_PIXEL = 277  # tag of TIFF
 EXIF_ORIENTATION = 0x0112
 CHANNEL_AXES = "CSQI"  # tifffile's letters for channels, samples, and pages of no stated meaning
-CONVERTED_MODES = {
-    "1": "L",
-    "La": "LA",
-    "RGBX": "RGB",
-    "RGBa": "RGBA",
-    "PA": "RGBA",
-    "CMYK": "RGB",
-    "YCbCr": "RGB",
-    "HSV": "RGB",
-    "LAB": "RGB",
-}
+TO_RGB = dict.fromkeys(("RGBX", "CMYK", "YCbCr", "HSV", "LAB"), "RGB")
+CONVERTED_MODES = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA", **TO_RGB}
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image, read once.
+    """One image, read once."""
 
-    Attributes:
-        pixels: array (H, W, C), uint8, uint16 or float32, turned upright.
-        palette: red, green and blue of each index in turn, where the pixels are the indices of a palette image.
-        orientation: EXIF orientation that the file states, 1 to 8; 1, upright, if it states none.
-    """
-
-    pixels: np.ndarray
-    palette: list[int] | None = None
-    orientation: int = 1
+    pixels: np.ndarray  # (H, W, C), uint8, uint16 or float32, turned upright
+    palette: list[int] | None = None  # red, green and blue of each index in turn, if the pixels are indices
+    orientation: int = 1  # EXIF orientation that the file states, 1 to 8; 1, upright, if it states none
 
 
 def decode_image(source: ImageLike) -> np.ndarray:
@@ -58,7 +46,7 @@ def decode_image(source: ImageLike) -> np.ndarray:
     Grey images have 1 channel, grey with alpha 2, colour 3, colour with alpha 4. Palettes become colour (with alpha
     where they have transparency). CMYK, YCbCr, HSV and Lab are converted to RGB. Black-and-white becomes 0 and 255.
     16 bits stay 16 bits: integers of other widths that fit become uint16. Floats become float32. The EXIF orientation
-    is applied. Of an animation the first frame is taken. Pages and planes of a TIFF are channels, unless it says that
+    is applied. Animations give their first frame. Pages and planes of a TIFF are channels, unless it says that
     they are depth or time. Arrays, `.npy` files included, are (H, W) or (H, W, C). Nothing is unpickled.
 
     Args:
@@ -77,11 +65,9 @@ def decode_image(source: ImageLike) -> np.ndarray:
 
 
 def decode(source: ImageLike, *, keep_indices: bool = False) -> Decoded:
-    """Decodes one image as `decode_image` does, and returns what else its file says; the file is read once.
+    """Decodes one image as `decode_image` does, with its palette and orientation; the file is read once.
 
-    Args:
-        source: as `decode_image` takes it.
-        keep_indices: keep the indices of a palette image, 1 channel, instead of looking up its colours.
+    With `keep_indices`, a palette image gives its indices, 1 channel, instead of its colours.
     """
     if isinstance(source, np.ndarray):
         decoded, name = Decoded(source), "the array"
@@ -94,7 +80,7 @@ def decode(source: ImageLike, *, keep_indices: bool = False) -> Decoded:
 
 
 def pixel_limit() -> int | None:
-    """Returns how many pixels an image may have, since a file of few bytes can hold enough to fill the memory.
+    """Returns the number of pixels that an image may have, since a small file can hold enough to fill the memory.
 
     The limit is `PIL.Image.MAX_IMAGE_PIXELS`, about 89 million; None means no limit. The environment variable
     `UNET_DIFFUSION_MAX_PIXELS` sets it.
@@ -106,8 +92,16 @@ def pixel_limit() -> int | None:
     if stated is not None:
         if not stated.isdecimal() or int(stated) < 1:
             raise ValueError(f"{MAX_PIXELS} is {stated!r}, but must be the number of pixels that an image may have.")
-        Image.MAX_IMAGE_PIXELS = int(stated)  # Pillow itself goes by it when it opens a file
+        Image.MAX_IMAGE_PIXELS = int(stated)  # Pillow checks it too when it opens a file
     return Image.MAX_IMAGE_PIXELS
+
+
+def scientific(package: str, files: str) -> Any:
+    """Imports a package of the extra `scientific`, which `files` need; the ImportError says so."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{files} need {package}: pip install unet-diffusion[scientific]") from error
 
 
 def _check_pixel_count(width: int, height: int, channels: int = 1) -> None:
@@ -130,7 +124,8 @@ def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> Decoded:
     limit = pixel_limit()
     try:
         if data.startswith(NPY_MAGIC):
-            return _decode_npy(data)
+            with NPY_LOCK:
+                return _decode_npy(data)
         if data.startswith(TIFF_MAGICS):
             return _decode_tiff(data, keep_indices)
         with Image.open(io.BytesIO(data)) as image:
@@ -143,7 +138,7 @@ def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> Decoded:
         raise ValueError(f"{name} cannot be decoded: it is not an image; it begins with {data[:8]!r}.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} cannot be decoded: {_too_large('more pixels', limit)}") from error
-    except Exception as error:  # decoders raise nearly every class on damaged bytes: struct.error, zlib.error
+    except Exception as error:  # damaged bytes raise errors of all kinds, such as struct.error
         raise ValueError(f"{name} cannot be decoded: {error}") from error
 
 
@@ -199,11 +194,8 @@ def _loses_depth(image: Image.Image) -> bool:
 
 def _decode_deep_png(image: Image.Image, data: bytes) -> Decoded:
     _check_pixel_count(*image.size)
-    try:
-        from imagecodecs import png_decode
-    except ImportError as error:
-        raise ImportError("16-bit colour PNG files need imagecodecs: pip install unet-diffusion[scientific]") from error
-    return Decoded(png_decode(data), orientation=_orientation(image))
+    pixels = scientific("imagecodecs", "16-bit colour PNG files").png_decode(data)
+    return Decoded(pixels, orientation=_orientation(image))
 
 
 def _decode_tiff(data: bytes, keep_indices: bool) -> Decoded:
@@ -217,14 +209,8 @@ def _decode_tiff(data: bytes, keep_indices: bool) -> Decoded:
                 return _from_pillow(image, keep_indices)
     except Image.UnidentifiedImageError:
         pass  # Pillow knows neither N channels nor float colour
-    try:
-        from tifffile import TiffFile
-    except ImportError as error:
-        raise ImportError(
-            "TIFF files of several pages, more than 4 channels, or 16-bit or float colour need tifffile: "
-            "pip install unet-diffusion[scientific]"
-        ) from error
-    with TiffFile(io.BytesIO(data)) as tiff:
+    special = "TIFF files of several pages, more than 4 channels, or 16-bit or float colour"
+    with scientific("tifffile", special).TiffFile(io.BytesIO(data)) as tiff:
         series = tiff.series[0]
         axes = dict(zip(series.axes, series.shape))
         width, height = axes.get("X", 1), axes.get("Y", 1)
@@ -255,8 +241,6 @@ def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} holds {pixels.dtype}; images hold integers of up to 16 bits or floats.")
     elif pixels.dtype != np.uint8:
         if pixels.min() < 0 or pixels.max() > LARGEST["uint16"]:
-            raise ValueError(
-                f"{name} has integers from {pixels.min()} to {pixels.max()}; stored are 0 to 65535, or floats."
-            )
+            raise ValueError(f"{name} holds {pixels.min()} to {pixels.max()}, but integers must be from 0 to 65535.")
         pixels = pixels.astype(np.uint16)
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])

@@ -59,5 +59,5 @@ def _download(url: str, protocol: str) -> bytes:
             return file.read()
     except ImportError:
         raise
-    except Exception as error:  # of whatever library fetches it
+    except Exception as error:  # each library that fetches files raises its own
         raise ValueError(f"{url} cannot be read: {error}") from error

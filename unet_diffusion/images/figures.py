@@ -13,13 +13,9 @@ from unet_diffusion.images.palette import viewable
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2, scale: int = 1) -> Image.Image:
-    """Lays out images of one size in rows.
+    """Lays out images of one size in rows of `columns`, shown as RGB; by default the grid is about square.
 
-    Args:
-        images: PIL images; they are shown as RGB.
-        columns: images per row; None makes the grid about square.
-        gap: white pixels between images.
-        scale: side in pixels of the square that each pixel becomes.
+    There are `gap` white pixels between images, and each pixel becomes a square of `scale` pixels a side.
     """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = -(-len(images) // columns)

@@ -1,4 +1,4 @@
-"""The values that stand for no class, in masks and in labels."""
+"""Values in masks and labels that do not stand for a class."""
 
 IGNORE_INDEX = 255  # mask pixels that no loss and no metric counts
 NO_LABEL = -1  # an image without a class label

@@ -8,32 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from unet_diffusion.images.decoding import CHANNEL_AXES
+from unet_diffusion.images.decoding import CHANNEL_AXES, scientific
 
 CHUNK = 1024  # pixels a side of the chunks of a Zarr mask
+TIFF = "TIFF files in windows"
+ZARR = "Zarr arrays and compressed TIFF files in windows"
 
 
 @dataclass(frozen=True)
 class LargeImage:
-    """An image from which any window can be read.
+    """An image from which any window can be read."""
 
-    Args:
-        shape: (H, W, C).
-        dtype: of its values.
-        read: returns given rows and columns as an array (rows, columns, C) in memory, in the machine's byte order.
-    """
-
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # (H, W, C)
     dtype: np.dtype
-    read: Callable[[slice, slice], np.ndarray]
+    read: Callable[[slice, slice], np.ndarray]  # (rows, columns, C) in memory, in the machine's byte order
 
 
 class MappedFile:
-    """An array in a file, mapped again for every window, so that pages once touched do not stay in memory.
-
-    Args:
-        map_file: opens the memory map, with whichever library knows the format.
-    """
+    """An array in a file, which `map_file` maps again for every window, so that read pages do not stay in memory."""
 
     def __init__(self, map_file: Callable[[], np.ndarray]) -> None:
         self.map_file = map_file
@@ -48,11 +40,7 @@ class MappedFile:
 
 
 class CompressedTiff:
-    """A TIFF that cannot be mapped. It is opened again for every window, since an open store keeps its file open.
-
-    Args:
-        path: of the file, whose first series is read at full resolution.
-    """
+    """The first series of a TIFF that cannot be mapped, opened again for every window so that no file stays open."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,8 +53,8 @@ class CompressedTiff:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        with _tifffile().TiffFile(self.path) as tiff:
-            yield _zarr().open_array(tiff.aszarr(level=0), mode="r")
+        with scientific("tifffile", TIFF).TiffFile(self.path) as tiff:
+            yield scientific("zarr", ZARR).open_array(tiff.aszarr(level=0), mode="r")
 
 
 def open_image(source: Any) -> LargeImage:
@@ -81,7 +69,7 @@ def open_image(source: Any) -> LargeImage:
         ImportError: for TIFF and Zarr without the extra `scientific`.
     """
     if not isinstance(source, (str, Path)):
-        return _as_image(source, "YX" if len(source.shape) == 2 else "YXC", "the array")
+        return _as_image(source, _axes(source), "the array")
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
@@ -100,11 +88,11 @@ def _open_file(path: Path) -> tuple[Any, str]:
     """Opens the array in a file without reading it; returns it with a letter for each of its axes."""
     if path.suffix == ".npy":
         mapped = MappedFile(lambda: np.lib.format.open_memmap(path, mode="r"))  # refuses Python objects
-        return mapped, "YX" if len(mapped.shape) == 2 else "YXC"
+        return mapped, _axes(mapped)
     if path.suffix == ".zarr":
-        array = _zarr().open_array(path, mode="r")
-        return array, "YX" if len(array.shape) == 2 else "YXC"
-    tifffile = _tifffile()
+        array = scientific("zarr", ZARR).open_array(path, mode="r")
+        return array, _axes(array)
+    tifffile = scientific("tifffile", TIFF)
     with tifffile.TiffFile(path) as tiff:
         axes = tiff.series[0].axes
     try:
@@ -112,6 +100,10 @@ def _open_file(path: Path) -> tuple[Any, str]:
     except ValueError:  # compressed
         array = CompressedTiff(path)
     return array, axes
+
+
+def _axes(array: Any) -> str:
+    return "YX" if len(array.shape) == 2 else "YXC"
 
 
 def create_mask(path: Path, height: int, width: int) -> Any:
@@ -126,9 +118,9 @@ def create_mask(path: Path, height: int, width: int) -> Any:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
         return MappedFile(lambda: np.load(path, mmap_mode="r+", allow_pickle=False))
     if path.suffix == ".zarr":
-        return _zarr().create_array(path, shape=shape, chunks=(CHUNK, CHUNK), dtype="uint8")
+        return scientific("zarr", ZARR).create_array(path, shape=shape, chunks=(CHUNK, CHUNK), dtype="uint8")
     if path.suffix.lower() in (".tif", ".tiff"):
-        tifffile = _tifffile()
+        tifffile = scientific("tifffile", TIFF)
         tifffile.memmap(path, shape=shape, dtype=np.uint8, photometric="minisblack")
         return MappedFile(lambda: tifffile.memmap(path, mode="r+"))
     raise ValueError(f"{path} cannot be written in windows; end its name with .npy, .tif or .zarr.")
@@ -152,21 +144,3 @@ def _as_image(array: Any, axes: str, name: str) -> LargeImage:
         return np.moveaxis(window, axes.index(others), -1) if others else window[..., None]
 
     return LargeImage((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read)
-
-
-def _tifffile() -> Any:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ImportError("TIFF files in windows need tifffile: pip install unet-diffusion[scientific]") from error
-    return tifffile
-
-
-def _zarr() -> Any:
-    try:
-        import zarr
-    except ImportError as error:
-        raise ImportError(
-            "Zarr arrays and compressed TIFF files in windows need zarr: pip install unet-diffusion[scientific]"
-        ) from error
-    return zarr

@@ -23,17 +23,11 @@ QUARTER_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and widt
 
 @dataclass(frozen=True)
 class DecodedMask:
-    """One mask as read.
+    """One mask as read."""
 
-    Attributes:
-        keys: int64 (H, W).
-        palette: colours of the indices that a palette file states; empty for other files.
-        orientation: EXIF orientation that the file states, 1 to 8; 1, upright, if it states none.
-    """
-
-    keys: np.ndarray
-    palette: Mapping[int, Colour] = field(default_factory=dict)
-    orientation: int = 1
+    keys: np.ndarray  # int64 (H, W)
+    palette: Mapping[int, Colour] = field(default_factory=dict)  # colours of the indices; empty without a palette
+    orientation: int = 1  # EXIF orientation that the file states, 1 to 8; 1, upright, if it states none
 
 
 def decode_mask(source: ImageLike, *, colours: bool = False) -> DecodedMask:
@@ -81,16 +75,16 @@ def instance_numbers(mask: DecodedMask) -> np.ndarray:
 
 
 def fit_orientation(labels: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
-    """Turns a mask (H, W) upright as its image, but only where the sizes say that it has to be turned.
+    """Turns a mask (H, W) upright as its image, but only where the sizes show that it has to be turned.
 
     Images are turned upright by their EXIF orientation, and so are masks that state one. A mask without one may have
     been drawn on the upright image, as viewers show it, or on the pixels as they are stored. If it has the size of
     the upright image, it is left alone. If it has that size with height and width exchanged, and the image states a
     quarter turn, it was drawn on the stored pixels and is turned in the same way. (Where the turn does not change the
-    size, the two cases cannot be told apart, and the doctor says so.)
+    size, the two cases cannot be distinguished, and the doctor says so.)
 
     Args:
-        labels: as decoded.
+        labels: the mask.
         size: height and width of the upright image.
         orientation: EXIF orientation that the image states.
     """
@@ -101,26 +95,31 @@ def fit_orientation(labels: np.ndarray, size: tuple[int, int], orientation: int)
 
 
 def describe(keys: Collection[int]) -> str:
-    """Names keys for people: runs of numbers, and colours."""
+    """Returns keys as text: runs of numbers, and colours."""
     runs: list[list[int]] = []
     for key in sorted(keys):
         if runs and key == runs[-1][1] + 1 and key < COLOURED:
             runs[-1][1] = key
         else:
             runs.append([key, key])
-    shown = [str(key_colour(low)) if low >= COLOURED else f"{low}" if low == high else f"{low}..{high}"
-             for low, high in runs[:MOST_RUNS]]  # fmt: skip
+    shown = [_run_text(low, high) for low, high in runs[:MOST_RUNS]]
     return ", ".join(shown) + (f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else "")
 
 
+def _run_text(low: int, high: int) -> str:
+    if low >= COLOURED:
+        return str(key_colour(low))
+    return f"{low}" if low == high else f"{low}..{high}"
+
+
 def key_colour(key: int) -> Colour:
-    """The colour of a key: grey for a grey value of 8 bits."""
+    """Returns the colour of a key: grey for a grey value of 8 bits."""
     packed = key - COLOURED if key >= COLOURED else key * 0x010101
     return packed >> 16 & 255, packed >> 8 & 255, packed & 255
 
 
 def colour_key(value: Colour) -> int:
-    """The key of a colour."""
+    """Returns the key of a colour."""
     red, green, blue = value
     return red if red == green == blue else COLOURED + (red << 16) + (green << 8) + blue
 

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unet_diffusion.checks import require_choice
+from unet_diffusion.checks import require, require_choice
 from unet_diffusion.images.decoding import LARGEST, DTypeName
 
 DTYPES: dict[str, torch.dtype] = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
@@ -38,14 +38,12 @@ class PixelRange:
                 f"low has {len(self.low)} and high has {len(self.high)} values; give one each, or one per channel."
             )
         for low, high in zip(self.low, self.high):
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ValueError(
-                    f"the range is {low} to {high}, but both must be finite and the lower below the upper."
-                )
+            ordered = math.isfinite(low) and math.isfinite(high) and low < high
+            require(ordered, "the range", (low, high), "both ends must be finite, and the first below the second")
 
     @classmethod
     def full(cls, dtype: DTypeName) -> "PixelRange":
-        """All values of an integer dtype: 0 to 255 or 0 to 65535."""
+        """Returns the range of all values of an integer dtype: 0 to 255 or 0 to 65535."""
         if dtype not in LARGEST:
             raise ValueError(f"{dtype} has no natural range; state one, such as PixelRange((0.0,), (1.0,), {dtype!r}).")
         return cls(low=(0.0,), high=(float(LARGEST[dtype]),), dtype=dtype)
@@ -67,12 +65,12 @@ class PixelRange:
         return values.to(DTYPES[self.dtype])
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Returns the fields as JSON types."""
+        return {"low": list(self.low), "high": list(self.high), "dtype": self.dtype}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "PixelRange":
-        """The range that `to_dict` described; its values are checked again."""
+        """Returns the range that `to_dict` described; its values are checked again."""
         if set(fields) != {"low", "high", "dtype"}:
             raise ValueError(f"a pixel range has the keys low, high and dtype; found {', '.join(sorted(fields))}.")
         low, high = (tuple(float(value) for value in fields[name]) for name in ("low", "high"))

@@ -60,7 +60,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     planes = np.ascontiguousarray(np.moveaxis(image, 2, 0)).astype(np.float32)  # (C, H, W)
-    resized = np.stack([_resize_plane(plane, height, width) for plane in planes], axis=2)
+    size, lanczos = (width, height), Image.Resampling.LANCZOS
+    resized = np.stack([np.asarray(Image.fromarray(plane).resize(size, lanczos)) for plane in planes], axis=2)
     resized = resized.clip(planes.min(axis=(1, 2)), planes.max(axis=(1, 2)))
     return _as_dtype(resized, image.dtype)
 
@@ -71,10 +72,6 @@ def resize_labels(mask: np.ndarray, height: int, width: int) -> np.ndarray:
         ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip((height, width), mask.shape)
     )
     return mask[rows[:, None], columns]
-
-
-def _resize_plane(plane: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def convert_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -249,7 +249,7 @@ def test_values_outside_the_classes_name_their_rows(tmp_path, load):
         load(source, num_classes=3)
     images, masks = examples(4, classes=2)
     source = save(tmp_path / "binary", images, [BINARY[mask].astype(np.uint8) for mask in masks])
-    with pytest.raises(ValueError, match="no class but 0.*mask_encoding='binary'"):
+    with pytest.raises(ValueError, match="only class 0.*mask_encoding='binary'"):
         load(source, mask_encoding="indices")
     validation = save(tmp_path / "indices", images, masks)
     with pytest.raises(ValueError, match="masks hold 1, but the classes are"):
@@ -393,7 +393,7 @@ def test_the_range_is_measured_on_training_images(tmp_path, load):
     with pytest.raises(ValueError, match="floats from .*value_range"):
         load(source)
     assert load(source, percentiles=(0.0, 100.0)).pixel_range.high == pytest.approx((3.0,))
-    with pytest.raises(ValueError, match="1 channels of uint8, but those to train on have 1 of float32"):
+    with pytest.raises(ValueError, match="1 channels of uint8, but the training images have 1 of float32"):
         load(source, value_range=(0.0, 3.0), validation_data=save(tmp_path / "other", images, masks))
 
 

@@ -1,21 +1,22 @@
-"""Examination of a data set before training, whose findings are sentences."""
+"""The command doctor: examines a data set before training, and reports findings in sentences."""
 
 from dataclasses import fields
 
 from unet_diffusion.commands.doctor.findings import Report
 from unet_diffusion.commands.options import Doctor
 from unet_diffusion.data.config import DataConfig, ImageOptions
+from unet_diffusion.data.masked.config import MaskedDataConfig
 
 
 def doctor(options: Doctor) -> Report:
     """Examines the data set that the options name.
 
     Raises:
-        ValueError: there is no such source, split or column.
+        ValueError: the source, a split or a column does not exist.
     """
     from unet_diffusion.commands.doctor.examination import examine  # here, since it takes seconds to import
 
-    config: ImageOptions = options
+    config: DataConfig | MaskedDataConfig = options
     if options.plain:
         shared = {field.name: getattr(options, field.name) for field in fields(ImageOptions)}
         config = DataConfig(**shared, crop_size=options.crop_size, max_images=options.max_labels)

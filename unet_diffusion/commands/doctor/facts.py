@@ -28,44 +28,26 @@ FORMAT = 1  # of the stored facts
 
 @dataclass
 class RowFacts:
-    """Facts about one row of the source, before resizing.
+    """Facts about one row of the source, before resizing."""
 
-    Attributes:
-        name: name of the row for messages: its number and its file.
-        image_problem: why the image cannot be used; the fields of the image are then empty.
-        mask_problem: why the mask or the instance map cannot be used.
-        no_mask: the row has no mask, although it should.
-        size: width and height of the upright image.
-        channels: number of channels of the image.
-        dtype: data type of the image.
-        low: smallest value of the image.
-        high: largest value of the image.
-        levels: number of different values in the image.
-        digest: hash of the image's pixels and shape.
-        mask_size: width and height of the mask; zeros if there is none.
-        keys: pairs of each key of the mask and its number of pixels.
-        palette: pairs of each index of the mask and its colour.
-        mask_digest: hash of the mask's keys.
-        may_be_turned: the image states an orientation and the mask states none, and their sizes leave open whether the
-            mask was drawn on the upright image.
-    """
-
-    name: str
-    image_problem: str | None = None
-    mask_problem: str | None = None
-    no_mask: bool = False
-    size: tuple[int, int] = (0, 0)
+    name: str  # for messages: the number of the row and its file
+    image_problem: str | None = None  # why the image cannot be used; its other fields are then empty
+    mask_problem: str | None = None  # why the mask or the instance map cannot be used
+    no_mask: bool = False  # the row should have a mask
+    size: tuple[int, int] = (0, 0)  # width and height of the upright image
     channels: int = 0
     dtype: str = ""
-    low: float = 0.0
-    high: float = 0.0
-    levels: int = 0
-    digest: str = ""
-    mask_size: tuple[int, int] = (0, 0)
-    keys: list[tuple[int, int]] = field(default_factory=list)
-    palette: list[tuple[int, Colour]] = field(default_factory=list)
-    mask_digest: str = ""
-    may_be_turned: bool = False
+    low: float = 0.0  # smallest value of the image
+    high: float = 0.0  # largest value of the image
+    levels: int = 0  # different values in the image
+    digest: str = ""  # hash of the image's pixels and shape
+    mask_size: tuple[int, int] = (0, 0)  # width and height; zeros without a mask
+    keys: list[tuple[int, int]] = field(default_factory=list)  # each key of the mask and its number of pixels
+    palette: list[tuple[int, Colour]] = field(default_factory=list)  # each index of the mask and its colour
+    mask_digest: str = ""  # hash of the mask's keys
+    may_be_turned: bool = (
+        False  # only the image states an orientation, and the sizes do not show which one the mask has
+    )
 
     def __post_init__(self) -> None:
         """Restores the tuples that JSON turned into lists."""
@@ -77,10 +59,7 @@ class RowFacts:
 def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str | Path | None) -> list[RowFacts]:
     """Gathers the facts about all rows, or reads those that an earlier call gathered.
 
-    Args:
-        dataset: has undecoded columns `image` and, with an encoding, `mask` and perhaps `instances`.
-        encoding: how masks are read: "palette", "instances" or another encoding; None: there are no masks.
-        cache_dir: as in `cache_images`.
+    Without an encoding, there are no masks.
     """
     reading = encoding if encoding in ("palette", "instances", None) else "values"
 
@@ -101,7 +80,8 @@ def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[
     readers = {column: image_reader(dataset, column) for column in dataset.features if column != "label"}
 
     def examine(row: dict[str, Any]) -> RowFacts:
-        facts = RowFacts(name=_file_name(row["image"]))
+        path = row["image"].get("path") if isinstance(row["image"], dict) else None
+        facts = RowFacts(name=Path(path).name if path else "")
         image = None
         try:
             image = decode(readers["image"](row["image"]))
@@ -159,7 +139,3 @@ def hash_array(values: np.ndarray) -> str:
     content = hashlib.blake2b(repr((values.shape, values.dtype.name)).encode(), digest_size=16)
     content.update(np.ascontiguousarray(values).data)
     return content.hexdigest()
-
-
-def _file_name(value: Any) -> str:
-    return Path(value["path"]).name if isinstance(value, dict) and value.get("path") else ""

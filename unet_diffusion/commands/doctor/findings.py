@@ -1,6 +1,6 @@
 """The findings of an examination, as sentences."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -53,11 +53,6 @@ class Report:
         counts = [sum(finding.severity == severity for finding in self.findings) for severity in SEVERITIES]
         summary = ", ".join(f"{count} {name}{'s' * (count != 1)}" for count, name in zip(counts, SEVERITIES))
         return "\n".join([f"examined: {'; '.join(self.examined)}", *map(str, self.findings), summary])
-
-
-def sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Sorts findings, most severe first, and otherwise keeps their order."""
-    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def about(severity: Severity, sentence: str, examples: Sequence[str]) -> list[Finding]:

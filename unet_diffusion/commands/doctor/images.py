@@ -5,8 +5,7 @@ from collections import Counter, defaultdict
 from unet_diffusion.commands.doctor.facts import RowFacts
 from unet_diffusion.commands.doctor.findings import Finding, Severity, about
 from unet_diffusion.data.config import ImageOptions
-from unet_diffusion.data.sets import NARROW
-from unet_diffusion.images.decoding import LARGEST
+from unet_diffusion.data.sets import unclear_range
 
 FEW_LEVELS = 256  # of the 65536 levels of a 16-bit image; no more than 8 bits have
 
@@ -26,14 +25,7 @@ def unusable_severity(facts: list[RowFacts], config: ImageOptions) -> Severity:
 
 
 def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_size: bool) -> list[Finding]:
-    """Returns the findings about the images of one split.
-
-    Args:
-        facts: facts about its rows.
-        name: name of the split, for the sentences.
-        config: options of the run that would read them.
-        one_size: a run needs images of one size.
-    """
+    """Returns the findings about the images of one split; `one_size` means that a run needs images of one size."""
     severity = unusable_severity(facts, config)
     problems = [f"{fact.name}: {fact.image_problem}" for fact in facts if fact.image_problem is not None]
     found = about(severity, f"images of {name} that cannot be read: {{count}} of {len(facts)}.", problems)
@@ -46,11 +38,7 @@ def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_s
 
 
 def duplicate_findings(parts: dict[str, list[RowFacts]]) -> list[Finding]:
-    """Returns the findings about images that are equal pixel by pixel, inside a split and across splits.
-
-    Args:
-        parts: the facts about each split, by its name.
-    """
+    """Returns the findings about images that are equal pixel by pixel, inside a split and across splits."""
     places: dict[str, list[tuple[str, RowFacts]]] = defaultdict(list)
     for part, facts in parts.items():
         for fact in facts:
@@ -130,22 +118,9 @@ def _values(usable: list[RowFacts], name: str, config: ImageOptions) -> list[Fin
         "warning", f"images of {name} that are constant, with the same value at every pixel: {{count}}.", constant
     )
     stated = config.value_range is not None or config.percentiles is not None
-    if dtype == "float32" and not stated:
-        found.append(
-            Finding(
-                "error",
-                f"the images of {name} are floats from {low:g} to {high:g}, which have no natural range; give "
-                "value_range, or percentiles such as 0.1 and 99.9.",
-            )
-        )
-    if dtype == "uint16" and not stated and high - low < NARROW * LARGEST["uint16"]:
-        found.append(
-            Finding(
-                "warning",
-                f"the 16-bit images of {name} use only {low:g} to {high:g} of 0 to 65535, so that the network sees "
-                "them nearly uniform; for 12-bit data give value_range 0 4095, or give percentiles.",
-            )
-        )
+    problem = None if stated else unclear_range(name, dtype, low, high)
+    if problem is not None:
+        found.append(Finding("error" if dtype == "float32" else "warning", problem))
     few = [f"{f.name}: {f.levels} levels" for f in usable if f.dtype == "uint16" and 1 < f.levels <= FEW_LEVELS]
     found += about("note", f"16-bit images of {name} with no more levels than 8 bits hold: {{count}}.", few)
     if config.value_range is not None:

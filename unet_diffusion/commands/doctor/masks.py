@@ -25,14 +25,7 @@ def agreed_encoding(facts: list[RowFacts], config: MaskedDataConfig) -> MaskEnco
 def mask_findings(
     facts: list[RowFacts], name: str, config: MaskedDataConfig, encoding: MaskEncoding | None
 ) -> list[Finding]:
-    """Returns the findings about the masks of one split.
-
-    Args:
-        facts: facts about its rows.
-        name: name of the split, for the sentences.
-        config: options of the run that would read them.
-        encoding: what the values mean; None if that is unclear, so that values cannot be judged.
-    """
+    """Returns the findings about the masks of one split; without an encoding, their values cannot be judged."""
     severity = unusable_severity(facts, config)
     found = about(
         severity,
@@ -79,16 +72,11 @@ def _palettes(masked: list[RowFacts], name: str) -> list[Finding]:
 
 
 def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: MaskedDataConfig) -> list[Finding]:
-    found = []
     classes = encoding.classes
-    outside = [
-        f"{fact.name}: {describe(unknown)}"
-        for fact in masked
-        for unknown in [[key for key, _ in fact.keys if key not in classes]]
-        if unknown
-    ]
+    unknown = [(fact.name, [key for key, _ in fact.keys if key not in classes]) for fact in masked]
+    outside = [f"{row}: {describe(keys)}" for row, keys in unknown if keys]
     known = describe([key for key, label in classes.items() if label != IGNORE_INDEX])
-    found += about("error", f"masks of {name} with values outside the classes, which are {known}: {{count}}.", outside)
+    found = about("error", f"masks of {name} with values outside the classes, which are {known}: {{count}}.", outside)
 
     pixels = [_pixels(fact, encoding) for fact in masked]
     found += _binary_as_indices(masked, pixels, name, encoding)
@@ -96,8 +84,8 @@ def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: 
     labelled = sum(total[label] for label in range(encoding.num_classes))
     occurring = [label for label in range(encoding.num_classes) if total[label]]
     if len(occurring) < 2:
-        only = f"no class but {occurring[0]}" if occurring else "no class at all"
-        found.append(Finding("error", f"the masks of {name} hold {only}, so that there is nothing to learn."))
+        only = f"only class {occurring[0]}" if occurring else "no class"
+        found.append(Finding("error", f"the masks of {name} hold {only}, so there is nothing to learn."))
     elif labelled:
         found += _balance(total, labelled, name, encoding, config)
     per_mask = [{label for label in counts if label != IGNORE_INDEX} for counts in pixels]
@@ -111,7 +99,7 @@ def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: 
 
 
 def _pixels(fact: RowFacts, encoding: MaskEncoding) -> Counter[int]:
-    """Counts the pixels of each class of one mask, without keys that stand for no class."""
+    """Counts the pixels of each class of one mask, leaving out keys without a class."""
     pixels: Counter[int] = Counter()
     for key, count in fact.keys:
         if key in encoding.classes:

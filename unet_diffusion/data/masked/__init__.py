@@ -1,4 +1,4 @@
-"""Many images with masks: from what a user names to sets that training and validation read."""
+"""Many images with masks: from their files to the sets of training and validation."""
 
 import lazy_loader
 

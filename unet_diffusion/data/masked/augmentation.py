@@ -1,7 +1,7 @@
 """Augmentation of images and masks together, on the batch and on its device, deterministic under keyed generators.
 
-All bending, turning by free angles and scaling goes through one sampling grid, and thus one interpolation, with the
-paper's elastic deformation inside it. Kornia's separate transforms would resample several times and lack the latter.
+Elastic deformation, rotation by free angles and scaling share one sampling grid, and thus one interpolation. Kornia's
+separate transforms would resample several times, and do not have the deformation of the paper.
 """
 
 import math

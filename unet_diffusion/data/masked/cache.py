@@ -1,7 +1,7 @@
 """Images and their masks, which are decoded once and kept in memory-mapped files."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +10,15 @@ from typing import Any
 import datasets
 import numpy as np
 
-from unet_diffusion.data.cache import ImageCache, ImageWriter, each_row, opened, report_broken, written_once
+from unet_diffusion.data.cache import (
+    ImageCache,
+    ImageWriter,
+    PixelFile,
+    each_row,
+    opened,
+    report_broken,
+    written_once,
+)
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
@@ -23,17 +31,11 @@ MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixe
 
 @dataclass(frozen=True)
 class Example:
-    """One row, decoded and prepared.
+    """One row, decoded and prepared."""
 
-    Attributes:
-        image: (H, W, C).
-        mask: keys (H, W); see `unet_diffusion.images.masks`.
-        instances: uint16 (H, W), or None.
-    """
-
-    image: np.ndarray
+    image: np.ndarray  # (H, W, C)
     mask: DecodedMask
-    instances: np.ndarray | None
+    instances: np.ndarray | None  # uint16 (H, W)
 
 
 class MaskedCache:
@@ -68,45 +70,12 @@ class MaskedCache:
         return MaskedCache, (self.folder,)
 
 
-class PixelFile:
-    """Maps (H, W) of different sizes, one after another in a memory-mapped file.
-
-    Args:
-        path: of the file.
-        dtype: of the values.
-        sizes: int64 (N, 2), height and width of each map.
-    """
-
-    def __init__(self, path: Path, dtype: str, sizes: np.ndarray) -> None:
-        self.path, self.dtype, self.sizes = path, dtype, sizes
-        self.ends = np.cumsum(sizes.prod(axis=1))
-        self.values = np.memmap(path, dtype=dtype, mode="r", shape=(int(self.ends[-1]),))
-
-    def __reduce__(self) -> Any:
-        return PixelFile, (self.path, self.dtype, self.sizes)  # a worker process maps the file again
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Map `index`, a read-only view of the file."""
-        height, width = self.sizes[index]
-        return self.values[self.ends[index] - height * width : self.ends[index]].reshape(height, width)
-
-
-def write_pixels(path: Path, maps: Iterator[np.ndarray]) -> None:
-    """Writes maps for `PixelFile`."""
-    with open(path, "wb") as file:
-        for values in maps:
-            file.write(np.ascontiguousarray(values).data)
-
-
 def example_reader(
     dataset: datasets.Dataset, preparation: Preparation, encoding: str
 ) -> Callable[[dict[str, Any]], Example]:
     """Returns a function from a row of a source to an `Example`, which raises a ValueError for an unusable row.
 
-    Args:
-        dataset: from `open_masked_source`.
-        preparation: conversion of images and masks.
-        encoding: "instances" reads the masks as instance maps, "palette" reads their colours.
+    The encoding "instances" reads the masks as instance maps, "palette" reads their colours.
     """
     readers = {column: image_reader(dataset, column) for column in dataset.features}
 
@@ -144,16 +113,8 @@ def cache_masked(
     The meaning of the masks' values is decided later, so that another encoding needs no new decoding, except for
     "palette" and "instances", which read files in another way.
 
-    Args:
-        dataset: from `open_masked_source`.
-        preparation: conversion of images and masks.
-        name: of the source, for messages.
-        encoding: as in `example_reader`.
-        max_broken: share of the rows that may be unusable; a warning names each.
-        cache_dir: as in `cache_images`.
-
     Raises:
-        ValueError: more rows are broken, or none is usable.
+        ValueError: a share of more than `max_broken` of the rows cannot be used, or none can.
     """
     reading = encoding if encoding in ("instances", "palette") else "values"
     key = ["masked", FORMAT, dataset._fingerprint, asdict(preparation), reading]
@@ -164,16 +125,11 @@ def cache_masked(
 
 
 class KeyTable:
-    """The keys that occur in a set, in the order of their first occurrence.
-
-    Attributes:
-        positions: position of each key in that order.
-        palette: colour of each key, if palette files state it.
-    """
+    """The keys that occur in a set, in the order of their first occurrence."""
 
     def __init__(self) -> None:
-        self.positions: dict[int, int] = {}
-        self.palette: dict[int, Colour] = {}
+        self.positions: dict[int, int] = {}  # of each key in that order
+        self.palette: dict[int, Colour] = {}  # colours of keys that palette files state
 
     def encode(self, mask: DecodedMask) -> tuple[np.ndarray, dict[int, int]]:
         """Returns the positions of the keys of a mask, uint8 (H, W), and the number of pixels of each key.

@@ -67,7 +67,7 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     crop_size they are also cut to the square in the middle. By default they keep their size, which must then be the
     same for all training images unless crop_size is given."""
     crop_size: int | None = None
-    """Side in pixels of the squares to train on, cut at another place in every epoch. Smaller images are mirrored
+    """Side in pixels of the squares to train on, cut at a new random place in every epoch. Smaller images are mirrored
     beyond their border, where the mask is ignored. Validation images stay whole."""
     validation_masks: str | None = None
     """Folder of the masks of `validation_data`."""
@@ -76,7 +76,7 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     class_names: tuple[str, ...] | None = None
     """Names of the classes, in the order of their indices."""
     max_labels: int | None = None
-    """Use only this many rows for training, the first ones, as if the others had no masks."""
+    """Number of rows to train on, the first ones, as if the others had no masks; by default all."""
     border_weights: bool = False
     """Weight the loss by the map of the 2015 paper, which stresses the background between neighbouring instances
     (connected components if there are no instance maps)."""
@@ -91,14 +91,13 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
         require_each(self, ["crop_size", "max_labels"], is_count, "must be at least 1")
         possible = f"must be from 2 to {IGNORE_INDEX}, background included"
         require_each(self, ["num_classes"], lambda count: is_count(count, 2) and count <= IGNORE_INDEX, possible)
-        if self.class_names is not None:
-            if self.num_classes not in (None, len(self.class_names)):
-                raise ValueError(
-                    f"class_names has {len(self.class_names)} entries, but num_classes is {self.num_classes}; give one "
-                    "name per class."
-                )
-            enough = len(self.class_names) >= 2
-            require(enough, "class_names", self.class_names, "must name at least 2 classes, the background first")
+        if self.class_names is not None and self.num_classes not in (None, len(self.class_names)):
+            raise ValueError(
+                f"class_names has {len(self.class_names)} entries, but num_classes is {self.num_classes}; give one "
+                "name per class."
+            )
+        several = "must name at least 2 classes, the background first"
+        require_each(self, ["class_names"], lambda names: len(names) >= 2, several)
         if (self.validation_masks is not None) != (self.masks is not None and self.validation_data is not None):
             raise ValueError(
                 f"validation_masks is {self.validation_masks!r}, but must be given if, and only if, masks and "
@@ -131,7 +130,7 @@ class AugmentationConfig:
     gamma: float = 0.2  # largest change of the exponent: between 1 / 1.2 and 1.2, log-uniform
     noise: float = 0.02  # largest standard deviation of Gaussian noise, as a fraction of the value range
     invert: float = 0.0  # share of the samples in which dark and bright are exchanged, for objects that occur as both
-    colour: float = 0.0  # how far channels vary independently, for colours that few masks do not show; 0.3 is much
+    colour: float = 0.0  # how far channels vary independently, for colours that few labels do not show; 0.3 is strong
 
     def __post_init__(self) -> None:
         """Checks every value."""

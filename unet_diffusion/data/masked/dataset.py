@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unet_diffusion.data.cache import written_once
+from unet_diffusion.data.cache import PixelFile, written_once
 from unet_diffusion.data.crops import crop_window
-from unet_diffusion.data.masked.cache import MaskedCache, PixelFile, write_pixels
+from unet_diffusion.data.masked.cache import MaskedCache
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.instances import border_weight_map
 
-ROWS_AT_ONCE = 64  # border weights of as many are computed in parallel; bounds the memory
+ROWS_AT_ONCE = 64  # whose border weights are computed in parallel; bounds the memory
 
 
 class MaskedDataset(Dataset):
@@ -119,7 +119,7 @@ class MaskedDataset(Dataset):
         return item
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
-        """Item (epoch, index), which depends on these and the seed alone; an index alone: the whole image."""
+        """Returns item (epoch, index), which depends on these and the seed alone; without epoch, the whole image."""
         if isinstance(key, tuple):
             epoch, index = key
             return self.fetch(index, keyed_generator(self.seed, "crop", epoch, index))
@@ -132,12 +132,7 @@ def border_weights(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path 
     """Returns the border weights (`border_weight_map`) of all images of a cache, which are computed once.
 
     They separate the instances; without instance maps, the connected components of all pixels that are neither class 0
-    nor ignored.
-
-    Args:
-        cache: the decoded images and masks.
-        table: the class of each code of the cache.
-        cache_dir: as in `cache_images`.
+    nor ignored. `table` gives the class of each code of the cache.
     """
 
     def weights(index: int) -> np.ndarray:
@@ -147,11 +142,11 @@ def border_weights(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path 
         return border_weight_map((classes != 0) & (classes != IGNORE_INDEX))
 
     def write(folder: Path) -> None:
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            blocks = (
-                range(start, min(start + ROWS_AT_ONCE, len(cache))) for start in range(0, len(cache), ROWS_AT_ONCE)
-            )
-            write_pixels(folder / "weights.bin", (each for block in blocks for each in threads.map(weights, block)))
+        rows = range(len(cache))
+        with ThreadPoolExecutor(os.cpu_count()) as threads, open(folder / "weights.bin", "wb") as file:
+            for start in range(0, len(cache), ROWS_AT_ONCE):
+                for values in threads.map(weights, rows[start : start + ROWS_AT_ONCE]):
+                    file.write(np.ascontiguousarray(values).data)
 
     key: list[Any] = ["border weights", cache.fingerprint, None if cache.has_instances else table.tolist()]
     return PixelFile(written_once("weights", key, cache_dir, write) / "weights.bin", "float32", cache.sizes)

@@ -6,34 +6,32 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageColor
 
-from unet_diffusion.checks import require_choice
+from unet_diffusion.checks import require, require_choice
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe, key_colour
 from unet_diffusion.images.palette import colour
 
 ENCODINGS = ("auto", "indices", "binary", "palette", "instances")
-MANY_CLASSES = 64  # as many are probably instance numbers or JPEG artefacts, unless the user says otherwise
+MANY_CLASSES = 64  # more are probably instance numbers or JPEG artefacts, unless the user says otherwise
 
 
 @dataclass(frozen=True)
 class MaskEncoding:
-    """The class that each key stands for.
+    """The class that each key stands for."""
 
-    Attributes:
-        classes: class of each key; `IGNORE_INDEX` for keys that count nowhere.
-        num_classes: number of classes, background included.
-        palette: red, green and blue of each class, or None if the masks do not say.
-    """
+    classes: Mapping[int, int]  # of each key; `IGNORE_INDEX` for pixels to ignore
+    num_classes: int  # background included
+    palette: tuple[Colour, ...] | None = None  # red, green and blue of each class, if the masks state them
 
-    classes: Mapping[int, int]
-    num_classes: int
-    palette: tuple[Colour, ...] | None = None
+    def __post_init__(self) -> None:
+        possible = f"must be from 2 to {IGNORE_INDEX}, background included"
+        require(2 <= self.num_classes <= IGNORE_INDEX, "the number of classes", self.num_classes, possible)
 
     def table(self, keys: Sequence[int]) -> np.ndarray:
         """Returns the class of each key, uint8 (256,), for `table[positions in keys]`.
 
         Raises:
-            ValueError: a key stands for no class; the message names all such keys.
+            ValueError: some keys have no class; the message names all of them.
         """
         unknown = [key for key in keys if key not in self.classes]
         if unknown:
@@ -60,16 +58,14 @@ def find_encoding(
 
     Args:
         keys: all keys that occur.
-        encoding: "indices": keys are class indices, and 255 is ignored. "binary": of two keys the lower is class 0 and
-            the higher class 1. "palette": each colour or grey value is a class, in ascending order of (red, green,
-            blue), black first. "instances": the masks were read as 0 and 1. "auto": "palette" if there are colours or
-            `colours` is given, "binary" for exactly 0 and 255, otherwise "indices".
+        encoding: as `MaskedOptions.mask_encoding`; "palette" orders the colours by (red, green, blue), and masks of
+            "instances" were read as 0 and 1.
         num_classes: number of classes, background included; by default as many as occur, at least 2.
         colours: class of each colour, or `IGNORE_INDEX`, instead of those that are found.
         palette: colours of class indices that palette files state.
 
     Raises:
-        ValueError: an unknown encoding; keys that do not fit it, or that would be very many classes under "auto"; more
+        ValueError: an unknown encoding; keys that do not fit it, or that would be too many classes under "auto"; more
             classes than `num_classes` or than 255.
     """
     check_encoding(encoding, colours)
@@ -91,7 +87,6 @@ def find_encoding(
             )
         return MaskEncoding({found[0]: 0, found[1]: 1}, num_classes or 2)
     count = num_classes or max(2, 1 + max((key for key in found if key != IGNORE_INDEX), default=0))
-    _check_count(count)
     shown = tuple(palette.get(label, colour(label)) for label in range(count)) if palette else None
     return MaskEncoding({**{label: label for label in range(count)}, IGNORE_INDEX: IGNORE_INDEX}, count, shown)
 
@@ -148,16 +143,8 @@ def _palette_encoding(found: list[int], num_classes: int | None, colours: Mappin
             "mask_colours, with 255 for colours to ignore."
         )
     count = max(2, num_classes or count)
-    _check_count(count)
     shown = [colour(label) for label in range(count)]
     for key, label in reversed(classes.items()):  # so that the first colour of a class is shown
         if label != IGNORE_INDEX:
             shown[label] = key_colour(min(key, 255) if key < COLOURED else key)
     return MaskEncoding(classes, count, tuple(shown))
-
-
-def _check_count(count: int) -> None:
-    if not 2 <= count <= IGNORE_INDEX:
-        raise ValueError(
-            f"the masks have {count} classes, but must have from 2 to {IGNORE_INDEX}, background included."
-        )

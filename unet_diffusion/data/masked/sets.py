@@ -1,4 +1,4 @@
-"""The images and masks of a segmentation run: from what a user names to training and validation sets.
+"""The images and masks of a segmentation run: from its options to training and validation sets.
 
 The pieces are `open_masked_source` (where they come from), `MaskedCache` (decoded once), `find_encoding` (what the
 masks' values mean) and `MaskedDataset` (items).
@@ -61,7 +61,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many rows are broken; sizes differ and there is
-            no crop size; mask values stand for no class, or fewer than two classes occur; or validation images have
+            no crop size; mask values have no class, or fewer than two classes occur; or validation images have
             other channels, dtype or mask values.
         ImportError: a file needs a package that is not installed.
     """
@@ -94,7 +94,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
     if config.names_validation:
         cache, name = _cached(config, *open_part(config, "validation"))
         images = f"validation images of {name}"
-        check_same_kind(images, cache.images, "those to train on have", train.channels, pixel_range.dtype)
+        check_same_kind(images, cache.images, "the training images have", train.channels, pixel_range.dtype)
         table, held_out = _table(encoding, cache, name), np.arange(len(cache))
     validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     return MaskedSets(train, validation, encoding.num_classes, config.class_names, encoding.palette, pixel_range)
@@ -122,7 +122,7 @@ def load_labelled(
 
     Raises:
         ValueError: the source, the split or a column does not exist; too many rows are broken; the images have other
-            channels or another dtype; or the masks hold values that stand for no class, label nothing, or cannot be
+            channels or another dtype; or the masks hold values without a class, label no pixel, or cannot be
             matched with the classes of the network.
         ImportError: a file needs a package that is not installed.
     """
@@ -164,11 +164,7 @@ def _encoding_for(
 
 
 def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> tuple[Dataset, list[Path], str]:
-    """Opens the rows to train on, or those of a named validation set.
-
-    Returns:
-        The undecoded rows and the masks without an image, both from `open_masked_source`, and a name for messages.
-    """
+    """Opens the rows to train on, or those of a named validation set, by `open_masked_source`; adds a name for them."""
     source, split, masks = config.data, config.split, config.masks
     if part == "validation":
         source, split = config.validation_data or config.data, config.validation_split or "train"
@@ -195,12 +191,8 @@ def _open(options: MaskedOptions, source: str, split: str, masks: str | None) ->
 
 def _cached(config: MaskedOptions, dataset: Dataset, orphans: list[Path], name: str) -> tuple[MaskedCache, str]:
     if orphans:
-        logger.warning(
-            "%d masks of %s have no image: %s",
-            len(orphans),
-            name,
-            ", ".join(path.name for path in orphans[:MOST_EXAMPLES]),
-        )
+        examples = ", ".join(path.name for path in orphans[:MOST_EXAMPLES])
+        logger.warning("%d masks of %s have no image: %s", len(orphans), name, examples)
     cache = cache_masked(
         dataset,
         config.preparation,
@@ -236,8 +228,8 @@ def _check_classes(train: MaskedDataset) -> None:
     occurring = np.flatnonzero(train.class_counts().numpy())
     if len(occurring) > 1:
         return
-    only = f"no class but {occurring[0]}" if len(occurring) else "no class at all"
+    only = f"only class {occurring[0]}" if len(occurring) else "no class"
     ignored = ""
     if IGNORE_INDEX in train.cache.keys and train.table[train.cache.keys.index(IGNORE_INDEX)] == IGNORE_INDEX:
         ignored = " 255 was taken for pixels to ignore: if it means class 1, give mask_encoding='binary'."
-    raise ValueError(f"the training masks of {train.name} hold {only}, so that there is nothing to learn.{ignored}")
+    raise ValueError(f"the training masks of {train.name} hold {only}, so there is nothing to learn.{ignored}")

@@ -7,7 +7,7 @@ import datasets
 from datasets import Dataset, Features
 
 from unet_diffusion.data.folders import MOST_EXAMPLES, check_folder, check_text, images_of_split, stored_path
-from unet_diffusion.data.sources import find_column, find_image_column, listing, of_files, open_all_columns, undecoded
+from unet_diffusion.data.sources import find_image_column, listing, of_files, open_all_columns, stated_column, undecoded
 from unet_diffusion.files import readable
 
 
@@ -27,13 +27,13 @@ def open_masked_source(
     Args:
         source: as `open_source` takes it; a folder of images if `masks` or `mask_suffix` is given.
         split: name of the split; for folders, the name of a subfolder of each.
-        image_column: by default the column `image`, or else the only one of type Image.
+        image_column: as in `open_source`.
         mask_column: by default the column `mask`, or else the only other one of type Image.
         instances_column: column of instance maps; none by default.
         masks: folder of masks, which have the names of their images except for the ending (`a/1.jpg` and `a/1.png`).
         mask_suffix: end of the names of masks before the ending (`1.jpg` and `1_mask.png`); without `masks`, masks lie
             beside their images.
-        cache_dir: where `datasets` keeps what it converts and downloads.
+        cache_dir: as in `open_source`.
 
     Returns:
         The data set, in which the mask of an image without one is empty, and the masks without an image.
@@ -52,8 +52,7 @@ def open_masked_source(
     image = find_image_column(opened.features, image_column, str(source))
     columns = {"image": image, "mask": _mask_column(opened.features, image, mask_column, str(source))}
     if instances_column is not None:
-        find_column(opened.features, "instances", datasets.Image, instances_column, str(source))
-        columns["instances"] = instances_column
+        columns["instances"] = stated_column(opened.features, "instances_column", instances_column, str(source))
         if instances_column in (image, columns["mask"]):
             raise ValueError(
                 f"instances_column is {instances_column!r}, but that is the column of the images or masks; for masks "
@@ -66,31 +65,26 @@ def open_masked_source(
 
 
 def _mask_column(features: Features, image: str, stated: str | None, source: str) -> str:
+    if stated is not None or "mask" in features:
+        return stated_column(features, "mask_column", stated or "mask", source)
     others = [name for name, kind in features.items() if isinstance(kind, datasets.Image) and name != image]
-    if stated is None and "mask" not in features and len(others) != 1:
+    if len(others) != 1:
         raise ValueError(
             f"{source} has no column of masks, or several; name it by mask_column, or for folders of files give masks "
             f"(a folder) or mask_suffix. {listing(features)}"
         )
-    found = find_column(
-        features, "mask", datasets.Image, stated or ("mask" if "mask" in features else others[0]), source
-    )
-    assert found is not None
-    return found
+    return others[0]
 
 
 def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: str) -> tuple[Dataset, list[Path]]:
     check_text(str(folder))
     check_folder("data", folder, "; masks and mask_suffix are for folders of images")
+    mask_folder = folder if masks is None else Path(masks).expanduser()
+    check_folder("masks", mask_folder)
+    home, files = images_of_split(folder, split)
+    mask_home, mask_files = (home, files) if masks is None else images_of_split(mask_folder, split)
     if masks is None:
-        home, files = images_of_split(folder, split)
-        mask_home, mask_files = home, [file for file in files if file.stem.endswith(suffix)]
         files = [file for file in files if not file.stem.endswith(suffix)]
-    else:
-        mask_folder = Path(masks).expanduser()
-        check_folder("masks", mask_folder)
-        home, files = images_of_split(folder, split)
-        mask_home, mask_files = images_of_split(mask_folder, split)
     images = _by_name(files, home, "")
     found = _by_name([file for file in mask_files if file.stem.endswith(suffix)], mask_home, suffix)
     if not images.keys() & found.keys():

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from datasets import Dataset
 
-from unet_diffusion.data.cache import cache_images
+from unet_diffusion.data.cache import cache_images, check_same_kind
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.sets import MaskedSets, open_part
-from unet_diffusion.data.sets import ImageSets, labels_among, rows_without
+from unet_diffusion.data.sets import ImageSets, check_same_size, labels_among, rows_without
 from unet_diffusion.data.sources import open_source
 
 
@@ -41,18 +41,10 @@ def load_unlabelled(
         rows = open_source(name, cache_dir=options.cache_dir)
     assert isinstance(rows, Dataset)
     cache = cache_images(rows, options.preparation, name, options.max_broken, options.cache_dir)
-    found, expected = (cache.channels, cache.dtype), (data.train.channels, data.pixel_range.dtype)
-    if found != expected:
-        raise ValueError(
-            f"unlabelled images of {name} have {found[0]} channels of {found[1]}, those with masks {expected[0]} of "
-            f"{expected[1]}; they must agree. channels=1 or 3 converts both."
-        )
-    (height, width), size = cache.sizes[0], (data.train.height, data.train.width)
-    if options.crop_size is None and (height, width) != size:
-        raise ValueError(
-            f"unlabelled images of {name} have {width}x{height} pixels, those with masks {size[1]}x{size[0]}; give "
-            "crop_size to cut both, or image_size to resize both."
-        )
+    images, size = f"unlabelled images of {name}", (data.train.height, data.train.width)
+    check_same_kind(images, cache, "those with masks have", data.train.channels, data.pixel_range.dtype)
+    if options.crop_size is None:
+        check_same_size(images, tuple(cache.sizes[0].tolist()), "those with masks", size)
     held_out = data.validation
     usable = rows_without(cache, held_out.cache.images, held_out.rows)
     if not len(usable):
