@@ -1,4 +1,4 @@
-"""The command `unet-diffusion`: reads the options, then imports and runs the job that they belong to."""
+"""The command `unet-diffusion`: reads the options, then imports and runs their command."""
 
 import logging
 import sys
@@ -81,7 +81,10 @@ def answers(program: str, debug: bool = False) -> Iterator[None]:
     except EXPECTED as error:
         if debug:
             raise
-        raise SystemExit(f"{program}: {_sentence(error)}") from error
+        sentence = str(error) or type(error).__name__
+        if isinstance(error, MemoryError):
+            sentence = f"out of memory: {error} Use smaller images, crops or batches."
+        raise SystemExit(f"{program}: {sentence}") from error
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
@@ -98,9 +101,3 @@ def _job(arguments: Sequence[str]) -> Any:
     chosen.check_paths()
     job: Callable[[Any], Any] = getattr(import_module(f"unet_diffusion.commands.{module}"), name.replace("-", "_"))
     return job(chosen)
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return f"out of memory: {error} Use smaller images, crops or batches."
-    return str(error) or type(error).__name__

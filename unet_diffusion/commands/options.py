@@ -1,7 +1,4 @@
-"""The options of every command, and the paths that must be right before anything slow is imported.
-
-No module that is imported here imports torch or diffusers, so that help and mistakes are answered at once.
-"""
+"""The options of every command, and the checks of their paths, which need neither torch nor diffusers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +43,6 @@ class TrainDDPM:
     super_resolution: SuperResolutionConfig = field(default_factory=SuperResolutionConfig)
 
     def __post_init__(self) -> None:
-        """Checks the task and its options."""
         require_choice("task", self.task, ("generation", "super-resolution"))
         scale = self.super_resolution.scale
         if self.task == "generation" and self.super_resolution != SuperResolutionConfig():
@@ -91,7 +87,6 @@ class GenerationOptions:
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
 
     def __post_init__(self) -> None:
-        """Checks the number of images; the pipeline checks the rest."""
         require(self.count >= 1, "count", self.count, "must be at least 1")
 
 
@@ -117,13 +112,31 @@ class Sample(GenerationOptions):
 
 
 @dataclass
-class Upscale:
+class FileOptions:
+    """A run, and the image files that it works through."""
+
+    run: Path
+    """Folder of the run."""
+    inputs: tuple[str, ...] = ()
+    """Image files, folders (with their subfolders) and globs."""
+    tile_size: int | None = None
+    """Output pixels a side of a tile of large images; by default a tile takes about 64 MiB."""
+    device: str = "auto"
+    """Where to compute: "auto", "cpu", "cuda", "mps"."""
+    overwrite: bool = False
+    """Replace files that are already there."""
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise ValueError("inputs is empty; give image files, folders or globs.")
+
+
+@dataclass
+class Upscale(FileOptions):
     """Enlarge image files with a super-resolution run. A file that fails is reported, and the others go on."""
 
     run: Path = Path("runs/super-resolution")
     """Folder of the run, or of any saved SuperResolutionPipeline."""
-    inputs: tuple[str, ...] = ()
-    """Image files, folders (with their subfolders) and globs."""
     output: Path | None = None
     """Folder for the large images; by default `upscaled` in the run's folder."""
     sampler: SamplerName = "dpm-solver++"
@@ -135,17 +148,6 @@ class Upscale:
     condition_noise: float = 0.0
     """Standard deviation of noise that is added to the enlarged image, whose values lie in [-1, 1]; for images of lower
     quality than those of the training, such as compressed ones."""
-    tile_size: int | None = None
-    """Pixels a side of a tile of large images; by default a tile takes about 64 MiB."""
-    device: str = "auto"
-    """Where to compute: "auto", "cpu", "cuda", "mps"."""
-    overwrite: bool = False
-    """Replace images that are already there."""
-
-    def __post_init__(self) -> None:
-        """Checks what the pipeline does not check before the first image."""
-        if not self.inputs:
-            raise ValueError("inputs is empty; give image files, folders or globs.")
 
     @property
     def folder(self) -> Path:
@@ -189,17 +191,13 @@ class TrainSegmentation:
 
 
 @dataclass
-class Segment:
+class Segment(FileOptions):
     """Segment image files with a trained run. A file that cannot be segmented is reported, and the others go on."""
 
     run: Path = Path("runs/segmentation")
     """Folder of the run, or of any saved SegmentationPipeline."""
-    inputs: tuple[str, ...] = ()
-    """Image files, folders (with their subfolders) and globs."""
     output: Path | None = None
     """Folder for the masks; by default `masks` in the run's folder."""
-    tile_size: int | None = None
-    """Output pixels a side of a tile of large images; by default a tile takes about 64 MiB."""
     augment: bool = False
     """Average over 8 flips and rotations, at 8 times the cost."""
     timesteps: tuple[int, ...] = ()
@@ -210,15 +208,9 @@ class Segment:
     """Opacity of the colours in the overlays, from 0 to 1."""
     seed: int = 0
     """Seed of the noise."""
-    device: str = "auto"
-    """Where to compute: "auto", "cpu", "cuda", "mps"."""
-    overwrite: bool = False
-    """Replace masks that are already there."""
 
     def __post_init__(self) -> None:
-        """Checks what the pipeline does not check before the first image."""
-        if not self.inputs:
-            raise ValueError("inputs is empty; give image files, folders or globs.")
+        super().__post_init__()
         require(0 <= self.opacity <= 1, "opacity", self.opacity, "must be from 0 to 1")
 
     @property
@@ -291,7 +283,6 @@ class EvaluateGeneration(GenerationOptions):
     """Replace figures that are already there."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers of images."""
         super().__post_init__()
         require(self.training_images >= 1, "training_images", self.training_images, "must be at least 1")
 
@@ -354,7 +345,6 @@ class Export:
     """The head that "onnx" and "torch-export" write; by default all heads of the run."""
 
     def __post_init__(self) -> None:
-        """Checks the format, and what goes with it."""
         require_choice("format", self.format, ("self-contained", *GRAPHS, "safetensors-single"))
         if self.head is not None and self.format not in GRAPHS:
             raise ValueError(f"head is {self.head!r}, but {self.format!r} writes all of a run; leave head out.")
@@ -402,7 +392,6 @@ class Demo:
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
 
     def __post_init__(self) -> None:
-        """Checks the port."""
         rule = "must be from 1 to 65535; leave it out for a free one"
         require(self.port is None or 1 <= self.port <= 65535, "port", self.port, rule)
 

@@ -1,4 +1,4 @@
-"""Images from a finished run, written as files."""
+"""Generates images with a finished run, and writes them as files."""
 
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,7 @@ def generation_pipeline(options: GenerationOptions) -> ImageGenerationPipeline:
 
 
 def generate(options: GenerationOptions, pipe: ImageGenerationPipeline, output_type: str) -> Any:
-    """Generates all images, as the pipeline's `output_type`.
-
-    Raises:
-        ValueError: an option that does not fit the run.
-    """
+    """Generates all images, as the pipeline's `output_type`; a ValueError names an option that does not fit the run."""
     labels = [int(label) if label.isdigit() else label for label in options.class_labels]
     (images,) = pipe(
         batch_size=options.count,

@@ -1,4 +1,4 @@
-"""A run that trains a classifier of whole images."""
+"""Trains a classifier of whole images, from options to the folder of the run."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A DDPM run, from options to a folder that diffusers loads. It generates images, or enlarges them."""
+"""Trains a network that generates or enlarges images, from options to a folder that diffusers loads."""
 
 from dataclasses import asdict
 from pathlib import Path

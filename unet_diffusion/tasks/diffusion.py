@@ -113,16 +113,21 @@ class DiffusionTask(Task):
         if self.config.class_conditional:
             draws = torch.stack([torch.rand((), generator=generator) for generator in generators])
             labels = self._labels(batch["label"], (draws < self.config.label_dropout).to(clean.device))
-        return noise_prediction_loss(
-            network,
-            self.scheduler,
-            clean,
-            noise.to(clean.device, non_blocking=True),
-            timesteps.to(clean.device, non_blocking=True),
-            labels,
-            self.config.min_snr_gamma,
-            self.condition(clean, generators),
-        )
+        return self._loss(network, clean, noise, timesteps, labels, self.condition(clean, generators))
+
+    def _loss(
+        self,
+        network: nn.Module,
+        clean: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        labels: Tensor | None,
+        condition: Tensor | None,
+    ) -> Tensor:
+        """Returns the weighted loss; noise and timesteps may be on the CPU."""
+        noise, timesteps = (x.to(clean.device, non_blocking=True) for x in (noise, timesteps))
+        gamma = self.config.min_snr_gamma
+        return noise_prediction_loss(network, self.scheduler, clean, noise, timesteps, labels, gamma, condition)
 
     def condition(self, clean: Tensor, generators: Sequence[torch.Generator] = ()) -> Tensor | None:
         """Returns what the network sees beside noisy versions of images: nothing, unless a subclass overrides this.
@@ -157,17 +162,9 @@ class DiffusionTask(Task):
             clean = self.pixel_range.to_model(batch["image"])
             noise = [torch.randn(clean.shape[1:], generator=keyed_generator(0, "validation", i)) for i in indices]
             timesteps = [int((index + 0.5) / count * self.config.num_train_timesteps) for index in indices]
-            loss = noise_prediction_loss(
-                network,
-                self.scheduler,
-                clean,
-                torch.stack(noise).to(clean.device),
-                torch.tensor(timesteps, device=clean.device),
-                self._labels(batch["label"]) if self.config.class_conditional else None,
-                self.config.min_snr_gamma,
-                self.condition(clean),
-            )
-            total += len(indices) * loss.double()
+            labels = self._labels(batch["label"]) if self.config.class_conditional else None
+            drawn = (torch.stack(noise), torch.tensor(timesteps))
+            total += len(indices) * self._loss(network, clean, *drawn, labels, self.condition(clean)).double()
         return {"validation_loss": accelerator.reduce(total, "sum").item() / count}
 
     def _labels(self, labels: Tensor, dropped: Tensor | bool = False) -> Tensor:
