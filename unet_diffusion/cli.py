@@ -65,11 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def answers(program: str, debug: bool = False) -> Iterator[None]:
-    """Ends the program with one sentence where a user made a mistake or pressed Ctrl-C in the block.
+    """Ends the program with one sentence, which begins with its name, after a mistake or Ctrl-C in the block.
 
-    Args:
-        program: its name, with which the sentence begins.
-        debug: raise the error as it is, so that its traceback is shown.
+    With `debug` the error is raised as it is, so that its traceback is shown.
     """
     try:
         yield

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from tyro.conf import Positional
 
@@ -24,7 +24,9 @@ from unet_diffusion.tasks.config import (
 )
 from unet_diffusion.training.config import TrainingConfig
 
-GRAPHS = ("onnx", "torch-export")  # the formats that hold no weights to train, but a graph of each head
+TaskName = Literal["generation", "super-resolution"]
+ExportFormat = Literal["self-contained", "onnx", "torch-export", "safetensors-single"]
+GRAPHS = ("onnx", "torch-export")  # formats that hold a graph of each head, rather than weights to train
 
 
 @dataclass
@@ -38,12 +40,12 @@ class TrainDDPM:
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    task: Literal["generation", "super-resolution"] = "generation"
+    task: TaskName = "generation"
     """"generation" makes images from noise; "super-resolution" makes small images `scale` times larger a side."""
     super_resolution: SuperResolutionConfig = field(default_factory=SuperResolutionConfig)
 
     def __post_init__(self) -> None:
-        require_choice("task", self.task, ("generation", "super-resolution"))
+        require_choice("task", self.task, get_args(TaskName))
         scale = self.super_resolution.scale
         if self.task == "generation" and self.super_resolution != SuperResolutionConfig():
             raise ValueError(
@@ -337,7 +339,7 @@ class Export:
     """Folder of the run, or of any saved pipeline with a network of this package."""
     target: Positional[Path]
     """Folder to write, which must not exist yet; "safetensors-single" writes a file, such as masks.safetensors."""
-    format: Literal["self-contained", "onnx", "torch-export", "safetensors-single"] = "self-contained"
+    format: ExportFormat = "self-contained"
     """"self-contained": the code beside the weights, for diffusers with `trust_remote_code=True`. "onnx" and
     "torch-export": a graph of each head for any batch and size, compared with the network. "safetensors-single": one
     file of all weights and configs, for `load_single_file` of this package."""
@@ -345,7 +347,7 @@ class Export:
     """The head that "onnx" and "torch-export" write; by default all heads of the run."""
 
     def __post_init__(self) -> None:
-        require_choice("format", self.format, ("self-contained", *GRAPHS, "safetensors-single"))
+        require_choice("format", self.format, get_args(ExportFormat))
         if self.head is not None and self.format not in GRAPHS:
             raise ValueError(f"head is {self.head!r}, but {self.format!r} writes all of a run; leave head out.")
         if self.format == "safetensors-single" and self.target.suffix != ".safetensors":

@@ -228,15 +228,10 @@ def tensors_only() -> Iterator[None]:
 
 @torch.no_grad()
 def features_of(network: FeatureNetwork, images: Tensor, batch_size: int = 16) -> Tensor:
-    """Computes features of many images, for `generation_metrics`.
+    """Returns the features, float64 (N, D) on the CPU, of images (N, C, H, W) in [-1, 1], one or more.
 
-    Args:
-        network: on any device, to which the images are moved.
-        images: float (N, C, H, W) in [-1, 1], N at least 1.
-        batch_size: images at once. On a CPU 16 is faster than 64, whose maps do not fit the cache.
-
-    Returns:
-        float64 (N, D) on the CPU, in the order of the images.
+    The images are moved to the device of the network in batches. On a CPU, batches of 16 are faster than those of 64,
+    whose maps do not fit the cache.
 
     Raises:
         ValueError: as in `FeatureNetwork`.

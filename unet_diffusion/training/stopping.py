@@ -64,11 +64,7 @@ def outlive_sigterm(worker: int) -> None:
 
 
 class BestWeights:
-    """Keeps a copy of the weights with the highest score so far, on the CPU.
-
-    Args:
-        patience: validations in a row without a higher score after which training ends; None: it goes to the last step.
-    """
+    """Keeps a copy of the weights with the highest score so far, on the CPU; `patience` is that of a `Task`."""
 
     def __init__(self, patience: int | None = None) -> None:
         self.patience = patience
