@@ -41,11 +41,7 @@ class RealImages:
 
 
 def load_real(options: EvaluateGeneration, channels: int) -> RealImages:
-    """Returns the real images for runs that generate images with these channels; the run of the options is not read.
-
-    Raises:
-        ValueError: a feature network that does not take these images, or images of other channels.
-    """
+    """Returns the real images for runs that generate images with these channels; the run of the options is not read."""
     network = feature_network(options.features).to(best_device(options.device))
     network.check_channels(channels)
     images = load_images(options.data)

@@ -82,9 +82,9 @@ class GenerationOptions:
     class_labels: tuple[str, ...] = ()
     """Classes to generate, by name or index, in turn; for class-conditional runs."""
     guidance_scale: float = 1.0
-    """Strength of classifier-free guidance; 1 is none."""
+    """Strength of classifier-free guidance; 1 turns it off."""
     max_batch: int = 64
-    """Images made at once."""
+    """Images generated at once."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
 
@@ -103,7 +103,7 @@ class Sample(GenerationOptions):
 
     @property
     def folder(self) -> Path:
-        """Where the images go."""
+        """The folder for the images."""
         return self.output or self.run / "samples"
 
     def check_paths(self) -> None:
@@ -121,6 +121,8 @@ class FileOptions:
     """Folder of the run."""
     inputs: tuple[str, ...] = ()
     """Image files, folders (with their subfolders) and globs."""
+    output: Path | None = None
+    """Folder for the results."""
     tile_size: int | None = None
     """Output pixels a side of a tile of large images; by default a tile takes about 64 MiB."""
     device: str = "auto"
@@ -153,7 +155,7 @@ class Upscale(FileOptions):
 
     @property
     def folder(self) -> Path:
-        """Where the large images go."""
+        """The folder for the large images."""
         return self.output or self.run / "upscaled"
 
     def check_paths(self) -> None:
@@ -217,7 +219,7 @@ class Segment(FileOptions):
 
     @property
     def folder(self) -> Path:
-        """Where the masks go."""
+        """The folder for the masks."""
         return self.output or self.run / "masks"
 
     def check_paths(self) -> None:
@@ -253,7 +255,7 @@ class Evaluate:
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """Where the scores go: as JSON and as Markdown."""
+        """The files of the scores, as JSON and as Markdown."""
         folder = self.output or self.run
         return folder / "evaluation.json", folder / "evaluation.md"
 
@@ -271,13 +273,13 @@ class EvaluateGeneration(GenerationOptions):
 
     data: DataConfig = field(default_factory=DataConfig)
     count: int = 512
-    """Number of images to generate; as many real ones are used, or all there are."""
+    """Number of images to generate, and of real images to compare them with, if there are that many."""
     features: str = "efficientnet-lite0"
     """Network whose features are compared: "efficientnet-lite0" (offline, extra `metrics`), "inception" (downloads,
     extra `inception`), or the folder of a finished run of `train-classifier`, for images like those that it learned
     from. Figures of different networks cannot be compared."""
     training_images: int = 10_000
-    """Images of the training set that are searched for the nearest one of every generated image."""
+    """Training images among which the nearest one to each generated image is searched."""
     output: Path | None = None
     """File of the figures; by default `generation.json` in the run's folder. A PNG of the same name shows the generated
     images that are nearest to a training image, each beside that one."""
@@ -290,11 +292,7 @@ class EvaluateGeneration(GenerationOptions):
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """Where the figures go as JSON, and the nearest pairs as PNG.
-
-        Raises:
-            ValueError: one file for both.
-        """
+        """The files of the figures, as JSON, and of the nearest pairs, as PNG; a ValueError if they are one file."""
         output = self.output or self.run / "generation.json"
         if output.suffix == ".png":
             raise ValueError(

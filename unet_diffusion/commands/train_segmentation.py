@@ -108,11 +108,7 @@ def settled_joint(options: TrainSegmentation) -> JointConfig:
 def saved_conditions(
     run: Path, network: UNet, scheduler: DDPMScheduler | None
 ) -> tuple[DiffusionConfig, tuple[str, ...] | None]:
-    """Returns the objective of a saved noise predictor and the classes of its images, with which it goes on learning.
-
-    Raises:
-        ValueError: the run has no scheduler, which says what the network predicts.
-    """
+    """Returns the objective of a saved noise predictor and the classes of its images, which it goes on with."""
     if scheduler is None:
         raise ValueError(
             f"denoising_weight is above 0, but {run} has no scheduler, which a noise predictor is saved with; start "
@@ -126,9 +122,6 @@ def make_unet(model: str, data: MaskedSets, generates: bool = False) -> UNet:
     """Returns the network of a run, with a segmentation head for the classes of the data.
 
     If it also generates, an untrained network gets a noise head too, and generates images of the size of the data.
-
-    Raises:
-        ValueError: weights for another number of channels, or a segmentation head for other classes.
     """
     channels, height, width = data.train.channels, data.train.height, data.train.width
     wanted: dict[str, Any] = {"in_channels": channels}

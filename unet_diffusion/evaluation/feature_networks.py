@@ -17,8 +17,6 @@ from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassif
 from unet_diffusion.saved_index import read_object
 from unet_diffusion.saved_runs import load_weights
 
-FORMER_NAME = "PictureClassifier"  # of `ImageClassifier`, in earlier runs
-
 
 class FeatureNetwork(nn.Module):
     """Features float32 (B, D) of images float (B, C, H, W) in [-1, 1]; always frozen and in evaluation mode.
@@ -82,10 +80,7 @@ class EfficientNetLite0(nn.Module):
 
     Grey images are repeated to three channels. Images are resized to 224x224, whatever their aspect ratio, by bilinear
     interpolation, antialiased where they shrink, and normalised by ImageNet's mean and deviation. The weights come with
-    a package: nothing is downloaded.
-
-    Raises:
-        ImportError: without the extra `metrics`.
+    the extra `metrics`: nothing is downloaded.
     """
 
     side = 224  # pixels
@@ -117,11 +112,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class Inception(nn.Module):
-    """The 2048 features of torchmetrics' NoTrainInceptionV3; images uint8 (B, 1 or 3, H, W), grey repeated.
-
-    Raises:
-        ImportError: without the extra `inception`.
-    """
+    """The 2048 features of torchmetrics' NoTrainInceptionV3; images uint8 (B, 1 or 3, H, W), grey ones repeated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,16 +167,12 @@ def feature_network(name: str) -> FeatureNetwork:
 
 
 def classifier_features(run: Path) -> FeatureNetwork:
-    """Returns the features of a finished run of `train-classifier`; the name has its data and held-out accuracy.
-
-    Raises:
-        ValueError: no such run, or weights or a config that are damaged.
-    """
+    """Returns the features of a finished run of `train-classifier`; the name has its data and held-out accuracy."""
     folder, fix = run / CLASSIFIER_FOLDER, "give the folder of a finished run of train-classifier."
     if not (folder / "config.json").is_file():
         raise ValueError(f"feature network is {run}, but there is no {CLASSIFIER_FOLDER}/config.json in it; {fix}")
     kind = read_object(folder / "config.json").get("_class_name")
-    if kind not in (ImageClassifier.__name__, FORMER_NAME):
+    if kind not in (ImageClassifier.__name__, "PictureClassifier"):  # its name in earlier runs
         raise ValueError(f"the network in {folder} is a {kind}, but must be an {ImageClassifier.__name__}; {fix}")
     network = load_weights(ImageClassifier, folder)
     saved = network.config

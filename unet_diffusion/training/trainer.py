@@ -211,15 +211,14 @@ class Trainer:
     def _save(self) -> None:
         self.loss_sums = self._mean_over_processes()  # so that every process can resume from one checkpoint
         if self.accelerator.is_main_process:
-            network = self.task.network
-            names = [name for name, _ in network.named_parameters()]
-            scaler = self.accelerator.scaler
+            network, scaler = self.task.network, self.accelerator.scaler
+            names = {parameter: name for name, parameter in network.named_parameters()}
             checkpoint = Checkpoint(
                 step=self.step,
                 tensors={
                     "model": network.state_dict(),
-                    "ema": dict(zip(names, self.ema.shadow_params)),
-                    "optimizer": optimizer_tensors(self.optimizer.optimizer, self._names()),
+                    "ema": dict(zip(names.values(), self.ema.shadow_params)),
+                    "optimizer": optimizer_tensors(self.optimizer.optimizer, names),
                     **({"best": self.best.tensors} if self.best.tensors else {}),
                 },
                 state={
@@ -233,9 +232,6 @@ class Trainer:
             )
             save_checkpoint(self.output / "checkpoints", checkpoint, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
-
-    def _names(self) -> dict[Tensor, str]:
-        return {parameter: name for name, parameter in self.task.network.named_parameters()}
 
     def _start(self) -> None:
         """Resumes from the newest checkpoint, or starts."""
@@ -265,10 +261,11 @@ class Trainer:
                 "options build; resume with the model that the run was started with, or choose another output folder."
             )
         network.load_state_dict(checkpoint.tensors["model"])
-        for (name, _), average in zip(network.named_parameters(), self.ema.shadow_params):
+        names = {parameter: name for name, parameter in network.named_parameters()}
+        for name, average in zip(names.values(), self.ema.shadow_params):
             average.copy_(checkpoint.tensors["ema"][name])
         self.ema.optimization_step = state["ema_steps"]
-        restore_optimizer(self.optimizer.optimizer, self._names(), checkpoint.tensors["optimizer"])
+        restore_optimizer(self.optimizer.optimizer, names, checkpoint.tensors["optimizer"])
         self.best.restore(state["best"], checkpoint.tensors.get("best", {}))
         self.skipped.restore(state["skipped"])
         self.loss_sums = {
