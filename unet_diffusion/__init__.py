@@ -5,9 +5,10 @@ diffusers looks the class of a saved network up in the modules that are already 
 They run, and import torch and diffusers, when something in them is first used: `unet-diffusion --help` needs neither.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from unet_diffusion.importing import import_late, keep_former_names
+from unet_diffusion.importing import FormerNames, import_late
 from unet_diffusion.version import __version__
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PixelClassifier", "UNet", "UNet2DAdapter", "UNetOutput", "__version__"]
 
 unet, stock_unet, adapters = (import_late(f"{__name__}.{name}") for name in ("unet", "stock_unet", "adapters"))
-keep_former_names()
+sys.meta_path.append(FormerNames())  # last, so that today's names come first
 
 
 def __getattr__(name: str) -> Any:

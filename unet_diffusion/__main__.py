@@ -1,4 +1,4 @@
-"""`python -m unet_diffusion COMMAND`, and so `accelerate launch -m unet_diffusion train-ddpm`: as `unet-diffusion`."""
+"""Runs `unet-diffusion` as `python -m unet_diffusion`, and so as `accelerate launch -m unet_diffusion`."""
 
 from unet_diffusion.cli import main
 

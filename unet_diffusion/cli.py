@@ -1,8 +1,8 @@
-"""The command `unet-diffusion`: reads the options, then imports and runs the job that they belong to."""
+"""The command `unet-diffusion`: reads the options, then imports and runs their command."""
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -47,7 +47,7 @@ class Program:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command that the arguments name; by default those of the program.
+    """Reads the options that the arguments give, by default those of the program, and runs their command.
 
     A mistake of the user ends the program with one sentence; `--debug` shows the traceback as well.
     """
@@ -55,9 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments == ["--version"]:
         print(__version__)
         return
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     name = next((argument for argument in arguments if argument in COMMANDS), "")
     with answers(f"unet-diffusion {name}".strip(), debug="--debug" in arguments):
-        result = _job(arguments)
+        settings = (tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
+        chosen = tyro.cli(Program, args=arguments or ["--help"], prog="unet-diffusion", config=settings).command
+        chosen.check_paths()
+        name, module = next((name, module) for name, (kind, module) in COMMANDS.items() if kind is type(chosen))
+        result = getattr(import_module(f"unet_diffusion.commands.{module}"), name.replace("-", "_"))(chosen)
     print(result)
     if getattr(result, "errors", None):  # of a data set that the doctor examined
         raise SystemExit(1)
@@ -65,11 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def answers(program: str, debug: bool = False) -> Iterator[None]:
-    """Ends the program with one sentence where a user made a mistake or pressed Ctrl-C in the block.
+    """Ends the program with one sentence, which begins with its name, after a mistake or Ctrl-C in the block.
 
-    Args:
-        program: its name, with which the sentence begins.
-        debug: raise the error as it is, so that its traceback is shown.
+    With `debug` the error is raised as it is, so that its traceback is shown.
     """
     try:
         yield
@@ -81,26 +84,12 @@ def answers(program: str, debug: bool = False) -> Iterator[None]:
     except EXPECTED as error:
         if debug:
             raise
-        raise SystemExit(f"{program}: {_sentence(error)}") from error
+        sentence = str(error) or type(error).__name__
+        if isinstance(error, MemoryError):
+            sentence = f"out of memory: {error} Use smaller images, crops or batches."
+        raise SystemExit(f"{program}: {sentence}") from error
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
     """Runs one command with the arguments given; by default those of the program."""
     main([command, *(sys.argv[1:] if arguments is None else arguments)])
-
-
-def _job(arguments: Sequence[str]) -> Any:
-    """Reads the options and runs their job."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
-    chosen = tyro.cli(Program, args=arguments or ["--help"], prog="unet-diffusion", config=settings).command
-    name, module = next((name, module) for name, (kind, module) in COMMANDS.items() if kind is type(chosen))
-    chosen.check_paths()
-    job: Callable[[Any], Any] = getattr(import_module(f"unet_diffusion.commands.{module}"), name.replace("-", "_"))
-    return job(chosen)
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return f"out of memory: {error} Use smaller images, crops or batches."
-    return str(error) or type(error).__name__

@@ -1,8 +1,7 @@
-"""How modules of the package are imported: late where they are slow, and under their former names too."""
+"""Imports modules of the package late where they are slow, and under their former names too."""
 
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -13,7 +12,7 @@ from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 LOCK = RLock()
-MOVED = {  # documented modules of the one flat package that came before, and where what they held is now
+MOVED = {  # documented modules of the former flat package, and the modules that hold their parts today
     "attention": "network.attention",
     "augmentation": "data.masked.config data.masked.augmentation",
     "blocks": "network.blocks network.maps",
@@ -90,31 +89,17 @@ def import_late(name: str) -> ModuleType:
 
 
 class FormerNames(MetaPathFinder, Loader):
-    """Imports a module under its former name: a new one with the attributes of those that hold its parts today."""
+    """Imports a module under its former name, with the attributes of the modules that hold its parts today."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Finds the modules of the table."""
         package, _, name = fullname.partition(".")
         return spec_from_loader(fullname, self) if package == PACKAGE and name in MOVED else None
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Leaves it to Python."""
-
     def exec_module(self, module: ModuleType) -> None:
-        """Fills the module."""
+        """Fills the module, and warns that it has moved."""
         places = [f"{PACKAGE}.{name}" for name in MOVED[module.__name__.partition(".")[2]].split()]
         warnings.warn(f"{module.__name__} has moved to {' and '.join(places)}.", DeprecationWarning, stacklevel=2)
-        held = vars(module)
-        for place in places:
-            held.update(
-                {name: value for name, value in vars(import_module(place)).items() if not name.startswith("__")}
-            )
-        held.update({former: held[name] for former, name in RENAMED.items() if name in held})
-
-
-def keep_former_names() -> None:
-    """Makes the former names importable, after all others."""
-    if not any(isinstance(finder, FormerNames) for finder in sys.meta_path):
-        sys.meta_path.append(FormerNames())
+        held = {name: value for place in places for name, value in vars(import_module(place)).items()}
+        vars(module).update({name: value for name, value in held.items() if not name.startswith("__")})
+        vars(module).update({former: held[name] for former, name in RENAMED.items() if name in held})

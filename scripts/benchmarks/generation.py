@@ -20,10 +20,11 @@ from torch import Tensor
 from scripts import NETWORKS
 from scripts.benchmarks.row import Row
 from scripts.benchmarks.timing import ratio, synchronise
-from unet_diffusion.commands.evaluate_generation import real_images
+from unet_diffusion.commands.evaluate_generation import drawn
 from unet_diffusion.commands.options import TrainDDPM
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
@@ -102,7 +103,7 @@ def speed(
     for index in range(batches):
         for case, generate in generators.items():
             parts[case].append(kept_batch(folder / f"{case}" / f"{index}.safetensors", generate, features, index))
-    real = features_of(features, real_images(training.data, REAL))
+    real = features_of(features, drawn(load_images(training.data).train, REAL))
     distances = {
         case: frechet_distance(real, torch.cat([part["features"] for part in each])) for case, each in parts.items()
     }

@@ -21,12 +21,7 @@ from matplotlib.ticker import FixedLocator, LogLocator
 
 from scripts.reports import label_ticks, markdown_table, save_figure
 from unet_diffusion.checks import require, require_choice
-from unet_diffusion.commands.evaluate_generation import (
-    RealImages,
-    evaluate_generation,
-    generation_network,
-    load_real,
-)
+from unet_diffusion.commands.evaluate_generation import RealImages, evaluate_generation, load_real
 from unet_diffusion.commands.options import EvaluateGeneration
 from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.data.config import DataConfig
@@ -140,7 +135,7 @@ def measure(options: CompareSamplers, case: Case, path: Path, real: dict[str, Re
     channels = read_object(case.run / "unet" / "config.json")["in_channels"]
     key = json.dumps([data, channels])
     if key not in real:
-        real[key] = load_real(evaluation, generation_network(evaluation), channels)
+        real[key] = load_real(evaluation, channels)
     images = generate(evaluation, generation_pipeline(evaluation), "pt")
     first = array_images(images[:GRID].permute(0, 2, 3, 1).cpu().numpy())
     save_image(grid(first), path.with_name(f"{path.stem}-samples.png"))

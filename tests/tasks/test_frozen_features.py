@@ -288,7 +288,7 @@ def test_a_classifier_finds_planted_classes_while_the_network_stays_as_it_was(da
     pipe = SegmentationPipeline.from_pretrained(run)
     with torch.no_grad():
         task.network.load_state_dict(pipe.classifier.state_dict())
-        predict = task.predictor(task.network)
+        predict = task.pipeline(task.network).predictor()
     for index in range(3):
         image, mask = (tmp_path / "data" / kind / f"{index:02d}.png" for kind in ("images", "masks"))
         predicted = np.asarray(pipe(str(image)).masks[0])

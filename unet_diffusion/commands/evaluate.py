@@ -1,4 +1,4 @@
-"""The scores of a finished run on a labelled set, written as files."""
+"""Scores the masks of a finished run on a labelled set, and writes the scores as files."""
 
 from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""How near the images of a finished run are to real ones, written as a file."""
+"""Compares the images of a finished run with real ones, and writes the figures as files."""
 
 from dataclasses import asdict, dataclass
 
@@ -7,7 +7,6 @@ from torch import Tensor
 
 from unet_diffusion.commands.options import EvaluateGeneration
 from unet_diffusion.commands.sample import generate, generation_pipeline
-from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.data.streaming import StreamingImages
@@ -26,13 +25,13 @@ from unet_diffusion.saved_runs import best_device
 
 @dataclass(frozen=True)
 class RealImages:
-    """What generated images are compared with; several runs on the same data can share it.
+    """The images that generated ones are compared with; several runs on the same data can share them.
 
     Attributes:
-        network: sees the features.
+        network: computes the features.
         training: images (N, C, H, W) in [-1, 1] of the training rows, among which copies are looked for.
         features: of the first `count` of them, (count, D).
-        held_out: images that were held out of training, or None where there are none.
+        held_out: images that were held out of training; None where there are none.
     """
 
     network: FeatureNetwork
@@ -41,22 +40,9 @@ class RealImages:
     held_out: Tensor | None
 
 
-def generation_network(options: EvaluateGeneration) -> FeatureNetwork:
-    """The network that computes the features, on the device."""
-    return feature_network(options.features).to(best_device(options.device))
-
-
-def load_real(options: EvaluateGeneration, network: FeatureNetwork, channels: int) -> RealImages:
-    """The real side of `evaluate_generation`: the training rows of the data, the first of a fixed random order.
-
-    Args:
-        options: data and counts; the run is not read.
-        network: sees the features.
-        channels: of the images that the run generates.
-
-    Raises:
-        ValueError: a feature network that does not take these images, or images of other channels.
-    """
+def load_real(options: EvaluateGeneration, channels: int) -> RealImages:
+    """Returns the real images for runs that generate images with these channels; the run of the options is not read."""
+    network = feature_network(options.features).to(best_device(options.device))
     network.check_channels(channels)
     images = load_images(options.data)
     training = drawn(images.train, max(options.count, options.training_images))
@@ -87,13 +73,12 @@ def evaluate_generation(
     """
     options.check_paths()
     figures_file, pairs_file = options.files
-    network = real.network if real else generation_network(options)
     if real is None or generated is None:
         pipe = generation_pipeline(options)
-        real = real or load_real(options, network, pipe.unet.config.in_channels)
+        real = real or load_real(options, pipe.unet.config.in_channels)
         generated = generate(options, pipe, "pt") if generated is None else generated
     generated = generated.cpu() * 2 - 1
-    ours, theirs = features_of(network, generated), real.features
+    ours, theirs = features_of(real.network, generated), real.features
     precision, recall = precision_recall(theirs, ours)
     figures = {
         "kernel distance": kernel_distance(theirs, ours),
@@ -104,18 +89,13 @@ def evaluate_generation(
     copies, pairs = memorisation(generated, real.training[: options.training_images], real.held_out)
     save_image(pairs, pairs_file)
     measured = {name: asdict(figure) for name, figure in figures.items()}
-    results = {"features": network.name, "options": asdict(options), "figures": measured}
+    results = {"features": real.network.name, "options": asdict(options), "figures": measured}
     write_json(figures_file, {**results, "memorisation": asdict(copies)})
-    return f"{table(figures, network.name)}\n{copies}"
-
-
-def real_images(data: DataConfig, count: int) -> Tensor:
-    """Images of the training rows, float32 (N, C, H, W) in [-1, 1], at most `count` of them."""
-    return drawn(load_images(data).train, count)
+    return f"{table(figures, real.network.name)}\n{copies}"
 
 
 def drawn(images: ImageDataset | StreamingImages, count: int) -> Tensor:
-    """The first images in a fixed random order."""
+    """Returns at most `count` images in a fixed random order, float32 (N, C, H, W) in [-1, 1]."""
     if not isinstance(images, ImageDataset):
         raise ValueError("streaming is set, but real images are drawn from the whole set; leave it out.")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
@@ -123,7 +103,7 @@ def drawn(images: ImageDataset | StreamingImages, count: int) -> Tensor:
 
 
 def table(figures: dict[str, Measurement], network: str) -> str:
-    """The figures with their errors and counts, as Markdown."""
+    """Returns the figures with their errors and counts, as Markdown."""
     lines = [f"| {network} | value | error | images, real and generated |", "| --- | --- | --- | --- |"]
     for name, figure in figures.items():
         counts = f"{figure.real_count} and {figure.generated_count}"

@@ -1,4 +1,4 @@
-"""The image files that a command works through: found, named, and reported one by one."""
+"""Finds the image files that a command works through, names their outputs, and collects failures."""
 
 import glob
 import logging
@@ -43,11 +43,7 @@ class Inputs:
     def work_through(self, paths: Iterable[Path], work: Callable[[Path], None]) -> list[str]:
         """Calls `work` for each path; returns a sentence for each that failed, missing inputs included.
 
-        A failure is logged at once, and the others go on.
-
-        Args:
-            paths: `self.paths`, perhaps wrapped in a progress bar.
-            work: raises ValueError, OSError, ImportError or MemoryError where it fails.
+        A failure is logged at once, and the others go on. The paths may be wrapped in a progress bar.
         """
         failures = list(self.missing)
         for path in paths:
@@ -68,13 +64,10 @@ class Inputs:
 
 
 def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
-    """Finds the image files that inputs name. Files of the output folder are left out.
+    """Finds the image files behind files, folders (with their subfolders) and globs.
 
-    A named file is taken whatever its suffix; of a folder, the files with the suffix of an image format.
-
-    Args:
-        inputs: files, folders (with their subfolders) and globs.
-        output: where results will go.
+    A named file is taken whatever its suffix; of a folder, the files with the suffix of an image format. Files of the
+    output folder are left out.
 
     Raises:
         ValueError: no image at all.

@@ -1,11 +1,8 @@
-"""The options of every command, and the paths that must be right before anything slow is imported.
-
-No module that is imported here imports torch or diffusers, so that help and mistakes are answered at once.
-"""
+"""The options of every command, and the checks of their paths, which need neither torch nor diffusers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from tyro.conf import Positional
 
@@ -27,7 +24,9 @@ from unet_diffusion.tasks.config import (
 )
 from unet_diffusion.training.config import TrainingConfig
 
-GRAPHS = ("onnx", "torch-export")  # the formats that hold no weights to train, but a graph of each head
+TaskName = Literal["generation", "super-resolution"]
+ExportFormat = Literal["self-contained", "onnx", "torch-export", "safetensors-single"]
+GRAPHS = ("onnx", "torch-export")  # formats that hold a graph of each head, rather than weights to train
 
 
 @dataclass
@@ -41,13 +40,12 @@ class TrainDDPM:
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    task: Literal["generation", "super-resolution"] = "generation"
+    task: TaskName = "generation"
     """"generation" makes images from noise; "super-resolution" makes small images `scale` times larger a side."""
     super_resolution: SuperResolutionConfig = field(default_factory=SuperResolutionConfig)
 
     def __post_init__(self) -> None:
-        """Checks the task and its options."""
-        require_choice("task", self.task, ("generation", "super-resolution"))
+        require_choice("task", self.task, get_args(TaskName))
         scale = self.super_resolution.scale
         if self.task == "generation" and self.super_resolution != SuperResolutionConfig():
             raise ValueError(
@@ -84,14 +82,13 @@ class GenerationOptions:
     class_labels: tuple[str, ...] = ()
     """Classes to generate, by name or index, in turn; for class-conditional runs."""
     guidance_scale: float = 1.0
-    """Strength of classifier-free guidance; 1 is none."""
+    """Strength of classifier-free guidance; 1 turns it off."""
     max_batch: int = 64
-    """Images made at once."""
+    """Images generated at once."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
 
     def __post_init__(self) -> None:
-        """Checks the number of images; the pipeline checks the rest."""
         require(self.count >= 1, "count", self.count, "must be at least 1")
 
 
@@ -106,7 +103,7 @@ class Sample(GenerationOptions):
 
     @property
     def folder(self) -> Path:
-        """Where the images go."""
+        """The folder for the images."""
         return self.output or self.run / "samples"
 
     def check_paths(self) -> None:
@@ -117,13 +114,33 @@ class Sample(GenerationOptions):
 
 
 @dataclass
-class Upscale:
+class FileOptions:
+    """A run, and the image files that it works through."""
+
+    run: Path
+    """Folder of the run."""
+    inputs: tuple[str, ...] = ()
+    """Image files, folders (with their subfolders) and globs."""
+    output: Path | None = None
+    """Folder for the results."""
+    tile_size: int | None = None
+    """Output pixels a side of a tile of large images; by default a tile takes about 64 MiB."""
+    device: str = "auto"
+    """Where to compute: "auto", "cpu", "cuda", "mps"."""
+    overwrite: bool = False
+    """Replace files that are already there."""
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise ValueError("inputs is empty; give image files, folders or globs.")
+
+
+@dataclass
+class Upscale(FileOptions):
     """Enlarge image files with a super-resolution run. A file that fails is reported, and the others go on."""
 
     run: Path = Path("runs/super-resolution")
     """Folder of the run, or of any saved SuperResolutionPipeline."""
-    inputs: tuple[str, ...] = ()
-    """Image files, folders (with their subfolders) and globs."""
     output: Path | None = None
     """Folder for the large images; by default `upscaled` in the run's folder."""
     sampler: SamplerName = "dpm-solver++"
@@ -135,21 +152,10 @@ class Upscale:
     condition_noise: float = 0.0
     """Standard deviation of noise that is added to the enlarged image, whose values lie in [-1, 1]; for images of lower
     quality than those of the training, such as compressed ones."""
-    tile_size: int | None = None
-    """Pixels a side of a tile of large images; by default a tile takes about 64 MiB."""
-    device: str = "auto"
-    """Where to compute: "auto", "cpu", "cuda", "mps"."""
-    overwrite: bool = False
-    """Replace images that are already there."""
-
-    def __post_init__(self) -> None:
-        """Checks what the pipeline does not check before the first image."""
-        if not self.inputs:
-            raise ValueError("inputs is empty; give image files, folders or globs.")
 
     @property
     def folder(self) -> Path:
-        """Where the large images go."""
+        """The folder for the large images."""
         return self.output or self.run / "upscaled"
 
     def check_paths(self) -> None:
@@ -189,17 +195,13 @@ class TrainSegmentation:
 
 
 @dataclass
-class Segment:
+class Segment(FileOptions):
     """Segment image files with a trained run. A file that cannot be segmented is reported, and the others go on."""
 
     run: Path = Path("runs/segmentation")
     """Folder of the run, or of any saved SegmentationPipeline."""
-    inputs: tuple[str, ...] = ()
-    """Image files, folders (with their subfolders) and globs."""
     output: Path | None = None
     """Folder for the masks; by default `masks` in the run's folder."""
-    tile_size: int | None = None
-    """Output pixels a side of a tile of large images; by default a tile takes about 64 MiB."""
     augment: bool = False
     """Average over 8 flips and rotations, at 8 times the cost."""
     timesteps: tuple[int, ...] = ()
@@ -210,20 +212,14 @@ class Segment:
     """Opacity of the colours in the overlays, from 0 to 1."""
     seed: int = 0
     """Seed of the noise."""
-    device: str = "auto"
-    """Where to compute: "auto", "cpu", "cuda", "mps"."""
-    overwrite: bool = False
-    """Replace masks that are already there."""
 
     def __post_init__(self) -> None:
-        """Checks what the pipeline does not check before the first image."""
-        if not self.inputs:
-            raise ValueError("inputs is empty; give image files, folders or globs.")
+        super().__post_init__()
         require(0 <= self.opacity <= 1, "opacity", self.opacity, "must be from 0 to 1")
 
     @property
     def folder(self) -> Path:
-        """Where the masks go."""
+        """The folder for the masks."""
         return self.output or self.run / "masks"
 
     def check_paths(self) -> None:
@@ -259,7 +255,7 @@ class Evaluate:
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """Where the scores go: as JSON and as Markdown."""
+        """The files of the scores, as JSON and as Markdown."""
         folder = self.output or self.run
         return folder / "evaluation.json", folder / "evaluation.md"
 
@@ -277,13 +273,13 @@ class EvaluateGeneration(GenerationOptions):
 
     data: DataConfig = field(default_factory=DataConfig)
     count: int = 512
-    """Number of images to generate; as many real ones are used, or all there are."""
+    """Number of images to generate, and of real images to compare them with, if there are that many."""
     features: str = "efficientnet-lite0"
     """Network whose features are compared: "efficientnet-lite0" (offline, extra `metrics`), "inception" (downloads,
     extra `inception`), or the folder of a finished run of `train-classifier`, for images like those that it learned
     from. Figures of different networks cannot be compared."""
     training_images: int = 10_000
-    """Images of the training set that are searched for the nearest one of every generated image."""
+    """Training images among which the nearest one to each generated image is searched."""
     output: Path | None = None
     """File of the figures; by default `generation.json` in the run's folder. A PNG of the same name shows the generated
     images that are nearest to a training image, each beside that one."""
@@ -291,17 +287,12 @@ class EvaluateGeneration(GenerationOptions):
     """Replace figures that are already there."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers of images."""
         super().__post_init__()
         require(self.training_images >= 1, "training_images", self.training_images, "must be at least 1")
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """Where the figures go as JSON, and the nearest pairs as PNG.
-
-        Raises:
-            ValueError: one file for both.
-        """
+        """The files of the figures, as JSON, and of the nearest pairs, as PNG; a ValueError if they are one file."""
         output = self.output or self.run / "generation.json"
         if output.suffix == ".png":
             raise ValueError(
@@ -346,7 +337,7 @@ class Export:
     """Folder of the run, or of any saved pipeline with a network of this package."""
     target: Positional[Path]
     """Folder to write, which must not exist yet; "safetensors-single" writes a file, such as masks.safetensors."""
-    format: Literal["self-contained", "onnx", "torch-export", "safetensors-single"] = "self-contained"
+    format: ExportFormat = "self-contained"
     """"self-contained": the code beside the weights, for diffusers with `trust_remote_code=True`. "onnx" and
     "torch-export": a graph of each head for any batch and size, compared with the network. "safetensors-single": one
     file of all weights and configs, for `load_single_file` of this package."""
@@ -354,8 +345,7 @@ class Export:
     """The head that "onnx" and "torch-export" write; by default all heads of the run."""
 
     def __post_init__(self) -> None:
-        """Checks the format, and what goes with it."""
-        require_choice("format", self.format, ("self-contained", *GRAPHS, "safetensors-single"))
+        require_choice("format", self.format, get_args(ExportFormat))
         if self.head is not None and self.format not in GRAPHS:
             raise ValueError(f"head is {self.head!r}, but {self.format!r} writes all of a run; leave head out.")
         if self.format == "safetensors-single" and self.target.suffix != ".safetensors":
@@ -402,7 +392,6 @@ class Demo:
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
 
     def __post_init__(self) -> None:
-        """Checks the port."""
         rule = "must be from 1 to 65535; leave it out for a free one"
         require(self.port is None or 1 <= self.port <= 65535, "port", self.port, rule)
 

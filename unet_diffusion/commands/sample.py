@@ -1,4 +1,4 @@
-"""Images from a finished run, written as files."""
+"""Generates images with a finished run, and writes them as files."""
 
 from pathlib import Path
 from typing import Any
@@ -39,22 +39,14 @@ def sample(options: Sample) -> Path:
 
 
 def generation_pipeline(options: GenerationOptions) -> ImageGenerationPipeline:
-    """Loads the run's pipeline with the sampler, on the device.
-
-    Raises:
-        ValueError: the folder holds no finished run, or the sampler does not fit it.
-    """
+    """Loads the run's pipeline with the sampler, on the device."""
     pipe = load_pipeline(ImageGenerationPipeline, options.run).to(best_device(options.device))
     pipe.scheduler = sampler(options.sampler, pipe.scheduler)
     return pipe
 
 
 def generate(options: GenerationOptions, pipe: ImageGenerationPipeline, output_type: str) -> Any:
-    """Generates all images, as the pipeline's `output_type`.
-
-    Raises:
-        ValueError: an option that does not fit the run.
-    """
+    """Generates all images, as the pipeline's `output_type`."""
     labels = [int(label) if label.isdigit() else label for label in options.class_labels]
     (images,) = pipe(
         batch_size=options.count,

@@ -1,4 +1,4 @@
-"""Masks of many image files with a trained run, written as files."""
+"""Segments image files with a trained run, and writes the masks as files."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""A run that trains a classifier of whole images."""
+"""Trains a classifier of whole images, from options to the folder of the run."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -40,11 +40,7 @@ def train_classifier(options: TrainClassifier) -> Path:
 
 
 def checked_class_names(data: ImageSets) -> tuple[str, ...]:
-    """Returns the names of the classes.
-
-    Raises:
-        ValueError: no labels, no held-out images, or none of them with a label.
-    """
+    """Returns the names of the classes, after checking that there are held-out images, and labels in both parts."""
     names = data.train.class_names
     if names is None:
         raise ValueError(

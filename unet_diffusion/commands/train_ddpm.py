@@ -1,4 +1,4 @@
-"""A DDPM run, from options to a folder that diffusers loads. It generates images, or enlarges them."""
+"""Trains a network that generates or enlarges images, from options to a folder that diffusers loads."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -44,11 +44,7 @@ def train_ddpm(options: TrainDDPM) -> Path:
 
 
 def make_unet(options: TrainDDPM, height: int, width: int, channels: int, class_names: tuple[str, ...] | None) -> UNet:
-    """Returns the network of a run, for images of one size, with their channels and classes.
-
-    Raises:
-        ValueError: an unknown preset, weights for another number of channels, or class labels that the data lack.
-    """
+    """Returns the network of a run, for images of one size, with their channels and classes."""
     size = height if height == width else (height, width)
     seen = 2 * channels if options.task == "super-resolution" else channels  # the small image beside the noisy one
     wanted: dict[str, Any] = {"sample_size": size, "in_channels": seen, "out_channels": channels}

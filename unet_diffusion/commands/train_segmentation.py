@@ -1,4 +1,4 @@
-"""A segmentation run from options to a folder with a pipeline."""
+"""Trains a network that segments images, from options to a folder with a pipeline."""
 
 import logging
 from dataclasses import asdict, replace
@@ -57,11 +57,7 @@ def train_segmentation(options: TrainSegmentation) -> Path:
 
 
 def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
-    """What the options ask to be learnt.
-
-    Raises:
-        ValueError: options, data or a network that do not go together.
-    """
+    """Returns the task of the options; a ValueError names options, data or a network that do not go together."""
     learn = options.segmentation.learn
     if learn != "pixel_classifier" and options.frozen_features != FrozenFeaturesConfig():
         raise ValueError(
@@ -86,12 +82,11 @@ def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
     if joint.denoising_weight > 0 and run.is_dir():
         diffusion, label_names = saved_conditions(run, network, scheduler)
     images = load_unlabelled(joint.unlabelled, options.data, data, label_names, options.training.seed)
-    if joint.self_training_weight:
-        segmentation: SegmentationTask = SelfTrainingTask(
-            network, data, images.train, joint, options.segmentation, *rest
-        )
-    else:
-        segmentation = SegmentationTask(network, data, options.segmentation, *rest)
+    segmentation = (
+        SelfTrainingTask(network, data, images.train, joint, options.segmentation, *rest)
+        if joint.self_training_weight
+        else SegmentationTask(network, data, options.segmentation, *rest)
+    )
     if joint.denoising_weight == 0:
         return segmentation
     check_generates(network, joint.denoising_weight)
@@ -100,24 +95,20 @@ def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
 
 
 def settled_joint(options: TrainSegmentation) -> JointConfig:
-    """What images without masks teach, with the default of the weight that the options leave open."""
+    """Returns what images without masks teach, with a self-training weight where the options leave it open."""
     joint = options.joint
     if joint.self_training_weight is not None:
         return joint
-    there = joint.unlabelled is not None or options.data.max_labels is not None
+    has_images = joint.unlabelled is not None or options.data.max_labels is not None
     fits = options.augment and options.segmentation.learn != "pixel_classifier"
-    settled = there and fits and scheduler_folder(Path(options.model)) is not None
-    return replace(joint, self_training_weight=1.0 if settled else 0.0)
+    pays = has_images and fits and scheduler_folder(Path(options.model)) is not None
+    return replace(joint, self_training_weight=1.0 if pays else 0.0)
 
 
 def saved_conditions(
     run: Path, network: UNet, scheduler: DDPMScheduler | None
 ) -> tuple[DiffusionConfig, tuple[str, ...] | None]:
-    """The objective that a saved noise predictor had, with which it goes on, and the classes of its images.
-
-    Raises:
-        ValueError: nothing says what it predicts.
-    """
+    """Returns the objective of a saved noise predictor and the classes of its images, which it goes on with."""
     if scheduler is None:
         raise ValueError(
             f"denoising_weight is above 0, but {run} has no scheduler, which a noise predictor is saved with; start "
@@ -128,16 +119,9 @@ def saved_conditions(
 
 
 def make_unet(model: str, data: MaskedSets, generates: bool = False) -> UNet:
-    """The network of a run, with a segmentation head for the classes of the data.
+    """Returns the network of a run, with a segmentation head for the classes of the data.
 
-    Args:
-        model: as in `TrainSegmentation`.
-        data: images with masks.
-        generates: whether an untrained network gets a noise head too, and images are generated at the size that the
-            network is trained on.
-
-    Raises:
-        ValueError: weights for another number of channels, or a segmentation head for other classes.
+    If it also generates, an untrained network gets a noise head too, and generates images of the size of the data.
     """
     channels, height, width = data.train.channels, data.train.height, data.train.width
     wanted: dict[str, Any] = {"in_channels": channels}
@@ -150,7 +134,7 @@ def make_unet(model: str, data: MaskedSets, generates: bool = False) -> UNet:
 
 
 def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
-    """The scheduler of a DDPM run, or None; warns where that run saw images in another range of values."""
+    """Returns the scheduler of a DDPM run, or None; warns if that run saw images in another range of values."""
     folder = scheduler_folder(run)
     if folder is None:
         return None

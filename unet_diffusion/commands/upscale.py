@@ -1,4 +1,4 @@
-"""Large versions of many image files with a super-resolution run, written as files."""
+"""Enlarges image files with a super-resolution run, and writes the results as files."""
 
 from pathlib import Path
 

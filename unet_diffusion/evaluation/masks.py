@@ -51,11 +51,7 @@ class Scores:
     images: tuple[dict[str, float], ...]
 
     def to_dict(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Returns all scores as JSON values, undefined ones as None, those of a class with its name.
-
-        Args:
-            class_names: one for each class; by default the indices.
-        """
+        """Returns all scores as JSON values, undefined ones as None; by default classes are named by their indices."""
         general = [name for name in self.per_image if not name.startswith(tuple(f"{kind}_" for kind in OF_A_CLASS))]
         classes = [
             {
@@ -76,7 +72,7 @@ class Scores:
         )
 
     def to_table(self, class_names: Sequence[str] | None = None) -> str:
-        """Returns the scores of the set as a Markdown table; arguments as for `to_dict`."""
+        """Returns the scores of the set as a Markdown table, with the names of classes as in `to_dict`."""
         labels = dict(OVERALL)
         for kind, shown in OF_A_CLASS.items():
             for label, name in enumerate(class_names or map(str, range(self.num_classes))):

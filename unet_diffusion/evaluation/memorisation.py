@@ -1,4 +1,4 @@
-"""Memorisation: are generated images copies of training images?"""
+"""Scores that show whether generated images are copies of training images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,8 +91,14 @@ def memorisation(
     else:
         controls = nearest_neighbours(held_out.flatten(1), training.flatten(1)).distances[:, 0] / pixels
         values = (_median(distances), _median(controls), _share_below(distances, controls))
+        flag = ""
+        if len(controls) < SMALLEST_SAMPLE:
+            flag = (
+                f"{len(controls)} held-out images are too few to measure how near the nearest 5 % of them are; hold "
+                f"out {SMALLEST_SAMPLE} or more."
+            )
         errors = (_error(_median, distances), _error(_median, controls), _error(_share_below, distances, controls))
-        scores = Memorisation(*values, *counts, *errors, flag=_flag(len(controls)))
+        scores = Memorisation(*values, *counts, *errors, flag=flag)
     shown = distances.argsort()[:pairs]
     both = torch.stack([generated[shown], training[nearest.indices[shown, 0]]], dim=1).flatten(0, 1)
     images = array_images((both / 2 + 0.5).permute(0, 2, 3, 1).numpy())
@@ -113,13 +119,3 @@ def _error(statistic: Callable[..., float], *samples: Tensor) -> float | None:
     if min(map(len, samples)) < SMALLEST_SAMPLE:
         return None
     return standard_error(statistic, samples, seed=0)
-
-
-def _flag(held_out_count: int) -> str:
-    """Returns a sentence that says why the share of near images means little, or ""."""
-    if held_out_count >= SMALLEST_SAMPLE:
-        return ""
-    return (
-        f"{held_out_count} held-out images are too few to measure how near the nearest 5 % of them are; hold out "
-        f"{SMALLEST_SAMPLE} or more."
-    )

@@ -110,15 +110,8 @@ class ClassificationTask(Task):
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the cross-entropy, a mean over all images, however they are spread over micro-batches.
+    """Returns the cross-entropy of scores (B, K) and classes int64 (B,), as a mean over all images.
 
-    Images without a class add 0.
-
-    Args:
-        logits: (B, K).
-        labels: int64 (B,), `NO_LABEL` for no class.
-
-    Returns:
-        A scalar.
+    Images without a class (`NO_LABEL`) add 0, so the mean does not depend on how they are spread over micro-batches.
     """
     return F.cross_entropy(logits.float(), labels, ignore_index=NO_LABEL, reduction="sum") / len(labels)

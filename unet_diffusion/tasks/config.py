@@ -1,4 +1,4 @@
-"""The options of the tasks; this module imports no PyTorch, so that the help of a command appears at once."""
+"""The options of the tasks, which need neither torch nor diffusers."""
 
 import math
 from dataclasses import dataclass
@@ -46,7 +46,6 @@ class DiffusionConfig:
     """Images in a preview and in the model card."""
 
     def __post_init__(self) -> None:
-        """Checks every value."""
         self._follow_recipe()
         require_choice("prediction_type", self.prediction_type, get_args(PredictionType))
         require_choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
@@ -98,7 +97,6 @@ class SuperResolutionConfig:
     such as compressed ones. 0 adds none."""
 
     def __post_init__(self) -> None:
-        """Checks every value."""
         if self.scale is not None:
             check_scale(self.scale)
         check_condition_noise(self.condition_noise)
@@ -127,7 +125,6 @@ class SegmentationConfig:
     """Validation images in a preview."""
 
     def __post_init__(self) -> None:
-        """Checks every value."""
         require_choice("loss", self.loss, get_args(LossName))
         require_choice("learn", self.learn, get_args(LearningPart))
         if self.loss == "dice" and self.balance_classes:
@@ -174,7 +171,6 @@ class JointConfig:
     held out for validation are left out."""
 
     def __post_init__(self) -> None:
-        """Checks every value."""
         weights = ("denoising_weight", "self_training_weight")
         require_each(self, weights, lambda weight: 0 <= weight < math.inf, "must be a number of at least 0")
         valid = is_number(self.confidence) and 0 < self.confidence < 1

@@ -47,11 +47,6 @@ def saved_objective(run: Path, unet: UNet, scheduler: DDPMScheduler) -> Diffusio
 
     It is read from the `config.json` of a run. In the folder of a pipeline alone it follows from the network and the
     scheduler, except for the weights of the timesteps, which are then the default ones.
-
-    Args:
-        run: the folder.
-        unet: its network.
-        scheduler: its scheduler.
     """
     path = run / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8")).get("diffusion") if path.is_file() else None
@@ -113,23 +108,26 @@ class DiffusionTask(Task):
         if self.config.class_conditional:
             draws = torch.stack([torch.rand((), generator=generator) for generator in generators])
             labels = self._labels(batch["label"], (draws < self.config.label_dropout).to(clean.device))
-        return noise_prediction_loss(
-            network,
-            self.scheduler,
-            clean,
-            noise.to(clean.device, non_blocking=True),
-            timesteps.to(clean.device, non_blocking=True),
-            labels,
-            self.config.min_snr_gamma,
-            self.condition(clean, generators),
-        )
+        return self._loss(network, clean, noise, timesteps, labels, self.condition(clean, generators))
+
+    def _loss(
+        self,
+        network: nn.Module,
+        clean: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        labels: Tensor | None,
+        condition: Tensor | None,
+    ) -> Tensor:
+        """Returns the weighted loss; noise and timesteps may be on the CPU."""
+        noise, timesteps = (x.to(clean.device, non_blocking=True) for x in (noise, timesteps))
+        gamma = self.config.min_snr_gamma
+        return noise_prediction_loss(network, self.scheduler, clean, noise, timesteps, labels, gamma, condition)
 
     def condition(self, clean: Tensor, generators: Sequence[torch.Generator] = ()) -> Tensor | None:
-        """Returns what the network sees beside noisy versions of images: nothing, unless a subclass overrides this.
+        """Returns what the network sees beside noisy versions of images (B, C, H, W) in [-1, 1]: here, nothing.
 
-        Args:
-            clean: images (B, C, H, W) in [-1, 1].
-            generators: in training, one for each image; in validation none, so that nothing is random.
+        In training there is a generator for each image; in validation there is none, so that nothing is random.
         """
         return None
 
@@ -157,17 +155,9 @@ class DiffusionTask(Task):
             clean = self.pixel_range.to_model(batch["image"])
             noise = [torch.randn(clean.shape[1:], generator=keyed_generator(0, "validation", i)) for i in indices]
             timesteps = [int((index + 0.5) / count * self.config.num_train_timesteps) for index in indices]
-            loss = noise_prediction_loss(
-                network,
-                self.scheduler,
-                clean,
-                torch.stack(noise).to(clean.device),
-                torch.tensor(timesteps, device=clean.device),
-                self._labels(batch["label"]) if self.config.class_conditional else None,
-                self.config.min_snr_gamma,
-                self.condition(clean),
-            )
-            total += len(indices) * loss.double()
+            labels = self._labels(batch["label"]) if self.config.class_conditional else None
+            drawn = (torch.stack(noise), torch.tensor(timesteps))
+            total += len(indices) * self._loss(network, clean, *drawn, labels, self.condition(clean)).double()
         return {"validation_loss": accelerator.reduce(total, "sum").item() / count}
 
     def _labels(self, labels: Tensor, dropped: Tensor | bool = False) -> Tensor:
@@ -186,27 +176,20 @@ class DiffusionTask(Task):
         """Generates images with the fast sampler, from the same noise at every call."""
         pipe = self.pipeline(unet)
         pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
-        labels = None
-        if self.config.class_conditional:
-            labels = [i % unet.config.num_class_embeds for i in range(count)]
-        generators = [torch.Generator(unet.device).manual_seed(keyed_seed(0, "preview", i)) for i in range(count)]
+        classes = unet.config.num_class_embeds
         (images,) = pipe(
             batch_size=count,
             num_inference_steps=PREVIEW_STEPS,
-            class_labels=labels,
-            generator=generators,
+            class_labels=[i % classes for i in range(count)] if self.config.class_conditional else None,
+            generator=[torch.Generator(unet.device).manual_seed(keyed_seed(0, "preview", i)) for i in range(count)],
             output_type="np",
             return_dict=False,
         )
         return array_images(images)
 
-    def shown(self, unet: UNet) -> Image.Image:
-        """Returns the image of a preview: a grid of generated images."""
-        return grid(self.sample(unet, self.config.preview_images))
-
     def preview(self, network: UNet, path: Path) -> None:
-        """Writes the image that `shown` returns."""
-        save_image(self.shown(network), path)
+        """Writes a grid of generated images."""
+        save_image(grid(self.sample(network, self.config.preview_images)), path)
 
     def save(self, network: UNet, folder: Path) -> None:
         """Writes the pipeline and `samples.png`."""

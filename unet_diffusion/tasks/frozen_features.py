@@ -19,16 +19,14 @@ class FrozenFeaturesTask(SegmentationTask):
     """A `PixelClassifier` that learns beside a frozen network, for `unet_diffusion.training.trainer.Trainer`.
 
     Only the classifier learns, is averaged and is saved in checkpoints. In training each sample sees other noise at
-    every step; validation, previews and the exported pipeline use the fixed noise of `SegmentationPipeline`.
+    every step; validation, previews and the exported pipeline use the fixed noise of `SegmentationPipeline`. Arguments
+    that are not listed are those of `SegmentationTask`.
 
     Args:
         unet: a trained noise predictor; it is frozen and put in evaluation mode.
-        data: as for `SegmentationTask`.
         config: the loss; its options for a network that learns must have their defaults.
         features: what the classifier reads.
-        augmentation: as for `SegmentationTask`.
         scheduler: whose noise the network was trained with.
-        num_workers: as for `SegmentationTask`.
 
     Raises:
         ValueError: a network or a scheduler that a pixel classifier cannot read; an option for another way to learn.

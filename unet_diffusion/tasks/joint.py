@@ -22,7 +22,7 @@ from unet_diffusion.training.cards import Card, parameters, size
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
 
-SHARED = ("everything", "decoder")  # values of `learn` with which both heads teach the trunk
+SHARED = ("everything", "decoder")  # values of `learn` with which both heads train shared layers
 PREFIX = "unlabelled_"  # of the entries of a batch that belong to the images without masks
 
 

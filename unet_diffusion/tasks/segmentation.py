@@ -1,6 +1,5 @@
 """Learning to segment images with masks."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,8 +46,7 @@ class SegmentationTask(Task):
     """Pixel-wise classification with masks, for `unet_diffusion.training.trainer.Trainer`.
 
     Args:
-        network: a `UNet` with a segmentation head, which becomes the active one; a noise head is frozen. Any network
-            with `to_segmentation`, `time_embed`, `config` and heads of these names will do.
+        network: a network with a segmentation head, which becomes the active one; a noise head is frozen.
         data: images with masks.
         config: the loss and what learns.
         augmentation: how training images are varied; None: not at all.
@@ -125,7 +123,7 @@ class SegmentationTask(Task):
     def validate(self, network: ModelMixin, accelerator: Accelerator) -> dict[str, float]:
         """Returns the scores of the held-out images, pooled over all their pixels."""
         metrics = SegmentationMetrics(self.num_classes)
-        predict = self.predictor(network)
+        predict = self.pipeline(network).predictor()
         for index in range(accelerator.process_index, len(self.validation), accelerator.num_processes):
             item = self.validation[index]
             metrics.update(predict(item["image"])[None], item["mask"][None])
@@ -133,14 +131,10 @@ class SegmentationTask(Task):
         scores = metrics.compute()
         return {name: scores[f"pooled/{name}"] for name in ("mean_iou", "mean_dice", "accuracy")}
 
-    def predictor(self, network: ModelMixin) -> Callable[[Tensor], Tensor]:
-        """Returns a function from a stored image (C, H, W) to the pipeline's mask, int64 (H, W) on the CPU."""
-        return self.pipeline(network).predictor()
-
     def preview(self, network: ModelMixin, path: Path) -> None:
         """Writes held-out images, each beside its mask and the prediction."""
         shown = []
-        predict = self.predictor(network)
+        predict = self.pipeline(network).predictor()
         for index in range(min(self.config.preview_images, len(self.validation))):
             item = self.validation[index]
             pixels = self.pixel_range.to_model(item["image"])

@@ -1,4 +1,4 @@
-"""Learning masks from images that have none: predictions of which the network is sure serve as masks."""
+"""Learning from images without masks: predictions of which the network is sure serve as masks."""
 
 from dataclasses import replace
 
@@ -21,9 +21,9 @@ from unet_diffusion.training.batches import Batches, images_of_step, other_order
 from unet_diffusion.unet import UNet
 
 START = 0.1  # share of the steps in which the masks alone teach, before self-training starts
-SMALLEST = 1e-3  # least mean probability of a class that is divided by
-COLOUR = 0.5  # least strength at which channels vary on their own, in images that are compared with own masks
-COUNTED = 256  # masks, cut as in training, by which the shares of the classes are measured
+SMALLEST = 1e-3  # smallest mean probability of a class in the division of `aligned`
+COLOUR = 0.5  # smallest `colour` of the augmentation of images that learn from the network's own masks
+COUNTED = 256  # masks, cut as in training, from which the shares of the classes are measured
 IMAGE = "self_training_image"  # in a batch
 
 
@@ -35,14 +35,13 @@ class SelfTrainingTask(SegmentationTask):
     vary more than usual (`COLOUR`); the other pixels teach nothing. The loss is the cross-entropy, a mean over all
     pixels, sure or not. Self-training starts after a tenth of the steps; until then the masks alone teach.
 
+    Arguments that are not listed are those of `SegmentationTask`.
+
     Args:
         network: as for `SegmentationTask`, padded.
-        data: as for `SegmentationTask`.
         images: images without masks, of the same size, channels and range of values.
         joint: the weight of the self-training loss, and the probability that counts as sure.
-        config: as for `SegmentationTask`.
-        augmentation: as for `SegmentationTask`, but required.
-        scheduler: as for `SegmentationTask`.
+        augmentation: how images are varied; it is required.
         num_workers: processes that load images ahead, for each of the two sets.
 
     Raises:
@@ -101,7 +100,7 @@ class SelfTrainingTask(SegmentationTask):
         }
 
     def own_loss(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Returns the loss of images (B, C, H, W) in [-1, 1] against own masks, and the share of sure pixels."""
+        """Returns the loss of images (B, C, H, W) against the network's own masks, and the share of sure pixels."""
         with torch.no_grad():
             probabilities = self.logits(network, images, generators).float().softmax(dim=1)
             confidence, classes = aligned(probabilities, self.shares.to(images.device)).max(dim=1)
@@ -118,7 +117,7 @@ class SelfTrainingTask(SegmentationTask):
 
 
 def class_shares(train: MaskedDataset, num_classes: int) -> Tensor:
-    """Measures the shares of the classes in masks as they are trained on, float32 (K,), adding up to 1.
+    """Measures the shares of the classes in masks that are cut as in training, float32 (K,), adding up to 1.
 
     Squares cut at random places show the middle of an image more often than its border. Shares in whole images could
     be far off, and alignment would then suppress a class that lies in the middle.
@@ -130,17 +129,12 @@ def class_shares(train: MaskedDataset, num_classes: int) -> Tensor:
 
 
 def aligned(probabilities: Tensor, shares: Tensor) -> Tensor:
-    """Draws the means of class probabilities towards expected shares (Berthelot et al. 2020, ReMixMatch, section 3.1).
+    """Moves the means of class probabilities towards expected shares (Berthelot et al. 2020, ReMixMatch, section 3.1).
 
     Without it, a class that the network predicts too rarely is learnt less and less from its own masks, until it is
     gone. The means are those of the images given, not of all that were seen.
 
-    Args:
-        probabilities: (B, K, H, W).
-        shares: of the classes, (K,), adding up to 1.
-
-    Returns:
-        (B, K, H, W), adding up to 1 over the classes.
+    Takes and returns probabilities (B, K, H, W), which add up to 1 over the classes, as the shares (K,) do.
     """
-    drawn = probabilities * (shares / probabilities.mean((0, 2, 3)).clamp(min=SMALLEST))[:, None, None]
-    return drawn / drawn.sum(dim=1, keepdim=True).clamp(min=torch.finfo(drawn.dtype).tiny)
+    moved = probabilities * (shares / probabilities.mean((0, 2, 3)).clamp(min=SMALLEST))[:, None, None]
+    return moved / moved.sum(dim=1, keepdim=True).clamp(min=torch.finfo(moved.dtype).tiny)

@@ -1,18 +1,18 @@
 """Learning to enlarge images: noise prediction by a network that sees the small image."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.config import check_scale, check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.images.figures import array_images, grid
+from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
@@ -39,15 +39,13 @@ class SuperResolutionTask(DiffusionTask):
     """Noise prediction beside the small image (SR3, Saharia et al. 2021), for the `Trainer`.
 
     The small image is made from each image of the data: shrunk, stored as in a file, and enlarged again
-    (`unet_diffusion.diffusion.low_resolution`).
+    (`unet_diffusion.diffusion.low_resolution`). Arguments that are not listed are those of `DiffusionTask`.
 
     Args:
         unet: a network of 2 C channels in and C out, for images of C channels.
         data: images to learn from, and held-out ones, which previews show.
         config: the objective.
         super_resolution: the scale, which is needed, and the noise of the small image.
-        num_workers: as in `DiffusionTask`.
-        scheduler: as in `DiffusionTask`.
 
     Raises:
         ValueError: sides that are not multiples of the scale, no held-out images, class labels, or a network that
@@ -96,19 +94,19 @@ class SuperResolutionTask(DiffusionTask):
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def shown(self, unet: UNet) -> Image.Image:
-        """Returns held-out images in threes: small, enlarged by the network from a fixed noise, and original."""
+    def preview(self, network: UNet, path: Path) -> None:
+        """Writes held-out images in threes: small, enlarged by the network from a fixed noise, and original."""
         count = min(len(self.held_out), self.config.preview_images)
         clean = self.pixel_range.to_model(torch.stack([self.held_out[i]["image"] for i in range(count)]))
         small = shrunk(clean, self.scale, self.pixel_range)
-        pipe = self.pipeline(unet)
+        pipe = self.pipeline(network)
         pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
         generators = [keyed_generator(0, "preview", i) for i in range(count)]
         (images,) = pipe(small, PREVIEW_STEPS, generators, output_type="pt", return_dict=False)
         pixels = F.interpolate(self.pixel_range.to_model(small), scale_factor=self.scale, mode="nearest")
         threes = torch.stack([pixels / 2 + 0.5, torch.stack(images).cpu(), clean / 2 + 0.5], dim=1).flatten(0, 1)
         columns = 3 * max(round((count / 3) ** 0.5), 1)
-        return grid(array_images(threes.permute(0, 2, 3, 1).numpy()), columns)
+        save_image(grid(array_images(threes.permute(0, 2, 3, 1).numpy()), columns), path)
 
     def card(self, network: UNet) -> Card:
         """Returns the card of a network that enlarges images."""

@@ -1,4 +1,4 @@
-"""The Accelerator of a run, and the object that tells tasks and data about the run."""
+"""The Accelerator of a run, and the context that tasks and data get."""
 
 from dataclasses import dataclass
 from pathlib import Path

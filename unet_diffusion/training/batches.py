@@ -1,14 +1,14 @@
 """The batches of a run, in an order that depends on the seed and the step alone."""
 
 from collections.abc import Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from unet_diffusion.checks import is_count, require
+from unet_diffusion.checks import is_count, require, require_each
 from unet_diffusion.data.dataset import ImageDataset, to_batch
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.streaming import StreamingImages
@@ -20,6 +20,7 @@ Batches = Generator[dict[str, Tensor], None, None]  # its `close` ends the data 
 TrainingImages = ImageDataset | MaskedDataset | StreamingImages
 
 
+@dataclass(eq=False)
 class GlobalBatches(Sampler[list[tuple[int, int]]]):
     """An endless batch sampler: lists of (epoch, index), one list per forward pass of one process.
 
@@ -28,7 +29,7 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
     resumes at any step without saved state, and the images of a step do not depend on how they are divided among
     processes, batches and accumulation.
 
-    Args:
+    Attributes:
         length: number of images.
         batch_size: images per forward pass and process.
         process_index: this process, counted from 0.
@@ -38,29 +39,20 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
         start_step: optimizer step at which the stream starts.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        process_index: int = 0,
-        num_processes: int = 1,
-        accumulate: int = 1,
-        seed: int = 0,
-        start_step: int = 0,
-    ) -> None:
-        counts = {"length": length, "batch_size": batch_size, "num_processes": num_processes, "accumulate": accumulate}
-        for name, count in counts.items():
-            require(is_count(count), name, count, "must be an integer of at least 1")
-        valid = 0 <= process_index < num_processes
-        require(valid, "process_index", process_index, f"{num_processes} processes count from 0")
-        require(is_count(start_step, 0), "start_step", start_step, "must be an integer of at least 0")
-        self.length = length
-        self.batch_size = batch_size
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.accumulate = accumulate
-        self.seed = seed
-        self.start_step = start_step
+    length: int
+    batch_size: int
+    process_index: int = 0
+    num_processes: int = 1
+    accumulate: int = 1
+    seed: int = 0
+    start_step: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("length", "batch_size", "num_processes", "accumulate")
+        require_each(self, counts, is_count, "must be an integer of at least 1")
+        valid = 0 <= self.process_index < self.num_processes
+        require(valid, "process_index", self.process_index, f"{self.num_processes} processes count from 0")
+        require(is_count(self.start_step, 0), "start_step", self.start_step, "must be an integer of at least 0")
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         current, order = -1, []
@@ -131,5 +123,5 @@ def images_of_step(dataset: TrainingImages, context: RunContext, step: int) -> s
 
 
 def other_order(context: RunContext, purpose: str) -> RunContext:
-    """Returns the context with another order of images, so that two data sets read side by side do not keep step."""
+    """Returns the context with another order of images, for a second data set that is read beside the first."""
     return replace(context, config=replace(context.config, seed=keyed_seed(context.config.seed, purpose)))

@@ -33,13 +33,9 @@ class Card:
     use: str
 
     def text(self, name: str, rows: list[dict[str, Any]], config: dict[str, Any], best_by: str | None) -> str:
-        """Returns the whole card.
+        """Returns the whole card of a run: its name, the lines of its `metrics.jsonl` and its configuration.
 
-        Args:
-            name: of the run, the title of the card.
-            rows: the lines of its `metrics.jsonl`.
-            config: its resolved configuration.
-            best_by: the quantity in `rows` by which the weights were chosen; None: they are the last.
+        The weights were chosen by the quantity `best_by`; None: they are the last ones.
         """
         shown = "\n\n".join(f"![{caption}]({file})" for file, caption in self.images.items())
         return f"""\
@@ -69,7 +65,7 @@ tags:
 
 
 def training_facts(rows: list[dict[str, Any]], config: dict[str, Any], best_by: str | None) -> str:
-    """Returns data, command, steps, losses and the whole configuration as Markdown; arguments as in `Card.text`."""
+    """Returns data, command, steps, losses and the whole configuration as Markdown, for `Card.text`."""
     training = config["training"]
     facts = {
         "Data": config["data"]["data"],

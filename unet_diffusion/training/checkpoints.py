@@ -161,17 +161,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], saved: dict[str, Tensor]) -> None:
-    """Loads the state that `optimizer_tensors` returned into an optimizer.
-
-    Raises:
-        ValueError: the state belongs to other parameters.
-    """
+    """Loads the state that `optimizer_tensors` returned; a ValueError says that it belongs to other parameters."""
     parameters = {name: parameter for parameter, name in names.items()}
-    owners = {key.rsplit("/", 1)[0] for key in saved}
-    if owners - set(parameters):
-        raise ValueError(
-            f"the saved optimizer state has {sorted(owners - set(parameters))[:3]}, but the network does not."
-        )
+    unknown = {key.rsplit("/", 1)[0] for key in saved} - set(parameters)
+    if unknown:
+        raise ValueError(f"the saved optimizer state has {sorted(unknown)[:3]}, but the network does not.")
     for key, value in saved.items():
         name, quantity = key.rsplit("/", 1)
         parameter = parameters[name]

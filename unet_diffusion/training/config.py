@@ -60,7 +60,6 @@ class TrainingConfig:
     """Trackers that get the metrics too, by their names in Accelerate, such as tensorboard, wandb, trackio."""
 
     def __post_init__(self) -> None:
-        """Checks every value."""
         counts = ("steps", "batch_size", "accumulate", "max_skipped_steps", "keep_checkpoints", *EVERY)
         require_each(self, counts, is_count, "must be an integer of at least 1")
         require_each(self, ("warmup_steps", "weight_decay"), lambda value: value >= 0, "must be a number of at least 0")

@@ -10,11 +10,9 @@ from unet_diffusion.files import named_errors, write_text, written_aside
 
 
 class MetricsLog:
-    """Appends lines to the file; a resumed run first drops the lines after the step at which it resumes.
+    """Appends lines to the file, which may not exist yet.
 
-    Args:
-        path: the file, which may not exist yet.
-        step: the step at which the run resumes, so that no step is missing or there twice.
+    A run that resumes at a step first drops the lines after it, so that no step is missing or there twice.
     """
 
     def __init__(self, path: Path, step: int) -> None:

@@ -11,10 +11,8 @@ from filelock import FileLock, Timeout
 from unet_diffusion.files import remove_leftovers, write_json
 from unet_diffusion.training.config import FREE_TO_CHANGE
 
-FORMER = {  # values of options in runs from before these options existed
-    "task": "generation",
-    **{"self_training_weight": 0.0, "confidence": 0.9, "invert": 0.0, "colour": 0.0},
-}
+# The values of options in runs from before these options existed.
+FORMER = {"task": "generation", "self_training_weight": 0.0, "confidence": 0.9, "invert": 0.0, "colour": 0.0}
 RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # former names of options
 WORKERS_END = 6.0  # seconds; every 5 the data workers of PyTorch check that their process lives
 

@@ -1,4 +1,4 @@
-"""The reasons to stop a run: a signal, no better weights for a while, too many skipped steps."""
+"""Reasons to stop a run: a signal, no better weights for a while, too many skipped steps."""
 
 import logging
 import signal
@@ -6,10 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +32,7 @@ class StopRequest:
         self.received = number
 
     def leave(self, message: str) -> None:
-        """Ends the program with the usual status, 128 + signal, also in processes that received none.
-
-        Args:
-            message: for the person who pressed Ctrl-C.
-        """
+        """Ends the program with status 128 + signal, also in processes that received none; Ctrl-C shows the message."""
         number = self.received or signal.SIGTERM
         if number == signal.SIGINT:
             raise KeyboardInterrupt(message)
@@ -63,20 +58,13 @@ def outlive_sigterm(worker: int) -> None:
     """Keeps a data worker alive for a while after SIGTERM, which often reaches all processes of a job.
 
     The training process can then save, and ends the worker when it leaves. SIGALRM ends it after `GRACE` seconds.
-
-    Args:
-        worker: index of the worker, which a DataLoader passes.
     """
     if hasattr(signal, "alarm"):  # not on Windows, which does not send SIGTERM
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
 class BestWeights:
-    """Keeps a copy of the weights with the highest score so far, on the CPU.
-
-    Args:
-        patience: validations in a row without a higher score after which training ends; None: it goes to the last step.
-    """
+    """Keeps a copy of the weights with the highest score so far, on the CPU; `patience` is that of a `Task`."""
 
     def __init__(self, patience: int | None = None) -> None:
         self.patience = patience
@@ -85,7 +73,7 @@ class BestWeights:
         self.misses = 0  # validations since
         self.tensors: dict[str, Tensor] = {}
 
-    def offer(self, score: float, step: int, network: "nn.Module") -> None:
+    def offer(self, score: float, step: int, network: nn.Module) -> None:
         """Takes the network's weights if the score is higher than all before; NaN never is."""
         if score > (-float("inf") if self.score is None else self.score):
             self.score, self.step, self.misses = score, step, 0
@@ -95,10 +83,10 @@ class BestWeights:
 
     @property
     def exhausted(self) -> bool:
-        """Returns whether the patience has run out."""
+        """True once the patience has run out."""
         return self.patience is not None and self.misses >= self.patience
 
-    def load_into(self, network: "nn.Module") -> None:
+    def load_into(self, network: nn.Module) -> None:
         """Loads the best weights, if there are any yet, into a network."""
         if self.tensors:
             network.load_state_dict(self.tensors)
@@ -107,8 +95,8 @@ class BestWeights:
         """Returns all but the weights, for a checkpoint."""
         return {"score": self.score, "step": self.step, "misses": self.misses}
 
-    def restore(self, state: dict[str, Any], tensors: "dict[str, Tensor]") -> None:
-        """Takes back what `state` and `tensors` were."""
+    def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Takes back a state, and the weights that belong to it."""
         self.score, self.step, self.misses = state["score"], state["step"], state["misses"]
         self.tensors = tensors
 
@@ -129,11 +117,7 @@ class SkippedSteps:
         self.total = self.in_a_row = 0
 
     def add(self, step: int, description: str) -> None:
-        """Counts and reports a skipped step.
-
-        Args:
-            step: counted from 0.
-            description: of the step, such as its timesteps and images.
+        """Counts a skipped step, and reports it with its description, such as its timesteps and images.
 
         Raises:
             FloatingPointError: the limit is reached.
@@ -154,5 +138,5 @@ class SkippedSteps:
         return {"total": self.total, "in_a_row": self.in_a_row}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Takes back what `state` was."""
+        """Takes back the counts of a checkpoint."""
         self.total, self.in_a_row = state["total"], state["in_a_row"]

@@ -76,11 +76,7 @@ class Task(ABC):
     def export(self, network: ModelMixin, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
         """Writes the trained network, its curves and its model card into the folder of the run.
 
-        Args:
-            network: the trained network.
-            folder: of the run.
-            rows: the lines of its `metrics.jsonl`.
-            config: its resolved configuration.
+        The curves and the card show `rows`, the lines of `metrics.jsonl`; the card also the resolved `config`.
         """
         with merged_into(folder) as aside:
             self.save(network, aside)

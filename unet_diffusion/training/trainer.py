@@ -1,8 +1,7 @@
-"""The training loop: one for every task, through Accelerate.
+"""The training loop, which is the same for every task and runs on Accelerate.
 
 A task (`unet_diffusion.training.task`) says what is learnt, and how it is validated and shown. The loop does the rest:
-accumulation, clipping, the learning rate, the moving average, precision, logging, checkpoints and resuming. All counts
-are optimizer steps.
+accumulation, clipping, the learning rate, the moving average, precision, logging, checkpoints and resuming.
 """
 
 import json
@@ -64,7 +63,6 @@ class Trainer:
         self.loss_sums: dict[str, Tensor] = {}  # since the last log line
         self.loss_count = 0  # steps in these sums
         self.seconds = 0.0  # of training since then
-
         self.best = BestWeights(task.patience)
         self.skipped = SkippedSteps(config.max_skipped_steps)
 
@@ -85,7 +83,9 @@ class Trainer:
         with alone, stop_requests() as stop:
             self._start()
             loading = closing(self.task.batches(self.context, self.step))  # ends the data workers
-            with loading as batches, self._progress_bar() as bar:
+            hidden = not self.accelerator.is_main_process
+            progress = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
+            with loading as batches, progress as bar:
                 while self.step < self.config.steps and not self.best.exhausted:
                     self._train_step(batches)
                     bar.update()
@@ -133,7 +133,8 @@ class Trainer:
         if lost:
             for buffer, before in zip(self.task.network.buffers(), buffers):
                 buffer.copy_(before)
-            self.skipped.add(self.step, self._describe())
+            generators = [each for micro in range(config.accumulate) for each in self._generators(micro)]
+            self.skipped.add(self.step, self.task.describe(self.context, self.step, generators))
         else:
             self.skipped.in_a_row = 0
             self.loss_sums, self.loss_count = sums, self.loss_count + 1
@@ -152,10 +153,6 @@ class Trainer:
         positions = range(first, first + self.config.batch_size)
         return [keyed_generator(self.config.seed, "sample", self.step, position) for position in positions]
 
-    def _describe(self) -> str:
-        generators = [generator for micro in range(self.config.accumulate) for generator in self._generators(micro)]
-        return self.task.describe(self.context, self.step, generators)
-
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
 
@@ -167,8 +164,7 @@ class Trainer:
     def _log(self, bar: tqdm) -> None:
         losses = {name: total.item() / self.loss_count for name, total in self._mean_over_processes().items()}
         rate = self.loss_count * self.context.images_per_step / self.seconds
-        self.loss_sums, self.loss_count = {}, 0
-        self.seconds = 0.0
+        self.loss_sums, self.loss_count, self.seconds = {}, 0, 0.0
         bar.set_postfix(loss=f"{losses.get('loss', math.nan):.4f}", images_per_second=f"{rate:.0f}")
         self._record(
             **losses,  # none, if all steps since the last line were skipped
@@ -215,15 +211,14 @@ class Trainer:
     def _save(self) -> None:
         self.loss_sums = self._mean_over_processes()  # so that every process can resume from one checkpoint
         if self.accelerator.is_main_process:
-            network = self.task.network
-            names = [name for name, _ in network.named_parameters()]
-            scaler = self.accelerator.scaler
+            network, scaler = self.task.network, self.accelerator.scaler
+            names = {parameter: name for name, parameter in network.named_parameters()}
             checkpoint = Checkpoint(
                 step=self.step,
                 tensors={
                     "model": network.state_dict(),
-                    "ema": dict(zip(names, self.ema.shadow_params)),
-                    "optimizer": optimizer_tensors(self.optimizer.optimizer, self._names()),
+                    "ema": dict(zip(names.values(), self.ema.shadow_params)),
+                    "optimizer": optimizer_tensors(self.optimizer.optimizer, names),
                     **({"best": self.best.tensors} if self.best.tensors else {}),
                 },
                 state={
@@ -237,9 +232,6 @@ class Trainer:
             )
             save_checkpoint(self.output / "checkpoints", checkpoint, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
-
-    def _names(self) -> dict[Tensor, str]:
-        return {parameter: name for name, parameter in self.task.network.named_parameters()}
 
     def _start(self) -> None:
         """Resumes from the newest checkpoint, or starts."""
@@ -269,10 +261,11 @@ class Trainer:
                 "options build; resume with the model that the run was started with, or choose another output folder."
             )
         network.load_state_dict(checkpoint.tensors["model"])
-        for (name, _), average in zip(network.named_parameters(), self.ema.shadow_params):
+        names = {parameter: name for name, parameter in network.named_parameters()}
+        for name, average in zip(names.values(), self.ema.shadow_params):
             average.copy_(checkpoint.tensors["ema"][name])
         self.ema.optimization_step = state["ema_steps"]
-        restore_optimizer(self.optimizer.optimizer, self._names(), checkpoint.tensors["optimizer"])
+        restore_optimizer(self.optimizer.optimizer, names, checkpoint.tensors["optimizer"])
         self.best.restore(state["best"], checkpoint.tensors.get("best", {}))
         self.skipped.restore(state["skipped"])
         self.loss_sums = {
@@ -305,7 +298,3 @@ class Trainer:
                 self.best.load_into(network)
                 self.task.export(network, self.output, read_metrics(self.metrics.path), self.resolved)
         self.accelerator.wait_for_everyone()
-
-    def _progress_bar(self) -> tqdm:
-        hidden = not self.accelerator.is_main_process
-        return tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)

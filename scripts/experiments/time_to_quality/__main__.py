@@ -43,7 +43,7 @@ from scripts.experiments.time_to_quality.training import (
     train_ours,
 )
 from unet_diffusion.checks import require
-from unet_diffusion.commands.evaluate_generation import real_images
+from unet_diffusion.commands.evaluate_generation import drawn
 from unet_diffusion.commands.options import TrainDDPM
 from unet_diffusion.commands.train_ddpm import make_unet
 from unet_diffusion.data.config import DataConfig
@@ -178,7 +178,7 @@ def our_network(config: TimeToQuality, data: ImageDataset) -> UNet:
 def real_features(config: TimeToQuality) -> tuple[FeatureNetwork, Tensor]:
     """The feature network, and the features (N, D) of the real images."""
     network = feature_network("efficientnet-lite0")
-    return network, features_of(network, real_images(DataConfig(data=config.data), config.images))
+    return network, features_of(network, drawn(load_images(DataConfig(data=config.data)).train, config.images))
 
 
 if __name__ == "__main__":
