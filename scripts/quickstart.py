@@ -15,7 +15,8 @@ import tyro
 from PIL import Image
 
 from unet_diffusion.cli import answers
-from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.files import write_json, written_aside

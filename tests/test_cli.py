@@ -98,7 +98,7 @@ def test_version_and_the_package_as_a_program():
 def test_an_error_is_one_sentence_and_with_debug_a_traceback(capsys):
     with patch.object(sample, "generation_pipeline", side_effect=RuntimeError("the disk is on fire")):
         arguments = ["sample", "--run", "here", "--output", "there"]
-        with patch.object(cli.options.Sample, "check_paths"), patch.object(sample.Sample, "check_paths"):
+        with patch.object(cli.Sample, "check_paths"), patch.object(sample.Sample, "check_paths"):
             with pytest.raises(SystemExit, match=r"^unet-diffusion sample: the disk is on fire$"):
                 cli.main(arguments)
             with pytest.raises(RuntimeError, match="the disk is on fire"):
@@ -114,7 +114,7 @@ def test_ctrl_c_ends_a_command_with_one_sentence(tmp_path):
         "def wait(options):\n"
         "    print('waiting', flush=True)\n"
         "    time.sleep(60)\n"
-        "with patch.object(cli.options.Doctor, 'check_paths', wait):\n"
+        "with patch.object(cli.Doctor, 'check_paths', wait):\n"
         "    cli.main(['doctor', 'somewhere'])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -77,7 +77,6 @@ def test_former_imports_of_documents_and_model_cards_work():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from unet_diffusion.classifier import PictureClassifier
-        from unet_diffusion.export import Export, export  # noqa: F401
         from unet_diffusion.palette import mask_picture
         from unet_diffusion.sampling import sampler
         from unet_diffusion.single_file import load_single_file  # noqa: F401

@@ -10,21 +10,31 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
-from unet_diffusion.commands import options
+from unet_diffusion.commands.options.demo import Demo
+from unet_diffusion.commands.options.doctor import Doctor
+from unet_diffusion.commands.options.evaluate import Evaluate
+from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
+from unet_diffusion.commands.options.export import Export
+from unet_diffusion.commands.options.sample import Sample
+from unet_diffusion.commands.options.segment import Segment
+from unet_diffusion.commands.options.train_classifier import TrainClassifier
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
+from unet_diffusion.commands.options.upscale import Upscale
 from unet_diffusion.version import __version__
 
 COMMANDS: dict[str, tuple[type, str]] = {  # the options of each, and the module with a function of the command's name
-    "train-ddpm": (options.TrainDDPM, "train_ddpm"),
-    "sample": (options.Sample, "sample"),
-    "upscale": (options.Upscale, "upscale"),
-    "train-segmentation": (options.TrainSegmentation, "train_segmentation"),
-    "segment": (options.Segment, "segment"),
-    "evaluate": (options.Evaluate, "evaluate"),
-    "evaluate-generation": (options.EvaluateGeneration, "evaluate_generation"),
-    "train-classifier": (options.TrainClassifier, "train_classifier"),
-    "export": (options.Export, "export.command"),
-    "doctor": (options.Doctor, "doctor.command"),
-    "demo": (options.Demo, "demo.command"),
+    "train-ddpm": (TrainDDPM, "train_ddpm"),
+    "sample": (Sample, "sample"),
+    "upscale": (Upscale, "upscale"),
+    "train-segmentation": (TrainSegmentation, "train_segmentation"),
+    "segment": (Segment, "segment"),
+    "evaluate": (Evaluate, "evaluate"),
+    "evaluate-generation": (EvaluateGeneration, "evaluate_generation"),
+    "train-classifier": (TrainClassifier, "train_classifier"),
+    "export": (Export, "export.command"),
+    "doctor": (Doctor, "doctor.command"),
+    "demo": (Demo, "demo.command"),
 }
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended, as shells have it
 EXPECTED = (ValueError, ImportError, RuntimeError, OSError, FloatingPointError, MemoryError)

@@ -15,7 +15,7 @@ from scripts.benchmarks.first_batch import BATCH, example, ours
 from scripts.benchmarks.processes import start
 from scripts.benchmarks.row import Row
 from scripts.benchmarks.timing import alternate, ratio
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.saved_runs import load_unet

@@ -24,7 +24,7 @@ from unet_diffusion.checks import require
 from unet_diffusion.commands.export.command import export
 from unet_diffusion.commands.export.graphs import FORMS
 from unet_diffusion.commands.export.head_function import HeadFunction
-from unet_diffusion.commands.options import Export
+from unet_diffusion.commands.options.export import Export
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.pipelines import SegmentationPipeline

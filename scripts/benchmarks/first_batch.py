@@ -18,7 +18,7 @@ def ours(data: str, cache: str, imported: Callable[[], None] = lambda: None) -> 
     """The batches of `unet-diffusion train-ddpm`, uint8 (B, C, H, W) with their classes, endlessly."""
     from accelerate import Accelerator
 
-    from unet_diffusion.commands.options import TrainDDPM
+    from unet_diffusion.commands.options.train_ddpm import TrainDDPM
     from unet_diffusion.data.config import DataConfig
     from unet_diffusion.data.sets import load_images
     from unet_diffusion.training.accelerator import RunContext

@@ -21,7 +21,7 @@ from scripts import NETWORKS
 from scripts.benchmarks.row import Row
 from scripts.benchmarks.timing import ratio, synchronise
 from unet_diffusion.commands.evaluate_generation import drawn
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images

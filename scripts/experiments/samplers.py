@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, LogLocator
 from scripts.reports import label_ticks, markdown_table, save_figure
 from unet_diffusion.checks import require, require_choice
 from unet_diffusion.commands.evaluate_generation import RealImages, evaluate_generation, load_real
-from unet_diffusion.commands.options import EvaluateGeneration
+from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
 from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.diffusion.config import SamplerName

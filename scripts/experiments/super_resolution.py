@@ -32,7 +32,7 @@ from scripts.reports import markdown_table
 from unet_diffusion import UNet
 from unet_diffusion.checks import is_count, require_each
 from unet_diffusion.commands.evaluate_generation import drawn
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import make_unet
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.files import write_json

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.support.segmentation import image, network, pipeline, saved
 from unet_diffusion.cli import run
 from unet_diffusion.commands.inputs import Inputs, find_inputs
-from unet_diffusion.commands.options import Segment
+from unet_diffusion.commands.options.segment import Segment
 from unet_diffusion.commands.segment import segment
 from unet_diffusion.images.large_images import open_image
 

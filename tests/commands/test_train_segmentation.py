@@ -9,7 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut, squares
-from unet_diffusion.commands.options import Segment, TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.options.segment import Segment
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.segment import segment
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import train_segmentation

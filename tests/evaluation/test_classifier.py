@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut
 from unet_diffusion import UNet
-from unet_diffusion.commands.options import TrainClassifier
+from unet_diffusion.commands.options.train_classifier import TrainClassifier
 from unet_diffusion.commands.train_classifier import train_classifier
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images

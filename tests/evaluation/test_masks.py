@@ -13,7 +13,7 @@ from torch import nn
 
 from unet_diffusion import UNet, cli
 from unet_diffusion.commands.evaluate import evaluate
-from unet_diffusion.commands.options import Evaluate
+from unet_diffusion.commands.options.evaluate import Evaluate
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.evaluation.masks import score_masks

@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.reliability.gauge import SAMPLES, SETTLING, Gauge, Reading, new_process
 from unet_diffusion import UNet
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.sampling import sampler

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.support.tiny import squares
-from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import train_segmentation
 from unet_diffusion.data.config import DataConfig

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tests.support.runs import metrics
 from tests.support.tiny import squares
-from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import train_segmentation
 from unet_diffusion.data.config import DataConfig

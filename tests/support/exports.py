@@ -15,7 +15,7 @@ from tests.support.tiny import network
 from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.commands.export.command import export
-from unet_diffusion.commands.options import Export
+from unet_diffusion.commands.options.export import Export
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 
 CODE = "unet_diffusion_{}_" + unet_diffusion.__version__.replace(".", "_")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut, squares
-from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import make_task, settled_joint, train_segmentation
 from unet_diffusion.data.config import DataConfig

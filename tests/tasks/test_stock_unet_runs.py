@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import tiny
 from tests.support.stock import SMALL, stock
-from unet_diffusion.commands.options import Segment, TrainSegmentation
+from unet_diffusion.commands.options.segment import Segment
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.segment import segment
 from unet_diffusion.commands.train_segmentation import make_task, train_segmentation
 from unet_diffusion.data.masked.config import MaskedDataConfig

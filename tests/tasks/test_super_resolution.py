@@ -13,7 +13,7 @@ from PIL import Image
 from tests.support.runs import assert_same_run, metrics
 from tests.support.super_resolution import BYTES, image, network, seeded
 from unet_diffusion import cli
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import make_unet, train_ddpm
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.tiny import squares
-from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import make_task
 from unet_diffusion.data.config import DataConfig

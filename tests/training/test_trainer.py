@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.support.runs import assert_same_run, final_state, metrics
 from tests.support.tiny import power_cut
 from unet_diffusion import UNet
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import make_unet, train_ddpm
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-from unet_diffusion.commands.options import Evaluate
+from unet_diffusion.commands.options.evaluate import Evaluate
 from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.evaluation.masks import score_masks
 from unet_diffusion.files import readable, write_json, write_text

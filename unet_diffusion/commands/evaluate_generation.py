@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from unet_diffusion.commands.options import EvaluateGeneration
+from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
 from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sets import load_images

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unet_diffusion.commands.options import GenerationOptions, Sample
+from unet_diffusion.commands.options.generation import GenerationOptions
+from unet_diffusion.commands.options.sample import Sample
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.conversion import has_png

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from unet_diffusion.commands.inputs import find_inputs
-from unet_diffusion.commands.options import Segment
+from unet_diffusion.commands.options.segment import Segment
 from unet_diffusion.files import check_absent, readable, write_text
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import save_image

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from unet_diffusion.commands.options import TrainClassifier
+from unet_diffusion.commands.options.train_classifier import TrainClassifier
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sets import ImageSets, load_images
 from unet_diffusion.evaluation.classifier import ImageClassifier

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from unet_diffusion.commands.doctor.examination import refuse_errors
-from unet_diffusion.commands.options import TrainSegmentation
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import load_unlabelled
 from unet_diffusion.images.pixel_range import PixelRange

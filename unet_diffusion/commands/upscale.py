@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from unet_diffusion.commands.inputs import find_inputs
-from unet_diffusion.commands.options import Upscale
+from unet_diffusion.commands.options.upscale import Upscale
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import check_absent
 from unet_diffusion.images.conversion import has_png

@@ -17,7 +17,8 @@ from scripts.experiments.label_efficiency.experiment import (
 )
 from scripts.experiments.label_efficiency.networks import parameters, untrained_peer
 from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
-from unet_diffusion.commands.options import TrainDDPM, TrainSegmentation
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_segmentation import make_task
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedOptions

@@ -44,7 +44,7 @@ from scripts.experiments.time_to_quality.training import (
 )
 from unet_diffusion.checks import require
 from unet_diffusion.commands.evaluate_generation import drawn
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import make_unet
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import ImageDataset

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from scripts.experiments.timed_trainer import TimedTrainer, train_ddpm_timed
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.files import written_aside
 from unet_diffusion.randomness import keyed_generator

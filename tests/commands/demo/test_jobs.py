@@ -26,7 +26,7 @@ from unet_diffusion.commands.demo.jobs import (
     load_abilities,
     segment_image,
 )
-from unet_diffusion.commands.options import Demo
+from unet_diffusion.commands.options.demo import Demo
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.images.palette import PALETTE
 from unet_diffusion.images.pixel_range import PixelRange

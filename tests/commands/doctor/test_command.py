@@ -15,7 +15,7 @@ from PIL import Image
 from unet_diffusion.commands.doctor import facts as doctor_facts
 from unet_diffusion.commands.doctor.command import doctor
 from unet_diffusion.commands.doctor.examination import examine, refuse_errors
-from unet_diffusion.commands.options import Doctor
+from unet_diffusion.commands.options.doctor import Doctor
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked

@@ -29,7 +29,7 @@ from unet_diffusion import UNet
 from unet_diffusion.cli import run
 from unet_diffusion.commands.export.command import export
 from unet_diffusion.commands.export.source_bundle import bundle
-from unet_diffusion.commands.options import Export
+from unet_diffusion.commands.options.export import Export
 
 MODULES = [
     import_module(info.name)

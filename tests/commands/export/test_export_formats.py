@@ -20,7 +20,7 @@ from unet_diffusion.commands.export.command import export
 from unet_diffusion.commands.export.graphs import compare, fields_of
 from unet_diffusion.commands.export.head_function import HeadFunction, Sizes
 from unet_diffusion.commands.export.single_file import load_single_file
-from unet_diffusion.commands.options import Export
+from unet_diffusion.commands.options.export import Export
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 
 PIXEL_RANGE = {"low": [0.0], "high": [4095.0], "dtype": "uint16"}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from scripts.benchmarks import generation
-from unet_diffusion.commands.options import TrainDDPM
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork
 from unet_diffusion.evaluation.generation_metrics import Measurement

@@ -12,7 +12,7 @@ from scripts.experiments import samplers
 from tests.support.features import Blocks
 from unet_diffusion import cli
 from unet_diffusion.commands import evaluate_generation
-from unet_diffusion.commands.options import EvaluateGeneration
+from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork

@@ -8,7 +8,7 @@ from typing import Any
 
 from unet_diffusion.commands.demo.images import find_examples
 from unet_diffusion.commands.demo.jobs import load_abilities
-from unet_diffusion.commands.options import Demo
+from unet_diffusion.commands.options.demo import Demo
 from unet_diffusion.training.stopping import stop_requests
 
 MAX_UPLOAD = "1gb"

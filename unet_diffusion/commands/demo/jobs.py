@@ -16,7 +16,7 @@ from PIL import Image
 
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.commands.demo.images import Reader, as_rgb, fitted, heat, read_upload, viewed
-from unet_diffusion.commands.options import GenerationOptions
+from unet_diffusion.commands.options.generation import GenerationOptions
 from unet_diffusion.commands.sample import generate
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.low_resolution import enlarged

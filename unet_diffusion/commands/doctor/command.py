@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 from unet_diffusion.commands.doctor.findings import Report
-from unet_diffusion.commands.options import Doctor
+from unet_diffusion.commands.options.doctor import Doctor
 from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.masked.config import MaskedDataConfig
 

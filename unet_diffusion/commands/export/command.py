@@ -6,7 +6,7 @@ from pathlib import Path
 from unet_diffusion.commands.export.graphs import FORMS, write_graphs
 from unet_diffusion.commands.export.self_contained import write_self_contained
 from unet_diffusion.commands.export.single_file import write_single_file
-from unet_diffusion.commands.options import Export
+from unet_diffusion.commands.options.export import Export
 from unet_diffusion.files import written_aside
 
 

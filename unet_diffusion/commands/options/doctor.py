@@ -1,0 +1,25 @@
+"""The options of `unet-diffusion doctor`."""
+
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from unet_diffusion.data.folders import check_sources
+from unet_diffusion.data.masked.config import MaskedDataConfig
+
+
+@dataclass
+class Doctor(MaskedDataConfig):
+    """Examine a data set before training, and report what is wrong with it."""
+
+    data: Positional[str]
+    """A folder of images, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
+    or the name of a data set on the Hugging Face Hub."""
+    plain: bool = False
+    """Examine the images alone; they have no masks, or the masks do not matter."""
+    errors_only: bool = False
+    """Report errors only, without warnings and notes."""
+
+    def check_paths(self) -> None:
+        """Raises a ValueError for a set that does not exist."""
+        check_sources(self)

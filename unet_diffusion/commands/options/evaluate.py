@@ -1,0 +1,46 @@
+"""The options of `unet-diffusion evaluate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from unet_diffusion.data.folders import check_sources
+from unet_diffusion.data.masked.config import MaskedOptions
+from unet_diffusion.files import check_absent, check_output
+from unet_diffusion.saved_index import check_run_for
+
+
+@dataclass
+class Evaluate:
+    """Score the masks of a trained run on images with masks, each at its own size."""
+
+    data: MaskedOptions
+    run: Path = Path("runs/segmentation")
+    """Folder of the run, or of any saved SegmentationPipeline."""
+    output: Path | None = None
+    """Folder for `evaluation.json` and `evaluation.md`; by default the run's."""
+    tile_size: int | None = None
+    """Output pixels a side of a tile of large images; by default a tile takes about 64 MiB."""
+    augment: bool = False
+    """Average over 8 flips and rotations, at 8 times the cost."""
+    boundary_tolerance: float = 2.0
+    """Pixels by which a predicted boundary may miss the true one, in the boundary F1."""
+    membrane: int | None = None
+    """Class of the membrane between cells: also score the cells, by adapted Rand error and variation of information.
+    Instances are always scored where the set has them."""
+    device: str = "auto"
+    """Where to compute: "auto", "cpu", "cuda", "mps"."""
+    overwrite: bool = False
+    """Replace an evaluation that is already there."""
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The files of the scores, as JSON and as Markdown."""
+        folder = self.output or self.run
+        return folder / "evaluation.json", folder / "evaluation.md"
+
+    def check_paths(self) -> None:
+        """Raises a ValueError for a missing run or set, or an output that cannot be written or is there."""
+        check_run_for(self.run, "SegmentationPipeline")
+        check_output(self.files[0].parent)
+        check_absent(*self.files, overwrite=self.overwrite)
+        check_sources(self.data)

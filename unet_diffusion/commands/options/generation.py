@@ -1,0 +1,34 @@
+"""The options that commands share which generate images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from unet_diffusion.checks import require
+from unet_diffusion.diffusion.config import SamplerName
+
+
+@dataclass
+class GenerationOptions:
+    """Which images to generate. Image i depends on the seed and i alone."""
+
+    run: Path = Path("runs/ddpm")
+    """Folder of the run, or of any saved pipeline with a UNet."""
+    count: int = 16
+    """Number of images."""
+    sampler: SamplerName = "dpm-solver++"
+    """How the noise is removed; "ddpm" is the original, with --steps 1000."""
+    steps: int = 20
+    """Steps of the sampler."""
+    seed: int = 0
+    """Seed of everything random."""
+    class_labels: tuple[str, ...] = ()
+    """Classes to generate, by name or index, in turn; for class-conditional runs."""
+    guidance_scale: float = 1.0
+    """Strength of classifier-free guidance; 1 turns it off."""
+    max_batch: int = 64
+    """Images generated at once."""
+    device: str = "auto"
+    """Where to compute: "auto", "cpu", "cuda", "mps"."""
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, "count", self.count, "must be at least 1")

@@ -1,0 +1,29 @@
+"""The options of `unet-diffusion sample`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from unet_diffusion.commands.options.generation import GenerationOptions
+from unet_diffusion.files import check_absent, check_output
+from unet_diffusion.saved_index import check_run_for
+
+
+@dataclass
+class Sample(GenerationOptions):
+    """Generate images with a trained run. Image i depends on the seed and i alone."""
+
+    output: Path | None = None
+    """Folder for the images; by default `samples` in the run's folder."""
+    overwrite: bool = False
+    """Replace images that are already there."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the images."""
+        return self.output or self.run / "samples"
+
+    def check_paths(self) -> None:
+        """Raises a ValueError for a missing run, or an output that cannot be written or holds images."""
+        check_run_for(self.run, "ImageGenerationPipeline")
+        check_output(self.folder)
+        check_absent(*sorted(self.folder.glob("[0-9]*.*")), overwrite=self.overwrite)

@@ -1,0 +1,46 @@
+"""The options of `unet-diffusion segment`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from unet_diffusion.checks import require
+from unet_diffusion.commands.inputs import find_inputs
+from unet_diffusion.commands.options.files import FileOptions
+from unet_diffusion.files import check_absent, check_output
+from unet_diffusion.saved_index import check_run_for
+
+
+@dataclass
+class Segment(FileOptions):
+    """Segment image files with a trained run. A file that cannot be segmented is reported, and the others go on."""
+
+    run: Path = Path("runs/segmentation")
+    """Folder of the run, or of any saved SegmentationPipeline."""
+    output: Path | None = None
+    """Folder for the masks; by default `masks` in the run's folder."""
+    augment: bool = False
+    """Average over 8 flips and rotations, at 8 times the cost."""
+    timesteps: tuple[int, ...] = ()
+    """Timesteps at which noise is added and the masks are averaged; by default the clean image."""
+    num_draws: int = 1
+    """Noisy versions per timestep."""
+    opacity: float = 0.5
+    """Opacity of the colours in the overlays, from 0 to 1."""
+    seed: int = 0
+    """Seed of the noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.opacity <= 1, "opacity", self.opacity, "must be from 0 to 1")
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the masks."""
+        return self.output or self.run / "masks"
+
+    def check_paths(self) -> None:
+        """Raises a ValueError for a missing run, no image at all, or an output that cannot be written or is there."""
+        check_run_for(self.run, "SegmentationPipeline")
+        check_output(self.folder)
+        check_absent(self.folder / "areas.csv", overwrite=self.overwrite)
+        find_inputs(self.inputs, self.folder)

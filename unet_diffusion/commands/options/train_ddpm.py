@@ -1,0 +1,55 @@
+"""The options of `unet-diffusion train-ddpm`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from unet_diffusion.checks import require_choice
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.folders import check_sources
+from unet_diffusion.diffusion.config import check_sides
+from unet_diffusion.files import check_output
+from unet_diffusion.network.config import check_model
+from unet_diffusion.tasks.config import (
+    DiffusionConfig,
+    SuperResolutionConfig,
+)
+from unet_diffusion.training.config import TrainingConfig
+
+TaskName = Literal["generation", "super-resolution"]
+
+
+@dataclass
+class TrainDDPM:
+    """Train a U-Net to generate or enlarge images (DDPM). To resume a stopped run, give the same command again."""
+
+    output: Path = Path("runs/ddpm")
+    """Folder of the run. It becomes a diffusers pipeline."""
+    model: str = "small-32"
+    """Network to train: a preset, a JSON file of config values, or the folder of an earlier run to start from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    task: TaskName = "generation"
+    """"generation" makes images from noise; "super-resolution" makes small images `scale` times larger a side."""
+    super_resolution: SuperResolutionConfig = field(default_factory=SuperResolutionConfig)
+
+    def __post_init__(self) -> None:
+        require_choice("task", self.task, get_args(TaskName))
+        scale = self.super_resolution.scale
+        if self.task == "generation" and self.super_resolution != SuperResolutionConfig():
+            raise ValueError(
+                f"scale is {scale} and condition_noise {self.super_resolution.condition_noise}, but task is "
+                "'generation', which starts from noise alone; set task to super-resolution, or leave them out."
+            )
+        if self.task == "super-resolution":
+            if scale is None:
+                raise ValueError("task is 'super-resolution', but there is no scale; set it to 2 or 4.")
+            if self.data.side is not None:
+                check_sides(self.data.side, self.data.side, scale)
+
+    def check_paths(self) -> None:
+        """Raises a ValueError for data or a model that does not exist, or an output that cannot be written."""
+        check_output(self.output)
+        check_model(self.model)
+        check_sources(self.data)

@@ -1,0 +1,45 @@
+"""The options of `unet-diffusion train-segmentation`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unet_diffusion.data.config import SourceOptions
+from unet_diffusion.data.folders import check_sources
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
+from unet_diffusion.files import check_output
+from unet_diffusion.network.config import check_model
+from unet_diffusion.tasks.config import (
+    FrozenFeaturesConfig,
+    JointConfig,
+    SegmentationConfig,
+)
+from unet_diffusion.training.config import TrainingConfig
+
+
+@dataclass
+class TrainSegmentation:
+    """Train a U-Net to give masks, from a DDPM run or from nothing. To resume, give the same command again."""
+
+    data: MaskedDataConfig
+    output: Path = Path("runs/segmentation")
+    """Folder of the run. It becomes a SegmentationPipeline."""
+    model: str = "small-32"
+    """Where to start: the folder of a DDPM or segmentation run, or, for untrained weights, a preset or a JSON file of
+    config values."""
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    frozen_features: FrozenFeaturesConfig = field(default_factory=FrozenFeaturesConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
+    augment: bool = True
+    """Vary images and masks in training, as the next options say."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(steps=2000, batch_size=8, warmup_steps=100, validate_every=100)
+    )
+
+    def check_paths(self) -> None:
+        """Raises a ValueError for data or a model that does not exist, or an output that cannot be written."""
+        check_output(self.output)
+        check_model(self.model)
+        check_sources(self.data)
+        if self.joint.unlabelled is not None:
+            check_sources(SourceOptions(self.joint.unlabelled))

@@ -1,0 +1,40 @@
+"""The options of `unet-diffusion upscale`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from unet_diffusion.commands.inputs import find_inputs
+from unet_diffusion.commands.options.files import FileOptions
+from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.files import check_output
+from unet_diffusion.saved_index import check_run_for
+
+
+@dataclass
+class Upscale(FileOptions):
+    """Enlarge image files with a super-resolution run. A file that fails is reported, and the others go on."""
+
+    run: Path = Path("runs/super-resolution")
+    """Folder of the run, or of any saved SuperResolutionPipeline."""
+    output: Path | None = None
+    """Folder for the large images; by default `upscaled` in the run's folder."""
+    sampler: SamplerName = "dpm-solver++"
+    """How the noise is removed; "ddpm" is the original, with --steps 1000."""
+    steps: int = 20
+    """Steps of the sampler."""
+    seed: int = 0
+    """Seed of the noise, together with the name of each output."""
+    condition_noise: float = 0.0
+    """Standard deviation of noise that is added to the enlarged image, whose values lie in [-1, 1]; for images of lower
+    quality than those of the training, such as compressed ones."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the large images."""
+        return self.output or self.run / "upscaled"
+
+    def check_paths(self) -> None:
+        """Raises a ValueError for a missing run, no image at all, or an output that cannot be written."""
+        check_run_for(self.run, "SuperResolutionPipeline")
+        check_output(self.folder)
+        find_inputs(self.inputs, self.folder)
