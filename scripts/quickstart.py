@@ -23,7 +23,7 @@ from unet_diffusion.files import write_json, written_aside
 from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.config import TrainingConfig
 
-# What imports torch is imported where it is used, so that Ctrl-C is answered from the first moment.
+# What imports torch is imported where it is used, so that Ctrl-C is answered while it is imported, too.
 
 INK = 127  # stored values above are ink
 CLASSES = ("paper", *"0123456789")

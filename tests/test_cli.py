@@ -10,8 +10,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from PIL import Image
 
-from unet_diffusion import __version__, cli
+from unet_diffusion import __main__, __version__, cli
 from unet_diffusion.commands import sample
 
 SLOW = (
@@ -74,7 +75,10 @@ MISTAKES = {
     "a run to export": (["export", "no/run", "out"], "there is no model_index.json"),
     "data that do not exist": (["train-ddpm", "--data", "no/such/images"], "no/such/images"),
     "data to examine": (["doctor", "no/such/images"], "no/such/images"),
-    "masks that do not exist": (["train-segmentation", "--data", ".", "--masks", "no/masks"], "no/masks"),
+    "masks that do not exist": (
+        ["train-segmentation", "--data", ".", "--masks", "no/masks", "--output", "../never"],
+        "no/masks",
+    ),
     "a model that does not exist": (["train-ddpm", "--model", "no-preset"], "there is no preset 'no-preset'"),
     "a model file that does not exist": (["train-ddpm", "--model", "no.json"], "there is no such file"),
     "an output that cannot be written": (["train-ddpm", "--output", "report.json/run"], "report.json"),
@@ -93,6 +97,30 @@ def test_a_mistake_is_refused_before_anything_slow_is_imported(arguments, messag
 def test_version_and_the_package_as_a_program():
     call = [sys.executable, "-m", "unet_diffusion", "--version"]
     assert subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip() == __version__
+
+
+def test_an_empty_argument_and_an_output_among_the_data_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="an argument is empty, perhaps a variable of the shell"):
+        cli.main(["train-ddpm", "--output", ""])
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save("images/0.png")
+    for command in ("train-ddpm", "train-classifier", "train-segmentation"):
+        with pytest.raises(SystemExit, match="output is images/runs/new, in the folder images of the data"):
+            cli.main([command, "--data", "images", "--output", "images/runs/new"])
+    assert not (tmp_path / "images" / "runs").exists()
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"run is {tmp_path}/mine, but there is no model_index.json"):
+        cli.main(["sample", "--run=~/mine"])
+
+
+def test_ctrl_c_is_answered_while_the_command_line_is_imported(capsys):
+    with patch.object(cli, "main", side_effect=KeyboardInterrupt), pytest.raises(SystemExit, match="130"):
+        __main__.main()
+    assert capsys.readouterr().err == "unet-diffusion: stopped by Ctrl-C.\n"
 
 
 def test_an_error_is_one_sentence_and_with_debug_a_traceback(capsys):

@@ -56,6 +56,20 @@ def test_a_late_module_that_fails_says_so_each_time(tmp_path, monkeypatch):
             module.value  # noqa: B018
 
 
+def test_the_package_can_be_reloaded_and_lists_its_names():
+    code = (
+        "import importlib, pickle, unet_diffusion\n"
+        "UNet = unet_diffusion.UNet\n"
+        "importlib.reload(unet_diffusion)\n"
+        "assert unet_diffusion.UNet is UNet and pickle.loads(pickle.dumps(UNet)) is UNet\n"
+        "from unet_diffusion.pipelines import SegmentationPipeline\n"
+        "import sys\n"
+        "print(sum(type(finder).__name__ == 'FormerNames' for finder in sys.meta_path), set(unet_diffusion.__all__) <= "
+        "set(dir(unet_diffusion)))"
+    )
+    assert in_a_new_process(code) == "1 True"
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'Unet'"):
         unet_diffusion.Unet  # noqa: B018

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["PixelClassifier", "UNet", "UNet2DAdapter", "UNetOutput", "__version__"]
 
 unet, stock_unet, adapters = (import_late(f"{__name__}.{name}") for name in ("unet", "stock_unet", "adapters"))
-sys.meta_path.append(FormerNames())  # last, so that today's names come first
+if not any(type(finder).__name__ == FormerNames.__name__ for finder in sys.meta_path):  # a reload makes new classes
+    sys.meta_path.append(FormerNames())  # last, so that today's names come first
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, those that are not imported yet too."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

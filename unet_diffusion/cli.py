@@ -4,8 +4,9 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
@@ -62,14 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A mistake of the user ends the program with one sentence; `--debug` shows the traceback as well.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments == ["--version"]:
+    if arguments[:1] == ["--version"]:
         print(__version__)
         return
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     name = next((argument for argument in arguments if argument in COMMANDS), "")
     with answers(f"unet-diffusion {name}".strip(), debug="--debug" in arguments):
         settings = (tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
+        if "" in arguments:
+            raise ValueError("an argument is empty, perhaps a variable of the shell that is not set; leave it out.")
         chosen = tyro.cli(Program, args=arguments or ["--help"], prog="unet-diffusion", config=settings).command
+        for field in fields(chosen):
+            if isinstance(value := getattr(chosen, field.name), Path):
+                setattr(chosen, field.name, value.expanduser())  # of --output=~/run, which the shell leaves as it is
         chosen.check_paths()
         name, module = next((name, module) for name, (kind, module) in COMMANDS.items() if kind is type(chosen))
         result = getattr(import_module(f"unet_diffusion.commands.{module}"), name.replace("-", "_"))(chosen)

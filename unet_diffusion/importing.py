@@ -79,7 +79,9 @@ class LateModule(ModuleType):
 
 
 def import_late(name: str) -> ModuleType:
-    """Puts a module of the package among the imported ones, without running it."""
+    """Puts a module of the package among the imported ones, without running it; one that is there stays."""
+    if name in sys.modules:
+        return sys.modules[name]
     spec = find_spec(name)
     assert spec is not None
     module = module_from_spec(spec)

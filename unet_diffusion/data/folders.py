@@ -103,6 +103,14 @@ def check_folder(name: str, folder: Path, why: str = "") -> None:
         raise ValueError(f"{name} is {folder}, which is not a folder{why}.")
 
 
+def check_outside(output: Path, *sources: str | None) -> None:
+    """Raises a ValueError for an output in a folder of the data, whose images the run's own would join."""
+    for source in sources:
+        folder = Path(source or "").expanduser()
+        if source and folder.is_dir() and output.expanduser().resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"output is {output}, in the folder {source} of the data; choose one outside of it.")
+
+
 def check_sources(options: SourceOptions) -> None:
     """Raises a ValueError unless the files and folders that options name exist, and have names of UTF-8 text.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unet_diffusion.data.config import DataConfig
-from unet_diffusion.data.folders import check_sources
+from unet_diffusion.data.folders import check_outside, check_sources
 from unet_diffusion.files import check_output
 from unet_diffusion.training.config import TrainingConfig
 
@@ -27,4 +27,5 @@ class TrainClassifier:
     def check_paths(self) -> None:
         """Raises a ValueError for data that do not exist, or an output that cannot be written."""
         check_output(self.output)
+        check_outside(self.output, self.data.data, self.data.validation_data)
         check_sources(self.data)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from unet_diffusion.checks import require_choice
 from unet_diffusion.data.config import DataConfig
-from unet_diffusion.data.folders import check_sources
+from unet_diffusion.data.folders import check_outside, check_sources
 from unet_diffusion.diffusion.config import check_sides
 from unet_diffusion.files import check_output
 from unet_diffusion.network.config import check_model
@@ -51,5 +51,6 @@ class TrainDDPM:
     def check_paths(self) -> None:
         """Raises a ValueError for data or a model that does not exist, or an output that cannot be written."""
         check_output(self.output)
+        check_outside(self.output, self.data.data, self.data.validation_data)
         check_model(self.model)
         check_sources(self.data)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unet_diffusion.data.config import SourceOptions
-from unet_diffusion.data.folders import check_sources
+from unet_diffusion.data.folders import check_outside, check_sources
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.files import check_output
 from unet_diffusion.network.config import check_model
@@ -39,6 +39,7 @@ class TrainSegmentation:
     def check_paths(self) -> None:
         """Raises a ValueError for data or a model that does not exist, or an output that cannot be written."""
         check_output(self.output)
+        check_outside(self.output, self.data.data, self.data.validation_data, self.joint.unlabelled)
         check_model(self.model)
         check_sources(self.data)
         if self.joint.unlabelled is not None:
