@@ -2,12 +2,12 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from unet_diffusion.images.conversion import check_image, dtype_name
+from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.saved_index import from_index, to_index
 
@@ -53,6 +53,12 @@ class PrivateArguments:
     def check_image(self, image: Tensor) -> None:
         """Raises a ValueError unless a stored image (C, H, W) has the channels and the data type of the training."""
         check_image(self.channels, self.pixel_range, len(image), dtype_name(image))
+
+    def read_images(self, image: Any) -> Iterator[Tensor]:
+        """Yields the images that `stored_images` finds in `image`, each checked."""
+        for stored in stored_images(image):
+            self.check_image(stored)
+            yield stored
 
 
 def saved_range(saved: dict | None) -> PixelRange:

@@ -99,38 +99,20 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     def check_inputs(
         self,
-        batch_size: int,
-        num_inference_steps: int,
-        class_labels: list[int] | None,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float] | None,
-        height: int,
-        width: int,
+        shape: tuple[int, int, int, int],
         generator: torch.Generator | list[torch.Generator] | None,
         latents: Tensor | None,
-        max_batch: int,
         eta: float | None,
         output_type: str,
-        callback_on_step_end_tensor_inputs: list[str],
+        callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
-        config = self.unet.config
-        counts = {
-            "batch_size": batch_size,
-            "num_inference_steps": num_inference_steps,
-            "height": height,
-            "width": width,
-            "max_batch": max_batch,
-        }
-        for name, count in counts.items():
-            require(is_count(count), name, count, "must be an integer of at least 1")
-        check_output_type(output_type, OUTPUT_TYPES, config.in_channels, self.pixel_range)
+        batch_size, channels, _, _ = shape
+        check_output_type(output_type, OUTPUT_TYPES, channels, self.pixel_range)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators, but batch_size is {batch_size}; pass one or all.")
-        shape = (batch_size, config.in_channels, height, width)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
-        check_classes(config, batch_size, class_labels, guidance_scale, guidance_interval)
         check_scheduler(self.scheduler, eta)
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
@@ -145,13 +127,9 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         latents: Tensor | None = None,
     ) -> Tensor:
-        """The noise that sampling starts from, float32 (B, C, H, W), at the scheduler's first noise level.
+        """The noise that sampling starts from, float32, at the scheduler's first noise level.
 
-        Args:
-            shape: (B, C, H, W).
-            device: where the network runs.
-            generator: one, or one per image; None for PyTorch's global one.
-            latents: unit noise to use instead of drawing it.
+        `latents` is unit noise (B, C, H, W) to use instead of drawing it.
         """
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -209,26 +187,23 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         default_height, default_width = (size, size) if isinstance(size, int) else size
         height, width = height or default_height, width or default_width
         labels = self._class_indices(class_labels, batch_size)
-        self.check_inputs(
-            batch_size,
-            num_inference_steps,
-            labels,
-            guidance_scale,
-            guidance_interval,
-            height,
-            width,
-            generator,
-            latents,
-            max_batch,
-            eta,
-            output_type,
-            list(callback_on_step_end_tensor_inputs),
-        )
+        counts = {
+            "batch_size": batch_size,
+            "num_inference_steps": num_inference_steps,
+            "height": height,
+            "width": width,
+            "max_batch": max_batch,
+        }
+        for name, count in counts.items():
+            require(is_count(count), name, count, "must be an integer of at least 1")
+        shape = (batch_size, config.in_channels, height, width)
+        self.check_inputs(shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
+        check_classes(config, batch_size, labels, guidance_scale, guidance_interval)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
-        noise = self.prepare_latents((batch_size, config.in_channels, height, width), device, generator, latents)
+        noise = self.prepare_latents(shape, device, generator, latents)
         classes = None if labels is None else torch.tensor(labels, device=device)
 
         finished = []

@@ -11,7 +11,7 @@ Neighbouring windows are then blended by raised cosines, and a difference remain
 overlap does not help: the difference comes from what the windows do not see, not from their borders.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -189,6 +189,21 @@ class Tiling:
         window = self.tile + self.shared + self.lead + self.trail
         pixels = (height + self.lead + self.trail) * (width + self.lead + self.trail)
         return max(max(window**2, self.whole) // pixels, 1)
+
+    def batches(self, images: Iterable[Tensor], scale: int = 1) -> Iterator[list[Tensor]]:
+        """Batches of consecutive images (C, h, w) of one size that take about the memory of the largest window.
+
+        The network gets them `scale` times larger a side.
+        """
+        batch: list[Tensor] = []
+        for image in images:
+            height, width = (scale * side for side in image.shape[1:])
+            if batch and (image.shape != batch[0].shape or len(batch) == self.batch_size(height, width)):
+                yield batch
+                batch = []
+            batch.append(image)
+        if batch:
+            yield batch
 
     def count(self, height: int, width: int) -> int:
         """The number of windows on an image of a size."""

@@ -1,6 +1,6 @@
 """Class probabilities of images of any size, averaged over turns and noisy versions of the image."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from unet_diffusion.checks import is_count, require
-from unet_diffusion.images.conversion import check_image, dtype_name
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
@@ -17,7 +16,7 @@ CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that exist at once
 CLASSIFIER_SEED = 0  # of the noise for a pixel classifier: the same for every image and at every call
 
 Turn = tuple[int, bool]  # quarter turns, and whether the image is mirrored after them
-TURNS: list[Turn] = [(quarters, mirror) for quarters in range(4) for mirror in (False, True)]
+TURNS: tuple[Turn, ...] = tuple((quarters, mirror) for quarters in range(4) for mirror in (False, True))
 
 
 @dataclass(frozen=True)
@@ -40,55 +39,19 @@ class Segmenter:
     pixel_range: PixelRange
     tiling: Tiling
     device: torch.device
-    turns: tuple[Turn, ...] = ((0, False),)
-    scheduler: Any = None
-    levels: tuple[int, ...] = ()
-    classifier: Any = None
-
-    @classmethod
-    def of(
-        cls,
-        unet: Any,
-        pixel_range: PixelRange,
-        device: torch.device,
-        scheduler: Any = None,
-        classifier: Any = None,
-        tile_size: int | None = None,
-        augment: bool = False,
-        levels: Sequence[int] = (),
-    ) -> "Segmenter":
-        """A segmenter with the windows that suit its network; the timesteps of a classifier replace `levels`.
-
-        `tile_size` is as in `Tiling.of`; `augment` averages over the 8 flips and rotations.
-        """
-        tiling = Tiling.of(unet, tile_size, symmetric=augment)
-        if classifier is not None:
-            levels = classifier.config.timesteps
-            tiling = tiling if tile_size is not None else tiling_for_classifier(tiling, classifier)
-        turns = tuple(TURNS if augment else TURNS[:1])
-        return cls(unet, pixel_range, tiling, device, turns, scheduler, tuple(levels), classifier)
-
-    def batches(self, images: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-        """Batches of consecutive stored images (C, H, W) of one size, each at most as large in memory as one window.
-
-        Raises:
-            ValueError: an image does not fit the network.
-        """
-        batch: list[Tensor] = []
-        for image in images:
-            check_image(self.unet.config.in_channels, self.pixel_range, len(image), dtype_name(image))
-            if batch and (image.shape != batch[0].shape or len(batch) >= self.tiling.batch_size(*image.shape[1:])):
-                yield batch
-                batch = []
-            batch.append(image)
-        if batch:
-            yield batch
+    turns: tuple[Turn, ...]
+    scheduler: Any
+    levels: tuple[int, ...]
+    classifier: Any
 
     def seeds(self, count: int, generator: torch.Generator | None) -> list[int]:
         """A seed for the noise of each of `count` images: from the generator, or always the same for a classifier."""
         if self.classifier is not None:
             return [CLASSIFIER_SEED] * count
-        return random_seeds(count, generator) if self.levels else []
+        if not self.levels:
+            return []
+        device = None if generator is None else generator.device
+        return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
 
     def regions(
         self, read_stored: Read, size: tuple[int, int], seeds: list[int], window_done: Callable[[], Any]
@@ -201,9 +164,3 @@ def turned_back(images: Tensor, turn: Turn) -> Tensor:
     """Undoes `turned`."""
     quarters, mirror = turn
     return (images.flip(-1) if mirror else images).rot90(-quarters, dims=(-2, -1))
-
-
-def random_seeds(count: int, generator: torch.Generator | None) -> list[int]:
-    """Seeds from a generator, or from PyTorch's global one."""
-    device = None if generator is None else generator.device
-    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
