@@ -10,11 +10,7 @@ SUPER_RESOLUTION = "SuperResolutionPipeline"  # the class that model_index.json 
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The keys and values of a JSON file.
-
-    Raises:
-        ValueError: the file cannot be read as JSON, or holds something else.
-    """
+    """The keys and values of a JSON file; raises a ValueError if it cannot be read or holds something else."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -53,11 +49,10 @@ def saved_kind(run: Path) -> str | None:
 
 
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:
-    """The module and the class of each component of a saved pipeline, by the component's name, which is its subfolder.
+    """The module and the class of each component of a saved pipeline, by its name, which is that of its subfolder.
 
     Raises:
-        ValueError: the folder holds no run; a component comes from other code than this package and diffusers, or has a
-            name that cannot be a subfolder of the run.
+        ValueError: the folder holds no run, or a component comes from other code or cannot be a subfolder.
     """
     check_run(run)
     return named_components(read_object(run / INDEX), run)
@@ -83,11 +78,7 @@ def named_components(index: Mapping[str, Any], run: Path) -> dict[str, tuple[str
 
 
 def unet_folder(run: Path) -> Path:
-    """The folder with the weights of a run, or of a saved network.
-
-    Raises:
-        ValueError: there is no network in the folder.
-    """
+    """The folder with the weights of a run, or of a saved network; ValueError if there are none."""
     for folder in (run / "unet", run):
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors*")):
             return folder

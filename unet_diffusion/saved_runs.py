@@ -23,9 +23,7 @@ from unet_diffusion.unet import UNet
 
 T = TypeVar("T")
 
-NETWORKS: dict[tuple[str, str], type] = {
-    (kind.__module__, kind.__name__): kind for kind in (UNet, UNet2DAdapter, PixelClassifier)
-}
+NETWORKS = {(kind.__module__, kind.__name__): kind for kind in (UNet, UNet2DAdapter, PixelClassifier)}
 MAX_NAMES = 3  # weights that an error names
 GET_AGAIN = "get it again, or give the folder of another run."
 
@@ -72,7 +70,7 @@ def load_saved(folder: Path) -> UNet:
     """Loads the network in a folder with weights and a `config.json`, as the class that this file names.
 
     Raises:
-        ValueError: the class is neither ours nor `UNet2DModel`, or `load_weights` raises it.
+        ValueError: the class is neither ours nor `UNet2DModel`, or as `load_weights`.
     """
     name = read_object(folder / "config.json").get("_class_name")
     if name == UNet2DModel.__name__:

@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from unet_diffusion.checks import require
 from unet_diffusion.diffusion.config import SamplerName
 
 # The steps are spaced evenly from the noisiest timestep ("trailing"; Lin et al. 2024, table 2), as a schedule that ends
@@ -124,13 +125,9 @@ def denoised(
 
 
 def step_arguments(scheduler: SchedulerMixin, step: int, generator: Any, eta: float | None) -> dict[str, Any]:
-    """The arguments among generator, eta and next timestep that the scheduler's `step` takes.
+    """The arguments among generator(s), eta and next timestep that the scheduler's `step` takes.
 
-    Args:
-        scheduler: after `set_timesteps`.
-        step: index into `scheduler.timesteps`.
-        generator: one, or one per image.
-        eta: None leaves the scheduler's own default.
+    `step` is an index into `scheduler.timesteps`; eta None leaves the scheduler's own default.
     """
     following = scheduler.timesteps[step + 1] if step + 1 < len(scheduler.timesteps) else None
     offered = {"generator": generator, "prev_timestep": following, **({} if eta is None else {"eta": eta})}
@@ -153,8 +150,7 @@ def check_classes(
                 "class_labels are missing and the network was trained without label dropout, so it cannot generate "
                 f"without a class; pass class_labels from 0 to {classes - 1}, or train with label_dropout > 0."
             )
-        if guidance_scale != 1:
-            raise ValueError(f"guidance_scale is {guidance_scale}, but guides to no class; pass class_labels.")
+        require(guidance_scale == 1, "guidance_scale", guidance_scale, "guides to no class; pass class_labels")
     else:
         if classes is None:
             raise ValueError("class_labels were given, but the network has no classes: num_class_embeds is None.")
@@ -163,10 +159,7 @@ def check_classes(
         for label in class_labels:
             if not 0 <= label < classes:
                 raise ValueError(f"class label {label} is not between 0 and {classes - 1}.")
-        if guidance_scale != 1 and label_dropout == 0:
-            raise ValueError(
-                f"guidance_scale is {guidance_scale}, but the null class that guidance needs was not trained; "
-                "set it to 1, or train with label_dropout > 0."
-            )
-    if guidance_interval is not None and not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
-        raise ValueError(f"guidance_interval is {guidance_interval}, but must be 0 <= low < high <= 1.")
+        rule = "the null class that guidance needs was not trained; set it to 1, or train with label_dropout > 0"
+        require(guidance_scale == 1 or label_dropout > 0, "guidance_scale", guidance_scale, rule)
+    low, high = guidance_interval or (0, 1)
+    require(0 <= low < high <= 1, "guidance_interval", guidance_interval, "must be 0 <= low < high <= 1")

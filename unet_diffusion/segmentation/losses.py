@@ -122,12 +122,17 @@ def class_counts(masks: Tensor, num_classes: int) -> Tensor:
         ValueError: a class index is neither below `num_classes` nor `IGNORE_INDEX`.
     """
     labels = masks[masks != IGNORE_INDEX]
+    check_labels("masks", labels, num_classes)
+    return torch.bincount(labels.flatten(), minlength=num_classes)
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    """Raises a ValueError unless all class indices are in 0..num_classes-1."""
     if labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
-            f"masks hold class indices {labels.min()}..{labels.max()}, but with {num_classes} classes they must be in "
-            f"0..{num_classes - 1} or {IGNORE_INDEX} (ignored); map the mask values to classes, or raise num_classes."
+            f"class indices of {name} are {labels.min()}..{labels.max()}, but with {num_classes} classes they must be "
+            f"0..{num_classes - 1}; map the mask values to classes, or raise num_classes."
         )
-    return torch.bincount(labels.flatten(), minlength=num_classes)
 
 
 def class_weights_from_counts(counts: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.segmentation.instances import connected_components
+from unet_diffusion.segmentation.losses import check_labels
 
 
 class SegmentationMetrics:
@@ -49,12 +50,8 @@ class SegmentationMetrics:
                 f"predicted has shape {tuple(predicted.shape)} and masks {tuple(masks.shape)}, "
                 f"but both must be the same (B, H, W)."
             )
-        for name, labels in (("predicted", predicted), ("masks", masks[masks != self.ignore_index])):
-            if labels.numel() and not 0 <= labels.min() <= labels.max() < self.num_classes:
-                raise ValueError(
-                    f"{name} holds class indices {labels.min()}..{labels.max()}, but with {self.num_classes} classes "
-                    f"they must be in 0..{self.num_classes - 1}; map the mask values to classes."
-                )
+        check_labels("predicted", predicted, self.num_classes)
+        check_labels("masks", masks[masks != self.ignore_index], self.num_classes)
         for image, mask in zip(predicted, masks):
             confusion = multiclass_confusion_matrix(
                 image, mask, num_classes=self.num_classes, ignore_index=self.ignore_index, validate_args=False

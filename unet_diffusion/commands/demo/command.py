@@ -46,11 +46,7 @@ def demo(options: Demo) -> str:
 
 
 def serve(blocks: Any, config: Demo, options: dict[str, Any]) -> str:
-    """Starts the server of a page in the background; returns its address.
-
-    Raises:
-        OSError: the port is taken, or the host is not an address of this machine.
-    """
+    """Starts the server of a page in the background; returns its address."""
     try:
         _, address, _ = blocks.launch(
             server_name=config.host,

@@ -58,11 +58,7 @@ table.legend { border: none !important; }
 def page(run: Path, abilities: Abilities, examples: Examples, folder: Path) -> gr.Blocks:
     """Builds the page, without serving it.
 
-    Args:
-        run: the run's folder, for the title.
-        abilities: its pipelines.
-        examples: images to pick from, as `find_examples` gives them.
-        folder: where results are written, inside Gradio's own temporary folder, so that Gradio deletes them later.
+    Results are written to `folder`, inside Gradio's own temporary folder, so that Gradio deletes them later.
     """
     name = run.absolute().name
     cache = (CLEAN_EVERY, KEPT)

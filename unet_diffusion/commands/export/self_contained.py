@@ -79,14 +79,7 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
     Weights are copied as they are. Each network of this package gets a file with its code (`source_bundle`), which
     `config.json` names for `AutoModel` and `model_index.json` for pipelines. Our pipelines get such a file too. A
     generation run is saved as a `DDPMPipeline`, which can load it, and the README names ours as the custom pipeline.
-
-    Args:
-        run: folder of a saved pipeline.
-        target: folder to make.
-        name: the name of the folder in the README.
-
-    Raises:
-        ValueError: the pipeline has no network of this package, or has weights or components that cannot be loaded.
+    `name` is that of the folder in the README.
     """
     index, components = read_object(run / INDEX), saved_components(run)
     if not isinstance(index.get("_class_name"), str):
@@ -131,11 +124,7 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
 
 
 def network_class(module: str, name: str) -> type:
-    """The class of a network of this package, by its module and name.
-
-    Raises:
-        ValueError: the package has no such network.
-    """
+    """The class of a network of this package, by its module and name; ValueError if there is none."""
     kind = getattr(importlib.import_module(module), name, None)
     if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
         raise ValueError(f"model_index.json names {module}.{name}, but there is no such network; update {PACKAGE}.")
