@@ -10,6 +10,7 @@ from torch import Tensor
 from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.saved_index import from_index, to_index
+from unet_diffusion.unet import UNet
 
 
 class PrivateArguments:
@@ -19,7 +20,7 @@ class PrivateArguments:
     """
 
     config: Any
-    unet: Any
+    unet: UNet
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -66,7 +67,7 @@ def saved_range(saved: dict | None) -> PixelRange:
     return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
 
 
-def check_noise_predictor(unet: Any, images_in: int, rule: str) -> None:
+def check_noise_predictor(unet: UNet, images_in: int, rule: str) -> None:
     """Raises a ValueError unless a network is padded, takes timesteps, and predicts the noise of one image.
 
     It must take `images_in` images, joined in its input channels, as `rule` says in the message.

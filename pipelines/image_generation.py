@@ -94,7 +94,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the running call skips its remaining steps; a callback may set `_interrupt`."""
+        """True if the running call skips its remaining steps; a callback may set `_interrupt`."""
         return self._interrupt
 
     def check_inputs(

@@ -126,11 +126,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         return self.config["_palette"]
 
     def check_inputs(
-        self,
-        tile_size: int | None,
-        num_draws: int,
-        timesteps: Sequence[int] | None,
-        output_type: str = "pil",
+        self, tile_size: int | None, num_draws: int, timesteps: Sequence[int] | None, output_type: str = "pil"
     ) -> None:
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
         valid = tile_size is None or is_count(tile_size)
@@ -311,12 +307,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         return Segmenter(self.unet, self.pixel_range, tiling, device, turns, self.scheduler, levels, self.classifier)
 
     def _regions(
-        self,
-        segmenter: Segmenter,
-        read: Read,
-        size: tuple[int, int],
-        count: int,
-        generator: torch.Generator | None,
+        self, segmenter: Segmenter, read: Read, size: tuple[int, int], count: int, generator: torch.Generator | None
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """`Segmenter.regions`, with a progress bar if there are several windows."""
         seeds = segmenter.seeds(count, generator)

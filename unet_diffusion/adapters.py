@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from unet_diffusion.network.config import check_recipe
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.safe_weights import SafeWeights
 from unet_diffusion.stock_unet import UNet2DAdapter
+from unet_diffusion.unet import UNet
 
 __all__ = ["PixelClassifier", "UNet2DAdapter"]
 
@@ -84,20 +86,13 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
     @classmethod
     def beside(
         cls,
-        unet: Any,
+        unet: UNet,
         num_classes: int,
         timesteps: Sequence[int],
         hidden: Sequence[int] = (128, 32),
         stages: Sequence[int] | None = None,
     ) -> "PixelClassifier":
-        """Makes an untrained classifier for the features of a network.
-
-        Args:
-            unet: a `UNet`, or another network with `feature_info`.
-            num_classes: number of classes, background included.
-            timesteps: noise levels of the image that the network sees.
-            hidden: widths of the hidden layers.
-            stages: indices in `unet.feature_info`; None for all.
+        """Makes an untrained classifier for the features of a network; `stages` None stands for all of its stages.
 
         Raises:
             ValueError: the network lacks a stage, or a value is wrong for a classifier.
@@ -109,7 +104,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
         channels, strides = (tuple(info[stage][key] for stage in stages) for key in ("channels", "stride"))
         return cls(channels, strides, stages, tuple(timesteps), num_classes, tuple(hidden))
 
-    def check_trunk(self, unet: Any, scheduler: Any) -> None:
+    def check_trunk(self, unet: UNet, scheduler: SchedulerMixin | None) -> None:
         """Raises a ValueError unless the classifier can read the network's features and the scheduler can add noise."""
         config, own = unet.config, self.config
         if not hasattr(scheduler, "add_noise"):
@@ -141,7 +136,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
             )
 
     def features(
-        self, unet: Any, scheduler: Any, clean: Tensor, noises: Iterable[Tensor]
+        self, unet: UNet, scheduler: SchedulerMixin, clean: Tensor, noises: Iterable[Tensor]
     ) -> Iterator[tuple[Tensor, ...]]:
         """The decoder's maps of noisy images, one timestep after the other, each computed when it is needed.
 
@@ -209,7 +204,7 @@ class Projection(nn.Module):
 
 @torch.no_grad()
 def noisy_features(
-    unet: Any, scheduler: Any, clean: Tensor, noise: Tensor, timestep: int, stages: Sequence[int]
+    unet: UNet, scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, timestep: int, stages: Sequence[int]
 ) -> tuple[Tensor, ...]:
     """The decoder's maps (B, C_stage, h, w) of images (B, C, H, W) in [-1, 1] with the noise of one timestep."""
     steps = torch.full((len(clean),), timestep, device=clean.device)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers import UNet2DModel
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.network.config import check_keys, check_model
@@ -115,7 +116,7 @@ def load_weights(kind: type[T], folder: Path) -> T:
     return network
 
 
-def check_finite(network: Any, place: Path) -> None:
+def check_finite(network: nn.Module, place: Path) -> None:
     """Raises a ValueError if a network, read from `place`, has weights that are NaN or infinite."""
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
@@ -124,10 +125,6 @@ def check_finite(network: Any, place: Path) -> None:
 
 def load_pipeline(kind: type[T], run: Path) -> T:
     """Loads the pipeline in the folder of a run, from components of this package and diffusers only.
-
-    Args:
-        kind: class of the pipeline.
-        run: folder of the run.
 
     Raises:
         ValueError: the folder holds no run; a component is damaged, missing or from other code; the components do not

@@ -4,21 +4,22 @@ The forward process is q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Ho et
 `alphas_cumprod` of a diffusers scheduler. The signal-to-noise ratio is abar_t / (1 - abar_t).
 """
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
 from unet_diffusion.diffusion.config import PredictionType
 
 
-def signal_to_noise(scheduler: Any, timesteps: Tensor) -> Tensor:
+def signal_to_noise(scheduler: SchedulerMixin, timesteps: Tensor) -> Tensor:
     """The signal-to-noise ratio at `timesteps` (B,), float32 (B,)."""
     abar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
     return abar / (1 - abar)
 
 
-def prediction_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def prediction_target(scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """The target of the prediction, (B, C, H, W): the noise, the velocity (Salimans & Ho 2022) or the clean image.
 
     Raises:
@@ -50,7 +51,7 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
 
 def noise_prediction_loss(
     unet: nn.Module,
-    scheduler: Any,
+    scheduler: SchedulerMixin,
     clean: Tensor,
     noise: Tensor | None = None,
     timesteps: Tensor | None = None,

@@ -61,23 +61,8 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
             f"{type(scheduler).__name__} has no schedule of betas, so its network needs another kind of sampler; "
             "give a scheduler such as DDPMScheduler."
         )
+    check_schedule(kind, config)
     known = inspect.signature(kind).parameters
-    if config.get("rescale_betas_zero_snr"):
-        if config["prediction_type"] == "epsilon":
-            raise ValueError(
-                "the noise schedule ends at zero signal, where the noise says nothing of the image, so prediction_type "
-                "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
-            )
-        if "rescale_betas_zero_snr" not in known:
-            raise ValueError(
-                f"{kind.__name__} does not support noise schedules that end at zero signal (rescale_betas_zero_snr); "
-                "use any other sampler."
-            )
-    if config["prediction_type"] == "epsilon" and config["beta_schedule"] == "squaredcos_cap_v2" and name == "euler":
-        raise ValueError(
-            "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
-            "EulerDiscreteScheduler lacks; use any other sampler."
-        )
     fixed = {key: value for key, value in settings.items() if key in known}
     # If the training's scheduler clips and the network predicts noise, the resulting clean image is clipped to [-1, 1]:
     # at the noisy end of the cosine schedule, an error in the noise becomes one 20,000 times larger in the image. Other
@@ -89,6 +74,27 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
         config[key] = bool(clips and config["prediction_type"] == "epsilon")
     config.pop("_use_default_values", None)  # otherwise from_config replaces these values by the new defaults
     return kind.from_config(config, timestep_spacing="trailing", **fixed)
+
+
+def check_schedule(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> None:
+    """Raises a ValueError if a sampler of this class cannot handle the noise schedule, or the prediction on it."""
+    epsilon = config["prediction_type"] == "epsilon"
+    if config.get("rescale_betas_zero_snr"):
+        if epsilon:
+            raise ValueError(
+                "the noise schedule ends at zero signal, where the noise says nothing of the image, so prediction_type "
+                "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
+            )
+        if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
+            raise ValueError(
+                f"{kind.__name__} does not support noise schedules that end at zero signal (rescale_betas_zero_snr); "
+                "use any other sampler."
+            )
+    if epsilon and config["beta_schedule"] == "squaredcos_cap_v2" and kind is EulerDiscreteScheduler:
+        raise ValueError(
+            "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
+            "EulerDiscreteScheduler lacks; use any other sampler."
+        )
 
 
 def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:

@@ -155,13 +155,7 @@ class Blocks(nn.Module):
     _gradient_checkpointing_func: Callable[..., Tensor]  # set by ModelMixin.enable_gradient_checkpointing
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        count: int,
-        attention: bool,
-        dropout: float,
-        style: BlockStyle,
+        self, in_channels: int, out_channels: int, count: int, attention: bool, dropout: float, style: BlockStyle
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * count

@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
+from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
+from unet_diffusion.unet import UNet
 
 CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that exist at once in a pixel classifier
 CLASSIFIER_SEED = 0  # of the noise for a pixel classifier: the same for every image and at every call
@@ -35,14 +38,14 @@ class Segmenter:
             for the segmentation head, whose probabilities at the levels are averaged.
     """
 
-    unet: Any
+    unet: UNet
     pixel_range: PixelRange
     tiling: Tiling
     device: torch.device
     turns: tuple[Turn, ...]
-    scheduler: Any
+    scheduler: SchedulerMixin | None
     levels: tuple[int, ...]
-    classifier: Any
+    classifier: PixelClassifier | None
 
     def seeds(self, count: int, generator: torch.Generator | None) -> list[int]:
         """A seed for the noise of each of `count` images: from the generator, or always the same for a classifier."""
@@ -56,13 +59,9 @@ class Segmenter:
     def regions(
         self, read_stored: Read, size: tuple[int, int], seeds: list[int], window_done: Callable[[], Any]
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Segments images of one size part by part.
+        """Segments images of one size (H, W) part by part, given the seed of each image's noise.
 
-        Args:
-            read_stored: rows and columns to stored values (B, C, rows, columns).
-            size: height and width.
-            seeds: the seed of each image's noise.
-            window_done: called after each window.
+        `read_stored` gives stored values; `window_done` is called after each window.
 
         Yields:
             Rows, columns and float32 probabilities (B, K, rows, columns).
@@ -109,7 +108,7 @@ class Segmenter:
             yield self.unet(channels_last(images.to(self.unet.dtype)), timestep, head="segmentation").logits
 
 
-def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
+def tiling_for_classifier(tiling: Tiling, classifier: PixelClassifier) -> Tiling:
     """The tiling of a network, with windows and whole images small enough for a pixel classifier too.
 
     The context stays. To upsample, an output pixel reads the pixels of each map next to its own; but the output of the
@@ -122,7 +121,7 @@ def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
     return replace(tiling, tile=tile, ramp=min(tiling.ramp, tile // 4), whole=whole)
 
 
-def check_levels(unet: Any, scheduler: Any, num_draws: int, timesteps: Sequence[int] | None) -> None:
+def check_levels(unet: UNet, scheduler: SchedulerMixin | None, num_draws: int, timesteps: Sequence[int] | None) -> None:
     """Raises a ValueError unless a network with a segmentation head can segment noisy images at these timesteps."""
     require(is_count(num_draws), "num_draws", num_draws, "must be an integer of at least 1")
     if timesteps is None:
