@@ -25,11 +25,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
 
 @dataclass
 class ImageGenerationOutput(BaseOutput):
-    """The output of `ImageGenerationPipeline`.
-
-    Attributes:
-        images: the images; the type follows from `output_type`, which `ImageGenerationPipeline.__call__` explains.
-    """
+    """The output of `ImageGenerationPipeline`: images of the type that its `output_type` asks for."""
 
     images: list[Image.Image] | np.ndarray | Tensor
 
@@ -211,7 +207,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         with self.progress_bar(total=len(starts) * self._num_timesteps) as progress:
             for start in starts:
                 part = slice(start, start + max_batch)
-                latents = noise[part]
+                sample = noise[part]
                 part_classes = None if classes is None else classes[part]
                 part_generator = generator[part] if isinstance(generator, list) else generator
                 start_sampling(self.scheduler, num_inference_steps, device)
@@ -219,13 +215,13 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                     if self.interrupt:
                         break
                     guidance = self._guidance_at(i, guidance_interval)
-                    prediction = self._predict(latents, t, part_classes, guidance)
-                    latents = denoised(self.scheduler, i, prediction, latents, part_generator, eta)
+                    prediction = self._predict(sample, t, part_classes, guidance)
+                    sample = denoised(self.scheduler, i, prediction, sample, part_generator, eta)
                     if callback_on_step_end is not None:
-                        tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                        latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+                        tensors = {"latents": sample} if "latents" in callback_on_step_end_tensor_inputs else {}
+                        sample = callback_on_step_end(self, i, t, tensors).pop("latents", sample)
                     progress.update()
-                finished.append(latents)
+                finished.append(sample)
 
         images = as_output(torch.cat(finished).float(), output_type, self.pixel_range)
         self.maybe_free_model_hooks()
@@ -236,9 +232,9 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         low, high = interval or (0.0, 1.0)
         return self.guidance_scale if low <= step / self.num_timesteps < high else 1.0
 
-    def _predict(self, latents: Tensor, timestep: Any, classes: Tensor | None, guidance: float) -> Tensor:
+    def _predict(self, sample: Tensor, timestep: Any, classes: Tensor | None, guidance: float) -> Tensor:
         """The network's prediction, float32 (B, C, H, W), guided by the class unless `guidance` is 1."""
-        sample = scaled_input(self.scheduler, latents, timestep).to(self.unet.dtype)
+        sample = scaled_input(self.scheduler, sample, timestep).to(self.unet.dtype)
         if guidance == 1 or classes is None:
             return self._run(sample, timestep, classes)
         null = torch.full_like(classes, self.unet.config.num_class_embeds)

@@ -28,10 +28,9 @@ OUTPUT_TYPES = ("pil", "np", "pt", "stored")
 
 @dataclass
 class SuperResolutionOutput(BaseOutput):
-    """The output of `SuperResolutionPipeline`: a list with one entry per image, since sizes may differ.
+    """The output of `SuperResolutionPipeline`: the large images, of the type that its `output_type` asks for.
 
-    Attributes:
-        images: the large images, of the type that `output_type` asks `SuperResolutionPipeline.__call__` for.
+    It is a list with one entry per image, since sizes may differ.
     """
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor]

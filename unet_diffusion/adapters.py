@@ -107,7 +107,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
     def check_trunk(self, unet: UNet, scheduler: SchedulerMixin | None) -> None:
         """Raises a ValueError unless the classifier can read the network's features and the scheduler can add noise."""
         config, own = unet.config, self.config
-        if not hasattr(scheduler, "add_noise"):
+        if scheduler is None or not hasattr(scheduler, "add_noise"):
             raise ValueError(
                 "a pixel classifier reads images with noise, but there is no scheduler that adds it; "
                 "pass the scheduler that the noise predictor was trained with."
@@ -220,9 +220,6 @@ def upsampled(x: Tensor, stride: int, size: Sequence[int]) -> Tensor:
     reach beyond the border, since sizes round up. So the map is enlarged by exactly the stride and cut at the far end.
     Enlarged to the image's size directly, it would be squeezed unless that is a multiple of the stride, and a window
     would differ from the whole image.
-
-    Raises:
-        ValueError: the map does not belong to an image of that size.
     """
     height, width = size
     if x.shape[2:] != (-(-height // stride), -(-width // stride)):

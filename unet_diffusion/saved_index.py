@@ -34,7 +34,7 @@ def check_run_for(run: Path, pipeline: str) -> None:
     check_run(run)
     saved = saved_kind(run)
     if saved == SUPER_RESOLUTION and pipeline != SUPER_RESOLUTION:
-        raise ValueError(f"{run} is a super-resolution run, which only enlarges images; use it by upscale.")
+        raise ValueError(f"{run} is a super-resolution run, which only enlarges images; use it with upscale.")
     if saved != SUPER_RESOLUTION and pipeline == SUPER_RESOLUTION:
         raise ValueError(
             f"{run} holds a {saved}, which does not enlarge images; train one that does: train-ddpm --task "
@@ -69,7 +69,7 @@ def named_components(index: Mapping[str, Any], run: Path) -> dict[str, tuple[str
         if entry[0].partition(".")[0] not in ("diffusers", "unet_diffusion"):
             raise ValueError(
                 f"{name} of {run} is a {'.'.join(entry)}, but only code of diffusers and of this package is run; load "
-                "it by DiffusionPipeline.from_pretrained(..., trust_remote_code=True), if you trust it."
+                "it with DiffusionPipeline.from_pretrained(..., trust_remote_code=True), if you trust it."
             )
         found[name] = (entry[0], entry[1])
     if "unet" not in found:

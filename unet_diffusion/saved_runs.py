@@ -40,7 +40,7 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
 
     Raises:
         ValueError: nothing has that name, a config value is unknown, or the weights were made for something else, such
-            as those of a super-resolution run unless twice as many channels are wanted in as out.
+            as the weights of a super-resolution run for a network that sees one image.
     """
     check_model(source)
     path = Path(source)
@@ -68,11 +68,7 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
 
 
 def load_saved(folder: Path) -> UNet:
-    """Loads the network in a folder with weights and a `config.json`, as the class that this file names.
-
-    Raises:
-        ValueError: the class is neither ours nor `UNet2DModel`, or as `load_weights`.
-    """
+    """Loads the network in a folder with weights and a `config.json`, as the class that this file names."""
     name = read_object(folder / "config.json").get("_class_name")
     if name == UNet2DModel.__name__:
         return UNet2DAdapter.from_stock(load_weights(UNet2DModel, folder))

@@ -246,12 +246,12 @@ def unet_config(stock: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a `UNet` config that training, tiling and pipelines read, from the config of a stock model."""
     attention = ["Attn" in kind for kind in stock["down_block_types"]]
     attention[-1] |= stock["mid_block_type"] is not None and stock["add_attention"]
-    kind = stock["time_embedding_type"]
+    time_embedding = stock["time_embedding_type"]
     return {
         "channels": list(stock["block_out_channels"]),
         "attention": attention,
         "padding": "same",
-        "time_embedding": "sinusoidal" if kind == "positional" else kind,
+        "time_embedding": "sinusoidal" if time_embedding == "positional" else time_embedding,
         "label_dropout": 0.0,
     }
 

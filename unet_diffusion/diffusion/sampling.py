@@ -156,7 +156,9 @@ def check_classes(
                 "class_labels are missing and the network was trained without label dropout, so it cannot generate "
                 f"without a class; pass class_labels from 0 to {classes - 1}, or train with label_dropout > 0."
             )
-        require(guidance_scale == 1, "guidance_scale", guidance_scale, "guides to no class; pass class_labels")
+        require(
+            guidance_scale == 1, "guidance_scale", guidance_scale, "there is no class to guide to; pass class_labels"
+        )
     else:
         if classes is None:
             raise ValueError("class_labels were given, but the network has no classes: num_class_embeds is None.")

@@ -71,7 +71,7 @@ def context_of_convolutions(config: Mapping[str, Any]) -> tuple[int, int]:
     strided = 1 if config["downsample"] == "conv" and config["padding"] == "same" else 0  # 3x3 around the first of two
 
     def needed(level: int, low: int, high: int) -> tuple[int, int]:
-        """The pixels that the decoder's output at a level, pixels low..high, needs of the encoder's input there."""
+        """The pixels of a level's encoder input that pixels low..high of its decoder output depend on."""
         low, high = low - radius, high + radius
         if level == deepest:
             return low, high

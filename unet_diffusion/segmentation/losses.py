@@ -101,13 +101,9 @@ def segmentation_loss(
 
 
 def cut_to(target: Tensor, logits: Tensor) -> Tensor:
-    """Cuts a target (..., h, w) at its centre to the height and width of the logits (..., H, W).
-
-    Raises:
-        ValueError: the target is smaller; padding it would invent labels.
-    """
+    """Cuts a target (..., h, w) at its centre to the height and width of the logits (..., H, W)."""
     (h, w), (height, width) = target.shape[-2:], logits.shape[-2:]
-    if h < height or w < width:
+    if h < height or w < width:  # padding would invent labels
         raise ValueError(
             f"masks or weights are {h}x{w}, but the logits are {height}x{width}, and targets must not be smaller; "
             "give image and mask of the same size."

@@ -138,13 +138,10 @@ def _near(boundary: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def membrane_components(membrane: np.ndarray, fill: bool) -> np.ndarray:
-    """Labels cells, the connected components that are not membrane: int32 (H, W), 1..n.
+    """Labels cells, the connected components of a bool map (H, W) that are not membrane: int32 (H, W), 1..n.
 
-    Args:
-        membrane: bool (H, W).
-        fill: whether membrane pixels go to the nearest cell, so that the width of a predicted membrane does not count
-            (the border thinning of Arganda-Carreras et al. 2015). True for predictions; False for the truth, whose
-            membrane, 0, the scores leave out.
+    `fill` gives membrane pixels to the nearest cell, so that the width of a predicted membrane does not count (the
+    border thinning of Arganda-Carreras et al. 2015). The truth is not filled: scores leave its membrane, 0, out.
     """
     cells = connected_components(~membrane)
     return expand_labels(cells, distance=max(cells.shape) * 2) if fill else cells

@@ -26,16 +26,8 @@ TURNS: tuple[Turn, ...] = tuple((quarters, mirror) for quarters in range(4) for 
 class Segmenter:
     """A network, and the versions of the image whose probabilities are averaged for one mask.
 
-    Args:
-        unet: called as `unet(images, timestep, head="segmentation").logits`; its active head stays.
-        pixel_range: how stored values map to [-1, 1].
-        tiling: the layout of the windows.
-        device: where the network runs.
-        turns: rotations and mirror images of the image.
-        scheduler: its `add_noise` makes the noisy versions; None without levels.
-        levels: the timestep of each noisy version; empty for the clean image at the network's own timestep.
-        classifier: a `PixelClassifier` that reads the network's features at all levels, which are its timesteps; None
-            for the segmentation head, whose probabilities at the levels are averaged.
+    A classifier reads the network's features at all levels, which are its timesteps. Without one, the probabilities of
+    the segmentation head at the levels are averaged.
     """
 
     unet: UNet
@@ -43,8 +35,8 @@ class Segmenter:
     tiling: Tiling
     device: torch.device
     turns: tuple[Turn, ...]
-    scheduler: SchedulerMixin | None
-    levels: tuple[int, ...]
+    scheduler: SchedulerMixin | None  # its `add_noise` makes the noisy versions; None without levels
+    levels: tuple[int, ...]  # timesteps of the noisy versions; empty for the clean image at the network's own timestep
     classifier: PixelClassifier | None
 
     def seeds(self, count: int, generator: torch.Generator | None) -> list[int]:
@@ -101,6 +93,7 @@ class Segmenter:
             return
         versions: list[tuple[int | None, Tensor]] = [(None, clean)]
         if self.levels:
+            assert self.scheduler is not None  # as `check_levels` ensures
             steps = [torch.full((len(clean),), level, device=clean.device) for level in self.levels]
             noisy = [self.scheduler.add_noise(clean, noise, step) for noise, step in zip(noises, steps)]
             versions = list(zip(self.levels, noisy))
@@ -128,7 +121,7 @@ def check_levels(unet: UNet, scheduler: SchedulerMixin | None, num_draws: int, t
         if num_draws > 1:
             raise ValueError(f"num_draws is {num_draws}, but noise is only added at timesteps; pass timesteps.")
         return
-    if not hasattr(scheduler, "add_noise"):
+    if scheduler is None or not hasattr(scheduler, "add_noise"):
         raise ValueError(
             "timesteps were given, but the pipeline has no scheduler that adds noise; "
             "build it with the scheduler of the training, or leave timesteps out."

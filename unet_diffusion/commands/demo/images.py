@@ -23,7 +23,7 @@ THUMBNAIL = 128
 
 
 def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image.Image]]:
-    """The first images of a folder, each with a thumbnail; a ValueError says which of them does not fit the run."""
+    """The first images of a folder, each with a thumbnail; a ValueError names one that does not fit the run."""
     if reader is None:
         raise ValueError(f"examples are {folder}, but the run only generates images and takes none; leave them out.")
     try:

@@ -32,7 +32,7 @@ from unet_diffusion.saved_index import INDEX, SUPER_RESOLUTION, check_run, read_
 from unet_diffusion.saved_runs import best_device, load_pipeline
 
 T = TypeVar("T")
-Report = Callable[[int, int], Any]  # gets the number of steps done, and of all steps
+Report = Callable[[int, int], Any]  # gets the numbers of finished and of all steps
 
 MAX_COUNT = 64  # images per request
 MAX_STEPS = 1000

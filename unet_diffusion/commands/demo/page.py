@@ -164,7 +164,7 @@ def _generate_tab(pipe: ImageGenerationPipeline) -> None:
 
 
 def _image_fields(examples: Examples) -> tuple[gr.State, list[Any]]:
-    """Fields to upload an image of any format or to pick one: its path, and the events that set it."""
+    """Fields to upload or pick an image; returns its path and the events that set it."""
     source = gr.State()
     upload = gr.File(label="Image", height=130, elem_id="upload")
     chosen = [upload.upload(Path, upload, source, **AT_ONCE)]

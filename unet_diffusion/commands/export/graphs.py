@@ -1,6 +1,6 @@
-"""The heads of a run as graphs that need nothing of this package: ONNX, and programs of `torch.export`.
+"""The heads of a run as graphs that run without this package: ONNX, and programs of `torch.export`.
 
-Each file is written, read again, and compared with the network that it was made of.
+Each file is written, read again, and compared with the network that it was made from.
 """
 
 import json
@@ -133,7 +133,7 @@ def load_program(file: Path) -> Graph:
 
 
 def write_onnx(program: ExportedProgram, function: HeadFunction, file: Path, fields: Mapping[str, str]) -> None:
-    """Writes a graph of ONNX, with its fields as metadata; inputs and output have the names in the fields."""
+    """Writes an ONNX graph, with its fields as metadata; inputs and output have the names in the fields."""
     axes = {0: "batch", 2: "height", 3: "width"}
     with quiet():
         converted = torch.onnx.export(
@@ -153,7 +153,7 @@ def write_onnx(program: ExportedProgram, function: HeadFunction, file: Path, fie
 
 
 def load_onnx(file: Path) -> Graph:
-    """Reads a graph of ONNX, to run it by ONNX Runtime on the CPU, with as many threads as torch has."""
+    """Reads an ONNX graph, to run it in ONNX Runtime on the CPU, with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

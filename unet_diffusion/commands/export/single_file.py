@@ -126,7 +126,7 @@ def pipeline_class(index: Mapping[str, Any], place: Path) -> type:
     name = index.get("_class_name")
     kind = getattr(pipelines, name, None) or getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
-        raise ValueError(f"{place} is a pipeline of other code, {name}, which is not run; load it by that code.")
+        raise ValueError(f"{place} is a pipeline of other code, {name}, which is not run; load it with that code.")
     return kind
 
 
