@@ -1,4 +1,4 @@
-"""The parts that our pipelines share: what they save beside their components, and checks of networks and images."""
+"""The parts that our pipelines share: saved arguments, and checks of networks and images."""
 
 import inspect
 import json

@@ -162,8 +162,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 (Kynkaanniemi et al. 2024); None for all of it.
             height: in pixels; None for that of `unet.config.sample_size`.
             width: in pixels; None for that of `unet.config.sample_size`.
-            generator: one, or a list with one per image; then an image depends on its own generator alone, whatever
-                batch it is made in.
+            generator: one, or a list with one per image, so that an image does not depend on the rest of its batch.
             latents: unit noise to start from, (B, C, H, W); None draws it from `generator`.
             max_batch: images in the network at once; twice that with guidance.
             eta: the noise that DDIM (eq. 16 of Song et al. 2020) or TCD adds; None for the scheduler's own default.
@@ -183,14 +182,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         default_height, default_width = (size, size) if isinstance(size, int) else size
         height, width = height or default_height, width or default_width
         labels = self._class_indices(class_labels, batch_size)
-        counts = {
-            "batch_size": batch_size,
-            "num_inference_steps": num_inference_steps,
-            "height": height,
-            "width": width,
-            "max_batch": max_batch,
-        }
-        for name, count in counts.items():
+        counts = {"batch_size": batch_size, "num_inference_steps": num_inference_steps, "max_batch": max_batch}
+        for name, count in {**counts, "height": height, "width": width}.items():
             require(is_count(count), name, count, "must be an integer of at least 1")
         shape = (batch_size, config.in_channels, height, width)
         self.check_inputs(shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)

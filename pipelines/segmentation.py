@@ -67,7 +67,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         ('P', (30, 40))
 
     Args:
-        unet: a network with a segmentation head, or, beside a classifier, a noise predictor.
+        unet: a network with a segmentation head or, if there is a classifier, a noise predictor.
         scheduler: adds noise to the image, for a classifier or if timesteps are asked for; not needed otherwise.
         pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
         class_names: names of the classes, in the order of their indices.

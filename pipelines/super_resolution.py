@@ -37,7 +37,7 @@ class SuperResolutionOutput(BaseOutput):
 
 
 class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
-    """Enlarges images by denoising beside them (SR3, Saharia et al. 2021), with any scheduler of diffusers.
+    """Enlarges images by denoising, given the small image (SR3, Saharia et al. 2021), with any scheduler of diffusers.
 
     An image of any size starts from noise of the large size, which is drawn once. In each step the network sees the
     noisy image and the enlarged small one; if they are larger than one window, it sees them window by window
@@ -120,8 +120,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
                 values that are stored in files; or a list of these.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver.
-            generator: one, or a list with one per image; then an image depends on its own generator alone, whatever
-                others are enlarged with it. None for PyTorch's global one.
+            generator: one, or a list with one per image, so that an image does not depend on the others; None for
+                PyTorch's global one.
             condition_noise: deviation of the noise added to the enlarged image, whose values lie in [-1, 1]; for images
                 that are worse than those of the training, such as compressed ones.
             tile_size: pixels a side of a tile of the large image. None chooses it for about 64 MiB of memory in the

@@ -1,4 +1,4 @@
-"""Masks from a trained noise predictor: a `UNet2DAdapter` around a stock one, a `PixelClassifier` beside any.
+"""Masks from a trained noise predictor, by a `UNet2DAdapter` around a stock one or a `PixelClassifier` after any.
 
 The classifier reads the features of a frozen noise predictor, pixel by pixel: the label-efficient recipe of Baranchuk
 et al. 2022 (section 4). Given an image with the noise of a few timesteps, the decoder's maps show what each pixel
@@ -92,7 +92,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
         hidden: Sequence[int] = (128, 32),
         stages: Sequence[int] | None = None,
     ) -> "PixelClassifier":
-        """Makes an untrained classifier for the features of a network; `stages` None stands for all of its stages.
+        """Makes an untrained classifier for the features of a network, of all stages if `stages` is None.
 
         Raises:
             ValueError: the network lacks a stage, or a value is wrong for a classifier.
@@ -176,7 +176,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Initialises the projections as one layer (He et al. 2015), whatever their number, and the head at zero."""
+        """Initialises all projections together as one layer (He et al. 2015), and the head at zero."""
         fan_in = len(self.projections) * sum(self.config.channels)
         for module in self.modules():
             if isinstance(module, Projection):

@@ -1,4 +1,4 @@
-"""A `UNet2DModel` of diffusers as a `UNet`: its trunk and noise head, with a segmentation head beside the latter.
+"""A `UNet2DModel` of diffusers as a `UNet`: its trunk and noise head, and a segmentation head.
 
 The stock blocks take the places of the blocks of `UNet`. So `UNet.forward` runs them, and a `UNet2DAdapter` works
 wherever a `UNet` does. Only the skips differ: the stock decoder takes one per residual block and one for the input of
@@ -39,7 +39,7 @@ class UNet2DAdapter(UNet):
     of the embeddings of all classes stands for "no class".
 
     Args:
-        num_classes: number of classes of the segmentation head, background included; None for no such head yet.
+        num_classes: number of classes of the segmentation head, background included; None for no head.
         segmentation_timestep: the timestep (or noise level) that segmentation runs at.
         stock: config values of the `UNet2DModel`; the others have that class's defaults.
 

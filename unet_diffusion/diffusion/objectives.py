@@ -23,7 +23,7 @@ def prediction_target(scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, t
     """The target of the prediction, (B, C, H, W): the noise, the velocity (Salimans & Ho 2022) or the clean image.
 
     Raises:
-        ValueError: the prediction type is none of the three.
+        ValueError: the scheduler has another prediction type.
     """
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -74,7 +74,7 @@ def noise_prediction_loss(
     Returns:
         The mean over batch and pixels, a float32 scalar; 1 for an untrained network that predicts noise.
     """
-    clean = clean.float()  # noise is added in float32, whatever the network's precision
+    clean = clean.float()  # noise is added in float32, at any precision of the network
     noise = torch.randn_like(clean) if noise is None else noise.float()
     if timesteps is None:
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, clean.shape[:1], device=clean.device)

@@ -118,7 +118,7 @@ class Tiling:
         margin: pixels that an unpadded network loses at each end.
         lead: pixels that an unpadded network gets before the output: its margin or, by whole strides, more.
         trail: least number of pixels that it gets after the output.
-        whole: pixels of the largest image that is a single window, whatever the tile.
+        whole: pixels of the largest image that is a single window, for any tile.
     """
 
     stride: int
@@ -169,12 +169,7 @@ class Tiling:
         whole = 0
         if tile_size is None:
             lost = before + after + 2 * ramp + lead + trail
-            bytes_per_pixel = 4 * MAPS * unet.feature_info[-1]["channels"]
-            side, whole = max(int((MEMORY / bytes_per_pixel) ** 0.5), LENGTH * lost), WHOLE // bytes_per_pixel
-            if any(isinstance(module, ATTENTION) for module in unet.modules()):
-                attends = unet.config.get("attention")
-                attended = ATTENDED * (2 ** list(attends).index(True) if attends else stride)
-                side, whole = min(side, attended), min(whole, attended**2)
+            side, whole = affordable(unet, stride, LENGTH * lost)
             tile_size = max(side - lost, lost // 2)
         tile = max(tile_size // stride, 1) * stride
         return cls(stride, tile, before, after, min(ramp, tile // 4), smallest, margin, lead, trail, whole)
@@ -252,6 +247,17 @@ class Tiling:
         wanted = max(self.lead + span.stop - span.start + self.trail, self.smallest)
         side = self.smallest + -(-(wanted - self.smallest) // self.stride) * self.stride
         return range(span.start - self.lead, span.start - self.lead + side)
+
+
+def affordable(unet: Any, stride: int, least: int) -> tuple[int, int]:
+    """Pixels a side of a window, at least `least` unless attention forbids it, and of an image that runs whole."""
+    bytes_per_pixel = 4 * MAPS * unet.feature_info[-1]["channels"]
+    side, whole = max(int((MEMORY / bytes_per_pixel) ** 0.5), least), WHOLE // bytes_per_pixel
+    if any(isinstance(module, ATTENTION) for module in unet.modules()):
+        attends = unet.config.get("attention")
+        attended = ATTENDED * (2 ** list(attends).index(True) if attends else stride)
+        side, whole = min(side, attended), min(whole, attended**2)
+    return side, whole
 
 
 def tiled(predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling) -> Iterator[tuple[slice, slice, Tensor]]:

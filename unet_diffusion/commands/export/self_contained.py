@@ -89,17 +89,7 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
         raise ValueError(f"{run} holds no network that needs {PACKAGE}; diffusers can load it as it is.")
     target.mkdir()
     for key in components:
-        files = [file for file in (run / key).glob("*") if file.suffix in COPIED and not file.name.startswith(PREFIX)]
-        if not any(file.suffix == (".safetensors" if key in networks else ".json") for file in files):
-            raise ValueError(f"{run / key} holds no weights or no config; give the folder of a finished run.")
-        if key in networks:
-            load_weights(networks[key], run / key)
-        (target / key).mkdir()
-        for file in files:
-            if file.suffix == ".json":
-                read_object(file)
-            shutil.copy(file, target / key)
-
+        copy_component(run / key, target / key, networks.get(key))
     for key, network in networks.items():
         code = write_code(network, target / key)
         index[key] = [code, network.__name__]
@@ -121,6 +111,20 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
     loading = loading.format(name=name, pipeline=index["_class_name"], code=code, result=result)
     readme = README.format(name=name, version=__version__, loading=loading)
     (target / "README.md").write_text(readme, encoding="utf-8")
+
+
+def copy_component(source: Path, target: Path, network: type | None) -> None:
+    """Copies the configs of a component and, if it is a network, its weights, after reading them once."""
+    files = [file for file in source.glob("*") if file.suffix in COPIED and not file.name.startswith(PREFIX)]
+    if not any(file.suffix == (".json" if network is None else ".safetensors") for file in files):
+        raise ValueError(f"{source} holds no weights or no config; give the folder of a finished run.")
+    if network is not None:
+        load_weights(network, source)
+    target.mkdir()
+    for file in files:
+        if file.suffix == ".json":
+            read_object(file)
+        shutil.copy(file, target)
 
 
 def network_class(module: str, name: str) -> type:
