@@ -5,6 +5,7 @@ reads an upload as the library reads a file.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,17 +83,13 @@ class Enlarged:
     file: Path  # the large image as `unet-diffusion upscale` writes it
 
 
+@dataclass
 class Steps:
     """Replaces a pipeline's progress bar and reports the progress to a page."""
 
-    def __init__(self, total: int, report: Report) -> None:
-        self.done, self.total, self.report = 0, total, report
-
-    def __enter__(self) -> "Steps":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        pass
+    total: int
+    report: Report
+    done: int = 0
 
     def update(self, count: int = 1) -> None:
         """Counts finished steps."""
@@ -220,7 +217,7 @@ def enlarge_image(
 def _own_copy(pipe: T, report: Report) -> T:
     """A copy of a pipeline with the same networks, whose scheduler can be replaced and whose progress is reported."""
     own: Any = copy(pipe)
-    own.progress_bar = lambda total: Steps(total, report)
+    own.progress_bar = lambda total: nullcontext(Steps(total, report))
     return own
 
 
