@@ -1,15 +1,16 @@
-"""The parts that our pipelines share: what they save beside their components, and checks of networks and images."""
+"""The parts that our pipelines share: saved arguments, and checks of networks and images."""
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from unet_diffusion.images.conversion import check_image, dtype_name
+from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.saved_index import from_index, to_index
+from unet_diffusion.unet import UNet
 
 
 class PrivateArguments:
@@ -19,7 +20,7 @@ class PrivateArguments:
     """
 
     config: Any
-    unet: Any
+    unet: UNet
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -54,13 +55,19 @@ class PrivateArguments:
         """Raises a ValueError unless a stored image (C, H, W) has the channels and the data type of the training."""
         check_image(self.channels, self.pixel_range, len(image), dtype_name(image))
 
+    def read_images(self, image: Any) -> Iterator[Tensor]:
+        """Yields the images that `stored_images` finds in `image`, each checked."""
+        for stored in stored_images(image):
+            self.check_image(stored)
+            yield stored
+
 
 def saved_range(saved: dict | None) -> PixelRange:
     """The pixel range that `PixelRange.to_dict` saved, None for 8-bit images; raises a ValueError for a bad one."""
     return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
 
 
-def check_noise_predictor(unet: Any, images_in: int, rule: str) -> None:
+def check_noise_predictor(unet: UNet, images_in: int, rule: str) -> None:
     """Raises a ValueError unless a network is padded, takes timesteps, and predicts the noise of one image.
 
     It must take `images_in` images, joined in its input channels, as `rule` says in the message.

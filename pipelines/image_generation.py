@@ -25,11 +25,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
 
 @dataclass
 class ImageGenerationOutput(BaseOutput):
-    """The output of `ImageGenerationPipeline`.
-
-    Attributes:
-        images: the images; the type follows from `output_type`, which `ImageGenerationPipeline.__call__` explains.
-    """
+    """The output of `ImageGenerationPipeline`: images of the type that its `output_type` asks for."""
 
     images: list[Image.Image] | np.ndarray | Tensor
 
@@ -94,43 +90,25 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the running call skips its remaining steps; a callback may set `_interrupt`."""
+        """True if the running call skips its remaining steps; a callback may set `_interrupt`."""
         return self._interrupt
 
     def check_inputs(
         self,
-        batch_size: int,
-        num_inference_steps: int,
-        class_labels: list[int] | None,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float] | None,
-        height: int,
-        width: int,
+        shape: tuple[int, int, int, int],
         generator: torch.Generator | list[torch.Generator] | None,
         latents: Tensor | None,
-        max_batch: int,
         eta: float | None,
         output_type: str,
-        callback_on_step_end_tensor_inputs: list[str],
+        callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
-        config = self.unet.config
-        counts = {
-            "batch_size": batch_size,
-            "num_inference_steps": num_inference_steps,
-            "height": height,
-            "width": width,
-            "max_batch": max_batch,
-        }
-        for name, count in counts.items():
-            require(is_count(count), name, count, "must be an integer of at least 1")
-        check_output_type(output_type, OUTPUT_TYPES, config.in_channels, self.pixel_range)
+        batch_size, channels, _, _ = shape
+        check_output_type(output_type, OUTPUT_TYPES, channels, self.pixel_range)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators, but batch_size is {batch_size}; pass one or all.")
-        shape = (batch_size, config.in_channels, height, width)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
-        check_classes(config, batch_size, class_labels, guidance_scale, guidance_interval)
         check_scheduler(self.scheduler, eta)
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
@@ -145,13 +123,9 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         latents: Tensor | None = None,
     ) -> Tensor:
-        """The noise that sampling starts from, float32 (B, C, H, W), at the scheduler's first noise level.
+        """The noise that sampling starts from, float32, at the scheduler's first noise level.
 
-        Args:
-            shape: (B, C, H, W).
-            device: where the network runs.
-            generator: one, or one per image; None for PyTorch's global one.
-            latents: unit noise to use instead of drawing it.
+        `latents` is unit noise (B, C, H, W) to use instead of drawing it.
         """
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -188,8 +162,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 (Kynkaanniemi et al. 2024); None for all of it.
             height: in pixels; None for that of `unet.config.sample_size`.
             width: in pixels; None for that of `unet.config.sample_size`.
-            generator: one, or a list with one per image; then an image depends on its own generator alone, whatever
-                batch it is made in.
+            generator: one, or a list with one per image, so that an image does not depend on the rest of its batch.
             latents: unit noise to start from, (B, C, H, W); None draws it from `generator`.
             max_batch: images in the network at once; twice that with guidance.
             eta: the noise that DDIM (eq. 16 of Song et al. 2020) or TCD adds; None for the scheduler's own default.
@@ -209,26 +182,17 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         default_height, default_width = (size, size) if isinstance(size, int) else size
         height, width = height or default_height, width or default_width
         labels = self._class_indices(class_labels, batch_size)
-        self.check_inputs(
-            batch_size,
-            num_inference_steps,
-            labels,
-            guidance_scale,
-            guidance_interval,
-            height,
-            width,
-            generator,
-            latents,
-            max_batch,
-            eta,
-            output_type,
-            list(callback_on_step_end_tensor_inputs),
-        )
+        counts = {"batch_size": batch_size, "num_inference_steps": num_inference_steps, "max_batch": max_batch}
+        for name, count in {**counts, "height": height, "width": width}.items():
+            require(is_count(count), name, count, "must be an integer of at least 1")
+        shape = (batch_size, config.in_channels, height, width)
+        self.check_inputs(shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
+        check_classes(config, batch_size, labels, guidance_scale, guidance_interval)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
-        noise = self.prepare_latents((batch_size, config.in_channels, height, width), device, generator, latents)
+        noise = self.prepare_latents(shape, device, generator, latents)
         classes = None if labels is None else torch.tensor(labels, device=device)
 
         finished = []
@@ -236,7 +200,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         with self.progress_bar(total=len(starts) * self._num_timesteps) as progress:
             for start in starts:
                 part = slice(start, start + max_batch)
-                latents = noise[part]
+                sample = noise[part]
                 part_classes = None if classes is None else classes[part]
                 part_generator = generator[part] if isinstance(generator, list) else generator
                 start_sampling(self.scheduler, num_inference_steps, device)
@@ -244,13 +208,13 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                     if self.interrupt:
                         break
                     guidance = self._guidance_at(i, guidance_interval)
-                    prediction = self._predict(latents, t, part_classes, guidance)
-                    latents = denoised(self.scheduler, i, prediction, latents, part_generator, eta)
+                    prediction = self._predict(sample, t, part_classes, guidance)
+                    sample = denoised(self.scheduler, i, prediction, sample, part_generator, eta)
                     if callback_on_step_end is not None:
-                        tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                        latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+                        tensors = {"latents": sample} if "latents" in callback_on_step_end_tensor_inputs else {}
+                        sample = callback_on_step_end(self, i, t, tensors).pop("latents", sample)
                     progress.update()
-                finished.append(latents)
+                finished.append(sample)
 
         images = as_output(torch.cat(finished).float(), output_type, self.pixel_range)
         self.maybe_free_model_hooks()
@@ -261,9 +225,9 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         low, high = interval or (0.0, 1.0)
         return self.guidance_scale if low <= step / self.num_timesteps < high else 1.0
 
-    def _predict(self, latents: Tensor, timestep: Any, classes: Tensor | None, guidance: float) -> Tensor:
+    def _predict(self, sample: Tensor, timestep: Any, classes: Tensor | None, guidance: float) -> Tensor:
         """The network's prediction, float32 (B, C, H, W), guided by the class unless `guidance` is 1."""
-        sample = scaled_input(self.scheduler, latents, timestep).to(self.unet.dtype)
+        sample = scaled_input(self.scheduler, sample, timestep).to(self.unet.dtype)
         if guidance == 1 or classes is None:
             return self._run(sample, timestep, classes)
         null = torch.full_like(classes, self.unet.config.num_class_embeds)

@@ -22,9 +22,15 @@ from unet_diffusion.images.conversion import check_image, stored_images
 from unet_diffusion.images.large_images import create_mask, open_image
 from unet_diffusion.images.palette import mask_image, overlay
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.network.tiling import Read
+from unet_diffusion.network.tiling import Read, Tiling
 from unet_diffusion.pipelines.base import PrivateArguments, check_class_details, saved_range
-from unet_diffusion.segmentation.segmenter import Segmenter, check_evaluation_mode, check_levels
+from unet_diffusion.segmentation.segmenter import (
+    TURNS,
+    Segmenter,
+    check_evaluation_mode,
+    check_levels,
+    tiling_for_classifier,
+)
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -61,7 +67,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         ('P', (30, 40))
 
     Args:
-        unet: a network with a segmentation head, or, beside a classifier, a noise predictor.
+        unet: a network with a segmentation head or, if there is a classifier, a noise predictor.
         scheduler: adds noise to the image, for a classifier or if timesteps are asked for; not needed otherwise.
         pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
         class_names: names of the classes, in the order of their indices.
@@ -120,11 +126,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         return self.config["_palette"]
 
     def check_inputs(
-        self,
-        tile_size: int | None,
-        num_draws: int,
-        timesteps: Sequence[int] | None,
-        output_type: str = "pil",
+        self, tile_size: int | None, num_draws: int, timesteps: Sequence[int] | None, output_type: str = "pil"
     ) -> None:
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
         valid = tile_size is None or is_count(tile_size)
@@ -178,7 +180,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         masks: list[Tensor] = []
         probabilities: list[Tensor] = []
         uncertainty: list[Tensor] = []
-        for batch in segmenter.batches(stored_images(image)):
+        for batch in segmenter.tiling.batches(self.read_images(image)):
             count, (height, width) = len(batch), batch[0].shape[1:]
 
             def read(rows: slice, columns: slice, batch: list[Tensor] = batch) -> Tensor:
@@ -281,8 +283,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             raise ValueError(
                 f"the images are {sizes} and the mask has shape {labels.shape}; give one image and its mask."
             )
-        if not 0 <= opacity <= 1:
-            raise ValueError(f"opacity is {opacity}, but must be from 0 to 1.")
+        require(0 <= opacity <= 1, "opacity", opacity, "must be from 0 to 1")
         self.check_image(stored[0])
         shown = PixelRange.full("uint8").to_stored(self.pixel_range.to_model(stored[0])).permute(1, 2, 0).numpy()
         base = Image.fromarray(shown[..., :3] if shown.shape[2] >= 3 else shown[..., 0])
@@ -297,17 +298,16 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
     def _segmenter(
         self, tile_size: int | None, num_draws: int, timesteps: Sequence[int] | None, augment: bool
     ) -> Segmenter:
-        levels = [t for t in timesteps or () for _ in range(num_draws)]
-        device, classifier = self._execution_device, self.classifier
-        return Segmenter.of(self.unet, self.pixel_range, device, self.scheduler, classifier, tile_size, augment, levels)
+        tiling = Tiling.of(self.unet, tile_size, symmetric=augment)
+        levels = tuple(t for t in timesteps or () for _ in range(num_draws))
+        if self.classifier is not None:
+            levels = tuple(self.classifier.config.timesteps)
+            tiling = tiling if tile_size is not None else tiling_for_classifier(tiling, self.classifier)
+        turns, device = TURNS if augment else TURNS[:1], self._execution_device
+        return Segmenter(self.unet, self.pixel_range, tiling, device, turns, self.scheduler, levels, self.classifier)
 
     def _regions(
-        self,
-        segmenter: Segmenter,
-        read: Read,
-        size: tuple[int, int],
-        count: int,
-        generator: torch.Generator | None,
+        self, segmenter: Segmenter, read: Read, size: tuple[int, int], count: int, generator: torch.Generator | None
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """`Segmenter.regions`, with a progress bar if there are several windows."""
         seeds = segmenter.seeds(count, generator)

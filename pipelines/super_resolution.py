@@ -1,7 +1,7 @@
 """Small images to large ones with any scheduler of diffusers, tile by tile if they are large."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from unet_diffusion.checks import is_count, require
 from unet_diffusion.diffusion.config import check_condition_noise, check_scale
 from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
 from unet_diffusion.diffusion.sampling import check_scheduler, denoised, scaled_input, start_sampling
-from unet_diffusion.images.conversion import as_output, check_output_type, stored_images
+from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
 from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
@@ -28,17 +28,16 @@ OUTPUT_TYPES = ("pil", "np", "pt", "stored")
 
 @dataclass
 class SuperResolutionOutput(BaseOutput):
-    """The output of `SuperResolutionPipeline`: a list with one entry per image, since sizes may differ.
+    """The output of `SuperResolutionPipeline`: the large images, of the type that its `output_type` asks for.
 
-    Attributes:
-        images: the large images, of the type that `output_type` asks `SuperResolutionPipeline.__call__` for.
+    It is a list with one entry per image, since sizes may differ.
     """
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor]
 
 
 class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
-    """Enlarges images by denoising beside them (SR3, Saharia et al. 2021), with any scheduler of diffusers.
+    """Enlarges images by denoising, given the small image (SR3, Saharia et al. 2021), with any scheduler of diffusers.
 
     An image of any size starts from noise of the large size, which is drawn once. In each step the network sees the
     noisy image and the enlarged small one; if they are larger than one window, it sees them window by window
@@ -121,8 +120,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
                 values that are stored in files; or a list of these.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver.
-            generator: one, or a list with one per image; then an image depends on its own generator alone, whatever
-                others are enlarged with it. None for PyTorch's global one.
+            generator: one, or a list with one per image, so that an image does not depend on the others; None for
+                PyTorch's global one.
             condition_noise: deviation of the noise added to the enlarged image, whose values lie in [-1, 1]; for images
                 that are worse than those of the training, such as compressed ones.
             tile_size: pixels a side of a tile of the large image. None chooses it for about 64 MiB of memory in the
@@ -137,19 +136,17 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         """
         self.check_inputs(num_inference_steps, condition_noise, output_type)
         tiling = Tiling.of(self.unet, tile_size)
-        inputs = list(stored_images(image))
-        for each in inputs:
-            self.check_image(each)
+        inputs = list(self.read_images(image))
         if isinstance(generator, list) and len(generator) != len(inputs):
             raise ValueError(f"there are {len(generator)} generators, but {len(inputs)} images; pass one, or one each.")
-        generators = [generator] * len(inputs) if isinstance(generator, torch.Generator) else generator
+        generators = iter([generator] * len(inputs) if isinstance(generator, torch.Generator) else generator or ())
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        batches = list(self._batches(inputs, tiling))
+        batches = list(tiling.batches(inputs, self.scale))
         images: list[Any] = []
         with self.progress_bar(total=len(batches) * len(self.scheduler.timesteps)) as progress:
-            for part in batches:
-                small = torch.stack(inputs[part]).to(self._execution_device)
-                own = None if generators is None else generators[part]
+            for batch in batches:
+                small = torch.stack(batch).to(self._execution_device)
+                own = list(islice(generators, len(batch))) or None
                 condition = enlarged(small, self.scale, self.pixel_range)
                 large = self._drawn(condition, own)  # first, so that it does not depend on what else is drawn
                 if condition_noise > 0:
@@ -164,16 +161,6 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                 images.extend(as_output(large.float(), output_type, self.pixel_range))
         self.maybe_free_model_hooks()
         return SuperResolutionOutput(images=images) if return_dict else (images,)
-
-    def _batches(self, images: list[Tensor], tiling: Tiling) -> Iterator[slice]:
-        """Slices of consecutive images of one size, together at most as large in memory as one window."""
-        start = 0
-        for stop in range(1, len(images) + 1):
-            height, width = (self.scale * side for side in images[start].shape[1:])
-            full = stop - start == tiling.batch_size(height, width)
-            if full or stop == len(images) or images[stop].shape != images[start].shape:
-                yield slice(start, stop)
-                start = stop
 
     def _drawn(self, like: Tensor, generators: list[torch.Generator] | None) -> Tensor:
         """Standard normal noise (B, C, H, W) of the shape of `like`, float32."""

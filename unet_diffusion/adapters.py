@@ -1,4 +1,4 @@
-"""Masks from a trained noise predictor: a `UNet2DAdapter` around a stock one, a `PixelClassifier` beside any.
+"""Masks from a trained noise predictor, by a `UNet2DAdapter` around a stock one or a `PixelClassifier` after any.
 
 The classifier reads the features of a frozen noise predictor, pixel by pixel: the label-efficient recipe of Baranchuk
 et al. 2022 (section 4). Given an image with the noise of a few timesteps, the decoder's maps show what each pixel
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from unet_diffusion.network.config import check_recipe
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.safe_weights import SafeWeights
 from unet_diffusion.stock_unet import UNet2DAdapter
+from unet_diffusion.unet import UNet
 
 __all__ = ["PixelClassifier", "UNet2DAdapter"]
 
@@ -84,20 +86,13 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
     @classmethod
     def beside(
         cls,
-        unet: Any,
+        unet: UNet,
         num_classes: int,
         timesteps: Sequence[int],
         hidden: Sequence[int] = (128, 32),
         stages: Sequence[int] | None = None,
     ) -> "PixelClassifier":
-        """Makes an untrained classifier for the features of a network.
-
-        Args:
-            unet: a `UNet`, or another network with `feature_info`.
-            num_classes: number of classes, background included.
-            timesteps: noise levels of the image that the network sees.
-            hidden: widths of the hidden layers.
-            stages: indices in `unet.feature_info`; None for all.
+        """Makes an untrained classifier for the features of a network, of all stages if `stages` is None.
 
         Raises:
             ValueError: the network lacks a stage, or a value is wrong for a classifier.
@@ -109,10 +104,10 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
         channels, strides = (tuple(info[stage][key] for stage in stages) for key in ("channels", "stride"))
         return cls(channels, strides, stages, tuple(timesteps), num_classes, tuple(hidden))
 
-    def check_trunk(self, unet: Any, scheduler: Any) -> None:
+    def check_trunk(self, unet: UNet, scheduler: SchedulerMixin | None) -> None:
         """Raises a ValueError unless the classifier can read the network's features and the scheduler can add noise."""
         config, own = unet.config, self.config
-        if not hasattr(scheduler, "add_noise"):
+        if scheduler is None or not hasattr(scheduler, "add_noise"):
             raise ValueError(
                 "a pixel classifier reads images with noise, but there is no scheduler that adds it; "
                 "pass the scheduler that the noise predictor was trained with."
@@ -141,7 +136,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
             )
 
     def features(
-        self, unet: Any, scheduler: Any, clean: Tensor, noises: Iterable[Tensor]
+        self, unet: UNet, scheduler: SchedulerMixin, clean: Tensor, noises: Iterable[Tensor]
     ) -> Iterator[tuple[Tensor, ...]]:
         """The decoder's maps of noisy images, one timestep after the other, each computed when it is needed.
 
@@ -181,7 +176,7 @@ class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Initialises the projections as one layer (He et al. 2015), whatever their number, and the head at zero."""
+        """Initialises all projections together as one layer (He et al. 2015), and the head at zero."""
         fan_in = len(self.projections) * sum(self.config.channels)
         for module in self.modules():
             if isinstance(module, Projection):
@@ -209,7 +204,7 @@ class Projection(nn.Module):
 
 @torch.no_grad()
 def noisy_features(
-    unet: Any, scheduler: Any, clean: Tensor, noise: Tensor, timestep: int, stages: Sequence[int]
+    unet: UNet, scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, timestep: int, stages: Sequence[int]
 ) -> tuple[Tensor, ...]:
     """The decoder's maps (B, C_stage, h, w) of images (B, C, H, W) in [-1, 1] with the noise of one timestep."""
     steps = torch.full((len(clean),), timestep, device=clean.device)
@@ -225,9 +220,6 @@ def upsampled(x: Tensor, stride: int, size: Sequence[int]) -> Tensor:
     reach beyond the border, since sizes round up. So the map is enlarged by exactly the stride and cut at the far end.
     Enlarged to the image's size directly, it would be squeezed unless that is a multiple of the stride, and a window
     would differ from the whole image.
-
-    Raises:
-        ValueError: the map does not belong to an image of that size.
     """
     height, width = size
     if x.shape[2:] != (-(-height // stride), -(-width // stride)):

@@ -10,11 +10,7 @@ SUPER_RESOLUTION = "SuperResolutionPipeline"  # the class that model_index.json 
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The keys and values of a JSON file.
-
-    Raises:
-        ValueError: the file cannot be read as JSON, or holds something else.
-    """
+    """The keys and values of a JSON file; raises a ValueError if it cannot be read or holds something else."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -38,7 +34,7 @@ def check_run_for(run: Path, pipeline: str) -> None:
     check_run(run)
     saved = saved_kind(run)
     if saved == SUPER_RESOLUTION and pipeline != SUPER_RESOLUTION:
-        raise ValueError(f"{run} is a super-resolution run, which only enlarges images; use it by upscale.")
+        raise ValueError(f"{run} is a super-resolution run, which only enlarges images; use it with upscale.")
     if saved != SUPER_RESOLUTION and pipeline == SUPER_RESOLUTION:
         raise ValueError(
             f"{run} holds a {saved}, which does not enlarge images; train one that does: train-ddpm --task "
@@ -53,11 +49,10 @@ def saved_kind(run: Path) -> str | None:
 
 
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:
-    """The module and the class of each component of a saved pipeline, by the component's name, which is its subfolder.
+    """The module and the class of each component of a saved pipeline, by its name, which is that of its subfolder.
 
     Raises:
-        ValueError: the folder holds no run; a component comes from other code than this package and diffusers, or has a
-            name that cannot be a subfolder of the run.
+        ValueError: the folder holds no run, or a component comes from other code or cannot be a subfolder.
     """
     check_run(run)
     return named_components(read_object(run / INDEX), run)
@@ -74,7 +69,7 @@ def named_components(index: Mapping[str, Any], run: Path) -> dict[str, tuple[str
         if entry[0].partition(".")[0] not in ("diffusers", "unet_diffusion"):
             raise ValueError(
                 f"{name} of {run} is a {'.'.join(entry)}, but only code of diffusers and of this package is run; load "
-                "it by DiffusionPipeline.from_pretrained(..., trust_remote_code=True), if you trust it."
+                "it with DiffusionPipeline.from_pretrained(..., trust_remote_code=True), if you trust it."
             )
         found[name] = (entry[0], entry[1])
     if "unet" not in found:
@@ -83,11 +78,7 @@ def named_components(index: Mapping[str, Any], run: Path) -> dict[str, tuple[str
 
 
 def unet_folder(run: Path) -> Path:
-    """The folder with the weights of a run, or of a saved network.
-
-    Raises:
-        ValueError: there is no network in the folder.
-    """
+    """The folder with the weights of a run, or of a saved network; ValueError if there are none."""
     for folder in (run / "unet", run):
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors*")):
             return folder

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers import UNet2DModel
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.network.config import check_keys, check_model
@@ -23,9 +24,7 @@ from unet_diffusion.unet import UNet
 
 T = TypeVar("T")
 
-NETWORKS: dict[tuple[str, str], type] = {
-    (kind.__module__, kind.__name__): kind for kind in (UNet, UNet2DAdapter, PixelClassifier)
-}
+NETWORKS = {(kind.__module__, kind.__name__): kind for kind in (UNet, UNet2DAdapter, PixelClassifier)}
 MAX_NAMES = 3  # weights that an error names
 GET_AGAIN = "get it again, or give the folder of another run."
 
@@ -41,7 +40,7 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
 
     Raises:
         ValueError: nothing has that name, a config value is unknown, or the weights were made for something else, such
-            as those of a super-resolution run unless twice as many channels are wanted in as out.
+            as the weights of a super-resolution run for a network that sees one image.
     """
     check_model(source)
     path = Path(source)
@@ -69,11 +68,7 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
 
 
 def load_saved(folder: Path) -> UNet:
-    """Loads the network in a folder with weights and a `config.json`, as the class that this file names.
-
-    Raises:
-        ValueError: the class is neither ours nor `UNet2DModel`, or `load_weights` raises it.
-    """
+    """Loads the network in a folder with weights and a `config.json`, as the class that this file names."""
     name = read_object(folder / "config.json").get("_class_name")
     if name == UNet2DModel.__name__:
         return UNet2DAdapter.from_stock(load_weights(UNet2DModel, folder))
@@ -117,7 +112,7 @@ def load_weights(kind: type[T], folder: Path) -> T:
     return network
 
 
-def check_finite(network: Any, place: Path) -> None:
+def check_finite(network: nn.Module, place: Path) -> None:
     """Raises a ValueError if a network, read from `place`, has weights that are NaN or infinite."""
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
@@ -126,10 +121,6 @@ def check_finite(network: Any, place: Path) -> None:
 
 def load_pipeline(kind: type[T], run: Path) -> T:
     """Loads the pipeline in the folder of a run, from components of this package and diffusers only.
-
-    Args:
-        kind: class of the pipeline.
-        run: folder of the run.
 
     Raises:
         ValueError: the folder holds no run; a component is damaged, missing or from other code; the components do not

@@ -1,4 +1,4 @@
-"""A `UNet2DModel` of diffusers as a `UNet`: its trunk and noise head, with a segmentation head beside the latter.
+"""A `UNet2DModel` of diffusers as a `UNet`: its trunk and noise head, and a segmentation head.
 
 The stock blocks take the places of the blocks of `UNet`. So `UNet.forward` runs them, and a `UNet2DAdapter` works
 wherever a `UNet` does. Only the skips differ: the stock decoder takes one per residual block and one for the input of
@@ -39,7 +39,7 @@ class UNet2DAdapter(UNet):
     of the embeddings of all classes stands for "no class".
 
     Args:
-        num_classes: number of classes of the segmentation head, background included; None for no such head yet.
+        num_classes: number of classes of the segmentation head, background included; None for no head.
         segmentation_timestep: the timestep (or noise level) that segmentation runs at.
         stock: config values of the `UNet2DModel`; the others have that class's defaults.
 
@@ -246,12 +246,12 @@ def unet_config(stock: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a `UNet` config that training, tiling and pipelines read, from the config of a stock model."""
     attention = ["Attn" in kind for kind in stock["down_block_types"]]
     attention[-1] |= stock["mid_block_type"] is not None and stock["add_attention"]
-    kind = stock["time_embedding_type"]
+    time_embedding = stock["time_embedding_type"]
     return {
         "channels": list(stock["block_out_channels"]),
         "attention": attention,
         "padding": "same",
-        "time_embedding": "sinusoidal" if kind == "positional" else kind,
+        "time_embedding": "sinusoidal" if time_embedding == "positional" else time_embedding,
         "label_dropout": 0.0,
     }
 

@@ -86,7 +86,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         num_class_embeds: number of classes that generation is conditioned on, or None.
         label_dropout: probability that training replaces a class by the null class; above 0, `class_labels` is optional
             and guidance works.
-        num_classes: number of classes of the segmentation head, background included; None for no such head yet.
+        num_classes: number of classes of the segmentation head, background included; None for no head.
         segmentation_timestep: the timestep (or noise level) that segmentation runs at.
 
     Raises:
@@ -278,7 +278,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         """Loads a network as `SafeWeights.from_pretrained` does, and computes bit for bit what the saved one computed.
 
         Weights that are mapped from a file lie at any address, and kernels round differently off a cache line. Such
-        weights are copied to memory of their own.
+        weights are copied to new memory.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         unet = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
@@ -288,7 +288,7 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         return loaded
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles every convolution block as `ModelMixin.compile_repeated_blocks` does, each with graphs of its own.
+        """Compiles every convolution block as `ModelMixin.compile_repeated_blocks` does, each with its own graphs.
 
         The blocks of a U-Net differ in width and size, so none can use another's graph. In a common cache they count as
         recompilations of each other, and a deep network reaches the limit. If PyTorch cannot keep the caches apart,

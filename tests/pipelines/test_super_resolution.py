@@ -2,6 +2,7 @@
 
 import doctest
 import json
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.pipelines import (
     SuperResolutionPipeline,
     super_resolution,
@@ -129,12 +131,12 @@ def test_an_image_depends_on_its_own_generator_alone(name):
 
 
 def test_images_of_one_size_run_together_up_to_the_memory_of_a_window():
-    pipe = pipeline()
     images = [torch.zeros(1, *size) for size in ((4, 4), (4, 4), (4, 4), (4, 5), (4, 4))]
-    tiling = SimpleNamespace(batch_size=lambda height, width: {(8, 8): 2, (8, 10): 2}[height, width])
-    parts = [(part.start, part.stop) for part in pipe._batches(images, tiling)]
-    assert parts == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    assert list(pipe._batches([], tiling)) == []
+    tiling = Tiling(stride=2, tile=2, whole=2 * 8 * 10)  # two images of 8x8 or of 8x10 at once
+    batches = list(tiling.batches(images, scale=2))
+    assert [len(batch) for batch in batches] == [2, 1, 1, 1]
+    assert all(found is given for found, given in zip(chain(*batches), images, strict=True))
+    assert list(tiling.batches([], scale=2)) == []
 
 
 def test_one_generator_goes_from_image_to_image():

@@ -85,9 +85,9 @@ def test_states_of_processes_add_up():
 def test_bad_labels_and_shapes_are_refused():
     metrics = SegmentationMetrics(2)
     zeros = torch.zeros(1, 2, 2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="masks holds class indices 0..2"):
+    with pytest.raises(ValueError, match="class indices of masks are 0..2"):
         metrics.update(zeros, torch.tensor([[[0, 0], [0, 2]]]))
-    with pytest.raises(ValueError, match="predicted holds class indices 255..255"):
+    with pytest.raises(ValueError, match="class indices of predicted are 255..255"):
         metrics.update(zeros + 255, zeros)
     with pytest.raises(ValueError, match="the same"):
         metrics.update(zeros, zeros[:, :1])

@@ -22,7 +22,7 @@ from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.tiling import Tiling, noise_window
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
-from unet_diffusion.segmentation.segmenter import CLASSIFIER_SEED, TURNS, Segmenter, turned, turned_back
+from unet_diffusion.segmentation.segmenter import CLASSIFIER_SEED, TURNS, tiling_for_classifier, turned, turned_back
 from unet_diffusion.tasks.config import FrozenFeaturesConfig, SegmentationConfig
 from unet_diffusion.tasks.frozen_features import FrozenFeaturesTask
 from unet_diffusion.training.accelerator import make_accelerator
@@ -125,7 +125,7 @@ def test_tiles_that_we_choose_fit_the_classifier_as_well_as_the_network():
 
     def tiling(**arguments) -> Tiling:
         classifier = PixelClassifier.beside(unet, 3, (20,), **arguments)
-        return Segmenter.of(unet, PixelRange.full("uint8"), unet.device, classifier=classifier).tiling
+        return tiling_for_classifier(Tiling.of(unet), classifier)
 
     alone, narrow, wide = Tiling.of(unet), tiling(hidden=(4,)), tiling()
     assert narrow == alone

@@ -184,7 +184,7 @@ def test_runs_from_before_there_was_a_task_option_generate(tmp_path):
 def test_other_pipelines_and_commands_refuse_the_run(run, generation_run, tmp_path):
     for kind in (ImageGenerationPipeline, SegmentationPipeline):
         with pytest.raises(
-            ValueError, match="is a super-resolution run, which only enlarges images; use it by upscale"
+            ValueError, match="is a super-resolution run, which only enlarges images; use it with upscale"
         ):
             load_pipeline(kind, run)
     with pytest.raises(ValueError, match="holds a ImageGenerationPipeline, which does not enlarge images"):

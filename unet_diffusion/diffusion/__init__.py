@@ -1,4 +1,4 @@
-"""What a noise predictor minimises, and how images are made with it."""
+"""The objective of a noise predictor, and samplers."""
 
 import lazy_loader
 

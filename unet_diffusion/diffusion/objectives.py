@@ -4,25 +4,26 @@ The forward process is q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Ho et
 `alphas_cumprod` of a diffusers scheduler. The signal-to-noise ratio is abar_t / (1 - abar_t).
 """
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
 from unet_diffusion.diffusion.config import PredictionType
 
 
-def signal_to_noise(scheduler: Any, timesteps: Tensor) -> Tensor:
+def signal_to_noise(scheduler: SchedulerMixin, timesteps: Tensor) -> Tensor:
     """The signal-to-noise ratio at `timesteps` (B,), float32 (B,)."""
     abar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
     return abar / (1 - abar)
 
 
-def prediction_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def prediction_target(scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """The target of the prediction, (B, C, H, W): the noise, the velocity (Salimans & Ho 2022) or the clean image.
 
     Raises:
-        ValueError: the prediction type is none of the three.
+        ValueError: the scheduler has another prediction type.
     """
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -50,7 +51,7 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
 
 def noise_prediction_loss(
     unet: nn.Module,
-    scheduler: Any,
+    scheduler: SchedulerMixin,
     clean: Tensor,
     noise: Tensor | None = None,
     timesteps: Tensor | None = None,
@@ -73,7 +74,7 @@ def noise_prediction_loss(
     Returns:
         The mean over batch and pixels, a float32 scalar; 1 for an untrained network that predicts noise.
     """
-    clean = clean.float()  # noise is added in float32, whatever the network's precision
+    clean = clean.float()  # noise is added in float32, at any precision of the network
     noise = torch.randn_like(clean) if noise is None else noise.float()
     if timesteps is None:
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, clean.shape[:1], device=clean.device)

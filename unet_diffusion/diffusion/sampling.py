@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from unet_diffusion.checks import require
 from unet_diffusion.diffusion.config import SamplerName
 
 # The steps are spaced evenly from the noisiest timestep ("trailing"; Lin et al. 2024, table 2), as a schedule that ends
@@ -60,23 +61,8 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
             f"{type(scheduler).__name__} has no schedule of betas, so its network needs another kind of sampler; "
             "give a scheduler such as DDPMScheduler."
         )
+    check_schedule(kind, config)
     known = inspect.signature(kind).parameters
-    if config.get("rescale_betas_zero_snr"):
-        if config["prediction_type"] == "epsilon":
-            raise ValueError(
-                "the noise schedule ends at zero signal, where the noise says nothing of the image, so prediction_type "
-                "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
-            )
-        if "rescale_betas_zero_snr" not in known:
-            raise ValueError(
-                f"{kind.__name__} does not support noise schedules that end at zero signal (rescale_betas_zero_snr); "
-                "use any other sampler."
-            )
-    if config["prediction_type"] == "epsilon" and config["beta_schedule"] == "squaredcos_cap_v2" and name == "euler":
-        raise ValueError(
-            "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
-            "EulerDiscreteScheduler lacks; use any other sampler."
-        )
     fixed = {key: value for key, value in settings.items() if key in known}
     # If the training's scheduler clips and the network predicts noise, the resulting clean image is clipped to [-1, 1]:
     # at the noisy end of the cosine schedule, an error in the noise becomes one 20,000 times larger in the image. Other
@@ -88,6 +74,27 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
         config[key] = bool(clips and config["prediction_type"] == "epsilon")
     config.pop("_use_default_values", None)  # otherwise from_config replaces these values by the new defaults
     return kind.from_config(config, timestep_spacing="trailing", **fixed)
+
+
+def check_schedule(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> None:
+    """Raises a ValueError if a sampler of this class cannot handle the noise schedule, or the prediction on it."""
+    epsilon = config["prediction_type"] == "epsilon"
+    if config.get("rescale_betas_zero_snr"):
+        if epsilon:
+            raise ValueError(
+                "the noise schedule ends at zero signal, where the noise says nothing of the image, so prediction_type "
+                "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
+            )
+        if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
+            raise ValueError(
+                f"{kind.__name__} does not support noise schedules that end at zero signal (rescale_betas_zero_snr); "
+                "use any other sampler."
+            )
+    if epsilon and config["beta_schedule"] == "squaredcos_cap_v2" and kind is EulerDiscreteScheduler:
+        raise ValueError(
+            "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
+            "EulerDiscreteScheduler lacks; use any other sampler."
+        )
 
 
 def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
@@ -124,13 +131,9 @@ def denoised(
 
 
 def step_arguments(scheduler: SchedulerMixin, step: int, generator: Any, eta: float | None) -> dict[str, Any]:
-    """The arguments among generator, eta and next timestep that the scheduler's `step` takes.
+    """The arguments among generator(s), eta and next timestep that the scheduler's `step` takes.
 
-    Args:
-        scheduler: after `set_timesteps`.
-        step: index into `scheduler.timesteps`.
-        generator: one, or one per image.
-        eta: None leaves the scheduler's own default.
+    `step` is an index into `scheduler.timesteps`; eta None leaves the scheduler's own default.
     """
     following = scheduler.timesteps[step + 1] if step + 1 < len(scheduler.timesteps) else None
     offered = {"generator": generator, "prev_timestep": following, **({} if eta is None else {"eta": eta})}
@@ -153,8 +156,9 @@ def check_classes(
                 "class_labels are missing and the network was trained without label dropout, so it cannot generate "
                 f"without a class; pass class_labels from 0 to {classes - 1}, or train with label_dropout > 0."
             )
-        if guidance_scale != 1:
-            raise ValueError(f"guidance_scale is {guidance_scale}, but guides to no class; pass class_labels.")
+        require(
+            guidance_scale == 1, "guidance_scale", guidance_scale, "there is no class to guide to; pass class_labels"
+        )
     else:
         if classes is None:
             raise ValueError("class_labels were given, but the network has no classes: num_class_embeds is None.")
@@ -163,10 +167,7 @@ def check_classes(
         for label in class_labels:
             if not 0 <= label < classes:
                 raise ValueError(f"class label {label} is not between 0 and {classes - 1}.")
-        if guidance_scale != 1 and label_dropout == 0:
-            raise ValueError(
-                f"guidance_scale is {guidance_scale}, but the null class that guidance needs was not trained; "
-                "set it to 1, or train with label_dropout > 0."
-            )
-    if guidance_interval is not None and not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
-        raise ValueError(f"guidance_interval is {guidance_interval}, but must be 0 <= low < high <= 1.")
+        rule = "the null class that guidance needs was not trained; set it to 1, or train with label_dropout > 0"
+        require(guidance_scale == 1 or label_dropout > 0, "guidance_scale", guidance_scale, rule)
+    low, high = guidance_interval or (0, 1)
+    require(0 <= low < high <= 1, "guidance_interval", guidance_interval, "must be 0 <= low < high <= 1")

@@ -1,4 +1,4 @@
-"""What networks are built of, and tiles for images of any size."""
+"""The parts of the networks, and tiles for images of any size."""
 
 import lazy_loader
 

@@ -68,8 +68,8 @@ class ScaleShift(nn.Module):
     def after(self, norm: nn.Module, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Scales and shifts `norm(x)`, for x (B, C, H, W).
 
-        In training, GroupNorm does both in one pass, which keeps one map less for the backward pass: images with
-        weights of their own are treated as one image of B * C channels. Otherwise the layers are called: offloading
+        In training, GroupNorm does both in one pass, which keeps one map less for the backward pass: the images, each
+        with its own weights, are treated as one image of B * C channels. Otherwise the layers are called: offloading
         hooks into them, a graph is for any batch, and a map with channels last has no view of this shape.
         """
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -155,13 +155,7 @@ class Blocks(nn.Module):
     _gradient_checkpointing_func: Callable[..., Tensor]  # set by ModelMixin.enable_gradient_checkpointing
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        count: int,
-        attention: bool,
-        dropout: float,
-        style: BlockStyle,
+        self, in_channels: int, out_channels: int, count: int, attention: bool, dropout: float, style: BlockStyle
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * count

@@ -132,11 +132,7 @@ def check_recipe(timesteps: Sequence[int], hidden: Sequence[int], stages: Sequen
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The config values of a preset, a JSON file in `unet_diffusion/presets`.
-
-    Raises:
-        ValueError: an unknown preset, with those that exist.
-    """
+    """The config values of a preset, a JSON file in `unet_diffusion/presets`; ValueError for an unknown one."""
     presets = {path.name.removesuffix(".json"): path for path in files("unet_diffusion").joinpath("presets").iterdir()}
     if name not in presets:
         raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(sorted(presets))}.")

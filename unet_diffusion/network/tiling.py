@@ -11,7 +11,7 @@ Neighbouring windows are then blended by raised cosines, and a difference remain
 overlap does not help: the difference comes from what the windows do not see, not from their borders.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -71,7 +71,7 @@ def context_of_convolutions(config: Mapping[str, Any]) -> tuple[int, int]:
     strided = 1 if config["downsample"] == "conv" and config["padding"] == "same" else 0  # 3x3 around the first of two
 
     def needed(level: int, low: int, high: int) -> tuple[int, int]:
-        """The pixels that the decoder's output at a level, pixels low..high, needs of the encoder's input there."""
+        """The pixels of a level's encoder input that pixels low..high of its decoder output depend on."""
         low, high = low - radius, high + radius
         if level == deepest:
             return low, high
@@ -118,7 +118,7 @@ class Tiling:
         margin: pixels that an unpadded network loses at each end.
         lead: pixels that an unpadded network gets before the output: its margin or, by whole strides, more.
         trail: least number of pixels that it gets after the output.
-        whole: pixels of the largest image that is a single window, whatever the tile.
+        whole: pixels of the largest image that is a single window, for any tile.
     """
 
     stride: int
@@ -169,12 +169,7 @@ class Tiling:
         whole = 0
         if tile_size is None:
             lost = before + after + 2 * ramp + lead + trail
-            bytes_per_pixel = 4 * MAPS * unet.feature_info[-1]["channels"]
-            side, whole = max(int((MEMORY / bytes_per_pixel) ** 0.5), LENGTH * lost), WHOLE // bytes_per_pixel
-            if any(isinstance(module, ATTENTION) for module in unet.modules()):
-                attends = unet.config.get("attention")
-                attended = ATTENDED * (2 ** list(attends).index(True) if attends else stride)
-                side, whole = min(side, attended), min(whole, attended**2)
+            side, whole = affordable(unet, stride, LENGTH * lost)
             tile_size = max(side - lost, lost // 2)
         tile = max(tile_size // stride, 1) * stride
         return cls(stride, tile, before, after, min(ramp, tile // 4), smallest, margin, lead, trail, whole)
@@ -189,6 +184,21 @@ class Tiling:
         window = self.tile + self.shared + self.lead + self.trail
         pixels = (height + self.lead + self.trail) * (width + self.lead + self.trail)
         return max(max(window**2, self.whole) // pixels, 1)
+
+    def batches(self, images: Iterable[Tensor], scale: int = 1) -> Iterator[list[Tensor]]:
+        """Batches of consecutive images (C, h, w) of one size that take about the memory of the largest window.
+
+        The network gets them `scale` times larger a side.
+        """
+        batch: list[Tensor] = []
+        for image in images:
+            height, width = (scale * side for side in image.shape[1:])
+            if batch and (image.shape != batch[0].shape or len(batch) == self.batch_size(height, width)):
+                yield batch
+                batch = []
+            batch.append(image)
+        if batch:
+            yield batch
 
     def count(self, height: int, width: int) -> int:
         """The number of windows on an image of a size."""
@@ -237,6 +247,17 @@ class Tiling:
         wanted = max(self.lead + span.stop - span.start + self.trail, self.smallest)
         side = self.smallest + -(-(wanted - self.smallest) // self.stride) * self.stride
         return range(span.start - self.lead, span.start - self.lead + side)
+
+
+def affordable(unet: Any, stride: int, least: int) -> tuple[int, int]:
+    """Pixels a side of a window, at least `least` unless attention forbids it, and of an image that runs whole."""
+    bytes_per_pixel = 4 * MAPS * unet.feature_info[-1]["channels"]
+    side, whole = max(int((MEMORY / bytes_per_pixel) ** 0.5), least), WHOLE // bytes_per_pixel
+    if any(isinstance(module, ATTENTION) for module in unet.modules()):
+        attends = unet.config.get("attention")
+        attended = ATTENDED * (2 ** list(attends).index(True) if attends else stride)
+        side, whole = min(side, attended), min(whole, attended**2)
+    return side, whole
 
 
 def tiled(predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -1,4 +1,4 @@
-"""What a segmentation step minimises, how good masks are, and masks from a trained network."""
+"""Losses, metrics and instances of masks, and masks from a trained network."""
 
 import lazy_loader
 

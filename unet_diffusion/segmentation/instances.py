@@ -23,7 +23,7 @@ def separate_instances(instances: np.ndarray) -> np.ndarray:
 
     The separation border of Ronneberger et al. 2015, section 3.1: without it, a class mask of touching cells has no
     border for a network to learn, nor for `border_weight_map` to weight. Each of two cells gives up one pixel (diagonal
-    contact counts), whatever their numbers.
+    contact counts).
 
     Args:
         instances: integer (H, W), 0 background, 1..n instances.

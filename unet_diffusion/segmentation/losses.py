@@ -101,13 +101,9 @@ def segmentation_loss(
 
 
 def cut_to(target: Tensor, logits: Tensor) -> Tensor:
-    """Cuts a target (..., h, w) at its centre to the height and width of the logits (..., H, W).
-
-    Raises:
-        ValueError: the target is smaller; padding it would invent labels.
-    """
+    """Cuts a target (..., h, w) at its centre to the height and width of the logits (..., H, W)."""
     (h, w), (height, width) = target.shape[-2:], logits.shape[-2:]
-    if h < height or w < width:
+    if h < height or w < width:  # padding would invent labels
         raise ValueError(
             f"masks or weights are {h}x{w}, but the logits are {height}x{width}, and targets must not be smaller; "
             "give image and mask of the same size."
@@ -122,12 +118,17 @@ def class_counts(masks: Tensor, num_classes: int) -> Tensor:
         ValueError: a class index is neither below `num_classes` nor `IGNORE_INDEX`.
     """
     labels = masks[masks != IGNORE_INDEX]
+    check_labels("masks", labels, num_classes)
+    return torch.bincount(labels.flatten(), minlength=num_classes)
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    """Raises a ValueError unless all class indices are in 0..num_classes-1."""
     if labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
-            f"masks hold class indices {labels.min()}..{labels.max()}, but with {num_classes} classes they must be in "
-            f"0..{num_classes - 1} or {IGNORE_INDEX} (ignored); map the mask values to classes, or raise num_classes."
+            f"class indices of {name} are {labels.min()}..{labels.max()}, but with {num_classes} classes they must be "
+            f"0..{num_classes - 1}; map the mask values to classes, or raise num_classes."
         )
-    return torch.bincount(labels.flatten(), minlength=num_classes)
 
 
 def class_weights_from_counts(counts: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.segmentation.instances import connected_components
+from unet_diffusion.segmentation.losses import check_labels
 
 
 class SegmentationMetrics:
@@ -49,12 +50,8 @@ class SegmentationMetrics:
                 f"predicted has shape {tuple(predicted.shape)} and masks {tuple(masks.shape)}, "
                 f"but both must be the same (B, H, W)."
             )
-        for name, labels in (("predicted", predicted), ("masks", masks[masks != self.ignore_index])):
-            if labels.numel() and not 0 <= labels.min() <= labels.max() < self.num_classes:
-                raise ValueError(
-                    f"{name} holds class indices {labels.min()}..{labels.max()}, but with {self.num_classes} classes "
-                    f"they must be in 0..{self.num_classes - 1}; map the mask values to classes."
-                )
+        check_labels("predicted", predicted, self.num_classes)
+        check_labels("masks", masks[masks != self.ignore_index], self.num_classes)
         for image, mask in zip(predicted, masks):
             confusion = multiclass_confusion_matrix(
                 image, mask, num_classes=self.num_classes, ignore_index=self.ignore_index, validate_args=False
@@ -141,13 +138,10 @@ def _near(boundary: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def membrane_components(membrane: np.ndarray, fill: bool) -> np.ndarray:
-    """Labels cells, the connected components that are not membrane: int32 (H, W), 1..n.
+    """Labels cells, the connected components of a bool map (H, W) that are not membrane: int32 (H, W), 1..n.
 
-    Args:
-        membrane: bool (H, W).
-        fill: whether membrane pixels go to the nearest cell, so that the width of a predicted membrane does not count
-            (the border thinning of Arganda-Carreras et al. 2015). True for predictions; False for the truth, whose
-            membrane, 0, the scores leave out.
+    `fill` gives membrane pixels to the nearest cell, so that the width of a predicted membrane does not count (the
+    border thinning of Arganda-Carreras et al. 2015). The truth is not filled: scores leave its membrane, 0, out.
     """
     cells = connected_components(~membrane)
     return expand_labels(cells, distance=max(cells.shape) * 2) if fill else cells

@@ -1,105 +1,59 @@
 """Class probabilities of images of any size, averaged over turns and noisy versions of the image."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
+from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, require
-from unet_diffusion.images.conversion import check_image, dtype_name
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.maps import channels_last
 from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
+from unet_diffusion.unet import UNet
 
 CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that exist at once in a pixel classifier
 CLASSIFIER_SEED = 0  # of the noise for a pixel classifier: the same for every image and at every call
 
 Turn = tuple[int, bool]  # quarter turns, and whether the image is mirrored after them
-TURNS: list[Turn] = [(quarters, mirror) for quarters in range(4) for mirror in (False, True)]
+TURNS: tuple[Turn, ...] = tuple((quarters, mirror) for quarters in range(4) for mirror in (False, True))
 
 
 @dataclass(frozen=True)
 class Segmenter:
     """A network, and the versions of the image whose probabilities are averaged for one mask.
 
-    Args:
-        unet: called as `unet(images, timestep, head="segmentation").logits`; its active head stays.
-        pixel_range: how stored values map to [-1, 1].
-        tiling: the layout of the windows.
-        device: where the network runs.
-        turns: rotations and mirror images of the image.
-        scheduler: its `add_noise` makes the noisy versions; None without levels.
-        levels: the timestep of each noisy version; empty for the clean image at the network's own timestep.
-        classifier: a `PixelClassifier` that reads the network's features at all levels, which are its timesteps; None
-            for the segmentation head, whose probabilities at the levels are averaged.
+    A classifier reads the network's features at all levels, which are its timesteps. Without one, the probabilities of
+    the segmentation head at the levels are averaged.
     """
 
-    unet: Any
+    unet: UNet
     pixel_range: PixelRange
     tiling: Tiling
     device: torch.device
-    turns: tuple[Turn, ...] = ((0, False),)
-    scheduler: Any = None
-    levels: tuple[int, ...] = ()
-    classifier: Any = None
-
-    @classmethod
-    def of(
-        cls,
-        unet: Any,
-        pixel_range: PixelRange,
-        device: torch.device,
-        scheduler: Any = None,
-        classifier: Any = None,
-        tile_size: int | None = None,
-        augment: bool = False,
-        levels: Sequence[int] = (),
-    ) -> "Segmenter":
-        """A segmenter with the windows that suit its network; the timesteps of a classifier replace `levels`.
-
-        `tile_size` is as in `Tiling.of`; `augment` averages over the 8 flips and rotations.
-        """
-        tiling = Tiling.of(unet, tile_size, symmetric=augment)
-        if classifier is not None:
-            levels = classifier.config.timesteps
-            tiling = tiling if tile_size is not None else tiling_for_classifier(tiling, classifier)
-        turns = tuple(TURNS if augment else TURNS[:1])
-        return cls(unet, pixel_range, tiling, device, turns, scheduler, tuple(levels), classifier)
-
-    def batches(self, images: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-        """Batches of consecutive stored images (C, H, W) of one size, each at most as large in memory as one window.
-
-        Raises:
-            ValueError: an image does not fit the network.
-        """
-        batch: list[Tensor] = []
-        for image in images:
-            check_image(self.unet.config.in_channels, self.pixel_range, len(image), dtype_name(image))
-            if batch and (image.shape != batch[0].shape or len(batch) >= self.tiling.batch_size(*image.shape[1:])):
-                yield batch
-                batch = []
-            batch.append(image)
-        if batch:
-            yield batch
+    turns: tuple[Turn, ...]
+    scheduler: SchedulerMixin | None  # its `add_noise` makes the noisy versions; None without levels
+    levels: tuple[int, ...]  # timesteps of the noisy versions; empty for the clean image at the network's own timestep
+    classifier: PixelClassifier | None
 
     def seeds(self, count: int, generator: torch.Generator | None) -> list[int]:
         """A seed for the noise of each of `count` images: from the generator, or always the same for a classifier."""
         if self.classifier is not None:
             return [CLASSIFIER_SEED] * count
-        return random_seeds(count, generator) if self.levels else []
+        if not self.levels:
+            return []
+        device = None if generator is None else generator.device
+        return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
 
     def regions(
         self, read_stored: Read, size: tuple[int, int], seeds: list[int], window_done: Callable[[], Any]
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Segments images of one size part by part.
+        """Segments images of one size (H, W) part by part, given the seed of each image's noise.
 
-        Args:
-            read_stored: rows and columns to stored values (B, C, rows, columns).
-            size: height and width.
-            seeds: the seed of each image's noise.
-            window_done: called after each window.
+        `read_stored` gives stored values; `window_done` is called after each window.
 
         Yields:
             Rows, columns and float32 probabilities (B, K, rows, columns).
@@ -139,6 +93,7 @@ class Segmenter:
             return
         versions: list[tuple[int | None, Tensor]] = [(None, clean)]
         if self.levels:
+            assert self.scheduler is not None  # as `check_levels` ensures
             steps = [torch.full((len(clean),), level, device=clean.device) for level in self.levels]
             noisy = [self.scheduler.add_noise(clean, noise, step) for noise, step in zip(noises, steps)]
             versions = list(zip(self.levels, noisy))
@@ -146,7 +101,7 @@ class Segmenter:
             yield self.unet(channels_last(images.to(self.unet.dtype)), timestep, head="segmentation").logits
 
 
-def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
+def tiling_for_classifier(tiling: Tiling, classifier: PixelClassifier) -> Tiling:
     """The tiling of a network, with windows and whole images small enough for a pixel classifier too.
 
     The context stays. To upsample, an output pixel reads the pixels of each map next to its own; but the output of the
@@ -159,14 +114,14 @@ def tiling_for_classifier(tiling: Tiling, classifier: Any) -> Tiling:
     return replace(tiling, tile=tile, ramp=min(tiling.ramp, tile // 4), whole=whole)
 
 
-def check_levels(unet: Any, scheduler: Any, num_draws: int, timesteps: Sequence[int] | None) -> None:
+def check_levels(unet: UNet, scheduler: SchedulerMixin | None, num_draws: int, timesteps: Sequence[int] | None) -> None:
     """Raises a ValueError unless a network with a segmentation head can segment noisy images at these timesteps."""
     require(is_count(num_draws), "num_draws", num_draws, "must be an integer of at least 1")
     if timesteps is None:
         if num_draws > 1:
             raise ValueError(f"num_draws is {num_draws}, but noise is only added at timesteps; pass timesteps.")
         return
-    if not hasattr(scheduler, "add_noise"):
+    if scheduler is None or not hasattr(scheduler, "add_noise"):
         raise ValueError(
             "timesteps were given, but the pipeline has no scheduler that adds noise; "
             "build it with the scheduler of the training, or leave timesteps out."
@@ -201,9 +156,3 @@ def turned_back(images: Tensor, turn: Turn) -> Tensor:
     """Undoes `turned`."""
     quarters, mirror = turn
     return (images.flip(-1) if mirror else images).rot90(-quarters, dims=(-2, -1))
-
-
-def random_seeds(count: int, generator: torch.Generator | None) -> list[int]:
-    """Seeds from a generator, or from PyTorch's global one."""
-    device = None if generator is None else generator.device
-    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()

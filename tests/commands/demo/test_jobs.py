@@ -151,7 +151,7 @@ def test_images_of_any_channels_and_depth_can_be_looked_at(channels):
         ({"seed": None}, "seed is None, but must be an integer"),
         ({"sampler_name": "absent"}, "there is no sampler 'absent'"),
         ({"choice": "7"}, "class label 7 is not between 0 and 1"),
-        ({"choice": NO_CLASS, "guidance_scale": 2.0}, "guidance_scale is 2.0, but guides to no class"),
+        ({"choice": NO_CLASS, "guidance_scale": 2.0}, "guidance_scale is 2.0, but there is no class to guide to"),
     ],
 )
 def test_wrong_options_of_generation_are_named(joint, change, message):

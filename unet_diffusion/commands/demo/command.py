@@ -45,24 +45,20 @@ def demo(options: Demo) -> str:
     return "The page is closed."
 
 
-def serve(blocks: Any, config: Demo, options: dict[str, Any]) -> str:
-    """Starts the server of a page in the background; returns its address.
-
-    Raises:
-        OSError: the port is taken, or the host is not an address of this machine.
-    """
+def serve(blocks: Any, options: Demo, look: dict[str, Any]) -> str:
+    """Starts the server of a page in the background; returns its address."""
     try:
         _, address, _ = blocks.launch(
-            server_name=config.host,
-            server_port=config.port,
+            server_name=options.host,
+            server_port=options.port,
             max_file_size=MAX_UPLOAD,
             prevent_thread_lock=True,
             quiet=True,
-            **options,
+            **look,
         )
     except OSError as error:
-        port = "any port from 7860" if config.port is None else f"port {config.port}"
+        port = "any port from 7860" if options.port is None else f"port {options.port}"
         raise OSError(
-            f"the page cannot be served on {config.host} and {port}; choose another port, or a host of this machine."
+            f"the page cannot be served on {options.host} and {port}; choose another port, or a host of this machine."
         ) from error
     return address

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.commands.inputs import find_inputs
-from unet_diffusion.images.conversion import as_output, stored_images
+from unet_diffusion.images.conversion import as_output
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import array_images
 from unet_diffusion.images.pixel_range import PixelRange
@@ -23,11 +23,7 @@ THUMBNAIL = 128
 
 
 def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image.Image]]:
-    """The first images of a folder, each with a thumbnail.
-
-    Raises:
-        ValueError: the run takes no images, the folder holds none, or an image does not fit the run.
-    """
+    """The first images of a folder, each with a thumbnail; a ValueError names one that does not fit the run."""
     if reader is None:
         raise ValueError(f"examples are {folder}, but the run only generates images and takes none; leave them out.")
     try:
@@ -44,22 +40,13 @@ def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image
 
 
 def read_upload(path: Path) -> np.ndarray:
-    """The pixels of a file, (H, W, C); errors give its name without the folders of the server.
-
-    Raises:
-        ValueError: the file is not an image, or is damaged.
-    """
+    """The pixels of a file, (H, W, C); errors give its name without the folders of the server."""
     return decode_image({"bytes": path.read_bytes(), "path": path.name})
 
 
 def viewed(pipe: Reader, pixels: np.ndarray) -> Image.Image:
-    """An image (H, W, C) as RGB, mapped by the pixel range of the run.
-
-    Raises:
-        ValueError: the image has other channels or another data type than the run takes.
-    """
-    (image,) = stored_images(pixels)
-    pipe.check_image(image)
+    """An image (H, W, C) that the run takes, as RGB, mapped by the run's pixel range."""
+    (image,) = pipe.read_images(pixels)
     return as_rgb(pipe.pixel_range.to_model(image), pipe.pixel_range)
 
 

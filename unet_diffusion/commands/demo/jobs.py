@@ -5,6 +5,7 @@ reads an upload as the library reads a file.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from unet_diffusion.commands.sample import generate
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.images.conversion import has_png, stored_images
+from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import array_images, save_image, save_stored
 from unet_diffusion.images.palette import colour, overlay
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
@@ -32,7 +33,7 @@ from unet_diffusion.saved_index import INDEX, SUPER_RESOLUTION, check_run, read_
 from unet_diffusion.saved_runs import best_device, load_pipeline
 
 T = TypeVar("T")
-Report = Callable[[int, int], Any]  # gets the number of steps done, and of all steps
+Report = Callable[[int, int], Any]  # gets the numbers of finished and of all steps
 
 MAX_COUNT = 64  # images per request
 MAX_STEPS = 1000
@@ -58,23 +59,14 @@ class Abilities:
 
 @dataclass(frozen=True)
 class Segmented:
-    """An image with its mask.
+    """An image with its mask."""
 
-    Attributes:
-        image: as the page shows it, RGB.
-        mask: classes of its pixels, (H, W).
-        palette: red, green and blue of each class.
-        uncertainty: entropy from 0 (black) to 1, at the size of the image; None if the image is too large.
-        legend: name, colour and share of the whole image of each class.
-        file: the mask of the whole image, a PNG of class indices.
-    """
-
-    image: Image.Image
-    mask: np.ndarray
+    image: Image.Image  # RGB, at the size on the page
+    mask: np.ndarray  # classes of its pixels, (H, W)
     palette: list[list[int]] | None
-    uncertainty: Image.Image | None
-    legend: list[tuple[str, tuple[int, int, int], float]]
-    file: Path
+    uncertainty: Image.Image | None  # entropy from 0 (black) to 1; None if the image is too large
+    legend: list[tuple[str, tuple[int, int, int], float]]  # of each class: name, colour, share of the whole image
+    file: Path  # the mask of the whole image, a PNG of class indices
 
     def overlay(self, opacity: float) -> Image.Image:
         """The classes in colour over the image; does not run the network."""
@@ -84,30 +76,20 @@ class Segmented:
 
 @dataclass(frozen=True)
 class Enlarged:
-    """An enlarged image.
-
-    Attributes:
-        large: enlarged by the network, as the page shows it, RGB.
-        bicubic: the same image enlarged without a network.
-        file: the large image as `unet-diffusion upscale` writes it.
-    """
+    """An image enlarged by the network and without it, RGB at the size on the page."""
 
     large: Image.Image
     bicubic: Image.Image
-    file: Path
+    file: Path  # the large image as `unet-diffusion upscale` writes it
 
 
+@dataclass
 class Steps:
     """Replaces a pipeline's progress bar and reports the progress to a page."""
 
-    def __init__(self, total: int, report: Report) -> None:
-        self.done, self.total, self.report = 0, total, report
-
-    def __enter__(self) -> "Steps":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        pass
+    total: int
+    report: Report
+    done: int = 0
 
     def update(self, count: int = 1) -> None:
         """Counts finished steps."""
@@ -116,11 +98,7 @@ class Steps:
 
 
 def load_abilities(run: Path, device: str) -> Abilities:
-    """Loads a run once for each task that it was trained for; a segmentation run may generate images too.
-
-    Raises:
-        ValueError: the folder holds no finished run, or the device is not available.
-    """
+    """Loads a run once for each task that it was trained for; a segmentation run may generate images too."""
     check_run(run)
     place, kind = best_device(device), saved_kind(run)
     if kind == SUPER_RESOLUTION:
@@ -161,18 +139,7 @@ def generate_images(
 ) -> list[Image.Image]:
     """Generates the images that `unet-diffusion sample` makes with the same options.
 
-    Args:
-        pipe: the pipeline of the run.
-        count: number of images, up to `MAX_COUNT`.
-        steps: steps of the sampler, up to `MAX_STEPS`.
-        sampler_name: one of the names of `unet_diffusion.diffusion.sampling.sampler`.
-        seed: image i depends on it and i alone.
-        choice: index of a class, `EVERY_CLASS` for each in turn, or `NO_CLASS`.
-        guidance_scale: strength of classifier-free guidance; 1 is none.
-        report: called after each step.
-
-    Raises:
-        ValueError: an option is out of bounds or does not fit the run.
+    `choice` is the index of a class, `EVERY_CLASS` for each in turn, or `NO_CLASS`.
     """
     _check_bound("count", count, MAX_COUNT)
     _check_sampling(steps, seed)
@@ -191,11 +158,7 @@ def generate_images(
 
 
 def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report: Report) -> Segmented:
-    """Segments one image file and writes the mask below `folder`.
-
-    Raises:
-        ValueError: the file is not an image, or the image does not fit the run.
-    """
+    """Segments one image file and writes the mask below `folder`."""
     pixels = read_upload(source)
     image = viewed(pipe, pixels)
     height, width = pixels.shape[:2]
@@ -226,16 +189,10 @@ def enlarge_image(
     folder: Path,
     report: Report,
 ) -> Enlarged:
-    """Enlarges one image file, as `unet-diffusion upscale` does, and writes the large image below `folder`.
-
-    Raises:
-        ValueError: the file is not an image, the image does not fit the run or would become too large, or an option is
-            out of bounds.
-    """
+    """Enlarges one image file, as `unet-diffusion upscale` does, and writes the large image below `folder`."""
     _check_sampling(steps, seed)
     pixels = read_upload(source)
-    (small,) = stored_images(pixels)
-    pipe.check_image(small)
+    (small,) = pipe.read_images(pixels)
     height, width = (side * pipe.scale for side in pixels.shape[:2])
     if height * width > MAX_ENLARGED:
         raise ValueError(
@@ -260,7 +217,7 @@ def enlarge_image(
 def _own_copy(pipe: T, report: Report) -> T:
     """A copy of a pipeline with the same networks, whose scheduler can be replaced and whose progress is reported."""
     own: Any = copy(pipe)
-    own.progress_bar = lambda total: Steps(total, report)
+    own.progress_bar = lambda total: nullcontext(Steps(total, report))
     return own
 
 

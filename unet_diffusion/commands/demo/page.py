@@ -58,11 +58,7 @@ table.legend { border: none !important; }
 def page(run: Path, abilities: Abilities, examples: Examples, folder: Path) -> gr.Blocks:
     """Builds the page, without serving it.
 
-    Args:
-        run: the run's folder, for the title.
-        abilities: its pipelines.
-        examples: images to pick from, as `find_examples` gives them.
-        folder: where results are written, inside Gradio's own temporary folder, so that Gradio deletes them later.
+    Results are written to `folder`, inside Gradio's own temporary folder, so that Gradio deletes them later.
     """
     name = run.absolute().name
     cache = (CLEAN_EVERY, KEPT)
@@ -168,7 +164,7 @@ def _generate_tab(pipe: ImageGenerationPipeline) -> None:
 
 
 def _image_fields(examples: Examples) -> tuple[gr.State, list[Any]]:
-    """Fields to upload an image of any format or to pick one: its path, and the events that set it."""
+    """Fields to upload or pick an image; returns its path and the events that set it."""
     source = gr.State()
     upload = gr.File(label="Image", height=130, elem_id="upload")
     chosen = [upload.upload(Path, upload, source, **AT_ONCE)]

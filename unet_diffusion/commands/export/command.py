@@ -12,12 +12,7 @@ from unet_diffusion.files import written_aside
 
 @dataclass(frozen=True)
 class Exported:
-    """A written export.
-
-    Attributes:
-        path: the folder or the file.
-        checks: a sentence for each file that was read again and compared with the run.
-    """
+    """The folder or the file of an export, and a sentence for each file that was read again and compared."""
 
     path: Path
     checks: tuple[str, ...] = ()

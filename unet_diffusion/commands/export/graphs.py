@@ -1,6 +1,6 @@
-"""The heads of a run as graphs that need nothing of this package: ONNX, and programs of `torch.export`.
+"""The heads of a run as graphs that run without this package: ONNX, and programs of `torch.export`.
 
-Each file is written, read again, and compared with the network that it was made of.
+Each file is written, read again, and compared with the network that it was made from.
 """
 
 import json
@@ -32,23 +32,15 @@ LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: protobuf is limited to 2 GiB, 
 
 
 def write_graphs(form: str, run: Path, target: Path, head: str | None) -> list[str]:
-    """Writes a file for each head, such as `segmentation.onnx`, and compares each with the network.
+    """Writes a file for the head, such as `segmentation.onnx`, or for all heads of the run if `head` is None.
 
-    Args:
-        form: one of `FORMS`.
-        run: folder of a saved pipeline.
-        target: folder to make.
-        head: "segmentation" or "noise"; None for all heads of the run.
-
-    Returns:
-        A sentence for each file with its difference from the network.
-
-    Raises:
-        ValueError: the run lacks the head, or the form cannot hold its graph.
-        ImportError: a library is missing.
-        RuntimeError: a file does not compute what the network computes.
+    Each file is compared with the network; returns a sentence for each with its difference.
     """
-    check_libraries(form)
+    for name in LIBRARIES if form == "onnx" else ():
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ImportError(f"format 'onnx' needs {name}: pip install unet-diffusion[export]") from error
     unet = load_saved(run / "unet")
     functions = [HeadFunction(unet, name) for name in heads_of(run, unet, head)]
     for function in functions:
@@ -64,21 +56,8 @@ def write_graphs(form: str, run: Path, target: Path, head: str | None) -> list[s
     return lines
 
 
-def check_libraries(form: str) -> None:
-    """Raises an ImportError that names the extra unless the libraries of a form are installed."""
-    for name in LIBRARIES if form == "onnx" else ():
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise ImportError(f"format 'onnx' needs {name}: pip install unet-diffusion[export]") from error
-
-
 def heads_of(run: Path, unet: UNet, wanted: str | None) -> list[str]:
-    """The names of the heads to write.
-
-    Raises:
-        ValueError: the run lacks the wanted head, or its masks come from a pixel classifier.
-    """
+    """The names of the heads to write; raises a ValueError if they are not functions of one image."""
     if wanted != "noise" and "classifier" in saved_components(run):
         raise ValueError(
             f"the masks of {run} come from a pixel classifier, which reads images with noise at several timesteps, "
@@ -149,12 +128,12 @@ def write_program(program: ExportedProgram, function: HeadFunction, file: Path, 
 
 
 def load_program(file: Path) -> Graph:
-    """Reads a program of `torch.export`, to compute without gradients."""
+    """Reads a program of `torch.export`, to run without gradients."""
     return torch.no_grad()(torch.export.load(file).module())
 
 
 def write_onnx(program: ExportedProgram, function: HeadFunction, file: Path, fields: Mapping[str, str]) -> None:
-    """Writes a graph of ONNX, with its fields as metadata; inputs and output have the names in the fields."""
+    """Writes an ONNX graph, with its fields as metadata; inputs and output have the names in the fields."""
     axes = {0: "batch", 2: "height", 3: "width"}
     with quiet():
         converted = torch.onnx.export(
@@ -174,7 +153,7 @@ def write_onnx(program: ExportedProgram, function: HeadFunction, file: Path, fie
 
 
 def load_onnx(file: Path) -> Graph:
-    """Reads a graph of ONNX, to run it by ONNX Runtime on the CPU, with as many threads as torch has."""
+    """Reads an ONNX graph, to run it in ONNX Runtime on the CPU, with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -193,14 +172,8 @@ def load_onnx(file: Path) -> Graph:
 def compare(function: HeadFunction, graph: Graph, sizes: Sequence[tuple[int, int, int]], name: str) -> str:
     """Runs a graph and its network on the same inputs, and returns the largest difference as a sentence.
 
-    Args:
-        function: the head of the network.
-        graph: the graph read from a file.
-        sizes: batch, height and width of each input.
-        name: name of the file.
-
-    Raises:
-        RuntimeError: the graph fails at one of the sizes, or differs from the network by more than `TOLERANCE`.
+    Raises a RuntimeError if the graph of file `name` fails at one of the sizes (batch, height, width), or differs from
+    the network by more than `TOLERANCE`.
     """
     report = f"so nothing was written; choose another format, and report this with torch {torch.__version__}."
     largest_absolute = largest_relative = 0.0

@@ -16,17 +16,11 @@ STOCK_BATCH = 63  # from 64 on, the upsampling of diffusers takes another path, 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The batches, heights and widths that a network or its graph takes.
+    """The batches, heights and widths that a network or its graph takes."""
 
-    Attributes:
-        smallest: smallest height and width, in pixels.
-        multiple: heights and widths are multiples of it.
-        largest_batch: None for no limit.
-    """
-
-    smallest: int
-    multiple: int = 1
-    largest_batch: int | None = None
+    smallest: int  # height and width, in pixels
+    multiple: int = 1  # that heights and widths are of
+    largest_batch: int | None = None  # None: any
 
     @classmethod
     def of_network(cls, unet: UNet) -> "Sizes":
@@ -63,12 +57,7 @@ class Sizes:
 
 
 class HeadFunction(nn.Module):
-    """One head of a network as a function of tensors, float32 in and out.
-
-    Args:
-        unet: the network, which is put in float32 and evaluation mode.
-        head: "segmentation" or "noise".
-    """
+    """One head, "segmentation" or "noise", of a network in evaluation mode as a function of float32 tensors."""
 
     def __init__(self, unet: UNet, head: str) -> None:
         super().__init__()
@@ -81,10 +70,7 @@ class HeadFunction(nn.Module):
             self.names.append("class_labels")
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Inputs `names`, (B, C, H, W), float32 (B,) and int64 (B,), to logits (B, K, H, W) or noise (B, C, H, W).
-
-        The output of an unpadded network is smaller.
-        """
+        """Inputs `names`, (B, C, H, W), float32 (B,) and int64 (B,), to logits (B, K, H, W) or noise (B, C, H, W)."""
         output = self.unet(*inputs, head=self.head)
         return output.logits if self.head == "segmentation" else output.sample
 

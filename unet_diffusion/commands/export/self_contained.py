@@ -79,14 +79,7 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
     Weights are copied as they are. Each network of this package gets a file with its code (`source_bundle`), which
     `config.json` names for `AutoModel` and `model_index.json` for pipelines. Our pipelines get such a file too. A
     generation run is saved as a `DDPMPipeline`, which can load it, and the README names ours as the custom pipeline.
-
-    Args:
-        run: folder of a saved pipeline.
-        target: folder to make.
-        name: the name of the folder in the README.
-
-    Raises:
-        ValueError: the pipeline has no network of this package, or has weights or components that cannot be loaded.
+    `name` is that of the folder in the README.
     """
     index, components = read_object(run / INDEX), saved_components(run)
     if not isinstance(index.get("_class_name"), str):
@@ -96,17 +89,7 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
         raise ValueError(f"{run} holds no network that needs {PACKAGE}; diffusers can load it as it is.")
     target.mkdir()
     for key in components:
-        files = [file for file in (run / key).glob("*") if file.suffix in COPIED and not file.name.startswith(PREFIX)]
-        if not any(file.suffix == (".safetensors" if key in networks else ".json") for file in files):
-            raise ValueError(f"{run / key} holds no weights or no config; give the folder of a finished run.")
-        if key in networks:
-            load_weights(networks[key], run / key)
-        (target / key).mkdir()
-        for file in files:
-            if file.suffix == ".json":
-                read_object(file)
-            shutil.copy(file, target / key)
-
+        copy_component(run / key, target / key, networks.get(key))
     for key, network in networks.items():
         code = write_code(network, target / key)
         index[key] = [code, network.__name__]
@@ -130,12 +113,22 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
     (target / "README.md").write_text(readme, encoding="utf-8")
 
 
-def network_class(module: str, name: str) -> type:
-    """The class of a network of this package, by its module and name.
+def copy_component(source: Path, target: Path, network: type | None) -> None:
+    """Copies the configs of a component and, if it is a network, its weights, after reading them once."""
+    files = [file for file in source.glob("*") if file.suffix in COPIED and not file.name.startswith(PREFIX)]
+    if not any(file.suffix == (".json" if network is None else ".safetensors") for file in files):
+        raise ValueError(f"{source} holds no weights or no config; give the folder of a finished run.")
+    if network is not None:
+        load_weights(network, source)
+    target.mkdir()
+    for file in files:
+        if file.suffix == ".json":
+            read_object(file)
+        shutil.copy(file, target)
 
-    Raises:
-        ValueError: the package has no such network.
-    """
+
+def network_class(module: str, name: str) -> type:
+    """The class of a network of this package, by its module and name; ValueError if there is none."""
     kind = getattr(importlib.import_module(module), name, None)
     if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
         raise ValueError(f"model_index.json names {module}.{name}, but there is no such network; update {PACKAGE}.")

@@ -27,18 +27,9 @@ PIPELINE = "model_index"  # the pipeline's key in the metadata; each component's
 
 
 def write_single_file(run: Path, target: Path) -> str:
-    """Writes the weights and the configs of a run, reads them again and compares.
+    """Writes the weights and the configs of a run to a file, reads it again and compares; returns its content in words.
 
-    Args:
-        run: folder of a saved pipeline.
-        target: the file.
-
-    Returns:
-        A sentence on the content of the file.
-
-    Raises:
-        ValueError: the run cannot be loaded.
-        RuntimeError: the file holds other numbers than the run.
+    Raises a RuntimeError if the file holds other numbers than the run.
     """
     index = read_object(run / INDEX)
     pipeline_class(index, run)
@@ -108,11 +99,7 @@ def load_single_file(path: str | Path) -> Any:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and the tensors of a safetensors file, copied to memory.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
+    """The metadata and the tensors of a safetensors file, copied to memory; ValueError if it is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
@@ -139,7 +126,7 @@ def pipeline_class(index: Mapping[str, Any], place: Path) -> type:
     name = index.get("_class_name")
     kind = getattr(pipelines, name, None) or getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
-        raise ValueError(f"{place} is a pipeline of other code, {name}, which is not run; load it by that code.")
+        raise ValueError(f"{place} is a pipeline of other code, {name}, which is not run; load it with that code.")
     return kind
 
 
@@ -154,11 +141,7 @@ def component_class(entry: tuple[str, str], place: Path) -> Any:
 
 
 def component(kind: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> Any:
-    """Makes a scheduler from its config, or a network from its config and weights.
-
-    Raises:
-        ValueError: the config is bad, or the weights are not finite or those of another network.
-    """
+    """Makes a scheduler from its config, or a network from its config and finite weights."""
     try:
         made = kind.from_config(dict(config))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

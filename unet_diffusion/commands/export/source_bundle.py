@@ -58,12 +58,6 @@ def bundle(kind: type) -> str:
 
     The file of a pipeline holds no networks: these have their own files, and a copy would be another class. The
     pipeline knows them by the class of diffusers that they are derived from.
-
-    Args:
-        kind: a class at the top level of a module of the package.
-
-    Raises:
-        ValueError: two definitions from different modules have the same name, or one has the name of a builtin.
     """
     with_networks = issubclass(kind, nn.Module)
     origins: dict[str, Origin] = {}  # of every name at the top level of the file
