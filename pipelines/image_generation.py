@@ -16,7 +16,7 @@ from torch import Tensor
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.diffusion.sampling import check_classes, check_scheduler, denoised, scaled_input, start_sampling
 from unet_diffusion.images.conversion import as_output, check_output_type
-from unet_diffusion.network.maps import channels_last
+from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
 from unet_diffusion.unet import UNet
 

@@ -18,7 +18,7 @@ from unet_diffusion.diffusion.config import check_condition_noise, check_scale
 from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
 from unet_diffusion.diffusion.sampling import check_scheduler, denoised, scaled_input, start_sampling
 from unet_diffusion.images.conversion import as_output, check_output_type
-from unet_diffusion.network.maps import channels_last
+from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
 from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
 from unet_diffusion.unet import UNet

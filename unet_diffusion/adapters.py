@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.network.config import check_recipe
-from unet_diffusion.network.maps import channels_last
+from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.network.safe_weights import SafeWeights
 from unet_diffusion.stock_unet import UNet2DAdapter
 from unet_diffusion.unet import UNet

@@ -15,7 +15,7 @@ LOCK = RLock()
 MOVED = {  # documented modules of the former flat package, and the modules that hold their parts today
     "attention": "network.attention",
     "augmentation": "data.masked.config data.masked.augmentation",
-    "blocks": "network.blocks network.maps",
+    "blocks": "network.blocks network.feature_maps",
     "checkpoints": "training.checkpoints",
     "classifier": "commands.train_classifier evaluation.classifier",
     "diffusion_task": "tasks.config tasks.diffusion",

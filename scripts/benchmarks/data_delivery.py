@@ -13,7 +13,7 @@ from typing import Any
 from scripts import NETWORKS
 from scripts.benchmarks.first_batch import BATCH, example, ours
 from scripts.benchmarks.processes import start
-from scripts.benchmarks.row import Row
+from scripts.benchmarks.result_row import Row
 from scripts.benchmarks.timing import alternate, ratio
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.data.config import DataConfig

@@ -26,7 +26,7 @@ from unet_diffusion.commands.export.graphs import FORMS
 from unet_diffusion.commands.export.head_function import HeadFunction
 from unet_diffusion.commands.options.export import Export
 from unet_diffusion.files import write_json, write_text
-from unet_diffusion.network.maps import channels_last
+from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.saved_runs import load_unet
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scripts import NETWORKS
-from scripts.benchmarks.row import Row
+from scripts.benchmarks.result_row import Row
 from scripts.benchmarks.timing import ratio, synchronise
 from unet_diffusion.commands.evaluate_generation import drawn
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM

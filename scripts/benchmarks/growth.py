@@ -10,9 +10,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from scripts import NETWORKS
-from scripts.benchmarks.contenders import OURS, nine_million, stock
+from scripts.benchmarks.compared_networks import OURS, nine_million, stock
 from scripts.benchmarks.processes import start
-from scripts.benchmarks.row import Row
+from scripts.benchmarks.result_row import Row
 from scripts.benchmarks.timing import alternate
 from scripts.benchmarks.training_step import TrainingStep
 from unet_diffusion import UNet

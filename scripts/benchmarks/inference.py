@@ -10,9 +10,9 @@ import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import Tensor, nn
 
-from scripts.benchmarks.contenders import OURS, STOCK, Contender, nine_million, present
+from scripts.benchmarks.compared_networks import OURS, STOCK, Contender, nine_million, present
 from scripts.benchmarks.processes import resident, start
-from scripts.benchmarks.row import Row
+from scripts.benchmarks.result_row import Row
 from scripts.benchmarks.segmenters import CLASSES, LAYOUT, LEAN, MONAI, PEERS, segmenter
 from scripts.benchmarks.timing import Work, alternate, ratio
 from unet_diffusion.network.attention import SelfAttention

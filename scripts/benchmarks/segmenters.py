@@ -6,8 +6,8 @@ from importlib import import_module
 from torch import nn
 
 from scripts import NETWORKS
-from scripts.benchmarks.contenders import OURS
-from scripts.benchmarks.peers import BatchNormUNet, MonaiUNet
+from scripts.benchmarks.compared_networks import OURS
+from scripts.benchmarks.other_libraries import BatchNormUNet, MonaiUNet
 from unet_diffusion.saved_runs import load_unet
 
 LEAN = "unet-diffusion, lean"

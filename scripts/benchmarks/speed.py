@@ -15,9 +15,9 @@ import torch
 import tyro
 
 from scripts.benchmarks import data_delivery, generation, growth, inference, training_step
-from scripts.benchmarks.bars import save_bars
-from scripts.benchmarks.contenders import CONTENDERS, nine_million
-from scripts.benchmarks.row import Row, table
+from scripts.benchmarks.bar_chart import save_bars
+from scripts.benchmarks.compared_networks import CONTENDERS, nine_million
+from scripts.benchmarks.result_row import Row, table
 from scripts.reports import circumstances
 from unet_diffusion.checks import require
 from unet_diffusion.files import write_json, write_text

@@ -22,7 +22,7 @@ from unet_diffusion import UNet
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.files import write_json
-from unet_diffusion.network.maps import channels_last
+from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed

@@ -10,9 +10,9 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmarks.contenders import CONTENDERS, OURS, Contender, ddpm_32, nine_million, present
+from scripts.benchmarks.compared_networks import CONTENDERS, OURS, Contender, ddpm_32, nine_million, present
 from scripts.benchmarks.processes import resident, start
-from scripts.benchmarks.row import Row
+from scripts.benchmarks.result_row import Row
 from scripts.benchmarks.timing import Work, alternate, ratio
 
 SCHEDULER = DDPMScheduler()

@@ -20,7 +20,7 @@ import tyro
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from scripts.benchmarks.contenders import CONTENDERS, OURS, SIZES, Contender
+from scripts.benchmarks.compared_networks import CONTENDERS, OURS, SIZES, Contender
 from scripts.experiments.timed_trainer import TimedTrainer
 from scripts.reports import markdown_table, save_figure
 from unet_diffusion import UNetOutput

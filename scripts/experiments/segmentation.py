@@ -18,13 +18,13 @@ from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
 from scripts import NETWORKS
-from scripts.benchmarks.peers import BatchNormUNet, MonaiUNet, Peer
+from scripts.benchmarks.other_libraries import BatchNormUNet, MonaiUNet, Peer
 from scripts.reports import markdown_table
 from unet_diffusion import UNet
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import MaskedSets, load_labelled, load_masked
-from unet_diffusion.evaluation.masks import Scores, score_masks
+from unet_diffusion.evaluation.mask_scores import Scores, score_masks
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.pipelines import SegmentationPipeline

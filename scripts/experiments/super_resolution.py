@@ -44,7 +44,7 @@ from unet_diffusion.evaluation.generation_metrics import SMALLEST_SAMPLE, Measur
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.network.maps import channels_last
+from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.pipelines import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.saved_runs import best_device, load_pipeline, load_unet, load_weights

@@ -18,7 +18,7 @@ from unet_diffusion.data.sets import load_images
 from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
 from unet_diffusion.evaluation.feature_networks import feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import frechet_distance, kernel_distance
-from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.tasks.classification import ClassificationTask, classification_loss
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics

@@ -15,8 +15,8 @@ from PIL import Image
 from unet_diffusion.data.masked.augmentation import augment
 from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.data.masked.encoding import find_encoding, parse_colours
-from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import decode_instances, decode_mask
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.palette import mask_image
 from unet_diffusion.randomness import keyed_generator, keyed_permutation, keyed_seed
 from unet_diffusion.segmentation.metrics import SegmentationMetrics

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unet_diffusion import UNet
-from unet_diffusion.network.maps import mirrored
+from unet_diffusion.network.feature_maps import mirrored
 from unet_diffusion.network.tiling import (
     ATTENDED,
     LENGTH,

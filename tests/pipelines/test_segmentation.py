@@ -17,7 +17,7 @@ from tests.support.segmentation import SMALL, image, network, pipeline, saved
 from unet_diffusion import UNet
 from unet_diffusion.images.palette import colour
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.network.maps import channels_last
+from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationOutput, SegmentationPipeline
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -291,7 +291,7 @@ def test_a_network_in_training_mode_is_refused_where_it_matters(option):
         ({"class_names": ["a"]}, "class_names has 1 entries.*3 classes"),
         ({"palette": [[0, 0, 0]]}, "palette has 1 entries"),
         ({"palette": [[0, 0, 0], [0, 0], [0, 0, 0]]}, "red, green and blue"),
-        ({"pixel_range": {"low": [1], "high": [0], "dtype": "uint8"}}, "range is 1.0 to 0.0"),
+        ({"pixel_range": {"low": [1], "high": [0], "dtype": "uint8"}}, "range is \\(1.0, 0.0\\), but both ends"),
     ],
 )
 def test_wrong_components_are_refused(arguments, message):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.segmentation.metrics import (
     SegmentationMetrics,
     adapted_rand_error,

@@ -24,7 +24,7 @@ from unet_diffusion.commands.train_segmentation import make_task, train_segmenta
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
-from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig

@@ -18,7 +18,7 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.augmentation import augment
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
-from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.config import JointConfig, SegmentationConfig
 from unet_diffusion.tasks.joint import JointTask

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from unet_diffusion.commands.options.evaluate import Evaluate
 from unet_diffusion.data.masked.sets import load_labelled
-from unet_diffusion.evaluation.masks import score_masks
+from unet_diffusion.evaluation.mask_scores import score_masks
 from unet_diffusion.files import readable, write_json, write_text
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.saved_runs import best_device, load_pipeline

@@ -9,7 +9,7 @@ from unet_diffusion.commands.options.train_classifier import TrainClassifier
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sets import ImageSets, load_images
 from unet_diffusion.evaluation.classifier import ImageClassifier
-from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.tasks.classification import ClassificationTask
 from unet_diffusion.training.accelerator import make_accelerator

@@ -19,7 +19,7 @@ from filelock import FileLock
 from unet_diffusion.data.sources import class_names, image_reader
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
-from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import DTYPES
 from unet_diffusion.images.resizing import Preparation
 

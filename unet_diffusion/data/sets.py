@@ -20,7 +20,7 @@ from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.data.streaming import StreamingImages, first_usable
 from unet_diffusion.images.decoding import LARGEST, DTypeName
-from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_permutation
 

@@ -14,7 +14,7 @@ from unet_diffusion.data.cache import check_like_first, too_many_broken
 from unet_diffusion.data.crops import crop_and_flip
 from unet_diffusion.data.sources import class_names, damaged, image_reader
 from unet_diffusion.images.decoding import decode_image
-from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.randomness import keyed_generator

@@ -10,7 +10,7 @@ from .blocks import Upsample as Upsample
 from .embeddings import ConditionEmbedding as ConditionEmbedding
 from .embeddings import FourierFeatures as FourierFeatures
 from .embeddings import SinusoidalFeatures as SinusoidalFeatures
-from .maps import fit as fit
+from .feature_maps import fit as fit
 from .tiling import Tiling as Tiling
 from .tiling import context as context
 from .tiling import tiled as tiled

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
-from unet_diffusion.network.maps import fit
+from unet_diffusion.network.feature_maps import fit
 
 MAX_GROUPS = 32  # of GroupNorm (Wu & He 2018)
 

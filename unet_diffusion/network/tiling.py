@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
-from unet_diffusion.network.maps import mirrored
+from unet_diffusion.network.feature_maps import mirrored
 from unet_diffusion.randomness import keyed_generator
 
 # Windows of 1 GiB are not faster on a CPU than those of 64 MiB, whose maps stay in its caches. With GroupNorm a window

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unet_diffusion.checks import require_choice
-from unet_diffusion.images.labels import IGNORE_INDEX
-from unet_diffusion.network.maps import fit
+from unet_diffusion.images.no_class import IGNORE_INDEX
+from unet_diffusion.network.feature_maps import fit
 
 LOSSES = ("cross_entropy", "dice", "both")
 

@@ -10,7 +10,7 @@ from skimage.segmentation import expand_labels, find_boundaries
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.segmentation.instances import connected_components
 from unet_diffusion.segmentation.losses import check_labels
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.network.maps import channels_last
+from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
 from unet_diffusion.unet import UNet
 

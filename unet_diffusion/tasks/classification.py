@@ -13,9 +13,9 @@ from unet_diffusion.data.dataset import to_batch
 from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
 from unet_diffusion.images.figures import array_images, grid, save_image
-from unet_diffusion.images.labels import NO_LABEL
-from unet_diffusion.training.cards import Card, parameters
+from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.training.metrics_log import series
+from unet_diffusion.training.model_cards import Card, parameters
 from unet_diffusion.training.task import Task
 
 VALIDATION_BATCH = 64  # images at once

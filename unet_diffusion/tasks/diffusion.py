@@ -15,12 +15,12 @@ from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.figures import array_images, grid, save_image
-from unet_diffusion.images.labels import NO_LABEL
+from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.accelerator import RunContext
-from unet_diffusion.training.cards import Card, parameters, size
+from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.training.run_folder import current_names
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet

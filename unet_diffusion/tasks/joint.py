@@ -18,7 +18,7 @@ from unet_diffusion.tasks.segmentation import LEARN, MASKS, SegmentationTask, fr
 from unet_diffusion.tasks.segmentation import USE as SEGMENT
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, other_order
-from unet_diffusion.training.cards import Card, parameters, size
+from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
 

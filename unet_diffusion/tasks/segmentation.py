@@ -20,7 +20,7 @@ from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation.losses import class_weights_from_counts, segmentation_loss
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
 from unet_diffusion.tasks.config import SegmentationConfig
-from unet_diffusion.training.cards import Card, parameters
+from unet_diffusion.training.model_cards import Card, parameters
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
 

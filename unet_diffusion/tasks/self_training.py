@@ -13,7 +13,7 @@ from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import MaskedSets
 from unet_diffusion.data.streaming import StreamingImages
-from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.tasks.config import JointConfig, SegmentationConfig
 from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.accelerator import RunContext

@@ -17,7 +17,7 @@ from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
 from unet_diffusion.tasks.diffusion import PREVIEW_STEPS, DiffusionTask
-from unet_diffusion.training.cards import Card, parameters, size
+from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.unet import UNet
 
 SAMPLES = "Held-out images: small, enlarged in 20 steps of DPM-Solver++, original"

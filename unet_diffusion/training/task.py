@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from unet_diffusion.files import merged_into
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, TrainingImages, images_of_step, training_batches
-from unet_diffusion.training.cards import Card
 from unet_diffusion.training.metrics_log import save_curves
+from unet_diffusion.training.model_cards import Card
 
 
 class Task(ABC):

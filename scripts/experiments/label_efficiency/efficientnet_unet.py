@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from scripts.benchmarks.peers import Peer, block
+from scripts.benchmarks.other_libraries import Peer, block
 from unet_diffusion.checks import require
 from unet_diffusion.evaluation.feature_networks import EfficientNetLite0
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.benchmarks.peers import MonaiUNet, Peer
+from scripts.benchmarks.other_libraries import MonaiUNet, Peer
 from scripts.experiments.label_efficiency.efficientnet_unet import EfficientNetUNet
 from unet_diffusion.saved_runs import load_unet
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scripts.benchmarks.peers import Peer
+from scripts.benchmarks.other_libraries import Peer
 from scripts.experiments.label_efficiency.experiment import (
     FROM_DDPM,
     LabelEfficiency,
@@ -23,7 +23,7 @@ from unet_diffusion.commands.train_segmentation import make_task
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.sets import MaskedSets, load_labelled, load_masked
-from unet_diffusion.evaluation.masks import Scores, score_masks
+from unet_diffusion.evaluation.mask_scores import Scores, score_masks
 from unet_diffusion.files import INDEX
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed

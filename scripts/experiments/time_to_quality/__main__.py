@@ -23,7 +23,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from scripts import NETWORKS
-from scripts.benchmarks.row import table
+from scripts.benchmarks.result_row import table
 from scripts.experiments.time_to_quality.quality import (
     OURS,
     PUBLISHED,

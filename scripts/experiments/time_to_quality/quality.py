@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator
 from safetensors import safe_open
 from torch import Tensor
 
-from scripts.benchmarks.row import Row
+from scripts.benchmarks.result_row import Row
 from scripts.experiments.time_to_quality.training import snapshot_path
 from scripts.reports import label_ticks, markdown_table, save_figure
 from unet_diffusion.diffusion.sampling import sampler

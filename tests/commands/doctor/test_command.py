@@ -12,7 +12,7 @@ import tyro
 from datasets import Dataset, Features
 from PIL import Image
 
-from unet_diffusion.commands.doctor import facts as doctor_facts
+from unet_diffusion.commands.doctor import row_facts as doctor_facts
 from unet_diffusion.commands.doctor.command import doctor
 from unet_diffusion.commands.doctor.examination import examine, refuse_errors
 from unet_diffusion.commands.options.doctor import Doctor

@@ -13,7 +13,7 @@ from unet_diffusion.data.masked.augmentation import (
     warp_weights,
 )
 from unet_diffusion.data.masked.config import AugmentationConfig
-from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.randomness import keyed_generator
 
 OFF = AugmentationConfig(

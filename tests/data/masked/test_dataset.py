@@ -7,7 +7,7 @@ from unet_diffusion.data.crops import crop_window
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import load_masked
-from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.no_class import IGNORE_INDEX
 
 
 def starts(side: int, crop: int | None, margin: int) -> tuple[set[int], int]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from scripts.benchmarks import growth, inference, segmenters, speed, timing, training_step
-from scripts.benchmarks.contenders import OURS, stock
+from scripts.benchmarks.compared_networks import OURS, stock
 from scripts.benchmarks.processes import resident
 from unet_diffusion import UNet
 

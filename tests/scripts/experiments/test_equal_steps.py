@@ -9,7 +9,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from diffusers import UNet2DModel
 
-from scripts.benchmarks.contenders import ddpm_32, stock
+from scripts.benchmarks.compared_networks import ddpm_32, stock
 from scripts.experiments import equal_steps
 from unet_diffusion import UNet
 

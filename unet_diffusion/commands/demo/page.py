@@ -26,7 +26,7 @@ from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
-from unet_diffusion.training.cards import parameters, size
+from unet_diffusion.training.model_cards import parameters, size
 
 Examples = list[tuple[Path, Image.Image]]
 

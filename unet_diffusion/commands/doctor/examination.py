@@ -4,10 +4,10 @@ from typing import Literal
 
 from datasets import Dataset, IterableDataset
 
-from unet_diffusion.commands.doctor.facts import RowFacts, gather_facts
 from unet_diffusion.commands.doctor.findings import SEVERITIES, Finding, Report, about
-from unet_diffusion.commands.doctor.images import duplicate_findings, image_findings
-from unet_diffusion.commands.doctor.masks import agreed_encoding, mask_findings
+from unet_diffusion.commands.doctor.image_findings import duplicate_findings, image_findings
+from unet_diffusion.commands.doctor.mask_findings import agreed_encoding, mask_findings
+from unet_diffusion.commands.doctor.row_facts import RowFacts, gather_facts
 from unet_diffusion.data import sets
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked import sets as masked_sets

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from unet_diffusion.data.masked.config import AugmentationConfig
-from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.no_class import IGNORE_INDEX
 
 UNIFORM_DRAWS = 9  # two flips, quarter turns, angle, scale, brightness, contrast, gamma, noise level
 

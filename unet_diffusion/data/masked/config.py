@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.config import ImageOptions, SourceOptions
 from unet_diffusion.data.masked.encoding import check_encoding, parse_colours
-from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import Colour
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.resizing import Preparation
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from unet_diffusion.data.cache import PixelFile, written_once
 from unet_diffusion.data.crops import crop_window
 from unet_diffusion.data.masked.cache import MaskedCache
-from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.instances import border_weight_map

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import ImageColor
 
 from unet_diffusion.checks import require, require_choice
-from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe, key_colour
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.palette import colour
 
 ENCODINGS = ("auto", "indices", "binary", "palette", "instances")

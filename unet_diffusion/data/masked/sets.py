@@ -21,8 +21,8 @@ from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
 from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import find_range, hold_out
-from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import COLOURED, Colour
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.pixel_range import PixelRange
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from scripts.benchmarks.row import Row
+from scripts.benchmarks.result_row import Row
 from scripts.reports import label_ticks, save_figure
 
 ROW_HEIGHT = 0.32  # inches

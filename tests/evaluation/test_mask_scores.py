@@ -16,7 +16,7 @@ from unet_diffusion.commands.evaluate import evaluate
 from unet_diffusion.commands.options.evaluate import Evaluate
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.sets import load_labelled
-from unet_diffusion.evaluation.masks import score_masks
+from unet_diffusion.evaluation.mask_scores import score_masks
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import SegmentationPipeline
 

@@ -2,13 +2,13 @@
 
 from collections import Counter
 
-from unet_diffusion.commands.doctor.facts import RowFacts
 from unet_diffusion.commands.doctor.findings import Finding, about
-from unet_diffusion.commands.doctor.images import unusable_severity
+from unet_diffusion.commands.doctor.image_findings import unusable_severity
+from unet_diffusion.commands.doctor.row_facts import RowFacts
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
-from unet_diffusion.images.labels import IGNORE_INDEX
 from unet_diffusion.images.masks import Colour, describe
+from unet_diffusion.images.no_class import IGNORE_INDEX
 
 RARE = 0.01  # share of the pixels; a class with less is called rare
 

@@ -2,8 +2,8 @@
 
 from collections import Counter, defaultdict
 
-from unet_diffusion.commands.doctor.facts import RowFacts
 from unet_diffusion.commands.doctor.findings import Finding, Severity, about
+from unet_diffusion.commands.doctor.row_facts import RowFacts
 from unet_diffusion.data.config import ImageOptions
 from unet_diffusion.data.sets import unclear_range
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unet_diffusion.checks import require
 from unet_diffusion.data.masked.dataset import MaskedDataset
-from unet_diffusion.images.labels import IGNORE_INDEX
+from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.segmentation.instances import connected_components
 from unet_diffusion.segmentation.metrics import (
     SegmentationMetrics,
