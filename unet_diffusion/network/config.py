@@ -133,7 +133,8 @@ def check_recipe(timesteps: Sequence[int], hidden: Sequence[int], stages: Sequen
 
 def load_preset(name: str) -> dict[str, Any]:
     """The config values of a preset, a JSON file in `unet_diffusion/presets`; ValueError for an unknown one."""
-    presets = {path.name.removesuffix(".json"): path for path in files("unet_diffusion").joinpath("presets").iterdir()}
+    found = files("unet_diffusion").joinpath("presets").iterdir()
+    presets = {path.name.removesuffix(".json"): path for path in found if path.name.endswith(".json")}
     if name not in presets:
         raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(sorted(presets))}.")
     return json.loads(presets[name].read_text(encoding="utf-8"))
