@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -27,44 +27,7 @@ SLOW = (
     "gradio",
     "onnx",
 )
-REPORT = """
-import json, sys
-from unet_diffusion.cli import main
-try:
-    main(sys.argv[2:])
-except SystemExit as end:
-    status = end.code
-else:
-    status = 0
-json.dump({"status": status, "modules": sorted(sys.modules)}, open(sys.argv[1], "w"))
-"""
-
-
-def answered(tmp_path: Path, *arguments: str) -> tuple[str, str, dict[str, object]]:
-    """The output of a command, its status, and the modules that it has imported."""
-    report = tmp_path / "report.json"
-    call = [sys.executable, "-c", REPORT, str(report), *arguments]
-    result = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, check=True)
-    return result.stdout, result.stderr, json.loads(report.read_text())
-
-
-@pytest.mark.parametrize("arguments", [["--help"], [], *([name, "--help"] for name in cli.COMMANDS)], ids=" ".join)
-def test_help_imports_nothing_slow(arguments, tmp_path):
-    printed, _, report = answered(tmp_path, *arguments)
-    assert "usage: unet-diffusion" in printed
-    assert set(SLOW).isdisjoint(report["modules"])
-    assert report["status"] == 0
-
-
-def test_help_names_every_command_and_option(tmp_path):
-    printed, _, _ = answered(tmp_path, "--help")
-    assert all(f" {name} " in printed for name in cli.COMMANDS)
-    assert "--debug" in printed
-    printed, _, _ = answered(tmp_path, "train-segmentation", "--help")
-    for option in ("--data", "--steps", "--elastic", "--self-training-weight", "--debug", "--augment, --no-augment"):
-        assert option in printed
-
-
+HELP = [[], ["--help"], *([name, "--help"] for name in cli.COMMANDS)]
 MISTAKES = {
     "an option that does not exist": (["sample", "--stepz", "3"], "--stepz"),
     "a command that does not exist": (["train-dpm"], "train-dpm"),
@@ -81,17 +44,62 @@ MISTAKES = {
     ),
     "a model that does not exist": (["train-ddpm", "--model", "no-preset"], "there is no preset 'no-preset'"),
     "a model file that does not exist": (["train-ddpm", "--model", "no.json"], "there is no such file"),
-    "an output that cannot be written": (["train-ddpm", "--output", "report.json/run"], "report.json"),
+    "an output that cannot be written": (
+        ["train-ddpm", "--output", "file/run"],
+        "file is not a folder",
+    ),
 }
+REPORT = """
+import contextlib, io, json, sys
+from unet_diffusion.cli import main
+reports = []
+for arguments in json.load(sys.stdin):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            main(arguments)
+            status = 0
+        except SystemExit as end:
+            status = end.code
+    reports.append({"printed": output.getvalue(), "status": status, "modules": sorted(sys.modules)})
+json.dump(reports, sys.stdout)
+"""
 
 
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_refused_before_anything_slow_is_imported(arguments, message, tmp_path):
-    (tmp_path / "report.json").write_text("a file")
-    printed, errors, report = answered(tmp_path, *arguments)
-    assert message in f"{printed}{errors}{report['status']}".replace("\n", " ")
-    assert set(SLOW).isdisjoint(report["modules"])
-    assert report["status"] != 0
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> list[dict[str, Any]]:
+    """The output and the status of each call of `HELP` and `MISTAKES`, in one process, and its modules after it."""
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "file").write_text("a file")
+    calls = [*HELP, *(arguments for arguments, _ in MISTAKES.values())]
+    call = [sys.executable, "-c", REPORT]
+    result = subprocess.run(call, input=json.dumps(calls), capture_output=True, text=True, cwd=folder, check=True)
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("place", range(len(HELP)), ids=[" ".join(arguments) for arguments in HELP])
+def test_help_imports_nothing_slow(answers, place):
+    answer = answers[place]
+    assert "usage: unet-diffusion" in answer["printed"]
+    assert set(SLOW).isdisjoint(answer["modules"])
+    assert answer["status"] == 0
+
+
+def test_help_names_every_command_and_option(answers):
+    printed = answers[HELP.index(["--help"])]["printed"]
+    assert all(f" {name} " in printed for name in cli.COMMANDS)
+    assert "--debug" in printed
+    printed = answers[HELP.index(["train-segmentation", "--help"])]["printed"]
+    for option in ("--data", "--steps", "--elastic", "--self-training-weight", "--debug", "--augment, --no-augment"):
+        assert option in printed
+
+
+@pytest.mark.parametrize("place", range(len(MISTAKES)), ids=MISTAKES)
+def test_a_mistake_is_refused_before_anything_slow_is_imported(answers, place):
+    answer, (_, message) = answers[len(HELP) + place], list(MISTAKES.values())[place]
+    assert message in f"{answer['printed']}{answer['status']}".replace("\n", " ")
+    assert set(SLOW).isdisjoint(answer["modules"])
+    assert answer["status"] != 0
 
 
 def test_version_and_the_package_as_a_program():
