@@ -13,7 +13,7 @@ from unet_diffusion.images.masks import (
     colour_key,
     decode_instances,
     decode_mask,
-    describe,
+    describe_keys,
     fit_orientation,
     key_colour,
 )
@@ -78,7 +78,7 @@ def test_colours_have_keys_of_their_own_and_transparent_pixels_are_black():
     assert keys.tolist() == [[COLOURED + 256, 9, 0]]  # (0, 1, 0) is not the grey value 256
     for colour in (BLACK, WHITE, RED, (1, 2, 3)):
         assert key_colour(colour_key(colour)) == colour
-    assert describe([0, 1, 2, 7, colour_key(RED)]) == "0..2, 7, (255, 0, 0)"
+    assert describe_keys([0, 1, 2, 7, colour_key(RED)]) == "0..2, 7, (255, 0, 0)"
 
 
 def test_black_and_white_files_and_bools_are_0_and_255():

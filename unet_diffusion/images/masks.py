@@ -94,7 +94,7 @@ def fit_orientation(labels: np.ndarray, size: tuple[int, int], orientation: int)
     return np.ascontiguousarray(turns.get(orientation, labels))
 
 
-def describe(keys: Collection[int]) -> str:
+def describe_keys(keys: Collection[int]) -> str:
     """Returns keys as text: runs of numbers, and colours."""
     runs: list[list[int]] = []
     for key in sorted(keys):

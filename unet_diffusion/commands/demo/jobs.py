@@ -33,7 +33,7 @@ from unet_diffusion.saved_index import INDEX, SUPER_RESOLUTION, check_run, read_
 from unet_diffusion.saved_runs import best_device, load_pipeline
 
 T = TypeVar("T")
-Report = Callable[[int, int], Any]  # gets the numbers of finished and of all steps
+ReportSteps = Callable[[int, int], Any]  # gets the numbers of finished and of all steps
 
 MAX_COUNT = 64  # images per request
 MAX_STEPS = 1000
@@ -88,7 +88,7 @@ class Steps:
     """Replaces a pipeline's progress bar and reports the progress to a page."""
 
     total: int
-    report: Report
+    report: ReportSteps
     done: int = 0
 
     def update(self, count: int = 1) -> None:
@@ -135,7 +135,7 @@ def generate_images(
     seed: int,
     choice: str,
     guidance_scale: float,
-    report: Report,
+    report: ReportSteps,
 ) -> list[Image.Image]:
     """Generates the images that `unet-diffusion sample` makes with the same options.
 
@@ -157,7 +157,7 @@ def generate_images(
     return array_images(generate(options, own, "np"))
 
 
-def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report: Report) -> Segmented:
+def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report: ReportSteps) -> Segmented:
     """Segments one image file and writes the mask below `folder`."""
     pixels = read_upload(source)
     image = viewed(pipe, pixels)
@@ -187,7 +187,7 @@ def enlarge_image(
     sampler_name: SamplerName,
     seed: int,
     folder: Path,
-    report: Report,
+    report: ReportSteps,
 ) -> Enlarged:
     """Enlarges one image file, as `unet-diffusion upscale` does, and writes the large image below `folder`."""
     _check_sampling(steps, seed)
@@ -214,7 +214,7 @@ def enlarge_image(
     )
 
 
-def _own_copy(pipe: T, report: Report) -> T:
+def _own_copy(pipe: T, report: ReportSteps) -> T:
     """A copy of a pipeline with the same networks, whose scheduler can be replaced and whose progress is reported."""
     own: Any = copy(pipe)
     own.progress_bar = lambda total: nullcontext(Steps(total, report))

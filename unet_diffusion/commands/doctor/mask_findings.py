@@ -7,7 +7,7 @@ from unet_diffusion.commands.doctor.image_findings import unusable_severity
 from unet_diffusion.commands.doctor.row_facts import RowFacts
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
-from unet_diffusion.images.masks import Colour, describe
+from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
 RARE = 0.01  # share of the pixels; a class with less is called rare
@@ -74,8 +74,8 @@ def _palettes(masked: list[RowFacts], name: str) -> list[Finding]:
 def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: MaskedDataConfig) -> list[Finding]:
     classes = encoding.classes
     unknown = [(fact.name, [key for key, _ in fact.keys if key not in classes]) for fact in masked]
-    outside = [f"{row}: {describe(keys)}" for row, keys in unknown if keys]
-    known = describe([key for key, label in classes.items() if label != IGNORE_INDEX])
+    outside = [f"{row}: {describe_keys(keys)}" for row, keys in unknown if keys]
+    known = describe_keys([key for key, label in classes.items() if label != IGNORE_INDEX])
     found = about("error", f"masks of {name} with values outside the classes, which are {known}: {{count}}.", outside)
 
     pixels = [_pixels(fact, encoding) for fact in masked]

@@ -21,7 +21,14 @@ from unet_diffusion.data.cache import (
 )
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import Decoded, decode
-from unet_diffusion.images.masks import Colour, DecodedMask, decode_instances, decode_mask, describe, fit_orientation
+from unet_diffusion.images.masks import (
+    Colour,
+    DecodedMask,
+    decode_instances,
+    decode_mask,
+    describe_keys,
+    fit_orientation,
+)
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.segmentation.instances import separate_instances
 
@@ -141,7 +148,7 @@ class KeyTable:
         new = [key for key in keys.tolist() if key not in self.positions]
         if len(self.positions) + len(new) > MOST_KEYS:
             raise ValueError(
-                f"its mask adds the values {describe(new)}, so that the masks have {len(self.positions) + len(new)} "
+                f"its mask adds the values {describe_keys(new)}, so that the masks have {len(self.positions) + len(new)} "
                 f"different ones, but at most {MOST_KEYS - 1} classes are possible; for instance numbers give "
                 "mask_encoding='instances'; save masks as PNG, not JPEG."
             )

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import ImageColor
 
 from unet_diffusion.checks import require, require_choice
-from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe, key_colour
+from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe_keys, key_colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.palette import colour
 
@@ -36,8 +36,8 @@ class MaskEncoding:
         unknown = [key for key in keys if key not in self.classes]
         if unknown:
             raise ValueError(
-                f"masks hold {describe(unknown)}, but the classes are "
-                f"{describe([key for key in self.classes if self.classes[key] != IGNORE_INDEX])}"
+                f"masks hold {describe_keys(unknown)}, but the classes are "
+                f"{describe_keys([key for key in self.classes if self.classes[key] != IGNORE_INDEX])}"
                 f"{f' and {IGNORE_INDEX} (ignored)' if IGNORE_INDEX in self.classes.values() else ''}. "
                 "Repair the masks, or give mask_encoding, mask_colours or num_classes that fit."
             )
@@ -77,12 +77,12 @@ def find_encoding(
     coloured = [key for key in found if key >= COLOURED]
     if coloured:
         raise ValueError(
-            f"mask_encoding is {encoding!r}, but masks hold the colours {describe(coloured)}; use 'palette'."
+            f"mask_encoding is {encoding!r}, but masks hold the colours {describe_keys(coloured)}; use 'palette'."
         )
     if encoding == "binary":
         if len(found) != 2:
             raise ValueError(
-                f"mask_encoding is 'binary', but masks hold {describe(found)}; it takes exactly two values. Masks "
+                f"mask_encoding is 'binary', but masks hold {describe_keys(found)}; it takes exactly two values. Masks "
                 "saved as JPEG have values in between: save them as PNG."
             )
         return MaskEncoding({found[0]: 0, found[1]: 1}, num_classes or 2)
@@ -123,7 +123,7 @@ def _guess(found: list[int], num_classes: int | None, colours: Mapping[Colour, i
     highest = max((key for key in found if key != IGNORE_INDEX), default=0)
     if highest >= MANY_CLASSES and num_classes is None:
         raise ValueError(
-            f"masks hold {describe(found)}, which would be {highest + 1} classes. State their meaning by "
+            f"masks hold {describe_keys(found)}, which would be {highest + 1} classes. State their meaning by "
             "mask_encoding: 'indices' for class indices, 'instances' for instance numbers, 'palette' if each value is "
             "a class, 'binary' for two values."
         )
