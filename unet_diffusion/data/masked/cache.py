@@ -148,8 +148,8 @@ class KeyTable:
         new = [key for key in keys.tolist() if key not in self.positions]
         if len(self.positions) + len(new) > MOST_KEYS:
             raise ValueError(
-                f"its mask adds the values {describe_keys(new)}, so that the masks have {len(self.positions) + len(new)} "
-                f"different ones, but at most {MOST_KEYS - 1} classes are possible; for instance numbers give "
+                f"its mask adds the values {describe_keys(new)}, so that the masks have "
+                f"{len(self.positions) + len(new)} different ones, but at most {MOST_KEYS - 1} classes are possible; for instance numbers give "
                 "mask_encoding='instances'; save masks as PNG, not JPEG."
             )
         for key, value in mask.palette.items():
