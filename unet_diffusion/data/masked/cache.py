@@ -149,8 +149,8 @@ class KeyTable:
         if len(self.positions) + len(new) > MOST_KEYS:
             raise ValueError(
                 f"its mask adds the values {describe_keys(new)}, so that the masks have "
-                f"{len(self.positions) + len(new)} different ones, but at most {MOST_KEYS - 1} classes are possible; for instance numbers give "
-                "mask_encoding='instances'; save masks as PNG, not JPEG."
+                f"{len(self.positions) + len(new)} different ones, but at most {MOST_KEYS - 1} classes are possible; "
+                "for instance numbers give mask_encoding='instances'; save masks as PNG, not JPEG."
             )
         for key, value in mask.palette.items():
             if self.palette.get(key, value) != value:
