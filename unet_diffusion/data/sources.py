@@ -125,7 +125,8 @@ def _load(
     try:
         return datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
     except OSError as error:  # a missing data set, or a Hub that cannot be reached
-        raise unknown_source(source, str(error)) from error
+        absent = "" if options else "there is no such file or folder here, and on the Hub: "
+        raise unknown_source(source, f"{absent}{error}") from error
     except pyarrow.ArrowException as error:
         raise damaged(source, error) from error
     except (ValueError, RuntimeError) as error:  # an unknown split or configuration, or a script
