@@ -20,7 +20,7 @@ from scripts.benchmarks.processes import start
 from scripts.reports import circumstances, markdown_table
 from unet_diffusion import UNet
 from unet_diffusion.data.masked.config import MaskedOptions
-from unet_diffusion.data.masked.sets import load_labelled
+from unet_diffusion.evaluation.mask_scores import labelled_for
 from unet_diffusion.files import write_json
 from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
@@ -187,12 +187,9 @@ def measure_blending(options: Blending) -> Rows:
     pipe.set_progress_bar_config(disable=True)
     tiles: dict[str, int | None] = {"whole": None}
     tiles |= {str(window): tile_for(pipe.unet, window) for window in options.windows}
-    dataset = load_labelled(
+    dataset = labelled_for(
+        pipe,
         options.data,
-        num_classes=pipe.num_classes,
-        channels=pipe.unet.config.in_channels,
-        pixel_range=pipe.pixel_range,
-        palette=pipe.palette,
     )
     items = [dataset.fetch(index) for index in range(len(dataset))]
     images, masks = [item["image"] for item in items], [item["mask"] for item in items]

@@ -23,8 +23,8 @@ from scripts.reports import markdown_table
 from unet_diffusion import UNet
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
-from unet_diffusion.data.masked.sets import MaskedSets, load_labelled, load_masked
-from unet_diffusion.evaluation.mask_scores import Scores, score_masks
+from unet_diffusion.data.masked.sets import MaskedSets, load_masked
+from unet_diffusion.evaluation.mask_scores import Scores, labelled_for, score_masks
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.pipelines import SegmentationPipeline
@@ -83,14 +83,11 @@ def compare(options: Comparison) -> str:
     """Trains the networks that are not finished, scores all on the test set, and returns the table."""
     pipes = {name: train(options, name) for name in options.networks}
     first = next(iter(pipes.values()))
-    test = load_labelled(
+    test = labelled_for(
+        first,
         MaskedOptions(
             data=str(options.data / "test.parquet"), instances_column="instances" if options.instances else None
         ),
-        num_classes=first.num_classes,
-        channels=first.unet.config.in_channels,
-        pixel_range=first.pixel_range,
-        palette=first.palette,
     )
     predictors: dict[str, Predict] = {
         "most frequent class": most_frequent(test),

@@ -5,8 +5,7 @@ from dataclasses import asdict
 from torch import Tensor
 
 from unet_diffusion.commands.options.evaluate import Evaluate
-from unet_diffusion.data.masked.sets import load_labelled
-from unet_diffusion.evaluation.mask_scores import score_masks
+from unet_diffusion.evaluation.mask_scores import labelled_for, score_masks
 from unet_diffusion.files import readable, write_json, write_text
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.saved_runs import best_device, load_pipeline
@@ -26,12 +25,9 @@ def evaluate(options: Evaluate) -> str:
     scores_file, text_file = options.files
     pipe = load_pipeline(SegmentationPipeline, options.run).to(best_device(options.device))
     pipe.check_inputs(options.tile_size, num_draws=1, timesteps=None)
-    dataset = load_labelled(
+    dataset = labelled_for(
+        pipe,
         options.data,
-        num_classes=pipe.num_classes,
-        channels=pipe.unet.config.in_channels,
-        pixel_range=pipe.pixel_range,
-        palette=pipe.palette,
     )
     with pipe.progress_bar(total=len(dataset)) as progress:
 

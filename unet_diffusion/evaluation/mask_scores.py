@@ -9,8 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from unet_diffusion.checks import require
+from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
+from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.images.no_class import IGNORE_INDEX
+from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation.instances import connected_components
 from unet_diffusion.segmentation.metrics import (
     SegmentationMetrics,
@@ -86,6 +89,20 @@ class Scores:
             if name in self.per_image
         ]
         return "\n".join(["| score | pooled | mean over images |", "| --- | --- | --- |", *lines])
+
+
+def labelled_for(pipe: SegmentationPipeline, options: MaskedOptions) -> MaskedDataset:
+    """Opens a labelled set with the classes, the channels, the range of values and the colours of a pipeline.
+
+    Raises the errors of `load_labelled`.
+    """
+    return load_labelled(
+        options,
+        num_classes=pipe.num_classes,
+        channels=pipe.unet.config.in_channels,
+        pixel_range=pipe.pixel_range,
+        palette=pipe.palette,
+    )
 
 
 def score_masks(

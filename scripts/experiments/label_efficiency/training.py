@@ -22,8 +22,8 @@ from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_segmentation import make_task
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedOptions
-from unet_diffusion.data.masked.sets import MaskedSets, load_labelled, load_masked
-from unet_diffusion.evaluation.mask_scores import Scores, score_masks
+from unet_diffusion.data.masked.sets import MaskedSets, load_masked
+from unet_diffusion.evaluation.mask_scores import Scores, labelled_for, score_masks
 from unet_diffusion.files import INDEX
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
@@ -93,12 +93,9 @@ def task_of(run: Run, config: TrainSegmentation, data: MaskedSets, facts: SetFac
 
 def score(options: LabelEfficiency, name: str, pipe: SegmentationPipeline) -> Scores:
     """The scores of a pipeline on the test images of a set."""
-    dataset = load_labelled(
+    dataset = labelled_for(
+        pipe,
         MaskedOptions(data=str(options.data / name / "test.parquet"), image_column="image", mask_column="mask"),
-        num_classes=pipe.num_classes,
-        channels=pipe.unet.config.in_channels,
-        pixel_range=pipe.pixel_range,
-        palette=pipe.palette,
     )
     return score_masks(pipe.predictor(), dataset)
 
