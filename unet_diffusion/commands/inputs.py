@@ -90,7 +90,8 @@ def _matches(given: str, output: Path) -> list[Path]:
             files += [file for file in inside if file.is_file() and not file.name.startswith(".")]
         else:
             files.append(match)
-    return [file.absolute() for file in files if file.absolute().resolve().parent != output.resolve()]
+    results = output.resolve()
+    return [file.absolute() for file in files if file.resolve().parent != results]
 
 
 def _outputs(name: str) -> set[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from unet_diffusion.commands.inputs import find_inputs
 from unet_diffusion.commands.options.segment import Segment
 from unet_diffusion.files import check_absent, readable, write_text
 from unet_diffusion.images.decoding import decode_image
@@ -27,8 +26,7 @@ def segment(options: Segment) -> Path:
         ValueError: an option that does not fit the run, no image at all, or an `areas.csv` that would be overwritten.
         RuntimeError: after the last image, if some failed; it names them. An output that would be overwritten counts.
     """
-    options.check_paths()
-    inputs = find_inputs(options.inputs, options.folder)
+    inputs = options.checked_inputs()
     names = inputs.names()
     pipe = load_pipeline(SegmentationPipeline, options.run).to(best_device(options.device))
     pipe.check_inputs(options.tile_size, options.num_draws, options.timesteps or None)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from unet_diffusion.commands.inputs import find_inputs
 from unet_diffusion.commands.options.upscale import Upscale
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.files import check_absent
@@ -25,14 +24,13 @@ def upscale(options: Upscale) -> Path:
             be overwritten.
         RuntimeError: after the last image, if some failed; it names them.
     """
-    options.check_paths()
+    inputs = options.checked_inputs()
     pipe = load_pipeline(SuperResolutionPipeline, options.run).to(best_device(options.device))
     pipe.scheduler = sampler(options.sampler, pipe.scheduler)
     as_png = has_png(pipe.channels, pipe.pixel_range)
     pipe.check_inputs(options.steps, options.condition_noise, "stored")
     Tiling.of(pipe.unet, options.tile_size)  # raises an error for a wrong size, before the first image
 
-    inputs = find_inputs(options.inputs, options.folder)
     suffix = ".png" if as_png else ".npy"
     targets = {path: options.folder / f"{name}{suffix}" for path, name in inputs.names().items()}
     check_absent(*targets.values(), overwrite=options.overwrite)

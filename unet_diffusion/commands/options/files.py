@@ -1,11 +1,14 @@
 """The options that commands share which work through image files."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
+from unet_diffusion.commands.inputs import Inputs
+
 
 @dataclass
-class FileOptions:
+class FileOptions(ABC):
     """A run, and the image files that it works through."""
 
     run: Path
@@ -24,3 +27,11 @@ class FileOptions:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise ValueError("inputs is empty; give image files, folders or globs.")
+
+    @abstractmethod
+    def checked_inputs(self) -> Inputs:
+        """Returns the images, after the run and the output are checked."""
+
+    def check_paths(self) -> None:
+        """Raises the errors of `checked_inputs`."""
+        self.checked_inputs()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unet_diffusion.checks import require
-from unet_diffusion.commands.inputs import find_inputs
+from unet_diffusion.commands.inputs import Inputs, find_inputs
 from unet_diffusion.commands.options.files import FileOptions
 from unet_diffusion.files import check_absent, check_output
 from unet_diffusion.saved_index import check_run_for
@@ -38,9 +38,9 @@ class Segment(FileOptions):
         """The folder for the masks."""
         return self.output or self.run / "masks"
 
-    def check_paths(self) -> None:
-        """Raises a ValueError for a missing run, no image at all, or an output that cannot be written or is there."""
+    def checked_inputs(self) -> Inputs:
+        """Returns the images; a ValueError for a missing run, no image, or an output that exists or is not writable."""
         check_run_for(self.run, "SegmentationPipeline")
         check_output(self.folder)
         check_absent(self.folder / "areas.csv", overwrite=self.overwrite)
-        find_inputs(self.inputs, self.folder)
+        return find_inputs(self.inputs, self.folder)

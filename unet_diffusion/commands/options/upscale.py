@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_diffusion.commands.inputs import find_inputs
+from unet_diffusion.commands.inputs import Inputs, find_inputs
 from unet_diffusion.commands.options.files import FileOptions
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.files import check_output
@@ -33,8 +33,8 @@ class Upscale(FileOptions):
         """The folder for the large images."""
         return self.output or self.run / "upscaled"
 
-    def check_paths(self) -> None:
-        """Raises a ValueError for a missing run, no image at all, or an output that cannot be written."""
+    def checked_inputs(self) -> Inputs:
+        """Returns the images; a ValueError for a missing run, no image at all, or an output that is not writable."""
         check_run_for(self.run, "SuperResolutionPipeline")
         check_output(self.folder)
-        find_inputs(self.inputs, self.folder)
+        return find_inputs(self.inputs, self.folder)
