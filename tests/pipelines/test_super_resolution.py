@@ -19,10 +19,7 @@ from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.tiling import Tiling
-from unet_diffusion.pipelines import (
-    SuperResolutionPipeline,
-    super_resolution,
-)
+from unet_diffusion.pipelines import SuperResolutionPipeline, super_resolution
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 PIXELS_12_BIT = PixelRange((0.0,), (4095.0,), "uint16")

@@ -18,11 +18,7 @@ from unet_diffusion.commands.train_ddpm import make_unet, train_ddpm
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
-from unet_diffusion.pipelines import (
-    ImageGenerationPipeline,
-    SegmentationPipeline,
-    SuperResolutionPipeline,
-)
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline, load_unet
 from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig

@@ -19,11 +19,7 @@ from diffusers.pipelines import pipeline_utils
 from diffusers.utils import dynamic_modules_utils
 
 import unet_diffusion
-from tests.support.exports import (
-    CODE,
-    assert_equal_to_the_runs,
-    outputs_elsewhere,
-)
+from tests.support.exports import CODE, assert_equal_to_the_runs, outputs_elsewhere
 from tests.support.tiny import network
 from unet_diffusion import UNet
 from unet_diffusion.cli import run

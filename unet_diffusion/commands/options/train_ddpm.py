@@ -10,10 +10,7 @@ from unet_diffusion.data.folders import check_outside, check_sources
 from unet_diffusion.diffusion.config import check_sides
 from unet_diffusion.files import check_output
 from unet_diffusion.network.config import check_model
-from unet_diffusion.tasks.config import (
-    DiffusionConfig,
-    SuperResolutionConfig,
-)
+from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
 from unet_diffusion.training.config import TrainingConfig
 
 TaskName = Literal["generation", "super-resolution"]

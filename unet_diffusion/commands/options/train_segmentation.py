@@ -8,11 +8,7 @@ from unet_diffusion.data.folders import check_outside, check_sources
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.files import check_output
 from unet_diffusion.network.config import check_model
-from unet_diffusion.tasks.config import (
-    FrozenFeaturesConfig,
-    JointConfig,
-    SegmentationConfig,
-)
+from unet_diffusion.tasks.config import FrozenFeaturesConfig, JointConfig, SegmentationConfig
 from unet_diffusion.training.config import TrainingConfig
 
 

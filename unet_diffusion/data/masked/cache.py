@@ -10,15 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from unet_diffusion.data.cache import (
-    ImageCache,
-    ImageWriter,
-    PixelFile,
-    each_row,
-    opened,
-    report_broken,
-    written_once,
-)
+from unet_diffusion.data.cache import ImageCache, ImageWriter, PixelFile, each_row, opened, report_broken, written_once
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import (
