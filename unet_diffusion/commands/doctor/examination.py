@@ -38,12 +38,14 @@ def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False) ->
     for part in splits if config.names_validation else splits[:1]:
         one_size = config.image_size is None and config.crop_size is None
         if isinstance(config, MaskedDataConfig):
-            rows, orphans, name = masked_sets.open_part(config, part)
-            names = [path.name for path in orphans]
+            opened = masked_sets.open_part(config, part)
+            rows, name = opened.rows, opened.name
+            names = [path.name for path in opened.orphans]
             found += about("warning", f"masks of {name} that have no image: {{count}}.", names)
             one_size = one_size and part == "train"
         else:
-            rows, name = sets.open_part(config, part)
+            plain = sets.open_part(config, part)
+            rows, name = plain.rows, plain.name
         assert isinstance(rows, Dataset)
         facts = parts[name] = gather_facts(rows, reading, config.cache_dir)
         found += image_findings(facts, name, config, one_size)

@@ -6,7 +6,7 @@ masks' values mean) and `MaskedDataset` (items).
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +49,23 @@ class MaskedSets:
     pixel_range: PixelRange
 
 
+@dataclass(frozen=True)
+class MaskedPart:
+    """The undecoded rows to train on, or those of another labelled set.
+
+    Attributes:
+        rows: the rows.
+        name: of the source and the split, for messages.
+        notes: what was understood about the files, as sentences for the summary of the data.
+        orphans: masks without an image.
+    """
+
+    rows: Dataset
+    name: str
+    notes: tuple[str, ...] = ()
+    orphans: tuple[Path, ...] = ()
+
+
 def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
     """Opens, decodes (unless the cache has them) and splits the images and masks of a run.
 
@@ -65,7 +82,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
             other channels, dtype or mask values.
         ImportError: a file needs a package that is not installed.
     """
-    cache, name = _cached(config, *open_part(config, "train"))
+    cache, name = _cached(config, open_part(config, "train"))
     encoding = find_encoding(
         cache.keys,
         config.mask_encoding,
@@ -92,7 +109,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
     )
     _check_classes(train)
     if config.names_validation:
-        cache, name = _cached(config, *open_part(config, "validation"))
+        cache, name = _cached(config, open_part(config, "validation"))
         images = f"validation images of {name}"
         check_same_kind(images, cache.images, "the training images have", train.channels, pixel_range.dtype)
         table, held_out = _table(encoding, cache, name), np.arange(len(cache))
@@ -126,7 +143,7 @@ def load_labelled(
             matched with the classes of the network.
         ImportError: a file needs a package that is not installed.
     """
-    cache, name = _cached(options, *_open(options, options.data, options.split, options.masks))
+    cache, name = _cached(options, _open(options, options.data, options.split, options.masks))
     check_same_kind(f"images of {name}", cache.images, "the network takes", channels, pixel_range.dtype)
     encoding = _encoding_for(options, cache, num_classes, palette, name)
     table = _table(encoding, cache, f"{name}, for a network of {num_classes} classes")
@@ -163,20 +180,20 @@ def _encoding_for(
     return find_encoding(cache.keys, encoding, num_classes=num_classes, colours=colours, palette=cache.palette)
 
 
-def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> tuple[Dataset, list[Path], str]:
-    """Opens the rows to train on, or those of a named validation set, by `open_masked_source`; adds a name for them."""
+def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> MaskedPart:
+    """Opens the rows to train on, or those of a named validation set, by `open_masked_source`."""
     source, split, masks = config.data, config.split, config.masks
     if part == "validation":
         source, split = config.validation_data or config.data, config.validation_split or "train"
         masks = config.validation_masks or config.masks
-    dataset, orphans, name = _open(config, source, split, masks)
-    if part == "train" and config.max_labels is not None and config.max_labels < len(dataset):
-        dataset = dataset.select(range(config.max_labels))
-    return dataset, orphans, name
+    opened = _open(config, source, split, masks)
+    if part == "train" and config.max_labels is not None and config.max_labels < len(opened.rows):
+        return replace(opened, rows=opened.rows.select(range(config.max_labels)))
+    return opened
 
 
-def _open(options: MaskedOptions, source: str, split: str, masks: str | None) -> tuple[Dataset, list[Path], str]:
-    dataset, orphans = open_masked_source(
+def _open(options: MaskedOptions, source: str, split: str, masks: str | None) -> MaskedPart:
+    opened = open_masked_source(
         source,
         split,
         image_column=options.image_column,
@@ -186,22 +203,22 @@ def _open(options: MaskedOptions, source: str, split: str, masks: str | None) ->
         mask_suffix=options.mask_suffix,
         cache_dir=options.cache_dir,
     )
-    return dataset, orphans, f"{source} ({split})"
+    return MaskedPart(opened.rows, f"{source} ({split})", opened.notes, opened.orphans)
 
 
-def _cached(config: MaskedOptions, dataset: Dataset, orphans: list[Path], name: str) -> tuple[MaskedCache, str]:
-    if orphans:
-        examples = ", ".join(path.name for path in orphans[:MOST_EXAMPLES])
-        logger.warning("%d masks of %s have no image: %s", len(orphans), name, examples)
+def _cached(config: MaskedOptions, opened: MaskedPart) -> tuple[MaskedCache, str]:
+    if opened.orphans:
+        examples = ", ".join(path.name for path in opened.orphans[:MOST_EXAMPLES])
+        logger.warning("%d masks of %s have no image: %s", len(opened.orphans), opened.name, examples)
     cache = cache_masked(
-        dataset,
+        opened.rows,
         config.preparation,
-        name,
+        opened.name,
         encoding=config.mask_reading,
         max_broken=config.max_broken,
         cache_dir=config.cache_dir,
     )
-    return cache, name
+    return cache, opened.name
 
 
 def _table(encoding: MaskEncoding, cache: MaskedCache, name: str) -> np.ndarray:

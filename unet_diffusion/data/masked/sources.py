@@ -1,5 +1,6 @@
 """Where images with masks come from: columns of a data set, two folders, or one folder with a suffix."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,21 @@ from datasets import Dataset, Features
 from unet_diffusion.data.folders import MOST_EXAMPLES, check_folder, check_text, images_of_split, stored_path
 from unet_diffusion.data.sources import find_image_column, listing, of_files, open_all_columns, stated_column, undecoded
 from unet_diffusion.files import readable
+
+
+@dataclass(frozen=True)
+class MaskedSource:
+    """The rows of a source of images with masks, and what was understood about its files.
+
+    Attributes:
+        rows: undecoded columns `image`, `mask` and perhaps `instances`; the mask of an image without one is empty.
+        notes: sentences for the summary of the data, such as "34 files were left out: 34 .heic".
+        orphans: masks without an image.
+    """
+
+    rows: Dataset
+    notes: tuple[str, ...] = ()
+    orphans: tuple[Path, ...] = ()
 
 
 def open_masked_source(
@@ -21,7 +37,7 @@ def open_masked_source(
     masks: str | Path | None = None,
     mask_suffix: str | None = None,
     cache_dir: str | Path | None = None,
-) -> tuple[Dataset, list[Path]]:
+) -> MaskedSource:
     """Opens images with masks as a data set with undecoded columns `image`, `mask` and perhaps `instances`.
 
     Args:
@@ -35,9 +51,6 @@ def open_masked_source(
             beside their images.
         cache_dir: as in `open_source`.
 
-    Returns:
-        The data set, in which the mask of an image without one is empty, and the masks without an image.
-
     Raises:
         ValueError: the source, the split or a column does not exist, or two files have the same name.
     """
@@ -47,7 +60,8 @@ def open_masked_source(
                 "mask_column and instances_column are for data sets with columns, but masks are in folders."
             )
         return _open_folders(Path(source).expanduser(), split, masks, mask_suffix or "")
-    opened = open_all_columns(str(source), split, False, None if cache_dir is None else str(cache_dir))
+    source_of_columns = open_all_columns(str(source), split, False, None if cache_dir is None else str(cache_dir))
+    opened = source_of_columns.rows
     assert isinstance(opened, Dataset)
     image = find_image_column(opened.features, image_column, str(source))
     columns = {"image": image, "mask": _mask_column(opened.features, image, mask_column, str(source))}
@@ -61,7 +75,8 @@ def open_masked_source(
     opened = opened.select_columns(list(columns.values()))
     for name, column in columns.items():
         opened = undecoded(opened, column, f"{name}_column")
-    return opened.rename_columns({old: new for new, old in columns.items() if old != new}), []
+    renamed = opened.rename_columns({old: new for new, old in columns.items() if old != new})
+    return MaskedSource(renamed, source_of_columns.notes)
 
 
 def _mask_column(features: Features, image: str, stated: str | None, source: str) -> str:
@@ -76,7 +91,7 @@ def _mask_column(features: Features, image: str, stated: str | None, source: str
     return others[0]
 
 
-def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: str) -> tuple[Dataset, list[Path]]:
+def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: str) -> MaskedSource:
     check_text(str(folder))
     check_folder("data", folder, "; masks and mask_suffix are for folders of images")
     mask_folder = folder if masks is None else Path(masks).expanduser()
@@ -94,14 +109,14 @@ def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: st
             f"{', '.join(sorted(found)[:MOST_EXAMPLES]) or 'none'}"
             f"{f', without the suffix {suffix!r}' if suffix else ''}; they must be equal except for the ending."
         )
-    orphans = [found[name] for name in sorted(found.keys() - images.keys())]
+    orphans = tuple(found[name] for name in sorted(found.keys() - images.keys()))
     rows: dict[str, list[Any]] = {
         "image": [{"bytes": None, "path": stored_path(images[name])} for name in images],
         "mask": [{"bytes": None, "path": stored_path(found[name])} if name in found else None for name in images],
     }
     features = Features({"image": datasets.Image(decode=False), "mask": datasets.Image(decode=False)})
     used = [*images.values(), *(found[name] for name in images if name in found)]
-    return of_files(rows, features, used), orphans
+    return MaskedSource(of_files(rows, features, used), orphans=orphans)
 
 
 def _by_name(files: list[Path], home: Path, suffix: str) -> dict[str, Path]:

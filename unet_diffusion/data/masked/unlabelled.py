@@ -35,11 +35,12 @@ def load_unlabelled(
     """
     name = source
     if name is None:
-        rows, _, name = open_part(replace(options, max_labels=None), "train")
-        rows = rows.select_columns("image")
+        opened = open_part(replace(options, max_labels=None), "train")
+        rows, name = opened.rows.select_columns("image"), opened.name
     else:
-        rows = open_source(name, cache_dir=options.cache_dir)
-    assert isinstance(rows, Dataset)
+        found = open_source(name, cache_dir=options.cache_dir)
+        assert isinstance(found, Dataset)
+        rows = found
     cache = cache_images(rows, options.preparation, name, options.max_broken, options.cache_dir)
     images, size = f"unlabelled images of {name}", (data.train.height, data.train.width)
     check_same_kind(images, cache, "those with masks have", data.train.channels, data.pixel_range.dtype)
