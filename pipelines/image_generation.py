@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.checks import is_count, require
+from unet_diffusion.checks import class_index, is_count, require
 from unet_diffusion.diffusion.sampling import check_classes, check_scheduler, denoised, scaled_input, start_sampling
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
@@ -156,7 +156,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         Args:
             batch_size: number of images.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1000 for plain DDPM.
-            class_labels: a class for all images or one each, as an index or as one of `label_names`; None for no class.
+            class_labels: a class for all images or one each: one of `label_names`, or an integer, its index; None for
+                no class. Text of digits is an index only if the classes have no names.
             guidance_scale: w in uncond + w (cond - uncond), classifier-free guidance (Ho & Salimans 2022); 1 for none.
             guidance_interval: (low, high), the guided part of the schedule: 0 is its noisy beginning, 1 its end
                 (Kynkaanniemi et al. 2024); None for all of it.
@@ -247,8 +248,4 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         if isinstance(class_labels, Tensor):
             class_labels = class_labels.tolist()
         given = [class_labels] * batch_size if isinstance(class_labels, (int, str)) else list(class_labels)
-        names = self.label_names or []
-        for label in given:
-            if isinstance(label, str) and label not in names:
-                raise ValueError(f"there is no class named {label!r}; choose from {names}, or pass an index.")
-        return [names.index(label) if isinstance(label, str) else int(label) for label in given]
+        return [class_index(label, self.label_names, "class_labels") for label in given]

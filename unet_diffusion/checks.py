@@ -1,6 +1,6 @@
 """Checks of the values that a user gives: a `ValueError` names the value, the rule and, where it helps, the fix."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 
@@ -30,3 +30,17 @@ def require_each(options: object, names: Iterable[str], valid: Callable[[Any], b
 def require_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Raises a ValueError unless `value` is one of the choices."""
     require(value in choices, name, value, f"must be one of {', '.join(map(repr, choices))}")
+
+
+def class_index(label: str | int, names: Sequence[str] | None, option: str) -> int:
+    """Returns the index of a class that is given by its name, or by its index.
+
+    Text is a name; only where classes have no names are digits an index. An integer is always an index.
+    """
+    if not isinstance(label, str):
+        return int(label)
+    if names is None:
+        require(label.isdecimal(), option, label, "the classes have no names; give an index, counted from 0")
+        return int(label)
+    require(label in names, option, label, f"the classes are {', '.join(names)}")
+    return list(names).index(label)

@@ -10,7 +10,7 @@ import pytest
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from PIL import Image
 
-from unet_diffusion.data.sources import class_names, image_reader, open_source
+from unet_diffusion.data.sources import class_names, image_reader, open_source, open_with_notes
 from unet_diffusion.images.decoding import decode_image
 
 datasets.disable_progress_bars()
@@ -81,11 +81,16 @@ def test_webdataset(tmp_path, streaming):
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     options = {"cache_dir": tmp_path / "cache", "streaming": streaming}
-    dataset = open_source(tmp_path / "shard.tar", label_column="cls", **options)
-    assert first_values(dataset) == [0, 1, 2]
-    assert [row["label"] for row in dataset] == [0, 1, 2]
-    assert class_names(dataset) == (None if streaming else ("0", "1", "2"))
-    assert set(open_source(tmp_path / "shard.tar", **options).features) == {"image"}
+    opened = open_with_notes(tmp_path / "shard.tar", **options)
+    assert first_values(opened.rows) == [0, 1, 2]
+    if not streaming:
+        assert class_names(opened.rows) == ("0", "1", "2")
+        assert [row["label"] for row in opened.rows] == [0, 1, 2]
+        return
+    assert set(opened.rows.features) == {"image"}
+    assert "the column cls is not taken for labels: it holds int64" in opened.notes[-1]
+    with pytest.raises(ValueError, match="label_column is 'cls', but it holds int64.*leave out streaming"):
+        open_source(tmp_path / "shard.tar", label_column="cls", **options)
 
 
 def test_folder_of_images_takes_subfolders_as_classes(folder):
@@ -178,7 +183,7 @@ def test_columns_are_found_or_listed(three_images, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             open_source(source, **options)
-    assert class_names(open_source(renamed, label_column="id")) == tuple(map(str, range(10)))
+    assert class_names(open_source(renamed, label_column="id")) == ("7", "8", "9")
     named = saved(three_images.remove_columns("label").add_column("kind", ["x", "y", "x"]))
     assert class_names(open_source(named)) is None
     assert class_names(open_source(named, label_column="kind")) == ("x", "y")

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from torch import Tensor
 
+from unet_diffusion.checks import class_index
 from unet_diffusion.commands.options.evaluate import Evaluate
 from unet_diffusion.evaluation.mask_scores import labelled_for, score_masks
 from unet_diffusion.files import readable, write_json, write_text
@@ -25,6 +26,7 @@ def evaluate(options: Evaluate) -> str:
     scores_file, text_file = options.files
     pipe = load_pipeline(SegmentationPipeline, options.run).to(best_device(options.device))
     pipe.check_inputs(options.tile_size, num_draws=1, timesteps=None)
+    membrane = None if options.membrane is None else class_index(options.membrane, pipe.class_names, "membrane")
     dataset = labelled_for(
         pipe,
         options.data,
@@ -43,7 +45,7 @@ def evaluate(options: Evaluate) -> str:
             progress.update()
             return mask
 
-        scores = score_masks(predict, dataset, boundary_tolerance=options.boundary_tolerance, membrane=options.membrane)
+        scores = score_masks(predict, dataset, boundary_tolerance=options.boundary_tolerance, membrane=membrane)
     facts = {"options": asdict(options), "fingerprint": dataset.fingerprint, "count": len(dataset)}
     write_json(scores_file, {**facts, "masks": scores.to_dict(pipe.class_names)})
     text = f"""# {readable(options.run.name)} on {dataset.name}

@@ -48,7 +48,7 @@ def generation_pipeline(options: GenerationOptions) -> ImageGenerationPipeline:
 
 def generate(options: GenerationOptions, pipe: ImageGenerationPipeline, output_type: str) -> Any:
     """Generates all images, as the pipeline's `output_type`."""
-    labels = [int(label) if label.isdigit() else label for label in options.class_labels]
+    labels = options.class_labels
     (images,) = pipe(
         batch_size=options.count,
         num_inference_steps=options.steps,

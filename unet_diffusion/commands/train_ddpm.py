@@ -49,6 +49,11 @@ def make_unet(options: TrainDDPM, height: int, width: int, channels: int, class_
     seen = 2 * channels if options.task == "super-resolution" else channels  # the small image beside the noisy one
     wanted: dict[str, Any] = {"sample_size": size, "in_channels": seen, "out_channels": channels}
     if options.diffusion.class_conditional:
+        if class_names is None and options.data.streaming:
+            raise ValueError(
+                "class_conditional is set, but while streaming only a label column of type ClassLabel says which classes "
+                "there are, and the data have none; leave out streaming to take integers and strings for labels."
+            )
         if class_names is None:
             raise ValueError("class_conditional is set, but the data have no class labels; name them by label_column.")
         wanted |= {"num_class_embeds": len(class_names), "label_dropout": options.diffusion.label_dropout}

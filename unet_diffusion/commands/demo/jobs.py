@@ -143,12 +143,12 @@ def generate_images(
     """
     _check_bound("count", count, MAX_COUNT)
     _check_sampling(steps, seed)
-    every = tuple(str(label) for label in range(pipe.unet.config.num_class_embeds or 0))
+    names = tuple(pipe.label_names or map(str, range(pipe.unet.config.num_class_embeds or 0)))
     options = GenerationOptions(
         count=count,
         steps=steps,
         seed=seed,
-        class_labels={NO_CLASS: (), EVERY_CLASS: every}.get(choice, (choice,)),
+        class_labels=() if choice == NO_CLASS else names if choice == EVERY_CLASS else (names[int(choice)],),
         guidance_scale=guidance_scale,
         max_batch=MAX_BATCH,
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
+from unet_diffusion.data.config import Data
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import MaskedDataConfig
 
@@ -12,7 +13,7 @@ from unet_diffusion.data.masked.config import MaskedDataConfig
 class Doctor(MaskedDataConfig):
     """Examine a data set before training, and report what is wrong with it."""
 
-    data: Positional[str]
+    data: Positional[Data]
     """A folder of images, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
     or the name of a data set on the Hugging Face Hub."""
     plain: bool = False

@@ -22,7 +22,7 @@ class GenerationOptions:
     seed: int = 0
     """Seed of everything random."""
     class_labels: tuple[str, ...] = ()
-    """Classes to generate, by name or index, in turn; for class-conditional runs."""
+    """Classes to generate, in turn, by name, or by index where the run has no names; for class-conditional runs."""
     guidance_scale: float = 1.0
     """Strength of classifier-free guidance; 1 turns it off."""
     max_batch: int = 64

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from unet_diffusion.checks import is_count, is_number, require, require_each
-from unet_diffusion.data.config import ImageOptions, SourceOptions
+from unet_diffusion.data.config import Data, ImageOptions, SourceOptions
 from unet_diffusion.data.masked.encoding import check_encoding, parse_colours
 from unet_diffusion.images.masks import Colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
@@ -18,7 +18,7 @@ class MaskedOptions(SourceOptions):
     """Column of the masks; by default `mask`, or else the only other one of type Image."""
     instances_column: str | None = None
     """Column of instance maps, 0 for the background. In training, background separates instances that touch."""
-    masks: str | None = None
+    masks: Data | None = None
     """Folder of masks, named like their images except for the ending; `data` is then a folder of images."""
     mask_suffix: str | None = None
     """End of the names of masks before the ending, such as "_mask"; without `masks`, masks lie beside their images."""
@@ -69,7 +69,7 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     crop_size: int | None = None
     """Side in pixels of the squares to train on, cut at a new random place in every epoch. Smaller images are mirrored
     beyond their border, where the mask is ignored. Validation images stay whole."""
-    validation_masks: str | None = None
+    validation_masks: Data | None = None
     """Folder of the masks of `validation_data`."""
     num_classes: int | None = None
     """Number of classes, background included; by default that of the training masks."""

@@ -7,7 +7,16 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
-from unet_diffusion.data.folders import MOST_EXAMPLES, check_folder, check_text, images_of_split, stored_path
+from unet_diffusion.data.config import InMemory
+from unet_diffusion.data.folders import (
+    MOST_EXAMPLES,
+    check_folder,
+    check_only_split,
+    check_text,
+    images_of_split,
+    stored_path,
+)
+from unet_diffusion.data.memory import as_source
 from unet_diffusion.data.sources import find_image_column, listing, of_files, open_all_columns, stated_column, undecoded
 from unet_diffusion.files import readable
 
@@ -54,13 +63,16 @@ def open_masked_source(
     Raises:
         ValueError: the source, the split or a column does not exist, or two files have the same name.
     """
+    source, masks = as_source(source), None if masks is None else as_source(masks, "masks")
+    if isinstance(masks, InMemory):
+        return _open_memory(source, split, masks)
     if masks is not None or mask_suffix is not None:
         if mask_column is not None or instances_column is not None:
             raise ValueError(
                 "mask_column and instances_column are for data sets with columns, but masks are in folders."
             )
         return _open_folders(Path(source).expanduser(), split, masks, mask_suffix or "")
-    source_of_columns = open_all_columns(str(source), split, False, None if cache_dir is None else str(cache_dir))
+    source_of_columns = open_all_columns(source, split, False, None if cache_dir is None else str(cache_dir))
     opened = source_of_columns.rows
     assert isinstance(opened, Dataset)
     image = find_image_column(opened.features, image_column, str(source))
@@ -77,6 +89,27 @@ def open_masked_source(
         opened = undecoded(opened, column, f"{name}_column")
     renamed = opened.rename_columns({old: new for new, old in columns.items() if old != new})
     return MaskedSource(renamed, source_of_columns.notes)
+
+
+def _open_memory(source: str, split: str, masks: InMemory) -> MaskedSource:
+    if not isinstance(source, InMemory):
+        raise ValueError(f"masks are {masks}, but data is {source!r}; give both in memory, or both as files.")
+    check_only_split(source, split)
+    images = source.rows.select_columns([find_image_column(source.rows.features, None, source)])
+    drawn = masks.rows.select_columns([_column_of_masks(masks)])
+    if len(images) != len(drawn):
+        raise ValueError(f"data is {source}, but masks are {masks}; give one mask for each image, in the same order.")
+    images = undecoded(images.rename_columns({images.column_names[0]: "image"}), "image", "data")
+    drawn = undecoded(drawn.rename_columns({drawn.column_names[0]: "mask"}), "mask", "masks")
+    rows = datasets.concatenate_datasets([images, drawn], axis=1)
+    fingerprint = datasets.fingerprint.Hasher.hash([source, masks])
+    return MaskedSource(Dataset(rows.data, info=rows.info, fingerprint=fingerprint))
+
+
+def _column_of_masks(masks: InMemory) -> str:
+    """Returns the column of a set of masks alone: `mask`, or else the only one of images."""
+    features = masks.rows.features
+    return "mask" if "mask" in features else find_image_column(features, None, masks)
 
 
 def _mask_column(features: Features, image: str, stated: str | None, source: str) -> str:
@@ -96,8 +129,10 @@ def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: st
     check_folder("data", folder, "; masks and mask_suffix are for folders of images")
     mask_folder = folder if masks is None else Path(masks).expanduser()
     check_folder("masks", mask_folder)
-    home, files = images_of_split(folder, split)
-    mask_home, mask_files = (home, files) if masks is None else images_of_split(mask_folder, split)
+    found_images = images_of_split(folder, split)
+    home, files = found_images.home, found_images.files
+    found_masks = found_images if masks is None else images_of_split(mask_folder, split)
+    mask_home, mask_files = found_masks.home, found_masks.files
     if masks is None:
         files = [file for file in files if not file.stem.endswith(suffix)]
     images = _by_name(files, home, "")
@@ -116,7 +151,7 @@ def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: st
     }
     features = Features({"image": datasets.Image(decode=False), "mask": datasets.Image(decode=False)})
     used = [*images.values(), *(found[name] for name in images if name in found)]
-    return MaskedSource(of_files(rows, features, used), orphans=orphans)
+    return MaskedSource(of_files(rows, features, used), found_images.notes, orphans)
 
 
 def _by_name(files: list[Path], home: Path, suffix: str) -> dict[str, Path]:

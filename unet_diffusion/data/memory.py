@@ -1,0 +1,145 @@
+"""Images that are already in memory: arrays, PIL images, lists of paths and data sets, given from Python."""
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset, Features
+from PIL import Image, ImageOps
+
+from unet_diffusion.data.config import InMemory
+from unet_diffusion.data.folders import file_state, stored_path
+from unet_diffusion.images.decoding import decode_image
+
+IN_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # modes of PIL images that PNG keeps
+KINDS = (
+    "a name or path, a datasets.Dataset, a list of PIL images, arrays or paths, or one array (N, H, W) or (N, H, W, C)"
+)
+# Advice for types that people have instead, by the first words of their names.
+ADVICE = {
+    "torch.Tensor": "pass images.permute(0, 2, 3, 1).numpy() of a tensor (N, C, H, W)",
+    "pandas.": "pass datasets.Dataset.from_pandas(frame)",
+    "builtins.dict": "pass datasets.Dataset.from_dict(columns)",
+    "datasets.dataset_dict.": "pass one of its splits, such as data['train']",
+    "datasets.iterable_dataset.": "a stream is opened from its name or files, with streaming",
+    "PIL.": "for one image pass a list of it",
+    "builtins.generator": "pass a list",
+}
+
+
+def as_source(data: Any, option: str = "data") -> str:
+    """Returns what a user gave as the name of a source: text as it is, a path as text, images as `InMemory`.
+
+    Args:
+        data: a name or path; a `datasets.Dataset`; a list of PIL images, arrays (H, W) or (H, W, C), or paths; or an
+            array (N, H, W) or (N, H, W, C). In a list of masks, None stands for a missing one.
+        option: its name, for messages.
+
+    Raises:
+        ValueError: a value of another type, of another shape, or without images.
+    """
+    if isinstance(data, str):
+        return data
+    if isinstance(data, os.PathLike):
+        return os.fspath(data)
+    if isinstance(data, Dataset):
+        return _named(data.with_format(None), _count(len(data), "row"))
+    if isinstance(data, np.ndarray):
+        _check_array(data, option)
+    elif not isinstance(data, (list, tuple)):
+        raise ValueError(f"{option} is of type {_type(data)}, but must be {KINDS}; {_advice(data)}.")
+    if len(data) == 0:
+        raise ValueError(f"{option} is empty; give at least one image.")
+    return _of_images(data, option)
+
+
+def _of_images(images: Sequence[Any], option: str) -> InMemory:
+    is_masks = "masks" in option
+    digest = hashlib.sha256()
+    cells: list[dict[str, Any] | None] = []
+    for position, image in enumerate(images):
+        name = f"{option}[{position}]"
+        if image is None and is_masks:
+            cells.append(None)
+            digest.update(b"none")
+        elif isinstance(image, (str, os.PathLike)):
+            path = Path(image).expanduser()
+            if not path.is_file():
+                raise ValueError(f"{name} is {str(image)!r}, but there is no such file.")
+            cells.append({"bytes": None, "path": stored_path(path.absolute())})
+            digest.update(repr(file_state(path)).encode())
+        else:
+            data = _encoded(image, name)
+            cells.append({"bytes": data, "path": None})
+            digest.update(hashlib.sha256(data).digest())
+    rows = Dataset.from_dict({"image": cells}, features=Features({"image": datasets.Image(decode=False)}))
+    rows = Dataset(rows.data, info=rows.info, fingerprint=digest.hexdigest()[:16])
+    return _named(rows, _count(len(rows), "mask" if is_masks else "image"))
+
+
+def _named(rows: Dataset, name: str) -> InMemory:
+    return InMemory(f"{name} in memory (fingerprint {rows._fingerprint})", rows)
+
+
+def _encoded(image: Any, name: str) -> bytes:
+    """Returns the bytes of a file that keeps every value: PNG for PIL images where it can, else `.npy`."""
+    file = io.BytesIO()
+    if isinstance(image, Image.Image):
+        try:
+            pixels = decode_image(image)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{name} cannot be used: {error}") from error
+        if image.mode in IN_PNG:
+            ImageOps.exif_transpose(image).save(file, "PNG", compress_level=1)
+        else:
+            np.save(file, pixels)
+    elif isinstance(image, np.ndarray):
+        if image.ndim not in (2, 3) or image.dtype.kind not in "buif":
+            raise ValueError(
+                f"{name} has shape {image.shape} and holds {image.dtype}, but an image is (H, W) or (H, W, C) and "
+                "holds integers or floats."
+            )
+        np.save(file, image)
+    else:
+        raise ValueError(
+            f"{name} is of type {_type(image)}, but must be a PIL image, an array (H, W) or (H, W, C), or a path. For "
+            "images with labels give a datasets.Dataset with the columns image and label."
+        )
+    return file.getvalue()
+
+
+def _check_array(array: np.ndarray, option: str) -> None:
+    shape = array.shape
+    if array.ndim not in (3, 4):
+        raise ValueError(
+            f"{option} is an array of shape {shape}, but must be (N, H, W) or (N, H, W, C); for one image give a list "
+            "of it."
+        )
+    if array.ndim == 3 and 2 <= shape[2] <= 4:
+        raise ValueError(
+            f"{option} is an array of shape {shape}, which would be {shape[0]} images of {shape[2]} columns; for one "
+            "image (H, W, C) give a list of it."
+        )
+    if array.ndim == 4 and shape[1] <= 4 < shape[3]:
+        raise ValueError(
+            f"{option} is an array of shape {shape}, which looks like (N, C, H, W), but must be (N, H, W, C); give "
+            "images.transpose(0, 2, 3, 1)."
+        )
+
+
+def _type(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def _advice(value: Any) -> str:
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    return next((advice for start, advice in ADVICE.items() if name.startswith(start)), "convert it to one of these")
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,107 @@
+"""Metadata files beside images, as the imagefolder of `datasets` has them: a table with a column `file_name`.
+
+The other columns are labels, captions and the like; a column `NAME_file_name` names another image of the same row, such
+as its mask.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+from datasets import Dataset, Features
+
+from unet_diffusion.data.folders import MOST_EXAMPLES, ImageFiles, file_state, some, stored_path
+from unet_diffusion.files import readable
+
+FILE_NAME = "file_name"
+READERS = {
+    ".jsonl": pyarrow.json.read_json,
+    ".csv": pyarrow.csv.read_csv,
+    ".parquet": pyarrow.parquet.read_table,
+}
+
+
+def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, ...]]:
+    """Opens the rows of a metadata file with undecoded columns of images, and returns them with notes.
+
+    `file_name` becomes the column `image`, and `NAME_file_name` the column `NAME`. Paths are relative to the metadata
+    file. If it lies above the folder of a split, the rows whose image is in that folder are taken.
+
+    Raises:
+        ValueError: the file cannot be read, has no column `file_name`, or names files that do not exist.
+    """
+    table = _read(file)
+    if FILE_NAME not in table.column_names:
+        raise ValueError(
+            f"{file} has no column file_name, which names the image of each row; its columns are "
+            f"{', '.join(table.column_names)}. Rename the column, or move the file away."
+        )
+    paths = {name: _paths(table, name, file) for name in table.column_names if _names_files(name)}
+    if file.parent != images.home:
+        inside = [path is not None and path.is_relative_to(images.home) for path in paths[FILE_NAME]]
+        table = table.filter(pyarrow.array(inside))
+        paths = {name: [path for path, keep in zip(each, inside) if keep] for name, each in paths.items()}
+    _check_present(paths, file)
+    columns: dict[str, Any] = {}
+    features = Features()
+    for name in table.column_names:
+        if _names_files(name):
+            column = "image" if name == FILE_NAME else name.removesuffix(f"_{FILE_NAME}")
+            columns[column] = [path and {"bytes": None, "path": stored_path(path)} for path in paths[name]]
+            features[column] = datasets.Image(decode=False)
+    rows = Dataset.from_dict(columns, features=features)
+    others = Dataset(table.select([name for name in table.column_names if not _names_files(name)]))
+    for name in others.column_names:
+        if name in columns:
+            raise ValueError(f"{file} has the columns {name} and {name}_file_name; rename one of them.")
+    if others.column_names:
+        rows = datasets.concatenate_datasets([rows, others], axis=1)
+    used = {path for each in paths.values() for path in each if path is not None}
+    fingerprint = datasets.fingerprint.Hasher.hash([table.to_pylist(), [file_state(path) for path in sorted(used)]])
+    rows = Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
+    unlisted = len(set(images.files) - used)
+    notes = [f"{file.name} names the images, {len(rows)} rows"]
+    if unlisted:
+        notes.append(
+            f"{_images(unlisted)} left out, since {file.name} does not name {'it' if unlisted == 1 else 'them'}"
+        )
+    return rows, tuple(notes)
+
+
+def _read(file: Path) -> pyarrow.Table:
+    try:
+        return READERS[file.suffix](io.BytesIO(file.read_bytes()))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {readable(str(error))}; correct it, or move it away.") from error
+
+
+def _names_files(column: str) -> bool:
+    return column == FILE_NAME or column.endswith(f"_{FILE_NAME}")
+
+
+def _paths(table: pyarrow.Table, column: str, file: Path) -> list[Path | None]:
+    names = table[column].to_pylist()
+    for row, name in enumerate(names):
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"{column} in row {row} of {file} is {name!r}, but must be the path of a file.")
+        if not name and column == FILE_NAME:
+            raise ValueError(f"{column} in row {row} of {file} is empty; give the path of its image, or drop the row.")
+    return [file.parent / name if name else None for name in names]
+
+
+def _check_present(paths: dict[str, list[Path | None]], file: Path) -> None:
+    missing = [str(path) for each in paths.values() for path in each if path is not None and not path.is_file()]
+    if missing:
+        raise ValueError(
+            f"{file} names {len(missing)} files that do not exist: {some(missing[:MOST_EXAMPLES])}. Its paths must be "
+            "relative to its own folder; add the files, or drop their rows."
+        )
+
+
+def _images(count: int) -> str:
+    return "1 image was" if count == 1 else f"{count} images were"
