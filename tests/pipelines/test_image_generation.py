@@ -177,7 +177,7 @@ def test_classes_by_index_name_list_and_tensor():
     for same in (2, "hen", ["hen", 2], torch.tensor([2, 2])):
         assert torch.equal(images(same), expected)
     assert not torch.equal(images(["cat", "hen"])[0], expected[0])
-    with pytest.raises(ValueError, match="no class named 'cow'"):
+    with pytest.raises(ValueError, match="class_labels is 'cow', but the classes are"):
         images("cow")
 
 

@@ -51,8 +51,8 @@ def make_unet(options: TrainDDPM, height: int, width: int, channels: int, class_
     if options.diffusion.class_conditional:
         if class_names is None and options.data.streaming:
             raise ValueError(
-                "class_conditional is set, but while streaming only a label column of type ClassLabel says which classes "
-                "there are, and the data have none; leave out streaming to take integers and strings for labels."
+                "class_conditional is set, but while streaming only a label column of type ClassLabel says which "
+                "classes there are, and the data have none; leave out streaming to take integers and strings."
             )
         if class_names is None:
             raise ValueError("class_conditional is set, but the data have no class labels; name them by label_column.")

@@ -135,7 +135,7 @@ def _problem(label: LabelColumn, streaming: bool) -> str | None:
     if isinstance(label.feature, ClassLabel) and label.key is None:
         return None
     if not label.is_plain and not isinstance(label.feature, ClassLabel):
-        return f"it holds {label.kind}, but labels are ClassLabel, integers or strings"
+        return f"it holds {label.kind}, and labels are ClassLabel, integers or strings"
     if streaming:
         return f"it holds {label.kind}, whose classes are not known before all rows are read; leave out streaming"
     return None
@@ -158,5 +158,6 @@ def _is_none(value: Any) -> bool:
 
 
 def _note(origin: str, names: list[str], counts: Counter[str]) -> str:
-    listed = [f"{name} ({counts[name]} {'image' if counts[name] == 1 else 'images'})" for name in names]
+    unit = " image" if counts[names[0]] == 1 else " images"
+    listed = [f"{name} ({counts[name]}{'' if position else unit})" for position, name in enumerate(names)]
     return f"{origin}: {some(listed)}"

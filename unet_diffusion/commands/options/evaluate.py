@@ -25,8 +25,8 @@ class Evaluate:
     boundary_tolerance: float = 2.0
     """Pixels by which a predicted boundary may miss the true one, in the boundary F1."""
     membrane: str | int | None = None
-    """Class of the membrane between cells, by name, or by index where classes have no names: also score the cells, by adapted Rand error and variation of information.
-    Instances are always scored where the set has them."""
+    """Class of the membrane between cells, by name, or by index where the classes have no names: also score the cells,
+    by adapted Rand error and variation of information. Instances are always scored where the set has them."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
     overwrite: bool = False
