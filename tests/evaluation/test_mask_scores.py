@@ -333,7 +333,7 @@ def test_mistakes_end_with_one_sentence_and_no_file(run, labelled, tmp_path):
     for given, options, message in (
         (labelled, ["--run", "absent"], "run is absent, but there is no model_index.json"),
         (labelled, ["--tile-size", "0"], "tile_size is 0"),
-        (labelled, ["--membrane", "3"], r"membrane is 3, but the classes are 0\.\.2"),
+        (labelled, ["--membrane", "3"], "membrane is '3', but the classes are ground, cell"),
         (others, [], "for a network of 3 classes: masks hold 3, but the classes are"),
     ):
         with pytest.raises(SystemExit, match=message):

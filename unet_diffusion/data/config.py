@@ -38,6 +38,11 @@ class InMemory(str):
         return InMemory, (str(self), self.rows)
 
 
+def part_name(source: str, split: str) -> str:
+    """Returns the name of a split of a source, for messages."""
+    return source if isinstance(source, InMemory) else f"{source} ({split})"
+
+
 @dataclass
 class SourceOptions:
     """Where images are, and how each is converted before it is stored."""

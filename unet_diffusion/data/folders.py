@@ -37,6 +37,7 @@ IMAGE_WORDS = frozenset({
 })
 # fmt: on
 OTHER_MASK_WORDS = frozenset({"ground", "truth", "class", "classes", "object", "objects"})  # of SegmentationClass
+MASK_SUFFIX = re.compile(r"[_-](mask|masks|label|labels|gt|seg|segmentation|annotation|matte)$", re.IGNORECASE)
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -51,6 +52,7 @@ class ImageFiles:
         skipped_runs: folders below `home` that hold a run, whose previews and curves are no data.
         other_splits: names of the subfolders beside `home`, if `home` is a split.
         metadata: the file that says more about the images: `metadata.jsonl`, `.csv` or `.parquet`.
+        other_metadata: such files in subfolders, which are not read.
     """
 
     home: Path
@@ -59,6 +61,7 @@ class ImageFiles:
     skipped_runs: list[Path]
     other_splits: tuple[str, ...] | None = None
     metadata: Path | None = None
+    other_metadata: tuple[Path, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -69,10 +72,14 @@ class ImageFiles:
             notes.append(f"the split is the subfolder {self.home.name}{others}")
         if self.left_out:
             count = sum(self.left_out.values())
-            notes.append(f"{_files(count)} left out: {_by_ending(self.left_out)}")
+            notes.append(
+                f"{counted(count, 'file')} {'was' if count == 1 else 'were'} left out: {_by_ending(self.left_out)}"
+            )
         if self.skipped_runs:
             names = [readable(run.relative_to(self.home).as_posix()) for run in self.skipped_runs]
             notes.append(f"images of runs were left out, in {some(names)}")
+        for file in self.other_metadata[:MOST_EXAMPLES]:
+            notes.append(f"{file} is not read; give data {file.parent} to use it")
         return tuple(notes)
 
 
@@ -104,6 +111,7 @@ def images_of_split(folder: Path, split: str) -> ImageFiles:
     tops = top_folders(folder, found.images)
     home = _home_of_split(folder, split, tops)
     files = [file for file in found.images if file.is_relative_to(home)]
+    metadata = _metadata(found.metadata, home, folder)
     left_out = Counter(file.suffix.lower() for file in found.others if file.is_relative_to(home))
     runs = [run for run in found.runs if run.is_relative_to(home)]
     if not files:
@@ -116,17 +124,16 @@ def images_of_split(folder: Path, split: str) -> ImageFiles:
         dict(left_out.most_common()),
         runs,
         None if home == folder else tuple(name for name in tops if name != home.name),
-        _metadata(found.metadata, home, folder),
+        metadata,
+        tuple(file for file in found.metadata if file != metadata and file.is_relative_to(home)),
     )
 
 
 def is_run(folder: Path, whole: bool = False) -> bool:
     """Returns whether a folder holds a run or a pipeline; with `whole`, its checkpoints alone do not count."""
-    if (folder / "model_index.json").is_file():
-        return True
-    if (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file():
-        return True
-    return not whole and (folder / "checkpoints").is_dir()
+    has_log = (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
+    is_whole = has_log or (folder / "model_index.json").is_file()
+    return is_whole or (not whole and (folder / "checkpoints").is_dir())
 
 
 def top_folders(home: Path, files: Iterable[Path]) -> dict[str, int]:
@@ -208,9 +215,20 @@ def _metadata(found: list[Path], home: Path, folder: Path) -> Path | None:
     return None
 
 
-def check_no_masks_among(home: Path, tops: Collection[str]) -> None:
-    """Raises a ValueError if subfolders look like images beside their masks ("images", "masks"), not like classes."""
-    masks = [name for name in tops if MASK_WORDS.intersection(_words(name))]
+def check_no_masks_among(home: Path, files: list[Path]) -> None:
+    """Raises a ValueError if images look like masks of others, by the names of their folder ("masks") or of themselves.
+
+    Otherwise noise prediction would learn from masks as well.
+    """
+    tops = top_folders(home, files)
+    _check_mask_suffix(home, files)
+    masks = [name for name in tops if looks_like_masks(name)]
+    for mask in masks:
+        if sum(tops.values()) < len(files) and not _subject(mask):
+            raise ValueError(
+                f"data is {home}, whose subfolder {mask} looks like masks of the images beside it. Move it out of that "
+                "folder, or rename it if its images are to be learnt from as well."
+            )
     for mask in masks:
         for image in (name for name in tops if name not in masks):
             subject = _subject(mask)
@@ -220,6 +238,21 @@ def check_no_masks_among(home: Path, tops: Collection[str]) -> None:
                     f"classes. Give data {home / image}, and for segmentation also masks {home / mask}. If they are "
                     "classes, give label_column 'label'."
                 )
+
+
+def _check_mask_suffix(home: Path, files: list[Path]) -> None:
+    stems = {(file.parent, file.stem) for file in files}
+    suffixes: Counter[str] = Counter()
+    for folder, stem in stems:
+        match = MASK_SUFFIX.search(stem)
+        if match is not None and (folder, stem[: match.start()]) in stems:
+            suffixes[match.group()] += 1
+    for suffix, count in suffixes.most_common(1):
+        if count > len(files) / 4:
+            raise ValueError(
+                f"data is {home}, where {count} of {len(files)} images look like masks of the others: their names end "
+                f"in {suffix}. For segmentation give mask_suffix {suffix!r}; otherwise move them out of that folder."
+            )
 
 
 def _words(name: str) -> list[str]:
@@ -242,8 +275,9 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_LISTED]) + more
 
 
-def _files(count: int) -> str:
-    return "1 file was" if count == 1 else f"{count} files were"
+def counted(count: int, noun: str) -> str:
+    """Returns a number of things, such as "1 image" and "2 images"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _by_ending(counts: Mapping[str, int]) -> str:

@@ -97,7 +97,9 @@ def labelled(
     values = dataset.select_columns([label.column])[label.column][:]
     if label.key is not None:
         values = [None if cell is None else cell[label.key] for cell in values]
-    if isinstance(label.feature, ClassLabel):
+    if isinstance(label.feature, ClassLabel) and label.key is not None:
+        values = [None if value in (None, NO_LABEL) else label.feature.int2str(value) for value in values]
+    elif isinstance(label.feature, ClassLabel):
         names = label.feature.names
         counts = Counter(names[value] for value in values if value is not None and 0 <= value < len(names))
         return _renamed(dataset, label), (_note(origin, names, counts),)

@@ -13,7 +13,7 @@ from datasets import Dataset, Features
 from PIL import Image, ImageOps
 
 from unet_diffusion.data.config import InMemory
-from unet_diffusion.data.folders import file_state, stored_path
+from unet_diffusion.data.folders import counted, file_state, stored_path
 from unet_diffusion.images.decoding import decode_image
 
 IN_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # modes of PIL images that PNG keeps
@@ -48,7 +48,7 @@ def as_source(data: Any, option: str = "data") -> str:
     if isinstance(data, os.PathLike):
         return os.fspath(data)
     if isinstance(data, Dataset):
-        return _named(data.with_format(None), _count(len(data), "row"))
+        return _named(data.with_format(None), counted(len(data), "row"))
     if isinstance(data, np.ndarray):
         _check_array(data, option)
     elif not isinstance(data, (list, tuple)):
@@ -79,7 +79,7 @@ def _of_images(images: Sequence[Any], option: str) -> InMemory:
             digest.update(hashlib.sha256(data).digest())
     rows = Dataset.from_dict({"image": cells}, features=Features({"image": datasets.Image(decode=False)}))
     rows = Dataset(rows.data, info=rows.info, fingerprint=digest.hexdigest()[:16])
-    return _named(rows, _count(len(rows), "mask" if is_masks else "image"))
+    return _named(rows, counted(len(rows), "mask" if is_masks else "image"))
 
 
 def _named(rows: Dataset, name: str) -> InMemory:
@@ -139,7 +139,3 @@ def _type(value: Any) -> str:
 def _advice(value: Any) -> str:
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     return next((advice for start, advice in ADVICE.items() if name.startswith(start)), "convert it to one of these")
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

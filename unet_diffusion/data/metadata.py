@@ -15,7 +15,7 @@ import pyarrow.json
 import pyarrow.parquet
 from datasets import Dataset, Features
 
-from unet_diffusion.data.folders import MOST_EXAMPLES, ImageFiles, file_state, some, stored_path
+from unet_diffusion.data.folders import ImageFiles, counted, file_state, some, stored_path
 from unet_diffusion.files import readable
 
 FILE_NAME = "file_name"
@@ -46,6 +46,8 @@ def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, .
         inside = [path is not None and path.is_relative_to(images.home) for path in paths[FILE_NAME]]
         table = table.filter(pyarrow.array(inside))
         paths = {name: [path for path, keep in zip(each, inside) if keep] for name, each in paths.items()}
+    if not len(table):
+        raise ValueError(f"{file} names no image of {images.home}; add rows, or move the file away.")
     _check_present(paths, file)
     columns: dict[str, Any] = {}
     features = Features()
@@ -65,11 +67,9 @@ def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, .
     fingerprint = datasets.fingerprint.Hasher.hash([table.to_pylist(), [file_state(path) for path in sorted(used)]])
     rows = Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
     unlisted = len(set(images.files) - used)
-    notes = [f"{file.name} names the images, {len(rows)} rows"]
+    notes = [f"{file.name} names the images: {counted(len(rows), 'row')}"]
     if unlisted:
-        notes.append(
-            f"{_images(unlisted)} left out, since {file.name} does not name {'it' if unlisted == 1 else 'them'}"
-        )
+        notes.append(f"images that {file.name} does not name were left out: {unlisted}")
     return rows, tuple(notes)
 
 
@@ -98,10 +98,6 @@ def _check_present(paths: dict[str, list[Path | None]], file: Path) -> None:
     missing = [str(path) for each in paths.values() for path in each if path is not None and not path.is_file()]
     if missing:
         raise ValueError(
-            f"{file} names {len(missing)} files that do not exist: {some(missing[:MOST_EXAMPLES])}. Its paths must be "
-            "relative to its own folder; add the files, or drop their rows."
+            f"{file} names {counted(len(missing), 'file')} that cannot be found: {some(missing)}. Its paths "
+            "must be relative to its own folder; add the files, or drop their rows."
         )
-
-
-def _images(count: int) -> str:
-    return "1 image was" if count == 1 else f"{count} images were"

@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
-from unet_diffusion.data.config import DataConfig, ImageOptions
+from unet_diffusion.data.config import DataConfig, ImageOptions, part_name
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sources import open_with_notes
 from unet_diffusion.data.streaming import StreamingImages, first_usable
@@ -109,7 +109,7 @@ def open_part(config: DataConfig, part: Literal["train", "validation"], streamin
     rows = opened.rows
     if most is not None:
         rows = rows.select(range(min(most, len(rows)))) if isinstance(rows, Dataset) else rows.take(most)
-    return Part(rows, f"{source} ({split})", opened.notes)
+    return Part(rows, part_name(source, split), opened.notes)
 
 
 def _cached(config: DataConfig, part: Literal["train", "validation"]) -> tuple[ImageCache, str]:
@@ -166,7 +166,7 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
     images = f"validation images of {name}"
     check_same_kind(images, cache, "the training images have", train.channels, train.pixel_range.dtype)
     unknown = sorted(set(cache.class_names or ()) - set(train.class_names or cache.class_names or ()))
-    if unknown:
+    if unknown and len(cache.class_names or ()) > 1:  # the name of a single folder need not be that of a class
         raise ValueError(f"{images} have classes that are not trained on: {', '.join(unknown)}.")
     check_same_size(images, size, "the training images", (train.height, train.width))
     return ImageDataset(

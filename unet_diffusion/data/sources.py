@@ -26,6 +26,7 @@ from unet_diffusion.data.folders import (
     check_no_masks_among,
     check_only_split,
     check_text,
+    counted,
     file_state,
     images_of_split,
     is_hub_name,
@@ -160,8 +161,7 @@ def open_all_columns(
     if path.is_dir():
         tables = _tables(path)
         if tables:
-            absolute = str(path.absolute())  # since `datasets` has readers with names such as "csv"
-            return replace(_load(source, split, streaming, cache_dir, absolute), notes=_beside_tables(path, tables))
+            return _open_tables(source, path, tables, split, streaming, cache_dir)
         return _open_folder(path, split, trust_classes)
     files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
     if files:
@@ -171,9 +171,7 @@ def open_all_columns(
                 f"data is {source!r}, files of type {', '.join(sorted(suffixes)) or 'unknown'}, but files must be all "
                 f"of one type out of {', '.join(FILE_READERS)}. For single images give their folder."
             )
-        reader = FILE_READERS[suffixes.pop()]
-        check_only_split(source, split)
-        return _load(source, split, streaming, cache_dir, reader, data_files={"train": files})
+        return _open_files(source, files, split, streaming, cache_dir)
     if is_hub_name(source):
         return _load(source, split, streaming, cache_dir, source)
     raise unknown_source(source, "there is no such file or folder")
@@ -225,22 +223,34 @@ def _tables(folder: Path) -> list[Path]:
     return [file for file in files if file.suffix.lower() in FILE_READERS and file.name not in METADATA]
 
 
-def _beside_tables(folder: Path, tables: list[Path]) -> tuple[str, ...]:
-    """Returns a note on images beside tables; raises a ValueError if it is not clear which of them are the data."""
+def _open_tables(
+    source: str, folder: Path, tables: list[Path], split: str, streaming: bool, cache_dir: str | None
+) -> Source:
+    """Opens the tables of a folder; raises a ValueError if it is not clear whether they are the data."""
     places = {table.parent for table in tables}
     images = [file for place in places for file in place.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
     endings = sorted({table.suffix for table in tables})
-    if len(endings) > 1 or len(images) > len(tables):
-        others = [*endings, *([f"{len(images)} images"] if images else [])]
+    if len({ending.lower() for ending in endings}) > 1 or len(images) > len(tables):
+        kinds = [f"{ending} files" for ending in endings] + [counted(len(images), "image")] * bool(images)
         raise ValueError(
-            f"data is {folder}, which holds {' and '.join(others)} files, so it is not clear which are the data. Give "
-            f"a glob such as {tables[0].parent / ('*' + endings[0])}, or move the other files away."
+            f"data is {folder}, which holds {' and '.join(kinds)}, so it is not clear which are the data. Give a glob "
+            f"such as {tables[0].parent / ('*' + endings[0])}, or move the other files away."
         )
-    if endings[0] != endings[0].lower():
-        raise ValueError(
-            f"data is {folder}, whose files end in {endings[0]}; give the glob {tables[0].parent / ('*' + endings[0])}."
-        )
-    return (f"{len(images)} image files beside the {endings[0]} files were left out",) if images else ()
+    if any(ending != ending.lower() for ending in endings):  # which `datasets` does not see
+        opened = _open_files(source, [str(table) for table in tables], split, streaming, cache_dir)
+    else:
+        absolute = str(folder.absolute())  # since `datasets` has readers with names such as "csv"
+        opened = _load(source, split, streaming, cache_dir, absolute)
+    if not images:
+        return opened
+    return replace(opened, notes=(f"left out beside the {endings[0]} files: {counted(len(images), 'image')}",))
+
+
+def _open_files(source: str, files: list[str], split: str, streaming: bool, cache_dir: str | None) -> Source:
+    """Opens tables of one type as the split "train"."""
+    check_only_split(source, split)
+    reader = FILE_READERS[Path(files[0]).suffix.lower()]
+    return _load(source, split, streaming, cache_dir, reader, data_files={"train": files})
 
 
 def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
@@ -250,7 +260,7 @@ def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
         return Source(rows, (*images.notes, *notes))
     classes = list(top_folders(images.home, images.files))
     if not trust_classes:
-        check_no_masks_among(images.home, classes)
+        check_no_masks_among(images.home, images.files)
     columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in images.files]}
     features = Features({"image": datasets.Image(decode=False)})
     parts = [file.relative_to(images.home).parts for file in images.files]
@@ -273,11 +283,12 @@ def _are_classes(names: list[str], parts: list[tuple[str, ...]]) -> bool:
 def _notes_on_subfolders(names: list[str], parts: list[tuple[str, ...]], are_classes: bool) -> tuple[str, ...]:
     loose = sum(len(part) == 1 for part in parts)
     if names and loose:
-        return (f"the subfolders {some(names)} are no classes, since {loose} images are in none of them",)
+        return (f"the subfolders {some(names)} are no classes, since not all images are in them: {loose} lie outside",)
     nested = sorted({"/".join(part[:2]) for part in parts if len(part) > 2})
-    if are_classes and nested:
-        return (f"only the first level of subfolders are classes, and these are part of them: {some(nested)}",)
-    return ()
+    if not are_classes or not nested:
+        return ()
+    advice = f"; to take them for the classes, give the folder {names[0]} as data" if len(names) == 1 else ""
+    return (f"only the first level of subfolders are classes, not these below: {some(nested)}{advice}",)
 
 
 def _select_columns(opened: Source, source: str, image_column: str | None, label_column: str | None) -> Source:

@@ -150,7 +150,7 @@ def test_images_of_any_channels_and_depth_can_be_looked_at(channels):
         ({"steps": None}, "steps is None"),
         ({"seed": None}, "seed is None, but must be an integer"),
         ({"sampler_name": "absent"}, "there is no sampler 'absent'"),
-        ({"choice": "7"}, "class label 7 is not between 0 and 1"),
+        ({"choice": "7"}, "class_labels is '7', but the classes are left, right"),
         ({"choice": NO_CLASS, "guidance_scale": 2.0}, "guidance_scale is 2.0, but there is no class to guide to"),
     ],
 )

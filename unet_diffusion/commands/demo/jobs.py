@@ -144,11 +144,12 @@ def generate_images(
     _check_bound("count", count, MAX_COUNT)
     _check_sampling(steps, seed)
     names = tuple(pipe.label_names or map(str, range(pipe.unet.config.num_class_embeds or 0)))
+    labels = {str(index): name for index, name in enumerate(names)}
     options = GenerationOptions(
         count=count,
         steps=steps,
         seed=seed,
-        class_labels=() if choice == NO_CLASS else names if choice == EVERY_CLASS else (names[int(choice)],),
+        class_labels=() if choice == NO_CLASS else names if choice == EVERY_CLASS else (labels.get(choice, choice),),
         guidance_scale=guidance_scale,
         max_batch=MAX_BATCH,
     )

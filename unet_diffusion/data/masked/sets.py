@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 
 from unet_diffusion.data.cache import check_same_kind
+from unet_diffusion.data.config import part_name
 from unet_diffusion.data.folders import MOST_EXAMPLES
 from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
@@ -203,7 +204,7 @@ def _open(options: MaskedOptions, source: str, split: str, masks: str | None) ->
         mask_suffix=options.mask_suffix,
         cache_dir=options.cache_dir,
     )
-    return MaskedPart(opened.rows, f"{source} ({split})", opened.notes, opened.orphans)
+    return MaskedPart(opened.rows, part_name(source, split), opened.notes, opened.orphans)
 
 
 def _cached(config: MaskedOptions, opened: MaskedPart) -> tuple[MaskedCache, str]:
