@@ -1,6 +1,7 @@
 """Each command runs for a few steps on a few images, and its output can be read."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,6 +35,16 @@ def test_sample_writes_images_that_depend_on_seed_and_index_alone(run, tmp_path,
         assert three.shape == (8, 8)
         assert abs(three - two).max() <= 1  # a batch of another size may round differently
     assert (tmp_path / "three" / "grid.png").exists()
+
+
+def test_sample_writes_nothing_among_the_images_of_training(run, tmp_path):
+    (tmp_path / "images").mkdir()
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    config["data"]["data"] = str(tmp_path / "images")
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match="output is .*/images/new, in the folder .*/images of the data"):
+        cli.run("sample", ["--run", str(copy), "--output", str(tmp_path / "images" / "new")])
 
 
 def test_sample_overwrites_nothing_unless_asked(run, tmp_path):

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unet_diffusion.data.config import InMemory, SourceOptions
+from unet_diffusion.data.config import SOURCES, InMemory, SourceOptions
 from unet_diffusion.files import readable
+from unet_diffusion.saved_index import read_object
 
 DIGITS = "mnist-5000"
 FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -344,6 +345,16 @@ def check_outside(output: Path, *sources: str | None) -> None:
         folder = Path(source or "").expanduser()
         if source and folder.is_dir() and output.expanduser().resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"output is {output}, in the folder {source} of the data; choose one outside of it.")
+
+
+def sources_of_run(run: Path) -> tuple[str, ...]:
+    """Returns the images that a run was trained on, as its `config.json` names them; nothing for other pipelines."""
+    try:
+        data = read_object(run / "config.json").get("data")
+    except ValueError:  # there is no such file, or a run is of no use anyway
+        return ()
+    named = [data.get(name) for name in SOURCES] if isinstance(data, dict) else []
+    return tuple(name for name in named if isinstance(name, str))
 
 
 def check_sources(options: SourceOptions) -> None:

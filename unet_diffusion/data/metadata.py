@@ -60,7 +60,7 @@ def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, .
     others = Dataset(table.select([name for name in table.column_names if not _names_files(name)]))
     for name in others.column_names:
         if name in columns:
-            raise ValueError(f"{file} has the columns {name} and {name}_file_name; rename one of them.")
+            raise ValueError(f"{file} has a column {name} beside the one of files of that name; rename it.")
     if others.column_names:
         rows = datasets.concatenate_datasets([rows, others], axis=1)
     used = {path for each in paths.values() for path in each if path is not None}

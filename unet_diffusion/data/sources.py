@@ -283,7 +283,8 @@ def _are_classes(names: list[str], parts: list[tuple[str, ...]]) -> bool:
 def _notes_on_subfolders(names: list[str], parts: list[tuple[str, ...]], are_classes: bool) -> tuple[str, ...]:
     loose = sum(len(part) == 1 for part in parts)
     if names and loose:
-        return (f"the subfolders {some(names)} are no classes, since not all images are in them: {loose} lie outside",)
+        outside = f"{counted(loose, 'image')} outside of {some(names)}"
+        return (f"subfolders are not taken for classes, since not all images are in one: {outside}",)
     nested = sorted({"/".join(part[:2]) for part in parts if len(part) > 2})
     if not are_classes or not nested:
         return ()

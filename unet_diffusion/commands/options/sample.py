@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unet_diffusion.commands.options.generation import GenerationOptions
+from unet_diffusion.data.folders import check_outside, sources_of_run
 from unet_diffusion.files import check_absent, check_output
 from unet_diffusion.saved_index import check_run_for
 
@@ -26,4 +27,5 @@ class Sample(GenerationOptions):
         """Raises a ValueError for a missing run, or an output that cannot be written or holds images."""
         check_run_for(self.run, "ImageGenerationPipeline")
         check_output(self.folder)
+        check_outside(self.folder, *sources_of_run(self.run))
         check_absent(*sorted(self.folder.glob("[0-9]*.*")), overwrite=self.overwrite)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from unet_diffusion.commands.inputs import Inputs, find_inputs
 from unet_diffusion.commands.options.files import FileOptions
+from unet_diffusion.data.folders import check_outside, sources_of_run
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.files import check_output
 from unet_diffusion.saved_index import check_run_for
@@ -37,4 +38,5 @@ class Upscale(FileOptions):
         """Returns the images; a ValueError for a missing run, no image at all, or an output that is not writable."""
         check_run_for(self.run, "SuperResolutionPipeline")
         check_output(self.folder)
+        check_outside(self.folder, *sources_of_run(self.run))
         return find_inputs(self.inputs, self.folder)
