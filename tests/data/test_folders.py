@@ -53,12 +53,23 @@ def test_subfolders_are_splits_or_classes(tmp_path, names, split, count, classes
     [
         ("train/1.png", "test", "split is 'test', but .* has the subfolders train"),
         ("train/1.png valid/1.png", "validation", "has the subfolders train, valid"),
-        ("images/1.png masks/1.png", "train", r"images and masks look like .*Give data \S*/images, .* masks \S*/masks"),
-        ("train/1.png train_masks/1.png", "train", "subfolders train and train_masks look like images and their masks"),
-        ("JPEGImages/1.png SegmentationClass/1.png", "train", "subfolders JPEGImages and SegmentationClass look like"),
-        ("imagesTr/1.png labelsTr/1.png", "train", "subfolders imagesTr and labelsTr look like"),
+        ("images/1.png masks/1.png", "train", r"/masks looks like .*Give data \S*/images, .* masks \S*/masks"),
+        ("train/1.png train_masks/1.png", "train", "/train_masks looks like masks of .*/train. Give data"),
+        (
+            "JPEGImages/1.png SegmentationClass/1.png SegmentationObject/1.png",
+            "train",
+            "/SegmentationClass looks like masks .*/JPEGImages",
+        ),
+        ("imagesTr/1.png labelsTr/1.png", "train", "/labelsTr looks like masks .*/imagesTr"),
         ("train/images/1.png train/masks/1.png", "train", r"Give data \S*/train/images"),
-        ("1.png 2.png masks/1.png masks/2.png", "train", "subfolder masks looks like masks of the images beside it"),
+        ("1.png 2.png masks/1.png masks/2.png", "train", "/masks looks like .* Move masks out of that folder"),
+        ("zip/images/1.png zip/masks/1.png", "train", r"Give data \S*/zip/images, and for segmentation also masks"),
+        (
+            "a/images/1.png a/masks/1.png b/images/1.png b/masks/1.png",
+            "train",
+            "Copy the images into a folder of their",
+        ),
+        ("cat/1.png cat/mask/1.png dog/1.png", "train", "/cat/mask looks like .* Move mask out"),
         ("1.png 1_mask.png 2.png 2_mask.png", "train", "2 of 4 images look like .* give mask_suffix '_mask'"),
         (
             "old/train/1.png old/test/1.png",

@@ -181,6 +181,22 @@ def test_classes_by_index_name_list_and_tensor():
         images("cow")
 
 
+def test_digits_are_a_name_where_classes_have_names_and_else_an_index():
+    noise = torch.randn(2, 1, 8, 8)
+
+    def images(class_labels, label_names):
+        pipe = pipeline(class_network(), label_names=label_names)
+        return pipe(2, 2, class_labels, latents=noise, output_type="latent").images
+
+    numbers = ["10", "0", "1"]
+    assert torch.equal(images("1", numbers), images(2, None))
+    assert torch.equal(images(1, numbers), images("1", None))
+    with pytest.raises(ValueError, match="class_labels is '2', but the classes are 10, 0, 1"):
+        images("2", numbers)
+    with pytest.raises(ValueError, match="class_labels is 'cow', but the classes have no names; give an index"):
+        images("cow", None)
+
+
 def test_class_batches_keep_their_labels():
     pipe = pipeline(class_network())
     noise, labels = torch.randn(5, 1, 8, 8), [0, 1, 2, 1, 0]

@@ -126,7 +126,8 @@ class DataConfig(ImageOptions):
     """Length of the shorter side in pixels, to which images are resized (Lanczos). By default they keep their size,
     which must then be the same for all unless crop_size is given."""
     label_column: str | None = None
-    """Column of the classes; by default `label`, or else the only one of type ClassLabel."""
+    """Column of the classes; by default `label`, else the only one of type ClassLabel, else `cls`, else `json.label`.
+    Integers and strings are the names of their classes. "label" also says that subfolders are classes."""
     crop_size: int | None = None
     """Side in pixels of the squares to train on, cut at a new random place in every epoch from images of any size.
     Smaller images are mirrored beyond their border. Validation images are cut in the middle, and so are all images

@@ -221,24 +221,36 @@ def check_no_masks_among(home: Path, files: list[Path]) -> None:
 
     Otherwise noise prediction would learn from masks as well.
     """
-    tops = top_folders(home, files)
     _check_mask_suffix(home, files)
-    masks = [name for name in tops if looks_like_masks(name)]
-    for mask in masks:
-        if sum(tops.values()) < len(files) and not _subject(mask):
-            raise ValueError(
-                f"data is {home}, whose subfolder {mask} looks like masks of the images beside it. Move it out of that "
-                "folder, or rename it if its images are to be learnt from as well."
-            )
-    for mask in masks:
-        for image in (name for name in tops if name not in masks):
-            subject = _subject(mask)
-            if subject == _subject(image) and (subject or IMAGE_WORDS.intersection(_words(image))):
-                raise ValueError(
-                    f"data is {home}, whose subfolders {image} and {mask} look like images and their masks, not like "
-                    f"classes. Give data {home / image}, and for segmentation also masks {home / mask}. If they are "
-                    "classes, give label_column 'label'."
-                )
+    parents = {file.parent for file in files}
+    siblings: dict[Path, set[str]] = {}
+    for parent in parents:
+        for folder in (parent, *parent.parents):
+            if folder == home:
+                break
+            siblings.setdefault(folder.parent, set()).add(folder.name)
+    clashes = [clash for folder in sorted(siblings) for clash in _clashes(folder, sorted(siblings[folder]), parents)]
+    if not clashes:
+        return
+    images, masks = clashes[0]
+    if len({place for place, _ in clashes}) > 1:
+        advice = "Copy the images into a folder of their own to learn from them alone."
+    elif images == masks.parent:
+        advice = f"Move {masks.name} out of that folder, or rename it to learn from its images as well."
+    else:
+        advice = f"Give data {images}, and for segmentation also masks {masks}. If they are classes, give label_column "
+        advice += "'label'."
+    raise ValueError(f"data is {home}, but {masks} looks like masks of the images in {images}. {advice}")
+
+
+def _clashes(folder: Path, names: list[str], with_images: Collection[Path]) -> list[tuple[Path, Path]]:
+    """Returns pairs of folders that look like images and their masks, among the subfolders with these names."""
+    masks = [name for name in names if looks_like_masks(name)]
+    found = [(folder, folder / mask) for mask in masks if folder in with_images and not _subject(mask)]
+    for image in (name for name in names if name not in masks):
+        is_named = bool(_subject(image) or IMAGE_WORDS.intersection(_words(image)))
+        found += [(folder / image, folder / mask) for mask in masks if is_named and _subject(mask) == _subject(image)]
+    return found
 
 
 def _check_mask_suffix(home: Path, files: list[Path]) -> None:
