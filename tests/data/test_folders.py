@@ -1,5 +1,6 @@
 """What the subfolders and files of a folder are taken for, and what is asked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -9,6 +10,7 @@ from PIL import Image
 
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.folders import check_sources, is_hub_name
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.data.sources import class_names, open_source, open_with_notes
 
 datasets.disable_progress_bars()
@@ -76,7 +78,9 @@ def test_subfolders_are_splits_or_classes(tmp_path, names, split, count, classes
             "train",
             r"splits test, train lie in its subfolder old, .*give data \S*/old",
         ),
-        ("1.dcm 2.DCM", "train", r"only 2 \.dcm\. Convert"),
+        ("1.dcm 2.DCM", "train", r"only 2 \.dcm\. Convert them to PNG"),
+        ("train/1.parquet test/1.parquet", "train", r"only 2 \.parquet\. To read tables, give data \S*/\*\.parquet"),
+        ("images.zip", "train", r"only 1 \.zip\. Unpack"),
     ],
 )
 def test_what_is_likely_wrong_is_asked(tmp_path, names, split, message):
@@ -94,6 +98,13 @@ def test_a_stated_label_column_says_that_subfolders_are_classes(tmp_path):
     [
         ("1.png Thumbs.db desktop.ini .DS_Store .hidden", ()),
         ("1.png a.HEIC b.heic README", ("3 files were left out: 2 .heic, 1 without an ending",)),
+        (
+            "1.png labels.csv",
+            (
+                "1 file was left out: 1 .csv",
+                "to take labels or masks from a table, call it metadata.csv or .jsonl and its paths file_name",
+            ),
+        ),
         ("a/1.png b/1.png", ("the subfolders are the classes: a (1 image), b (1)",)),
         (
             "a/x/1.png a/y/2.png",
@@ -229,3 +240,13 @@ def test_a_misspelt_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
     assert is_hub_name("there/images") and not is_hub_name("here/image")
     with pytest.raises(ValueError, match="data is 'here/image': there is no such file or folder"):
         check_sources(DataConfig(data="here/image"))
+
+
+def test_validation_images_have_classes_by_their_names(tmp_path):
+    train, other, unknown = (
+        parquet(tmp_path / name, labels) for name, labels in (("a", [3, 7, 11]), ("b", [11, 7]), ("c", [7, 9]))
+    )
+    config = DataConfig(data=str(train), validation_data=str(other), cache_dir=str(tmp_path / "cache"))
+    assert load_images(config).validation.labels.tolist() == [2, 1]
+    with pytest.raises(ValueError, match="have classes that are not trained on: 9"):
+        load_images(replace(config, validation_data=str(unknown)))

@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = frozenset({
 # fmt: on
 SPLIT_FOLDERS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing"})
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the imagefolder of `datasets`
+ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".7z", ".rar", ".xz"})
 UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA})  # files that nobody misses
 # fmt: off
 MASK_WORDS = frozenset({
@@ -76,6 +77,8 @@ class ImageFiles:
             notes.append(
                 f"{counted(count, 'file')} {'was' if count == 1 else 'were'} left out: {_by_ending(self.left_out)}"
             )
+        if self.metadata is None and {".csv", ".jsonl"}.intersection(self.left_out):
+            notes.append("to take labels or masks from a table, call it metadata.csv or .jsonl and its paths file_name")
         if self.skipped_runs:
             names = [readable(run.relative_to(self.home).as_posix()) for run in self.skipped_runs]
             notes.append(f"images of runs were left out, in {some(names)}")
@@ -116,7 +119,7 @@ def images_of_split(folder: Path, split: str) -> ImageFiles:
     left_out = Counter(file.suffix.lower() for file in found.others if file.is_relative_to(home))
     runs = [run for run in found.runs if run.is_relative_to(home)]
     if not files:
-        raise _no_image(home, left_out, runs)
+        raise _no_image(home, [file for file in found.others if file.is_relative_to(home)], runs)
     if home == folder:
         _refuse_splits_one_level_down(folder, tops, files)
     return ImageFiles(
@@ -195,11 +198,17 @@ def _refuse_splits_one_level_down(folder: Path, tops: dict[str, int], files: lis
         )
 
 
-def _no_image(home: Path, left_out: Counter[str], runs: list[Path]) -> ValueError:
+def _no_image(home: Path, others: list[Path], runs: list[Path]) -> ValueError:
     known = ", ".join(sorted(IMAGE_SUFFIXES))
-    if left_out:
-        fix = f"Convert them to PNG or TIFF; images end in {known}."
-        return ValueError(f"{home} has no image that can be read, only {_by_ending(left_out)}. {fix}")
+    if others:
+        fix = f"Convert them to PNG, TIFF or .npy; images end in {known}."
+        table = next((file for file in others if file.suffix.lower() in FILE_READERS), None)
+        if table is not None:
+            fix = f"To read tables, give data {table.parent / ('*' + table.suffix)}."
+        elif any(file.suffix.lower() in ARCHIVES for file in others):
+            fix = "Unpack them first."
+        counts = Counter(file.suffix.lower() for file in others)
+        return ValueError(f"{home} has no image that can be read, only {_by_ending(dict(counts.most_common()))}. {fix}")
     if runs:
         return ValueError(f"{home} has no image but those of runs, which are no data: {some([str(r) for r in runs])}.")
     return ValueError(f"{home} has no image: no file ends in {known}.")
