@@ -116,6 +116,10 @@ def test_a_stated_label_column_says_that_subfolders_are_classes(tmp_path):
         ),
         ("train/1.png test/1.png test/a.txt", ("the split is the subfolder train; other subfolders: test",)),
         (
+            "train/1.png 2.png 3.png",
+            ("the split is the subfolder train", "images beside the folders of the splits were left out: 2"),
+        ),
+        (
             "a/1.png 2.png",
             ("subfolders are not taken for classes, since not all images are in one: 1 image outside of a",),
         ),

@@ -55,6 +55,7 @@ class ImageFiles:
         other_splits: names of the subfolders beside `home`, if `home` is a split.
         metadata: the file that says more about the images: `metadata.jsonl`, `.csv` or `.parquet`.
         other_metadata: such files in subfolders, which are not read.
+        loose: number of images beside the folders of the splits, which belong to none of them.
     """
 
     home: Path
@@ -64,6 +65,7 @@ class ImageFiles:
     other_splits: tuple[str, ...] | None = None
     metadata: Path | None = None
     other_metadata: tuple[Path, ...] = ()
+    loose: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -72,6 +74,8 @@ class ImageFiles:
         if self.other_splits is not None:
             others = f"; other subfolders: {', '.join(self.other_splits)}" if self.other_splits else ""
             notes.append(f"the split is the subfolder {self.home.name}{others}")
+        if self.loose:
+            notes.append(f"images beside the folders of the splits were left out: {self.loose}")
         if self.left_out:
             count = sum(self.left_out.values())
             notes.append(
@@ -84,7 +88,7 @@ class ImageFiles:
             notes.append(f"images of runs were left out, in {some(names)}")
         for file in self.other_metadata[:MOST_EXAMPLES]:
             notes.append(f"{file} is not read; give data {file.parent} to use it")
-        return tuple(notes)
+        return tuple(map(readable, notes))
 
 
 @dataclass
@@ -130,6 +134,7 @@ def images_of_split(folder: Path, split: str) -> ImageFiles:
         None if home == folder else tuple(name for name in tops if name != home.name),
         metadata,
         tuple(file for file in found.metadata if file != metadata and file.is_relative_to(home)),
+        0 if home == folder else sum(file.parent == folder for file in found.images),
     )
 
 

@@ -16,7 +16,7 @@ import pyarrow
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from unet_diffusion.data.config import InMemory
+from unet_diffusion.data.config import Data, InMemory
 from unet_diffusion.data.folders import (
     DIGITS,
     FILE_READERS,
@@ -60,7 +60,7 @@ class Source:
 
 
 def open_source(
-    source: str | Path,
+    source: Data,
     split: str = "train",
     *,
     image_column: str | None = None,
@@ -99,7 +99,7 @@ def open_source(
 
 
 def open_with_notes(
-    source: str | Path,
+    source: Data,
     split: str = "train",
     *,
     image_column: str | None = None,
@@ -269,8 +269,8 @@ def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
         features["label"] = ClassLabel(names=[readable(name) for name in classes])
         indices = {name: index for index, name in enumerate(classes)}
         columns["label"] = [indices[part[0]] for part in parts]
-    notes = (*images.notes, *_notes_on_subfolders(classes, parts, are_classes))
-    return Source(of_files(columns, features, images.files), notes, are_classes)
+    on_subfolders = map(readable, _notes_on_subfolders(classes, parts, are_classes))
+    return Source(of_files(columns, features, images.files), (*images.notes, *on_subfolders), are_classes)
 
 
 def _are_classes(names: list[str], parts: list[tuple[str, ...]]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
-from unet_diffusion.data.config import InMemory
+from unet_diffusion.data.config import Data, InMemory
 from unet_diffusion.data.folders import (
     MOST_EXAMPLES,
     check_folder,
@@ -37,13 +37,13 @@ class MaskedSource:
 
 
 def open_masked_source(
-    source: str | Path,
+    source: Data,
     split: str = "train",
     *,
     image_column: str | None = None,
     mask_column: str | None = None,
     instances_column: str | None = None,
-    masks: str | Path | None = None,
+    masks: Data | None = None,
     mask_suffix: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> MaskedSource:
