@@ -11,11 +11,11 @@ from unet_diffusion.data.config import Data, InMemory
 from unet_diffusion.data.folders import (
     MOST_EXAMPLES,
     check_folder,
-    check_only_split,
     check_text,
     images_of_split,
     stored_path,
 )
+from unet_diffusion.data.masked.memory import masked_rows
 from unet_diffusion.data.memory import as_source
 from unet_diffusion.data.sources import find_image_column, listing, of_files, open_all_columns, stated_column, undecoded
 from unet_diffusion.files import readable
@@ -65,7 +65,7 @@ def open_masked_source(
     """
     source, masks = as_source(source), None if masks is None else as_source(masks, "masks")
     if isinstance(masks, InMemory):
-        return _open_memory(source, split, masks)
+        return MaskedSource(masked_rows(source, split, masks))
     if masks is not None or mask_suffix is not None:
         if mask_column is not None or instances_column is not None:
             raise ValueError(
@@ -89,27 +89,6 @@ def open_masked_source(
         opened = undecoded(opened, column, f"{name}_column")
     renamed = opened.rename_columns({old: new for new, old in columns.items() if old != new})
     return MaskedSource(renamed, source_of_columns.notes)
-
-
-def _open_memory(source: str, split: str, masks: InMemory) -> MaskedSource:
-    if not isinstance(source, InMemory):
-        raise ValueError(f"masks are {masks}, but data is {source!r}; give both in memory, or both as files.")
-    check_only_split(source, split)
-    images = source.rows.select_columns([find_image_column(source.rows.features, None, source)])
-    drawn = masks.rows.select_columns([_column_of_masks(masks)])
-    if len(images) != len(drawn):
-        raise ValueError(f"data is {source}, but masks are {masks}; give one mask for each image, in the same order.")
-    images = undecoded(images.rename_columns({images.column_names[0]: "image"}), "image", "data")
-    drawn = undecoded(drawn.rename_columns({drawn.column_names[0]: "mask"}), "mask", "masks")
-    rows = datasets.concatenate_datasets([images, drawn], axis=1)
-    fingerprint = datasets.fingerprint.Hasher.hash([source, masks])
-    return MaskedSource(Dataset(rows.data, info=rows.info, fingerprint=fingerprint))
-
-
-def _column_of_masks(masks: InMemory) -> str:
-    """Returns the column of a set of masks alone: `mask`, or else the only one of images."""
-    features = masks.rows.features
-    return "mask" if "mask" in features else find_image_column(features, None, masks)
 
 
 def _mask_column(features: Features, image: str, stated: str | None, source: str) -> str:
