@@ -1,9 +1,36 @@
 """Cases of commands and documents: trackers, schedulers, loading, and other pipelines."""
 
-import pytest
-from accelerate import tracking
+import contextlib
+import json
+import re
+import warnings
+from typing import get_args
 
+import pytest
+import torch
+from accelerate import tracking
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    PNDMScheduler,
+    UnCLIPScheduler,
+    UniPCMultistepScheduler,
+)
+
+from tests.support.tiny import network
 from unet_diffusion import cli
+from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
+from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.accelerator import check_trackers
 from unet_diffusion.training.config import TrainingConfig
 
@@ -49,3 +76,111 @@ def test_trackers_that_are_there_are_taken(only_tensorboard, monkeypatch):
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mine", Mine)
     check_trackers(("tensorboard", "all", "mine", Mine()))
     check_trackers(())
+
+
+def noise_predictor(**changes) -> ImageGenerationPipeline:
+    """A pipeline as `train-ddpm` leaves it behind."""
+    scheduler = DiffusionConfig(**changes).make_scheduler()
+    return ImageGenerationPipeline(network(in_channels=3, out_channels=3), scheduler)
+
+
+def generate(pipe) -> list:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(num_inference_steps=3, generator=torch.Generator().manual_seed(0)).images
+
+
+RECIPES = [{}, {"recipe": "ddpm"}, {"zero_terminal_snr": True}, {"prediction_type": "sample"}]
+REPLACED = "the network was trained with prediction_type='v_prediction', beta_schedule='squaredcos_cap_v2', so the"
+
+
+def test_a_scheduler_of_another_prediction_in_place_of_the_runs_is_warned_of(tmp_path):
+    noise_predictor().save_pretrained(tmp_path / "run")
+    pipe = ImageGenerationPipeline.from_pretrained(tmp_path / "run")
+    pipe.scheduler = DPMSolverMultistepScheduler()
+    with pytest.warns(UserWarning, match=REPLACED) as caught:
+        generate(pipe)
+    message = str(caught[0].message)
+    assert "a DPMSolverMultistepScheduler with prediction_type='epsilon', beta_schedule='linear', but" in message
+    assert "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)." in message
+    assert caught[0].filename == __file__
+    pipe.save_pretrained(tmp_path / "wrong")  # the scheduler is saved as it is, and stays another one
+    with pytest.warns(UserWarning, match=REPLACED):
+        generate(ImageGenerationPipeline.from_pretrained(tmp_path / "wrong"))
+    with pytest.warns(UserWarning, match=REPLACED):
+        generate(ImageGenerationPipeline.from_pretrained(tmp_path / "run", scheduler=DDIMScheduler()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prediction_type": "epsilon"},
+        {"beta_schedule": "linear"},
+        {"rescale_betas_zero_snr": True},
+        {"num_train_timesteps": 500},
+        {"trained_betas": [0.1, 0.2]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_each_setting_that_the_network_was_trained_for_is_compared(change):
+    pipe = noise_predictor()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **change)
+    ((name, value),) = change.items()
+    with pytest.warns(UserWarning, match=re.escape(f"a DDIMScheduler with {name}={value!r}, but")):
+        pipe.check_inputs((1, 3, 8, 8), None, None, None, "pil", [])
+
+
+def test_a_scheduler_without_betas_is_warned_of():
+    pipe = noise_predictor()
+    for kind in (FlowMatchEulerDiscreteScheduler, EDMEulerScheduler):
+        pipe.scheduler = kind()
+        with pytest.warns(UserWarning, match=f"a {kind.__name__} with beta_schedule=None, but"):
+            pipe.check_inputs((1, 3, 8, 8), None, None, None, "pil", [])
+
+
+@pytest.mark.parametrize("changes", RECIPES, ids=str)
+@pytest.mark.filterwarnings("error:the scheduler:UserWarning")
+def test_no_scheduler_that_is_made_from_the_runs_is_warned_of(changes, tmp_path):
+    noise_predictor(**changes).save_pretrained(tmp_path)
+    kinds = [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler]
+    if not changes.get("zero_terminal_snr"):
+        kinds += [PNDMScheduler, DEISMultistepScheduler, KDPM2DiscreteScheduler, HeunDiscreteScheduler]
+    if not changes.get("recipe") and changes.get("prediction_type") == "sample":
+        kinds += [UnCLIPScheduler]  # takes neither other betas nor the velocity
+    for kind in kinds:
+        pipe = ImageGenerationPipeline.from_pretrained(tmp_path)
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        pipe.check_inputs((1, 3, 8, 8), None, None, None, "pil", [])
+    for name in get_args(SamplerName):
+        pipe = ImageGenerationPipeline.from_pretrained(tmp_path)
+        with contextlib.suppress(ValueError):  # a combination that is refused
+            pipe.scheduler = sampler(name, pipe.scheduler)
+        pipe.check_inputs((1, 3, 8, 8), None, None, None, "pil", [])
+
+
+@pytest.mark.filterwarnings("error:the scheduler:UserWarning")
+def test_pipelines_that_do_not_say_what_their_network_was_trained_for_are_not_warned_of(tmp_path):
+    noise_predictor().save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    index = json.loads(path.read_text())
+    del index["_trained_with"]
+    path.write_text(json.dumps(index))
+    generate(ImageGenerationPipeline.from_pretrained(tmp_path, scheduler=DDIMScheduler()))
+    DDPMPipeline.from_pretrained(tmp_path).save_pretrained(tmp_path / "stock")
+    generate(ImageGenerationPipeline.from_pretrained(tmp_path / "stock"))
+
+
+def test_super_resolution_and_noisy_segmentation_are_warned_of_too():
+    scheduler = DiffusionConfig().make_scheduler()
+    enlarging = SuperResolutionPipeline(network(in_channels=2), scheduler, scale=2)
+    enlarging.scheduler = DDIMScheduler()
+    with pytest.warns(UserWarning, match=REPLACED):
+        enlarging.check_inputs(3, 0.0, "pil")
+    segmenting = SegmentationPipeline(network(num_classes=2), scheduler)
+    segmenting.scheduler = DDIMScheduler.from_config(scheduler.config, prediction_type="epsilon")
+    with warnings.catch_warnings(action="error"):  # adding noise asks for no prediction
+        segmenting.check_inputs(None, 1, (50,))
+    segmenting.scheduler = DDIMScheduler()
+    with pytest.warns(UserWarning, match="with beta_schedule='linear', but the network was trained with beta_schedule"):
+        segmenting.check_inputs(None, 1, (50,))
+    with warnings.catch_warnings(action="error"):  # no noise is added
+        segmenting.check_inputs(None, 1, None)
