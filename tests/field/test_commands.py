@@ -6,6 +6,7 @@ import re
 import warnings
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from accelerate import tracking
@@ -22,15 +23,20 @@ from diffusers import (
     KDPM2DiscreteScheduler,
     PNDMScheduler,
     UnCLIPScheduler,
+    UNet2DModel,
     UniPCMultistepScheduler,
 )
 
 from tests.support.tiny import network
-from unet_diffusion import cli
+from unet_diffusion import PixelClassifier, UNet, UNet2DAdapter, cli
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.evaluation.classifier import ImageClassifier
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 from unet_diffusion.tasks.config import DiffusionConfig
+from unet_diffusion.tasks.diffusion import USE as GENERATION_USE
+from unet_diffusion.tasks.segmentation import USE as SEGMENTATION_USE
+from unet_diffusion.tasks.super_resolution import USE as ENLARGING_USE
 from unet_diffusion.training.accelerator import check_trackers
 from unet_diffusion.training.config import TrainingConfig
 
@@ -184,3 +190,69 @@ def test_super_resolution_and_noisy_segmentation_are_warned_of_too():
         segmenting.check_inputs(None, 1, (50,))
     with warnings.catch_warnings(action="error"):  # no noise is added
         segmenting.check_inputs(None, 1, None)
+
+
+def test_a_network_that_is_loaded_from_the_folder_of_its_run_is_found_where_the_message_says(tmp_path):
+    noise_predictor().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"data": {}, "training": {}}')  # that of the run
+    for place in (tmp_path, str(tmp_path)):
+        with pytest.raises(ValueError, match="is the folder of a run or a pipeline, not of a network") as raised:
+            UNet.from_pretrained(place)
+    (fix,) = re.findall(r"load its unet with (UNet\.from_pretrained\(.*\))\.$", str(raised.value))
+    assert isinstance(eval(fix), UNet)
+    with pytest.raises(ValueError, match=r"it holds unet \(UNet\), but no PixelClassifier\."):
+        PixelClassifier.from_pretrained(tmp_path)
+    assert isinstance(UNet.from_pretrained(tmp_path, subfolder="unet"), UNet)
+
+
+def test_a_classifier_is_found_in_its_run_too(tmp_path):
+    ImageClassifier(in_channels=1, num_classes=2, widths=(4,)).save_pretrained(tmp_path / "classifier")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="load its classifier with ImageClassifier.from_pretrained"):
+        ImageClassifier.from_pretrained(tmp_path)
+
+
+def test_no_network_is_loaded_as_another_one_with_random_weights(tmp_path):
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    stock = UNet2DModel(sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, **blocks)
+    adapter, unet = UNet2DAdapter.from_stock(stock), network()
+    for saved in (stock, adapter, unet):
+        saved.save_pretrained(tmp_path / type(saved).__name__)
+    for kind, saved in [(UNet, stock), (UNet, adapter), (PixelClassifier, unet), (UNet2DAdapter, unet)]:
+        with pytest.raises(ValueError, match=f"saved (as a )?{type(saved).__name__}, not a {kind.__name__}; load it "):
+            kind.from_pretrained(tmp_path / type(saved).__name__)
+
+    class Mine(UNet):
+        pass
+
+    assert isinstance(Mine.from_pretrained(tmp_path / "UNet"), Mine)
+
+
+@pytest.mark.parametrize("kind", [{}, {"recipe": "ddpm"}], ids=str)
+def test_the_card_of_a_run_names_the_classes_that_load_it(kind, tmp_path):
+    noise_predictor(**kind).save_pretrained(tmp_path / "run")
+    use = GENERATION_USE.replace("{name}", str(tmp_path / "run"))
+    for name in ("DDPMPipeline", "ImageGenerationPipeline"):
+        assert f"`{name}`" in use.partition("DiffusionPipeline.from_pretrained")[0]
+        pipe = globals()[name].from_pretrained(tmp_path / "run")
+        assert isinstance(pipe.unet, UNet)
+        assert DDIMScheduler.from_config(pipe.scheduler.config).config.prediction_type == (
+            "epsilon" if kind else "v_prediction"
+        )
+    (network_alone,) = re.findall(r"unet_diffusion\.(UNet\.from_pretrained\(.*?\))`", use)
+    assert isinstance(eval(network_alone), UNet)
+    for other in (SEGMENTATION_USE, ENLARGING_USE):
+        assert "DiffusionPipeline.from_pretrained` only looks for classes in diffusers" in other
+
+
+def test_a_run_in_bfloat16_gives_float_images(tmp_path):
+    """The stock pipeline converts the network's own dtype to NumPy, which has no bfloat16; with a stock network too."""
+    noise_predictor().save_pretrained(tmp_path)
+    pipe = ImageGenerationPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert pipe.unet.dtype == torch.bfloat16
+    full = ImageGenerationPipeline.from_pretrained(tmp_path)
+    images = [p(num_inference_steps=3, output_type="np", generator=torch.manual_seed(0)).images for p in (pipe, full)]
+    assert images[0].dtype == np.float32
+    assert np.abs(images[0] - images[1]).mean() < 0.05
+    stock = DDPMPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert stock(num_inference_steps=2, output_type="pt").images.dtype == torch.bfloat16
