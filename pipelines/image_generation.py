@@ -18,14 +18,13 @@ from unet_diffusion.diffusion.sampling import (
     check_classes,
     check_scheduler,
     denoised,
-    noise_settings,
     scaled_input,
     start_sampling,
     warn_of_other_noise,
 )
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
-from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
+from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range, trained_settings
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
@@ -85,7 +84,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         self.register_to_config(
             _pixel_range=pixel_range,
             _label_names=label_names,
-            _trained_with=trained_with or noise_settings(scheduler),
+            _trained_with=trained_settings(trained_with, scheduler),
         )
 
     @property

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, require, require_choice
-from unet_diffusion.diffusion.sampling import noise_settings, warn_of_other_noise
+from unet_diffusion.diffusion.sampling import warn_of_other_noise
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.conversion import check_image, stored_images
 from unet_diffusion.images.large_images import create_mask, open_image
 from unet_diffusion.images.palette import mask_image, overlay
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.tiling import Read, Tiling
-from unet_diffusion.pipelines.base import PrivateArguments, check_class_details, saved_range
+from unet_diffusion.pipelines.base import PrivateArguments, check_class_details, saved_range, trained_settings
 from unet_diffusion.segmentation.segmenter import (
     TURNS,
     Segmenter,
@@ -112,7 +112,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             _pixel_range=pixel_range,
             _class_names=None if class_names is None else list(class_names),
             _palette=None if palette is None else [list(entry) for entry in palette],
-            _trained_with=trained_with or noise_settings(scheduler),
+            _trained_with=trained_settings(trained_with, scheduler),
         )
 
     @property

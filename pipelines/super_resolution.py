@@ -19,7 +19,6 @@ from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
 from unet_diffusion.diffusion.sampling import (
     check_scheduler,
     denoised,
-    noise_settings,
     scaled_input,
     start_sampling,
     warn_of_other_noise,
@@ -27,7 +26,7 @@ from unet_diffusion.diffusion.sampling import (
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
-from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
+from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range, trained_settings
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored")
@@ -98,7 +97,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         saved_range(pixel_range)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
-            _scale=scale, _pixel_range=pixel_range, _trained_with=trained_with or noise_settings(scheduler)
+            _scale=scale, _pixel_range=pixel_range, _trained_with=trained_settings(trained_with, scheduler)
         )
 
     @property

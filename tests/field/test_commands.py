@@ -170,11 +170,16 @@ def test_pipelines_that_do_not_say_what_their_network_was_trained_for_are_not_wa
     noise_predictor().save_pretrained(tmp_path)
     path = tmp_path / "model_index.json"
     index = json.loads(path.read_text())
-    del index["_trained_with"]
+    trained = index.pop("_trained_with")
     path.write_text(json.dumps(index))
     generate(ImageGenerationPipeline.from_pretrained(tmp_path, scheduler=DDIMScheduler()))
     DDPMPipeline.from_pretrained(tmp_path).save_pretrained(tmp_path / "stock")
     generate(ImageGenerationPipeline.from_pretrained(tmp_path / "stock"))
+    del trained["beta_schedule"]
+    for damaged in (trained, "epsilon"):
+        path.write_text(json.dumps({**index, "_trained_with": damaged}))
+        with pytest.raises(ValueError, match="trained_with is .*, but must hold prediction_type, num_train_timesteps"):
+            ImageGenerationPipeline.from_pretrained(tmp_path)
 
 
 def test_super_resolution_and_noisy_segmentation_are_warned_of_too():

@@ -103,7 +103,7 @@ def check_schedule(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> Non
         )
 
 
-def noise_settings(scheduler: SchedulerMixin) -> dict[str, Any] | None:
+def noise_settings(scheduler: SchedulerMixin | None) -> dict[str, Any] | None:
     """The settings of a scheduler that its network was trained for, as JSON holds them; None if it has no betas."""
     config = getattr(scheduler, "config", {})
     if "beta_schedule" not in config:
