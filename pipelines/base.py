@@ -5,8 +5,10 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from unet_diffusion.diffusion.sampling import NOISE_SETTINGS, noise_settings
 from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.saved_index import from_index, to_index
@@ -65,6 +67,19 @@ class PrivateArguments:
 def saved_range(saved: dict | None) -> PixelRange:
     """The pixel range that `PixelRange.to_dict` saved, None for 8-bit images; raises a ValueError for a bad one."""
     return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
+
+
+def trained_settings(saved: dict | None, scheduler: SchedulerMixin | None) -> dict | None:
+    """The settings of the scheduler that a network was trained with: those that are saved, or else the scheduler's.
+
+    Raises:
+        ValueError: the saved settings are not those of a scheduler.
+    """
+    if saved is None:
+        return noise_settings(scheduler)
+    if not isinstance(saved, dict) or not set(NOISE_SETTINGS) <= set(saved):
+        raise ValueError(f"trained_with is {saved!r}, but must hold {', '.join(NOISE_SETTINGS)}; leave it out.")
+    return saved
 
 
 def check_noise_predictor(unet: UNet, images_in: int, rule: str) -> None:

@@ -14,10 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.checks import class_index, is_count, require
-from unet_diffusion.diffusion.sampling import check_classes, check_scheduler, denoised, scaled_input, start_sampling
+from unet_diffusion.diffusion.sampling import (
+    check_classes,
+    check_scheduler,
+    denoised,
+    scaled_input,
+    start_sampling,
+    warn_of_other_noise,
+)
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
-from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
+from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range, trained_settings
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
@@ -52,6 +59,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the training's scheduler.
         pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
         label_names: names of the classes that images are generated of, in the order of their indices.
+        trained_with: settings of the scheduler that the network was trained with, to warn of another scheduler in its
+            place; None takes them from `scheduler`.
 
     Raises:
         ValueError: the network cannot turn noise into images, or the pixel range is bad.
@@ -66,12 +75,17 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         scheduler: SchedulerMixin,
         pixel_range: dict | None = None,
         label_names: list[str] | None = None,
+        trained_with: dict | None = None,
     ) -> None:
         super().__init__()
         check_noise_predictor(unet, 1, "generation needs as many channels out as in")
         saved_range(pixel_range)
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(_pixel_range=pixel_range, _label_names=label_names)
+        self.register_to_config(
+            _pixel_range=pixel_range,
+            _label_names=label_names,
+            _trained_with=trained_settings(trained_with, scheduler),
+        )
 
     @property
     def label_names(self) -> list[str] | None:
@@ -110,6 +124,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
         check_scheduler(self.scheduler, eta)
+        warn_of_other_noise(self.scheduler, self.config["_trained_with"])
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(

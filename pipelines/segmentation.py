@@ -17,13 +17,14 @@ from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, require, require_choice
+from unet_diffusion.diffusion.sampling import warn_of_other_noise
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.conversion import check_image, stored_images
 from unet_diffusion.images.large_images import create_mask, open_image
 from unet_diffusion.images.palette import mask_image, overlay
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.tiling import Read, Tiling
-from unet_diffusion.pipelines.base import PrivateArguments, check_class_details, saved_range
+from unet_diffusion.pipelines.base import PrivateArguments, check_class_details, saved_range, trained_settings
 from unet_diffusion.segmentation.segmenter import (
     TURNS,
     Segmenter,
@@ -74,6 +75,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         palette: red, green and blue of each class, 0 to 255; None for colours that colour-blind readers can tell apart.
         classifier: reads the network's features of noisy images, instead of a segmentation head. The noise is the same
             for every image and at every call, so an image always gets the same mask.
+        trained_with: settings of the scheduler that the network was trained with, to warn of another scheduler in its
+            place; None takes them from `scheduler`.
 
     Raises:
         ValueError: the network has no segmentation head; the classifier was made for another network or has no
@@ -91,6 +94,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         class_names: list[str] | None = None,
         palette: list[list[int]] | None = None,
         classifier: PixelClassifier | None = None,
+        trained_with: dict | None = None,
     ) -> None:
         super().__init__()
         if classifier is not None:
@@ -108,6 +112,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             _pixel_range=pixel_range,
             _class_names=None if class_names is None else list(class_names),
             _palette=None if palette is None else [list(entry) for entry in palette],
+            _trained_with=trained_settings(trained_with, scheduler),
         )
 
     @property
@@ -139,6 +144,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 f"timesteps are {timesteps} and num_draws is {num_draws}, but the classifier has its own: one noisy "
                 f"version at each of {list(self.classifier.config.timesteps)}; leave both out."
             )
+        if self.classifier is not None or timesteps is not None:
+            warn_of_other_noise(self.scheduler, self.config["_trained_with"], left_out=["prediction_type"])
         check_evaluation_mode(self.unet)
 
     @torch.no_grad()

@@ -16,11 +16,17 @@ from torch import Tensor
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.diffusion.config import check_condition_noise, check_scale
 from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
-from unet_diffusion.diffusion.sampling import check_scheduler, denoised, scaled_input, start_sampling
+from unet_diffusion.diffusion.sampling import (
+    check_scheduler,
+    denoised,
+    scaled_input,
+    start_sampling,
+    warn_of_other_noise,
+)
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
-from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range
+from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range, trained_settings
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored")
@@ -65,6 +71,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the training's scheduler.
         scale: how many times larger images become a side, as the network was trained.
         pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
+        trained_with: settings of the scheduler that the network was trained with, to warn of another scheduler in its
+            place; None takes them from `scheduler`.
 
     Raises:
         ValueError: the network cannot enlarge images, the scale is not an integer of at least 2, or the pixel range is
@@ -74,7 +82,12 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
     model_cpu_offload_seq = "unet"
 
     def __init__(
-        self, unet: UNet, scheduler: SchedulerMixin, scale: int | None = None, pixel_range: dict | None = None
+        self,
+        unet: UNet,
+        scheduler: SchedulerMixin,
+        scale: int | None = None,
+        pixel_range: dict | None = None,
+        trained_with: dict | None = None,
     ) -> None:
         super().__init__()
         check_noise_predictor(unet, 2, "super-resolution needs twice as many channels in as out")
@@ -83,7 +96,9 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         check_scale(scale)
         saved_range(pixel_range)
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(_scale=scale, _pixel_range=pixel_range)
+        self.register_to_config(
+            _scale=scale, _pixel_range=pixel_range, _trained_with=trained_settings(trained_with, scheduler)
+        )
 
     @property
     def scale(self) -> int:
@@ -102,6 +117,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         check_condition_noise(condition_noise)
         check_output_type(output_type, OUTPUT_TYPES, self.channels, self.pixel_range)
         check_scheduler(self.scheduler, eta=None)
+        warn_of_other_noise(self.scheduler, self.config["_trained_with"])
 
     @torch.no_grad()
     def __call__(

@@ -131,6 +131,32 @@ def test_ctrl_c_is_answered_while_the_command_line_is_imported(capsys):
     assert capsys.readouterr().err == "unet-diffusion: stopped by Ctrl-C.\n"
 
 
+@pytest.mark.parametrize("module", ["unet_diffusion.cli", "unet_diffusion.commands.doctor.command"])
+def test_ctrl_c_is_answered_although_a_library_that_is_imported_turns_it_into_another_error(tmp_path, module):
+    """As NumPy does with its C extensions; the module that is imported first stands for it here."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.abc, os, signal, sys\n"
+        "class Finder(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            try:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "            except KeyboardInterrupt:\n"
+        "                raise ImportError('failed to import') from None\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    call = [sys.executable, "-m", "unet_diffusion", "doctor", str(tmp_path)]
+    done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stderr) == (cli.INTERRUPTED, "unet-diffusion: stopped by Ctrl-C.\n")
+
+
+def test_importing_the_package_is_quick_since_ctrl_c_is_not_answered_until_then():
+    code = "import sys; before = set(sys.modules); import unet_diffusion.__main__; print(*set(sys.modules) - before)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"importlib.abc", "importlib.resources", "tempfile", "random"}.isdisjoint(result.stdout.split())
+
+
 def test_an_error_is_one_sentence_and_with_debug_a_traceback(capsys):
     with patch.object(sample, "generation_pipeline", side_effect=RuntimeError("the disk is on fire")):
         arguments = ["sample", "--run", "here", "--output", "there"]

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -57,10 +57,11 @@ class Program:
     """Show the traceback of an error, not only its sentence."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, before: Callable[[], None] = lambda: None) -> None:
     """Reads the options that the arguments give, by default those of the program, and runs their command.
 
-    A mistake of the user ends the program with one sentence; `--debug` shows the traceback as well.
+    A mistake of the user ends the program with one sentence; `--debug` shows the traceback as well. `before` is called
+    when the command has been imported, before it runs.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["--version"]:
@@ -78,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 setattr(chosen, field.name, value.expanduser())  # of --output=~/run, which the shell leaves as it is
         chosen.check_paths()
         name, module = next((name, module) for name, (kind, module) in COMMANDS.items() if kind is type(chosen))
-        result = getattr(import_module(f"unet_diffusion.commands.{module}"), name.replace("-", "_"))(chosen)
+        command = getattr(import_module(f"unet_diffusion.commands.{module}"), name.replace("-", "_"))
+        before()
+        result = command(chosen)
     print(result)
     if getattr(result, "errors", None):  # of a data set that the doctor examined
         raise SystemExit(1)

@@ -145,8 +145,13 @@ def check_output(folder: Path) -> None:
             break
     if not place.is_dir():
         raise ValueError(f"output is {folder}, but {place} is not a folder; choose another.")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"output is {folder}, but {place} cannot be written to; change its rights, or choose another.")
+    try:
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=place):
+            pass  # its rights alone do not say: root has all of them, also where nothing can be written
+    except OSError as error:
+        raise ValueError(
+            f"output is {folder}, but {place} cannot be written to; change its rights, or choose another."
+        ) from error
 
 
 def check_absent(*files: Path, overwrite: bool) -> None:

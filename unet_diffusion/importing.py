@@ -3,7 +3,6 @@
 import sys
 import warnings
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec, spec_from_loader
 from threading import RLock
@@ -90,13 +89,19 @@ def import_late(name: str) -> ModuleType:
     return module
 
 
-class FormerNames(MetaPathFinder, Loader):
-    """Imports a module under its former name, with the attributes of the modules that hold its parts today."""
+class FormerNames:
+    """Imports a module under its former name, with the attributes of the modules that hold its parts today.
+
+    A finder and loader of modules, without the base classes of `importlib.abc`, whose import takes milliseconds.
+    """
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Finds the modules of the table."""
         package, _, name = fullname.partition(".")
-        return spec_from_loader(fullname, self) if package == PACKAGE and name in MOVED else None
+        return spec_from_loader(fullname, self) if package == PACKAGE and name in MOVED else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leaves it to Python to make the module."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Fills the module, and warns that it has moved."""

@@ -224,7 +224,7 @@ NOT_APPLICABLE = {
     "KarrasVeScheduler": "withdrawn by diffusers",
     "PiflowScheduler": "needs a network with ten predictions per channel",
     "RFD4ProteinaScheduler": "generates proteins",
-    "RePaintScheduler": "fills in a masked image; use `RePaintPipeline`",
+    "RePaintScheduler": "fills in a masked image, from predicted noise only; see [inpainting](diffusers.md#inpainting)",
     "SCMScheduler": "needs a TrigFlow network and the loop of its own pipelines",
     "ScoreSdeVeScheduler": "has no `step`; use `ScoreSdeVePipeline`",
     "ScoreSdeVpScheduler": "withdrawn by diffusers",

@@ -21,7 +21,7 @@ import unet_diffusion
 from unet_diffusion import UNet
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = (".py", ".pyi", ".json", ".md", ".png")  # the files of the folders that a source archive contains
+SHIPPED = (".py", ".pyi", ".json", ".md", ".png", ".ipynb")  # the files of the folders that a source archive contains
 
 
 def test_a_saved_pipeline_names_the_class_by_its_module():  # this path is part of the checkpoint format

@@ -232,3 +232,15 @@ def test_output_folders_that_can_be_made_are_accepted_and_not_made(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     with pytest.raises(ValueError, match="link is not a folder"):
         check_output(tmp_path / "link")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_place_where_nothing_can_be_made_is_refused_though_its_rights_allow_it():
+    """Root has all rights, also in /proc and on media that are mounted read-only."""
+    with pytest.raises(ValueError, match="output is /proc/runs/new, but /proc cannot be written to; change its rights"):
+        check_output(Path("/proc/runs/new"))
+
+
+def test_checking_an_output_leaves_nothing_behind(tmp_path):
+    check_output(tmp_path)
+    assert list(tmp_path.iterdir()) == []

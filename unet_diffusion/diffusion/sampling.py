@@ -1,7 +1,8 @@
 """Samplers: schedulers of diffusers with settings that fit the training, and calls of their methods."""
 
 import inspect
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 import torch
@@ -34,6 +35,11 @@ SETTINGS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, SOLVER),
     "ddim": (DDIMScheduler, {"set_alpha_to_one": True}),
     "ddpm": (DDPMScheduler, {}),
+}
+NOISE_SETTINGS = {  # of schedulers, for which a network is trained, and the values of those that lack them
+    **dict.fromkeys(("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")),
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
 }
 STEP_ARGUMENTS = {"self", "model_output", "timestep", "sample"}  # every scheduler's step gets these
 
@@ -94,6 +100,43 @@ def check_schedule(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> Non
         raise ValueError(
             "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
             "EulerDiscreteScheduler lacks; use any other sampler."
+        )
+
+
+def noise_settings(scheduler: SchedulerMixin | None) -> dict[str, Any] | None:
+    """The settings of a scheduler that its network was trained for, as JSON holds them; None if it has no betas."""
+    config = getattr(scheduler, "config", {})
+    if "beta_schedule" not in config:
+        return None
+    settings = {name: config.get(name, default) for name, default in NOISE_SETTINGS.items()}
+    betas = settings["trained_betas"]
+    return {**settings, "trained_betas": None if betas is None else [float(beta) for beta in betas]}
+
+
+def warn_of_other_noise(
+    scheduler: SchedulerMixin, trained: Mapping[str, Any] | None, left_out: Collection[str] = ()
+) -> None:
+    """Warns if a scheduler has other settings than the network was trained for, but those that are left out.
+
+    Args:
+        scheduler: the sampler of a pipeline.
+        trained: `noise_settings` of the scheduler that the network was trained with; None if it is not known.
+        left_out: names of settings that do not matter.
+    """
+    given = noise_settings(scheduler)
+    if trained is None or (given is None and hasattr(scheduler, "alphas_cumprod")):  # UnCLIP's betas have no settings
+        return
+    unused = {"beta_start", "beta_end"} if trained["beta_schedule"] == "squaredcos_cap_v2" else set()
+    given = {"beta_schedule": None} if given is None else given
+    names = [name for name in given if name not in {*left_out, *unused} and given[name] != trained[name]]
+    if names:
+        kind = type(scheduler).__name__
+        has, needs = (", ".join(f"{name}={settings[name]!r}" for name in names) for settings in (given, trained))
+        warnings.warn(
+            f"the scheduler is a {kind} with {has}, but the network was trained with {needs}, so the results are "
+            "wrong. Load the pipeline with its own scheduler, then replace it by one with the same settings: "
+            f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config).",
+            stacklevel=5,  # the line that calls a pipeline, whose check_inputs calls this
         )
 
 

@@ -32,6 +32,7 @@ class ImageClassifier(SafeWeights, ModelMixin, ConfigMixin):
         ValueError: a value from which no classifier can be built.
     """
 
+    former_names = ("PictureClassifier",)
     _no_split_modules = ["PlainBlock"]
     _repeated_blocks = ["PlainBlock"]
 

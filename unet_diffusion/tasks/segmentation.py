@@ -39,6 +39,8 @@ from unet_diffusion.pipelines import SegmentationPipeline
 pipe = SegmentationPipeline.from_pretrained("{name}")  # this folder
 pipe("image.png").masks[0].save("mask.png")
 ```
+
+Load it with this class: `DiffusionPipeline.from_pretrained` only looks for classes in diffusers.
 """
 
 

@@ -57,7 +57,8 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     """Checkpoints kept; older ones are deleted."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Trackers that get the metrics too, by their names in Accelerate, such as tensorboard, wandb, trackio."""
+    """Trackers that get the metrics too, by their names in Accelerate, such as tensorboard, wandb, trackio. Their
+    packages must be installed."""
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulate", "max_skipped_steps", "keep_checkpoints", *EVERY)
@@ -65,5 +66,7 @@ class TrainingConfig:
         require_each(self, ("warmup_steps", "weight_decay"), lambda value: value >= 0, "must be a number of at least 0")
         require_each(self, ("learning_rate", "max_grad_norm"), lambda value: value > 0, "must be a number above 0")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be at least 0 and below 1")
+        named = not isinstance(self.trackers, str)
+        require(named, "trackers", self.trackers, "must be a tuple of names; write ('NAME',) for one")
         require_choice("schedule", self.schedule, get_args(Schedule))
         require_choice("mixed_precision", self.mixed_precision, get_args(Precision))
