@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name, module = next((name, module) for name, (kind, module) in COMMANDS.items() if kind is type(chosen))
         result = getattr(import_module(f"unet_diffusion.commands.{module}"), name.replace("-", "_"))(chosen)
     print(result)
-    if getattr(result, "errors", None):  # of a data set that the doctor examined
+    if getattr(result, "refusal", None):  # of a data set that the doctor examined
         raise SystemExit(1)
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 
-from unet_diffusion.commands.doctor.findings import Finding, Severity, about
+from unet_diffusion.commands.doctor.findings import Finding, Severity, about, asked
 from unet_diffusion.commands.doctor.row_facts import RowFacts
 from unet_diffusion.data.config import ImageOptions
 from unet_diffusion.data.sets import unclear_range
@@ -27,8 +27,10 @@ def unusable_severity(facts: list[RowFacts], config: ImageOptions) -> Severity:
 def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_size: bool) -> list[Finding]:
     """Returns the findings about the images of one split; `one_size` means that a run needs images of one size."""
     severity = unusable_severity(facts, config)
-    problems = [f"{fact.name}: {fact.image_problem}" for fact in facts if fact.image_problem is not None]
+    broken = [fact for fact in facts if fact.image_problem is not None]
+    problems = [f"{fact.name}: {fact.image_problem}" for fact in broken if fact.image_question is None]
     found = about(severity, f"images of {name} that cannot be read: {{count}} of {len(facts)}.", problems)
+    found += asked(f"images of {name}", [(fact.image_question, fact.name, fact.image_problem) for fact in broken])
     usable = [fact for fact in facts if fact.image_problem is None]
     if not usable:
         return found or [Finding("error", f"{name} has no images.")]
