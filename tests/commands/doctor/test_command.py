@@ -217,6 +217,7 @@ def test_duplicates_across_splits_and_masks_that_contradict(tmp_path, look):
     assert "contradict" in warnings
     plain = look(train, plain=True, validation_data=validation)
     assert "duplicates across splits" in str(plain)
+    assert "duplicates across splits, equal pixel by pixel: 10." in str(look(train, validation_data=train))
 
 
 def test_validation_masks_are_judged_by_the_classes_of_training(tmp_path, look):

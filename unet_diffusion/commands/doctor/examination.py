@@ -1,10 +1,10 @@
 """Examination of a data set: the facts of its rows, judged as a training run would use them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 
 from unet_diffusion.commands.doctor.findings import SEVERITIES, Finding, Report, about, judged
 from unet_diffusion.commands.doctor.image_findings import duplicate_findings, image_findings
@@ -67,49 +67,62 @@ def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False, un
         ValueError: the source, a split or a column does not exist.
     """
     parts: tuple[PartName, ...] = ("train", "validation") if config.names_validation else ("train",)
-    masks = isinstance(config, MaskedDataConfig)
-    examined = [_open_masked(config, part) if masks else _open(config, part) for part in parts]
-    found: list[Finding] = []
-    sections: list[Section] = []
+    examined = [_open(config, part) for part in parts]
     further = [_open_unlabelled(config, unlabelled)] if unlabelled is not None else []
-    for each in examined + further:
-        notes = each.notes + _held_out(config, each)
-        sections.append(describe_images(TITLES[each.part], each.name, each.facts, notes, each.streamed))
-        one_size = config.image_size is None and config.crop_size is None and not (masks and each.part == "validation")
-        found += image_findings(each.facts, each.name, config, one_size)
-        orphans = [path.name for path in each.orphans]
-        found += about("warning", f"masks of {each.name} that have no image: {{count}}.", orphans)
+    sections, found = _judge_images(config, [*examined, *further])
     if isinstance(config, MaskedDataConfig):
-        encoding, unclear = _encoding(examined[0].facts, config)
-        found += unclear
-        for each in examined:
-            sections.append(describe_masks(*_mask_source(config, each), each.facts, encoding, config.class_names))
-            found += mask_findings(each.facts, each.name, config, encoding)
-    found += duplicate_findings({each.name: each.facts for each in examined})
+        of_masks, found_in_masks = _judge_masks(config, examined)
+        sections, found = sections + of_masks, found + found_in_masks
+    found += duplicate_findings({_name_of(each, examined): each.facts for each in examined})
     kept = [finding for finding in found if finding.severity in ("error", "question") or not errors_only]
     kept.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Report(Summary(tuple(sections)), tuple(kept))
 
 
 def _open(config: DataConfig | MaskedDataConfig, part: PartName) -> Examined:
-    assert isinstance(config, DataConfig)
+    if isinstance(config, MaskedDataConfig):
+        of_masks = masked_sets.open_part(config, part)
+        facts = gather_facts(of_masks.rows, config.mask_reading, config.cache_dir)
+        return Examined(part, of_masks.name, of_masks.notes, facts, orphans=of_masks.orphans)
     opened = sets.open_part(config, part, streaming=config.streaming and part == "train")
     if isinstance(opened.rows, IterableDataset):
         return Examined(part, opened.name, opened.notes, facts_of_stream(opened.rows, opened.name), streamed=True)
     return Examined(part, opened.name, opened.notes, gather_facts(opened.rows, None, config.cache_dir))
 
 
-def _open_masked(config: DataConfig | MaskedDataConfig, part: PartName) -> Examined:
-    assert isinstance(config, MaskedDataConfig)
-    opened = masked_sets.open_part(config, part)
-    facts = gather_facts(opened.rows, config.mask_reading, config.cache_dir)
-    return Examined(part, opened.name, opened.notes, facts, orphans=opened.orphans)
-
-
 def _open_unlabelled(config: DataConfig | MaskedDataConfig, source: str) -> Examined:
-    opened = sets.open_part(DataConfig(data=source, cache_dir=config.cache_dir), "train")
-    assert isinstance(opened.rows, Dataset)
-    return Examined("unlabelled", opened.name, opened.notes, gather_facts(opened.rows, None, config.cache_dir))
+    images = _open(DataConfig(data=source, cache_dir=config.cache_dir), "train")
+    return replace(images, part="unlabelled")
+
+
+def _judge_images(
+    config: DataConfig | MaskedDataConfig, examined: list[Examined]
+) -> tuple[list[Section], list[Finding]]:
+    sections: list[Section] = []
+    found: list[Finding] = []
+    for each in examined:
+        notes = each.notes + _held_out(config, each)
+        sections.append(describe_images(TITLES[each.part], each.name, each.facts, notes, each.streamed))
+        any_size = isinstance(config, MaskedDataConfig) and each.part == "validation"
+        one_size = config.image_size is None and config.crop_size is None and not any_size
+        found += image_findings(each.facts, each.name, config, one_size)
+    return sections, found
+
+
+def _judge_masks(config: MaskedDataConfig, examined: list[Examined]) -> tuple[list[Section], list[Finding]]:
+    encoding, found = _encoding(examined[0].facts, config)
+    sections: list[Section] = []
+    for each in examined:
+        sections.append(describe_masks(*_mask_source(config, each), each.facts, encoding, config.class_names))
+        orphans = [path.name for path in each.orphans]
+        found += about("warning", f"masks of {each.name} that have no image: {{count}}.", orphans)
+        found += mask_findings(each.facts, each.name, config, encoding)
+    return sections, found
+
+
+def _name_of(part: Examined, examined: list[Examined]) -> str:
+    """Returns the name of a part, also if another part has the same images."""
+    return part.name if part is examined[0] or part.name != examined[0].name else f"{part.name} for validation"
 
 
 def _held_out(config: DataConfig | MaskedDataConfig, examined: Examined) -> tuple[str, ...]:
