@@ -22,8 +22,8 @@ def train_classifier(options: TrainClassifier) -> Path:
     """Trains a classifier, or resumes its run, and returns the folder of the run.
 
     The folder holds the weights that did best on held-out images and their config in `classifier/`, a model card,
-    `hardest.png`, `curves.png`, `metrics.jsonl`, `config.json`, previews and checkpoints. Channels and classes follow
-    from the data.
+    `hardest.png`, `curves.png`, `metrics.jsonl`, `config.json`, `data.json`, previews and checkpoints. Channels and
+    classes follow from the data.
 
     Raises:
         ValueError: an option or images that cannot be used, such as those without labels, before training starts.

@@ -1,5 +1,7 @@
 """The summary says what the files hold: counts, sizes, channels, values, and each class with its share."""
 
+import io
+import sys
 from pathlib import Path
 
 import datasets
@@ -11,7 +13,6 @@ from unet_diffusion.checks import Question
 from unet_diffusion.commands.doctor import mask_findings as judged_masks
 from unet_diffusion.commands.doctor import row_facts
 from unet_diffusion.commands.doctor.examination import examine, present
-from unet_diffusion.commands.doctor.mask_findings import mask_findings
 from unet_diffusion.commands.doctor.summary import Section, Summary, Table
 from unet_diffusion.commands.doctor.understanding import describe_masks
 from unet_diffusion.data.config import DataConfig
@@ -167,14 +168,26 @@ def test_what_an_encoding_notes_and_names_is_shown():
     assert describe_masks("masks", "set", rare, encoding, None).lines()[3].split()[3] == "<0.01%"
 
 
+def test_instance_maps_are_shown_as_one_class(tmp_path):
+    config = masked(tmp_path, [quarter(0, 7), quarter(2, 9)], mask_encoding="instances")
+    assert examine(config).summary.lines()[2:] == (
+        f"masks: {config.masks}: 2 masks, 2 classes (instances)",
+        "  class  value    pixels  images",
+        "  0      0         75.0%       2",
+        "  1      above 0   25.0%       2",
+    )
+
+
 def test_only_the_first_images_of_a_stream_are_examined(tmp_path, monkeypatch):
     monkeypatch.setattr(row_facts, "STREAMED", 3)
     config = plain(tmp_path, [noise(number) for number in range(5)], streaming=True, image_size=8)
-    (Path(config.data) / "0.png").write_bytes(b"no image")
-    report = examine(config)
+    for number in range(2):
+        (Path(config.data) / f"{number}.png").write_bytes(b"no image")
+        report = examine(config)
+        assert bool(report.refusal) is (number > 0)  # as the stream itself: one broken image of the first 100 is borne
     (line,) = report.summary.lines()
     assert ": the first 3 images of a stream of 8x8, 1 channel of uint8" in line
-    assert "1 of 3" in report.refusal and "row 0 (0.png): it" in report.refusal
+    assert "2 of 3" in report.refusal and "row 0 (0.png): it" in report.refusal
     assert not (tmp_path / "cache" / "unet_diffusion").exists()  # nothing was stored
 
 
@@ -185,6 +198,14 @@ def test_a_run_prints_what_was_understood_and_what_looks_wrong(tmp_path, capsys)
     assert printed.startswith(f"{summary}\nwarning: images of {config.data} (train) that are constant")
     assert present(config, quiet=True) == summary
     assert capsys.readouterr().out == ""
+
+
+def test_a_name_that_the_terminal_cannot_show_keeps_no_run_from_starting(tmp_path, monkeypatch):
+    config = plain(tmp_path / "细胞", [noise(0), noise(1)])
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    present(config)
+    assert b"\\u7ec6\\u80de/images (train): 2 images" in terminal.buffer.getvalue()
 
 
 def test_an_error_refuses_a_run_after_the_summary_is_printed(tmp_path, capsys):
@@ -265,17 +286,3 @@ def test_classes_that_never_occur_take_one_line(tmp_path):
     assert str(warning) == (f"warning: classes 1 to 37, 39 do not occur in the masks of {config.data} (train).")
     config.class_names = tuple(f"c{label}" for label in range(39)) + ("tumour",)
     assert "c37, tumour) do not occur" in str(examine(config))
-
-
-def test_lossy_masks_of_classes_are_reported():
-    facts = [
-        row_facts.RowFacts(
-            f"row {row}", keys=[(0, 60), (1, 4)], mask_sketch="00" * 32, mask_format="JPEG" * lossy, mask_lossy=lossy
-        )
-        for row, lossy in enumerate((True, False, True))
-    ]
-    config = MaskedDataConfig(data="set")
-    (warning,) = mask_findings(facts, "set", config, MaskEncoding({0: 0, 1: 1}, 2))
-    assert str(warning).startswith("warning: masks of set in a format that changes values, JPEG: 2. ")
-    assert warning.examples == ("row 0", "row 2")
-    assert mask_findings(facts, "set", config, MaskEncoding({0: 0, 1: 1}, 2, kind="binary")) == []

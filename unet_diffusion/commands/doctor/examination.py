@@ -1,5 +1,6 @@
 """Examination of a data set: the facts of its rows, judged as a training run would use them."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -50,7 +51,7 @@ def present(config: DataConfig | MaskedDataConfig, unlabelled: str | None = None
     """
     report = examine(config, unlabelled=unlabelled)
     if not quiet:
-        print(report.summary, *report.advice, sep="\n", flush=True)
+        _print("\n".join(map(str, [report.summary, *report.advice])))
     if report.refusal:
         raise ValueError(report.refusal)
     return report.summary
@@ -77,6 +78,12 @@ def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False, un
     kept = [finding for finding in found if finding.severity in ("error", "question") or not errors_only]
     kept.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Report(Summary(tuple(sections)), tuple(kept))
+
+
+def _print(text: str) -> None:
+    """Prints text at once; a name that the terminal cannot show must not keep a run from starting."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _open(config: DataConfig | MaskedDataConfig, part: PartName) -> Examined:

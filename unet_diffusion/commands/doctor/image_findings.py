@@ -4,8 +4,9 @@ from collections import Counter, defaultdict
 
 from unet_diffusion.commands.doctor.findings import Finding, Severity, about, asked
 from unet_diffusion.commands.doctor.row_facts import RowFacts
-from unet_diffusion.data.config import ImageOptions
+from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.sets import unclear_range
+from unet_diffusion.data.streaming import FEWEST_ROWS_JUDGED
 
 FEW_LEVELS = 256  # of the 65536 levels of a 16-bit image; no more than 8 bits have
 
@@ -21,7 +22,9 @@ def unusable_severity(facts: list[RowFacts], config: ImageOptions) -> Severity:
         or _kind([fact], config) != kind
         for fact in facts
     )
-    return "error" if unusable > config.max_broken * len(facts) else "warning"
+    streamed = isinstance(config, DataConfig) and config.streaming
+    judged = max(len(facts), FEWEST_ROWS_JUDGED) if streamed else len(facts)
+    return "error" if unusable > config.max_broken * judged else "warning"
 
 
 def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_size: bool) -> list[Finding]:

@@ -55,7 +55,7 @@ def mask_findings(
         [fact.name for fact in facts if fact.may_be_turned],
     )
     masked = [fact for fact in facts if fact.keys]
-    found += _palettes(masked, name) + _likeness(masked, name) + _lossy(masked, name, encoding)
+    found += _palettes(masked, name) + _likeness(masked, name)
     return found if encoding is None or not masked else found + _classes(masked, name, encoding, config)
 
 
@@ -154,18 +154,6 @@ def _likeness(masked: list[RowFacts], name: str) -> list[Finding]:
             "camera, which is nothing to learn; check that they are the masks that you mean.",
         )
     ]
-
-
-def _lossy(masked: list[RowFacts], name: str, encoding: MaskEncoding | None) -> list[Finding]:
-    """Finds files that do not keep values; two classes are still told apart at half."""
-    if encoding is None or encoding.kind == "binary":
-        return []
-    formats = " and ".join(sorted({fact.mask_format for fact in masked if fact.mask_lossy and fact.mask_format}))
-    sentence = (
-        f"masks of {name} in a format that changes values{f', {formats}' if formats else ''}: {{count}}. Some pixels "
-        "have another class than was drawn; export the masks as PNG from where they were drawn."
-    )
-    return about("warning", sentence, [fact.name for fact in masked if fact.mask_lossy])
 
 
 def _absent(absent: list[int], name: str, class_names: Sequence[str] | None) -> list[Finding]:

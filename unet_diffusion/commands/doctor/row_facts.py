@@ -49,7 +49,7 @@ class RowFacts:
     dtype: str = ""
     low: float = 0.0  # smallest value of the image
     high: float = 0.0  # largest value of the image
-    levels: int = 0  # different values in the image
+    levels: int = 0  # different values in an image of 16 bits
     digest: str = ""  # hash of the image's pixels and shape
     mask_size: tuple[int, int] = (0, 0)  # width and height; zeros without a mask
     keys: list[tuple[int, int]] = field(default_factory=list)  # each key of the mask and its number of pixels
@@ -57,8 +57,6 @@ class RowFacts:
     mask_digest: str = ""  # hash of the mask's keys
     mask_sketch: str = ""  # the mask in 16 x 16 pixels: 1 where it is above its lowest key; hexadecimal
     mask_is_image: bool = False  # the mask equals the image
-    mask_format: str = ""  # of the mask's file, such as "JPEG"
-    mask_lossy: bool = False  # the format changes values
     may_be_turned: bool = (
         False  # only the image states an orientation, and the sizes do not show which one the mask has
     )
@@ -139,7 +137,8 @@ def _parts(error: ValueError, path: str | None) -> tuple[str, str | None]:
 def _note_image(facts: RowFacts, image: np.ndarray) -> None:
     facts.size, facts.channels, facts.dtype = (image.shape[1], image.shape[0]), image.shape[2], image.dtype.name
     facts.low, facts.high = float(image.min()), float(image.max())
-    facts.levels = len(np.unique(image))
+    if image.dtype == np.uint16:
+        facts.levels = int((np.bincount(image.ravel()) > 0).sum())  # sorting a large image would take seconds
     facts.digest = hash_array(image)
 
 
@@ -158,7 +157,6 @@ def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | Non
     facts.keys = list(zip(values.tolist(), counts.tolist()))
     facts.mask_size = (keys.shape[1], keys.shape[0])
     facts.mask_digest, facts.mask_sketch = hash_array(keys), _sketch(keys)
-    facts.mask_format, facts.mask_lossy = getattr(mask, "format", ""), getattr(mask, "lossy", False)
     if "instances" in sources:
         instances = decode_instances(sources["instances"])
         if image is not None:

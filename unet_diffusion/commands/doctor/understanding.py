@@ -78,6 +78,8 @@ def _classes(masked: list[RowFacts], encoding: MaskEncoding, class_names: Sequen
     for label in sorted(values, key=lambda label: label % (IGNORE_INDEX + 1)):  # those without a class come last
         number = str(label) if label not in (IGNORE_INDEX, NO_CLASS) else ""
         shown = _colours(values[label]) if coloured else spans(values[label])
+        if encoding.kind == "instances" and label == 1:
+            shown = "above 0"
         rows.append((number, shown, names.get(label, ""), _share(pixels, label), str(images[label])))
     table = Table(("class", "value", "name", "pixels", "images"), tuple(rows))
     return table if any(row[2] for row in rows) else table.without("name")
