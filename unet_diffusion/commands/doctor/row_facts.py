@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from unet_diffusion.images.masks import (
     instance_numbers,
 )
 
-FORMAT = 2  # of the stored facts
+FORMAT = 2  # of the stored facts; after a change of what a field means, old ones are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 SLOW = 1000  # rows; a longer examination shows its progress
 STREAMED = 100  # rows that are examined of a stream
@@ -80,9 +80,9 @@ def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str
         shown = tqdm(rows, "examining", len(dataset), unit="row", disable=len(dataset) <= SLOW, dynamic_ncols=True)
         (folder / "facts.json").write_text(json.dumps([asdict(facts) for facts in _numbered(shown)]))
 
-    key = ["doctor", FORMAT, dataset._fingerprint, reading]
+    key = ["doctor", FORMAT, [fact.name for fact in fields(RowFacts)], dataset._fingerprint, reading]
     text = (written_once("facts", key, cache_dir, write) / "facts.json").read_text()
-    return [RowFacts(**fields) for fields in json.loads(text)]
+    return [RowFacts(**values) for values in json.loads(text)]
 
 
 def facts_of_stream(stream: datasets.IterableDataset, name: str) -> list[RowFacts]:
