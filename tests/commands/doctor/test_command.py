@@ -136,7 +136,12 @@ FAULTS = [
     ("mask size", {}, "error", r"another size than their image: 1.\n    row 3: mask 9x12, image 14x12"),
     ("empty mask", {}, "note", r"empty, class 0 everywhere: 1 of 10.\n    row 3"),
     ("one class", {}, "warning", r"all one class: 1.\n    row 3: class 1"),
-    ("unreadable", {}, "error", r"cannot be read: 1 of 10.\n    row 3: .*cannot be decoded"),
+    (
+        "unreadable",
+        {},
+        "error",
+        r"1 of the 10 images of .* cannot be read; max_broken=0.01 .*\n    row 3: .*cannot be decoded",
+    ),
     ("channels", {}, "error", r"another number of channels.*: 1 \(found: 1, 3\).*\n    row 3: 3 channels"),
     ("duplicate", {}, "warning", r"duplicates inside a split.*: 1\..*\n    row 3 of .* = row 5 of"),
     ("missing mask", {}, "error", r"have no mask: 1.*\n    row 3"),

@@ -96,7 +96,7 @@ def test_images_that_cannot_be_used_are_counted_in_the_summary(tmp_path):
     report = examine(config)
     assert report.summary.lines()[0].endswith(", values 3 to 250, 1 of them cannot be used")
     (example,) = report.errors[0].examples
-    assert example.startswith("row 2 (2.png): it cannot be decoded")  # so the file is named once
+    assert example.startswith(f"row 2: {config.data}/2.png cannot be decoded")  # so the file is named once
 
 
 def test_named_validation_and_unlabelled_images_have_sections_of_their_own(tmp_path):
@@ -187,7 +187,7 @@ def test_only_the_first_images_of_a_stream_are_examined(tmp_path, monkeypatch):
         assert bool(report.refusal) is (number > 0)  # as the stream itself: one broken image of the first 100 is borne
     (line,) = report.summary.lines()
     assert ": the first 3 images of a stream of 8x8, 1 channel of uint8" in line
-    assert "2 of 3" in report.refusal and "row 0 (0.png): it" in report.refusal
+    assert "2 of the 3 images" in report.refusal and "/0.png cannot be decoded" in report.refusal
     assert not (tmp_path / "cache" / "unet_diffusion").exists()  # nothing was stored
 
 
@@ -228,8 +228,8 @@ def test_a_question_of_all_files_is_asked_once(tmp_path, monkeypatch):
     assert str(report.questions[0]).splitlines() == [
         f"question: are the channels first or last? Give axes='CHW' or 'HWC'. It concerns 2 images of {config.data} "
         "(train).",
-        "    row 0 (0.png): it has shape (3, 8, 8)",
-        "    row 1 (1.png): it has shape (3, 8, 8)",
+        f"    row 0: {config.data}/0.png has shape (3, 8, 8)",
+        f"    row 1: {config.data}/1.png has shape (3, 8, 8)",
     ]
     assert str(report).endswith("0 errors, 1 question, 0 warnings, 0 notes")
     with pytest.raises(ValueError, match="before these questions are answered.\nquestion: are the channels"):

@@ -87,12 +87,12 @@ def about(severity: Severity, sentence: str, examples: Sequence[str]) -> list[Fi
     return [Finding(severity, sentence.replace("{count}", str(len(examples))), tuple(examples))]
 
 
-def asked(what: str, rows: Sequence[tuple[str | None, str, str | None]]) -> list[Finding]:
-    """Returns a finding for each question that rows raise: pairs of the question, the row's name and its reason."""
+def asked(what: str, rows: Sequence[tuple[str | None, str]]) -> list[Finding]:
+    """Returns a finding for each question that rows raise: pairs of the question, if there is one, and the example."""
     examples: dict[str, list[str]] = {}
-    for question, name, reason in rows:
+    for question, example in rows:
         if question is not None:
-            examples.setdefault(question, []).append(f"{name}: {reason}" if reason else name)
+            examples.setdefault(question, []).append(example)
     return [
         Finding("question", f"{question} It concerns {len(names)} {what}.", tuple(names))
         for question, names in examples.items()

@@ -31,9 +31,13 @@ def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_s
     """Returns the findings about the images of one split; `one_size` means that a run needs images of one size."""
     severity = unusable_severity(facts, config)
     broken = [fact for fact in facts if fact.image_problem is not None]
-    problems = [f"{fact.name}: {fact.image_problem}" for fact in broken if fact.image_question is None]
-    found = about(severity, f"images of {name} that cannot be read: {{count}} of {len(facts)}.", problems)
-    found += asked(f"images of {name}", [(fact.image_question, fact.name, fact.image_problem) for fact in broken])
+    problems = [fact.told(fact.image_problem) for fact in broken if fact.image_question is None]
+    fix = f"; max_broken={config.max_broken} allows fewer: repair or remove them, or raise max_broken."
+    sentence = f"{{count}} of the {len(facts)} images of {name} cannot be read{fix if severity == 'error' else '.'}"
+    if len(problems) == len(facts):
+        sentence = f"{name} has no usable image among {len(facts)}."
+    found = about(severity, sentence, problems)
+    found += asked(f"images of {name}", [(fact.image_question, fact.told(fact.image_problem)) for fact in broken])
     usable = [fact for fact in facts if fact.image_problem is None]
     if not usable:
         return found or [Finding("error", f"{name} has no images.")]

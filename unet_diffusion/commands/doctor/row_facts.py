@@ -67,6 +67,13 @@ class RowFacts:
         self.keys = [(key, count) for key, count in self.keys]
         self.palette = [(key, (red, green, blue)) for key, (red, green, blue) in self.palette]
 
+    def told(self, problem: str | None) -> str:
+        """Returns the row and its problem, with the file between them unless the problem names it."""
+        row, _, file = self.name.partition(" (")
+        if not problem:
+            return self.name
+        return f"{row if file and file[:-1] in problem else self.name}: {problem}"
+
 
 def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str | Path | None) -> list[RowFacts]:
     """Gathers the facts about all rows, or reads those that an earlier call gathered.
@@ -113,7 +120,7 @@ def _examiner(
             image = decode(readers["image"](row["image"]))
             _note_image(facts, image.pixels)
         except ValueError as error:
-            facts.image_problem, facts.image_question = _parts(error, path)
+            facts.image_problem, facts.image_question = _parts(error)
         if reading is not None:
             of_masks = {column: read for column, read in readers.items() if column != "image"}
             facts.no_mask = any(is_missing(row[column]) for column in of_masks)
@@ -122,16 +129,15 @@ def _examiner(
                     sources = {column: read(row[column]) for column, read in of_masks.items()}
                     _note_mask(facts, sources, image, reading)
                 except ValueError as error:
-                    facts.mask_problem, facts.mask_question = _parts(error, None)
+                    facts.mask_problem, facts.mask_question = _parts(error)
         return facts
 
     return examine
 
 
-def _parts(error: ValueError, path: str | None) -> tuple[str, str | None]:
-    """Returns what is wrong with a file, which is named beside it already, and the question that this raises."""
-    problem, question = (error.found, error.question) if isinstance(error, Question) else (str(error), None)
-    return problem.replace(path, "it") if path else problem, question
+def _parts(error: ValueError) -> tuple[str, str | None]:
+    """Returns what is wrong with a file, and the question that this raises."""
+    return (error.found, error.question) if isinstance(error, Question) else (str(error), None)
 
 
 def _note_image(facts: RowFacts, image: np.ndarray) -> None:
