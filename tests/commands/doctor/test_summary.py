@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from unet_diffusion.checks import Question
-from unet_diffusion.commands.doctor import mask_findings as judged_masks
-from unet_diffusion.commands.doctor import row_facts
+from unet_diffusion.commands.doctor import examination, row_facts
 from unet_diffusion.commands.doctor.examination import examine, present
 from unet_diffusion.commands.doctor.summary import Section, Summary, Table
 from unet_diffusion.commands.doctor.understanding import describe_masks
@@ -117,7 +116,7 @@ def test_named_validation_and_unlabelled_images_have_sections_of_their_own(tmp_p
 def test_each_class_has_its_value_name_share_and_number_of_images(tmp_path):
     masks = [quarter(0, 1), quarter(2, 1), quarter(4, 2), quarter(6, 255)]
     config = masked(tmp_path, masks, class_names=("background", "cell", "nucleus", "debris"))
-    assert examine(config).summary.lines()[2:] == (
+    assert examine(config).summary.lines()[2:7] == (
         f"masks: {config.masks}: 4 masks, 4 classes (indices)",
         "  class  value  name        pixels  images",
         "  0      0      background   75.0%       4",
@@ -241,7 +240,7 @@ def test_questions_about_mask_files_and_about_all_values(tmp_path, monkeypatch):
         raise Question("masks hold 0, 38. Give mask_encoding='binary' or 'palette'.")
 
     config = masked(tmp_path, [quarter(row, 38) for row in (0, 2, 4)])
-    monkeypatch.setattr(judged_masks, "find_encoding", ask)
+    monkeypatch.setattr(examination, "agreed_encoding", ask)
     report = examine(config)
     assert report.errors == ()
     assert str(report.questions[0]) == "question: masks hold 0, 38. Give mask_encoding='binary' or 'palette'."
