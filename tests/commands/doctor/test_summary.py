@@ -116,7 +116,7 @@ def test_named_validation_and_unlabelled_images_have_sections_of_their_own(tmp_p
 def test_each_class_has_its_value_name_share_and_number_of_images(tmp_path):
     masks = [quarter(0, 1), quarter(2, 1), quarter(4, 2), quarter(6, 255)]
     config = masked(tmp_path, masks, class_names=("background", "cell", "nucleus", "debris"))
-    assert examine(config).summary.lines()[2:7] == (
+    assert examine(config).summary.lines()[2:8] == (
         f"masks: {config.masks}: 4 masks, 4 classes (indices)",
         "  class  value  name        pixels  images",
         "  0      0      background   75.0%       4",
@@ -245,7 +245,7 @@ def test_questions_about_mask_files_and_about_all_values(tmp_path, monkeypatch):
     assert report.errors == ()
     assert str(report.questions[0]) == "question: masks hold 0, 38. Give mask_encoding='binary' or 'palette'."
     assert [line.split() for line in report.summary.lines()[4:]] == [["0", "75.0%", "3"], ["38", "25.0%", "3"]]
-    monkeypatch.setattr(row_facts, "decode_mask", ask)
+    monkeypatch.setattr(row_facts, "_note_mask", ask)
     config.cache_dir = str(tmp_path / "another")
     (per_file, *_) = examine(config).questions
     assert per_file.sentence.endswith(f"It concerns 3 masks of {config.data} (train).")
