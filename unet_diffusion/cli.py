@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None, before: Callable[[], None] = la
         before()
         result = command(chosen)
     print(result)
-    if getattr(result, "errors", None):  # of a data set that the doctor examined
+    if getattr(result, "refusal", None):  # of a data set that the doctor examined
         raise SystemExit(1)
 
 

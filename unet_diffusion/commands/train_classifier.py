@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
+from unet_diffusion.commands.doctor.examination import present
 from unet_diffusion.commands.options.train_classifier import TrainClassifier
 from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import ImageSets, load_images
 from unet_diffusion.evaluation.classifier import ImageClassifier
 from unet_diffusion.images.no_class import NO_LABEL
@@ -20,8 +22,8 @@ def train_classifier(options: TrainClassifier) -> Path:
     """Trains a classifier, or resumes its run, and returns the folder of the run.
 
     The folder holds the weights that did best on held-out images and their config in `classifier/`, a model card,
-    `hardest.png`, `curves.png`, `metrics.jsonl`, `config.json`, previews and checkpoints. Channels and classes follow
-    from the data.
+    `hardest.png`, `curves.png`, `metrics.jsonl`, `config.json`, `data.json`, previews and checkpoints. Channels and
+    classes follow from the data.
 
     Raises:
         ValueError: an option or images that cannot be used, such as those without labels, before training starts.
@@ -29,6 +31,7 @@ def train_classifier(options: TrainClassifier) -> Path:
     """
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
+    summary = present(options.data, quiet=not accelerator.is_main_process)
     data = load_images(options.data, options.training.seed, accelerator.process_index, accelerator.num_processes)
     names = checked_class_names(data)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
@@ -36,7 +39,8 @@ def train_classifier(options: TrainClassifier) -> Path:
         data.train.channels, len(names), options.widths, options.dropout, class_names=names, data=data.train.name
     )
     task = ClassificationTask(network, data, options.data.num_workers)
-    return Trainer(task, options.training, options.output, asdict(options), accelerator).run()
+    record = DataRecord(summary=summary.lines())
+    return Trainer(task, options.training, options.output, asdict(options), accelerator, record).run()
 
 
 def checked_class_names(data: ImageSets) -> tuple[str, ...]:

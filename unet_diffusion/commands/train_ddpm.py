@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from unet_diffusion.commands.doctor.examination import present
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet
@@ -21,15 +23,17 @@ def train_ddpm(options: TrainDDPM) -> Path:
     """Trains, or resumes a stopped run, and returns the run's folder.
 
     The folder holds the pipeline (`model_index.json`, `unet/`, `scheduler/`), a model card, `samples.png`,
-    `curves.png`, `metrics.jsonl`, `config.json`, previews and checkpoints. The network's size, channels and classes
-    follow from the data.
+    `curves.png`, `metrics.jsonl`, `config.json`, `data.json`, previews and checkpoints. The network's size, channels
+    and classes follow from the data.
 
     Raises:
-        ValueError: an option, an image source or a network that cannot be used, before training starts.
+        ValueError: an option, images or a network that cannot be used, or a question that has to be answered, before
+            training starts.
         RuntimeError: another process is training in the folder.
     """
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
+    summary = present(options.data, quiet=not accelerator.is_main_process)
     data = load_images(options.data, options.training.seed, accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     unet = make_unet(options, data.train.height, data.train.width, data.train.channels, data.train.class_names)
@@ -40,7 +44,8 @@ def train_ddpm(options: TrainDDPM) -> Path:
     else:
         task = DiffusionTask(unet, data, options.diffusion, options.data.num_workers)
         resolved.pop("super_resolution")
-    return Trainer(task, options.training, options.output, resolved, accelerator).run()
+    record = DataRecord(summary=summary.lines())
+    return Trainer(task, options.training, options.output, resolved, accelerator, record).run()
 
 
 def make_unet(options: TrainDDPM, height: int, width: int, channels: int, class_names: tuple[str, ...] | None) -> UNet:

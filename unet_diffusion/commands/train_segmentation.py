@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from unet_diffusion.commands.doctor.examination import refuse_errors
+from unet_diffusion.commands.doctor.examination import present
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import load_unlabelled
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
@@ -34,26 +35,28 @@ logger = logging.getLogger(__name__)
 def train_segmentation(options: TrainSegmentation) -> Path:
     """Trains, or resumes a stopped run, and returns the run's folder.
 
-    The folder holds the pipeline, a model card, `masks.png`, `curves.png`, `metrics.jsonl`, `config.json`, previews and
-    checkpoints. Channels and classes follow from the data. A network that comes from a DDPM run keeps its noise head,
-    frozen, and its scheduler. With a `denoising_weight` the noise head learns too, the folder holds `samples.png`, and
-    `ImageGenerationPipeline` loads it as well.
+    The folder holds the pipeline, a model card, `masks.png`, `curves.png`, `metrics.jsonl`, `config.json`, `data.json`,
+    previews and checkpoints. Channels and classes follow from the data. A network that comes from a DDPM run keeps its
+    noise head, frozen, and its scheduler. With a `denoising_weight` the noise head learns too, the folder holds
+    `samples.png`, and `ImageGenerationPipeline` loads it as well.
 
     Raises:
-        ValueError: an option, data or a network that cannot be used, before training starts.
+        ValueError: an option, data or a network that cannot be used, or a question that has to be answered, before
+            training starts.
         RuntimeError: another process is training in the folder.
     """
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
     options = replace(options, joint=settled_joint(options))
-    refuse_errors(options.data)
+    summary = present(options.data, options.joint.unlabelled, quiet=not accelerator.is_main_process)
     data = load_masked(options.data, options.training.seed)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     task = make_task(options, data)
     resolved = asdict(options)
     if isinstance(task, JointTask):
         resolved["diffusion"] = asdict(task.diffusion.config)
-    return Trainer(task, options.training, options.output, resolved, accelerator).run()
+    record = DataRecord(summary=summary.lines())
+    return Trainer(task, options.training, options.output, resolved, accelerator, record).run()
 
 
 def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
+from unet_diffusion.checks import Question
 from unet_diffusion.images.fetching import ImageLike, read_bytes
 
 DTypeName: TypeAlias = Literal["uint8", "uint16", "float32"]  # of decoded images
@@ -132,7 +133,7 @@ def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> Decoded:
             if image.format == "PNG" and _loses_depth(image):
                 return _decode_deep_png(image, data)
             return _from_pillow(image, keep_indices)
-    except (ImportError, MemoryError):
+    except (ImportError, MemoryError, Question):
         raise
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{name} cannot be decoded: it is not an image; it begins with {data[:8]!r}.") from error

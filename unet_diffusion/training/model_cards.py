@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,18 @@ class Card:
     images: Mapping[str, str]
     use: str
 
-    def text(self, name: str, rows: list[dict[str, Any]], config: dict[str, Any], best_by: str | None) -> str:
+    def text(
+        self,
+        name: str,
+        rows: list[dict[str, Any]],
+        config: dict[str, Any],
+        best_by: str | None,
+        data: Sequence[str] = (),
+    ) -> str:
         """Returns the whole card of a run: its name, the lines of its `metrics.jsonl` and its configuration.
 
-        The weights were chosen by the quantity `best_by`; None: they are the last ones.
+        The weights were chosen by the quantity `best_by`; None: they are the last ones. `data` are the lines of the
+        summary of the data.
         """
         shown = "\n\n".join(f"![{caption}]({file})" for file, caption in self.images.items())
         return f"""\
@@ -56,12 +64,17 @@ tags:
 
 {self.use.replace("{name}", name).strip()}
 
-## Training
+{data_section(data)}## Training
 
 {training_facts(rows, config, best_by)}
 
 ![Curves](curves.png)
 """
+
+
+def data_section(lines: Sequence[str]) -> str:
+    """Returns the section on the data, as a block of text that keeps columns aligned; empty without lines."""
+    return "\n".join(["## Data", "", "```text", *lines, "```", "", ""]) if lines else ""
 
 
 def training_facts(rows: list[dict[str, Any]], config: dict[str, Any], best_by: str | None) -> str:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.files import merged_into
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, TrainingImages, images_of_step, training_batches
@@ -76,10 +77,12 @@ class Task(ABC):
     def export(self, network: ModelMixin, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
         """Writes the trained network, its curves and its model card into the folder of the run.
 
-        The curves and the card show `rows`, the lines of `metrics.jsonl`; the card also the resolved `config`.
+        The curves and the card show `rows`, the lines of `metrics.jsonl`; the card also the resolved `config`, and the
+        summary of the data from `data.json`.
         """
+        record = DataRecord.read(folder) or DataRecord()
         with merged_into(folder) as aside:
             self.save(network, aside)
             save_curves(rows, aside / "curves.png", self.curves)
-            card = self.card(network).text(folder.name, rows, config, self.best_by)
+            card = self.card(network).text(folder.name, rows, config, self.best_by, record.summary)
             (aside / "README.md").write_text(card, encoding="utf-8")

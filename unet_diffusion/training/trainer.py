@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.checkpoints import (
@@ -46,6 +47,7 @@ class Trainer:
         output: the folder of the run.
         resolved: the whole configuration of the run, written as `config.json`; a run is resumed only by an equal one.
         accelerator: from `make_accelerator`, made before the task, whose data depend on the process.
+        record: what the run knows about its data, written as `data.json`; nothing by default.
 
     Raises:
         ValueError: the folder holds a run of another configuration.
@@ -53,9 +55,15 @@ class Trainer:
     """
 
     def __init__(
-        self, task: Task, config: TrainingConfig, output: Path, resolved: dict[str, Any], accelerator: Accelerator
+        self,
+        task: Task,
+        config: TrainingConfig,
+        output: Path,
+        resolved: dict[str, Any],
+        accelerator: Accelerator,
+        record: DataRecord | None = None,
     ) -> None:
-        self.task, self.config, self.output, self.accelerator = task, config, output, accelerator
+        self.task, self.config, self.output, self.accelerator, self.record = task, config, output, accelerator, record
         self.context = RunContext(config, accelerator)
         facts = {"processes": accelerator.num_processes, "images_per_step": self.context.images_per_step}
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
@@ -237,6 +245,8 @@ class Trainer:
         """Resumes from the newest checkpoint, or starts."""
         if self.accelerator.is_main_process:
             claim(self.output, self.resolved)
+            if self.record is not None:
+                self.record.write(self.output)
         self.accelerator.wait_for_everyone()
         checkpoint = load_latest(self.output / "checkpoints")
         if checkpoint:

@@ -1,64 +1,156 @@
 """Examination of a data set: the facts of its rows, judged as a training run would use them."""
 
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 
-from unet_diffusion.commands.doctor.findings import SEVERITIES, Finding, Report, about
+from unet_diffusion.commands.doctor.findings import SEVERITIES, Finding, Report, about, judged
 from unet_diffusion.commands.doctor.image_findings import duplicate_findings, image_findings
 from unet_diffusion.commands.doctor.mask_findings import agreed_encoding, mask_findings
-from unet_diffusion.commands.doctor.row_facts import RowFacts, gather_facts
+from unet_diffusion.commands.doctor.row_facts import RowFacts, facts_of_stream, gather_facts
+from unet_diffusion.commands.doctor.summary import Section, Summary
+from unet_diffusion.commands.doctor.understanding import describe_images, describe_masks
 from unet_diffusion.data import sets
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked import sets as masked_sets
 from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.encoding import MaskEncoding
+
+PartName = Literal["train", "validation"]
+TITLES = {"train": "data", "validation": "validation", "unlabelled": "unlabelled"}  # in the summary
 
 
-def refuse_errors(config: DataConfig | MaskedDataConfig) -> None:
-    """Raises a ValueError with all errors that `examine` finds; trainers call it before anything else."""
-    errors = examine(config, errors_only=True).errors
-    if errors:
-        raise ValueError("\n".join(["the data cannot be trained on.", *map(str, errors)]))
+@dataclass(frozen=True)
+class Examined:
+    """The rows of one part of a data set, with their facts."""
+
+    part: PartName | Literal["unlabelled"]
+    name: str  # of the source and the split
+    notes: tuple[str, ...]  # on the files
+    facts: list[RowFacts]
+    streamed: bool = False  # the facts are those of the first rows of a stream
+    orphans: tuple[Path, ...] = ()  # masks without an image
 
 
-def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False) -> Report:
+def present(config: DataConfig | MaskedDataConfig, unlabelled: str | None = None, quiet: bool = False) -> Summary:
+    """Examines the data of a run before anything else, and prints what was understood, warnings and notes.
+
+    Args:
+        config: names the data.
+        unlabelled: a source of further images, which need no masks.
+        quiet: print nothing, as all processes but one of a run should.
+
+    Returns:
+        The summary, which belongs into the folder of the run.
+
+    Raises:
+        ValueError: with all errors and questions that `examine` finds, or because there is no such source.
+    """
+    report = examine(config, unlabelled=unlabelled)
+    if not quiet:
+        _print("\n".join(map(str, [report.summary, *report.advice])))
+    if report.refusal:
+        raise ValueError(report.refusal)
+    return report.summary
+
+
+def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False, unlabelled: str | None = None) -> Report:
     """Examines every image and mask of the split to train on and of the validation set, if one is named.
 
-    The facts of each row are kept beside the decoded images, so that a second examination is quick. Sources are read
-    whole, even if a run would stream them.
+    The facts of each row are kept beside the decoded images, so that a second examination is quick. Of a stream, only
+    the first rows are examined. Images of the source `unlabelled` are examined too, but not for duplicates, since those
+    with masks are often among them.
 
     Raises:
         ValueError: the source, a split or a column does not exist.
     """
-    parts: dict[str, list[RowFacts]] = {}
-    found: list[Finding] = []
-    rows: Dataset | IterableDataset
-    reading = config.mask_reading if isinstance(config, MaskedDataConfig) else None
-    splits: tuple[Literal["train", "validation"], ...] = ("train", "validation")
-    for part in splits if config.names_validation else splits[:1]:
-        one_size = config.image_size is None and config.crop_size is None
-        if isinstance(config, MaskedDataConfig):
-            opened = masked_sets.open_part(config, part)
-            rows, name = opened.rows, opened.name
-            names = [path.name for path in opened.orphans]
-            found += about("warning", f"masks of {name} that have no image: {{count}}.", names)
-            one_size = one_size and part == "train"
-        else:
-            plain = sets.open_part(config, part)
-            rows, name = plain.rows, plain.name
-        assert isinstance(rows, Dataset)
-        facts = parts[name] = gather_facts(rows, reading, config.cache_dir)
-        found += image_findings(facts, name, config, one_size)
+    parts: tuple[PartName, ...] = ("train", "validation") if config.names_validation else ("train",)
+    examined = [_open(config, part) for part in parts]
+    further = [_open_unlabelled(config, unlabelled)] if unlabelled is not None else []
+    sections, found = _judge_images(config, [*examined, *further])
     if isinstance(config, MaskedDataConfig):
-        encoding = None
-        try:
-            encoding = agreed_encoding(next(iter(parts.values())), config)
-        except ValueError as error:
-            found.append(Finding("error", str(error)))
-        for name, facts in parts.items():
-            found += mask_findings(facts, name, config, encoding)
-    found += duplicate_findings(parts)
-    kept = [finding for finding in found if finding.severity == "error" or not errors_only]
-    examined = [f"{len(facts)} images{' with masks' if reading else ''} of {name}" for name, facts in parts.items()]
+        of_masks, found_in_masks = _judge_masks(config, examined)
+        sections, found = sections + of_masks, found + found_in_masks
+    found += duplicate_findings({_name_of(each, examined): each.facts for each in examined})
+    kept = [finding for finding in found if finding.severity in ("error", "question") or not errors_only]
     kept.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return Report(tuple(kept), tuple(examined))
+    return Report(Summary(tuple(sections)), tuple(kept))
+
+
+def _print(text: str) -> None:
+    """Prints text at once; a name that the terminal cannot show must not keep a run from starting."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def _open(config: DataConfig | MaskedDataConfig, part: PartName) -> Examined:
+    if isinstance(config, MaskedDataConfig):
+        of_masks = masked_sets.open_part(config, part)
+        facts = gather_facts(of_masks.rows, config.mask_reading, config.cache_dir)
+        return Examined(part, of_masks.name, of_masks.notes, facts, orphans=of_masks.orphans)
+    opened = sets.open_part(config, part, streaming=config.streaming and part == "train")
+    if isinstance(opened.rows, IterableDataset):
+        return Examined(part, opened.name, opened.notes, facts_of_stream(opened.rows, opened.name), streamed=True)
+    return Examined(part, opened.name, opened.notes, gather_facts(opened.rows, None, config.cache_dir))
+
+
+def _open_unlabelled(config: DataConfig | MaskedDataConfig, source: str) -> Examined:
+    images = _open(DataConfig(data=source, cache_dir=config.cache_dir), "train")
+    return replace(images, part="unlabelled")
+
+
+def _judge_images(
+    config: DataConfig | MaskedDataConfig, examined: list[Examined]
+) -> tuple[list[Section], list[Finding]]:
+    sections: list[Section] = []
+    found: list[Finding] = []
+    for each in examined:
+        notes = each.notes + _held_out(config, each)
+        sections.append(describe_images(TITLES[each.part], each.name, each.facts, notes, each.streamed))
+        any_size = isinstance(config, MaskedDataConfig) and each.part == "validation"
+        one_size = config.image_size is None and config.crop_size is None and not any_size
+        found += image_findings(each.facts, each.name, config, one_size)
+    return sections, found
+
+
+def _judge_masks(config: MaskedDataConfig, examined: list[Examined]) -> tuple[list[Section], list[Finding]]:
+    encoding, found = _encoding(examined[0].facts, config)
+    sections: list[Section] = []
+    for each in examined:
+        sections.append(describe_masks(*_mask_source(config, each), each.facts, encoding, config.class_names))
+        orphans = [path.name for path in each.orphans]
+        found += about("warning", f"masks of {each.name} that have no image: {{count}}.", orphans)
+        found += mask_findings(each.facts, each.name, config, encoding)
+    return sections, found
+
+
+def _name_of(part: Examined, examined: list[Examined]) -> str:
+    """Returns the name of a part, also if another part has the same images."""
+    return part.name if part is examined[0] or part.name != examined[0].name else f"{part.name} for validation"
+
+
+def _held_out(config: DataConfig | MaskedDataConfig, examined: Examined) -> tuple[str, ...]:
+    named = config.names_validation or examined.part != "train"
+    if named or config.validation_fraction == 0 or examined.streamed:
+        return ()
+    return (f"about {100 * config.validation_fraction:g}% of them are held out for validation",)
+
+
+def _mask_source(config: MaskedDataConfig, examined: Examined) -> tuple[str, str]:
+    """Returns what to call the masks of a part, and where they are."""
+    if examined.part == "train":
+        return "masks", config.masks or examined.name
+    return "validation masks", config.validation_masks or config.masks or examined.name
+
+
+def _encoding(facts: list[RowFacts], config: MaskedDataConfig) -> tuple[MaskEncoding | None, list[Finding]]:
+    """Returns what the masks' values mean, or None and the reason why that is unclear."""
+    if not any(fact.keys for fact in facts):
+        return None, []  # no mask can be used, which has findings of its own
+    try:
+        return agreed_encoding(facts, config), []
+    except ValueError as error:
+        return None, [judged(error)]

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from unet_diffusion.checks import Question
+from unet_diffusion.commands.doctor.summary import Summary
 from unet_diffusion.data.folders import MOST_EXAMPLES
 
-Severity: TypeAlias = Literal["error", "warning", "note"]
+Severity: TypeAlias = Literal["error", "question", "warning", "note"]
 
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+SEVERITIES: tuple[Severity, ...] = ("error", "question", "warning", "note")
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,9 @@ class Finding:
     """One fault or remarkable property of a data set.
 
     Attributes:
-        severity: "error": a run would stop, or learn something else than intended. "warning": a run would be worse than
-            it could be. "note": worth knowing.
+        severity: "error": a run would stop, or learn something else than intended. "question": it would probably learn
+            something else, which only the user can tell; the sentence names the option that answers. "warning": a run
+            would be worse than it could be. "note": worth knowing.
         sentence: the fault and the fix.
         examples: rows or files that show it.
     """
@@ -34,25 +37,47 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings, most severe first; as text for people by `str`.
+    """What was understood of a data set, and all findings, most severe first; as text for people by `str`.
 
     Attributes:
-        findings: findings in all parts of the data set.
-        examined: the parts, such as "20 images with masks of cells (train)".
+        summary: the parts of the data set and their contents.
+        findings: findings in all parts.
     """
 
+    summary: Summary
     findings: tuple[Finding, ...]
-    examined: tuple[str, ...]
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """Returns the findings that should keep a run from starting."""
-        return tuple(finding for finding in self.findings if finding.severity == "error")
+        """Returns the findings of severity "error"."""
+        return self._of("error")
+
+    @property
+    def questions(self) -> tuple[Finding, ...]:
+        """Returns the findings of severity "question"."""
+        return self._of("question")
+
+    @property
+    def refusal(self) -> str:
+        """Returns why a run must not start, with all errors and questions; empty if it may."""
+        if not self.errors and not self.questions:
+            return ""
+        unanswered = "the data cannot be trained on before these questions are answered."
+        first = "the data cannot be trained on." if self.errors else unanswered
+        return "\n".join([first, *map(str, self.errors + self.questions)])
+
+    @property
+    def advice(self) -> tuple[Finding, ...]:
+        """Returns the findings with which a run may start."""
+        return self._of("warning") + self._of("note")
 
     def __str__(self) -> str:
-        counts = [sum(finding.severity == severity for finding in self.findings) for severity in SEVERITIES]
-        summary = ", ".join(f"{count} {name}{'s' * (count != 1)}" for count, name in zip(counts, SEVERITIES))
-        return "\n".join([f"examined: {'; '.join(self.examined)}", *map(str, self.findings), summary])
+        counts = [len(self._of(severity)) for severity in SEVERITIES]
+        last = ", ".join(f"{count} {name}{'s' * (count != 1)}" for count, name in zip(counts, SEVERITIES))
+        return "\n".join([*self.summary.lines(), *map(str, self.findings), last])
+
+    def _of(self, severity: Severity) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == severity)
 
 
 def about(severity: Severity, sentence: str, examples: Sequence[str]) -> list[Finding]:
@@ -60,3 +85,20 @@ def about(severity: Severity, sentence: str, examples: Sequence[str]) -> list[Fi
     if not examples:
         return []
     return [Finding(severity, sentence.replace("{count}", str(len(examples))), tuple(examples))]
+
+
+def asked(what: str, rows: Sequence[tuple[str | None, str]]) -> list[Finding]:
+    """Returns a finding for each question that rows raise: pairs of the question, if there is one, and the example."""
+    examples: dict[str, list[str]] = {}
+    for question, example in rows:
+        if question is not None:
+            examples.setdefault(question, []).append(example)
+    return [
+        Finding("question", f"{question} It concerns {len(names)} {what}.", tuple(names))
+        for question, names in examples.items()
+    ]
+
+
+def judged(error: ValueError) -> Finding:
+    """Returns an error about a whole data set as a finding: a question, if it asks one."""
+    return Finding("question" if isinstance(error, Question) else "error", str(error))

@@ -2,10 +2,11 @@
 
 from collections import Counter, defaultdict
 
-from unet_diffusion.commands.doctor.findings import Finding, Severity, about
+from unet_diffusion.commands.doctor.findings import Finding, Severity, about, asked
 from unet_diffusion.commands.doctor.row_facts import RowFacts
-from unet_diffusion.data.config import ImageOptions
+from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.sets import unclear_range
+from unet_diffusion.data.streaming import FEWEST_ROWS_JUDGED
 
 FEW_LEVELS = 256  # of the 65536 levels of a 16-bit image; no more than 8 bits have
 
@@ -21,14 +22,22 @@ def unusable_severity(facts: list[RowFacts], config: ImageOptions) -> Severity:
         or _kind([fact], config) != kind
         for fact in facts
     )
-    return "error" if unusable > config.max_broken * len(facts) else "warning"
+    streamed = isinstance(config, DataConfig) and config.streaming
+    judged = max(len(facts), FEWEST_ROWS_JUDGED) if streamed else len(facts)
+    return "error" if unusable > config.max_broken * judged else "warning"
 
 
 def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_size: bool) -> list[Finding]:
     """Returns the findings about the images of one split; `one_size` means that a run needs images of one size."""
     severity = unusable_severity(facts, config)
-    problems = [f"{fact.name}: {fact.image_problem}" for fact in facts if fact.image_problem is not None]
-    found = about(severity, f"images of {name} that cannot be read: {{count}} of {len(facts)}.", problems)
+    broken = [fact for fact in facts if fact.image_problem is not None]
+    problems = [fact.told(fact.image_problem) for fact in broken if fact.image_question is None]
+    fix = f"; max_broken={config.max_broken} allows fewer: repair or remove them, or raise max_broken."
+    sentence = f"{{count}} of the {len(facts)} images of {name} cannot be read{fix if severity == 'error' else '.'}"
+    if len(problems) == len(facts):
+        sentence = f"{name} has no usable image among {len(facts)}."
+    found = about(severity, sentence, problems)
+    found += asked(f"images of {name}", [(fact.image_question, fact.told(fact.image_problem)) for fact in broken])
     usable = [fact for fact in facts if fact.image_problem is None]
     if not usable:
         return found or [Finding("error", f"{name} has no images.")]

@@ -1,16 +1,21 @@
 """Findings about the masks of a data set."""
 
 from collections import Counter
+from collections.abc import Sequence
 
-from unet_diffusion.commands.doctor.findings import Finding, about
+from unet_diffusion.commands.doctor.findings import Finding, about, asked
 from unet_diffusion.commands.doctor.image_findings import unusable_severity
-from unet_diffusion.commands.doctor.row_facts import RowFacts
+from unet_diffusion.commands.doctor.row_facts import SKETCHED, RowFacts
+from unet_diffusion.commands.doctor.understanding import spans
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
 RARE = 0.01  # share of the pixels; a class with less is called rare
+LARGE = SKETCHED**2 // 8  # pixels of a sketch; in smaller objects it shows too little
+ALIKE = 0.9  # intersection over union of the sketches of masks that are nearly the same
+FEWEST_ALIKE = 3  # masks
 
 
 def agreed_encoding(facts: list[RowFacts], config: MaskedDataConfig) -> MaskEncoding:
@@ -33,8 +38,10 @@ def mask_findings(
         "their own, which training takes as unlabelled.",
         [fact.name for fact in facts if fact.no_mask],
     )
-    problems = [f"{fact.name}: {fact.mask_problem}" for fact in facts if fact.mask_problem is not None]
+    broken = [fact for fact in facts if fact.mask_problem is not None]
+    problems = [fact.told(fact.mask_problem) for fact in broken if fact.mask_question is None]
     found += about(severity, f"masks of {name} that cannot be used: {{count}}.", problems)
+    found += asked(f"masks of {name}", [(fact.mask_question, fact.told(fact.mask_problem)) for fact in broken])
     sizes = [
         f"{fact.name}: mask {_size(fact.mask_size)}, image {_size(fact.size)}"
         for fact in facts
@@ -48,7 +55,7 @@ def mask_findings(
         [fact.name for fact in facts if fact.may_be_turned],
     )
     masked = [fact for fact in facts if fact.keys]
-    found += _palettes(masked, name)
+    found += _palettes(masked, name) + _likeness(masked, name)
     return found if encoding is None or not masked else found + _classes(masked, name, encoding, config)
 
 
@@ -128,15 +135,43 @@ def _binary_as_indices(
     return about("warning", sentence, suspects)
 
 
+def _likeness(masked: list[RowFacts], name: str) -> list[Finding]:
+    """Finds sets whose masks are the images themselves, or all alike, such as the field of view of a camera."""
+    if masked and all(fact.mask_is_image for fact in masked):
+        sentence = (
+            f"all masks of {name} are equal to their images; name the masks by masks, mask_suffix or mask_column."
+        )
+        return [Finding("warning", sentence)]
+    first, *others = [int(fact.mask_sketch, 16) for fact in masked] or [0]
+    is_large = first.bit_count() >= LARGE
+    alike = all((first & other).bit_count() >= ALIKE * (first | other).bit_count() for other in others)
+    if len(others) + 1 < FEWEST_ALIKE or not is_large or not alike:
+        return []
+    return [
+        Finding(
+            "warning",
+            f"the masks of {name} are nearly the same for all images. Such masks often mark the field of view of a "
+            "camera, which is nothing to learn; check that they are the masks that you mean.",
+        )
+    ]
+
+
+def _absent(absent: list[int], name: str, class_names: Sequence[str] | None) -> list[Finding]:
+    if not absent:
+        return []
+    one = len(absent) == 1
+    called = f" ({', '.join(class_names[label] for label in absent)})" if class_names else ""
+    classes = f"class{'' if one else 'es'} {spans(absent)}{called} do{'es' if one else ''}"
+    return [Finding("warning", f"{classes} not occur in the masks of {name}.")]
+
+
 def _balance(
     total: Counter[int], labelled: int, name: str, encoding: MaskEncoding, config: MaskedDataConfig
 ) -> list[Finding]:
     shares = {label: total[label] / labelled for label in range(encoding.num_classes)}
     names = config.class_names or [f"class {label}" for label in shares]
-    text = ", ".join(f"{names[label]} {share:.1%}" for label, share in shares.items())
-    found = [Finding("note", f"shares of the labelled pixels of {name}: {text}.")]
-    absent = [names[label] for label, share in shares.items() if share == 0]
-    found += about("warning", f"classes that do not occur in the masks of {name}: {{count}}.", absent)
+    absent = [label for label, share in shares.items() if share == 0]
+    found = _absent(absent, name, config.class_names or encoding.class_names)
     rare = [f"{names[label]}: {share:.2%}" for label, share in shares.items() if 0 < share < RARE]
     sentence = (
         f"classes with less than {RARE:.0%} of the pixels of {name}: {{count}}. Class weights or a Dice loss may help."

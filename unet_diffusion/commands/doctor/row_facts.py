@@ -2,19 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+from tqdm.auto import tqdm
 
+from unet_diffusion.checks import Question
 from unet_diffusion.data.cache import each_row, written_once
 from unet_diffusion.data.masked.cache import is_missing
 from unet_diffusion.data.sources import image_reader
+from unet_diffusion.data.streaming import rows_of
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import (
+    COLOURED,
     QUARTER_TURNED,
     Colour,
     decode_instances,
@@ -23,7 +28,10 @@ from unet_diffusion.images.masks import (
     instance_numbers,
 )
 
-FORMAT = 1  # of the stored facts
+FORMAT = 2  # of the stored facts; after a change of what a field means, old ones are not read
+SKETCHED = 16  # rows and columns of the sketch of a mask
+SLOW = 1000  # rows; a longer examination shows its progress
+STREAMED = 100  # rows that are examined of a stream
 
 
 @dataclass
@@ -33,18 +41,22 @@ class RowFacts:
     name: str  # for messages: the number of the row and its file
     image_problem: str | None = None  # why the image cannot be used; its other fields are then empty
     mask_problem: str | None = None  # why the mask or the instance map cannot be used
+    image_question: str | None = None  # which the image raises, and an option answers; the problem shows why
+    mask_question: str | None = None  # the same for the mask
     no_mask: bool = False  # the row should have a mask
     size: tuple[int, int] = (0, 0)  # width and height of the upright image
     channels: int = 0
     dtype: str = ""
     low: float = 0.0  # smallest value of the image
     high: float = 0.0  # largest value of the image
-    levels: int = 0  # different values in the image
+    levels: int = 0  # different values in an image of 16 bits
     digest: str = ""  # hash of the image's pixels and shape
     mask_size: tuple[int, int] = (0, 0)  # width and height; zeros without a mask
     keys: list[tuple[int, int]] = field(default_factory=list)  # each key of the mask and its number of pixels
     palette: list[tuple[int, Colour]] = field(default_factory=list)  # each index of the mask and its colour
     mask_digest: str = ""  # hash of the mask's keys
+    mask_sketch: str = ""  # the mask in 16 x 16 pixels: 1 where it is above its lowest key; hexadecimal
+    mask_is_image: bool = False  # the mask equals the image
     may_be_turned: bool = (
         False  # only the image states an orientation, and the sizes do not show which one the mask has
     )
@@ -55,6 +67,13 @@ class RowFacts:
         self.keys = [(key, count) for key, count in self.keys]
         self.palette = [(key, (red, green, blue)) for key, (red, green, blue) in self.palette]
 
+    def told(self, problem: str | None) -> str:
+        """Returns the row and its problem, with the file between them unless the problem names it."""
+        row, _, file = self.name.partition(" (")
+        if not problem:
+            return self.name
+        return f"{row if file and file[:-1] in problem else self.name}: {problem}"
+
 
 def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str | Path | None) -> list[RowFacts]:
     """Gathers the facts about all rows, or reads those that an earlier call gathered.
@@ -64,19 +83,33 @@ def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str
     reading = encoding if encoding in ("palette", "instances", None) else "values"
 
     def write(folder: Path) -> None:
-        facts = []
-        for row, found in enumerate(each_row(dataset, _examiner(dataset, reading))):
-            assert isinstance(found, RowFacts)
-            found.name = f"row {row}{f' ({found.name})' if found.name else ''}"
-            facts.append(asdict(found))
-        (folder / "facts.json").write_text(json.dumps(facts))
+        rows = each_row(dataset, _examiner(dataset, reading))
+        shown = tqdm(rows, "examining", len(dataset), unit="row", disable=len(dataset) <= SLOW, dynamic_ncols=True)
+        (folder / "facts.json").write_text(json.dumps([asdict(facts) for facts in _numbered(shown)]))
 
-    key = ["doctor", FORMAT, dataset._fingerprint, reading]
+    key = ["doctor", FORMAT, [fact.name for fact in fields(RowFacts)], dataset._fingerprint, reading]
     text = (written_once("facts", key, cache_dir, write) / "facts.json").read_text()
-    return [RowFacts(**fields) for fields in json.loads(text)]
+    return [RowFacts(**values) for values in json.loads(text)]
 
 
-def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[str, Any]], RowFacts]:
+def facts_of_stream(stream: datasets.IterableDataset, name: str) -> list[RowFacts]:
+    """Gathers the facts about the first rows of a stream of images, which are kept nowhere."""
+    return _numbered(map(_examiner(stream, None), islice(rows_of(stream, name), STREAMED)))
+
+
+def _numbered(rows: Iterable[RowFacts | ValueError]) -> list[RowFacts]:
+    """Returns the facts with names that begin with the number of the row."""
+    numbered = []
+    for row, facts in enumerate(rows):
+        assert isinstance(facts, RowFacts)
+        facts.name = f"row {row}{f' ({facts.name})' if facts.name else ''}"
+        numbered.append(facts)
+    return numbered
+
+
+def _examiner(
+    dataset: datasets.Dataset | datasets.IterableDataset, reading: str | None
+) -> Callable[[dict[str, Any]], RowFacts]:
     readers = {column: image_reader(dataset, column) for column in dataset.features if column != "label"}
 
     def examine(row: dict[str, Any]) -> RowFacts:
@@ -87,7 +120,7 @@ def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[
             image = decode(readers["image"](row["image"]))
             _note_image(facts, image.pixels)
         except ValueError as error:
-            facts.image_problem = str(error)
+            facts.image_problem, facts.image_question = _parts(error)
         if reading is not None:
             of_masks = {column: read for column, read in readers.items() if column != "image"}
             facts.no_mask = any(is_missing(row[column]) for column in of_masks)
@@ -96,16 +129,22 @@ def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[
                     sources = {column: read(row[column]) for column, read in of_masks.items()}
                     _note_mask(facts, sources, image, reading)
                 except ValueError as error:
-                    facts.mask_problem = str(error)
+                    facts.mask_problem, facts.mask_question = _parts(error)
         return facts
 
     return examine
 
 
+def _parts(error: ValueError) -> tuple[str, str | None]:
+    """Returns what is wrong with a file, and the question that this raises."""
+    return (error.found, error.question) if isinstance(error, Question) else (str(error), None)
+
+
 def _note_image(facts: RowFacts, image: np.ndarray) -> None:
     facts.size, facts.channels, facts.dtype = (image.shape[1], image.shape[0]), image.shape[2], image.dtype.name
     facts.low, facts.high = float(image.min()), float(image.max())
-    facts.levels = len(np.unique(image))
+    if image.dtype == np.uint16:
+        facts.levels = int((np.bincount(image.ravel()) > 0).sum())  # sorting a large image would take seconds
     facts.digest = hash_array(image)
 
 
@@ -119,10 +158,11 @@ def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | Non
         keys = fit_orientation(keys, image.pixels.shape[:2], image.orientation)
         known = image.orientation in QUARTER_TURNED and height != width  # from the sizes
         facts.may_be_turned = image.orientation != 1 and not known and mask.orientation == 1
+        facts.mask_is_image = _are_equal(mask.keys, image.pixels)
     values, counts = np.unique(keys, return_counts=True)
     facts.keys = list(zip(values.tolist(), counts.tolist()))
     facts.mask_size = (keys.shape[1], keys.shape[0])
-    facts.mask_digest = hash_array(keys)
+    facts.mask_digest, facts.mask_sketch = hash_array(keys), _sketch(keys)
     if "instances" in sources:
         instances = decode_instances(sources["instances"])
         if image is not None:
@@ -132,6 +172,20 @@ def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | Non
                     f"its instance map has {shape[1]}x{shape[0]} pixels, but the image has "
                     f"{facts.size[0]}x{facts.size[1]}."
                 )
+
+
+def _are_equal(keys: np.ndarray, pixels: np.ndarray) -> bool:
+    """Returns whether an image (H, W, C) of grey or colours has the keys (H, W) of a mask."""
+    shifts = {1: (0,), 3: (16, 8, 0)}.get(pixels.shape[2], ())  # of each channel in the key of a colour
+    if not shifts or keys.shape != pixels.shape[:2]:
+        return False
+    values = (np.where(keys < COLOURED, keys, keys >> shift & 255) for shift in shifts)
+    return all(np.array_equal(each, pixels[:, :, channel]) for channel, each in enumerate(values))
+
+
+def _sketch(keys: np.ndarray) -> str:
+    rows, columns = ((2 * np.arange(SKETCHED) + 1) * side // (2 * SKETCHED) for side in keys.shape)
+    return np.packbits(keys[np.ix_(rows, columns)] > keys.min()).tobytes().hex()
 
 
 def hash_array(values: np.ndarray) -> str:

@@ -22,10 +22,17 @@ class MaskEncoding:
     classes: Mapping[int, int]  # of each key; `IGNORE_INDEX` for pixels to ignore
     num_classes: int  # background included
     palette: tuple[Colour, ...] | None = None  # red, green and blue of each class, if the masks state them
+    kind: str = "indices"  # the encoding that was taken, one of `ENCODINGS` but not "auto"
+    class_names: tuple[str, ...] | None = None  # if a file beside the masks states them
+    notes: tuple[str, ...] = ()  # what was understood, as sentences
 
     def __post_init__(self) -> None:
         possible = f"must be from 2 to {IGNORE_INDEX}, background included"
         require(2 <= self.num_classes <= IGNORE_INDEX, "the number of classes", self.num_classes, possible)
+
+    def label(self, key: int) -> int | None:
+        """Returns the class of a key, `IGNORE_INDEX` for pixels to ignore; None for a key without a class."""
+        return self.classes.get(key)
 
     def table(self, keys: Sequence[int]) -> np.ndarray:
         """Returns the class of each key, uint8 (256,), for `table[positions in keys]`.
@@ -85,10 +92,11 @@ def find_encoding(
                 f"mask_encoding is 'binary', but masks hold {describe_keys(found)}; it takes exactly two values. Masks "
                 "saved as JPEG have values in between: save them as PNG."
             )
-        return MaskEncoding({found[0]: 0, found[1]: 1}, num_classes or 2)
+        return MaskEncoding({found[0]: 0, found[1]: 1}, num_classes or 2, kind=encoding)
     count = num_classes or max(2, 1 + max((key for key in found if key != IGNORE_INDEX), default=0))
     shown = tuple(palette.get(label, colour(label)) for label in range(count)) if palette else None
-    return MaskEncoding({**{label: label for label in range(count)}, IGNORE_INDEX: IGNORE_INDEX}, count, shown)
+    classes = {**{label: label for label in range(count)}, IGNORE_INDEX: IGNORE_INDEX}
+    return MaskEncoding(classes, count, shown, kind=encoding)
 
 
 def check_encoding(encoding: str, colours: Mapping[Colour, int] | None) -> None:
@@ -147,4 +155,4 @@ def _palette_encoding(found: list[int], num_classes: int | None, colours: Mappin
     for key, label in reversed(classes.items()):  # so that the first colour of a class is shown
         if label != IGNORE_INDEX:
             shown[label] = key_colour(min(key, 255) if key < COLOURED else key)
-    return MaskEncoding(classes, count, tuple(shown))
+    return MaskEncoding(classes, count, tuple(shown), kind="palette")
