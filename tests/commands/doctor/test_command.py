@@ -156,7 +156,8 @@ FAULTS = [
     ("rare class", {}, "warning", "class 1: 0.30%"),
     ("rare class", {"num_classes": 3}, "warning", r"do not occur .*: 1.\n    class 2"),
     ("ignored", {}, "warning", r"ignored \(255\) everywhere: 1.\n    row 3"),
-    ("mixed binary", {}, "warning", r"hold only 0 and 255, while others hold class indices: 1.*\n    row 3"),
+    ("mixed binary", {}, "error", r"9 masks of 0 and 1, and 1 of 0 and 255.*'binary' and mask_threshold=1"),
+    ("mixed binary", INDICES, "warning", r"hold only 0 and 255, while others hold class indices: 1.*\n    row 3"),
     ("many values", {}, "error", r"masks hold 0..168, which would be 169 classes.*'instances'"),
 ]
 

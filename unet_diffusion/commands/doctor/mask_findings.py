@@ -6,7 +6,9 @@ from unet_diffusion.commands.doctor.findings import Finding, about
 from unet_diffusion.commands.doctor.image_findings import unusable_severity
 from unet_diffusion.commands.doctor.row_facts import RowFacts
 from unet_diffusion.data.masked.config import MaskedDataConfig
-from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
+from unet_diffusion.data.masked.encoding import MaskEncoding, for_other_masks
+from unet_diffusion.data.masked.meaning import settled_encoding
+from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
@@ -15,10 +17,18 @@ RARE = 0.01  # share of the pixels; a class with less is called rare
 
 def agreed_encoding(facts: list[RowFacts], config: MaskedDataConfig) -> MaskEncoding:
     """Finds what the masks' values would mean in training; raises a ValueError if that is unclear."""
-    palette = {key: colour for fact in facts for key, colour in fact.palette}
-    keys = {key for fact in facts for key, _ in fact.keys}
-    return find_encoding(
-        keys, config.mask_reading, num_classes=config.known_classes, colours=config.colours, palette=palette
+    return settled_encoding(config, seen_in(facts))
+
+
+def seen_in(facts: list[RowFacts]) -> SeenMasks:
+    """Returns the values of the masks of rows."""
+    masked = [fact for fact in facts if fact.keys]
+    palette = {key: colour for fact in masked for key, colour in fact.palette}
+    return SeenMasks(
+        [dict(fact.keys) for fact in masked],
+        palette,
+        [fact.lossy for fact in masked],
+        [fact.objects for fact in masked],
     )
 
 
@@ -49,7 +59,13 @@ def mask_findings(
     )
     masked = [fact for fact in facts if fact.keys]
     found += _palettes(masked, name)
-    return found if encoding is None or not masked else found + _classes(masked, name, encoding, config)
+    if encoding is None or not masked:
+        return found
+    try:
+        of_part = for_other_masks(encoding, seen_in(masked))
+    except ValueError as error:
+        return [*found, Finding("error", f"masks of {name}: {error}")]
+    return found + _classes(masked, name, of_part, config)
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -73,7 +89,7 @@ def _palettes(masked: list[RowFacts], name: str) -> list[Finding]:
 
 def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: MaskedDataConfig) -> list[Finding]:
     classes = encoding.classes
-    unknown = [(fact.name, [key for key, _ in fact.keys if key not in classes]) for fact in masked]
+    unknown = [(fact.name, encoding.unknown([key for key, _ in fact.keys])) for fact in masked]
     outside = [f"{row}: {describe_keys(keys)}" for row, keys in unknown if keys]
     known = describe_keys([key for key, label in classes.items() if label != IGNORE_INDEX])
     found = about("error", f"masks of {name} with values outside the classes, which are {known}: {{count}}.", outside)
@@ -102,8 +118,9 @@ def _pixels(fact: RowFacts, encoding: MaskEncoding) -> Counter[int]:
     """Counts the pixels of each class of one mask, leaving out keys without a class."""
     pixels: Counter[int] = Counter()
     for key, count in fact.keys:
-        if key in encoding.classes:
-            pixels[encoding.classes[key]] += count
+        label = encoding.label(key)
+        if label is not None:
+            pixels[label] += count
     return pixels
 
 
@@ -132,7 +149,7 @@ def _balance(
     total: Counter[int], labelled: int, name: str, encoding: MaskEncoding, config: MaskedDataConfig
 ) -> list[Finding]:
     shares = {label: total[label] / labelled for label in range(encoding.num_classes)}
-    names = config.class_names or [f"class {label}" for label in shares]
+    names = config.class_names or encoding.class_names or [f"class {label}" for label in shares]
     text = ", ".join(f"{names[label]} {share:.1%}" for label, share in shares.items())
     found = [Finding("note", f"shares of the labelled pixels of {name}: {text}.")]
     absent = [names[label] for label, share in shares.items() if share == 0]

@@ -12,18 +12,13 @@ import numpy as np
 
 from unet_diffusion.data.cache import each_row, written_once
 from unet_diffusion.data.masked.cache import is_missing
+from unet_diffusion.data.masked.config import Reading
+from unet_diffusion.data.masked.reading import read_labels
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import Decoded, decode
-from unet_diffusion.images.masks import (
-    QUARTER_TURNED,
-    Colour,
-    decode_instances,
-    decode_mask,
-    fit_orientation,
-    instance_numbers,
-)
+from unet_diffusion.images.masks import QUARTER_TURNED, Colour
 
-FORMAT = 1  # of the stored facts
+FORMAT = 2  # of the stored facts
 
 
 @dataclass
@@ -45,6 +40,8 @@ class RowFacts:
     keys: list[tuple[int, int]] = field(default_factory=list)  # each key of the mask and its number of pixels
     palette: list[tuple[int, Colour]] = field(default_factory=list)  # each index of the mask and its colour
     mask_digest: str = ""  # hash of the mask's keys
+    lossy: str = ""  # format of the mask's file, if it changes values
+    objects: bool = False  # the values of the mask look like numbers of objects
     may_be_turned: bool = (
         False  # only the image states an orientation, and the sizes do not show which one the mask has
     )
@@ -56,12 +53,11 @@ class RowFacts:
         self.palette = [(key, (red, green, blue)) for key, (red, green, blue) in self.palette]
 
 
-def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str | Path | None) -> list[RowFacts]:
+def gather_facts(dataset: datasets.Dataset, reading: Reading | None, cache_dir: str | Path | None) -> list[RowFacts]:
     """Gathers the facts about all rows, or reads those that an earlier call gathered.
 
-    Without an encoding, there are no masks.
+    Without a reading, there are no masks.
     """
-    reading = encoding if encoding in ("palette", "instances", None) else "values"
 
     def write(folder: Path) -> None:
         facts = []
@@ -76,7 +72,7 @@ def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str
     return [RowFacts(**fields) for fields in json.loads(text)]
 
 
-def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[str, Any]], RowFacts]:
+def _examiner(dataset: datasets.Dataset, reading: Reading | None) -> Callable[[dict[str, Any]], RowFacts]:
     readers = {column: image_reader(dataset, column) for column in dataset.features if column != "label"}
 
     def examine(row: dict[str, Any]) -> RowFacts:
@@ -109,29 +105,24 @@ def _note_image(facts: RowFacts, image: np.ndarray) -> None:
     facts.digest = hash_array(image)
 
 
-def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | None, reading: str) -> None:
-    mask = decode_mask(sources["mask"], colours=reading == "palette")
-    keys = (instance_numbers(mask) > 0).astype(np.int64) if reading == "instances" else mask.keys
-    if reading != "instances":
-        facts.palette = list(mask.palette.items())
+def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | None, reading: Reading) -> None:
+    labels = read_labels(sources, image, reading)
+    mask, keys = labels.mask, labels.mask.keys
+    facts.palette, facts.objects = list(mask.palette.items()), labels.objects
+    facts.lossy = mask.format if mask.lossy else ""
     if image is not None:
-        height, width = keys.shape
-        keys = fit_orientation(keys, image.pixels.shape[:2], image.orientation)
-        known = image.orientation in QUARTER_TURNED and height != width  # from the sizes
+        known = image.orientation in QUARTER_TURNED and keys.shape[0] != keys.shape[1]  # from the sizes
         facts.may_be_turned = image.orientation != 1 and not known and mask.orientation == 1
     values, counts = np.unique(keys, return_counts=True)
     facts.keys = list(zip(values.tolist(), counts.tolist()))
     facts.mask_size = (keys.shape[1], keys.shape[0])
     facts.mask_digest = hash_array(keys)
-    if "instances" in sources:
-        instances = decode_instances(sources["instances"])
-        if image is not None:
-            shape = fit_orientation(instances, image.pixels.shape[:2], image.orientation).shape
-            if shape != image.pixels.shape[:2]:
-                raise ValueError(
-                    f"its instance map has {shape[1]}x{shape[0]} pixels, but the image has "
-                    f"{facts.size[0]}x{facts.size[1]}."
-                )
+    if image is not None and labels.instances is not None and "instances" in sources:
+        height, width = labels.instances.shape
+        if (height, width) != image.pixels.shape[:2]:
+            raise ValueError(
+                f"its instance map has {width}x{height} pixels, but the image has {facts.size[0]}x{facts.size[1]}."
+            )
 
 
 def hash_array(values: np.ndarray) -> str:
