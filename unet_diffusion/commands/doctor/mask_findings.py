@@ -59,6 +59,13 @@ def mask_findings(
     )
     masked = [fact for fact in facts if fact.keys]
     found += _palettes(masked, name)
+    if encoding is not None and encoding.kind != "binary":
+        found += about(
+            "warning",
+            f"masks of {name} in formats that change values, so that classes may be wrong: {{count}}. Export them "
+            "again as PNG from what they were drawn with.",
+            [f"{fact.name}: {fact.lossy}" for fact in masked if fact.lossy],
+        )
     if encoding is None or not masked:
         return found
     try:
