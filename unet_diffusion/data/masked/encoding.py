@@ -10,6 +10,7 @@ from PIL import ImageColor
 from unet_diffusion.checks import require, require_choice
 from unet_diffusion.data.masked.questions import (
     VOC_OUTLINE,
+    ask_about_binary,
     ask_about_colours,
     ask_about_mixed_masks,
     ask_about_order,
@@ -241,6 +242,7 @@ def _guess(seen: SeenMasks, num_classes: int | None, colours: Mapping[Colour, in
         ask_about_colours(seen)
         return "palette"
     if seen.keys == [0, IGNORE_INDEX]:
+        ask_about_binary(num_classes)
         return "binary"
     ask_about_values(seen, num_classes)
     return "indices"

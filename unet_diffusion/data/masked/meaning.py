@@ -70,9 +70,8 @@ def encoding_of_others(
     """
     encoding, colours, found = options.mask_encoding, options.colours, seen.keys
     binary = num_classes == 2 and set(found) <= {0, IGNORE_INDEX}
-    if saved is not None and encoding == saved.kind == "binary" and options.mask_threshold is None:
-        encoding = "auto"
-    if saved is not None and encoding == "auto" and colours is None and not (saved.kind == "indices" and binary):
+    unstated = colours is None and options.mask_threshold is None
+    if saved is not None and unstated and _same_kind(encoding, saved, seen.coloured or binary):
         _check_classes_beside_background(found, "auto" if saved.kind == "indices" else saved.kind, num_classes, name)
         return for_other_masks(saved, seen)
     if colours is None and (encoding == "palette" or (encoding == "auto" and seen.coloured)):
@@ -81,7 +80,7 @@ def encoding_of_others(
         colours = _colours_of(palette)
     elif colours is None:
         _check_classes_beside_background(found, encoding, num_classes, name)
-    if binary and encoding in ("auto", "binary") and colours is None and options.mask_threshold is None:
+    if binary and unstated and encoding in ("auto", "binary"):
         return MaskEncoding({0: 0, IGNORE_INDEX: 1}, 2, kind="binary")
     if encoding == "auto" and colours is None:
         ask_about_test_values(seen)
@@ -106,6 +105,13 @@ def _by_labelmap(labelmap: LabelMap, config: MaskedDataConfig, seen: SeenMasks) 
     names = tuple(name for name, _ in classes)
     found = find_encoding(seen, "palette", num_classes=config.num_classes, colours=colours)
     return found.noted(f"names and colours of the classes are those of {path}", *notes, class_names=names)
+
+
+def _same_kind(encoding: str, saved: MaskEncoding, unlike_indices: bool) -> bool:
+    """Returns whether masks are taken as those that a network was trained on."""
+    if saved.kind == "indices":
+        return encoding == "auto" and not unlike_indices
+    return encoding in ("auto", saved.kind)
 
 
 def _check_classes_beside_background(found: Sequence[int], encoding: str, num_classes: int, name: str) -> None:

@@ -38,6 +38,15 @@ def ask_about_values(seen: SeenMasks, num_classes: int | None) -> None:
         raise ValueError(_what_values_mean(seen))
 
 
+def ask_about_binary(num_classes: int | None) -> None:
+    """Raises a ValueError if masks of 0 and 255 are to have more than two classes."""
+    if num_classes is not None and num_classes > 2:
+        raise ValueError(
+            f"masks hold 0 and 255 alone, but {num_classes} classes are stated. mask_encoding='binary' makes 255 "
+            "class 1; with 'indices', 255 is ignored."
+        )
+
+
 def ask_about_test_values(seen: SeenMasks) -> None:
     """Raises a ValueError if grey values of masks for a trained network may mean several things."""
     _ask_about_one_and_255(seen)
