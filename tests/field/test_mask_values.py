@@ -229,6 +229,14 @@ def test_numbers_of_cells_are_not_taken_for_classes(field, load, kind):
     assert load(**config, mask_encoding="indices").num_classes == 10
 
 
+def test_as_many_values_in_every_mask_are_taken_for_classes_and_said(field, load):
+    folder, right = field("instance_maps_of_cells")
+    sets = load(folder / "images", folder / "labels")
+    assert sets.num_classes == right["cells"] + 1
+    assert any("values 1 to 6 is one piece in nearly every mask" in note for note in sets.encoding.notes)
+    assert shares(load(folder / "images", folder / "labels", mask_encoding="instances").train) == right["shares"]
+
+
 def test_classes_that_always_occur_together_are_not_taken_for_numbers_of_objects(tmp_path, load):
     images_for(tmp_path / "images", 4)
     save(tmp_path / "masks", [blocks(0, 1, 2, 3, 4, 5, 6, 7)] * 4)
@@ -236,6 +244,13 @@ def test_classes_that_always_occur_together_are_not_taken_for_numbers_of_objects
     scattered = np.random.default_rng(0).integers(0, 9, (4, 16, 16), dtype=np.uint8)
     save(tmp_path / "scattered", [mask.clip(0, 8 - number) for number, mask in enumerate(scattered)])
     assert load(tmp_path / "images", tmp_path / "scattered").num_classes == 9
+
+
+def test_maps_of_instances_without_background(tmp_path, load):
+    images_for(tmp_path / "images", 4)
+    save(tmp_path / "masks", [blocks(1, 2, 3, 4)] * 4)
+    with pytest.raises(ValueError, match="every pixel of the masks belongs to an object"):
+        load(tmp_path / "images", tmp_path / "masks", mask_encoding="instances")
 
 
 # colours
@@ -332,6 +347,19 @@ def test_blends_of_three_colours_are_asked_about(tmp_path, load):
     with pytest.raises(ValueError, match="13 different colours, most of them blends of .*without soft edges"):
         load(tmp_path / "images", tmp_path / "masks")
     assert load(tmp_path / "images", tmp_path / "masks", mask_encoding="palette").num_classes == 13
+
+
+def test_objects_in_colours_of_their_own_are_asked_about(tmp_path, load):
+    images_for(tmp_path / "images", 4)
+    colours = np.random.default_rng(0).integers(1, 256, (4, 64, 3), dtype=np.uint8)
+    maps = [np.kron(colours[number].reshape(8, 8, 3), np.ones((2, 2, 1), dtype=np.uint8)) for number in range(4)]
+    for one in maps:
+        one[:4] = 0
+    save(tmp_path / "masks", maps)
+    with pytest.raises(ValueError, match="colours may also number objects.*mask_threshold=1 every colour but black"):
+        load(tmp_path / "images", tmp_path / "masks")
+    sets = load(tmp_path / "images", tmp_path / "masks", mask_encoding="binary", mask_threshold=1)
+    assert shares(sets.train) == [0.25, 0.75]
 
 
 # the saved meaning

@@ -16,6 +16,7 @@ from unet_diffusion.data.masked.questions import (
     ask_about_order,
     ask_about_values,
     by_colour,
+    counts_of_objects,
     default_threshold,
     outline_key,
 )
@@ -158,21 +159,19 @@ def find_encoding(
         )
     if encoding == "binary":
         return _binary_encoding(seen, count, threshold, notes)
-    count = count or max(2, 1 + max((key for key in found if key != IGNORE_INDEX), default=0))
-    shown = tuple(seen.palette.get(label, colour(label)) for label in range(count)) if seen.palette else None
-    if IGNORE_INDEX in found:
-        notes = (*notes, f"{IGNORE_INDEX} is ignored")
-    classes = {**{label: label for label in range(count)}, IGNORE_INDEX: IGNORE_INDEX}
-    return MaskEncoding(classes, count, shown, encoding, notes=notes)
+    return _index_encoding(seen, encoding, count, notes)
 
 
-def check_learnable(seen: SeenMasks) -> None:
-    """Raises a ValueError if the training masks hold a single value."""
+def check_learnable(seen: SeenMasks, encoding: str) -> None:
+    """Raises a ValueError if the training masks hold a single value; masks of "instances" were read as 0 and 1."""
     found = seen.keys
     if len(found) == 1:
+        everywhere = (
+            "belongs to an object" if encoding == "instances" and found == [1] else f"is {describe_keys(found)}"
+        )
         raise ValueError(
-            f"every pixel of the masks is {describe_keys(found)}, so there is nothing to learn; give masks that hold "
-            "the background and at least one class."
+            f"every pixel of the masks {everywhere}, so there is nothing to learn; give masks that hold the background "
+            "and at least one class."
         )
 
 
@@ -255,6 +254,22 @@ def _notes_on_files(seen: SeenMasks, encoding: str) -> tuple[str, ...]:
     count, formats = sum(map(bool, seen.lossy)), " and ".join(seen.formats)
     end = "" if encoding == "binary" else ", so that classes may be wrong; masks are better exported as PNG"
     return (f"{count} masks are {formats} files, and {formats} changes values{end}",)
+
+
+def _index_encoding(seen: SeenMasks, kind: str, num_classes: int | None, notes: tuple[str, ...]) -> MaskEncoding:
+    found, objects = seen.keys, counts_of_objects(seen)
+    count = num_classes or max(2, 1 + max((key for key in found if key != IGNORE_INDEX), default=0))
+    shown = tuple(seen.palette.get(label, colour(label)) for label in range(count)) if seen.palette else None
+    if objects:
+        of_objects = (
+            f"each of the values 1 to {max(objects)} is one piece in nearly every mask; they are taken for classes, "
+            "and mask_encoding='instances' takes them for objects"
+        )
+        notes = (*notes, of_objects)
+    if IGNORE_INDEX in found:
+        notes = (*notes, f"{IGNORE_INDEX} is ignored")
+    classes = {**{label: label for label in range(count)}, IGNORE_INDEX: IGNORE_INDEX}
+    return MaskEncoding(classes, count, shown, kind, notes=notes)
 
 
 def _binary_encoding(

@@ -22,7 +22,7 @@ def settled_encoding(config: MaskedDataConfig, seen: SeenMasks) -> MaskEncoding:
     Raises:
         ValueError: the values may mean several things, fit no class, or leave nothing to learn.
     """
-    check_learnable(seen)
+    check_learnable(seen, config.mask_encoding)
     labelmap = config.labelmap
     if labelmap is not None and labelmap.fits(seen):
         return _by_labelmap(labelmap, config, seen)

@@ -59,13 +59,19 @@ def ask_about_colours(seen: SeenMasks) -> None:
     found, main = seen.keys, shades_between(seen)
     if len(found) <= MANY_CLASSES and main is None:
         return
-    seems = f", most of them blends of {describe_keys(main)}" if main else ""
-    two = main is None or len(main) == 2
+    if main is None:
+        seems = "more than masks usually have; soft edges and JPEG blend colours, and colours may also number objects"
+    else:
+        seems = f"most of them blends of {describe_keys(main)}, as soft edges or JPEG leave them"
+    binary = ""
+    if main is None or len(main) == 2:
+        binary = (
+            "If there are two classes, mask_encoding='binary' splits at half (brightness 128 of 255), and with "
+            "mask_threshold=1 every colour but black is class 1. "
+        )
     raise ValueError(
-        f"masks hold {len(found)} different colours{seems}, as soft edges or JPEG leave them. "
-        + ("If there are two classes, mask_encoding='binary' splits at half (brightness 128 of 255). " if two else "")
-        + "If each colour is a class, give mask_encoding='palette' or mask_colours; else export the masks without soft "
-        "edges."
+        f"masks hold {len(found)} different colours, {seems}. {binary}If each colour is a class, give "
+        "mask_encoding='palette' or mask_colours; else export the masks without soft edges."
     )
 
 
@@ -164,16 +170,24 @@ def _ask_about_lossy(seen: SeenMasks, encoding: str) -> None:
 
 def _ask_about_objects(seen: SeenMasks) -> None:
     """Asks about masks whose values look like numbers of objects, as Cellpose and others write them."""
-    highest = [highest_of_run(counts) for counts in seen.counts]
-    runs = [run for run in highest if run is None or run > 0]
-    many = [looks for run, looks in zip(highest, seen.objects) if run is not None and run >= FEWEST_OBJECTS]
-    numbered = sum(run is not None for run in runs) >= NEARLY_ALL * len(runs)
-    if numbered and len({run for run in runs if run}) > 1 and many and sum(many) >= NEARLY_ALL * len(many):
-        most = max(run for run in runs if run)
+    counts = counts_of_objects(seen)
+    if len(counts) > 1:
         raise ValueError(
-            f"the values of masks look like numbers of objects: each mask holds 1 to some n, up to {most}, each value "
-            f"in one piece. Give mask_encoding='instances' if each number is one object, or 'indices' if it is a class."
+            f"the values of masks look like numbers of objects: each mask holds 1 to some n, up to {max(counts)}, each "
+            "value in one piece. Give mask_encoding='instances' if each number is one object, or 'indices' if it is a "
+            "class."
         )
+
+
+def counts_of_objects(seen: SeenMasks) -> set[int]:
+    """Returns every n for which some mask holds exactly 1..n, if values look like numbers of objects in nearly all."""
+    highest = [highest_of_run(counts) for counts in seen.counts]
+    many = [looks for run, looks in zip(highest, seen.objects) if run is not None and run >= FEWEST_OBJECTS]
+    filled = [run for run in highest if run != 0]
+    runs = [run for run in filled if run is not None]
+    if many and sum(many) >= NEARLY_ALL * len(many) and len(runs) >= NEARLY_ALL * len(filled):
+        return set(runs)
+    return set()
 
 
 def _what_values_mean(seen: SeenMasks) -> str:
