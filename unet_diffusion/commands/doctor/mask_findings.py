@@ -163,6 +163,7 @@ def _balance(
     found += about("warning", f"classes that do not occur in the masks of {name}: {{count}}.", absent)
     rare = [f"{names[label]}: {share:.2%}" for label, share in shares.items() if 0 < share < RARE]
     sentence = (
-        f"classes with less than {RARE:.0%} of the pixels of {name}: {{count}}. Class weights or a Dice loss may help."
+        f"classes with less than {RARE:.0%} of the pixels of {name}: {{count}}. If the network misses them, set "
+        "loss='both', which adds a Dice loss; balance_classes would draw them several times too large."
     )
     return found + about("warning", sentence, rare)
