@@ -100,6 +100,9 @@ def test_soft_edges(field, load, kind):
         load(folder / "images", folder / kind)
     sets = load(folder / "images", folder / kind, mask_encoding="binary")
     assert shares(sets.train) == right["shares"]
+    if kind == "smooth_colour":
+        with pytest.raises(ValueError, match="most of them blends"):
+            load(folder / "images", folder / kind, mask_colours={"black": 0, "red": 1})
 
 
 @pytest.mark.parametrize("kind", ["white_on_nothing", "white_palette"])

@@ -79,12 +79,15 @@ def test_masks_are_read_as_those_trained_on_unless_options_state_it():
     assert reading_of_others(MaskedOptions(data="set", mask_encoding="palette"), BINARY) == "colours"
 
 
-def test_mixed_and_lossy_test_masks_are_asked_about_without_a_saved_meaning():
+def test_mixed_and_lossy_test_masks_are_asked_about():
     with pytest.raises(ValueError, match="1 masks of 0 and 1, and 1 of 0 and 255"):
         of_others([0, 1], [0, 255])
     seen = SeenMasks([{0: 1, 1: 1, 2: 1}], lossy=["JPEG"])
-    with pytest.raises(ValueError, match="masks are JPEG files"):
-        encoding_of_others(MaskedOptions(data="set"), seen, 3, None, None, "set")
+    for saved in (None, INDICES):
+        with pytest.raises(ValueError, match="masks are JPEG files"):
+            encoding_of_others(MaskedOptions(data="set"), seen, 3, None, saved, "set")
+    stated = MaskedOptions(data="set", mask_encoding="indices")
+    assert encoding_of_others(stated, seen, 3, None, INDICES, "set").label(2) == 2
 
 
 # options

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from unet_diffusion.data.masked.config import READINGS, MaskedDataConfig, MaskedOptions, Reading
 from unet_diffusion.data.masked.encoding import MaskEncoding, check_learnable, find_encoding, for_other_masks
 from unet_diffusion.data.masked.labelmap import LabelMap
-from unet_diffusion.data.masked.questions import VOC_OUTLINE, ask_about_colours, ask_about_test_values, outline_key
+from unet_diffusion.data.masked.questions import (
+    VOC_OUTLINE,
+    ask_about_colours,
+    ask_about_lossy,
+    ask_about_test_values,
+    outline_key,
+)
 from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.files import readable
 from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe_keys
@@ -34,6 +40,8 @@ def settled_encoding(config: MaskedDataConfig, seen: SeenMasks) -> MaskEncoding:
         colours=config.colours,
         threshold=config.mask_threshold,
     )
+    if config.colours is not None and found.unknown(seen.keys):
+        ask_about_colours(seen)
     if labelmap is None or not seen.keys:
         return found
     note = f"{readable(str(labelmap.path))} is not used, since the masks are not in its colours"
@@ -73,6 +81,8 @@ def encoding_of_others(
     unstated = colours is None and options.mask_threshold is None
     if saved is not None and unstated and _same_kind(encoding, saved, seen.coloured or binary):
         _check_classes_beside_background(found, "auto" if saved.kind == "indices" else saved.kind, num_classes, name)
+        if saved.kind in ("indices", "palette"):
+            ask_about_lossy(seen, saved.kind)
         return for_other_masks(saved, seen)
     if colours is None and (encoding == "palette" or (encoding == "auto" and seen.coloured)):
         if palette is None:

@@ -21,7 +21,7 @@ VOC_OUTLINE: Colour = (224, 224, 192)  # around the objects of Pascal VOC
 def ask_about_values(seen: SeenMasks, num_classes: int | None) -> None:
     """Raises a ValueError that asks what the grey values of masks mean, unless they are plainly class indices."""
     _ask_about_one_and_255(seen)
-    _ask_about_lossy(seen, "indices")
+    ask_about_lossy(seen, "indices")
     _ask_about_objects(seen)
     found = seen.keys
     present = [key for key in found if key != IGNORE_INDEX]
@@ -50,12 +50,27 @@ def ask_about_binary(num_classes: int | None) -> None:
 def ask_about_test_values(seen: SeenMasks) -> None:
     """Raises a ValueError if grey values of masks for a trained network may mean several things."""
     _ask_about_one_and_255(seen)
-    _ask_about_lossy(seen, "indices")
+    ask_about_lossy(seen, "indices")
+
+
+def ask_about_lossy(seen: SeenMasks, encoding: str) -> None:
+    """Raises a ValueError if files changed the values of masks, which `encoding` would take as they are."""
+    if not seen.formats:
+        return
+    formats = " and ".join(seen.formats)
+    threshold = default_threshold(max(seen.keys)) if encoding == "indices" else 128
+    split = "" if threshold is None else f" (values of {threshold} and more are class 1)"
+    raise ValueError(
+        f"masks are {formats} files, and {formats} changes values, so that classes are lost: they hold "
+        f"{describe_keys(seen.keys)}. If there are two classes, mask_encoding='binary' splits at half{split}; else "
+        f"export the masks again as PNG from what they were drawn with. mask_encoding={encoding!r} takes the values as "
+        "they are."
+    )
 
 
 def ask_about_colours(seen: SeenMasks) -> None:
     """Raises a ValueError if colours were changed by lossy files, or most of them blend others, as at soft edges."""
-    _ask_about_lossy(seen, "palette")
+    ask_about_lossy(seen, "palette")
     found, main = seen.keys, shades_between(seen)
     if len(found) <= MANY_CLASSES and main is None:
         return
@@ -152,20 +167,6 @@ def _ask_about_one_and_255(seen: SeenMasks) -> None:
             f"there are {ones} masks of 0 and 1, and {full} of 0 and 255. If 1 and 255 are the same class, give "
             "mask_encoding='binary' and mask_threshold=1; if 255 is to be ignored, give mask_encoding='indices'."
         )
-
-
-def _ask_about_lossy(seen: SeenMasks, encoding: str) -> None:
-    if not seen.formats:
-        return
-    formats = " and ".join(seen.formats)
-    threshold = default_threshold(max(seen.keys)) if encoding == "indices" else 128
-    split = "" if threshold is None else f" (values of {threshold} and more are class 1)"
-    raise ValueError(
-        f"masks are {formats} files, and {formats} changes values, so that classes are lost: they hold "
-        f"{describe_keys(seen.keys)}. If there are two classes, mask_encoding='binary' splits at half{split}; else "
-        f"export the masks again as PNG from what they were drawn with. mask_encoding={encoding!r} takes the values as "
-        "they are."
-    )
 
 
 def _ask_about_objects(seen: SeenMasks) -> None:
