@@ -6,8 +6,8 @@ from unet_diffusion.commands.doctor.findings import Finding, about
 from unet_diffusion.commands.doctor.image_findings import unusable_severity
 from unet_diffusion.commands.doctor.row_facts import RowFacts
 from unet_diffusion.data.masked.config import MaskedDataConfig
-from unet_diffusion.data.masked.encoding import MaskEncoding, for_other_masks
-from unet_diffusion.data.masked.meaning import settled_encoding
+from unet_diffusion.data.masked.encoding import MaskEncoding
+from unet_diffusion.data.masked.meaning import encoding_of_part, settled_encoding
 from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
@@ -69,7 +69,7 @@ def mask_findings(
     if encoding is None or not masked:
         return found
     try:
-        of_part = for_other_masks(encoding, seen_in(masked))
+        of_part = encoding_of_part(config, encoding, seen_in(masked))
     except ValueError as error:
         return [*found, Finding("error", f"masks of {name}: {error}")]
     return found + _classes(masked, name, of_part, config)

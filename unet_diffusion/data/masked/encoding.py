@@ -253,7 +253,7 @@ def _notes_on_files(seen: SeenMasks, encoding: str) -> tuple[str, ...]:
         return ()
     count, formats = sum(map(bool, seen.lossy)), " and ".join(seen.formats)
     end = "" if encoding == "binary" else ", so that classes may be wrong; masks are better exported as PNG"
-    return (f"{count} masks are {formats} files, and {formats} changes values{end}",)
+    return (f"{count} masks are {formats} files, whose compression changes values{end}",)
 
 
 def _index_encoding(seen: SeenMasks, kind: str, num_classes: int | None, notes: tuple[str, ...]) -> MaskEncoding:

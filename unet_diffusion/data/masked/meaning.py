@@ -48,6 +48,14 @@ def settled_encoding(config: MaskedDataConfig, seen: SeenMasks) -> MaskEncoding:
     return found.noted(note)
 
 
+def encoding_of_part(config: MaskedDataConfig, encoding: MaskEncoding, seen: SeenMasks) -> MaskEncoding:
+    """Returns what the masks of one part of a run mean, such as its validation set; a stated threshold holds for all.
+
+    Raises the errors of `for_other_masks`.
+    """
+    return encoding if config.mask_threshold is not None else for_other_masks(encoding, seen)
+
+
 def reading_of_others(options: MaskedOptions, saved: MaskEncoding | None) -> Reading:
     """Returns how the masks of a labelled set for a trained network are read: as those it was trained on, if open."""
     if saved is None or options.mask_encoding != "auto" or options.mask_colours is not None:

@@ -57,11 +57,11 @@ def ask_about_lossy(seen: SeenMasks, encoding: str) -> None:
     """Raises a ValueError if files changed the values of masks, which `encoding` would take as they are."""
     if not seen.formats:
         return
-    formats = " and ".join(seen.formats)
+    formats, count = " and ".join(seen.formats), sum(map(bool, seen.lossy))
     threshold = default_threshold(max(seen.keys)) if encoding == "indices" else 128
     split = "" if threshold is None else f" (values of {threshold} and more are class 1)"
     raise ValueError(
-        f"masks are {formats} files, and {formats} changes values, so that classes are lost: they hold "
+        f"{count} of {len(seen.counts)} masks are {formats} files, whose compression changes values: the masks hold "
         f"{describe_keys(seen.keys)}. If there are two classes, mask_encoding='binary' splits at half{split}; else "
         f"export the masks again as PNG from what they were drawn with. mask_encoding={encoding!r} takes the values as "
         "they are."

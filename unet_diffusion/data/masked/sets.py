@@ -18,8 +18,13 @@ from unet_diffusion.data.folders import MOST_EXAMPLES
 from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions, Reading
 from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights
-from unet_diffusion.data.masked.encoding import MaskEncoding, for_other_masks
-from unet_diffusion.data.masked.meaning import encoding_of_others, reading_of_others, settled_encoding
+from unet_diffusion.data.masked.encoding import MaskEncoding
+from unet_diffusion.data.masked.meaning import (
+    encoding_of_others,
+    encoding_of_part,
+    reading_of_others,
+    settled_encoding,
+)
 from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import find_range, hold_out
 from unet_diffusion.images.masks import Colour, describe_keys
@@ -109,7 +114,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
         cache, name = _cached(config, open_part(config, "validation"), config.mask_reading)
         images = f"validation images of {name}"
         check_same_kind(images, cache.images, "the training images have", train.channels, pixel_range.dtype)
-        table, held_out = _table(for_other_masks(encoding, cache.seen), cache, name), np.arange(len(cache))
+        table, held_out = _table(encoding_of_part(config, encoding, cache.seen), cache, name), np.arange(len(cache))
     validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     names = config.class_names or encoding.class_names
     return MaskedSets(train, validation, encoding.num_classes, names, encoding.palette, pixel_range, encoding)
