@@ -162,6 +162,8 @@ def test_lines_of_a_labelmap(tmp_path):
     path.write_text("cat:128,0,0::\n")
     assert [name for name, _ in read_labelmap(path).classes(True, None)] == ["background", "cat"]
     assert [name for name, _ in read_labelmap(path).classes(False, None)] == ["cat"]
+    path.write_text("cat:128,0,0::\nBackground:255,255,255::\n")
+    assert [name for name, _ in read_labelmap(path).classes(True, None)] == ["Background", "cat"]
     for text, message in (("# nothing\n", "names no class"), ("cat\n", "line 1 of .* is 'cat'")):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -10,7 +10,8 @@ from unet_diffusion.files import readable
 from unet_diffusion.images.masks import Colour, colour_key
 
 FILE = "labelmap.txt"
-BACKGROUND: Colour = (0, 0, 0)
+BACKGROUND = "background"
+BLACK: Colour = (0, 0, 0)
 LINE = re.compile(r"(?P<name>.+?)\s*:\s*(?P<red>\d+)\s*,\s*(?P<green>\d+)\s*,\s*(?P<blue>\d+)\s*(:[^:]*){0,2}")
 
 
@@ -24,19 +25,21 @@ class LabelMap:
     def classes(self, black_occurs: bool, class_names: Sequence[str] | None) -> tuple[tuple[str, Colour], ...]:
         """Returns name and colour of each class, in the order of their indices.
 
-        They are in the order of `class_names`, or else in that of the file, with black first. If black occurs in the
-        masks, but is not in the file, it is class 0, the background.
+        They are in the order of `class_names`, or else in that of the file, with the background first: black, or else
+        what is called background. If the file has neither, but black occurs in the masks, it is class 0.
 
         Raises:
             ValueError: `class_names` are not the names of the file.
         """
         labels = self.labels
-        if black_occurs and BACKGROUND not in [colour for _, colour in labels]:
-            labels = (("background", BACKGROUND), *labels)
+        grounds = [label for label in labels if label[1] == BLACK] or [
+            label for label in labels if label[0].lower() == BACKGROUND
+        ]
+        if black_occurs and not grounds:
+            grounds = [(BACKGROUND, BLACK)]
+        labels = (*grounds[:1], *(label for label in labels if label not in grounds[:1]))
         if class_names is None:
-            return tuple(
-                sorted(labels, key=lambda label: label[1] != BACKGROUND)
-            )  # stable: the others keep their order
+            return labels
         names = [name for name, _ in labels]
         if sorted(names) != sorted(class_names):
             raise ValueError(
@@ -48,7 +51,7 @@ class LabelMap:
 
     def fits(self, seen: SeenMasks) -> bool:
         """Returns whether masks are in colours, or in black and a grey, of the file."""
-        keys = {colour_key(colour) for _, colour in self.labels} | {colour_key(BACKGROUND)}
+        keys = {colour_key(colour) for _, colour in self.labels} | {colour_key(BLACK)}
         return seen.coloured or (set(seen.keys) <= keys and len(seen.keys) > 1)
 
 
