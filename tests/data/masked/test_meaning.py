@@ -129,6 +129,12 @@ def test_names_of_two_colours_need_no_table_if_one_is_black():
     assert parse_colours({"black": 0, "red": 1, "lime": 1}) == {(0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 1}
 
 
+def test_masks_of_two_values_each_may_all_be_binary():
+    with pytest.raises(ValueError, match="'binary' with mask_threshold=1 makes every value above 0 class 1"):
+        find_encoding(SeenMasks.of([0, 128], [0, 255]))
+    assert find_encoding(SeenMasks.of([0, 128], [0, 255]), "binary", threshold=1).keys_of(1) == [128, 255]
+
+
 # labelmap.txt
 
 

@@ -190,9 +190,7 @@ def for_other_masks(encoding: MaskEncoding, seen: SeenMasks) -> MaskEncoding:
         return replace(encoding, classes={outline: IGNORE_INDEX, **encoding.classes})
     if encoding.kind != "binary" or (threshold is None and not encoding.unknown(found)):
         return encoding
-    positive = [{key for key in counts if key > 0} for counts in seen.counts]
-    two_valued = all(len(keys) <= 1 for keys in positive)
-    if two_valued and (threshold is None or set().union(*positive) <= {1, IGNORE_INDEX}):
+    if seen.two_valued and (threshold is None or set(found) <= {0, 1, IGNORE_INDEX}):
         threshold = 1
     elif threshold is None:
         threshold = _half(max(*found, *encoding.classes))

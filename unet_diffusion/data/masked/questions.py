@@ -205,6 +205,8 @@ def _what_values_mean(seen: SeenMasks) -> str:
         )
     elif len(found) == 2:
         options.append(f"'binary' makes {found[0]} class 0 and {found[1]} class 1")
+    elif seen.two_valued:
+        options.append("'binary' with mask_threshold=1 makes every value above 0 class 1")
     options += [
         f"'palette' makes each value a class ({len(found)} classes)",
         f"'indices' keeps {classes} classes",

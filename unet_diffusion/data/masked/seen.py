@@ -51,6 +51,11 @@ class SeenMasks:
         """Returns whether some masks are in colour."""
         return any(key >= COLOURED for key in self.keys)
 
+    @property
+    def two_valued(self) -> bool:
+        """Returns whether each mask holds at most one value above 0."""
+        return all(sum(key > 0 for key in counts) <= 1 for counts in self.counts)
+
     def largest_of_exact(self) -> Iterator[int]:
         """Yields the largest key of each mask whose file keeps values as they are."""
         for place, counts in enumerate(self.counts):
