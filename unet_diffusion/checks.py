@@ -4,6 +4,19 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 
+class Question(ValueError):
+    """A question about the data, which an option answers; no run starts before it is answered.
+
+    Attributes:
+        question: the question and the options that answer it, the same for every file that raises it.
+        found: what was found in this file; empty for a question about a whole set.
+    """
+
+    def __init__(self, question: str, found: str = "") -> None:
+        super().__init__(f"{found}. {question}" if found else question)
+        self.question, self.found = question, found
+
+
 def is_count(value: Any, least: int = 1) -> bool:
     """Returns whether `value` is an integer (not a bool) of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from unet_diffusion.checks import Question
 from unet_diffusion.data.masked.cache import KeyTable
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding, for_other_masks, parse_colours
@@ -115,6 +116,21 @@ def test_a_threshold_beyond_the_values_is_refused():
         find_encoding([7, 255], "binary", threshold=1)
     with pytest.raises(ValueError, match="up to 3000, which is the largest neither of 8 nor of 16 bits"):
         find_encoding([0, 7, 3000], "binary")
+
+
+@pytest.mark.parametrize(
+    ("keys", "options"),
+    [
+        ([0, 38], {}),
+        ([1, 255], {}),
+        ([0, 255], {"num_classes": 3}),
+        ([0, 7, 3000], {"encoding": "binary"}),
+        ([0, GREEN, RED], {"class_names": ("ground", "cat", "dog")}),
+    ],
+)
+def test_what_an_option_settles_is_a_question(keys, options):
+    with pytest.raises(Question):
+        find_encoding(keys, **options)
 
 
 def test_more_classes_than_black_and_white_are_asked_about():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageColor
 
-from unet_diffusion.checks import require, require_choice
+from unet_diffusion.checks import Question, require, require_choice
 from unet_diffusion.data.masked.questions import (
     VOC_OUTLINE,
     ask_about_binary,
@@ -291,7 +291,7 @@ def _binary_encoding(
 def _half(largest: int) -> int:
     threshold = default_threshold(largest)
     if threshold is None:
-        raise ValueError(
+        raise Question(
             f"mask_encoding is 'binary', and masks hold more than two values, up to {largest}, which is the largest "
             "neither of 8 nor of 16 bits; give mask_threshold, the value from which on a pixel is class 1."
         )

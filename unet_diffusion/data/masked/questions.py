@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unet_diffusion.checks import Question
 from unet_diffusion.data.masked.seen import SeenMasks, highest_of_run
 from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe_keys, key_colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
@@ -19,14 +20,14 @@ VOC_OUTLINE: Colour = (224, 224, 192)  # around the objects of Pascal VOC
 
 
 def ask_about_values(seen: SeenMasks, num_classes: int | None) -> None:
-    """Raises a ValueError that asks what the grey values of masks mean, unless they are plainly class indices."""
+    """Raises a Question that asks what the grey values of masks mean, unless they are plainly class indices."""
     _ask_about_one_and_255(seen)
     ask_about_lossy(seen, "indices")
     _ask_about_objects(seen)
     found = seen.keys
     present = [key for key in found if key != IGNORE_INDEX]
     if len(found) == 2 and len(present) == 1:
-        raise ValueError(
+        raise Question(
             f"all masks together hold only {describe_keys(found)}. mask_encoding='binary' makes {found[0]} class 0 and "
             "255 class 1; with 'indices', 255 is ignored, which leaves one class."
         )
@@ -35,32 +36,32 @@ def ask_about_values(seen: SeenMasks, num_classes: int | None) -> None:
     few = len(present) > 1 and (absent >= len(present) or (len(found) == 2 and highest > 1))
     stated = num_classes is not None and (highest < num_classes or num_classes != len(found))
     if not stated and (few or highest >= MANY_CLASSES):
-        raise ValueError(_what_values_mean(seen))
+        raise Question(_what_values_mean(seen))
 
 
 def ask_about_binary(num_classes: int | None) -> None:
-    """Raises a ValueError if masks of 0 and 255 are to have more than two classes."""
+    """Raises a Question if masks of 0 and 255 are to have more than two classes."""
     if num_classes is not None and num_classes > 2:
-        raise ValueError(
+        raise Question(
             f"masks hold 0 and 255 alone, but {num_classes} classes are stated. mask_encoding='binary' makes 255 "
             "class 1; with 'indices', 255 is ignored."
         )
 
 
 def ask_about_test_values(seen: SeenMasks) -> None:
-    """Raises a ValueError if grey values of masks for a trained network may mean several things."""
+    """Raises a Question if grey values of masks for a trained network may mean several things."""
     _ask_about_one_and_255(seen)
     ask_about_lossy(seen, "indices")
 
 
 def ask_about_lossy(seen: SeenMasks, encoding: str) -> None:
-    """Raises a ValueError if files changed the values of masks, which `encoding` would take as they are."""
+    """Raises a Question if files changed the values of masks, which `encoding` would take as they are."""
     if not seen.formats:
         return
     formats, count = " and ".join(seen.formats), sum(map(bool, seen.lossy))
     threshold = default_threshold(max(seen.keys)) if encoding == "indices" else 128
     split = "" if threshold is None else f" (values of {threshold} and more are class 1)"
-    raise ValueError(
+    raise Question(
         f"{count} of {len(seen.counts)} masks are {formats} files, whose compression changes values: the masks hold "
         f"{describe_keys(seen.keys)}. If there are two classes, mask_encoding='binary' splits at half{split}; else "
         f"export the masks again as PNG from what they were drawn with. mask_encoding={encoding!r} takes the values as "
@@ -69,7 +70,7 @@ def ask_about_lossy(seen: SeenMasks, encoding: str) -> None:
 
 
 def ask_about_colours(seen: SeenMasks) -> None:
-    """Raises a ValueError if colours were changed by lossy files, or most of them blend others, as at soft edges."""
+    """Raises a Question if colours were changed by lossy files, or most of them blend others, as at soft edges."""
     ask_about_lossy(seen, "palette")
     found, main = seen.keys, shades_between(seen)
     if len(found) <= MANY_CLASSES and main is None:
@@ -84,14 +85,14 @@ def ask_about_colours(seen: SeenMasks) -> None:
             "If there are two classes, mask_encoding='binary' splits at half (brightness 128 of 255), and with "
             "mask_threshold=1 every colour but black is class 1. "
         )
-    raise ValueError(
+    raise Question(
         f"masks hold {len(found)} different colours, {seems}. {binary}If each colour is a class, give "
         "mask_encoding='palette' or mask_colours; else export the masks without soft edges."
     )
 
 
 def ask_about_order(found: Sequence[int], num_classes: int | None, class_names: Sequence[str] | None) -> None:
-    """Raises a ValueError if classes are named or counted, but nothing says which of the colours found is which."""
+    """Raises a Question if classes are named or counted, but nothing says which of the colours found is which."""
     count = num_classes if class_names is None else len(class_names)
     black_first = len(found) == 2 and 0 in found
     if count is None or (count == len(found) and (class_names is None or black_first)):
@@ -102,19 +103,19 @@ def ask_about_order(found: Sequence[int], num_classes: int | None, class_names: 
     ordered = sorted(found, key=by_colour)
     table = " ".join(f'"{_hex(key)}" {label}' for label, key in enumerate(ordered[:MOST_LISTED]))
     more = " ..." if len(ordered) > MOST_LISTED else ""
-    raise ValueError(
+    raise Question(
         f"masks hold {len(found)} colours, and {given}, but nothing says which colour is which class. Give "
         f"mask_colours, with the right class of each: --mask-colours {table}{more}"
     )
 
 
 def ask_about_mixed_masks(seen: SeenMasks, threshold: int) -> None:
-    """Raises a ValueError if some masks lie below the threshold as a whole, though they are not empty."""
+    """Raises a Question if some masks lie below the threshold as a whole, though they are not empty."""
     largest = list(seen.largest_of_exact())
     below = sorted({value for value in largest if 0 < value < threshold})
     if below and any(value >= threshold for value in largest):
         count = sum(0 < value < threshold for value in largest)
-        raise ValueError(
+        raise Question(
             f"mask_encoding is 'binary', which splits at {threshold}, but {count} of {len(seen.counts)} masks hold no "
             f"value above {describe_keys(below[-1:])}, while others do. If every value above 0 is class 1, give "
             f"mask_threshold=1; if those masks are empty, give mask_threshold={threshold}."
@@ -163,7 +164,7 @@ def _ask_about_one_and_255(seen: SeenMasks) -> None:
     ones = sum(1 in counts for counts in seen.counts)
     full = sum(set(counts) == {0, IGNORE_INDEX} for counts in seen.counts)
     if full and not any(1 in counts and IGNORE_INDEX in counts for counts in seen.counts):
-        raise ValueError(
+        raise Question(
             f"there are {ones} masks of 0 and 1, and {full} of 0 and 255. If 1 and 255 are the same class, give "
             "mask_encoding='binary' and mask_threshold=1; if 255 is to be ignored, give mask_encoding='indices'."
         )
@@ -173,7 +174,7 @@ def _ask_about_objects(seen: SeenMasks) -> None:
     """Asks about masks whose values look like numbers of objects, as Cellpose and others write them."""
     counts = counts_of_objects(seen)
     if len(counts) > 1:
-        raise ValueError(
+        raise Question(
             f"the values of masks look like numbers of objects: each mask holds 1 to some n, up to {max(counts)}, each "
             "value in one piece. Give mask_encoding='instances' if each number is one object, or 'indices' if it is a "
             "class."
