@@ -222,7 +222,7 @@ def test_sets_that_do_not_fit_the_network_are_refused(tmp_path):
     ignoring = load({**binary, "mask_encoding": "indices"}, num_classes=3)
     assert ignoring[0]["mask"].unique().tolist() == [0, 255]
     with pytest.raises(ValueError, match="label no pixel"):
-        load(save(tmp_path / "ignored", [image], [np.full((4, 5), 255)]))
+        load(save(tmp_path / "ignored", [image], [np.full((4, 5), 255)]), num_classes=3)
     with pytest.raises(ValueError, match="1 channels of uint8, but the network takes 3 of uint8"):
         load(indices, num_classes=3, channels=3)
     assert load({**indices, "channels": 3}, num_classes=3, channels=3)[0]["image"].shape == (3, 4, 5)

@@ -61,7 +61,7 @@ def masks(draw: st.DrawFn, most: int = 254) -> tuple[np.ndarray, int]:
 
 def classes_of(source: object, **options) -> np.ndarray:
     """The classes of a set of one mask, as a data set finds them."""
-    decoded = decode_mask(source, colours="colours" in options)
+    decoded = decode_mask(source, reading="colours" if "colours" in options else "values")
     keys, places = np.unique(decoded.keys, return_inverse=True)
     encoding = find_encoding(keys.tolist(), palette=decoded.palette, **options)
     return encoding.table(keys.tolist())[places].reshape(decoded.keys.shape)

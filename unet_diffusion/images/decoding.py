@@ -27,6 +27,7 @@ NPY_LOCK = threading.Lock()  # NumPy parses headers by `ast`, which fails in thr
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; the last two are BigTIFF
 SAMPLES_PER_PIXEL = 277  # tag of TIFF
 EXIF_ORIENTATION = 0x0112
+LOSSY = ("JPEG", "MPO")
 CHANNEL_AXES = "CSQI"  # tifffile's letters for channels, samples, and pages of no stated meaning
 TO_RGB = dict.fromkeys(("RGBX", "CMYK", "YCbCr", "HSV", "LAB"), "RGB")
 CONVERTED_MODES = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA", **TO_RGB}
@@ -39,6 +40,8 @@ class Decoded:
     pixels: np.ndarray  # (H, W, C), uint8, uint16 or float32, turned upright
     palette: list[int] | None = None  # red, green and blue of each index in turn, if the pixels are indices
     orientation: int = 1  # EXIF orientation that the file states, 1 to 8; 1, upright, if it states none
+    format: str = ""  # of the file, such as "JPEG"; empty for arrays
+    lossy: bool = False  # the file's compression changes values
 
 
 def decode_image(source: ImageLike) -> np.ndarray:
@@ -132,7 +135,8 @@ def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> Decoded:
         with Image.open(io.BytesIO(data)) as image:
             if image.format == "PNG" and _loses_depth(image):
                 return _decode_deep_png(image, data)
-            return _from_pillow(image, keep_indices)
+            lossy = image.format in LOSSY
+            return replace(_from_pillow(image, keep_indices), format=image.format or "", lossy=lossy)
     except (ImportError, MemoryError, Question):
         raise
     except Image.UnidentifiedImageError as error:

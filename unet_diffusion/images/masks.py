@@ -7,7 +7,7 @@ decided once for a whole set, from its training masks (`unet_diffusion.data.mask
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from unet_diffusion.images.decoding import LARGEST, decode
 from unet_diffusion.images.fetching import ImageLike
 
 Colour: TypeAlias = tuple[int, int, int]
+MaskReading: TypeAlias = Literal["values", "colours", "brightness"]
 
 COLOURED = 1 << 24  # added to red * 65536 + green * 256 + blue in the key of a colour that is not grey
 MOST_RUNS = 6  # of keys in a message
@@ -28,9 +29,11 @@ class DecodedMask:
     keys: np.ndarray  # int64 (H, W)
     palette: Mapping[int, Colour] = field(default_factory=dict)  # colours of the indices; empty without a palette
     orientation: int = 1  # EXIF orientation that the file states, 1 to 8; 1, upright, if it states none
+    format: str = ""  # of the file, such as "JPEG"; empty for arrays
+    lossy: bool = False  # the file's compression changes values
 
 
-def decode_mask(source: ImageLike, *, colours: bool = False) -> DecodedMask:
+def decode_mask(source: ImageLike, *, reading: MaskReading = "values") -> DecodedMask:
     """Reads the keys of one mask.
 
     Grey images give their values (8 or 16 bits; whole floats too), palette images their indices, and colour images the
@@ -39,21 +42,24 @@ def decode_mask(source: ImageLike, *, colours: bool = False) -> DecodedMask:
 
     Args:
         source: as `decode_image` takes it.
-        colours: read the colours of palette images instead of their indices.
+        reading: "colours" reads the colours of palette images instead of their indices; "brightness" reads colour
+            images as their largest channel, times alpha / 255.
 
     Raises:
         ValueError: a file that cannot be decoded, that holds fractions, 16-bit colours or half-transparent pixels, or
             that has one channel per class (multi-label); the message then says whether classes overlap.
     """
-    decoded = decode(source, keep_indices=not colours)
-    pixels = decoded.pixels
+    decoded = decode(source, keep_indices=reading != "colours")
+    pixels, facts = decoded.pixels, (decoded.orientation, decoded.format, decoded.lossy)
     if pixels.dtype.kind == "f":
         pixels = _whole(pixels)
+    if pixels.shape[2] > 1 and reading == "brightness":
+        return DecodedMask(_brightness(pixels), {}, *facts)
     if pixels.shape[2] > 1:
-        return DecodedMask(_colour_keys(pixels, colours), orientation=decoded.orientation)
+        return DecodedMask(_colour_keys(pixels, reading == "colours"), {}, *facts)
     keys = pixels[:, :, 0].astype(np.int64)
     palette = {} if decoded.palette is None else _used_colours(decoded.palette, np.unique(keys))
-    return DecodedMask(keys, palette, decoded.orientation)
+    return DecodedMask(keys, palette, *facts)
 
 
 def decode_instances(source: ImageLike) -> np.ndarray:
@@ -131,6 +137,16 @@ def _whole(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.uint16)
 
 
+def _brightness(pixels: np.ndarray) -> np.ndarray:
+    """Returns the largest channel (H, W) of pixels (H, W, C), times alpha; C is 2, 3 or 4."""
+    if pixels.shape[2] > 4:
+        raise _no_colours(pixels, "a channel for each class is not read")
+    if pixels.shape[2] == 3:
+        return pixels.max(axis=2).astype(np.int64)
+    largest, alpha = pixels[:, :, :-1].max(axis=2).astype(np.int64), pixels[:, :, -1].astype(np.int64)
+    return (largest * alpha + LARGEST[pixels.dtype.name] // 2) // LARGEST[pixels.dtype.name]
+
+
 def _used_colours(values: list[int], used: np.ndarray) -> dict[int, Colour]:
     colours = {int(index): values[3 * index : 3 * index + 3] for index in used}
     return {index: (red, green, blue) for index, (red, green, blue) in colours.items() if len(colours[index]) == 3}
@@ -167,7 +183,8 @@ def _without_alpha(pixels: np.ndarray) -> np.ndarray:
     if not np.isin(alpha, (0, 255)).all():
         raise ValueError(
             f"the mask has {pixels.shape[2]} channels, but the last is not alpha of 0 or 255; store one channel of "
-            "class indices, or 8-bit colours (overlapping classes, multi-label masks, cannot be learned by softmax)."
+            "class indices, or 8-bit colours (overlapping classes, multi-label masks, cannot be learned by softmax). "
+            "If it is alpha that is half-transparent at soft edges, mask_encoding='binary' splits them at half."
         )
     hidden = (alpha == 0) & (pixels[:, :, :-1] > 0)  # colours that nobody can see
     if hidden.any() and ((pixels > 0).sum(axis=2) == 1).all():

@@ -155,10 +155,11 @@ FAULTS = [
     ("constant", {}, "warning", r"constant.*: 1.\n    row 3: 7 everywhere"),
     ("image sizes", {}, "error", r"sizes .* differ \(2\).*\n    14x12: 9 images\n    14x8: 1 images"),
     ("image sizes", {"crop_size": 4}, "note", "2 different sizes"),
-    ("rare class", {}, "warning", "class 1: 0.30%"),
+    ("rare class", {}, "warning", "set loss='both'.*\n    class 1: 0.30%"),
     ("rare class", {"num_classes": 3}, "warning", "class 2 does not occur in the masks of"),
     ("ignored", {}, "warning", r"ignored \(255\) everywhere: 1.\n    row 3"),
-    ("mixed binary", {}, "warning", r"hold only 0 and 255, while others hold class indices: 1.*\n    row 3"),
+    ("mixed binary", {}, "error", r"9 masks of 0 and 1, and 1 of 0 and 255.*'binary' and mask_threshold=1"),
+    ("mixed binary", INDICES, "warning", r"hold only 0 and 255, while others hold class indices: 1.*\n    row 3"),
     ("many values", {}, "error", r"masks hold 0..168, which would be 169 classes.*'instances'"),
 ]
 

@@ -251,9 +251,15 @@ def test_values_outside_the_classes_name_their_rows(tmp_path, load):
     source = save(tmp_path / "binary", images, [BINARY[mask].astype(np.uint8) for mask in masks])
     with pytest.raises(ValueError, match="only class 0.*mask_encoding='binary'"):
         load(source, mask_encoding="indices")
-    validation = save(tmp_path / "indices", images, masks)
-    with pytest.raises(ValueError, match="masks hold 1, but the classes are"):
-        load(source, validation_data=validation)
+    ones = load(source, validation_data=save(tmp_path / "ones", images, masks)).validation
+    assert all(belong_together(ones[index]) for index in range(4))  # 1 is class 1, as 255 is
+    others = save(tmp_path / "others", images, [3 * mask + 1 for mask in masks])
+    with pytest.raises(ValueError, match="masks hold 1, 4, but the classes are 0, 2"):
+        load(
+            save(tmp_path / "0 and 2", images, [2 * mask for mask in masks]),
+            mask_encoding="palette",
+            validation_data=others,
+        )
 
 
 def test_palettes_that_contradict_each_other_leave_a_row_out(tmp_path, load):
@@ -362,8 +368,7 @@ def test_batches_hold_images_masks_and_weights(tmp_path, load):
 
 
 def test_second_start_decodes_nothing_and_another_encoding_neither(tmp_path, load, monkeypatch):
-    images, masks = examples(classes=2)
-    source = save(tmp_path / "set", images, [BINARY[mask].astype(np.uint8) for mask in masks])
+    source = save(tmp_path / "set", *examples(classes=2))
     first = load(source, border_weights=True)
 
     def refuse(*_):
@@ -374,7 +379,8 @@ def test_second_start_decodes_nothing_and_another_encoding_neither(tmp_path, loa
     second = load(source, border_weights=True)
     assert second.train.fingerprint == first.train.fingerprint
     assert torch.equal(second.train[0]["weights"], first.train[0]["weights"])
-    assert load(source, mask_encoding="binary").train.fingerprint == first.train.fingerprint
+    assert load(source, mask_encoding="indices").train.fingerprint == first.train.fingerprint
+    assert load(source, num_classes=5).num_classes == 5
     with pytest.raises(AssertionError, match="decoded again"):
         load(source, image_size=4)
 

@@ -9,7 +9,7 @@ from datasets import IterableDataset
 
 from unet_diffusion.commands.doctor.findings import SEVERITIES, Finding, Report, about, judged
 from unet_diffusion.commands.doctor.image_findings import duplicate_findings, image_findings
-from unet_diffusion.commands.doctor.mask_findings import agreed_encoding, mask_findings
+from unet_diffusion.commands.doctor.mask_findings import agreed_encoding, mask_findings, seen_in
 from unet_diffusion.commands.doctor.row_facts import RowFacts, facts_of_stream, gather_facts
 from unet_diffusion.commands.doctor.summary import Section, Summary
 from unet_diffusion.commands.doctor.understanding import describe_images, describe_masks
@@ -18,6 +18,7 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked import sets as masked_sets
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding
+from unet_diffusion.data.masked.meaning import encoding_of_part
 
 PartName = Literal["train", "validation"]
 TITLES = {"train": "data", "validation": "validation", "unlabelled": "unlabelled"}  # in the summary
@@ -120,10 +121,12 @@ def _judge_masks(config: MaskedDataConfig, examined: list[Examined]) -> tuple[li
     encoding, found = _encoding(examined[0].facts, config)
     sections: list[Section] = []
     for each in examined:
-        sections.append(describe_masks(*_mask_source(config, each), each.facts, encoding, config.class_names))
+        of_part, unclear = _encoding_of(config, each, encoding)
+        found += unclear
+        sections.append(describe_masks(*_mask_source(config, each), each.facts, of_part, config.class_names))
         orphans = [path.name for path in each.orphans]
         found += about("warning", f"masks of {each.name} that have no image: {{count}}.", orphans)
-        found += mask_findings(each.facts, each.name, config, encoding)
+        found += mask_findings(each.facts, each.name, config, of_part)
     return sections, found
 
 
@@ -144,6 +147,18 @@ def _mask_source(config: MaskedDataConfig, examined: Examined) -> tuple[str, str
     if examined.part == "train":
         return "masks", config.masks or examined.name
     return "validation masks", config.validation_masks or config.masks or examined.name
+
+
+def _encoding_of(
+    config: MaskedDataConfig, part: Examined, encoding: MaskEncoding | None
+) -> tuple[MaskEncoding | None, list[Finding]]:
+    """Returns what the values of one part mean, by the encoding of the training masks."""
+    if encoding is None or not any(fact.keys for fact in part.facts):
+        return encoding, []
+    try:
+        return encoding_of_part(config, encoding, seen_in(part.facts)), []
+    except ValueError as error:
+        return None, [judged(error, f"masks of {part.name}: ")]
 
 
 def _encoding(facts: list[RowFacts], config: MaskedDataConfig) -> tuple[MaskEncoding | None, list[Finding]]:

@@ -99,6 +99,6 @@ def asked(what: str, rows: Sequence[tuple[str | None, str]]) -> list[Finding]:
     ]
 
 
-def judged(error: ValueError) -> Finding:
+def judged(error: ValueError, what: str = "") -> Finding:
     """Returns an error about a whole data set as a finding: a question, if it asks one."""
-    return Finding("question" if isinstance(error, Question) else "error", str(error))
+    return Finding("question" if isinstance(error, Question) else "error", f"{what}{error}")

@@ -8,7 +8,9 @@ from unet_diffusion.commands.doctor.image_findings import unusable_severity
 from unet_diffusion.commands.doctor.row_facts import SKETCHED, RowFacts
 from unet_diffusion.commands.doctor.understanding import spans
 from unet_diffusion.data.masked.config import MaskedDataConfig
-from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
+from unet_diffusion.data.masked.encoding import MaskEncoding
+from unet_diffusion.data.masked.meaning import settled_encoding
+from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
@@ -20,10 +22,18 @@ FEWEST_ALIKE = 3  # masks
 
 def agreed_encoding(facts: list[RowFacts], config: MaskedDataConfig) -> MaskEncoding:
     """Finds what the masks' values would mean in training; raises a ValueError if that is unclear."""
-    palette = {key: colour for fact in facts for key, colour in fact.palette}
-    keys = {key for fact in facts for key, _ in fact.keys}
-    return find_encoding(
-        keys, config.mask_reading, num_classes=config.known_classes, colours=config.colours, palette=palette
+    return settled_encoding(config, seen_in(facts))
+
+
+def seen_in(facts: list[RowFacts]) -> SeenMasks:
+    """Returns the values of the masks of rows."""
+    masked = [fact for fact in facts if fact.keys]
+    palette = {key: colour for fact in masked for key, colour in fact.palette}
+    return SeenMasks(
+        [dict(fact.keys) for fact in masked],
+        palette,
+        [fact.lossy for fact in masked],
+        [fact.objects for fact in masked],
     )
 
 
@@ -56,7 +66,16 @@ def mask_findings(
     )
     masked = [fact for fact in facts if fact.keys]
     found += _palettes(masked, name) + _likeness(masked, name)
-    return found if encoding is None or not masked else found + _classes(masked, name, encoding, config)
+    if encoding is None or not masked:
+        return found
+    if encoding.kind != "binary":
+        found += about(
+            "warning",
+            f"masks of {name} in formats that change values, so that classes may be wrong: {{count}}. Export them "
+            "again as PNG from what they were drawn with.",
+            [f"{fact.name}: {fact.lossy}" for fact in masked if fact.lossy],
+        )
+    return found + _classes(masked, name, encoding, config)
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -80,7 +99,7 @@ def _palettes(masked: list[RowFacts], name: str) -> list[Finding]:
 
 def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: MaskedDataConfig) -> list[Finding]:
     classes = encoding.classes
-    unknown = [(fact.name, [key for key, _ in fact.keys if key not in classes]) for fact in masked]
+    unknown = [(fact.name, encoding.unknown([key for key, _ in fact.keys])) for fact in masked]
     outside = [f"{row}: {describe_keys(keys)}" for row, keys in unknown if keys]
     known = describe_keys([key for key, label in classes.items() if label != IGNORE_INDEX])
     found = about("error", f"masks of {name} with values outside the classes, which are {known}: {{count}}.", outside)
@@ -109,8 +128,9 @@ def _pixels(fact: RowFacts, encoding: MaskEncoding) -> Counter[int]:
     """Counts the pixels of each class of one mask, leaving out keys without a class."""
     pixels: Counter[int] = Counter()
     for key, count in fact.keys:
-        if key in encoding.classes:
-            pixels[encoding.classes[key]] += count
+        label = encoding.label(key)
+        if label is not None:
+            pixels[label] += count
     return pixels
 
 
@@ -169,11 +189,12 @@ def _balance(
     total: Counter[int], labelled: int, name: str, encoding: MaskEncoding, config: MaskedDataConfig
 ) -> list[Finding]:
     shares = {label: total[label] / labelled for label in range(encoding.num_classes)}
-    names = config.class_names or [f"class {label}" for label in shares]
+    names = config.class_names or encoding.class_names or [f"class {label}" for label in shares]
     absent = [label for label, share in shares.items() if share == 0]
     found = _absent(absent, name, config.class_names or encoding.class_names)
     rare = [f"{names[label]}: {share:.2%}" for label, share in shares.items() if 0 < share < RARE]
     sentence = (
-        f"classes with less than {RARE:.0%} of the pixels of {name}: {{count}}. Class weights or a Dice loss may help."
+        f"classes with less than {RARE:.0%} of the pixels of {name}: {{count}}. If the network misses them, set "
+        "loss='both', which adds a Dice loss; balance_classes would draw them several times too large."
     )
     return found + about("warning", sentence, rare)

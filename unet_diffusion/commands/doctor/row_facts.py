@@ -15,20 +15,14 @@ from tqdm.auto import tqdm
 from unet_diffusion.checks import Question
 from unet_diffusion.data.cache import each_row, written_once
 from unet_diffusion.data.masked.cache import is_missing
+from unet_diffusion.data.masked.config import Reading
+from unet_diffusion.data.masked.reading import read_labels
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.data.streaming import rows_of
 from unet_diffusion.images.decoding import Decoded, decode
-from unet_diffusion.images.masks import (
-    COLOURED,
-    QUARTER_TURNED,
-    Colour,
-    decode_instances,
-    decode_mask,
-    fit_orientation,
-    instance_numbers,
-)
+from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 2  # of the stored facts; after a change of what a field means, old ones are not read
+FORMAT = 3  # of the stored facts; after a change of what a field means, old ones are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 SLOW = 1000  # rows; a longer examination shows its progress
 STREAMED = 100  # rows that are examined of a stream
@@ -57,6 +51,8 @@ class RowFacts:
     mask_digest: str = ""  # hash of the mask's keys
     mask_sketch: str = ""  # the mask in 16 x 16 pixels: 1 where it is above its lowest key; hexadecimal
     mask_is_image: bool = False  # the mask equals the image
+    lossy: str = ""  # format of the mask's file, if it changes values
+    objects: bool = False  # the values of the mask look like numbers of objects
     may_be_turned: bool = (
         False  # only the image states an orientation, and the sizes do not show which one the mask has
     )
@@ -75,12 +71,11 @@ class RowFacts:
         return f"{row if file and file[:-1] in problem else self.name}: {problem}"
 
 
-def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str | Path | None) -> list[RowFacts]:
+def gather_facts(dataset: datasets.Dataset, reading: Reading | None, cache_dir: str | Path | None) -> list[RowFacts]:
     """Gathers the facts about all rows, or reads those that an earlier call gathered.
 
-    Without an encoding, there are no masks.
+    Without a reading, there are no masks.
     """
-    reading = encoding if encoding in ("palette", "instances", None) else "values"
 
     def write(folder: Path) -> None:
         rows = each_row(dataset, _examiner(dataset, reading))
@@ -108,7 +103,7 @@ def _numbered(rows: Iterable[RowFacts | ValueError]) -> list[RowFacts]:
 
 
 def _examiner(
-    dataset: datasets.Dataset | datasets.IterableDataset, reading: str | None
+    dataset: datasets.Dataset | datasets.IterableDataset, reading: Reading | None
 ) -> Callable[[dict[str, Any]], RowFacts]:
     readers = {column: image_reader(dataset, column) for column in dataset.features if column != "label"}
 
@@ -148,30 +143,25 @@ def _note_image(facts: RowFacts, image: np.ndarray) -> None:
     facts.digest = hash_array(image)
 
 
-def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | None, reading: str) -> None:
-    mask = decode_mask(sources["mask"], colours=reading == "palette")
-    keys = (instance_numbers(mask) > 0).astype(np.int64) if reading == "instances" else mask.keys
-    if reading != "instances":
-        facts.palette = list(mask.palette.items())
+def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | None, reading: Reading) -> None:
+    labels = read_labels(sources, image, reading)
+    mask, keys = labels.mask, labels.mask.keys
+    facts.palette, facts.objects = list(mask.palette.items()), labels.objects
+    facts.lossy = mask.format if mask.lossy else ""
     if image is not None:
-        height, width = keys.shape
-        keys = fit_orientation(keys, image.pixels.shape[:2], image.orientation)
-        known = image.orientation in QUARTER_TURNED and height != width  # from the sizes
+        known = image.orientation in QUARTER_TURNED and keys.shape[0] != keys.shape[1]  # from the sizes
         facts.may_be_turned = image.orientation != 1 and not known and mask.orientation == 1
         facts.mask_is_image = _are_equal(mask.keys, image.pixels)
     values, counts = np.unique(keys, return_counts=True)
     facts.keys = list(zip(values.tolist(), counts.tolist()))
     facts.mask_size = (keys.shape[1], keys.shape[0])
     facts.mask_digest, facts.mask_sketch = hash_array(keys), _sketch(keys)
-    if "instances" in sources:
-        instances = decode_instances(sources["instances"])
-        if image is not None:
-            shape = fit_orientation(instances, image.pixels.shape[:2], image.orientation).shape
-            if shape != image.pixels.shape[:2]:
-                raise ValueError(
-                    f"its instance map has {shape[1]}x{shape[0]} pixels, but the image has "
-                    f"{facts.size[0]}x{facts.size[1]}."
-                )
+    if image is not None and labels.instances is not None and "instances" in sources:
+        height, width = labels.instances.shape
+        if (height, width) != image.pixels.shape[:2]:
+            raise ValueError(
+                f"its instance map has {width}x{height} pixels, but the image has {facts.size[0]}x{facts.size[1]}."
+            )
 
 
 def _are_equal(keys: np.ndarray, pixels: np.ndarray) -> bool:

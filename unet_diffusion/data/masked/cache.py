@@ -1,9 +1,10 @@
 """Images and their masks, which are decoded once and kept in memory-mapped files."""
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,19 @@ import datasets
 import numpy as np
 
 from unet_diffusion.data.cache import ImageCache, ImageWriter, PixelFile, each_row, opened, report_broken, written_once
+from unet_diffusion.data.masked.config import Reading
+from unet_diffusion.data.masked.reading import read_labels
+from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import Decoded, decode
-from unet_diffusion.images.masks import (
-    Colour,
-    DecodedMask,
-    decode_instances,
-    decode_mask,
-    describe_keys,
-    fit_orientation,
-)
+from unet_diffusion.images.masks import Colour, DecodedMask, describe_keys
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.segmentation.instances import separate_instances
 
-FORMAT = 1  # of the files below; after a change, old caches are not read
+FORMAT = 2  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
+MOST_EXACT_KEYS = 128  # of brightness above 8 bits; further ones are rounded down to a multiple of the step
+STEP = 1024  # divides half of the range of 16 bits, at which binary masks are split
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Example:
     image: np.ndarray  # (H, W, C)
     mask: DecodedMask
     instances: np.ndarray | None  # uint16 (H, W)
+    objects: bool  # the values of the mask look like numbers of objects
 
 
 class MaskedCache:
@@ -56,6 +56,8 @@ class MaskedCache:
         self.sizes = self.images.sizes  # int64 (N, 2): height and width
         self.counts = np.load(folder / "counts.npy")  # int64 (N, len(keys)): pixels of each key
         self.rows = np.load(folder / "rows.npy")  # int64 (N,): rows of the source
+        self.lossy: list[str] = info["lossy"]  # of each mask, the format of its file if it changes values, or else ""
+        self.objects: list[bool] = info["objects"]  # of each mask, whether its values look like numbers of objects
         self.has_instances: bool = info["has_instances"]
         self.codes = PixelFile(folder / "codes.bin", "uint8", self.sizes)  # positions in `keys`
         if self.has_instances:
@@ -68,31 +70,30 @@ class MaskedCache:
     def __reduce__(self) -> Any:
         return MaskedCache, (self.folder,)
 
+    @property
+    def seen(self) -> SeenMasks:
+        """Returns the values of all masks."""
+        counts = [{self.keys[place]: int(row[place]) for place in np.flatnonzero(row)} for row in self.counts]
+        return SeenMasks(counts, self.palette, self.lossy, self.objects)
+
 
 def example_reader(
-    dataset: datasets.Dataset, preparation: Preparation, encoding: str
+    dataset: datasets.Dataset, preparation: Preparation, reading: Reading
 ) -> Callable[[dict[str, Any]], Example]:
-    """Returns a function from a row of a source to an `Example`, which raises a ValueError for an unusable row.
-
-    The encoding "instances" reads the masks as instance maps, "palette" reads their colours.
-    """
+    """Returns a function from a row of a source to an `Example`, which raises a ValueError for an unusable row."""
     readers = {column: image_reader(dataset, column) for column in dataset.features}
+    of_masks = [column for column in readers if column in ("mask", "instances")]
 
     def read(row: dict[str, Any]) -> Example:
         image = decode(readers["image"](row["image"]))
-        instances = None
-        if encoding == "instances":
-            instances = _fitting(decode_instances(_present(row, "mask", readers)), image, "mask")
-            mask = DecodedMask((instances > 0).astype(np.int64))
-        else:
-            decoded = decode_mask(_present(row, "mask", readers), colours=encoding == "palette")
-            mask = DecodedMask(_fitting(decoded.keys, image, "mask"), decoded.palette)
-            if "instances" in row:
-                instances = _fitting(decode_instances(_present(row, "instances", readers)), image, "instance map")
+        labels = read_labels({column: _present(row, column, readers) for column in of_masks}, image, reading)
+        for values, name in ((labels.mask.keys, "mask"), (labels.instances, "instance map")):
+            _check_size(values, image, name)
         return Example(
             preparation(image.pixels),
-            DecodedMask(preparation.labels(mask.keys), mask.palette),
-            None if instances is None else preparation.labels(instances),
+            replace(labels.mask, keys=preparation.labels(labels.mask.keys)),
+            None if labels.instances is None else preparation.labels(labels.instances),
+            labels.objects,
         )
 
     return read
@@ -103,30 +104,39 @@ def cache_masked(
     preparation: Preparation,
     name: str,
     *,
-    encoding: str = "auto",
+    reading: Reading = "values",
+    threshold: float | None = None,
     max_broken: float = 0.0,
     cache_dir: str | Path | None = None,
 ) -> MaskedCache:
     """Decodes and prepares all images and masks of a source, or opens what an earlier call wrote.
 
-    The meaning of the masks' values is decided later, so that another encoding needs no new decoding, except for
-    "palette" and "instances", which read files in another way.
+    The meaning of the masks' values is decided later, so that another encoding needs no new decoding, unless it reads
+    files in another way. Brightness of 16 bits may be rounded down, but not below `threshold`.
 
     Raises:
         ValueError: a share of more than `max_broken` of the rows cannot be used, or none can.
     """
-    reading = encoding if encoding in ("instances", "palette") else "values"
-    key = ["masked", FORMAT, dataset._fingerprint, asdict(preparation), reading]
-    folder = written_once("masked", key, cache_dir, lambda aside: _write(dataset, preparation, name, reading, aside))
-    cache = opened(MaskedCache, folder)
+    key = ["masked", FORMAT, dataset._fingerprint, asdict(preparation), reading, threshold]
+
+    def write(folder: Path) -> None:
+        _write(dataset, preparation, name, reading, threshold, folder)
+
+    cache = opened(MaskedCache, written_once("masked", key, cache_dir, write))
     report_broken(cache.images, name, max_broken)
     return cache
 
 
 class KeyTable:
-    """The keys that occur in a set, in the order of their first occurrence."""
+    """The keys that occur in a set, in the order of their first occurrence.
 
-    def __init__(self) -> None:
+    Args:
+        rounds: whether keys above 8 bits are rounded down where there are many, as for the brightness of binary masks.
+        threshold: below which keys of `threshold` and more are not rounded.
+    """
+
+    def __init__(self, rounds: bool = False, threshold: float | None = None) -> None:
+        self.rounds, self.threshold = rounds, threshold
         self.positions: dict[int, int] = {}  # of each key in that order
         self.palette: dict[int, Colour] = {}  # colours of keys that palette files state
 
@@ -136,13 +146,14 @@ class KeyTable:
         Raises:
             ValueError: the set would have too many keys, or indices of two palettes.
         """
-        keys, inverse, counts = np.unique(mask.keys, return_inverse=True, return_counts=True)
+        keys, inverse, counts = np.unique(self._rounded(mask.keys), return_inverse=True, return_counts=True)
         new = [key for key in keys.tolist() if key not in self.positions]
         if len(self.positions) + len(new) > MOST_KEYS:
             raise ValueError(
                 f"its mask adds the values {describe_keys(new)}, so that the masks have "
                 f"{len(self.positions) + len(new)} different ones, but at most {MOST_KEYS - 1} classes are possible; "
-                "for instance numbers give mask_encoding='instances'; save masks as PNG, not JPEG."
+                "give mask_encoding='instances' if each value is one object, or 'binary' to split two classes at half, "
+                "with values in between as soft edges or JPEG leave them."
             )
         for key, value in mask.palette.items():
             if self.palette.get(key, value) != value:
@@ -156,6 +167,18 @@ class KeyTable:
         positions = np.array([self.positions[key] for key in keys.tolist()], dtype=np.uint8)
         return positions[inverse].reshape(mask.keys.shape), dict(zip(keys.tolist(), counts.tolist()))
 
+    def _rounded(self, keys: np.ndarray) -> np.ndarray:
+        """Returns keys of which those above 8 bits are rounded down, if there would be too many."""
+        if not self.rounds or keys.max() < MOST_KEYS:
+            return keys
+        known = set(self.positions)
+        if len(known.union(np.unique(keys).tolist())) <= MOST_EXACT_KEYS:
+            return keys
+        rounded = keys // STEP * STEP
+        if self.threshold is not None:
+            rounded = np.where(keys >= self.threshold, np.maximum(rounded, math.ceil(self.threshold)), rounded)
+        return np.where(np.isin(keys, [*known]), keys, rounded)
+
 
 def _present(row: dict[str, Any], column: str, readers: dict[str, Callable[[Any], Any]]) -> Any:
     if is_missing(row[column]):
@@ -168,22 +191,29 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None)
 
 
-def _fitting(labels: np.ndarray, image: Decoded, name: str) -> np.ndarray:
-    """Returns a mask turned upright as its image; raises a ValueError if it has another size."""
+def _check_size(labels: np.ndarray | None, image: Decoded, name: str) -> None:
+    """Raises a ValueError if a mask has another size than its image."""
     height, width = image.pixels.shape[:2]
-    labels = fit_orientation(labels, (height, width), image.orientation)
-    if labels.shape != (height, width):
+    if labels is not None and labels.shape != (height, width):
         raise ValueError(
             f"its {name} has {labels.shape[1]}x{labels.shape[0]} pixels, but the image has {width}x{height}; both must "
             "have one size."
         )
-    return labels
 
 
-def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, reading: str, folder: Path) -> None:
-    table = KeyTable()
+def _write(
+    dataset: datasets.Dataset,
+    preparation: Preparation,
+    name: str,
+    reading: Reading,
+    threshold: float | None,
+    folder: Path,
+) -> None:
+    table = KeyTable(reading == "brightness", threshold)
     rows: list[int] = []
     counted: list[dict[int, int]] = []
+    lossy: list[str] = []
+    objects: list[bool] = []
     has_instances = reading == "instances" or "instances" in dataset.features
     with ExitStack() as stack:
         writer = stack.enter_context(ImageWriter(folder))
@@ -206,9 +236,17 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, readi
                 files["touching"].write((separated != example.instances).astype(np.uint8).data)
             rows.append(row)
             counted.append(counts)
+            lossy.append(example.mask.format if example.mask.lossy else "")
+            objects.append(example.objects)
         writer.finish(name)
     keys = list(table.positions)
     np.save(folder / "rows.npy", np.array(rows, dtype=np.int64))
     np.save(folder / "counts.npy", np.array([[counts.get(key, 0) for key in keys] for counts in counted]))
-    info = {"keys": keys, "palette": table.palette, "has_instances": has_instances}
+    info = {
+        "keys": keys,
+        "palette": table.palette,
+        "lossy": lossy,
+        "objects": objects,
+        "has_instances": has_instances,
+    }
     (folder / "masks.json").write_text(json.dumps(info, indent=2) + "\n")

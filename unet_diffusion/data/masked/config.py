@@ -1,13 +1,25 @@
 """The options that choose the images with masks of a run, and how masks are read and varied."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.config import Data, ImageOptions, SourceOptions
 from unet_diffusion.data.masked.encoding import check_encoding, parse_colours
+from unet_diffusion.data.masked.labelmap import LabelMap, find_labelmap
 from unet_diffusion.images.masks import Colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.resizing import Preparation
+
+Reading: TypeAlias = Literal["values", "colours", "brightness", "instances"]  # of mask files
+READINGS: dict[str, Reading] = {
+    "auto": "values",
+    "indices": "values",
+    "binary": "brightness",
+    "palette": "colours",
+    "instances": "instances",
+}
 
 
 @dataclass
@@ -23,12 +35,16 @@ class MaskedOptions(SourceOptions):
     mask_suffix: str | None = None
     """End of the names of masks before the ending, such as "_mask"; without `masks`, masks lie beside their images."""
     mask_encoding: str = "auto"
-    """Meaning of mask values: "indices" of classes (255: ignored), "binary" (two values), "palette" (each colour or
-    value is a class, black first), "instances" (0: background, above: class 1). "auto" takes colours for a palette,
-    exactly 0 and 255 for binary, and anything else for indices."""
+    """Meaning of mask values: "indices" of classes (255: ignored), "binary" (two classes, split at mask_threshold),
+    "palette" (each colour or value is a class, black first), "instances" (0: background, above: class 1). "auto" takes
+    colours for a palette, exactly 0 and 255 for binary, and anything else for indices; it asks where several are
+    likely."""
+    mask_threshold: float | None = None
+    """Value from which on a pixel of a binary mask is class 1; by default the higher of two values, or half of the
+    largest (128 for 0 to 255). Colours count by their brightest channel."""
     mask_colours: dict[str, int] | None = None
-    """Class of each colour, such as "#000000" 0 "#ff0000" 1; 255: ignored. By default the colours found in the masks,
-    or those that a trained run knows."""
+    """Class of each colour, such as "#000000" 0 "#ff0000" 1; 255: ignored. By default those of a labelmap.txt (CVAT)
+    beside the masks or images, or the colours found in the masks, or those that a trained run knows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,7 +54,9 @@ class MaskedOptions(SourceOptions):
             raise ValueError(
                 "mask_encoding is 'instances', so the masks are the instance maps; leave out instances_column."
             )
-        check_encoding(self.mask_encoding, self.colours)
+        above = "must be a value above 0"
+        require_each(self, ["mask_threshold"], lambda value: is_number(value) and 0 < value < math.inf, above)
+        check_encoding(self.mask_encoding, self.colours, self.mask_threshold)
 
     @property
     def colours(self) -> dict[Colour, int] | None:
@@ -46,9 +64,9 @@ class MaskedOptions(SourceOptions):
         return None if self.mask_colours is None else parse_colours(self.mask_colours)
 
     @property
-    def mask_reading(self) -> str:
-        """Returns how mask files are read: `mask_encoding`, or "palette" if colours are given."""
-        return self.mask_encoding if self.mask_colours is None else "palette"
+    def mask_reading(self) -> Reading:
+        """Returns how mask files are read."""
+        return READINGS["palette" if self.mask_colours is not None else self.mask_encoding]
 
     @property
     def preparation(self) -> Preparation:
@@ -74,7 +92,8 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     num_classes: int | None = None
     """Number of classes, background included; by default that of the training masks."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes, in the order of their indices."""
+    """Names of the classes, in the order of their indices; by default those of a labelmap.txt, if there is one. For
+    masks in colour give mask_colours too."""
     max_labels: int | None = None
     """Number of rows to train on, the first ones, as if the others had no masks; by default all."""
     border_weights: bool = False
@@ -103,6 +122,18 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
                 f"validation_masks is {self.validation_masks!r}, but must be given if, and only if, masks and "
                 "validation_data are: each names a folder of its own."
             )
+
+    @property
+    def labelmap(self) -> LabelMap | None:
+        """Returns the labels that a file beside the masks states, unless other options state the meaning of masks."""
+        if self.mask_colours is not None or self.mask_encoding not in ("auto", "palette"):
+            return None
+        return find_labelmap(self.data, self.masks)
+
+    @property
+    def mask_reading(self) -> Reading:
+        """Returns how mask files are read; colours count wherever a labelmap.txt names them."""
+        return super().mask_reading if self.labelmap is None else "colours"
 
     @property
     def known_classes(self) -> int | None:

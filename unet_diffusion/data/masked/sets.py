@@ -1,6 +1,6 @@
 """The images and masks of a segmentation run: from its options to training and validation sets.
 
-The pieces are `open_masked_source` (where they come from), `MaskedCache` (decoded once), `find_encoding` (what the
+The pieces are `open_masked_source` (where they come from), `MaskedCache` (decoded once), `settled_encoding` (what the
 masks' values mean) and `MaskedDataset` (items).
 """
 
@@ -17,12 +17,18 @@ from unet_diffusion.data.cache import check_same_kind
 from unet_diffusion.data.config import part_name
 from unet_diffusion.data.folders import MOST_EXAMPLES
 from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
-from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
+from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions, Reading
 from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights
-from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
+from unet_diffusion.data.masked.encoding import MaskEncoding
+from unet_diffusion.data.masked.meaning import (
+    encoding_of_others,
+    encoding_of_part,
+    reading_of_others,
+    settled_encoding,
+)
 from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import find_range, hold_out
-from unet_diffusion.images.masks import COLOURED, Colour
+from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.pixel_range import PixelRange
 
@@ -40,6 +46,7 @@ class MaskedSets:
         class_names: one name per class, or None.
         palette: red, green and blue of each class, or None if the masks do not say.
         pixel_range: maps stored values to [-1, 1].
+        encoding: meaning of the values of the training masks.
     """
 
     train: MaskedDataset
@@ -48,6 +55,7 @@ class MaskedSets:
     class_names: tuple[str, ...] | None
     palette: tuple[Colour, ...] | None
     pixel_range: PixelRange
+    encoding: MaskEncoding
 
 
 @dataclass(frozen=True)
@@ -83,14 +91,8 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
             other channels, dtype or mask values.
         ImportError: a file needs a package that is not installed.
     """
-    cache, name = _cached(config, open_part(config, "train"))
-    encoding = find_encoding(
-        cache.keys,
-        config.mask_encoding,
-        num_classes=config.known_classes,
-        colours=config.colours,
-        palette=cache.palette,
-    )
+    cache, name = _cached(config, open_part(config, "train"), config.mask_reading)
+    encoding = settled_encoding(config, cache.seen)
     table = _table(encoding, cache, name)
     rows, held_out = hold_out(len(cache), config)
     if config.crop_size is None:
@@ -110,12 +112,13 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
     )
     _check_classes(train)
     if config.names_validation:
-        cache, name = _cached(config, open_part(config, "validation"))
+        cache, name = _cached(config, open_part(config, "validation"), config.mask_reading)
         images = f"validation images of {name}"
         check_same_kind(images, cache.images, "the training images have", train.channels, pixel_range.dtype)
-        table, held_out = _table(encoding, cache, name), np.arange(len(cache))
+        table, held_out = _table(encoding_of_part(config, encoding, cache.seen), cache, name), np.arange(len(cache))
     validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
-    return MaskedSets(train, validation, encoding.num_classes, config.class_names, encoding.palette, pixel_range)
+    names = config.class_names or encoding.class_names
+    return MaskedSets(train, validation, encoding.num_classes, names, encoding.palette, pixel_range, encoding)
 
 
 def load_labelled(
@@ -125,6 +128,7 @@ def load_labelled(
     channels: int,
     pixel_range: PixelRange,
     palette: Sequence[Sequence[int]] | None = None,
+    saved: MaskEncoding | None = None,
 ) -> MaskedDataset:
     """Opens one whole set of images and masks, such as a test set, for a trained network.
 
@@ -137,6 +141,8 @@ def load_labelled(
         channels: number of channels that the network takes.
         pixel_range: maps stored values to the network's [-1, 1].
         palette: red, green and blue of each class of the network, for masks in colour without `mask_colours`.
+        saved: meaning of the masks that the network was trained on, if its run knows it; with it, masks are read as
+            those were, unless the options state their meaning.
 
     Raises:
         ValueError: the source, the split or a column does not exist; too many rows are broken; the images have other
@@ -144,9 +150,10 @@ def load_labelled(
             matched with the classes of the network.
         ImportError: a file needs a package that is not installed.
     """
-    cache, name = _cached(options, _open(options, options.data, options.split, options.masks))
+    opened = _open(options, options.data, options.split, options.masks)
+    cache, name = _cached(options, opened, reading_of_others(options, saved))
     check_same_kind(f"images of {name}", cache.images, "the network takes", channels, pixel_range.dtype)
-    encoding = _encoding_for(options, cache, num_classes, palette, name)
+    encoding = encoding_of_others(options, cache.seen, num_classes, palette, saved, name)
     table = _table(encoding, cache, f"{name}, for a network of {num_classes} classes")
     dataset = MaskedDataset(cache, np.arange(len(cache)), table, num_classes, pixel_range, name=name)
     if not dataset.class_counts().any():
@@ -155,30 +162,6 @@ def load_labelled(
             "mask_colours."
         )
     return dataset
-
-
-def _encoding_for(
-    options: MaskedOptions,
-    cache: MaskedCache,
-    num_classes: int,
-    palette: Sequence[Sequence[int]] | None,
-    name: str,
-) -> MaskEncoding:
-    """Finds what the masks mean as classes of a network; raises a ValueError if only its training masks could tell."""
-    encoding, colours = options.mask_encoding, options.colours
-    if colours is None:
-        auto = encoding == "auto"
-        if encoding == "palette" or (auto and max(cache.keys) >= COLOURED):
-            if palette is None:
-                raise ValueError(f"the masks of {name} are colours, and the run knows none; give mask_colours.")
-            # of equal colours the first was found in training; the others only fill in for missing ones
-            colours = {(red, green, blue): label for label, (red, green, blue) in reversed([*enumerate(palette)])}
-        elif num_classes > 2 and (encoding in ("binary", "instances") or (auto and sorted(cache.keys) == [0, 255])):
-            raise ValueError(
-                f"the masks of {name} have one class beside the background, but the network has {num_classes} classes; "
-                "give masks of all of them, or mask_encoding='indices' if 255 marks pixels to ignore."
-            )
-    return find_encoding(cache.keys, encoding, num_classes=num_classes, colours=colours, palette=cache.palette)
 
 
 def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> MaskedPart:
@@ -207,7 +190,7 @@ def _open(options: MaskedOptions, source: str, split: str, masks: str | None) ->
     return MaskedPart(opened.rows, part_name(source, split), opened.notes, opened.orphans)
 
 
-def _cached(config: MaskedOptions, opened: MaskedPart) -> tuple[MaskedCache, str]:
+def _cached(config: MaskedOptions, opened: MaskedPart, reading: Reading) -> tuple[MaskedCache, str]:
     if opened.orphans:
         examples = ", ".join(path.name for path in opened.orphans[:MOST_EXAMPLES])
         logger.warning("%d masks of %s have no image: %s", len(opened.orphans), opened.name, examples)
@@ -215,7 +198,8 @@ def _cached(config: MaskedOptions, opened: MaskedPart) -> tuple[MaskedCache, str
         opened.rows,
         config.preparation,
         opened.name,
-        encoding=config.mask_reading,
+        reading=reading,
+        threshold=config.mask_threshold,
         max_broken=config.max_broken,
         cache_dir=config.cache_dir,
     )
@@ -226,7 +210,7 @@ def _table(encoding: MaskEncoding, cache: MaskedCache, name: str) -> np.ndarray:
     try:
         return encoding.table(cache.keys)
     except ValueError as error:
-        unknown = [position for position, key in enumerate(cache.keys) if key not in encoding.classes]
+        unknown = [cache.keys.index(key) for key in encoding.unknown(cache.keys)]
         rows = cache.rows[cache.counts[:, unknown].any(axis=1)]
         examples = ", ".join(map(str, rows[:MOST_EXAMPLES]))
         raise ValueError(f"{name}: {error} Found in {len(rows)} of {len(cache)} masks: rows {examples}.") from error
@@ -243,11 +227,16 @@ def _check_sizes(cache: MaskedCache, rows: np.ndarray) -> None:
 
 
 def _check_classes(train: MaskedDataset) -> None:
+    """Raises a ValueError if the masks that are trained on hold fewer than two classes."""
     occurring = np.flatnonzero(train.class_counts().numpy())
     if len(occurring) > 1:
         return
     only = f"only class {occurring[0]}" if len(occurring) else "no class"
+    keys = np.array(train.cache.keys)[train.cache.counts[train.rows].any(axis=0)].tolist()
     ignored = ""
-    if IGNORE_INDEX in train.cache.keys and train.table[train.cache.keys.index(IGNORE_INDEX)] == IGNORE_INDEX:
+    if IGNORE_INDEX in keys and train.table[train.cache.keys.index(IGNORE_INDEX)] == IGNORE_INDEX:
         ignored = " 255 was taken for pixels to ignore: if it means class 1, give mask_encoding='binary'."
-    raise ValueError(f"the training masks of {train.name} hold {only}, so there is nothing to learn.{ignored}")
+    raise ValueError(
+        f"the training masks of {train.name} hold {only} (values: {describe_keys(keys)}), so there is nothing to learn."
+        f"{ignored}"
+    )
