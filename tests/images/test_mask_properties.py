@@ -61,7 +61,7 @@ def masks(draw: st.DrawFn, most: int = 254) -> tuple[np.ndarray, int]:
 
 def classes_of(source: object, **options) -> np.ndarray:
     """The classes of a set of one mask, as a data set finds them."""
-    decoded = decode_mask(source, colours="colours" in options)
+    decoded = decode_mask(source, reading="colours" if "colours" in options else "values")
     keys, places = np.unique(decoded.keys, return_inverse=True)
     encoding = find_encoding(keys.tolist(), palette=decoded.palette, **options)
     return encoding.table(keys.tolist())[places].reshape(decoded.keys.shape)
@@ -127,7 +127,7 @@ def test_a_channel_for_each_class_is_refused_rather_than_misread(mask, channels,
     labels = mask[0] % channels
     one_hot = (np.arange(channels) == labels[:, :, None]).astype(dtype)
     with pytest.raises(ValueError, match="a channel for each class"):
-        decode_mask(one_hot)
+        decode_mask(one_hot, axes="HWC")
 
 
 # --- image and mask together ---

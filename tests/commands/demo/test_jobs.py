@@ -235,7 +235,7 @@ def test_wrong_files_are_named_without_the_folders_of_the_server(name, content, 
         content = file.getvalue()
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_upload(tmp_path / name)
+        read_upload(tmp_path / name, 1)
 
 
 # --- enlarge

@@ -363,7 +363,7 @@ def test_batches_hold_images_masks_and_weights(tmp_path, load):
 
 def test_second_start_decodes_nothing_and_another_encoding_neither(tmp_path, load, monkeypatch):
     images, masks = examples(classes=2)
-    source = save(tmp_path / "set", images, [BINARY[mask].astype(np.uint8) for mask in masks])
+    source = save(tmp_path / "set", images, masks)
     first = load(source, border_weights=True)
 
     def refuse(*_):
@@ -374,7 +374,7 @@ def test_second_start_decodes_nothing_and_another_encoding_neither(tmp_path, loa
     second = load(source, border_weights=True)
     assert second.train.fingerprint == first.train.fingerprint
     assert torch.equal(second.train[0]["weights"], first.train[0]["weights"])
-    assert load(source, mask_encoding="binary").train.fingerprint == first.train.fingerprint
+    assert load(source, mask_encoding="indices").train.fingerprint == first.train.fingerprint
     with pytest.raises(AssertionError, match="decoded again"):
         load(source, image_size=4)
 

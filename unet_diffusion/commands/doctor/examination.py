@@ -47,7 +47,7 @@ def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False) ->
             plain = sets.open_part(config, part)
             rows, name = plain.rows, plain.name
         assert isinstance(rows, Dataset)
-        facts = parts[name] = gather_facts(rows, reading, config.cache_dir)
+        facts = parts[name] = gather_facts(rows, reading, config.cache_dir, config.axes)
         found += image_findings(facts, name, config, one_size)
     if isinstance(config, MaskedDataConfig):
         encoding = None

@@ -13,6 +13,7 @@ import numpy as np
 from unet_diffusion.data.cache import each_row, written_once
 from unet_diffusion.data.masked.cache import is_missing
 from unet_diffusion.data.sources import image_reader
+from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import (
     QUARTER_TURNED,
@@ -21,9 +22,10 @@ from unet_diffusion.images.masks import (
     decode_mask,
     fit_orientation,
     instance_numbers,
+    reading_for,
 )
 
-FORMAT = 1  # of the stored facts
+FORMAT = 2  # of the stored facts
 
 
 @dataclass
@@ -56,27 +58,31 @@ class RowFacts:
         self.palette = [(key, (red, green, blue)) for key, (red, green, blue) in self.palette]
 
 
-def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str | Path | None) -> list[RowFacts]:
+def gather_facts(
+    dataset: datasets.Dataset, encoding: str | None, cache_dir: str | Path | None, axes: AxisOrder | None = None
+) -> list[RowFacts]:
     """Gathers the facts about all rows, or reads those that an earlier call gathered.
 
-    Without an encoding, there are no masks.
+    Without an encoding, there are no masks. `axes` are as `decode_image` takes them.
     """
-    reading = encoding if encoding in ("palette", "instances", None) else "values"
+    reading = encoding if encoding in ("palette", "binary", "instances", None) else "values"
 
     def write(folder: Path) -> None:
         facts = []
-        for row, found in enumerate(each_row(dataset, _examiner(dataset, reading))):
+        for row, found in enumerate(each_row(dataset, _examiner(dataset, reading, axes))):
             assert isinstance(found, RowFacts)
             found.name = f"row {row}{f' ({found.name})' if found.name else ''}"
             facts.append(asdict(found))
         (folder / "facts.json").write_text(json.dumps(facts))
 
-    key = ["doctor", FORMAT, dataset._fingerprint, reading]
+    key = ["doctor", FORMAT, dataset._fingerprint, reading, axes]
     text = (written_once("facts", key, cache_dir, write) / "facts.json").read_text()
     return [RowFacts(**fields) for fields in json.loads(text)]
 
 
-def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[str, Any]], RowFacts]:
+def _examiner(
+    dataset: datasets.Dataset, reading: str | None, axes: AxisOrder | None
+) -> Callable[[dict[str, Any]], RowFacts]:
     readers = {column: image_reader(dataset, column) for column in dataset.features if column != "label"}
 
     def examine(row: dict[str, Any]) -> RowFacts:
@@ -84,7 +90,7 @@ def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[
         facts = RowFacts(name=Path(path).name if path else "")
         image = None
         try:
-            image = decode(readers["image"](row["image"]))
+            image = decode(readers["image"](row["image"]), axes=axes)
             _note_image(facts, image.pixels)
         except ValueError as error:
             facts.image_problem = str(error)
@@ -94,7 +100,7 @@ def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[
             if not facts.no_mask:
                 try:
                     sources = {column: read(row[column]) for column, read in of_masks.items()}
-                    _note_mask(facts, sources, image, reading)
+                    _note_mask(facts, sources, image, reading, axes)
                 except ValueError as error:
                     facts.mask_problem = str(error)
         return facts
@@ -109,8 +115,10 @@ def _note_image(facts: RowFacts, image: np.ndarray) -> None:
     facts.digest = hash_array(image)
 
 
-def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | None, reading: str) -> None:
-    mask = decode_mask(sources["mask"], colours=reading == "palette")
+def _note_mask(
+    facts: RowFacts, sources: Mapping[str, Any], image: Decoded | None, reading: str, axes: AxisOrder | None
+) -> None:
+    mask = decode_mask(sources["mask"], reading=reading_for(reading), axes=axes)
     keys = (instance_numbers(mask) > 0).astype(np.int64) if reading == "instances" else mask.keys
     if reading != "instances":
         facts.palette = list(mask.palette.items())
@@ -124,7 +132,7 @@ def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | Non
     facts.mask_size = (keys.shape[1], keys.shape[0])
     facts.mask_digest = hash_array(keys)
     if "instances" in sources:
-        instances = decode_instances(sources["instances"])
+        instances = decode_instances(sources["instances"], axes=axes)
         if image is not None:
             shape = fit_orientation(instances, image.pixels.shape[:2], image.orientation).shape
             if shape != image.pixels.shape[:2]:

@@ -20,11 +20,12 @@ from unet_diffusion.images.masks import (
     decode_mask,
     describe_keys,
     fit_orientation,
+    reading_for,
 )
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.segmentation.instances import separate_instances
 
-FORMAT = 1  # of the files below; after a change, old caches are not read
+FORMAT = 2  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
 
 
@@ -74,21 +75,23 @@ def example_reader(
 ) -> Callable[[dict[str, Any]], Example]:
     """Returns a function from a row of a source to an `Example`, which raises a ValueError for an unusable row.
 
-    The encoding "instances" reads the masks as instance maps, "palette" reads their colours.
+    The encoding "instances" reads the masks as instance maps, "palette" reads their colours, "binary" their brightness.
     """
+    axes = preparation.axes
     readers = {column: image_reader(dataset, column) for column in dataset.features}
 
     def read(row: dict[str, Any]) -> Example:
-        image = decode(readers["image"](row["image"]))
+        image = decode(readers["image"](row["image"]), axes=axes)
         instances = None
         if encoding == "instances":
-            instances = _fitting(decode_instances(_present(row, "mask", readers)), image, "mask")
+            instances = _fitting(decode_instances(_present(row, "mask", readers), axes=axes), image, "mask")
             mask = DecodedMask((instances > 0).astype(np.int64))
         else:
-            decoded = decode_mask(_present(row, "mask", readers), colours=encoding == "palette")
+            decoded = decode_mask(_present(row, "mask", readers), reading=reading_for(encoding), axes=axes)
             mask = DecodedMask(_fitting(decoded.keys, image, "mask"), decoded.palette)
             if "instances" in row:
-                instances = _fitting(decode_instances(_present(row, "instances", readers)), image, "instance map")
+                numbers = decode_instances(_present(row, "instances", readers), axes=axes)
+                instances = _fitting(numbers, image, "instance map")
         return Example(
             preparation(image.pixels),
             DecodedMask(preparation.labels(mask.keys), mask.palette),
@@ -110,12 +113,12 @@ def cache_masked(
     """Decodes and prepares all images and masks of a source, or opens what an earlier call wrote.
 
     The meaning of the masks' values is decided later, so that another encoding needs no new decoding, except for
-    "palette" and "instances", which read files in another way.
+    "palette", "binary" and "instances", which read files in another way.
 
     Raises:
         ValueError: a share of more than `max_broken` of the rows cannot be used, or none can.
     """
-    reading = encoding if encoding in ("instances", "palette") else "values"
+    reading = encoding if encoding in ("instances", "palette", "binary") else "values"
     key = ["masked", FORMAT, dataset._fingerprint, asdict(preparation), reading]
     folder = written_once("masked", key, cache_dir, lambda aside: _write(dataset, preparation, name, reading, aside))
     cache = opened(MaskedCache, folder)

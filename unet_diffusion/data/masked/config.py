@@ -1,6 +1,7 @@
 """The options that choose the images with masks of a run, and how masks are read and varied."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.config import ImageOptions, SourceOptions
@@ -53,7 +54,7 @@ class MaskedOptions(SourceOptions):
     @property
     def preparation(self) -> Preparation:
         """Returns the conversion of every image and mask before they are stored, which cuts nothing off."""
-        return Preparation(self.image_size, "random", self.channels)
+        return Preparation(self.image_size, "random", self.channels, self.axes)
 
 
 @dataclass
@@ -112,7 +113,8 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     @property
     def preparation(self) -> Preparation:
         """Returns the conversion of every image and mask before they are stored."""
-        return Preparation(self.image_size, "center" if self.crop_size is None else "random", self.channels)
+        crop: Literal["center", "random"] = "center" if self.crop_size is None else "random"
+        return Preparation(self.image_size, crop, self.channels, self.axes)
 
 
 @dataclass(frozen=True)

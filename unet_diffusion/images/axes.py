@@ -1,0 +1,59 @@
+"""The order of the axes of arrays, and of pages of a TIFF, that do not say what they are."""
+
+from typing import Literal, TypeAlias, get_args
+
+AxisOrder: TypeAlias = Literal["HWC", "CHW"]
+
+AXIS_ORDERS: tuple[AxisOrder, ...] = get_args(AxisOrder)
+USUAL_CHANNELS = 4  # a last axis of at most this length is the channels
+MOST_CHANNELS = 32  # longer axes are channels only if the user says so
+
+
+def order_of_array(shape: tuple[int, ...], axes: AxisOrder | None, channels: int | None) -> AxisOrder:
+    """Returns the order of the three axes of an array.
+
+    It is `axes`, if stated. An array that can only have the expected number of `channels` in one order has that order.
+    Otherwise the last axis is the channels if it has at most 4 entries; or at most 32, and not more than the others.
+
+    Raises:
+        ValueError: a question, if neither helps.
+    """
+    first, _, last = shape
+    if axes is not None:
+        return axes
+    if channels is not None and channels in (first, last):
+        return "HWC" if last == channels else "CHW"
+    if last <= USUAL_CHANNELS or last <= min(MOST_CHANNELS, *shape):
+        return "HWC"
+    raise ValueError(_question(shape, channels))
+
+
+def order_of_pages(shape: tuple[int, ...], axes: AxisOrder | None, channels: int | None) -> AxisOrder:
+    """Returns the order of the axes of (pages, rows, columns), as `order_of_array` does.
+
+    Pages are the channels if there are at most 32, and fewer than rows and columns, of which there are more than 4.
+    """
+    pages, rows, columns = shape
+    if axes is not None:
+        return axes
+    if channels is not None and channels in (pages, columns):
+        return "CHW" if pages == channels else "HWC"
+    if pages <= MOST_CHANNELS and columns > USUAL_CHANNELS and pages < min(rows, columns):
+        return "CHW"
+    raise ValueError(_question(shape, channels))
+
+
+def _question(shape: tuple[int, ...], channels: int | None) -> str:
+    first, second, third = shape
+    if channels is not None:
+        return f"its shape is {shape}, but {_count(channels, 'channel')} must be its first or its last axis."
+    images = f" Or are these {first} images? Then store each in a file of its own." if first > USUAL_CHANNELS else ""
+    return (
+        f"its shape is {shape}: {'is this' if first == 1 else 'are these'} {_count(first, 'channel')} of {second} x "
+        f"{third} pixels? Then give axes='CHW'; give axes='HWC' if it has {first} x {second} pixels with "
+        f"{_count(third, 'channel')}.{images}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
