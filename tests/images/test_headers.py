@@ -235,6 +235,12 @@ def test_bits_of_a_mask_are_as_stored(compression):
     assert not decode_mask(usual).white_is_zero
 
 
+def test_alpha_is_not_turned_round():
+    values = np.random.default_rng(0).integers(0, 256, (12, 10, 2), dtype=np.uint8)
+    data = tiff(values, photometric="miniswhite", planarconfig="contig", extrasamples=["unassalpha"])
+    assert np.array_equal(decode_image(data), np.dstack([255 - values[:, :, 0], values[:, :, 1]]))
+
+
 def test_labels_of_32_bits_and_floats_are_not_turned_round():
     values = np.arange(12).reshape(3, 4)
     for dtype in (np.uint32, np.float32):

@@ -159,11 +159,12 @@ def test_brightness_of_floats_from_0_to_1_is_of_8_bits():
         decode_mask(np.array([[-1.0, 0.5]]), reading="brightness")
 
 
-def test_the_second_entry_of_a_palette_is_bright_whatever_the_colours():
+def test_the_first_entry_of_a_palette_is_dark_whatever_the_colours():
     """An indexed mask of white background and red object is not turned round."""
-    for colours in ([WHITE, RED], [WHITE, BLACK], [BLACK, WHITE]):
-        mask = decode_mask(encoded(palette_image(np.array([[0, 1]]), colours)), reading="brightness")
-        assert mask.keys.tolist() == [[0, 255]]
+    for colours in ([WHITE, RED], [WHITE, BLACK], [BLACK, WHITE], [WHITE] + [RED] * 255):
+        for index in {1, len(colours) - 1}:
+            mask = decode_mask(encoded(palette_image(np.array([[0, index]]), colours)), reading="brightness")
+            assert mask.keys.tolist() == [[0, 255]]
         assert not mask.palette  # the keys are not its indices
     greys = palette_image(np.array([[0, 1, 2]]), [(40, 40, 40), BLACK, WHITE])
     assert brightness(greys) == [[40, 0, 255]]

@@ -348,7 +348,8 @@ def _decode_tiff(data: bytes, request: Request) -> Decoded:
     special = "TIFF files of several pages, more than 4 channels, or 16-bit or float colour"
     with scientific("tifffile", special).TiffFile(io.BytesIO(data)) as tiff:
         series = tiff.series[0]
-        pages, unread = len(tiff.pages), len(tiff.pages) - len(series.pages)
+        pages = len(tiff.pages)
+        unread = max(0, pages - len(series.pages))
         if whole and series.ndim == 2 + (len(series.axes) > 2 and series.axes[-1] == "S"):
             with Image.open(io.BytesIO(data)) as image:  # the other pages are previews, or other images
                 return replace(_from_pillow(image, request), pages=pages, unread_pages=unread)
@@ -358,7 +359,8 @@ def _decode_tiff(data: bytes, request: Request) -> Decoded:
         pixels = _planes(series, request)
         white_is_zero = first.photometric == WHITE_IS_ZERO
         if white_is_zero and request.reading == "image":
-            pixels = negative(pixels, first.bitspersample)
+            grey = slice(1 if series.axes[-1] == "S" else None)  # other samples are alpha
+            pixels[..., grey] = negative(pixels[..., grey], first.bitspersample)
         lossy = int(first.compression) in LOSSY_TIFF
         pixels = _upright(pixels, orientation)
         separate = pixels.ndim > 2 and series.axes[-1] != "S"

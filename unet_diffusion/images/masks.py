@@ -48,8 +48,8 @@ def decode_mask(source: ImageLike, *, reading: MaskReading = "values", axes: Axi
 
     "brightness": how bright each pixel is, 0 to 255, or to 65535 for 16 bits, for two classes with soft edges. Grey
     images give their values, floats up to 1 times 255, colour images the largest of their channels, and all are
-    multiplied by alpha. Palette images of two entries give 0 and 255 for the first and the second, whatever the
-    colours; others must have grey palettes.
+    multiplied by alpha. Palette images with a palette of greys give the greys; with colours, they give 0 for index
+    0, and 255 for the one other index that a mask may have, so that red on white is not turned round.
 
     Stored values count: a TIFF in which white is zero, as Fiji writes masks, is not turned round, at any number of
     bits. Bits of such a TIFF give 0 where they are 0, and 255 where they are 1.
@@ -200,18 +200,22 @@ def _is_colour(pixels: np.ndarray) -> bool:
 
 
 def _palette_brightness(indices: np.ndarray, palette: list[int]) -> np.ndarray:
-    """Returns the brightness of the pixels of a palette image: of two entries, the second is the bright one."""
-    if indices.max() <= 1:
-        return indices.astype(np.int64) * 255
-    used = _used_colours(palette, np.unique(indices))
-    if any(len({*each}) > 1 for each in used.values()):
+    """Returns the brightness of the pixels of a palette image, from the indices if there are two, 0 being the dark one.
+
+    So a mask of red on white is not turned round.
+    """
+    used = np.unique(indices).tolist()
+    colours = _used_colours(palette, np.array(used))
+    if used[-1] > 1 and len(colours) == len(used) and all(len({*each}) == 1 for each in colours.values()):
+        table = np.zeros(256, dtype=np.int64)
+        table[used] = [red for red, _, _ in colours.values()]
+        return table[indices]
+    if len({*used} - {0}) > 1:
         raise ValueError(
             f"mask_encoding is 'binary', but the mask has a palette of colours and the indices {describe_keys(used)}; "
             "give mask_encoding='palette' if each colour is a class, or 'indices' if each index is."
         )
-    table = np.zeros(256, dtype=np.int64)
-    table[list(used)] = [red for red, _, _ in used.values()]
-    return table[indices]
+    return np.where(indices == 0, 0, 255)
 
 
 def _scaled(pixels: np.ndarray) -> np.ndarray:
