@@ -138,6 +138,18 @@ def test_axes_that_a_tiff_names_are_followed_whatever_is_stated(axes):
             decode_image(tiff(planes, imagej=True, metadata={"axes": letters}), axes=axes)
 
 
+def test_a_series_of_stacks_is_refused_with_its_axes():
+    with pytest.raises(ValueError, match=r"its axes QQYX have the sizes \(2, 3, 20, 30\)"):
+        decode_image(tiff(counted(2, 3, 20, 30), photometric="minisblack"))
+
+
+def test_colours_of_a_mask_are_read_from_rows_as_pages():
+    colours = np.zeros((40, 50, 3), np.uint8)
+    colours[10:20, 5:30, 0] = 255
+    data = tiff(colours, photometric="minisblack")
+    assert len(np.unique(decode_mask(data, axes="HWC").keys)) == 2
+
+
 def test_a_stack_in_one_page_is_not_read_as_its_first_plane():
     """ImageJ describes the planes of a large stack in its only page."""
     with pytest.raises(ValueError, match=r"its axes ZYX have the sizes \(5, 20, 30\)"):

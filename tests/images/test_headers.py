@@ -235,6 +235,13 @@ def test_bits_of_a_mask_are_as_stored(compression):
     assert not decode_mask(usual).white_is_zero
 
 
+def test_12_bits_are_turned_round_within_12_bits():
+    values = np.random.default_rng(0).integers(0, 4096, (12, 10)).astype(np.uint16)
+    for each in (values, np.stack([values, values])):
+        data = tiff(each, photometric="miniswhite", bitspersample=12, metadata=None)
+        assert (decode_image(data) == (4095 - values)[:, :, None]).all()
+
+
 def test_alpha_is_not_turned_round():
     values = np.random.default_rng(0).integers(0, 256, (12, 10, 2), dtype=np.uint8)
     data = tiff(values, photometric="miniswhite", planarconfig="contig", extrasamples=["unassalpha"])

@@ -56,7 +56,7 @@ def check_image(wanted: int, pixel_range: PixelRange, channels: int, dtype: str)
     if dtype != pixel_range.dtype:
         raise ValueError(
             f"the image holds {dtype}, but the network was trained on {pixel_range.dtype} in the range "
-            f"{list(pixel_range.low)} to {list(pixel_range.high)}; pass stored values of that data type."
+            f"{list(pixel_range.low)} to {list(pixel_range.high)}; convert it to {pixel_range.dtype} in that range."
         )
 
 

@@ -273,9 +273,9 @@ def _from_pillow(image: Image.Image, request: Request) -> Decoded:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif image.mode in CONVERTED_MODES:
         image = image.convert(CONVERTED_MODES[image.mode])
-    pixels = np.asarray(image)
+    pixels, bits = np.asarray(image), tags.get(BITS_PER_SAMPLE, (None,))[0]
     if white_is_zero and turned_round != (request.reading == "image"):
-        pixels = negative(pixels)
+        pixels = negative(pixels, bits if pixels.dtype.itemsize > 1 else None)
     return Decoded(pixels, palette, orientation, "JPEG" if kind == "MPO" else kind, lossy, white_is_zero=white_is_zero)
 
 
@@ -356,15 +356,14 @@ def _decode_tiff(data: bytes, request: Request) -> Decoded:
         first = series.keyframe
         if first.photometric in OTHER_COLOURS:
             raise ValueError("its colours are CMYK or Lab of more than 8 bits, or of several pages; convert it to RGB.")
-        pixels = _planes(series, request)
+        pixels, separate = _planes(series, request)
         white_is_zero = first.photometric == WHITE_IS_ZERO
         if white_is_zero and request.reading == "image":
             grey = slice(1 if series.axes[-1] == "S" else None)  # other samples are alpha
             pixels[..., grey] = negative(pixels[..., grey], first.bitspersample)
         lossy = int(first.compression) in LOSSY_TIFF
-        pixels = _upright(pixels, orientation)
-        separate = pixels.ndim > 2 and series.axes[-1] != "S"
-        return Decoded(pixels, None, orientation, "TIFF", lossy, pages, unread, white_is_zero, separate)
+        upright = _upright(pixels, orientation)
+        return Decoded(upright, None, orientation, "TIFF", lossy, pages, unread, white_is_zero, separate)
 
 
 def _states_planes(description: Any) -> bool:
@@ -373,23 +372,22 @@ def _states_planes(description: Any) -> bool:
     return (text.startswith("ImageJ=") and "\nimages=" in text) or '"truncated"' in text
 
 
-def _planes(series: Any, request: Request) -> np.ndarray:
-    """Returns the pixels (H, W) or (H, W, C) of a series of a TIFF, as they are stored."""
-    axes = dict(zip(series.axes, series.shape))
-    kept = "".join(axis for axis, size in axes.items() if size > 1 or axis in "YX")
+def _planes(series: Any, request: Request) -> tuple[np.ndarray, bool]:
+    """Returns the pixels of a series of a TIFF, as stored, (H, W) or (H, W, C); and whether channels are its pages."""
+    sizes = [(axis, size) for axis, size in zip(series.axes, series.shape) if size > 1 or axis in "YX"]
+    kept, shape = "".join(axis for axis, _ in sizes), tuple(size for _, size in sizes)
     others = kept.replace("Y", "").replace("X", "")
     if len(kept) != len(others) + 2 or len(others) > 1 or others.strip(CHANNEL_AXES):
         raise ValueError(
             f"its axes {series.axes} have the sizes {series.shape}, but an image has rows (Y), columns (X) and "
             "channels only; store each image or slice in a file of its own."
         )
-    shape = tuple(axes[axis] for axis in kept)
     places = (kept.index("Y"), kept.index("X"), *map(kept.index, others))
     if places == (1, 2, 0) and others in UNNAMED_AXES:
         places = _places(shape, request, unnamed_pages=True)
     height, width, channels = (*(shape[place] for place in places), 1)[:3]
     _check_pixel_count(width, height, channels)
-    return series.asarray().reshape(shape).transpose(places)
+    return series.asarray().reshape(shape).transpose(places), others not in ("", "S") and places != (0, 1, 2)
 
 
 def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
