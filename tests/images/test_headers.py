@@ -254,3 +254,21 @@ def test_labels_of_32_bits_and_floats_are_not_turned_round():
         data = tiff(values.astype(dtype), photometric="miniswhite")
         assert np.array_equal(decode_mask(data).keys, values)
         assert np.array_equal(decode_image(data)[:, :, 0], values)
+
+
+@pytest.mark.parametrize(
+    ("begins", "says"),
+    [
+        (b"\0\0\0\x18ftypheic", "a HEIC image, which is not read; convert it to PNG or JPEG"),
+        (b"\xff\x0a", "a JPEG XL image"),
+        (b"v/1\x01", "an OpenEXR or Radiance image"),
+        (bytes(128) + b"DICM", "a DICOM image"),
+        (b"PK\x03\x04", "an archive, such as .npz"),
+        (b"version https://git-lfs.github.com/spec/v1", "run git lfs pull"),
+        (b"<!doctype html>", "a web page"),
+        (b"hello", "it is not an image; it begins with b'hello"),
+    ],
+)
+def test_a_file_that_is_not_read_is_called_what_it_is(begins, says):
+    with pytest.raises(ValueError, match=f"cannot be decoded: .*{says}"):
+        decode_image(begins + bytes(64))

@@ -46,14 +46,15 @@ def order_of_pages(shape: tuple[int, ...], axes: AxisOrder | None, channels: int
 def _question(shape: tuple[int, ...], channels: int | None) -> str:
     first, second, third = shape
     if channels is not None:
-        return f"its shape is {shape}, but {_count(channels, 'channel')} must be its first or its last axis."
+        return f"its shape is {shape}, but {counted(channels, 'channel')} must be its first or its last axis."
     images = f" Or are these {first} images? Then store each in a file of its own." if first > USUAL_CHANNELS else ""
     return (
-        f"its shape is {shape}: {'is this' if first == 1 else 'are these'} {_count(first, 'channel')} of {second} x "
+        f"its shape is {shape}: {'is this' if first == 1 else 'are these'} {counted(first, 'channel')} of {second} x "
         f"{third} pixels? Then give axes='CHW'; give axes='HWC' if it has {first} x {second} pixels with "
-        f"{_count(third, 'channel')}.{images}"
+        f"{counted(third, 'channel')}.{images}"
     )
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Returns "1 channel" or "2 channels", for messages."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

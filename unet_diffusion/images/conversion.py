@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.checks import require_choice
+from unet_diffusion.images.axes import counted
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.pixel_range import PixelRange
 
@@ -50,8 +51,8 @@ def check_image(wanted: int, pixel_range: PixelRange, channels: int, dtype: str)
     if channels != wanted:
         kinds = {1: " (grey)", 3: " (colour)", 4: " (colour with alpha)"}
         raise ValueError(
-            f"the image has {channels} channels, but the network takes {wanted}; convert it to {wanted} "
-            f"channel{'' if wanted == 1 else 's'}{kinds.get(wanted, '')}."
+            f"the image has {counted(channels, 'channel')}, but the network takes {wanted}; convert it to "
+            f"{counted(wanted, 'channel')}{kinds.get(wanted, '')}."
         )
     if dtype != pixel_range.dtype:
         raise ValueError(

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from unet_diffusion.images.axes import USUAL_CHANNELS, AxisOrder, order_of_array, order_of_pages
 from unet_diffusion.images.fetching import ImageLike, read_bytes
-from unet_diffusion.images.headers import LOSSY_TIFF, bits_per_channel, is_lossy
+from unet_diffusion.images.headers import LOSSY_TIFF, bits_per_channel, is_lossy, unread_format
 
 DTypeName: TypeAlias = Literal["uint8", "uint16", "float32"]  # of decoded images
 PixelReading: TypeAlias = Literal["image", "values", "colours"]
@@ -193,7 +193,8 @@ def _decode_bytes(data: bytes, name: str, request: Request) -> Decoded:
     except (ImportError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be decoded: it is not an image; it begins with {data[:8]!r}.") from error
+        what = unread_format(data) or f"it is not an image; it begins with {data[:8]!r}"
+        raise ValueError(f"{name} cannot be decoded: {what}.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} cannot be decoded: {_too_large('more pixels', limit)}") from error
     except Exception as error:  # damaged bytes raise errors of all kinds, such as struct.error

@@ -6,6 +6,23 @@ import struct
 LOSSY = frozenset({"JPEG", "MPO", "AVIF", "HEIF"})  # Pillow's names of formats that hardly ever keep every value
 LOSSY_TIFF = frozenset({6, 7, 33003, 33004, 33005, 34712, 34892, 50001, 50002, 52546})  # JPEG, JPEG 2000, WebP, JPEG XL
 IRREVERSIBLE = 0  # the wavelet of JPEG 2000 that rounds; 1 is the one that does not
+UNREAD = {  # how files begin that are no image, or one of a format that is not read, and what can be done
+    rb".{4}ftyp(hei|hev|mif1|msf1)": "it is a HEIC image, which is not read; convert it to PNG or JPEG",
+    rb".{4}ftypavi": "it is an AVIF image, which this Pillow does not read; install pillow 11.3 or newer",
+    rb"\xff\n|\0\0\0\x0cJXL ": "it is a JPEG XL image, which is not read; convert it to PNG or TIFF",
+    rb"v/1\x01|#\?RADIANCE": "it is an OpenEXR or Radiance image, which is not read; convert it to TIFF of floats",
+    rb".{128}DICM": "it is a DICOM image, which is not read; convert it to TIFF, or save its pixels as .npy",
+    rb"PK\x03\x04": "it is an archive, such as .npz, and not an image; save each array in a .npy file of its own",
+    rb"\x1f\x8b": "it is compressed by gzip, as .nii.gz is; save each image or slice as TIFF or .npy",
+    rb"\x89HDF": "it is an HDF5 file; save each image as TIFF or .npy",
+    rb"version https://git-lfs": "it is a pointer of Git LFS instead of the image; run git lfs pull",
+    rb"\s*<(!DOCTYPE html|html)": "it is a web page, as a download that failed leaves; download it again",
+}
+
+
+def unread_format(data: bytes) -> str | None:
+    """Returns what a file is that cannot be read, and what can be done, if its first bytes tell."""
+    return next((what for begins, what in UNREAD.items() if re.match(begins, data, re.DOTALL | re.IGNORECASE)), None)
 
 
 def bits_per_channel(kind: str | None, data: bytes) -> int:
