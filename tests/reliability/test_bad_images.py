@@ -215,7 +215,7 @@ IMAGES = [
         lambda sandbox: sandbox.segment(sandbox.write("a.png", encoded("PNG", 16, "RGB"))),
         "the image has 3 channels",
         "the network takes 1",
-        'convert\\("L"\\)',
+        r"convert it to 1 channel \(grey\)",
     ),
     ("named pipe as an image", _pipe, r"pipe\.png is a folder, a pipe or a device", "give an image file"),
     ("empty folder", _empty_folder, "nothing has no image", r"no file ends in .*\.png"),

@@ -26,7 +26,7 @@ class SourceOptions:
     """1 or 3 converts between grey and colour, with alpha laid on white; by default images keep their channels."""
     axes: AxisOrder | None = None
     """Order of the axes of `.npy` files and arrays, and of TIFF files that do not name theirs: "HWC" (rows, columns,
-    channels) or "CHW". By default a short last axis is the channels; where that is not plain, an error asks."""
+    channels) or "CHW". By default a short last axis is the channels; where the order is not clear, an error asks."""
     max_broken: float = 0.01
     """Share of the images that may be unusable; warnings name them, and they are left out."""
     cache_dir: str | None = None

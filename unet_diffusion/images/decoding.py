@@ -79,12 +79,12 @@ def decode_image(source: ImageLike, *, axes: AxisOrder | None = None, channels: 
     16 bits stay 16 bits: integers of other widths that fit become uint16. Floats become float32. The EXIF orientation
     is applied. Animations give their first frame. Nothing is unpickled.
 
-    A grey TIFF whose lookup table is inverted ("white is zero") is read as it is shown, at 1 to 16 bits: 0
-    becomes the largest value. Masks keep the stored values (`decode_mask`).
+    A grey TIFF whose lookup table is inverted ("white is zero") is read as it is shown, at 1 to 16 bits: 0 becomes the
+    largest value. Masks keep the stored values (`decode_mask`).
 
     The axes that a TIFF names are followed, and depth or time are refused. Arrays, `.npy` files included, are (H, W),
-    (H, W, C) or (C, H, W). The pages of a TIFF that does not say what they are are its channels. Where an order is not
-    plain, an error asks for `axes`.
+    (H, W, C) or (C, H, W). The pages of a TIFF that does not say what they are are its channels. Where the
+    order is not clear, an error asks for `axes`.
 
     Args:
         source: a PIL image, an array, the bytes of a file, a path or URL, or the `{"bytes", "path"}` of a
