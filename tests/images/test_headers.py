@@ -179,6 +179,18 @@ def test_16_bit_tiff_in_planes_keeps_its_depth():
         assert np.array_equal(decode_image(data), np.moveaxis(values, 0, 2))
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint16, np.float32])
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+def test_big_endian_tiff_keeps_its_values(dtype, compression):
+    values = np.arange(130).reshape(10, 13).astype(dtype)
+    data = tiff(values, byteorder=">", compression=compression)
+    assert np.array_equal(decode_image(data)[:, :, 0], values)
+    assert np.array_equal(decode_mask(data).keys, values)
+    if compression is not None and dtype != np.uint16:
+        with pytest.raises(ValueError, match="give the path"), Image.open(io.BytesIO(data)) as image:
+            decode_image(image)
+
+
 def test_signed_values_are_not_taken_for_large_ones():
     assert decode_image(tiff(np.array([[0, 127]], np.int8)))[:, :, 0].tolist() == [[0, 127]]
     for dtype in (np.int8, np.int16, np.int32):

@@ -29,6 +29,7 @@ NPY_LOCK = threading.Lock()  # NumPy parses headers by `ast`, which fails in thr
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; the last two are BigTIFF
 WHITE_IS_ZERO = 0  # value of the tag PHOTOMETRIC
 SIGNED = 2  # value of the tag SAMPLE_FORMAT
+UNCOMPRESSED = 1  # value of the tag COMPRESSION
 BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, DESCRIPTION, SAMPLES_PER_PIXEL = 258, 259, 262, 270, 277  # tags of TIFF
 SAMPLE_FORMAT = 339
 EXIF_ORIENTATION = 0x0112
@@ -260,6 +261,8 @@ def _from_pillow(image: Image.Image, request: Request) -> Decoded:
         raise ValueError(
             "Pillow would reduce its 16-bit colours to 8 bits; store it as PNG, TIFF or .npy and give the path."
         )
+    if _is_garbled(image):
+        raise ValueError("Pillow reads wrong values of such TIFF files, signed or big-endian; give the path.")
     kind, tags = image.format or "", getattr(image, "tag_v2", {})
     lossy = tags.get(COMPRESSION) in LOSSY_TIFF if kind == "TIFF" else is_lossy(kind, None)
     orientation, palette, white_is_zero = _orientation(image), None, tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
@@ -321,6 +324,16 @@ def _loses_depth(image: Image.Image) -> bool:
     return isinstance(raw_mode, str) and ";16" in raw_mode
 
 
+def _is_garbled(image: Image.Image) -> bool:
+    """Returns whether Pillow takes signed bytes of a TIFF for unsigned, or exchanges its bytes twice."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return False
+    signed = SIGNED in tags.get(SAMPLE_FORMAT, ()) and image.mode == "L"
+    twice = tags.prefix == b"MM" and tags.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED and image.mode in ("I", "F")
+    return signed or twice
+
+
 def _check_unread_bits(image: Image.Image) -> None:
     """Raises a ValueError for an open file of JPEG 2000 or AVIF with more than 8 bits, which Pillow would change."""
     file = getattr(image, "fp", None)  # None once the pixels are loaded
@@ -340,8 +353,7 @@ def _decode_tiff(data: bytes, request: Request) -> Decoded:
         with Image.open(io.BytesIO(data)) as image:
             orientation, tags = _orientation(image), getattr(image, "tag_v2", {})
             whole = tags.get(SAMPLES_PER_PIXEL, 1) == len(image.getbands())  # Pillow reads unknown channels as one
-            signed = SIGNED in tags.get(SAMPLE_FORMAT, ()) and image.mode == "L"  # which Pillow takes for unsigned
-            whole = whole and not signed and not _loses_depth(image)
+            whole = whole and not _loses_depth(image) and not _is_garbled(image)
             if whole and getattr(image, "n_frames", 1) == 1 and not _states_planes(tags.get(DESCRIPTION)):
                 return _from_pillow(image, request)
     except Image.UnidentifiedImageError:
