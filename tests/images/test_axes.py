@@ -73,7 +73,7 @@ def test_an_order_that_is_not_plain_is_asked(shape, says, tmp_path):
 @pytest.mark.parametrize("shape", [(12, 64, 48, 3), (1, 1, 64, 48)])
 def test_four_axes_are_not_one_image(shape, axes):
     for source in (counted(*shape), npy(counted(*shape))):
-        with pytest.raises(ValueError, match=rf"shape \({', '.join(map(str, shape))}\).*a file of its own"):
+        with pytest.raises(ValueError, match=rf"shape \({', '.join(map(str, shape))}\).*a file or an array of its own"):
             decode_image(source, axes=axes)
 
 

@@ -46,7 +46,10 @@ def order_of_pages(shape: tuple[int, ...], axes: AxisOrder | None, channels: int
 def _question(shape: tuple[int, ...], channels: int | None) -> str:
     first, second, third = shape
     if channels is not None:
-        return f"its shape is {shape}, but {counted(channels, 'channel')} must be its first or its last axis."
+        return (
+            f"its shape is {shape}, but {counted(channels, 'channel')} must be its first or its last axis; of several "
+            "images, give each on its own."
+        )
     images = f" Or are these {first} images? Then store each in a file of its own." if first > USUAL_CHANNELS else ""
     return (
         f"its shape is {shape}: {'is this' if first == 1 else 'are these'} {counted(first, 'channel')} of {second} x "

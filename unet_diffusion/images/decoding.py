@@ -406,9 +406,10 @@ def _planes(series: Any, request: Request) -> tuple[np.ndarray, bool]:
 def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
     """Checks pixels (H, W) or (H, W, C), and returns them contiguous, (H, W, C), in one of the three dtypes."""
     if pixels.ndim not in (2, 3) or pixels.size == 0:
+        fix = "; store each image in a file or an array of its own" if pixels.ndim > 3 else ""
         raise ValueError(
             f"{name} has shape {pixels.shape}, but an image is (height, width), (height, width, channels) or "
-            f"(channels, height, width){'; store each image in a file of its own' if pixels.ndim > 3 else ''}."
+            f"(channels, height, width){fix}."
         )
     if pixels.dtype.kind == "b":
         pixels = pixels.astype(np.uint8) * 255
