@@ -164,12 +164,12 @@ def _keys(decoded: Decoded, colours: bool) -> tuple[np.ndarray, dict[int, Colour
 
 
 def _whole(pixels: np.ndarray) -> np.ndarray:
-    fractions = pixels[(pixels != np.floor(pixels)) | (pixels < 0) | (pixels > LARGEST["uint16"])]
-    if fractions.size:
-        raise ValueError(
-            f"the mask holds the value {fractions.flat[0]:g}, but classes are whole numbers from 0 up; give "
-            "mask_encoding='binary' if there are two classes, to split the values at half."
-        )
+    outside = pixels[(pixels < 0) | (pixels > LARGEST["uint16"])]
+    fractions = pixels[pixels != np.floor(pixels)]
+    if outside.size or fractions.size:
+        wrong = (outside if outside.size else fractions).flat[0]
+        fix = "" if outside.size else "; give mask_encoding='binary' if there are two classes, to split them at half"
+        raise ValueError(f"the mask holds the value {wrong:g}, but classes are whole numbers from 0 up{fix}.")
     return pixels.astype(np.uint16)
 
 
