@@ -59,7 +59,7 @@ class PrivateArguments:
 
     def read_images(self, image: Any) -> Iterator[Tensor]:
         """Yields the images that `stored_images` finds in `image`, each checked."""
-        for stored in stored_images(image):
+        for stored in stored_images(image, self.channels):
             self.check_image(stored)
             yield stored
 

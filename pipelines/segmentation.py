@@ -165,7 +165,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
         Args:
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
-                values that are stored in files; or a list of these.
+                values that are stored in files; or a list of these. An array is (C, H, W) if only this order has the
+                network's channels.
             tile_size: output pixels a side of a tile; images that are not larger than a tile with its context run
                 whole. None chooses it for about 64 MiB of memory in the network, and runs images that take at most
                 512 MiB whole.
@@ -248,7 +249,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             ValueError: an image or an argument does not fit the network, or the target exists.
         """
         self.check_inputs(tile_size, num_draws, timesteps)
-        image = open_image(source)
+        image = open_image(source, self.channels)
         size = image.shape[:2]
         dtype = "float32" if image.dtype.kind == "f" else image.dtype.name
         check_image(self.channels, self.pixel_range, image.shape[2], dtype)
@@ -283,7 +284,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         Raises:
             ValueError: image and mask differ in size, there is more than one image, or the opacity is not in 0 to 1.
         """
-        stored = list(stored_images(image))
+        stored = list(stored_images(image, self.channels))
         labels = np.asarray(mask)
         if len(stored) != 1 or tuple(stored[0].shape[1:]) != labels.shape:
             sizes = [f"{each.shape[1]}x{each.shape[2]}" for each in stored]

@@ -134,7 +134,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
 
         Args:
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
-                values that are stored in files; or a list of these.
+                values that are stored in files; or a list of these. An array is (C, H, W) if only this order has the
+                network's channels.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver.
             generator: one, or a list with one per image, so that an image does not depend on the others; None for
                 PyTorch's global one.

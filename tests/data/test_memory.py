@@ -74,7 +74,7 @@ def test_pil_images_keep_values_and_palettes(mode):
     (cell,) = as_source([image]).rows["image"][:]
     assert np.array_equal(decode_image(cell), decode_image(image))
     if mode == "P":
-        assert decode(cell, keep_indices=True).palette[:6] == [0, 0, 0, 255, 0, 0]
+        assert decode(cell, reading="values").palette[:6] == [0, 0, 0, 255, 0, 0]
 
 
 def test_a_source_in_memory_is_text_that_depends_on_its_content():

@@ -51,3 +51,11 @@ def test_existing_paths_are_accepted_and_masks_need_folders(tmp_path):
         check_sources(MaskedOptions(data=str(tmp_path), masks="/absent"))
     with pytest.raises(ValueError, match="data is user/data, which is not a folder; masks and mask_suffix are for"):
         check_sources(MaskedOptions(data="user/data", mask_suffix="_mask"))
+
+
+@pytest.mark.parametrize("axes", ["WHC", "chw", 3])
+def test_axes_have_two_orders(axes):
+    with pytest.raises(ValueError, match="axes is .*, but must be 'HWC' or 'CHW', or not given"):
+        DataConfig(axes=axes)
+    assert MaskedOptions(data="a", axes="CHW").preparation.axes == "CHW"
+    assert DataConfig(axes="HWC").preparation.axes == "HWC"

@@ -60,9 +60,9 @@ def load(tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_images_keep_channels_precision_and_values(tmp_path, load, channels, dtype):
-    images = np.random.default_rng(0).integers(0, 256, (5, 6, 5, channels)).astype(dtype)
+    images = np.random.default_rng(0).integers(0, 256, (5, 9, 8, channels)).astype(dtype)
     train = load(save(tmp_path / "set", images), validation_fraction=0.0, value_range=(0.0, 255.0)).train
-    assert (len(train), train.channels, train.height, train.width) == (5, channels, 6, 5)
+    assert (len(train), train.channels, train.height, train.width) == (5, channels, 9, 8)
     assert train.pixel_range == PixelRange((0.0,), (255.0,), dtype)
     batch = to_batch([train[i] for i in range(5)])
     assert batch["image"].dtype == getattr(torch, dtype)

@@ -197,7 +197,7 @@ def test_images_as_arrays_and_bytes_keep_their_dtype(tmp_path):
     }.items():
         Dataset.from_dict({"image": arrays.tolist()}, features=features).save_to_disk(tmp_path / name)
         dataset = open_source(tmp_path / name)
-        decoded = decode_image(image_reader(dataset)(dataset[1]["image"]))
+        decoded = decode_image(image_reader(dataset)(dataset[1]["image"]), axes="HWC")
         assert decoded.dtype == np.uint8
         assert np.array_equal(decoded, arrays[1])
     Dataset.from_dict({"image": [png(3)]}).save_to_disk(tmp_path / "bytes")

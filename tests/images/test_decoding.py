@@ -142,10 +142,10 @@ def test_16_bit_and_float_images_keep_their_precision(tmp_path):
     floats = np.array([[0.1, -2.5, 1e-7]], dtype=np.float32)
     assert np.array_equal(decode_image(encoded(Image.fromarray(floats), "TIFF"))[:, :, 0], floats)
     path = tmp_path / "seven.npy"
-    path.write_bytes(npy(np.arange(42.0).reshape(2, 3, 7)))
+    path.write_bytes(npy(np.arange(504.0).reshape(8, 9, 7)))
     decoded = decode_image(path)
     assert decoded.dtype == np.float32
-    assert decoded.shape == (2, 3, 7)
+    assert decoded.shape == (8, 9, 7)
     assert decode_image(Image.fromarray(np.array([[70, 65535]], dtype=np.int32))).dtype == np.uint16  # mode I
 
 
@@ -166,9 +166,9 @@ def test_tiff_with_what_pillow_lacks(pixels, options):
 
 @scientific
 def test_pages_of_a_tiff_are_channels_unless_they_are_depth():
-    pages = np.arange(210, dtype=np.uint16).reshape(7, 5, 6)
+    pages = np.arange(210, dtype=np.uint16).reshape(5, 6, 7)
     assert np.array_equal(decode_image(tiff(pages)), np.moveaxis(pages, 0, 2))
-    with pytest.raises(ValueError, match="not one image"):
+    with pytest.raises(ValueError, match=r"axes ZYX have the sizes \(5, 6, 7\)"):
         decode_image(tiff(pages, imagej=True, metadata={"axes": "ZYX"}))
 
 

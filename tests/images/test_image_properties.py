@@ -52,11 +52,12 @@ def same(found: np.ndarray, expected: np.ndarray) -> bool:
 @given(image=images())
 def test_arrays_and_npy_files_keep_their_values(image):
     given, kept = image
-    assert same(decode_image(given), kept)
+    assert same(decode_image(given, axes="HWC"), kept)
+    assert same(decode_image(np.moveaxis(given, 2, 0), axes="CHW"), kept)
     assert same(decode_image(given[:, :, 0]), kept[:, :, :1])
     file = io.BytesIO()
     np.save(file, given)
-    assert same(decode_image(file.getvalue()), kept)
+    assert same(decode_image(file.getvalue(), axes="HWC"), kept)
 
 
 @PROPERTY

@@ -127,7 +127,7 @@ def test_a_channel_for_each_class_is_refused_rather_than_misread(mask, channels,
     labels = mask[0] % channels
     one_hot = (np.arange(channels) == labels[:, :, None]).astype(dtype)
     with pytest.raises(ValueError, match="a channel for each class"):
-        decode_mask(one_hot)
+        decode_mask(one_hot, axes="HWC")
 
 
 # --- image and mask together ---

@@ -96,7 +96,7 @@ def test_several_mask_channels_are_refused_and_overlaps_are_counted():
     with pytest.raises(ValueError, match="a channel for each class is not read"):
         decode_mask(channels)
     with pytest.raises(ValueError, match="5 channels"):
-        decode_mask(np.eye(5, dtype=np.uint8)[None] * 255)
+        decode_mask(np.eye(5, dtype=np.uint8)[[[0, 1, 2, 3, 4]] * 6] * 255)
 
 
 @pytest.mark.parametrize("channels", [2, 4])
@@ -108,13 +108,14 @@ def test_a_channel_for_each_class_is_not_taken_for_colours_with_alpha(channels):
     empty = np.zeros((3, 4, channels), dtype=np.uint8)
     empty[:, :, -1] = 255
     assert (decode_mask(empty).keys == 0).all()
-    with pytest.raises(ValueError, match="not alpha"):
+    with pytest.raises(ValueError, match="not alpha of 0 or 255 alone; give mask_encoding='binary'"):
         decode_mask(np.array([[(255, 0, 0, 128)]], dtype=np.uint8))
 
 
 def test_files_that_are_not_masks_are_refused():
     for source, message in (
         (np.array([[0.0, 0.37]]), "0.37, but classes are whole numbers"),
+        (np.array([[0.5, -1.0]]), r"-1, but classes are whole numbers from 0 up\.$"),
         (np.array([[0.0, np.nan]]), "NaN"),
         (b"", "empty"),
         (encoded(Image.new("P", (50, 50)))[:60], "cannot be decoded"),
@@ -128,6 +129,73 @@ def test_instance_maps_keep_16_bits():
     assert np.array_equal(decode_instances(encoded(Image.fromarray(instances.astype(np.uint16)))), instances)
     with pytest.raises(ValueError, match="in colour"):
         decode_instances(encoded(Image.new("RGB", (2, 2), RED)))
+
+
+# brightness
+
+
+def brightness(pixels, **options) -> list:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels, dtype=np.uint8))
+    return decode_mask(encoded(image), reading="brightness", **options).keys.tolist()
+
+
+def test_brightness_is_the_grey_value_or_the_largest_channel_times_alpha():
+    assert brightness([[0, 100, 255]]) == [[0, 100, 255]]
+    assert brightness([[(10, 200, 30), (0, 0, 7)]]) == [[200, 7]]
+    assert brightness([[(10, 200, 30, 255), (255, 0, 0, 128), (255, 0, 0, 0)]]) == [[200, 128, 0]]
+    assert brightness([[(200, 51), (200, 255)]]) == [[40, 200]]  # 200 * 51 / 255
+    assert brightness(np.zeros((2, 2, 3))) == [[0, 0]] * 2
+    empty = np.zeros((2, 2, 4))
+    empty[..., 0] = 255  # an untouched layer of a transparent colour
+    assert brightness(empty) == [[0, 0]] * 2
+    assert decode_mask(np.array([[True, False]]), reading="brightness").keys.tolist() == [[255, 0]]
+    assert decode_mask(np.array([[0, 40000]]), reading="brightness").keys.tolist() == [[0, 40000]]
+
+
+def test_brightness_of_floats_from_0_to_1_is_of_8_bits():
+    assert decode_mask(np.array([[0.0, 0.5, 1.0]]), reading="brightness").keys.tolist() == [[0, 128, 255]]
+    assert decode_mask(np.array([[0.0, 127.4, 255.0]]), reading="brightness").keys.tolist() == [[0, 127, 255]]
+    with pytest.raises(ValueError, match="the mask holds -1 to 0.5"):
+        decode_mask(np.array([[-1.0, 0.5]]), reading="brightness")
+
+
+def test_the_first_entry_of_a_palette_is_dark_whatever_the_colours():
+    """An indexed mask of white background and red object is not turned round."""
+    for colours in ([WHITE, RED], [WHITE, BLACK], [BLACK, WHITE], [WHITE] + [RED] * 255):
+        for index in {1, len(colours) - 1}:
+            mask = decode_mask(encoded(palette_image(np.array([[0, index]]), colours)), reading="brightness")
+            assert mask.keys.tolist() == [[0, 255]]
+        assert not mask.palette  # the keys are not its indices
+    greys = palette_image(np.array([[0, 1, 2]]), [(40, 40, 40), BLACK, WHITE])
+    assert brightness(greys) == [[40, 0, 255]]
+    with pytest.raises(ValueError, match=r"a palette of colours and the indices 0..2; give mask_encoding='palette'"):
+        brightness(palette_image(np.array([[0, 1, 2]]), [BLACK, RED, GREEN]))
+
+
+def test_a_channel_for_each_class_is_no_brightness():
+    for channels in (2, 4, 5):
+        one_hot = np.eye(channels, dtype=np.uint8)[np.arange(72).reshape(8, 9) % channels]
+        for most in (1, 255):
+            with pytest.raises(ValueError, match="a channel for each class is not read"):
+                decode_mask(one_hot * most, reading="brightness")
+
+
+def test_soft_edges_are_refused_with_a_step_that_works():
+    half = np.array([[(255, 0, 0, 128), (255, 0, 0, 255), (255, 0, 0, 0)]], dtype=np.uint8)
+    for source, reading in ((half, "values"), (half, "colours"), (np.array([[0.0, 0.3]]), "values")):
+        with pytest.raises(ValueError, match="give mask_encoding='binary'"):
+            decode_mask(source, reading=reading)
+        decode_mask(source, reading="brightness")
+
+
+def test_pages_of_a_tiff_are_no_colours_of_a_mask():
+    tifffile = pytest.importorskip("tifffile")
+    classes = np.eye(3, dtype=np.uint8)[np.arange(80).reshape(8, 10) % 3] * 255
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.moveaxis(classes, 2, 0), photometric="minisblack", metadata=None)
+    for reading in ("values", "colours", "brightness"):
+        with pytest.raises(ValueError, match="a channel for each class is not read"):
+            decode_mask(file.getvalue(), reading=reading)
 
 
 # orientation

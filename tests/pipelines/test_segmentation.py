@@ -251,7 +251,7 @@ def test_the_network_is_left_as_it_was():
     [
         (
             {"image": np.zeros((4, 4, 3), dtype=np.uint8)},
-            r'3 channels, but the network takes 1; pass image.convert\("L"\)',
+            r"3 channels, but the network takes 1; convert it to 1 channel \(grey\)",
         ),
         ({"image": np.zeros((4, 4), dtype=np.float32)}, "float32, but the network was trained on uint8"),
         ({"image": torch.zeros(4, 4, dtype=torch.uint8)}, r"\(C, H, W\) or \(B, C, H, W\)"),

@@ -268,7 +268,7 @@ def test_file_works_as_custom_pipeline(tmp_path, monkeypatch):
         ({"tile_size": 0}, "tile_size is 0"),
         ({"output_type": "latent"}, "output_type is 'latent', but must be one of 'pil', 'np', 'pt', 'stored'"),
         ({"generator": seeded(0, 1)}, "there are 2 generators, but 1 images"),
-        ({"image": image(4, 4, 3)}, r'has 3 channels, but the network takes 1; pass image.convert\("L"\)'),
+        ({"image": image(4, 4, 3)}, r"has 3 channels, but the network takes 1; convert it to 1 channel \(grey\)"),
         ({"image": image(4, 4).astype(np.uint16)}, "holds uint16, but the network was trained on uint8"),
     ],
 )

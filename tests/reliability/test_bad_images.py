@@ -215,7 +215,7 @@ IMAGES = [
         lambda sandbox: sandbox.segment(sandbox.write("a.png", encoded("PNG", 16, "RGB"))),
         "the image has 3 channels",
         "the network takes 1",
-        'convert\\("L"\\)',
+        r"convert it to 1 channel \(grey\)",
     ),
     ("named pipe as an image", _pipe, r"pipe\.png is a folder, a pipe or a device", "give an image file"),
     ("empty folder", _empty_folder, "nothing has no image", r"no file ends in .*\.png"),
@@ -262,7 +262,7 @@ def test_many_channels_count_against_the_limit_of_pixels(monkeypatch, tmp_path):
     for pages, fits in ((200, False), (20, True)):  # 40x40 = 1,600 pixels, of 50 and 5 times 4 channels
         tifffile.imwrite(tmp_path / "a.tif", np.zeros((pages, 40, 40), np.uint8), compression="zlib")
         if fits:
-            assert decode_image(tmp_path / "a.tif").shape == (40, 40, 20)
+            assert decode_image(tmp_path / "a.tif", axes="CHW").shape == (40, 40, 20)
         else:
             with pytest.raises(ValueError, match="40x40 pixels of 200 channels, above the limit of 10000"):
-                decode_image(tmp_path / "a.tif")
+                decode_image(tmp_path / "a.tif", axes="CHW")

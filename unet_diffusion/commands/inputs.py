@@ -50,7 +50,8 @@ class Inputs:
             try:
                 work(path)
             except (ValueError, OSError, ImportError, MemoryError) as error:
-                failures.append(readable(f"{path}: {error}"))
+                named = str(path) in str(error)
+                failures.append(readable(str(error) if named else f"{path}: {error}"))
                 logger.warning("%s", failures[-1])
         return failures
 

@@ -47,7 +47,7 @@ def _segment_image(pipe: SegmentationPipeline, options: Segment, path: Path, nam
     """Writes the mask and the overlay of one image; returns its lines of the table."""
     mask_path, overlay_path = options.folder / f"{name}.png", options.folder / f"{name}-overlay.png"
     check_absent(mask_path, overlay_path, overwrite=options.overwrite)
-    pixels = decode_image(path)
+    pixels = decode_image(path, channels=pipe.channels)
     (mask,) = pipe(
         pixels,
         tile_size=options.tile_size,

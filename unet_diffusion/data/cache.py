@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the files below; after a change, old caches are not read
+FORMAT = 2  # of the files below; after a change, old caches are not read
 ROWS_AT_ONCE = 256  # read and decoded in parallel; bounds the memory
 ROWS_PER_TASK = 16  # of a thread; handing over small images one by one takes longer than decoding them
 MOST_BROKEN = 10  # images named in messages
@@ -258,7 +258,7 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
         label = row.get("label")
         if label is not None and names is not None and not NO_LABEL <= label < len(names):
             raise ValueError(f"its label is {label}, but must be from 0 to {len(names) - 1}, or -1 for none.")
-        return preparation(decode_image(read(row["image"]))), label
+        return preparation(decode_image(read(row["image"]), axes=preparation.axes)), label
 
     with ImageWriter(folder) as writer:
         for row, prepared in enumerate(each_row(dataset, prepare)):

@@ -1,9 +1,10 @@
 """The options that choose the images of a run."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from unet_diffusion.checks import is_count, is_number, require, require_each
+from unet_diffusion.images.axes import AXIS_ORDERS, AxisOrder
 from unet_diffusion.images.resizing import Preparation
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class SourceOptions:
     size."""
     channels: int | None = None
     """1 or 3 converts between grey and colour, with alpha laid on white; by default images keep their channels."""
+    axes: AxisOrder | None = None
+    """Order of the axes of `.npy` files and arrays, and of TIFF files that do not name theirs: "HWC" (rows, columns,
+    channels) or "CHW". By default a short last axis is the channels; where the order is not clear, an error asks."""
     max_broken: float = 0.01
     """Share of the images that may be unusable; warnings name them, and they are left out."""
     cache_dir: str | None = None
@@ -73,6 +77,7 @@ class SourceOptions:
                 setattr(self, name, as_source(value, name))
         require_each(self, ["image_size"], is_count, "must be at least 1 pixel")
         require_each(self, ["channels"], lambda channels: channels in (1, 3), "must be 1 or 3, or not given")
+        require_each(self, ["axes"], lambda axes: axes in AXIS_ORDERS, "must be 'HWC' or 'CHW', or not given")
         share = is_number(self.max_broken) and 0 <= self.max_broken <= 1
         require(share, "max_broken", self.max_broken, "must be a share from 0 to 1")
 
@@ -163,4 +168,5 @@ class DataConfig(ImageOptions):
     @property
     def preparation(self) -> Preparation:
         """Returns the conversion of every image before it is stored."""
-        return Preparation(self.image_size, "center" if self.crop_size is None else "random", self.channels)
+        crop: Literal["center", "random"] = "center" if self.crop_size is None else "random"
+        return Preparation(self.image_size, crop, self.channels, self.axes)

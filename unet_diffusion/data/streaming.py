@@ -129,7 +129,7 @@ class StreamingImages(IterableDataset):
 
     def _usable(self, value: Any) -> np.ndarray:
         """Returns the prepared image (C, H, W); raises a ValueError if it cannot be used."""
-        image = self.preparation(decode_image(self._read(value)))
+        image = self.preparation(decode_image(self._read(value), axes=self.preparation.axes))
         check_like_first(image, self.channels, self.pixel_range.dtype)
         return np.moveaxis(image, 2, 0)
 
@@ -150,7 +150,7 @@ def first_usable(dataset: datasets.IterableDataset, preparation: Preparation, na
     problem = "it has no rows"
     for row in rows_of(dataset, name):
         try:
-            return preparation(decode_image(read(row["image"])))
+            return preparation(decode_image(read(row["image"]), axes=preparation.axes))
         except ValueError as error:
             problem = str(error)
     raise ValueError(f"{name} has no usable image: {problem}")

@@ -9,25 +9,27 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.checks import require_choice
+from unet_diffusion.images.axes import counted
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.pixel_range import PixelRange
 
 PIL_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16", ("float32", 1): "F"}
 
 
-def stored_images(image: Any) -> Iterator[Tensor]:
+def stored_images(image: Any, channels: int | None = None) -> Iterator[Tensor]:
     """Yields the images in `image` one by one, as tensors (C, H, W) of the values that files store.
 
     Args:
         image: a tensor (C, H, W) or (B, C, H, W), anything that `decode_image` takes, or a list of those, of which
             one at a time is decoded.
+        channels: that are expected, by which arrays (H, W, C) and (C, H, W) are told apart.
 
     Raises:
         ValueError: a tensor of another shape, or with NaN or infinity; or an error of `decode_image`.
     """
     if isinstance(image, (list, tuple)):
         for each in image:
-            yield from stored_images(each)
+            yield from stored_images(each, channels)
     elif isinstance(image, Tensor):
         if image.ndim not in (3, 4) or 0 in image.shape:
             raise ValueError(f"the tensor has shape {tuple(image.shape)}, but must be (C, H, W) or (B, C, H, W).")
@@ -35,7 +37,7 @@ def stored_images(image: Any) -> Iterator[Tensor]:
             raise ValueError("the tensor has values that are NaN or infinite.")
         yield from image if image.ndim == 4 else [image]
     else:
-        pixels = decode_image(image)
+        pixels = decode_image(image, channels=channels)
         yield torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
 
 
@@ -47,13 +49,15 @@ def dtype_name(image: Tensor) -> str:
 def check_image(wanted: int, pixel_range: PixelRange, channels: int, dtype: str) -> None:
     """Raises a ValueError unless an image has the `wanted` channels and the data type that a network was trained on."""
     if channels != wanted:
-        modes = {1: "L", 3: "RGB", 4: "RGBA"}
-        fix = f'image.convert("{modes[wanted]}")' if wanted in modes else f"an image of {wanted} channels"
-        raise ValueError(f"the image has {channels} channels, but the network takes {wanted}; pass {fix}.")
+        kinds = {1: " (grey)", 3: " (colour)", 4: " (colour with alpha)"}
+        raise ValueError(
+            f"the image has {counted(channels, 'channel')}, but the network takes {wanted}; convert it to "
+            f"{counted(wanted, 'channel')}{kinds.get(wanted, '')}."
+        )
     if dtype != pixel_range.dtype:
         raise ValueError(
             f"the image holds {dtype}, but the network was trained on {pixel_range.dtype} in the range "
-            f"{list(pixel_range.low)} to {list(pixel_range.high)}; pass stored values of that data type."
+            f"{list(pixel_range.low)} to {list(pixel_range.high)}; convert it to {pixel_range.dtype} in that range."
         )
 
 

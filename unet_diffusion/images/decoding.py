@@ -15,9 +15,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from unet_diffusion.checks import Question
+from unet_diffusion.images.axes import USUAL_CHANNELS, AxisOrder, order_of_array, order_of_pages
 from unet_diffusion.images.fetching import ImageLike, read_bytes
+from unet_diffusion.images.headers import LOSSY_TIFF, bits_per_channel, is_lossy, unread_format
 
 DTypeName: TypeAlias = Literal["uint8", "uint16", "float32"]  # of decoded images
+PixelReading: TypeAlias = Literal["image", "values", "colours"]
 
 LARGEST = {"uint8": 255, "uint16": 65535}
 MAX_PIXELS = "UNET_DIFFUSION_MAX_PIXELS"  # environment variable that sets PIL.Image.MAX_IMAGE_PIXELS
@@ -25,61 +28,116 @@ MAX_PIXELS = "UNET_DIFFUSION_MAX_PIXELS"  # environment variable that sets PIL.I
 NPY_MAGIC = b"\x93NUMPY"
 NPY_LOCK = threading.Lock()  # NumPy parses headers by `ast`, which fails in threads before CPython 3.11.8 (gh-106905)
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; the last two are BigTIFF
-SAMPLES_PER_PIXEL = 277  # tag of TIFF
+WHITE_IS_ZERO = 0  # value of the tag PHOTOMETRIC
+SIGNED = 2  # value of the tag SAMPLE_FORMAT
+UNCOMPRESSED = 1  # value of the tag COMPRESSION
+BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, DESCRIPTION, SAMPLES_PER_PIXEL = 258, 259, 262, 270, 277  # tags of TIFF
+SAMPLE_FORMAT = 339
 EXIF_ORIENTATION = 0x0112
-LOSSY = ("JPEG", "MPO")
+OTHER_COLOURS = (5, 8, 9, 10)  # values of the tag PHOTOMETRIC: CMYK and three kinds of Lab
 CHANNEL_AXES = "CSQI"  # tifffile's letters for channels, samples, and pages of no stated meaning
+UNNAMED_AXES = "QI"
 TO_RGB = dict.fromkeys(("RGBX", "CMYK", "YCbCr", "HSV", "LAB"), "RGB")
 CONVERTED_MODES = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA", **TO_RGB}
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image, read once."""
+    """One image, read once, and what its file says about it."""
 
     pixels: np.ndarray  # (H, W, C), uint8, uint16 or float32, turned upright
     palette: list[int] | None = None  # red, green and blue of each index in turn, if the pixels are indices
     orientation: int = 1  # EXIF orientation that the file states, 1 to 8; 1, upright, if it states none
-    format: str = ""  # of the file, such as "JPEG"; empty for arrays
-    lossy: bool = False  # the file's compression changes values
+    format: str = ""  # such as "JPEG", "PNG", "TIFF" or "NPY"; empty for arrays
+    lossy: bool = False  # the file keeps its values only nearly, as JPEG does
+    pages: int = 1  # frames of an animation, or pages of a TIFF, which may be its channels
+    unread_pages: int = 0  # pages that are left out: all frames but the first, or pages of another size
+    white_is_zero: bool = False  # a TIFF whose lookup table is inverted: 0 is shown white
+    separate: bool = False  # the channels are pages or planes of a TIFF, none of which is colour or alpha
 
 
-def decode_image(source: ImageLike) -> np.ndarray:
+@dataclass(frozen=True)
+class Request:
+    """How an image is to be read; see `decode`."""
+
+    axes: AxisOrder | None = None
+    channels: int | None = None
+    reading: PixelReading = "image"
+
+    def order(self, shape: tuple[int, ...], unnamed_pages: bool = False) -> AxisOrder:
+        """Returns the order of three axes; masks need not state it if their first or their last has one entry."""
+        if self.reading != "image" and shape[-1] == 1:
+            return "HWC"
+        if self.reading != "image" and shape[0] == 1 and shape[-1] > USUAL_CHANNELS and self.axes is None:
+            return "CHW"
+        return (order_of_pages if unnamed_pages else order_of_array)(shape, self.axes, self.channels)
+
+
+def decode_image(source: ImageLike, *, axes: AxisOrder | None = None, channels: int | None = None) -> np.ndarray:
     """Decodes one image with its own channels and precision.
 
     Grey images have 1 channel, grey with alpha 2, colour 3, colour with alpha 4. Palettes become colour (with alpha
     where they have transparency). CMYK, YCbCr, HSV and Lab are converted to RGB. Black-and-white becomes 0 and 255.
     16 bits stay 16 bits: integers of other widths that fit become uint16. Floats become float32. The EXIF orientation
-    is applied. Animations give their first frame. Pages and planes of a TIFF are channels, unless it says that
-    they are depth or time. Arrays, `.npy` files included, are (H, W) or (H, W, C). Nothing is unpickled.
+    is applied. Animations give their first frame. Nothing is unpickled.
+
+    A grey TIFF whose lookup table is inverted ("white is zero") is read as it is shown, at 1 to 16 bits: 0 becomes the
+    largest value. Masks keep the stored values (`decode_mask`).
+
+    The axes that a TIFF names are followed, and depth or time are refused. Arrays, `.npy` files included, are (H, W),
+    (H, W, C) or (C, H, W). The pages of a TIFF that does not say what they are are its channels. Where the
+    order is not clear, an error asks for `axes`.
 
     Args:
         source: a PIL image, an array, the bytes of a file, a path or URL, or the `{"bytes", "path"}` of a
             `datasets.Image(decode=False)` column.
+        axes: order of the axes of arrays, and of TIFF files that do not name theirs.
+        channels: the channels that are expected, which settle the order of axes if only one order has them.
 
     Returns:
         Array (H, W, C), uint8, uint16 or float32.
 
     Raises:
-        ValueError: naming the file and what is wrong: empty, truncated, not an image, NaN or infinity in it, or more
-            pixels than `pixel_limit` allows.
-        ImportError: for a TIFF or 16-bit colour PNG that needs the extra `scientific`.
+        ValueError: naming the file and what is wrong: empty, truncated, not an image, axes that may mean several
+            things, NaN or infinity in it, or more pixels than `pixel_limit` allows.
+        ImportError: for a TIFF, or for more than 8 bits in colour PNG, JPEG 2000 or AVIF, that need the extra
+            `scientific`.
     """
-    return decode(source).pixels
+    return decode(source, axes=axes, channels=channels).pixels
 
 
-def decode(source: ImageLike, *, keep_indices: bool = False) -> Decoded:
-    """Decodes one image as `decode_image` does, with its palette and orientation; the file is read once.
+def decode(
+    source: ImageLike,
+    *,
+    axes: AxisOrder | None = None,
+    channels: int | None = None,
+    reading: PixelReading = "image",
+) -> Decoded:
+    """Decodes one image as `decode_image` does, with what its file says about it; the file is read once.
 
-    With `keep_indices`, a palette image gives its indices, 1 channel, instead of its colours.
+    Args:
+        source: as `decode_image` takes it.
+        axes: as `decode_image` takes them.
+        channels: as `decode_image` takes them.
+        reading: "image": as it is shown; "values": as it is stored, which gives the indices of a palette image, 1
+            channel, and does not turn black and white round in a TIFF where white is zero; "colours": the same, but
+            with the colours of a palette.
     """
+    request = Request(axes, channels, reading)
     if isinstance(source, np.ndarray):
-        decoded, name = Decoded(source), "the array"
+        name = "the array"
+        try:
+            decoded = Decoded(source.transpose(_places(source.shape, request)))
+        except Question as error:
+            raise Question(error.question, f"{name} is unclear: {error.found}") from error
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be read: {error}") from error
     elif isinstance(source, Image.Image):
-        decoded, name = _from_pillow(source, keep_indices), getattr(source, "filename", "") or "the image"
+        _check_unread_bits(source)
+        decoded, name = _from_pillow(source, request), getattr(source, "filename", "") or "the image"
     else:
         data, name = read_bytes(source)
-        decoded = _decode_bytes(data, name, keep_indices)
+        decoded = _decode_bytes(data, name, request)
     return replace(decoded, pixels=_checked(decoded.pixels, name))
 
 
@@ -122,32 +180,34 @@ def _too_large(size: str, limit: int | None) -> str:
     )
 
 
-def _decode_bytes(data: bytes, name: str, keep_indices: bool) -> Decoded:
+def _decode_bytes(data: bytes, name: str, request: Request) -> Decoded:
     if not data:
         raise ValueError(f"{name} is empty (0 bytes).")
     limit = pixel_limit()
     try:
         if data.startswith(NPY_MAGIC):
             with NPY_LOCK:
-                return _decode_npy(data)
+                return _decode_npy(data, request)
         if data.startswith(TIFF_MAGICS):
-            return _decode_tiff(data, keep_indices)
+            return _decode_tiff(data, request)
         with Image.open(io.BytesIO(data)) as image:
-            if image.format == "PNG" and _loses_depth(image):
-                return _decode_deep_png(image, data)
-            lossy = image.format in LOSSY
-            return replace(_from_pillow(image, keep_indices), format=image.format or "", lossy=lossy)
-    except (ImportError, MemoryError, Question):
+            frames = _frames(image)
+            lossy = is_lossy(image.format, data)
+            return replace(_decode_opened(image, data, request), lossy=lossy, pages=frames, unread_pages=frames - 1)
+    except (ImportError, MemoryError):
         raise
+    except Question as error:
+        raise Question(error.question, f"{name} is unclear: {error.found}") from error
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be decoded: it is not an image; it begins with {data[:8]!r}.") from error
+        what = unread_format(data) or f"it is not an image; it begins with {data[:8]!r}"
+        raise ValueError(f"{name} cannot be decoded: {what}.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} cannot be decoded: {_too_large('more pixels', limit)}") from error
     except Exception as error:  # damaged bytes raise errors of all kinds, such as struct.error
         raise ValueError(f"{name} cannot be decoded: {error}") from error
 
 
-def _decode_npy(data: bytes) -> Decoded:
+def _decode_npy(data: bytes, request: Request) -> Decoded:
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -156,39 +216,111 @@ def _decode_npy(data: bytes) -> Decoded:
         raise ValueError("it holds Python objects, which are pickled, and nothing is unpickled; save numbers.")
     if math.prod(shape) * dtype.itemsize > len(data):
         raise ValueError(f"it is truncated: its header states {shape} values of {dtype}, but it has {len(data)} bytes.")
-    height, width, channels = (*shape, 1, 1, 1)[:3]
+    places = _places(shape, request)
+    height, width, channels = (*(shape[place] for place in places), 1, 1, 1)[:3]
     _check_pixel_count(width, height, channels)
-    return Decoded(np.load(io.BytesIO(data), allow_pickle=False))
+    return Decoded(np.load(io.BytesIO(data), allow_pickle=False).transpose(places), format="NPY")
 
 
-def _from_pillow(image: Image.Image, keep_indices: bool) -> Decoded:
+def _places(shape: tuple[int, ...], request: Request, unnamed_pages: bool = False) -> tuple[int, ...]:
+    """Returns which axes of an array are rows, columns and channels; all in their order unless there are three."""
+    if len(shape) != 3 or 0 in shape or request.order(shape, unnamed_pages) == "HWC":
+        return tuple(range(len(shape)))
+    return 1, 2, 0
+
+
+def _decode_opened(image: Image.Image, data: bytes, request: Request) -> Decoded:
+    """Decodes a file other than TIFF that Pillow has opened but not loaded."""
+    bits = bits_per_channel(image.format, data)
+    if image.format == "PNG" and _loses_depth(image):
+        return _decode_deep(image, data, "png_decode")
+    if image.format == "JPEG2000" and bits > 8 and (bits, image.mode) != (16, "I;16"):
+        return _decode_deep(image, data, "jpeg2k_decode")
+    if image.format == "AVIF" and bits > 8:
+        return _decode_deep(image, data, "avif_decode")
+    return _from_pillow(image, request)
+
+
+def _decode_deep(image: Image.Image, data: bytes, decoder: str) -> Decoded:
+    """Decodes a file of more than 8 bits a channel, which Pillow would reduce to 8."""
+    _check_pixel_count(*image.size)
+    orientation = _orientation(image)
+    kind = image.format or ""
+    pixels = getattr(scientific("imagecodecs", f"{kind} files of more than 8 bits a channel"), decoder)(data)
+    return Decoded(_upright(pixels, orientation), orientation=orientation, format=kind)
+
+
+def _frames(image: Image.Image) -> int:
+    """Returns the number of frames of an animation; the further images of a JPEG file are previews or depth maps."""
+    if image.format == "MPO":
+        return 1
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # a damaged frame that is not read
+        return 1
+
+
+def _from_pillow(image: Image.Image, request: Request) -> Decoded:
     _check_pixel_count(*image.size)
     if _loses_depth(image):
         raise ValueError(
             "Pillow would reduce its 16-bit colours to 8 bits; store it as PNG, TIFF or .npy and give the path."
         )
-    orientation, palette = _orientation(image), None
+    if _is_garbled(image):
+        raise ValueError("Pillow reads wrong values of such TIFF files, signed or big-endian; give the path.")
+    kind, tags = image.format or "", getattr(image, "tag_v2", {})
+    lossy = tags.get(COMPRESSION) in LOSSY_TIFF if kind == "TIFF" else is_lossy(kind, None)
+    orientation, palette, white_is_zero = _orientation(image), None, tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
     if orientation == 1:
         image.load()
     else:
         image = ImageOps.exif_transpose(image)
-    if image.mode == "P" and keep_indices:
+    turned_round = white_is_zero and image.mode in ("1", "L")  # Pillow does this at 1 to 8 bits
+    if image.mode == "P" and request.reading == "values":
         palette = image.getpalette()
     elif image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif image.mode in CONVERTED_MODES:
         image = image.convert(CONVERTED_MODES[image.mode])
-    return Decoded(np.asarray(image), palette, orientation)
+    pixels, bits = np.asarray(image), tags.get(BITS_PER_SAMPLE, (None,))[0]
+    if white_is_zero and turned_round != (request.reading == "image"):
+        pixels = negative(pixels, bits if pixels.dtype.itemsize > 1 else None)
+    return Decoded(pixels, palette, orientation, "JPEG" if kind == "MPO" else kind, lossy, white_is_zero=white_is_zero)
+
+
+def negative(pixels: np.ndarray, bits: int | None = None) -> np.ndarray:
+    """Exchanges black and white in bools, and in unsigned integers of up to 16 bits; others stay as they are.
+
+    Args:
+        pixels: of any shape.
+        bits: of the integers that are used; by default all that they have.
+    """
+    if pixels.dtype.kind == "b":
+        return ~pixels
+    if pixels.dtype.kind != "u" or pixels.itemsize > 2:
+        return pixels
+    return pixels.dtype.type((1 << (bits or 8 * pixels.itemsize)) - 1) - pixels
 
 
 def _orientation(image: Image.Image) -> int:
     return image.getexif().get(EXIF_ORIENTATION, 1)
 
 
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns pixels (H, W) or (H, W, C) by an EXIF orientation, as `ImageOps.exif_transpose` does."""
+    if orientation in (5, 6, 7, 8):
+        pixels = np.swapaxes(pixels, 0, 1)
+    down = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    across = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return pixels[down, across]
+
+
 def _loses_depth(image: Image.Image) -> bool:
     """Returns whether Pillow would load more than 8 bits a channel into a mode that has 8."""
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+    if image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK", "LAB"):
         return False
+    if max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))) > 8:  # of TIFF
+        return True
     tiles = getattr(image, "tile", [])  # how the file's bytes will be unpacked; empty once they are
     arguments = tiles[0][3] if tiles else ()
     if image.format == "PPM":  # (raw mode, largest value)
@@ -197,44 +329,93 @@ def _loses_depth(image: Image.Image) -> bool:
     return isinstance(raw_mode, str) and ";16" in raw_mode
 
 
-def _decode_deep_png(image: Image.Image, data: bytes) -> Decoded:
-    _check_pixel_count(*image.size)
-    pixels = scientific("imagecodecs", "16-bit colour PNG files").png_decode(data)
-    return Decoded(pixels, orientation=_orientation(image))
+def _is_garbled(image: Image.Image) -> bool:
+    """Returns whether Pillow takes signed bytes of a TIFF for unsigned, or exchanges its bytes twice."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return False
+    signed = SIGNED in tags.get(SAMPLE_FORMAT, ()) and image.mode == "L"
+    twice = tags.prefix == b"MM" and tags.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED and image.mode in ("I", "F")
+    return signed or twice
 
 
-def _decode_tiff(data: bytes, keep_indices: bool) -> Decoded:
-    orientation = 1
+def _check_unread_bits(image: Image.Image) -> None:
+    """Raises a ValueError for an open file of JPEG 2000 or AVIF with more than 8 bits, which Pillow would change."""
+    file = getattr(image, "fp", None)  # None once the pixels are loaded
+    if file is None or image.format not in ("JPEG2000", "AVIF"):
+        return
+    place = file.tell()
+    file.seek(0)
+    bits = bits_per_channel(image.format, file.read())
+    file.seek(place)
+    if bits > 8 and (bits, image.mode) != (16, "I;16"):
+        raise ValueError(f"Pillow would not keep the {bits} bits a channel of this {image.format} file; give the path.")
+
+
+def _decode_tiff(data: bytes, request: Request) -> Decoded:
+    orientation, whole = 1, False
     try:
         with Image.open(io.BytesIO(data)) as image:
-            orientation = _orientation(image)
-            samples = getattr(image, "tag_v2", {}).get(SAMPLES_PER_PIXEL, 1)
-            whole = samples == len(image.getbands())  # Pillow reads channels that it does not know as one
-            if whole and getattr(image, "n_frames", 1) == 1 and not _loses_depth(image):
-                return _from_pillow(image, keep_indices)
+            orientation, tags = _orientation(image), getattr(image, "tag_v2", {})
+            whole = tags.get(SAMPLES_PER_PIXEL, 1) == len(image.getbands())  # Pillow reads unknown channels as one
+            whole = whole and not _loses_depth(image) and not _is_garbled(image)
+            if whole and getattr(image, "n_frames", 1) == 1 and not _states_planes(tags.get(DESCRIPTION)):
+                return _from_pillow(image, request)
     except Image.UnidentifiedImageError:
         pass  # Pillow knows neither N channels nor float colour
     special = "TIFF files of several pages, more than 4 channels, or 16-bit or float colour"
     with scientific("tifffile", special).TiffFile(io.BytesIO(data)) as tiff:
         series = tiff.series[0]
-        axes = dict(zip(series.axes, series.shape))
-        width, height = axes.get("X", 1), axes.get("Y", 1)
-        _check_pixel_count(width, height, math.prod(series.shape) // max(width * height, 1))
-        kept = "".join(axis for axis, size in axes.items() if size > 1 or axis in "YX")
-        others = kept.replace("Y", "").replace("X", "")
-        if len(kept) != len(others) + 2 or len(others) > 1 or others.strip(CHANNEL_AXES):
-            raise ValueError(
-                f"its axes {series.axes} of sizes {series.shape} are not one image; store each slice as a file."
-            )
-        pixels = series.asarray().reshape([axes[axis] for axis in kept])
-        pixels = np.moveaxis(pixels, [kept.index("Y"), kept.index("X")], [0, 1])
-        return Decoded(pixels, orientation=orientation)
+        pages = len(tiff.pages)
+        unread = max(0, pages - len(series.pages))
+        if whole and series.ndim == 2 + (len(series.axes) > 2 and series.axes[-1] == "S"):
+            with Image.open(io.BytesIO(data)) as image:  # the other pages are previews, or other images
+                return replace(_from_pillow(image, request), pages=pages, unread_pages=unread)
+        first = series.keyframe
+        if first.photometric in OTHER_COLOURS:
+            raise ValueError("its colours are CMYK or Lab of more than 8 bits, or of several pages; convert it to RGB.")
+        pixels, separate = _planes(series, request)
+        white_is_zero = first.photometric == WHITE_IS_ZERO
+        if white_is_zero and request.reading == "image":
+            grey = slice(1 if series.axes[-1] == "S" else None)  # other samples are alpha
+            pixels[..., grey] = negative(pixels[..., grey], first.bitspersample)
+        lossy = int(first.compression) in LOSSY_TIFF
+        upright = _upright(pixels, orientation)
+        return Decoded(upright, None, orientation, "TIFF", lossy, pages, unread, white_is_zero, separate)
+
+
+def _states_planes(description: Any) -> bool:
+    """Returns whether a TIFF of one page says that other planes follow it, as large ImageJ stacks do."""
+    text = description if isinstance(description, str) else ""
+    return (text.startswith("ImageJ=") and "\nimages=" in text) or '"truncated"' in text
+
+
+def _planes(series: Any, request: Request) -> tuple[np.ndarray, bool]:
+    """Returns the pixels of a series of a TIFF, as stored, (H, W) or (H, W, C); and whether channels are its pages."""
+    sizes = [(axis, size) for axis, size in zip(series.axes, series.shape) if size > 1 or axis in "YX"]
+    kept, shape = "".join(axis for axis, _ in sizes), tuple(size for _, size in sizes)
+    others = kept.replace("Y", "").replace("X", "")
+    if len(kept) != len(others) + 2 or len(others) > 1 or others.strip(CHANNEL_AXES):
+        raise ValueError(
+            f"its axes {series.axes} have the sizes {series.shape}, but an image has rows (Y), columns (X) and "
+            "channels only; store each image or slice in a file of its own."
+        )
+    places = (kept.index("Y"), kept.index("X"), *map(kept.index, others))
+    if places == (1, 2, 0) and others in UNNAMED_AXES:
+        places = _places(shape, request, unnamed_pages=True)
+    height, width, channels = (*(shape[place] for place in places), 1)[:3]
+    _check_pixel_count(width, height, channels)
+    return series.asarray().reshape(shape).transpose(places), others not in ("", "S") and places != (0, 1, 2)
 
 
 def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
     """Checks pixels (H, W) or (H, W, C), and returns them contiguous, (H, W, C), in one of the three dtypes."""
     if pixels.ndim not in (2, 3) or pixels.size == 0:
-        raise ValueError(f"{name} has shape {pixels.shape}; an image is (height, width) or (height, width, channels).")
+        fix = "; store each image in a file or an array of its own" if pixels.ndim > 3 else ""
+        raise ValueError(
+            f"{name} has shape {pixels.shape}, but an image is (height, width), (height, width, channels) or "
+            f"(channels, height, width){fix}."
+        )
     if pixels.dtype.kind == "b":
         pixels = pixels.astype(np.uint8) * 255
     elif pixels.dtype.kind == "f":

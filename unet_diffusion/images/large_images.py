@@ -8,11 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from unet_diffusion.images.decoding import CHANNEL_AXES, scientific
+from unet_diffusion.images.decoding import CHANNEL_AXES, UNNAMED_AXES, WHITE_IS_ZERO, negative, scientific
 
 CHUNK = 1024  # pixels a side of the chunks of a Zarr mask
 TIFF = "TIFF files in windows"
 ZARR = "Zarr arrays and compressed TIFF files in windows"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An array that is not read yet."""
+
+    array: Any
+    axes: str  # a letter for each
+    bits: int | None = None  # of the values, if 0 is shown white, so that black and white are exchanged
 
 
 @dataclass(frozen=True)
@@ -57,52 +66,58 @@ class CompressedTiff:
             yield scientific("zarr", ZARR).open_array(tiff.aszarr(level=0), mode="r")
 
 
-def open_image(source: Any) -> LargeImage:
+def open_image(source: Any, channels: int | None = None) -> LargeImage:
     """Opens an image without reading it.
 
     Args:
         source: path of a `.npy` file, a TIFF (memory-mapped if it is not compressed, else read by tiles or strips) or a
             Zarr array; or any array (H, W) or (H, W, C) that has a shape and a dtype and can be sliced.
+        channels: that are expected. If only the first of three axes without a name has this size, it is the channels;
+            and so is the last one of the pages of a TIFF.
 
     Raises:
         ValueError: a file that is missing, damaged or of another format, or a shape that is not an image's.
         ImportError: for TIFF and Zarr without the extra `scientific`.
     """
     if not isinstance(source, (str, Path)):
-        return _as_image(source, _axes(source), "the array")
+        return _as_image(Opened(source, _axes(source, channels)), "the array")
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
     if path.suffix not in (".npy", ".zarr") and path.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError(f"{path} cannot be read in windows; give a .npy, .tif or .zarr file, or an array.")
     try:
-        array, axes = _open_file(path)
+        opened = _open_file(path, channels)
     except ImportError:
         raise
     except Exception as error:  # every library that reads them reports damaged files its own way
         raise ValueError(f"{path} cannot be read: {error}; it is damaged, or not what its name says.") from error
-    return _as_image(array, axes, str(path))
+    return _as_image(opened, str(path))
 
 
-def _open_file(path: Path) -> tuple[Any, str]:
-    """Opens the array in a file without reading it; returns it with a letter for each of its axes."""
+def _open_file(path: Path, channels: int | None) -> Opened:
+    """Opens the array in a file without reading it."""
     if path.suffix == ".npy":
         mapped = MappedFile(lambda: np.lib.format.open_memmap(path, mode="r"))  # refuses Python objects
-        return mapped, _axes(mapped)
+        return Opened(mapped, _axes(mapped, channels))
     if path.suffix == ".zarr":
         array = scientific("zarr", ZARR).open_array(path, mode="r")
-        return array, _axes(array)
+        return Opened(array, _axes(array, channels))
     tifffile = scientific("tifffile", TIFF)
     with tifffile.TiffFile(path) as tiff:
-        axes = tiff.series[0].axes
+        axes, first = tiff.series[0].axes, tiff.series[0].keyframe
     try:
         array = MappedFile(lambda: tifffile.memmap(path, mode="r"))
     except ValueError:  # compressed
         array = CompressedTiff(path)
-    return array, axes
+    if axes[0] in UNNAMED_AXES and len(axes) == 3 and array.shape[0] != channels == array.shape[2]:
+        axes = "YXC"
+    return Opened(array, axes, first.bitspersample if first.photometric == WHITE_IS_ZERO else None)
 
 
-def _axes(array: Any) -> str:
+def _axes(array: Any, channels: int | None) -> str:
+    if len(array.shape) == 3 and array.shape[2] != channels == array.shape[0]:
+        return "CYX"
     return "YX" if len(array.shape) == 2 else "YXC"
 
 
@@ -126,8 +141,9 @@ def create_mask(path: Path, height: int, width: int) -> Any:
     raise ValueError(f"{path} cannot be written in windows; end its name with .npy, .tif or .zarr.")
 
 
-def _as_image(array: Any, axes: str, name: str) -> LargeImage:
-    """Wraps an array whose axes are named by letters: Y, X and at most one more."""
+def _as_image(opened: Opened, name: str) -> LargeImage:
+    """Wraps an array whose axes are Y, X and at most one more."""
+    array, axes = opened.array, opened.axes
     sizes = dict(zip(axes, array.shape))
     others = axes.replace("Y", "").replace("X", "")
     named = len(array.shape) == len(axes) == len(others) + 2 and len(others) <= 1 and not others.strip(CHANNEL_AXES)
@@ -141,6 +157,7 @@ def _as_image(array: Any, axes: str, name: str) -> LargeImage:
     def read(rows: slice, columns: slice) -> np.ndarray:
         place = tuple({"Y": rows, "X": columns}.get(axis, slice(None)) for axis in axes)
         window = np.array(array[place], dtype=dtype)  # a copy, so that no file stays mapped
+        window = window if opened.bits is None else negative(window, opened.bits)
         return np.moveaxis(window, axes.index(others), -1) if others else window[..., None]
 
     return LargeImage((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read)

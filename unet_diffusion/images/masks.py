@@ -11,7 +11,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from unet_diffusion.images.decoding import LARGEST, decode
+from unet_diffusion.checks import Question
+from unet_diffusion.images.axes import AxisOrder
+from unet_diffusion.images.decoding import LARGEST, Decoded, decode
 from unet_diffusion.images.fetching import ImageLike
 
 Colour: TypeAlias = tuple[int, int, int]
@@ -24,51 +26,66 @@ QUARTER_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and widt
 
 @dataclass(frozen=True)
 class DecodedMask:
-    """One mask as read."""
+    """One mask as read, and what its file says about it."""
 
     keys: np.ndarray  # int64 (H, W)
     palette: Mapping[int, Colour] = field(default_factory=dict)  # colours of the indices; empty without a palette
     orientation: int = 1  # EXIF orientation that the file states, 1 to 8; 1, upright, if it states none
-    format: str = ""  # of the file, such as "JPEG"; empty for arrays
-    lossy: bool = False  # the file's compression changes values
+    format: str = ""  # such as "JPEG", "PNG", "TIFF" or "NPY"; empty for arrays
+    lossy: bool = False  # the file keeps its values only nearly, as JPEG does
+    pages: int = 1  # frames of an animation, or pages of a TIFF
+    unread_pages: int = 0  # pages that are left out: all frames but the first, or pages of another size
+    white_is_zero: bool = False  # a TIFF whose lookup table is inverted: 0 is shown white, but remains 0
 
 
-def decode_mask(source: ImageLike, *, reading: MaskReading = "values") -> DecodedMask:
+def decode_mask(source: ImageLike, *, reading: MaskReading = "values", axes: AxisOrder | None = None) -> DecodedMask:
     """Reads the keys of one mask.
 
-    Grey images give their values (8 or 16 bits; whole floats too), palette images their indices, and colour images the
-    keys of their colours, where transparent pixels count as black. Black-and-white images and bool arrays give 0 and
-    255.
+    "values": grey images give their values (8 or 16 bits; whole floats too), palette images their indices, and colour
+    images the keys of their colours, where transparent pixels count as black. Black-and-white images and bool arrays
+    give 0 and 255.
+
+    "colours": the same, but palette images give the keys of their colours.
+
+    "brightness": how bright each pixel is, 0 to 255, or to 65535 for 16 bits, for two classes with soft edges. Grey
+    images give their values, floats up to 1 times 255, colour images the largest of their channels, and all are
+    multiplied by alpha. Palette images with a palette of greys give the greys; with colours, they give 0 for index
+    0, and 255 for the one other index that a mask may have, so that red on white is not turned round.
+
+    Stored values count: a TIFF in which white is zero, as Fiji writes masks, is not turned round, at any number of
+    bits. Bits of such a TIFF give 0 where they are 0, and 255 where they are 1.
 
     Args:
         source: as `decode_image` takes it.
-        reading: "colours" reads the colours of palette images instead of their indices; "brightness" reads colour
-            images as their largest channel, times alpha / 255.
+        reading: what the keys are.
+        axes: as `decode_image` takes them.
 
     Raises:
-        ValueError: a file that cannot be decoded, that holds fractions, 16-bit colours or half-transparent pixels, or
-            that has one channel per class (multi-label); the message then says whether classes overlap.
+        ValueError: a file that cannot be decoded, or that has one channel per class (multi-label); the message then
+            says whether classes overlap. Unless brightness is read, also a file that holds fractions, 16-bit colours or
+            half-transparent pixels.
     """
-    decoded = decode(source, keep_indices=reading != "colours")
-    pixels, facts = decoded.pixels, (decoded.orientation, decoded.format, decoded.lossy)
-    if pixels.dtype.kind == "f":
-        pixels = _whole(pixels)
-    if pixels.shape[2] > 1 and reading == "brightness":
-        return DecodedMask(_brightness(pixels), {}, *facts)
-    if pixels.shape[2] > 1:
-        return DecodedMask(_colour_keys(pixels, reading == "colours"), {}, *facts)
-    keys = pixels[:, :, 0].astype(np.int64)
-    palette = {} if decoded.palette is None else _used_colours(decoded.palette, np.unique(keys))
-    return DecodedMask(keys, palette, *facts)
+    decoded = decode(source, axes=axes, reading="colours" if reading == "colours" else "values")
+    keys, palette = _brightness(decoded) if reading == "brightness" else _keys(decoded, reading == "colours")
+    return DecodedMask(
+        keys,
+        palette,
+        decoded.orientation,
+        decoded.format,
+        decoded.lossy,
+        decoded.pages,
+        decoded.unread_pages,
+        decoded.white_is_zero,
+    )
 
 
-def decode_instances(source: ImageLike) -> np.ndarray:
+def decode_instances(source: ImageLike, *, axes: AxisOrder | None = None) -> np.ndarray:
     """Reads instance numbers, uint16 (H, W), 0 for the background, from a grey or palette image or an array.
 
     Raises:
         ValueError: a file that cannot be decoded, or that holds colours or fractions.
     """
-    return instance_numbers(decode_mask(source))
+    return instance_numbers(decode_mask(source, axes=axes))
 
 
 def instance_numbers(mask: DecodedMask) -> np.ndarray:
@@ -130,26 +147,86 @@ def colour_key(value: Colour) -> int:
     return red if red == green == blue else COLOURED + (red << 16) + (green << 8) + blue
 
 
+def _keys(decoded: Decoded, colours: bool) -> tuple[np.ndarray, dict[int, Colour]]:
+    """Returns the keys (H, W), and the colours of the indices of a palette."""
+    pixels = _whole(decoded.pixels) if decoded.pixels.dtype.kind == "f" else decoded.pixels
+    if decoded.separate:
+        raise _no_colours(pixels, _reason(pixels))
+    if pixels.shape[2] > 1:
+        return _colour_keys(pixels, colours), {}
+    keys = pixels[:, :, 0].astype(np.int64)
+    return keys, {} if decoded.palette is None else _used_colours(decoded.palette, np.unique(keys))
+
+
 def _whole(pixels: np.ndarray) -> np.ndarray:
-    fractions = pixels[(pixels != np.floor(pixels)) | (pixels < 0) | (pixels > LARGEST["uint16"])]
-    if fractions.size:
-        raise ValueError(f"the mask holds the value {fractions.flat[0]:g}, but classes are whole numbers from 0 up.")
+    outside = pixels[(pixels < 0) | (pixels > LARGEST["uint16"])]
+    fractions = pixels[pixels != np.floor(pixels)]
+    if outside.size or fractions.size:
+        wrong = (outside if outside.size else fractions).flat[0]
+        fix = "" if outside.size else "; give mask_encoding='binary' if there are two classes, to split them at half"
+        raise ValueError(f"the mask holds the value {wrong:g}, but classes are whole numbers from 0 up{fix}.")
     return pixels.astype(np.uint16)
 
 
-def _brightness(pixels: np.ndarray) -> np.ndarray:
-    """Returns the largest channel (H, W) of pixels (H, W, C), times alpha; C is 2, 3 or 4."""
-    if pixels.shape[2] > 4:
-        raise _no_colours(pixels, "a channel for each class is not read")
-    if pixels.shape[2] == 3:
-        return pixels.max(axis=2).astype(np.int64)
-    largest, alpha = pixels[:, :, :-1].max(axis=2).astype(np.int64), pixels[:, :, -1].astype(np.int64)
-    return (largest * alpha + LARGEST[pixels.dtype.name] // 2) // LARGEST[pixels.dtype.name]
+def _brightness(decoded: Decoded) -> tuple[np.ndarray, dict[int, Colour]]:
+    """Returns the brightness (H, W) as keys, and no palette, since the keys are not its indices."""
+    pixels = decoded.pixels
+    if decoded.palette is not None:
+        return _palette_brightness(pixels[:, :, 0], decoded.palette), {}
+    channels = pixels.shape[2]
+    if channels == 1:
+        return (_scaled(pixels) if pixels.dtype.kind == "f" else pixels)[:, :, 0].astype(np.int64), {}
+    if decoded.separate or not _is_colour(pixels):
+        raise _no_colours(pixels, _reason(pixels))
+    if channels == 3:
+        return pixels.max(axis=2).astype(np.int64), {}
+    values, opaque = pixels[:, :, :-1].max(axis=2).astype(np.int64), LARGEST[pixels.dtype.name]
+    return (values * pixels[:, :, -1] + opaque // 2) // opaque, {}
+
+
+def _is_colour(pixels: np.ndarray) -> bool:
+    """Returns whether 2 or more channels are grey or colour, with or without alpha, rather than one per class."""
+    channels = pixels.shape[2]
+    if channels > 4 or pixels.dtype.kind == "f":
+        return False
+    if channels == 3:
+        return bool(pixels.max() != 1 or (pixels == pixels[:, :, :1]).all())
+    return bool(pixels.max() != 1 and not (pixels[:, :, -1].any() and _is_class_per_channel(pixels)))
+
+
+def _palette_brightness(indices: np.ndarray, palette: list[int]) -> np.ndarray:
+    """Returns the brightness of the pixels of a palette image, from the indices if there are two, 0 being the dark one.
+
+    So a mask of red on white is not turned round.
+    """
+    used = np.unique(indices).tolist()
+    colours = _used_colours(palette, np.array(used))
+    if used[-1] > 1 and len(colours) == len(used) and all(len({*each}) == 1 for each in colours.values()):
+        table = np.zeros(256, dtype=np.int64)
+        table[used] = [red for red, _, _ in colours.values()]
+        return table[indices]
+    if len({*used} - {0}) > 1:
+        raise ValueError(
+            f"mask_encoding is 'binary', but the mask has a palette of colours and the indices {describe_keys(used)}; "
+            "give mask_encoding='palette' if each colour is a class, or 'indices' if each index is."
+        )
+    return np.where(indices == 0, 0, 255)
+
+
+def _scaled(pixels: np.ndarray) -> np.ndarray:
+    """Rounds floats, those from 0 to 1 times 255."""
+    if pixels.min() < 0 or pixels.max() > LARGEST["uint16"]:
+        raise ValueError(
+            f"the mask holds {pixels.min():g} to {pixels.max():g}, but must hold 0 to 1, 0 to 255 or 0 to 65535."
+        )
+    return (pixels * 255 if pixels.max() <= 1 else pixels).round().astype(np.uint16)
 
 
 def _used_colours(values: list[int], used: np.ndarray) -> dict[int, Colour]:
-    colours = {int(index): values[3 * index : 3 * index + 3] for index in used}
-    return {index: (red, green, blue) for index, (red, green, blue) in colours.items() if len(colours[index]) == 3}
+    """Returns the colours of indices; those that the palette does not list have none."""
+    listed = range(len(values) // 3)
+    places = [index for index in used.tolist() if index in listed]
+    return {index: (values[3 * index], values[3 * index + 1], values[3 * index + 2]) for index in places}
 
 
 def _colour_keys(pixels: np.ndarray, colours: bool) -> np.ndarray:
@@ -162,13 +239,15 @@ def _colour_keys(pixels: np.ndarray, colours: bool) -> np.ndarray:
     if channels in (1, 3) and (is_grey or eight_bits):
         red, green, blue = (pixels[:, :, min(channel, channels - 1)].astype(np.int64) for channel in range(3))
         return np.where((red == green) & (green == blue), red, COLOURED + (red << 16) + (green << 8) + blue)
+    raise _no_colours(pixels, _reason(pixels))
+
+
+def _reason(pixels: np.ndarray) -> str:
+    """Returns why channels that are classes cannot be read."""
     overlaps = int(((pixels > 0).sum(axis=2) > 1).sum())
-    raise _no_colours(
-        pixels,
-        f"they overlap at {overlaps} pixels (multi-label), and a softmax over classes learns one class a pixel"
-        if overlaps
-        else "a channel for each class is not read",
-    )
+    if overlaps:
+        return f"they overlap at {overlaps} pixels (multi-label), and a softmax over classes learns one class a pixel"
+    return "a channel for each class is not read"
 
 
 def _no_colours(pixels: np.ndarray, reason: str) -> ValueError:
@@ -181,12 +260,18 @@ def _no_colours(pixels: np.ndarray, reason: str) -> ValueError:
 def _without_alpha(pixels: np.ndarray) -> np.ndarray:
     alpha = pixels[:, :, -1:]
     if not np.isin(alpha, (0, 255)).all():
-        raise ValueError(
-            f"the mask has {pixels.shape[2]} channels, but the last is not alpha of 0 or 255; store one channel of "
-            "class indices, or 8-bit colours (overlapping classes, multi-label masks, cannot be learned by softmax). "
-            "If it is alpha that is half-transparent at soft edges, mask_encoding='binary' splits them at half."
+        raise Question(
+            "Are half-transparent pixels the soft edges of two classes? Then give mask_encoding='binary', which splits "
+            "them at half. Otherwise store one channel of class indices, or 8-bit colours (overlapping classes, "
+            "multi-label masks, cannot be learned by softmax).",
+            f"the mask has {pixels.shape[2]} channels, and the last is not alpha of 0 or 255 alone",
         )
-    hidden = (alpha == 0) & (pixels[:, :, :-1] > 0)  # colours that nobody can see
-    if hidden.any() and ((pixels > 0).sum(axis=2) == 1).all():
+    if _is_class_per_channel(pixels):
         raise _no_colours(pixels, "a channel for each class is not read")
     return np.where(alpha == 0, 0, pixels[:, :, :-1]).astype(np.uint8)
+
+
+def _is_class_per_channel(pixels: np.ndarray) -> bool:
+    """Returns whether each pixel has one channel above 0, and not always the last: then that is no alpha."""
+    hidden = (pixels[:, :, -1:] == 0) & (pixels[:, :, :-1] > 0)  # colours that nobody can see
+    return bool(hidden.any() and ((pixels > 0).sum(axis=2) == 1).all())

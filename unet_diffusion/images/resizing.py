@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import LARGEST
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pillow's convert("L")
@@ -20,11 +21,14 @@ class Preparation:
         crop: "center" cuts the square in the middle; "random" keeps the longer side, for another crop in
             every epoch.
         channels: 1 or 3 converts between grey and colour; None keeps the channels.
+        axes: order of the axes of arrays, and of TIFF files that do not name theirs, for `decode_image`; images that
+            are given to a preparation are (H, W, C) already.
     """
 
     image_size: int | None = None
     crop: Literal["center", "random"] = "center"
     channels: int | None = None
+    axes: AxisOrder | None = None
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Converts an image (H, W, C) to (H', W', C') of the same dtype; unchanged without options."""

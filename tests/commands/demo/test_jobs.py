@@ -235,7 +235,7 @@ def test_wrong_files_are_named_without_the_folders_of_the_server(name, content, 
         content = file.getvalue()
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_upload(tmp_path / name)
+        read_upload(tmp_path / name, 1)
 
 
 # --- enlarge
@@ -272,7 +272,7 @@ def test_images_that_png_cannot_hold_become_arrays(tmp_path):
 
 def test_wrong_images_to_enlarge_are_named(enlarging, tmp_path, monkeypatch):
     grey = save_image(tmp_path / "grey.png")
-    with pytest.raises(ValueError, match="the image has 1 channels, but the network takes 3"):
+    with pytest.raises(ValueError, match="the image has 1 channel, but the network takes 3"):
         enlarge_image(enlarging, grey, 1, "ddim", 0, tmp_path, Reports())
     path = save_image(tmp_path / "colour.png", channels=3)
     with pytest.raises(ValueError, match="steps is 0"):

@@ -215,7 +215,7 @@ def test_an_error_refuses_a_run_after_the_summary_is_printed(tmp_path, capsys):
 
 
 def test_a_question_of_all_files_is_asked_once(tmp_path, monkeypatch):
-    def decode(source):
+    def decode(source, axes):
         raise Question(
             "are the channels first or last? Give axes='CHW' or 'HWC'.", f"{source['path']} has shape (3, 8, 8)"
         )

@@ -33,15 +33,15 @@ def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image
     examples = []
     for path in paths[:MAX_EXAMPLES]:
         try:
-            examples.append((path, fitted(viewed(reader, read_upload(path)), THUMBNAIL)))
+            examples.append((path, fitted(viewed(reader, read_upload(path, reader.channels)), THUMBNAIL)))
         except ValueError as error:
             raise ValueError(f"{path} does not fit the run: {error} Take it out of examples.") from error
     return examples
 
 
-def read_upload(path: Path) -> np.ndarray:
-    """The pixels of a file, (H, W, C); errors give its name without the folders of the server."""
-    return decode_image({"bytes": path.read_bytes(), "path": path.name})
+def read_upload(path: Path, channels: int) -> np.ndarray:
+    """The pixels of a file for a run's channels, (H, W, C); errors give its name without the folders of the server."""
+    return decode_image({"bytes": path.read_bytes(), "path": path.name}, channels=channels)
 
 
 def viewed(pipe: Reader, pixels: np.ndarray) -> Image.Image:

@@ -160,7 +160,7 @@ def generate_images(
 
 def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report: ReportSteps) -> Segmented:
     """Segments one image file and writes the mask below `folder`."""
-    pixels = read_upload(source)
+    pixels = read_upload(source, pipe.channels)
     image = viewed(pipe, pixels)
     height, width = pixels.shape[:2]
     fits = height * width * pipe.num_classes <= MAX_PROBABILITIES
@@ -192,7 +192,7 @@ def enlarge_image(
 ) -> Enlarged:
     """Enlarges one image file, as `unet-diffusion upscale` does, and writes the large image below `folder`."""
     _check_sampling(steps, seed)
-    pixels = read_upload(source)
+    pixels = read_upload(source, pipe.channels)
     (small,) = pipe.read_images(pixels)
     height, width = (side * pipe.scale for side in pixels.shape[:2])
     if height * width > MAX_ENLARGED:

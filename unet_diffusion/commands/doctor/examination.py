@@ -90,16 +90,18 @@ def _print(text: str) -> None:
 def _open(config: DataConfig | MaskedDataConfig, part: PartName) -> Examined:
     if isinstance(config, MaskedDataConfig):
         of_masks = masked_sets.open_part(config, part)
-        facts = gather_facts(of_masks.rows, config.mask_reading, config.cache_dir)
+        facts = gather_facts(of_masks.rows, config.mask_reading, config.cache_dir, config.axes)
         return Examined(part, of_masks.name, of_masks.notes, facts, orphans=of_masks.orphans)
     opened = sets.open_part(config, part, streaming=config.streaming and part == "train")
     if isinstance(opened.rows, IterableDataset):
-        return Examined(part, opened.name, opened.notes, facts_of_stream(opened.rows, opened.name), streamed=True)
-    return Examined(part, opened.name, opened.notes, gather_facts(opened.rows, None, config.cache_dir))
+        return Examined(
+            part, opened.name, opened.notes, facts_of_stream(opened.rows, opened.name, config.axes), streamed=True
+        )
+    return Examined(part, opened.name, opened.notes, gather_facts(opened.rows, None, config.cache_dir, config.axes))
 
 
 def _open_unlabelled(config: DataConfig | MaskedDataConfig, source: str) -> Examined:
-    images = _open(DataConfig(data=source, cache_dir=config.cache_dir), "train")
+    images = _open(DataConfig(data=source, axes=config.axes, cache_dir=config.cache_dir), "train")
     return replace(images, part="unlabelled")
 
 

@@ -19,10 +19,11 @@ from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.data.masked.reading import read_labels
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.data.streaming import rows_of
+from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 3  # of the stored facts; after a change of what a field means, old ones are not read
+FORMAT = 4  # of the stored facts; after a change of what a field means, old ones are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 SLOW = 1000  # rows; a longer examination shows its progress
 STREAMED = 100  # rows that are examined of a stream
@@ -71,25 +72,27 @@ class RowFacts:
         return f"{row if file and file[:-1] in problem else self.name}: {problem}"
 
 
-def gather_facts(dataset: datasets.Dataset, reading: Reading | None, cache_dir: str | Path | None) -> list[RowFacts]:
+def gather_facts(
+    dataset: datasets.Dataset, reading: Reading | None, cache_dir: str | Path | None, axes: AxisOrder | None = None
+) -> list[RowFacts]:
     """Gathers the facts about all rows, or reads those that an earlier call gathered.
 
-    Without a reading, there are no masks.
+    Without a reading, there are no masks. `axes` are as `decode_image` takes them.
     """
 
     def write(folder: Path) -> None:
-        rows = each_row(dataset, _examiner(dataset, reading))
+        rows = each_row(dataset, _examiner(dataset, reading, axes))
         shown = tqdm(rows, "examining", len(dataset), unit="row", disable=len(dataset) <= SLOW, dynamic_ncols=True)
         (folder / "facts.json").write_text(json.dumps([asdict(facts) for facts in _numbered(shown)]))
 
-    key = ["doctor", FORMAT, [fact.name for fact in fields(RowFacts)], dataset._fingerprint, reading]
+    key = ["doctor", FORMAT, [fact.name for fact in fields(RowFacts)], dataset._fingerprint, reading, axes]
     text = (written_once("facts", key, cache_dir, write) / "facts.json").read_text()
     return [RowFacts(**values) for values in json.loads(text)]
 
 
-def facts_of_stream(stream: datasets.IterableDataset, name: str) -> list[RowFacts]:
+def facts_of_stream(stream: datasets.IterableDataset, name: str, axes: AxisOrder | None) -> list[RowFacts]:
     """Gathers the facts about the first rows of a stream of images, which are kept nowhere."""
-    return _numbered(map(_examiner(stream, None), islice(rows_of(stream, name), STREAMED)))
+    return _numbered(map(_examiner(stream, None, axes), islice(rows_of(stream, name), STREAMED)))
 
 
 def _numbered(rows: Iterable[RowFacts | ValueError]) -> list[RowFacts]:
@@ -103,7 +106,7 @@ def _numbered(rows: Iterable[RowFacts | ValueError]) -> list[RowFacts]:
 
 
 def _examiner(
-    dataset: datasets.Dataset | datasets.IterableDataset, reading: Reading | None
+    dataset: datasets.Dataset | datasets.IterableDataset, reading: Reading | None, axes: AxisOrder | None
 ) -> Callable[[dict[str, Any]], RowFacts]:
     readers = {column: image_reader(dataset, column) for column in dataset.features if column != "label"}
 
@@ -112,7 +115,7 @@ def _examiner(
         facts = RowFacts(name=Path(path).name if path else "")
         image = None
         try:
-            image = decode(readers["image"](row["image"]))
+            image = decode(readers["image"](row["image"]), axes=axes)
             _note_image(facts, image.pixels)
         except ValueError as error:
             facts.image_problem, facts.image_question = _parts(error)
@@ -122,7 +125,7 @@ def _examiner(
             if not facts.no_mask:
                 try:
                     sources = {column: read(row[column]) for column, read in of_masks.items()}
-                    _note_mask(facts, sources, image, reading)
+                    _note_mask(facts, sources, image, reading, axes)
                 except ValueError as error:
                     facts.mask_problem, facts.mask_question = _parts(error)
         return facts
@@ -143,8 +146,10 @@ def _note_image(facts: RowFacts, image: np.ndarray) -> None:
     facts.digest = hash_array(image)
 
 
-def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | None, reading: Reading) -> None:
-    labels = read_labels(sources, image, reading)
+def _note_mask(
+    facts: RowFacts, sources: Mapping[str, Any], image: Decoded | None, reading: Reading, axes: AxisOrder | None
+) -> None:
+    labels = read_labels(sources, image, reading, axes)
     mask, keys = labels.mask, labels.mask.keys
     facts.palette, facts.objects = list(mask.palette.items()), labels.objects
     facts.lossy = mask.format if mask.lossy else ""

@@ -81,12 +81,13 @@ def example_reader(
     dataset: datasets.Dataset, preparation: Preparation, reading: Reading
 ) -> Callable[[dict[str, Any]], Example]:
     """Returns a function from a row of a source to an `Example`, which raises a ValueError for an unusable row."""
+    axes = preparation.axes
     readers = {column: image_reader(dataset, column) for column in dataset.features}
     of_masks = [column for column in readers if column in ("mask", "instances")]
 
     def read(row: dict[str, Any]) -> Example:
-        image = decode(readers["image"](row["image"]))
-        labels = read_labels({column: _present(row, column, readers) for column in of_masks}, image, reading)
+        image = decode(readers["image"](row["image"]), axes=axes)
+        labels = read_labels({column: _present(row, column, readers) for column in of_masks}, image, reading, axes)
         for values, name in ((labels.mask.keys, "mask"), (labels.instances, "instance map")):
             _check_size(values, image, name)
         return Example(

@@ -71,7 +71,7 @@ class MaskedOptions(SourceOptions):
     @property
     def preparation(self) -> Preparation:
         """Returns the conversion of every image and mask before they are stored, which cuts nothing off."""
-        return Preparation(self.image_size, "random", self.channels)
+        return Preparation(self.image_size, "random", self.channels, self.axes)
 
 
 @dataclass
@@ -143,7 +143,8 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     @property
     def preparation(self) -> Preparation:
         """Returns the conversion of every image and mask before they are stored."""
-        return Preparation(self.image_size, "center" if self.crop_size is None else "random", self.channels)
+        crop: Literal["center", "random"] = "center" if self.crop_size is None else "random"
+        return Preparation(self.image_size, crop, self.channels, self.axes)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from scipy import ndimage
 from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.data.masked.questions import FEWEST_OBJECTS
 from unet_diffusion.data.masked.seen import highest_of_run
+from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded
 from unet_diffusion.images.masks import (
     DecodedMask,
@@ -38,25 +39,28 @@ class Labels:
     objects: bool
 
 
-def read_labels(sources: Mapping[str, Any], image: Decoded | None, reading: Reading) -> Labels:
+def read_labels(
+    sources: Mapping[str, Any], image: Decoded | None, reading: Reading, axes: AxisOrder | None = None
+) -> Labels:
     """Reads the mask of a row, and its instance map.
 
     Args:
         sources: the files of the columns `mask` and perhaps `instances`, as `decode_mask` takes them.
         image: the image of the row; None: the masks are not turned.
         reading: as `decode_mask` takes it; "instances" reads the mask as an instance map.
+        axes: as `decode_image` takes them.
 
     Raises:
         ValueError: a file cannot be decoded, or does not hold what the reading asks for.
     """
     how: MaskReading = "values" if reading == "instances" else reading
-    mask = decode_mask(sources["mask"], reading=how)
+    mask = decode_mask(sources["mask"], reading=how, axes=axes)
     instances = None
     if reading == "instances":
         instances = instance_numbers(mask)
         mask = replace(mask, keys=(instances > 0).astype(np.int64), palette={})
     elif "instances" in sources:
-        instances = decode_instances(sources["instances"])
+        instances = decode_instances(sources["instances"], axes=axes)
     objects = reading == "values" and not mask.palette and numbers_objects(mask.keys, np.unique(mask.keys).tolist())
     if image is not None:
         size = image.pixels.shape[:2]
