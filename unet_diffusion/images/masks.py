@@ -28,6 +28,7 @@ class DecodedMask:
     keys: np.ndarray  # int64 (H, W)
     palette: Mapping[int, Colour] = field(default_factory=dict)  # colours of the indices; empty without a palette
     orientation: int = 1  # EXIF orientation that the file states, 1 to 8; 1, upright, if it states none
+    overlap: int = 0  # pixels that several files of the mask mark
 
 
 def decode_mask(source: ImageLike, *, colours: bool = False) -> DecodedMask:

@@ -43,6 +43,7 @@ def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False) ->
             names = [path.name for path in opened.orphans]
             found += about("warning", f"masks of {name} that have no image: {{count}}.", names)
             one_size = one_size and part == "train"
+            config = masked_sets.with_class_names(config, opened)
         else:
             plain = sets.open_part(config, part)
             rows, name = plain.rows, plain.name

@@ -11,19 +11,18 @@ import datasets
 import numpy as np
 
 from unet_diffusion.data.cache import each_row, written_once
-from unet_diffusion.data.masked.cache import is_missing
+from unet_diffusion.data.masked.parts import is_missing, read_mask
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import (
     QUARTER_TURNED,
     Colour,
     decode_instances,
-    decode_mask,
     fit_orientation,
     instance_numbers,
 )
 
-FORMAT = 1  # of the stored facts
+FORMAT = 2  # of the stored facts
 
 
 @dataclass
@@ -45,6 +44,7 @@ class RowFacts:
     keys: list[tuple[int, int]] = field(default_factory=list)  # each key of the mask and its number of pixels
     palette: list[tuple[int, Colour]] = field(default_factory=list)  # each index of the mask and its colour
     mask_digest: str = ""  # hash of the mask's keys
+    overlap: int = 0  # pixels that several files of the mask mark
     may_be_turned: bool = (
         False  # only the image states an orientation, and the sizes do not show which one the mask has
     )
@@ -110,7 +110,8 @@ def _note_image(facts: RowFacts, image: np.ndarray) -> None:
 
 
 def _note_mask(facts: RowFacts, sources: Mapping[str, Any], image: Decoded | None, reading: str) -> None:
-    mask = decode_mask(sources["mask"], colours=reading == "palette")
+    mask = read_mask(sources["mask"], reading)
+    facts.overlap = mask.overlap
     keys = (instance_numbers(mask) > 0).astype(np.int64) if reading == "instances" else mask.keys
     if reading != "instances":
         facts.palette = list(mask.palette.items())

@@ -1,6 +1,7 @@
 """Images and their masks, which are decoded once and kept in memory-mapped files."""
 
 import json
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -11,18 +12,21 @@ import datasets
 import numpy as np
 
 from unet_diffusion.data.cache import ImageCache, ImageWriter, PixelFile, each_row, opened, report_broken, written_once
+from unet_diffusion.data.masked.parts import is_missing, read_mask
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import (
     Colour,
     DecodedMask,
     decode_instances,
-    decode_mask,
     describe_keys,
     fit_orientation,
+    instance_numbers,
 )
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.segmentation.instances import separate_instances
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
@@ -82,16 +86,17 @@ def example_reader(
         image = decode(readers["image"](row["image"]))
         instances = None
         if encoding == "instances":
-            instances = _fitting(decode_instances(_present(row, "mask", readers)), image, "mask")
-            mask = DecodedMask((instances > 0).astype(np.int64))
+            decoded = read_mask(_present(row, "mask", readers), encoding)
+            instances = _fitting(instance_numbers(decoded), image, "mask")
+            mask = DecodedMask((instances > 0).astype(np.int64), overlap=decoded.overlap)
         else:
-            decoded = decode_mask(_present(row, "mask", readers), colours=encoding == "palette")
+            decoded = read_mask(_present(row, "mask", readers), encoding)
             mask = DecodedMask(_fitting(decoded.keys, image, "mask"), decoded.palette)
             if "instances" in row:
                 instances = _fitting(decode_instances(_present(row, "instances", readers)), image, "instance map")
         return Example(
             preparation(image.pixels),
-            DecodedMask(preparation.labels(mask.keys), mask.palette),
+            DecodedMask(preparation.labels(mask.keys), mask.palette, overlap=mask.overlap),
             None if instances is None else preparation.labels(instances),
         )
 
@@ -163,11 +168,6 @@ def _present(row: dict[str, Any], column: str, readers: dict[str, Callable[[Any]
     return readers[column](row[column])
 
 
-def is_missing(value: Any) -> bool:
-    """Returns whether a value of a column of images is empty."""
-    return value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None)
-
-
 def _fitting(labels: np.ndarray, image: Decoded, name: str) -> np.ndarray:
     """Returns a mask turned upright as its image; raises a ValueError if it has another size."""
     height, width = image.pixels.shape[:2]
@@ -184,6 +184,7 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, readi
     table = KeyTable()
     rows: list[int] = []
     counted: list[dict[int, int]] = []
+    overlapping = 0
     has_instances = reading == "instances" or "instances" in dataset.features
     with ExitStack() as stack:
         writer = stack.enter_context(ImageWriter(folder))
@@ -199,6 +200,7 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, readi
                 writer.leave_out(row, problem)
                 continue
             writer.append(example.image)
+            overlapping += example.mask.overlap > 0
             files["codes"].write(codes.data)
             if example.instances is not None:
                 separated = separate_instances(example.instances)
@@ -207,6 +209,10 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, readi
             rows.append(row)
             counted.append(counts)
         writer.finish(name)
+    if overlapping:
+        logger.warning(
+            "objects overlap in %d masks of %s; of two objects, the later one keeps the pixels", overlapping, name
+        )
     keys = list(table.positions)
     np.save(folder / "rows.npy", np.array(rows, dtype=np.int64))
     np.save(folder / "counts.npy", np.array([[counts.get(key, 0) for key in keys] for counts in counted]))
