@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.package.documentation import ROOT, blocks
 from unet_diffusion.commands.doctor.examination import examine
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
@@ -145,6 +146,22 @@ def test_polygons_are_refused_by_that_name(field, data, masks, message):
         open_masked_source(folder / data, masks=masks and folder / masks)
 
 
+def test_the_documents_draw_polygons_into_masks(field, tmp_path):
+    folder, right = field("annotations_other_than_a_mask_per_picture")
+    (block,) = (each for each in blocks(ROOT / "docs/segmentation.md") if "def draw(" in each.text)
+    draw: dict = {}
+    exec(block.text, draw)
+    for kind in ("labelme", "yolo", "coco"):
+        (tmp_path / kind).mkdir()
+    for file in (folder / "labelme").glob("*.json"):
+        draw["from_labelme"](file, {"cell": 1}).save(tmp_path / f"labelme/{file.stem}.png")
+        draw["from_yolo"](folder / f"yolo/{file.stem}.txt", (64, 64)).save(tmp_path / f"yolo/{file.stem}.png")
+    for name, mask in draw["from_coco"](folder / "coco.json"):
+        mask.save(tmp_path / "coco" / Path(name).with_suffix(".png"))
+    for kind in ("labelme", "yolo", "coco"):
+        assert share(tmp_path, folder / "images", masks=tmp_path / kind) == (8, right["shares"])
+
+
 def test_a_file_of_polygons_is_named_before_anything_is_read(field):
     folder, _ = field("annotations_other_than_a_mask_per_picture")
     with pytest.raises(ValueError, match="polygons or boxes of COCO, but masks must be images.*Polygons to masks"):
@@ -235,7 +252,8 @@ def test_files_without_the_affixes_are_left_out_and_told(tmp_path):
     options = {"masks": tmp_path / "masks", "image_suffix": "_img", "mask_prefix": "mask_"}
     assert names(tmp_path / "images", **options) == {"a_img.png": "mask_a.png", "b_img.png": "mask_b.png"}
     images, masks, pairs = open_masked_source(tmp_path / "images", **options).notes
-    assert images.endswith("are left out, since image_suffix is '_img': a_dark.png.")
+    assert "1 files" in images
+    assert images.endswith("do not fit image_suffix='_img' and mask_prefix='mask_': a_dark.png.")
     assert "view_a.png" in masks
     assert pairs.endswith("without image_suffix='_img' and mask_prefix='mask_': a_img.png with mask_a.png.")
 
@@ -309,6 +327,19 @@ def test_metadata_and_stated_columns_come_before_usual_folders(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name\nimages/a.png\n")
     with pytest.raises(ValueError, match="no column of masks"):
         open_masked_source(tmp_path)
+
+
+def test_usual_folders_with_affixes(tmp_path):
+    save(tmp_path, "images/a_img.png", "images/b_img.png", "masks/a_m.png", "masks/a_v.png", "masks/b_m.png")
+    assert names(tmp_path, image_suffix="_img", mask_suffix="_m") == {"a_img.png": "a_m.png", "b_img.png": "b_m.png"}
+
+
+@pytest.mark.parametrize("images", ["set/{}.png", "set/train/{}.png", "set/photos/{}.png"])
+def test_a_likely_folder_of_masks_is_asked_for(tmp_path, images):
+    save(tmp_path, *(images.format(name) for name in "ab"), "set/masks/a.png")
+    source = (tmp_path / images).parent if "photos" in images else tmp_path / "set"
+    with pytest.raises(ValueError, match=r"If the masks are those in .*set/masks, give masks='.*set/masks'"):
+        open_masked_source(source)
 
 
 def test_masks_within_the_folder_of_the_images_are_no_images(tmp_path):

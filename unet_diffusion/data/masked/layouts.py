@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
 
 from unet_diffusion.data.annotations import CELLPOSE, is_cellpose_pickle, refuse_annotations
 from unet_diffusion.data.folders import FILE_READERS, IMAGE_SUFFIXES, images_of_split
@@ -63,12 +62,15 @@ def find_layout(folder: Path, split: str, masks: Path | None, affixes: Affixes) 
     Raises:
         ValueError: nothing tells masks from images, a folder has no image, or there are polygons instead of masks.
     """
-    own = masks is not None and masks.resolve() != folder.resolve()
-    if masks is not None and own:
+    if masks is not None and masks.resolve() != folder.resolve():
         return _two_folders(folder, masks, split, affixes)
+    usual = _usual_folders(folder, split, affixes)
+    if usual is not None:
+        return usual
     if affixes:
         return _one_folder(folder, split, affixes)
-    return _usual_folders(folder, split, stated=masks is not None)
+    refuse_annotations(folder)
+    raise _unclear(folder, split, stated=masks is not None)
 
 
 def _two_folders(folder: Path, masks: Path, split: str, affixes: Affixes) -> Layout:
@@ -86,11 +88,9 @@ def _two_folders(folder: Path, masks: Path, split: str, affixes: Affixes) -> Lay
     elif _inside(folder, masks):
         mask_home, mask_files = _outside(mask_home, mask_files, home)
         notes.append(f"files in {folder} are images; the masks are the other files of {masks}.")
-    images = _named(files, home, affixes.of_image, f"image_suffix is {affixes.image_suffix!r}", notes)
-    stated = f"the affixes are {affixes}"
-    return Layout(
-        images, _named(mask_files, mask_home, affixes.of_mask, stated, notes), (home, mask_home), affixes, tuple(notes)
-    )
+    images = _named(_below(home, files), home, affixes.of_image, affixes, notes)
+    by_mask = _named(_below(mask_home, mask_files), mask_home, affixes.of_mask, affixes, notes)
+    return Layout(images, by_mask, (home, mask_home), affixes, tuple(notes))
 
 
 def _one_folder(folder: Path, split: str, affixes: Affixes) -> Layout:
@@ -111,44 +111,33 @@ def _one_folder(folder: Path, split: str, affixes: Affixes) -> Layout:
         (images if is_image else masks if is_mask else neither).append(file)
     if others:
         notes.append(_left_out(others, home, affixes))
-    image_names = [(affixes.of_image(name_of(file.relative_to(home))), file) for file in images]
-    mask_names = [(affixes.of_mask(name_of(file.relative_to(home))), file) for file in masks]
-    return Layout(
-        by_name((name, file) for name, file in image_names if name is not None),
-        by_name((name, file) for name, file in mask_names if name is not None),
-        (home, home),
-        affixes,
-        tuple(notes),
-    )
+    by_image = _named(_below(home, images), home, affixes.of_image, affixes, notes)
+    by_mask = _named(_below(home, masks), home, affixes.of_mask, affixes, notes)
+    return Layout(by_image, by_mask, (home, home), affixes, tuple(notes))
 
 
-def _usual_folders(folder: Path, split: str, stated: bool) -> Layout:
-    """Finds folders of images and of masks with usual names.
-
-    Raises:
-        ValueError: there are none, or several of one kind; `stated` says that the user named this folder for both.
-    """
+def _usual_folders(folder: Path, split: str, affixes: Affixes) -> Layout | None:
+    """Finds folders of images and of masks with usual names; raises a ValueError if there are several of one kind."""
     images, masks = _children(folder, IMAGE_FOLDERS), _children(folder, MASK_FOLDERS)
     if len(images) == 1 and len(masks) == 1:
-        layout = _two_folders(images[0], masks[0], split, Affixes())
+        layout = _two_folders(images[0], masks[0], split, affixes)
         return replace(layout, notes=(_recognised(images[0], masks[0]), *layout.notes))
     if images and masks:
         raise _several(folder, [path.name for path in images], [path.name for path in masks])
     notes: list[str] = []
     home, files = _images_of_split(folder, split, notes)
-    found: dict[str, list[tuple[str, Path]]] = {}  # of each usual name: names without that folder, and files
+    found: dict[str, list[tuple[Path, Path]]] = {}  # of each usual name: paths without that folder, and files
     for file in files:
         path = file.relative_to(home)
         usual = [part for part in path.parts[:-1] if part.casefold() in IMAGE_FOLDERS | MASK_FOLDERS]
         if usual:
             rest = list(path.parts)
             rest.remove(usual[-1])
-            found.setdefault(usual[-1], []).append((name_of(Path(*rest)), file))
+            found.setdefault(usual[-1], []).append((Path(*rest), file))
     image_folders = sorted(name for name in found if name.casefold() in IMAGE_FOLDERS)
     mask_folders = sorted(name for name in found if name.casefold() in MASK_FOLDERS)
     if not (image_folders and mask_folders):
-        refuse_annotations(home)
-        _ask(folder, home, files, stated)
+        return None
     if len(image_folders) > 1 or len(mask_folders) > 1:
         raise _several(home, image_folders, mask_folders)
     image_folder, mask_folder = image_folders[0], mask_folders[0]
@@ -158,7 +147,9 @@ def _usual_folders(folder: Path, split: str, stated: bool) -> Layout:
     flat = all((home / name).is_dir() for name in (image_folder, mask_folder))
     places = (home / image_folder, home / mask_folder) if flat else (home, home)
     told = _recognised(*places) if flat else f"images lie in folders {image_folder}, masks in folders {mask_folder}."
-    return Layout(by_name(found[image_folder]), by_name(found[mask_folder]), places, notes=(told, *notes))
+    by_image = _named(found[image_folder], places[0], affixes.of_image, affixes, notes)
+    by_mask = _named(found[mask_folder], places[1], affixes.of_mask, affixes, notes)
+    return Layout(by_image, by_mask, places, affixes, (told, *notes))
 
 
 def _recognised(images: Path, masks: Path) -> str:
@@ -174,21 +165,25 @@ def _several(home: Path, images: list[str], masks: list[str]) -> ValueError:
     )
 
 
-def _ask(folder: Path, home: Path, files: list[Path], stated: bool) -> NoReturn:
-    """Raises a ValueError that asks where the masks are, with the affixes that the names suggest."""
-    guess = guess_in_one_folder({name_of(file.relative_to(home)) for file in files})
-    by_ending = _same_name_but_for_ending(home, files)
+def _unclear(folder: Path, split: str, stated: bool) -> ValueError:
+    """Returns the error that asks where the masks are, with what the names suggest.
+
+    `stated` says that the user named the folder for the images and for the masks.
+    """
+    home, files = _images_of_split(folder, split, [])
+    likely = _children(folder, MASK_FOLDERS) or _children(folder.parent, MASK_FOLDERS)
+    guess = guess_in_one_folder({name_of(path) for path, _ in _below(home, files)})
     if guess:
         advice = f"Names suggest that masks lie beside their images: if so, give {guess}."
-    elif by_ending:
-        advice = by_ending
+    elif likely:
+        advice = f"If the masks are those in {likely[0]}, give masks='{likely[0]}'."
     else:
-        advice = (
+        advice = _same_name_but_for_ending(home, files) or (
             "Give masks, the folder of the masks, or mask_suffix (or mask_prefix, image_suffix), by which the names of "
             "masks beside their images differ. For images alone, doctor has the option plain."
         )
     start = f"masks is {folder}, the folder of the images" if stated else f"{folder} has images, but no masks are named"
-    raise ValueError(f"{start}: the first names are {first([str(file.relative_to(home)) for file in files])}. {advice}")
+    return ValueError(f"{start}: the first names are {first([str(path) for path, _ in _below(home, files)])}. {advice}")
 
 
 def _same_name_but_for_ending(home: Path, files: list[Path]) -> str:
@@ -215,29 +210,34 @@ def _images_of_split(folder: Path, split: str, notes: list[str]) -> tuple[Path, 
     return home, [file for file in files if file not in set(pickles)] if pickles else files
 
 
+def _below(home: Path, files: list[Path]) -> list[tuple[Path, Path]]:
+    return [(file.relative_to(home), file) for file in files]
+
+
 def _named(
-    files: list[Path], home: Path, strip: Callable[[str], str | None], stated: str, notes: list[str]
+    files: list[tuple[Path, Path]], home: Path, strip: Callable[[str], str | None], affixes: Affixes, notes: list[str]
 ) -> dict[str, Path]:
-    names = [(strip(name_of(file.relative_to(home))), file) for file in files]
+    """Returns files by their paths without affixes and ending; those without an affix are left out, with a note."""
+    names = [(strip(name_of(path)), file) for path, file in files]
     kept = [(name, file) for name, file in names if name is not None]
     others = [file for name, file in names if name is None]
     if others and kept:
-        shown = first([file.name for file in others])
-        notes.append(f"{len(others)} files of {home} are left out, since {stated}: {shown}.")
+        notes.append(_left_out(others, home, affixes))
     return by_name(kept)
 
 
 def _left_out(files: list[Path], home: Path, affixes: Affixes) -> str:
-    return f"{len(files)} files of {home} are left out, since {affixes}: {first([file.name for file in files])}."
+    examples = first([file.name for file in files])
+    return f"{len(files)} files of {home} are left out, since their names do not fit {affixes}: {examples}."
 
 
 def _children(folder: Path, names: frozenset[str]) -> list[Path]:
     """Returns the subfolders that have one of the names, in any case, and hold an image."""
-    return [
-        entry
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and entry.name.casefold() in names and _holds_image(entry)
-    ]
+    try:
+        found = sorted(entry for entry in folder.iterdir() if entry.name.casefold() in names)
+    except OSError:  # `images_of_split` says so
+        return []
+    return [entry for entry in found if entry.is_dir() and _holds_image(entry)]
 
 
 def _holds_image(folder: Path) -> bool:
