@@ -119,7 +119,7 @@ def test_objects_are_numbered_and_classes_are_named(field, tmp_path):
     assert load_masked(named).train[0]["mask"].unique().tolist() == [0, 2]
     with pytest.raises(ValueError, match="class_names must be the background and then .*: cell, dirt"):
         load_masked(MaskedDataConfig(data=str(folder / "images"), class_names=("a", "b", "c"), **classes, **options))
-    with pytest.raises(ValueError, match="Numbers are rather objects"):
+    with pytest.raises(ValueError, match="the classes would be 0, 1, 2, .* If these are objects, give"):
         open_masked_source(folder / "dsb", masks_per_image="classes")
 
 
@@ -164,6 +164,8 @@ def test_the_documents_draw_polygons_into_masks(field, tmp_path):
 
 def test_a_file_of_polygons_is_named_before_anything_is_read(field):
     folder, _ = field("annotations_other_than_a_mask_per_picture")
+    with pytest.raises(ValueError, match="polygons or boxes of COCO"):
+        open_masked_source(folder / "coco.json")
     with pytest.raises(ValueError, match="polygons or boxes of COCO, but masks must be images.*Polygons to masks"):
         check_sources(MaskedOptions(data=str(folder / "images"), masks=str(folder / "coco.json")))
 
@@ -300,6 +302,7 @@ def test_masks_that_are_the_images_are_refused(tmp_path):
         ("images/{}.png", "masks/{}.png", "train"),
         ("JPEGImages/{}.png", "SegmentationClass/{}.png", "train"),
         ("imgs/{}.png", "GT/{}_gt.png", "train"),
+        ("image/{}.png", "Ground Truth/{}.png", "train"),
         ("train/images/{}.png", "train/masks/{}.png", "train"),
         ("val/Image/{}.png", "val/Mask/{}.png", "val"),
         ("images/val/{}.png", "masks/val/{}.png", "val"),
@@ -318,6 +321,13 @@ def test_usual_folders_are_found_and_told(tmp_path, images, masks, split):
     expected = [(images.format(i), masks.format(i)) for i in range(3)]
     assert found == [tuple(str(tmp_path / "set" / path) for path in couple) for couple in expected]
     assert "images" in opened.notes[0] and "masks" in opened.notes[0]
+
+
+def test_a_sibling_of_the_images_is_asked_for(field):
+    folder, _ = field("carvana_names_and_small_objects")
+    for source in (folder, folder / "train"):
+        with pytest.raises(ValueError, match="If the masks are those in .*train_masks, give masks='.*train_masks'"):
+            open_masked_source(source)
 
 
 def test_metadata_and_stated_columns_come_before_usual_folders(tmp_path):
@@ -363,6 +373,7 @@ def test_masks_within_the_folder_of_the_images_are_no_images(tmp_path):
         ("a.txt", "0 0.5 0.5 0.1 0.1\n", "boxes of YOLO"),
         ("a.xml", "<annotation><object><bndbox></bndbox></object></annotation>", "boxes of Pascal VOC"),
         ("a.json", '{"shapes": [{"points": []}], "imagePath": "a.png"}', "polygons of labelme"),
+        ("a.json", '{"annotations": [{"image_id": 1, "category_id": 1}]}', "polygons or boxes of COCO"),
         ("a.geojson", '{"type": "FeatureCollection", "features": [{"coordinates": []}]}', "polygons of GeoJSON"),
     ],
 )
@@ -387,6 +398,25 @@ def parts(folder: Path, **files: list[tuple[int, int]]) -> Path:
             mask[row, column] = 255
         Image.fromarray(mask).save(folder / f"{name}.png")
     return folder
+
+
+def test_another_set_has_the_classes_of_the_first(tmp_path):
+    save(tmp_path / "images", "a.png", "b.png")
+    parts(tmp_path / "masks/a", class_dirt=[(0, 0)])
+    parts(tmp_path / "masks/b", class_dirt=[(0, 1)])
+    options = {"masks": tmp_path / "masks", "masks_per_image": "classes"}
+    assert open_masked_source(tmp_path / "images", **options).class_names == ("background", "class_dirt")
+    opened = open_masked_source(tmp_path / "images", class_files=["cell", "dirt"], **options)
+    assert opened.class_names == ("background", "cell", "dirt")
+    assert opened.rows[1]["mask"] == [None, {"bytes": None, "path": str(tmp_path / "masks/b/class_dirt.png")}]
+
+
+def test_objects_with_names_of_their_own_are_no_classes(tmp_path):
+    save(tmp_path / "images", "a.png", "b.png")
+    parts(tmp_path / "masks/a", f1c0=[(0, 0)], aa27=[(0, 1)])
+    parts(tmp_path / "masks/b", e9b2=[(0, 1)])
+    with pytest.raises(ValueError, match="would be aa27, e9b2, f1c0, .* give masks_per_image='objects'"):
+        open_masked_source(tmp_path / "images", masks=tmp_path / "masks", masks_per_image="classes")
 
 
 def test_objects_that_overlap_are_told(tmp_path, caplog):

@@ -13,6 +13,17 @@ CELLPOSE = (
     "it is the pickled file of Cellpose's window, which is not opened, since pickles can run code. Save the masks from "
     "that window by File > Save masks as PNG/TIFF, and give those"
 )
+JSON_KINDS: tuple[tuple[set[str], str], ...] = (  # keys, and what a file with all of them holds
+    ({"shapes", "imagePath"}, "polygons of labelme"),
+    ({"shapes", "points"}, "polygons of labelme"),
+    ({"imageData", "imageHeight"}, "polygons of labelme"),
+    ({"image_id", "category_id"}, "polygons or boxes of COCO"),
+    ({"images", "file_name"}, "polygons or boxes of COCO"),
+    ({"features", "coordinates"}, "polygons of GeoJSON"),
+    ({"regions", "shape_attributes"}, "polygons of the VGG annotator"),
+    ({"exterior", "classTitle"}, "polygons of Supervisely"),
+    ({"polygonlabels"}, "polygons of Label Studio"),
+)
 YOLO_LINE = re.compile(r"\s*\d+((?:\s+[\d.eE+-]+){4,})\s*")
 BOX = 4  # numbers behind the class in a line of a YOLO box
 
@@ -34,15 +45,7 @@ def annotation_kind(file: Path) -> str | None:
 
 def _of_json(text: str) -> str | None:
     keys = set(re.findall(r'"(\w+)"\s*:', text))
-    if "shapes" in keys and {"imagePath", "points"} & keys:
-        return "polygons of labelme"
-    if "FeatureCollection" in text and "coordinates" in keys:
-        return "polygons of GeoJSON"
-    if {"regions", "shape_attributes"} <= keys:
-        return "polygons of the VGG annotator"
-    if "file_name" in keys and {"images", "annotations"} & keys:
-        return "polygons or boxes of COCO"
-    return None
+    return next((kind for needed, kind in JSON_KINDS if needed <= keys), None)
 
 
 def _of_text(text: str) -> str | None:

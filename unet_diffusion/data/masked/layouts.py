@@ -1,19 +1,20 @@
 """Which files of folders are images and which are masks, each with the name by which they are paired."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unet_diffusion.data.annotations import CELLPOSE, is_cellpose_pickle, refuse_annotations
 from unet_diffusion.data.folders import FILE_READERS, IMAGE_SUFFIXES, images_of_split
-from unet_diffusion.data.masked.pairing import Affixes, by_name, first, guess_in_one_folder, name_of
+from unet_diffusion.data.masked.pairing import LIKE_MASKS, Affixes, by_name, first, guess_in_one_folder, name_of
 
 # fmt: off
 IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "imagestr"})
 MASK_FOLDERS = frozenset({
     "masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass", "labelstr",
-    "gt", "ground_truth", "1st_manual",
+    "gt", "ground_truth", "groundtruth", "segmentation", "segmentations", "1st_manual",
 })
 # fmt: on
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -129,13 +130,13 @@ def _usual_folders(folder: Path, split: str, affixes: Affixes) -> Layout | None:
     found: dict[str, list[tuple[Path, Path]]] = {}  # of each usual name: paths without that folder, and files
     for file in files:
         path = file.relative_to(home)
-        usual = [part for part in path.parts[:-1] if part.casefold() in IMAGE_FOLDERS | MASK_FOLDERS]
+        usual = [part for part in path.parts[:-1] if _usual(part) in IMAGE_FOLDERS | MASK_FOLDERS]
         if usual:
             rest = list(path.parts)
             rest.remove(usual[-1])
             found.setdefault(usual[-1], []).append((Path(*rest), file))
-    image_folders = sorted(name for name in found if name.casefold() in IMAGE_FOLDERS)
-    mask_folders = sorted(name for name in found if name.casefold() in MASK_FOLDERS)
+    image_folders = sorted(name for name in found if _usual(name) in IMAGE_FOLDERS)
+    mask_folders = sorted(name for name in found if _usual(name) in MASK_FOLDERS)
     if not (image_folders and mask_folders):
         return None
     if len(image_folders) > 1 or len(mask_folders) > 1:
@@ -171,19 +172,30 @@ def _unclear(folder: Path, split: str, stated: bool) -> ValueError:
     `stated` says that the user named the folder for the images and for the masks.
     """
     home, files = _images_of_split(folder, split, [])
-    likely = _children(folder, MASK_FOLDERS) or _children(folder.parent, MASK_FOLDERS)
+    by_ending = _same_name_but_for_ending(home, files)
+    likely = _likely_masks(home)
     guess = guess_in_one_folder({name_of(path) for path, _ in _below(home, files)})
     if guess:
         advice = f"Names suggest that masks lie beside their images: if so, give {guess}."
+    elif by_ending:
+        advice = by_ending
     elif likely:
-        advice = f"If the masks are those in {likely[0]}, give masks='{likely[0]}'."
+        advice = f"If the masks are those in {' or '.join(map(str, likely))}, give masks='{likely[0]}'."
     else:
-        advice = _same_name_but_for_ending(home, files) or (
+        advice = (
             "Give masks, the folder of the masks, or mask_suffix (or mask_prefix, image_suffix), by which the names of "
             "masks beside their images differ. For images alone, doctor has the option plain."
         )
     start = f"masks is {folder}, the folder of the images" if stated else f"{folder} has images, but no masks are named"
     return ValueError(f"{start}: the first names are {first([str(path) for path, _ in _below(home, files)])}. {advice}")
+
+
+def _likely_masks(home: Path) -> list[Path]:
+    """Returns folders in or beside that of the images which are called like masks: `masks`, or `train_masks`."""
+    within = [path for path in _subfolders(home) if LIKE_MASKS.search(path.name)]
+    beside = [path for path in _subfolders(home.parent) if path != home and LIKE_MASKS.search(path.name)]
+    beside = [path for path in beside if _usual(path.name) in MASK_FOLDERS or home.name in path.name]
+    return [path for path in within + beside if _holds_image(path)]
 
 
 def _same_name_but_for_ending(home: Path, files: list[Path]) -> str:
@@ -202,12 +214,13 @@ def _images_of_split(folder: Path, split: str, notes: list[str]) -> tuple[Path, 
     if not _holds_image(folder):
         refuse_annotations(folder)
     home, files = images_of_split(folder, split)
-    pickles = [file for file in files if is_cellpose_pickle(file)]
-    if len(pickles) == len(files):
+    readable = [file for file in files if not is_cellpose_pickle(file)]
+    pickles = sorted(set(files).difference(readable))
+    if not readable:
         raise ValueError(f"{pickles[0]} cannot be read: {CELLPOSE}.")
     if pickles:
         notes.append(f"{len(pickles)} files such as {pickles[0].name} are left out: {CELLPOSE}.")
-    return home, [file for file in files if file not in set(pickles)] if pickles else files
+    return home, readable
 
 
 def _below(home: Path, files: list[Path]) -> list[tuple[Path, Path]]:
@@ -233,11 +246,18 @@ def _left_out(files: list[Path], home: Path, affixes: Affixes) -> str:
 
 def _children(folder: Path, names: frozenset[str]) -> list[Path]:
     """Returns the subfolders that have one of the names, in any case, and hold an image."""
+    return [entry for entry in _subfolders(folder) if _usual(entry.name) in names and _holds_image(entry)]
+
+
+def _usual(name: str) -> str:
+    return re.sub("[ -]", "_", name.casefold())
+
+
+def _subfolders(folder: Path) -> list[Path]:
     try:
-        found = sorted(entry for entry in folder.iterdir() if entry.name.casefold() in names)
-    except OSError:  # `images_of_split` says so
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:  # `images_of_split` says so, if the folder is one of images
         return []
-    return [entry for entry in found if entry.is_dir() and _holds_image(entry)]
 
 
 def _holds_image(folder: Path) -> bool:

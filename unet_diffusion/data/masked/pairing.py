@@ -257,6 +257,20 @@ def class_parts(extras: Iterable[str]) -> dict[str, str]:
     return {extra: parts[extra] if kept else extra for extra in distinct}
 
 
+def stated_parts(extras: Iterable[str], classes: Collection[str]) -> dict[str, str]:
+    """Returns the class for each text that names of masks have beyond those of their images: the longest in the text.
+
+    Texts that contain no class are named as `class_parts` does.
+    """
+    others = class_parts(extras)
+
+    def named(extra: str) -> str:
+        within = [name for name in classes if re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", extra)]
+        return max(within, key=len, default=others[extra])
+
+    return {extra: named(extra) for extra in others}
+
+
 def guess_affixes(images: Collection[str], masks: Collection[str]) -> Affixes | None:
     """Returns affixes by which all would find a partner of the same name; None if there are none."""
     image_files, mask_files = ({name.rpartition("/")[2] for name in names} for names in (images, masks))

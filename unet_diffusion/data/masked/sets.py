@@ -152,8 +152,8 @@ def load_labelled(
     part = _open(options, options.data, options.split, options.masks, class_names)
     if len(part.class_names) not in (0, num_classes):
         raise ValueError(
-            f"{part.name} has files of the classes {', '.join(part.class_names[1:])} beside the background, but the "
-            f"network has {num_classes} classes without names; give masks of one file an image."
+            f"{part.name} has files of the classes {', '.join(part.class_names[1:])}, but the network has "
+            f"{num_classes} classes without names; give masks with one file for each image."
         )
     cache, name = _cached(options, part)
     check_same_kind(f"images of {name}", cache.images, "the network takes", channels, pixel_range.dtype)

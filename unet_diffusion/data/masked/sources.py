@@ -1,7 +1,6 @@
 """Where images with masks come from: columns of a data set, or folders of files, paired by their names."""
 
-import filecmp
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,10 @@ import datasets
 from datasets import Dataset, Features
 
 from unet_diffusion.data.annotations import refuse_annotations
-from unet_diffusion.data.folders import (
-    IMAGE_SUFFIXES,
-    MOST_EXAMPLES,
-    check_folder,
-    check_masks,
-    check_text,
-    stored_path,
-)
+from unet_diffusion.data.folders import check_folder, check_masks, check_text, stored_path
 from unet_diffusion.data.masked.layouts import Layout, find_layout, holds_table
-from unet_diffusion.data.masked.pairing import (
-    NEARLY_ALL,
-    Affixes,
-    class_parts,
-    first,
-    group,
-    guess_affixes,
-    natural,
-    pair,
-    shifted,
-)
+from unet_diffusion.data.masked.matching import match
+from unet_diffusion.data.masked.pairing import Affixes
 from unet_diffusion.data.sources import find_image_column, listing, of_files, open_all_columns, stated_column, undecoded
 
 
@@ -62,7 +45,7 @@ def open_masked_source(
     mask_prefix: str | None = None,
     image_suffix: str | None = None,
     masks_per_image: str = "one",
-    class_files: Collection[str] | None = None,
+    class_files: Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
 ) -> MaskedSource:
     """Opens images with masks as a data set with undecoded columns `image`, `mask` and perhaps `instances`.
@@ -94,6 +77,8 @@ def open_masked_source(
     affixes = Affixes(image_suffix or "", mask_prefix or "", mask_suffix or "")
     folder = Path(source).expanduser()
     in_folders = masks is not None or bool(affixes)
+    if folder.is_file():
+        refuse_annotations(folder)
     columns_stated = (image_column, mask_column, instances_column) != (None, None, None)
     if in_folders or (not columns_stated and folder.is_dir() and not holds_table(folder, split)):
         if mask_column is not None or instances_column is not None:
@@ -141,154 +126,16 @@ def _mask_column(features: Features, image: str, stated: str | None, source: str
     return others[0]
 
 
-def _open_folders(layout: Layout, per_image: str, classes: Collection[str] | None) -> MaskedSource:
-    if per_image == "one":
-        pairs, way = pair(layout.images, layout.masks)
-        _refuse_shifted(layout)
-        if not pairs:
-            pairs, way = _single(layout), "by the beginning of their names, or by their folders"
-        found: dict[str, list[str | None]] = {image: [mask] for image, mask in pairs.items()}
-        names: list[str] = []
-    else:
-        groups = group(layout.images, layout.masks)
-        if not groups:
-            raise unpaired(layout)
-        way = f"by the names; the files of an image are its {per_image}"
-        found, names = _of_classes(groups, classes) if per_image == "classes" else (_of_objects(groups), [])
-    files = {image: [layout.masks[mask] if mask else None for mask in masks] for image, masks in found.items()}
-    used = {mask for masks in found.values() for mask in masks}
-    orphans = tuple(layout.masks[name] for name in sorted(layout.masks.keys() - used))
-    pairs_told = _told(layout, files, way)
-    _refuse_copies(layout, files)
-    rows = _rows(layout.images, files, per_image)
-    told = [f"the classes are the files of each image: {', '.join(names)}."] if names else []
-    return MaskedSource(rows, (*layout.notes, pairs_told, *told), orphans, ("background", *names) if names else ())
+def _open_folders(layout: Layout, per_image: str, classes: Sequence[str] | None) -> MaskedSource:
+    matched = match(layout, per_image, classes)
+    class_names = ("background", *matched.classes) if matched.classes else ()
+    rows = _rows(layout.images, matched.files, several=per_image != "one")
+    return MaskedSource(rows, (*layout.notes, *matched.notes), matched.orphans, class_names)
 
 
-def _refuse_shifted(layout: Layout) -> None:
-    if shifted(layout.images, layout.masks):
-        (image,), (mask,) = layout.images.keys() - layout.masks.keys(), layout.masks.keys() - layout.images.keys()
-        raise ValueError(
-            f"only image {image} has no mask and only mask {mask} has no image, the first of one row and the last of "
-            "the other, so that one may count from 0 and the other from 1. Rename the files of one if so; if the names "
-            f"are right, move {layout.images[image]} and {layout.masks[mask]} away."
-        )
-
-
-def _single(layout: Layout) -> dict[str, str]:
-    """Returns the pairs by `group`; raises a ValueError if there are none, or several masks of one image."""
-    groups = group(layout.images, layout.masks)
-    least = NEARLY_ALL * min(len(layout.images), len(layout.masks))
-    if not groups or len(groups) < least and sum(map(len, groups.values())) < least:
-        raise unpaired(layout)
-    several = next((image for image, masks in groups.items() if len(masks) > 1), None)
-    if several is not None:
-        masks = ", ".join(layout.masks[mask].name for mask in list(groups[several])[:MOST_EXAMPLES])
-        raise ValueError(
-            f"{layout.images[several].name} has {len(groups[several])} masks in {layout.places[1]}: {masks}. If each "
-            "is one object, give masks_per_image='objects'; if each is one class, masks_per_image='classes'; to use "
-            "one of them alone, give the mask_suffix that it has."
-        )
-    return {image: mask for image, masks in groups.items() for mask in masks}
-
-
-def _of_objects(groups: dict[str, dict[str, str]]) -> dict[str, list[str | None]]:
-    return {image: list(masks) for image, masks in groups.items()}
-
-
-def _of_classes(
-    groups: dict[str, dict[str, str]], stated: Collection[str] | None
-) -> tuple[dict[str, list[str | None]], list[str]]:
-    """Returns the masks of each image in the order of the classes, None for those without a file, and the classes."""
-    parts = class_parts(extra for masks in groups.values() for extra in masks.values())
-    occurring = sorted(set(parts.values()), key=natural)
-    classes = occurring if stated is None else list(stated)
-    unknown = [name for name in occurring if name not in classes]
-    if unknown:
-        raise ValueError(
-            f"masks of the classes {', '.join(unknown)} were found, but the classes are the background and "
-            f"{', '.join(classes)}; class_names must be the background and then the names that the files have: "
-            f"{', '.join(occurring)}."
-        )
-    if stated is None and all(name.isdecimal() or not name for name in occurring):
-        raise ValueError(
-            f"with masks_per_image='classes', the classes would be {', '.join(map(repr, occurring[:MOST_EXAMPLES]))}, "
-            "by what names of masks have beyond those of images. Numbers are rather objects: give "
-            "masks_per_image='objects', or state these classes by class_names, the background first."
-        )
-    found: dict[str, list[str | None]] = {}
-    for image, masks in groups.items():
-        ordered: list[str | None] = [None] * len(classes)
-        for mask, extra in masks.items():
-            place = classes.index(parts[extra])
-            if ordered[place] is not None:
-                raise ValueError(
-                    f"{ordered[place]} and {mask} are both masks of the class {parts[extra]} for the image {image}; "
-                    "remove or rename one."
-                )
-            ordered[place] = mask
-        found[image] = ordered
-    return found, classes
-
-
-def unpaired(layout: Layout) -> ValueError:
-    """Returns the error for masks of which none belongs to an image, with the options that settle it if names do."""
-    refuse_annotations(layout.places[1])
-    image_names, mask_names = list(layout.images), list(layout.masks)
-    without = f", without {layout.affixes}" if layout.affixes else ""
-    ending = _suffix_with_ending(layout)
-    guess = None if layout.affixes else guess_affixes(image_names, mask_names)
-    if ending:
-        advice = f"mask_suffix stands before the ending; give mask_suffix={ending!r}."
-    elif guess:
-        advice = f"Names suggest {guess}; give that if it is right."
-    else:
-        advice = (
-            "They must be equal except for the ending; what else names have is stated by image_suffix, mask_suffix and "
-            "mask_prefix."
-        )
-    return ValueError(
-        f"no image of {layout.places[0]} has a mask in {layout.places[1]}: the first names are {first(image_names)} "
-        f"and {first(mask_names)}{without}. {advice}"
-    )
-
-
-def _suffix_with_ending(layout: Layout) -> str:
-    """Returns the stated suffix without the ending of a file, if it has one and no name has the suffix."""
-    stated = Path("a" + layout.affixes.mask_suffix)
-    return stated.stem[1:] if not layout.masks and stated.suffix.lower() in IMAGE_SUFFIXES else ""
-
-
-def _told(layout: Layout, files: dict[str, list[Path | None]], way: str) -> str:
-    image, masks = next(iter(files.items()))
-    shown = ", ".join(mask.name for mask in masks[:MOST_EXAMPLES] if mask is not None)
-    without = f", without {layout.affixes}" if layout.affixes else ""
-    return f"images are paired with masks {way}{without}: {layout.images[image].name} with {shown}."
-
-
-def _refuse_copies(layout: Layout, files: dict[str, list[Path | None]]) -> None:
-    """Raises a ValueError if the first masks are the images themselves, or copies beside polygons or one in another."""
-    couples = [(layout.images[image], mask) for image, masks in list(files.items())[:MOST_EXAMPLES] for mask in masks]
-    if not all(mask is not None and _is_copy(image, mask) for image, mask in couples):
-        return
-    refuse_annotations(layout.places[1])
-    image, mask = couples[0]
-    one, other = (place.resolve() for place in layout.places)
-    if one in (other, *other.parents) or other in one.parents or image.resolve() == (mask or image).resolve():
-        raise ValueError(f"{mask} is the image {image} or a copy of it, but masks must be files of their own.")
-
-
-def _is_copy(image: Path, mask: Path) -> bool:
-    try:
-        return filecmp.cmp(image, mask, shallow=False)
-    except OSError:  # unreadable files are named when they are decoded
-        return False
-
-
-def _rows(images: dict[str, Path], files: dict[str, list[Path | None]], per_image: str) -> Dataset:
+def _rows(images: dict[str, Path], files: dict[str, list[Path | None]], several: bool) -> Dataset:
     """Returns the rows; a mask is one image, or for several files of an image a list of them."""
     value = datasets.Image(decode=False)
-    several = per_image != "one"
     masks = [[_stored(file) for file in files.get(image, [])] for image in images]
     columns: dict[str, list[Any]] = {
         "image": [_stored(file) for file in images.values()],
@@ -297,7 +144,7 @@ def _rows(images: dict[str, Path], files: dict[str, list[Path | None]], per_imag
     features = Features({"image": value, "mask": datasets.List(value) if several else value})
     used = [file for image in images for file in (images[image], *files.get(image, [])) if file is not None]
     rows = of_files(columns, features, used)
-    key = [rows._fingerprint, per_image, columns["mask"]]  # since other pairs may come of the same files
+    key = [rows._fingerprint, columns["mask"]]  # since other pairs may come of the same files
     return Dataset(rows.data, info=rows.info, fingerprint=datasets.fingerprint.Hasher.hash(key))
 
 
