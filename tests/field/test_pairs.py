@@ -438,6 +438,17 @@ def test_objects_that_overlap_are_told(tmp_path, caplog):
     assert "row 0 (a.png): 1 pixels" in found
 
 
+@pytest.mark.parametrize("several", ["objects", "classes"])
+def test_an_image_without_any_file_has_no_mask(tmp_path, several):
+    save(tmp_path / "images", "a.png", "b.png")
+    parts(tmp_path / "masks/a", cell=[(0, 0)])
+    options = {"masks": str(tmp_path / "masks"), "cache_dir": str(tmp_path / "cache"), "masks_per_image": several}
+    config = MaskedDataConfig(data=str(tmp_path / "images"), **options)
+    assert "that have no mask: 1" in " ".join(map(str, examine(config).errors))
+    with pytest.raises(ValueError, match="row 1.*: it has no mask"):
+        load_masked(config)
+
+
 @pytest.mark.parametrize("layout", ["a folder an image", "a folder a class", "names"])
 def test_layouts_of_classes(tmp_path, layout):
     save(tmp_path / "images", "id1.png", "id10.png")

@@ -145,7 +145,7 @@ def _usual_folders(folder: Path, split: str, affixes: Affixes) -> Layout | None:
     others = len(files) - len(found[image_folder]) - len(found[mask_folder])
     if others:
         notes.append(f"{others} files of {home} lie neither in a folder {image_folder} nor {mask_folder}: left out.")
-    flat = all((home / name).is_dir() for name in (image_folder, mask_folder))
+    flat = all(home / name in file.parents for name in (image_folder, mask_folder) for _, file in found[name])
     places = (home / image_folder, home / mask_folder) if flat else (home, home)
     told = _recognised(*places) if flat else f"images lie in folders {image_folder}, masks in folders {mask_folder}."
     by_image = _named(found[image_folder], places[0], affixes.of_image, affixes, notes)

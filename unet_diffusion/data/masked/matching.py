@@ -102,11 +102,12 @@ def _single(layout: Layout) -> dict[str, str]:
         raise _unpaired(layout)
     several = next((image for image, masks in groups.items() if len(masks) > 1), None)
     if several is not None:
-        masks = ", ".join(layout.masks[mask].name for mask in list(groups[several])[:MOST_EXAMPLES])
+        files = [layout.masks[mask].relative_to(layout.places[1]) for mask in groups[several]]
+        masks = ", ".join(map(str, files[:MOST_EXAMPLES]))
         raise ValueError(
             f"{layout.images[several].name} has {len(groups[several])} masks in {layout.places[1]}: {masks}. If each "
             "is one object, give masks_per_image='objects'; if each is one class, masks_per_image='classes'; to use "
-            "one of them alone, give the mask_suffix that it has."
+            "one of them alone, state it by mask_suffix, or by masks, the folder in which it lies."
         )
     return {image: mask for image, masks in groups.items() for mask in masks}
 
