@@ -1,6 +1,7 @@
 """What was understood of files from the field is said before any work: by the doctor, and by every training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -124,7 +125,10 @@ def test_masks_of_the_field_of_view_are_suspected(field, doctor):
 def test_images_given_as_masks_are_suspected(field, tmp_path):
     folder, _ = field("binary_masks_saved_as_jpeg")
     images = str(folder / "images")
-    report = examine(MaskedDataConfig(data=images, masks=images, cache_dir=str(tmp_path / "cache")))
+    with pytest.raises(ValueError, match="the folder of the images"):
+        examine(MaskedDataConfig(data=images, masks=images, cache_dir=str(tmp_path / "cache")))
+    copied = shutil.copytree(images, tmp_path / "copied")
+    report = examine(MaskedDataConfig(data=images, masks=str(copied), cache_dir=str(tmp_path / "cache")))
     assert report.refusal
     assert "all masks of" in str(report) and "are equal to their images" in str(report)
 

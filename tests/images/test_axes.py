@@ -51,8 +51,8 @@ def test_stated_axes_settle_every_shape(shape):
     [
         (
             (3, 64, 48),
-            r"its shape is \(3, 64, 48\), which may be 3 channels of 64 x 48 pixels, or 3 x 64 pixels with 48 channels\. "
-            r"Which axis .* axes='CHW' if it is the first, or axes='HWC' if it is the last",
+            r"its shape is \(3, 64, 48\), which may be 3 channels of 64 x 48 pixels, or 3 x 64 pixels with 48 "
+            r"channels\. Which axis .* axes='CHW' if it is the first, or axes='HWC' if it is the last",
         ),
         ((12, 64, 48), r"\(12, 64, 48\).*, or 12 images\. .*store each image in a file of its own\.$"),
         ((1, 64, 48), "which may be 1 channel of 64 x 48 pixels"),

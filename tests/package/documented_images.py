@@ -36,6 +36,7 @@ def make_images(folder: Path) -> None:
     for masked in (place / "labelled", place / "test", folder / "nuclei/labelled", folder / "nuclei/test"):
         objects(masked)
     other_forms(place)
+    polygons(place)
     noise(folder / "nuclei/images", count=8, side=16)
     for path in (folder / "nuclei/labelled/images").iterdir():
         shutil.copy(path, folder / "nuclei/images" / path.name.replace("0", "1", 1))
@@ -47,6 +48,27 @@ def make_images(folder: Path) -> None:
         norm_num_groups=4,
     )
     DDPMPipeline(stock, DDPMScheduler()).save_pretrained(folder / "ddpm-folder")
+
+
+def polygons(place: Path) -> None:
+    """The square of the first image as a polygon of labelme, YOLO and COCO."""
+    points = [[2, 2], [9, 2], [9, 9], [2, 9]]
+    name = min(path.stem for path in (place / "labelled/images").iterdir())
+    width, height = Image.open(place / f"labelled/images/{name}.png").size
+    shape = {"label": "cell", "shape_type": "polygon", "points": points}
+    record = {"imagePath": f"{name}.png", "imageWidth": width, "imageHeight": height, "shapes": [shape]}
+    part = {
+        "image_id": 7,
+        "category_id": 1,
+        "iscrowd": 0,
+        "segmentation": [[value for point in points for value in point]],
+    }
+    image = {"id": 7, "file_name": f"{name}.png", "width": width, "height": height}
+    for kind in ("labelme", "yolo"):
+        (place / kind).mkdir()
+    (place / f"labelme/{name}.json").write_text(json.dumps(record))
+    (place / "coco.json").write_text(json.dumps({"images": [image], "annotations": [part]}))
+    (place / f"yolo/{name}.txt").write_text("0 " + " ".join(f"{x / width} {y / height}" for x, y in points) + "\n")
 
 
 def train_runs() -> None:

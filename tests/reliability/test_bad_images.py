@@ -130,8 +130,8 @@ def _saved_to_disk(sandbox: Sandbox) -> None:
 
 def _other_names(sandbox: Sandbox) -> None:
     data = sandbox.images()
-    for path in (data / "masks").iterdir():
-        path.rename(path.with_name(f"mask-of-{path.name}"))
+    for letter, path in zip("abcdef", sorted((data / "masks").iterdir())):
+        path.rename(path.with_name(f"mask-{letter}.png"))
     sandbox.train_masks(data)
 
 

@@ -41,14 +41,15 @@ def test_a_folder_that_orphaned_workers_still_hold_is_waited_for(tmp_path):
     process.join()
 
 
-def test_a_run_from_before_self_training_inverting_and_colours_resumes_without_them(tmp_path):
+def test_a_run_from_before_some_options_resumes_without_them(tmp_path):
     before = {"joint": {"denoising_weight": 0.0}, "augmentation": {"flip": True}}
     now = {"joint": {**before["joint"], "self_training_weight": 0.0, "confidence": 0.9}}
     now["augmentation"] = {**before["augmentation"], "invert": 0.0, "colour": 0.0}
+    now["data"] = {"mask_prefix": None, "image_suffix": None, "masks_per_image": "one"}
     claim(tmp_path / "run", before)
     claim(tmp_path / "run", now)
     changes = (("joint", "self_training_weight", 1.0), ("augmentation", "invert", 0.5), ("augmentation", "colour", 0.3))
-    for section, key, value in changes:
+    for section, key, value in (*changes, ("data", "masks_per_image", "objects")):
         claim(tmp_path / key, before)
         with pytest.raises(ValueError, match=key):
             claim(tmp_path / key, {**now, section: {**now[section], key: value}})

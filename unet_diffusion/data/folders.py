@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unet_diffusion.data.annotations import refuse_annotations
 from unet_diffusion.data.config import SOURCES, InMemory, SourceOptions
 from unet_diffusion.files import readable
 from unet_diffusion.saved_index import read_object
@@ -320,6 +321,12 @@ def file_state(file: Path) -> tuple[Any, ...]:
     return stored_path(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK)
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """Returns the Parquet, Arrow and tar files of a folder or of its subfolder `data`."""
+    files = [file for place in (folder, folder / "data") for file in sorted(place.glob("*"))]
+    return [file for file in files if file.suffix.lower() in FILE_READERS and file.name not in METADATA]
+
+
 def stored_path(file: Path) -> str:
     """Returns a path as text for a column: a path that is not UTF-8 becomes a URL, which keeps its bytes."""
     return str(file) if readable(str(file)) == str(file) else file.absolute().as_uri()
@@ -365,6 +372,13 @@ def check_folder(name: str, folder: Path, why: str = "") -> None:
         raise ValueError(f"{name} is {folder}, which is not a folder{why}.")
 
 
+def check_masks(folder: Path) -> None:
+    """Raises a ValueError unless the folder of masks exists; a file of polygons is called that."""
+    if folder.is_file():
+        refuse_annotations(folder)
+    check_folder("masks", folder)
+
+
 def check_outside(output: Path, *sources: str | None) -> None:
     """Raises a ValueError for an output in a folder of the data, whose images the run's own would join."""
     for source in sources:
@@ -388,16 +402,17 @@ def check_sources(options: SourceOptions) -> None:
 
     This imports nothing slow. A name that may be a data set on the Hub is left for `open_source` to find.
     """
-    masks, suffix = getattr(options, "masks", None), getattr(options, "mask_suffix", None)
+    masks = getattr(options, "masks", None)
+    affixes = [getattr(options, name, None) for name in ("image_suffix", "mask_prefix", "mask_suffix")]
     for source in (options.data, getattr(options, "validation_data", None)):
         if source is None or source == DIGITS or isinstance(source, InMemory):
             continue
         check_text(source)
         path = os.path.expanduser(source)
-        if masks is not None or suffix is not None:
+        if masks is not None or any(affixes):
             check_folder("data", Path(path), "; masks and mask_suffix are for folders of images")
         elif not (is_hub_name(source) or os.path.exists(path) or any(glob.iglob(path, recursive=True))):
             raise unknown_source(source, "there is no such file or folder")
     for folder in (masks, getattr(options, "validation_masks", None)):
         if folder is not None and not isinstance(folder, InMemory):
-            check_folder("masks", Path(folder).expanduser())
+            check_masks(Path(folder).expanduser())

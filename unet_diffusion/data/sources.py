@@ -22,7 +22,6 @@ from unet_diffusion.data.folders import (
     FILE_READERS,
     IMAGE_SUFFIXES,
     IMAGE_WORDS,
-    METADATA,
     check_no_masks_among,
     check_only_split,
     check_text,
@@ -33,6 +32,7 @@ from unet_diffusion.data.folders import (
     looks_like_masks,
     some,
     stored_path,
+    tables_in,
     top_folders,
     unknown_source,
 )
@@ -159,7 +159,7 @@ def open_all_columns(
         check_only_split(source, split)
         return Source(saved)
     if path.is_dir():
-        tables = _tables(path)
+        tables = tables_in(path)
         if tables:
             return _open_tables(source, path, tables, split, streaming, cache_dir)
         return _open_folder(path, split, trust_classes)
@@ -215,12 +215,6 @@ def _digits() -> Iterator[dict[str, Any]]:
     pixels, labels = mnist_data()  # (5000, 784) and (5000,), sorted by digit
     for row in np.arange(5000).reshape(10, 500).T.flat:  # so that the first rows hold every digit
         yield {"image": pixels[row].reshape(28, 28).astype(np.uint8), "label": int(labels[row])}
-
-
-def _tables(folder: Path) -> list[Path]:
-    """Returns the Parquet, Arrow and tar files of a folder or of its subfolder `data`."""
-    files = [file for place in (folder, folder / "data") for file in sorted(place.glob("*"))]
-    return [file for file in files if file.suffix.lower() in FILE_READERS and file.name not in METADATA]
 
 
 def _open_tables(

@@ -102,6 +102,7 @@ def labelled_for(pipe: SegmentationPipeline, options: MaskedOptions) -> MaskedDa
         channels=pipe.unet.config.in_channels,
         pixel_range=pipe.pixel_range,
         palette=pipe.palette,
+        class_names=pipe.class_names,
     )
 
 

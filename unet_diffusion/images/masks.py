@@ -36,6 +36,7 @@ class DecodedMask:
     pages: int = 1  # frames of an animation, or pages of a TIFF
     unread_pages: int = 0  # pages that are left out: all frames but the first, or pages of another size
     white_is_zero: bool = False  # a TIFF whose lookup table is inverted: 0 is shown white, but remains 0
+    overlap: int = 0  # pixels that several files of the mask mark
 
 
 def decode_mask(source: ImageLike, *, reading: MaskReading = "values", axes: AxisOrder | None = None) -> DecodedMask:

@@ -12,7 +12,14 @@ from unet_diffusion.files import remove_leftovers, write_json
 from unet_diffusion.training.config import FREE_TO_CHANGE
 
 # The values of options in runs from before these options existed.
-FORMER = {"task": "generation", "self_training_weight": 0.0, "confidence": 0.9, "invert": 0.0, "colour": 0.0}
+FORMER = {
+    "task": "generation",
+    "self_training_weight": 0.0,
+    "confidence": 0.9,
+    "invert": 0.0,
+    "colour": 0.0,
+    "masks_per_image": "one",
+}
 RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # former names of options
 WORKERS_END = 6.0  # seconds; every 5 the data workers of PyTorch check that their process lives
 

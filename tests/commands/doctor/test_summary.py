@@ -72,6 +72,12 @@ def test_lines_align_columns_and_indent_tables_and_notes():
     assert table.without("name").header == ("class", "pixels")
 
 
+def of_masks(config: MaskedDataConfig) -> tuple[str, ...]:
+    """The lines of the summary that are about the masks."""
+    lines = examine(config).summary.lines()
+    return lines[next(place for place, line in enumerate(lines) if line.startswith("masks:")) :]
+
+
 def test_images_are_counted_with_size_channels_and_values(tmp_path):
     config = plain(tmp_path, [noise(number) for number in range(4)], validation_fraction=0.25)
     assert examine(config).summary.lines() == (
@@ -116,7 +122,7 @@ def test_named_validation_and_unlabelled_images_have_sections_of_their_own(tmp_p
 def test_each_class_has_its_value_name_share_and_number_of_images(tmp_path):
     masks = [quarter(0, 1), quarter(2, 1), quarter(4, 2), quarter(6, 255)]
     config = masked(tmp_path, masks, class_names=("background", "cell", "nucleus", "debris"))
-    assert examine(config).summary.lines()[2:8] == (
+    assert of_masks(config) == (
         f"masks: {config.masks}: 4 masks, 4 classes (indices)",
         "  class  value  name        pixels  images",
         "  0      0      background   75.0%       4",
@@ -128,8 +134,7 @@ def test_each_class_has_its_value_name_share_and_number_of_images(tmp_path):
 
 def test_colours_are_shown_as_they_are_written_in_mask_colours(tmp_path):
     coloured = [np.stack([quarter(row, 255), *[np.zeros((8, 8), np.uint8)] * 2], -1) for row in (0, 2, 4)]
-    lines = examine(masked(tmp_path, coloured)).summary.lines()
-    assert lines[3:] == (
+    assert of_masks(masked(tmp_path, coloured))[1:] == (
         "  class  value    pixels  images",
         "  0      #000000   75.0%       3",
         "  1      #ff0000   25.0%       3",
@@ -145,12 +150,12 @@ def test_values_without_a_class_have_a_line(tmp_path):
 
 def test_values_of_unclear_meaning_are_listed(tmp_path):
     many = np.arange(3, 131, 2, dtype=np.uint8).reshape(8, 8)
-    report = examine(masked(tmp_path, [many, many.T, many[::-1].copy()]))
-    lines = report.summary.lines()
-    assert lines[2].endswith("3 masks, whose values have no certain meaning")
-    assert lines[3:5] == ("  value  pixels  images", "  3        1.6%       3")
+    config = masked(tmp_path, [many, many.T, many[::-1].copy()])
+    lines = of_masks(config)
+    assert lines[0].endswith("3 masks, whose values have no certain meaning")
+    assert lines[1:3] == ("  value  pixels  images", "  3        1.6%       3")
     assert lines[-1] == "  and 52 more values"
-    assert report.refusal
+    assert examine(config).refusal
 
 
 def test_what_an_encoding_notes_and_names_is_shown():
@@ -169,7 +174,7 @@ def test_what_an_encoding_notes_and_names_is_shown():
 
 def test_instance_maps_are_shown_as_one_class(tmp_path):
     config = masked(tmp_path, [quarter(0, 7), quarter(2, 9)], mask_encoding="instances")
-    assert examine(config).summary.lines()[2:] == (
+    assert of_masks(config) == (
         f"masks: {config.masks}: 2 masks, 2 classes (instances)",
         "  class  value    pixels  images",
         "  0      0         75.0%       2",
@@ -244,7 +249,7 @@ def test_questions_about_mask_files_and_about_all_values(tmp_path, monkeypatch):
     report = examine(config)
     assert report.errors == ()
     assert str(report.questions[0]) == "question: masks hold 0, 38. Give mask_encoding='binary' or 'palette'."
-    assert [line.split() for line in report.summary.lines()[4:]] == [["0", "75.0%", "3"], ["38", "25.0%", "3"]]
+    assert [line.split() for line in of_masks(config)[2:]] == [["0", "75.0%", "3"], ["38", "25.0%", "3"]]
     monkeypatch.setattr(row_facts, "_note_mask", ask)
     config.cache_dir = str(tmp_path / "another")
     (per_file, *_) = examine(config).questions

@@ -136,14 +136,14 @@ def test_wrong_sources_are_refused(tmp_path):
         (source, {"instances_column": "mask"}, "mask_encoding='instances' alone"),
         (source, {"instances_column": "nuclei"}, "no such column"),
         (source, {"masks": "/absent"}, "/absent, which is not a folder"),
-        (folder, {}, "no column of masks"),
+        (folder, {}, "has images, but no masks are named: the first names are a.jpg, a.png, b.png. Give masks"),
         (folder, {"mask_suffix": "_m"}, "a.jpg and .*a.png have the same name"),
         (folder, {"masks": folder, "mask_column": "mask"}, "for data sets with columns"),
     ):
         with pytest.raises(ValueError, match=message):
             open_masked_source(data, **options)
     (folder / "a.jpg").unlink()
-    with pytest.raises(ValueError, match=r"no image of .* has a mask.*a, b and none, without the suffix '_m'"):
+    with pytest.raises(ValueError, match=r"no image of .* has a mask.*a, b and none, without mask_suffix='_m'"):
         open_masked_source(folder, mask_suffix="_m")
 
 

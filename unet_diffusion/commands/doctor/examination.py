@@ -34,6 +34,7 @@ class Examined:
     facts: list[RowFacts]
     streamed: bool = False  # the facts are those of the first rows of a stream
     orphans: tuple[Path, ...] = ()  # masks without an image
+    class_names: tuple[str, ...] = ()  # of the files of masks, if there is one for each class
 
 
 def present(config: DataConfig | MaskedDataConfig, unlabelled: str | None = None, quiet: bool = False) -> Summary:
@@ -73,6 +74,7 @@ def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False, un
     further = [_open_unlabelled(config, unlabelled)] if unlabelled is not None else []
     sections, found = _judge_images(config, [*examined, *further])
     if isinstance(config, MaskedDataConfig):
+        config = masked_sets.with_class_names(config, examined[0].class_names)
         of_masks, found_in_masks = _judge_masks(config, examined)
         sections, found = sections + of_masks, found + found_in_masks
     found += duplicate_findings({_name_of(each, examined): each.facts for each in examined})
@@ -91,7 +93,9 @@ def _open(config: DataConfig | MaskedDataConfig, part: PartName) -> Examined:
     if isinstance(config, MaskedDataConfig):
         of_masks = masked_sets.open_part(config, part)
         facts = gather_facts(of_masks.rows, config.mask_reading, config.cache_dir, config.axes)
-        return Examined(part, of_masks.name, of_masks.notes, facts, orphans=of_masks.orphans)
+        return Examined(
+            part, of_masks.name, of_masks.notes, facts, orphans=of_masks.orphans, class_names=of_masks.class_names
+        )
     opened = sets.open_part(config, part, streaming=config.streaming and part == "train")
     if isinstance(opened.rows, IterableDataset):
         return Examined(

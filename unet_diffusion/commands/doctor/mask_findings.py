@@ -64,6 +64,11 @@ def mask_findings(
         "as drawn on the upright images, which their sizes cannot confirm; look at some.",
         [fact.name for fact in facts if fact.may_be_turned],
     )
+    found += about(
+        "warning",
+        f"masks of {name} in which objects overlap: {{count}}. The object with the later name keeps the pixels.",
+        [f"{fact.name}: {fact.overlap} pixels" for fact in facts if fact.overlap],
+    )
     masked = [fact for fact in facts if fact.keys]
     found += _palettes(masked, name) + _likeness(masked, name)
     if encoding is None or not masked:

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from unet_diffusion.checks import Question
 from unet_diffusion.data.cache import each_row, written_once
-from unet_diffusion.data.masked.cache import is_missing
 from unet_diffusion.data.masked.config import Reading
+from unet_diffusion.data.masked.parts import is_missing
 from unet_diffusion.data.masked.reading import read_labels
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.data.streaming import rows_of
@@ -23,7 +23,7 @@ from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 4  # of the stored facts; after a change of what a field means, old ones are not read
+FORMAT = 5  # of the stored facts; after a change of what a field means, old ones are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 SLOW = 1000  # rows; a longer examination shows its progress
 STREAMED = 100  # rows that are examined of a stream
@@ -54,6 +54,7 @@ class RowFacts:
     mask_is_image: bool = False  # the mask equals the image
     lossy: str = ""  # format of the mask's file, if it changes values
     objects: bool = False  # the values of the mask look like numbers of objects
+    overlap: int = 0  # pixels that several files of the mask mark
     may_be_turned: bool = (
         False  # only the image states an orientation, and the sizes do not show which one the mask has
     )
@@ -151,7 +152,7 @@ def _note_mask(
 ) -> None:
     labels = read_labels(sources, image, reading, axes)
     mask, keys = labels.mask, labels.mask.keys
-    facts.palette, facts.objects = list(mask.palette.items()), labels.objects
+    facts.palette, facts.objects, facts.overlap = list(mask.palette.items()), labels.objects, mask.overlap
     facts.lossy = mask.format if mask.lossy else ""
     if image is not None:
         known = image.orientation in QUARTER_TURNED and keys.shape[0] != keys.shape[1]  # from the sizes

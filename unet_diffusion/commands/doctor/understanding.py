@@ -30,7 +30,7 @@ def describe_images(
         figures.append(f"values {min(fact.low for fact in usable):g} to {max(fact.high for fact in usable):g}")
     if len(usable) < len(facts):
         figures.append(f"{len(facts) - len(usable)} of them cannot be used")
-    return Section(f"{part}: {name}: {', '.join(figures)}", tuple(notes))
+    return Section(f"{part}: {name}: {', '.join(figures)}", tuple(note.rstrip(".") for note in notes))
 
 
 def describe_masks(

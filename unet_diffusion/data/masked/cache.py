@@ -1,6 +1,7 @@
 """Images and their masks, which are decoded once and kept in memory-mapped files."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ import numpy as np
 
 from unet_diffusion.data.cache import ImageCache, ImageWriter, PixelFile, each_row, opened, report_broken, written_once
 from unet_diffusion.data.masked.config import Reading
+from unet_diffusion.data.masked.parts import is_missing
 from unet_diffusion.data.masked.reading import read_labels
 from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.data.sources import image_reader
@@ -21,7 +23,9 @@ from unet_diffusion.images.masks import Colour, DecodedMask, describe_keys
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.segmentation.instances import separate_instances
 
-FORMAT = 2  # of the files below; after a change, old caches are not read
+logger = logging.getLogger(__name__)
+
+FORMAT = 3  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
 MOST_EXACT_KEYS = 128  # of brightness above 8 bits; further ones are rounded down to a multiple of the step
 STEP = 1024  # divides half of the range of 16 bits, at which binary masks are split
@@ -187,11 +191,6 @@ def _present(row: dict[str, Any], column: str, readers: dict[str, Callable[[Any]
     return readers[column](row[column])
 
 
-def is_missing(value: Any) -> bool:
-    """Returns whether a value of a column of images is empty."""
-    return value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None)
-
-
 def _check_size(labels: np.ndarray | None, image: Decoded, name: str) -> None:
     """Raises a ValueError if a mask has another size than its image."""
     height, width = image.pixels.shape[:2]
@@ -215,6 +214,7 @@ def _write(
     counted: list[dict[int, int]] = []
     lossy: list[str] = []
     objects: list[bool] = []
+    overlapping = 0
     has_instances = reading == "instances" or "instances" in dataset.features
     with ExitStack() as stack:
         writer = stack.enter_context(ImageWriter(folder))
@@ -230,6 +230,7 @@ def _write(
                 writer.leave_out(row, problem)
                 continue
             writer.append(example.image)
+            overlapping += example.mask.overlap > 0
             files["codes"].write(codes.data)
             if example.instances is not None:
                 separated = separate_instances(example.instances)
@@ -240,6 +241,10 @@ def _write(
             lossy.append(example.mask.format if example.mask.lossy else "")
             objects.append(example.objects)
         writer.finish(name)
+    if overlapping:
+        logger.warning(
+            "objects overlap in %d masks of %s; of two objects, the later one keeps the pixels", overlapping, name
+        )
     keys = list(table.positions)
     np.save(folder / "rows.npy", np.array(rows, dtype=np.int64))
     np.save(folder / "counts.npy", np.array([[counts.get(key, 0) for key in keys] for counts in counted]))

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from unet_diffusion.checks import is_count, is_number, require, require_each
+from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each
 from unet_diffusion.data.config import Data, ImageOptions, SourceOptions
 from unet_diffusion.data.masked.encoding import check_encoding, parse_colours
 from unet_diffusion.data.masked.labelmap import LabelMap, find_labelmap
@@ -20,6 +20,7 @@ READINGS: dict[str, Reading] = {
     "palette": "colours",
     "instances": "instances",
 }
+SEVERAL = {"one": None, "objects": "instances", "classes": "indices"}  # encoding of the files of an image, merged
 
 
 @dataclass
@@ -34,6 +35,13 @@ class MaskedOptions(SourceOptions):
     """Folder of masks, named like their images except for the ending; `data` is then a folder of images."""
     mask_suffix: str | None = None
     """End of the names of masks before the ending, such as "_mask"; without `masks`, masks lie beside their images."""
+    mask_prefix: str | None = None
+    """Beginning of the names of masks, such as "mask_"."""
+    image_suffix: str | None = None
+    """End of the names of images before the ending that their masks lack, such as "_0000" or "_img"."""
+    masks_per_image: Literal["one", "objects", "classes"] = "one"
+    """"one"; "objects" if an image has a file for each object, which become instances; "classes" if it has a file for
+    each class, which is called by what the file's name has beyond the image's. 0: neither object nor class."""
     mask_encoding: str = "auto"
     """Meaning of mask values: "indices" of classes (255: ignored), "binary" (two classes, split at mask_threshold),
     "palette" (each colour or value is a class, black first), "instances" (0: background, above: class 1). "auto" takes
@@ -49,7 +57,10 @@ class MaskedOptions(SourceOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         part = "must be part of a name, such as '_mask'"
-        require_each(self, ["mask_suffix"], lambda suffix: suffix != "" and "/" not in suffix, part)
+        affixes = ["mask_suffix", "mask_prefix", "image_suffix"]
+        require_each(self, affixes, lambda affix: affix != "" and "/" not in affix, part)
+        require_choice("masks_per_image", self.masks_per_image, tuple(SEVERAL))
+        self.mask_encoding = self._encoding_of_several()
         if self.mask_encoding == "instances" and self.instances_column is not None:
             raise ValueError(
                 "mask_encoding is 'instances', so the masks are the instance maps; leave out instances_column."
@@ -57,6 +68,17 @@ class MaskedOptions(SourceOptions):
         above = "must be a value above 0"
         require_each(self, ["mask_threshold"], lambda value: is_number(value) and 0 < value < math.inf, above)
         check_encoding(self.mask_encoding, self.colours, self.mask_threshold)
+
+    def _encoding_of_several(self) -> str:
+        """Returns the encoding that the masks have once the files of an image are merged into one."""
+        merged = SEVERAL[self.masks_per_image]
+        if merged is None or (self.mask_encoding in ("auto", merged) and self.mask_colours is None):
+            return merged or self.mask_encoding
+        given = "mask_colours are given" if self.mask_colours else f"mask_encoding is {self.mask_encoding!r}"
+        raise ValueError(
+            f"{given}, but masks_per_image is {self.masks_per_image!r}, whose merged files are {merged!r}; leave that "
+            "out."
+        )
 
     @property
     def colours(self) -> dict[Colour, int] | None:

@@ -264,8 +264,6 @@ def _index_encoding(seen: SeenMasks, kind: str, num_classes: int | None, notes: 
             "and mask_encoding='instances' takes them for objects"
         )
         notes = (*notes, of_objects)
-    if IGNORE_INDEX in found:
-        notes = (*notes, f"{IGNORE_INDEX} is ignored")
     classes = {**{label: label for label in range(count)}, IGNORE_INDEX: IGNORE_INDEX}
     return MaskEncoding(classes, count, shown, kind, notes=notes)
 
@@ -276,9 +274,7 @@ def _binary_encoding(
     found, count = seen.keys, num_classes or 2
     if threshold is None and len(found) == 2:
         classes = {found[0]: 0, found[1]: 1}
-        return MaskEncoding(
-            classes, count, None, "binary", None, None, (*notes, f"{found[0]} is class 0, {found[1]} is class 1")
-        )
+        return MaskEncoding(classes, count, None, "binary", None, None, notes)
     if threshold is None:
         threshold = _half(max(found, default=0))
         ask_about_mixed_masks(seen, threshold)

@@ -8,15 +8,14 @@ import numpy as np
 from scipy import ndimage
 
 from unet_diffusion.data.masked.config import Reading
+from unet_diffusion.data.masked.parts import read_mask
 from unet_diffusion.data.masked.questions import FEWEST_OBJECTS
 from unet_diffusion.data.masked.seen import highest_of_run
 from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded
 from unet_diffusion.images.masks import (
     DecodedMask,
-    MaskReading,
     decode_instances,
-    decode_mask,
     fit_orientation,
     instance_numbers,
 )
@@ -53,8 +52,7 @@ def read_labels(
     Raises:
         ValueError: a file cannot be decoded, or does not hold what the reading asks for.
     """
-    how: MaskReading = "values" if reading == "instances" else reading
-    mask = decode_mask(sources["mask"], reading=how, axes=axes)
+    mask = read_mask(sources["mask"], reading, axes)
     instances = None
     if reading == "instances":
         instances = instance_numbers(mask)

@@ -67,12 +67,14 @@ class MaskedPart:
         name: of the source and the split, for messages.
         notes: what was understood about the files, as sentences for the summary of the data.
         orphans: masks without an image.
+        class_names: of masks with a file for each class, the background first; else empty.
     """
 
     rows: Dataset
     name: str
     notes: tuple[str, ...] = ()
     orphans: tuple[Path, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
@@ -91,7 +93,9 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
             other channels, dtype or mask values.
         ImportError: a file needs a package that is not installed.
     """
-    cache, name = _cached(config, open_part(config, "train"), config.mask_reading)
+    part = open_part(config, "train")
+    config = with_class_names(config, part.class_names)
+    cache, name = _cached(config, part, config.mask_reading)
     encoding = settled_encoding(config, cache.seen)
     table = _table(encoding, cache, name)
     rows, held_out = hold_out(len(cache), config)
@@ -129,6 +133,7 @@ def load_labelled(
     pixel_range: PixelRange,
     palette: Sequence[Sequence[int]] | None = None,
     saved: MaskEncoding | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> MaskedDataset:
     """Opens one whole set of images and masks, such as a test set, for a trained network.
 
@@ -143,6 +148,7 @@ def load_labelled(
         palette: red, green and blue of each class of the network, for masks in colour without `mask_colours`.
         saved: meaning of the masks that the network was trained on, if its run knows it; with it, masks are read as
             those were, unless the options state their meaning.
+        class_names: of the network, the background first, for masks with a file for each class.
 
     Raises:
         ValueError: the source, the split or a column does not exist; too many rows are broken; the images have other
@@ -150,8 +156,13 @@ def load_labelled(
             matched with the classes of the network.
         ImportError: a file needs a package that is not installed.
     """
-    opened = _open(options, options.data, options.split, options.masks)
-    cache, name = _cached(options, opened, reading_of_others(options, saved))
+    part = _open(options, options.data, options.split, options.masks, class_names)
+    if len(part.class_names) not in (0, num_classes):
+        raise ValueError(
+            f"{part.name} has files of the classes {', '.join(part.class_names[1:])}, but the network has "
+            f"{num_classes} classes without names; give masks with one file for each image."
+        )
+    cache, name = _cached(options, part, reading_of_others(options, saved))
     check_same_kind(f"images of {name}", cache.images, "the network takes", channels, pixel_range.dtype)
     encoding = encoding_of_others(options, cache.seen, num_classes, palette, saved, name)
     table = _table(encoding, cache, f"{name}, for a network of {num_classes} classes")
@@ -164,19 +175,30 @@ def load_labelled(
     return dataset
 
 
+def with_class_names(config: MaskedDataConfig, names: tuple[str, ...]) -> MaskedDataConfig:
+    """Returns the options with the classes that the files of masks name, unless the user states any.
+
+    Raises:
+        ValueError: `num_classes` is stated and is another number.
+    """
+    return config if not names or config.class_names is not None else replace(config, class_names=names)
+
+
 def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> MaskedPart:
     """Opens the rows to train on, or those of a named validation set, by `open_masked_source`."""
     source, split, masks = config.data, config.split, config.masks
     if part == "validation":
         source, split = config.validation_data or config.data, config.validation_split or "train"
         masks = config.validation_masks or config.masks
-    opened = _open(config, source, split, masks)
+    opened = _open(config, source, split, masks, config.class_names)
     if part == "train" and config.max_labels is not None and config.max_labels < len(opened.rows):
         return replace(opened, rows=opened.rows.select(range(config.max_labels)))
     return opened
 
 
-def _open(options: MaskedOptions, source: str, split: str, masks: str | None) -> MaskedPart:
+def _open(
+    options: MaskedOptions, source: str, split: str, masks: str | None, class_names: Sequence[str] | None
+) -> MaskedPart:
     opened = open_masked_source(
         source,
         split,
@@ -185,9 +207,13 @@ def _open(options: MaskedOptions, source: str, split: str, masks: str | None) ->
         instances_column=options.instances_column,
         masks=masks,
         mask_suffix=options.mask_suffix,
+        mask_prefix=options.mask_prefix,
+        image_suffix=options.image_suffix,
+        masks_per_image=options.masks_per_image,
+        class_files=None if class_names is None else class_names[1:],
         cache_dir=options.cache_dir,
     )
-    return MaskedPart(opened.rows, part_name(source, split), opened.notes, opened.orphans)
+    return MaskedPart(opened.rows, part_name(source, split), opened.notes, opened.orphans, opened.class_names)
 
 
 def _cached(config: MaskedOptions, opened: MaskedPart, reading: Reading) -> tuple[MaskedCache, str]:

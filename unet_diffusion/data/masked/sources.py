@@ -1,5 +1,6 @@
-"""Where images with masks come from: columns of a data set, two folders, or one folder with a suffix."""
+"""Where images with masks come from: columns of a data set, or folders of files, paired by their names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,15 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features
 
+from unet_diffusion.data.annotations import refuse_annotations
 from unet_diffusion.data.config import Data, InMemory
-from unet_diffusion.data.folders import (
-    MOST_EXAMPLES,
-    check_folder,
-    check_text,
-    images_of_split,
-    stored_path,
-)
+from unet_diffusion.data.folders import check_folder, check_masks, check_text, stored_path
+from unet_diffusion.data.masked.layouts import Layout, find_layout, holds_table
+from unet_diffusion.data.masked.matching import match
 from unet_diffusion.data.masked.memory import masked_rows
+from unet_diffusion.data.masked.pairing import Affixes
 from unet_diffusion.data.memory import as_source
 from unet_diffusion.data.sources import find_image_column, listing, of_files, open_all_columns, stated_column, undecoded
-from unet_diffusion.files import readable
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,13 @@ class MaskedSource:
         rows: undecoded columns `image`, `mask` and perhaps `instances`; the mask of an image without one is empty.
         notes: sentences for the summary of the data, such as "34 files were left out: 34 .heic".
         orphans: masks without an image.
+        class_names: of masks with a file for each class, the background first; else empty.
     """
 
     rows: Dataset
     notes: tuple[str, ...] = ()
     orphans: tuple[Path, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def open_masked_source(
@@ -45,33 +45,62 @@ def open_masked_source(
     instances_column: str | None = None,
     masks: Data | None = None,
     mask_suffix: str | None = None,
+    mask_prefix: str | None = None,
+    image_suffix: str | None = None,
+    masks_per_image: str = "one",
+    class_files: Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
 ) -> MaskedSource:
     """Opens images with masks as a data set with undecoded columns `image`, `mask` and perhaps `instances`.
 
     Args:
-        source: as `open_source` takes it; a folder of images if `masks` or `mask_suffix` is given.
+        source: as `open_source` takes it; a folder of images if `masks` or an affix of names is given. A folder without
+            tables may also hold folders with usual names, such as `images` and `masks`.
         split: name of the split; for folders, the name of a subfolder of each.
         image_column: as in `open_source`.
         mask_column: by default the column `mask`, or else the only other one of type Image.
         instances_column: column of instance maps; none by default.
-        masks: folder of masks, which have the names of their images except for the ending (`a/1.jpg` and `a/1.png`).
+        masks: folder of masks, which have the names of their images except for the ending (`a/1.jpg` and `a/1.png`), or
+            else names that differ where those of the images do (`pair` in `unet_diffusion.data.masked.pairing`).
         mask_suffix: end of the names of masks before the ending (`1.jpg` and `1_mask.png`); without `masks`, masks lie
             beside their images.
+        mask_prefix: beginning of the names of masks (`1.jpg` and `mask_1.png`).
+        image_suffix: end of the names of images before the ending (`1_0000.png` and `1.png`).
+        masks_per_image: "one"; "objects" or "classes" if each image has a file for each of them. The column `mask` then
+            holds lists, of the objects in the order of their names, or of the classes above 0 in their order, None
+            for those without a file.
+        class_files: with "classes", the names of the classes above 0 in their order, by what names of masks have beyond
+            those of images; by default those that occur, sorted.
         cache_dir: as in `open_source`.
 
     Raises:
-        ValueError: the source, the split or a column does not exist, or two files have the same name.
+        ValueError: the source, the split or a column does not exist; two files have the same name; names do not tell
+            which mask belongs to which image; or there are polygons instead of masks.
     """
     source, masks = as_source(source), None if masks is None else as_source(masks, "masks")
+    affixes = Affixes(image_suffix or "", mask_prefix or "", mask_suffix or "")
     if isinstance(masks, InMemory):
         return MaskedSource(masked_rows(source, split, masks))
-    if masks is not None or mask_suffix is not None:
+    in_folders = masks is not None or bool(affixes)
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        refuse_annotations(folder)
+    columns_stated = (image_column, mask_column, instances_column) != (None, None, None)
+    if in_folders or (not columns_stated and folder.is_dir() and not holds_table(folder, split)):
         if mask_column is not None or instances_column is not None:
             raise ValueError(
                 "mask_column and instances_column are for data sets with columns, but masks are in folders."
             )
-        return _open_folders(Path(source).expanduser(), split, masks, mask_suffix or "")
+        check_text(str(folder))
+        check_folder("data", folder, "; masks and mask_suffix are for folders of images")
+        mask_folder = None if masks is None else Path(masks).expanduser()
+        if mask_folder is not None:
+            check_masks(mask_folder)
+        return _open_folders(find_layout(folder, split, mask_folder, affixes), masks_per_image, class_files)
+    if masks_per_image != "one":
+        raise ValueError(
+            f"masks_per_image is {masks_per_image!r}, but {source} has columns; it is for folders of images and masks."
+        )
     source_of_columns = open_all_columns(source, split, False, None if cache_dir is None else str(cache_dir))
     opened = source_of_columns.rows
     assert isinstance(opened, Dataset)
@@ -103,44 +132,27 @@ def _mask_column(features: Features, image: str, stated: str | None, source: str
     return others[0]
 
 
-def _open_folders(folder: Path, split: str, masks: str | Path | None, suffix: str) -> MaskedSource:
-    check_text(str(folder))
-    check_folder("data", folder, "; masks and mask_suffix are for folders of images")
-    mask_folder = folder if masks is None else Path(masks).expanduser()
-    check_folder("masks", mask_folder)
-    found_images = images_of_split(folder, split)
-    home, files = found_images.home, found_images.files
-    found_masks = found_images if masks is None else images_of_split(mask_folder, split)
-    mask_home, mask_files = found_masks.home, found_masks.files
-    if masks is None:
-        files = [file for file in files if not file.stem.endswith(suffix)]
-    images = _by_name(files, home, "")
-    found = _by_name([file for file in mask_files if file.stem.endswith(suffix)], mask_home, suffix)
-    if not images.keys() & found.keys():
-        raise ValueError(
-            f"no image of {home} has a mask in {mask_home}: the first names are "
-            f"{', '.join(sorted(images)[:MOST_EXAMPLES]) or 'none'} and "
-            f"{', '.join(sorted(found)[:MOST_EXAMPLES]) or 'none'}"
-            f"{f', without the suffix {suffix!r}' if suffix else ''}; they must be equal except for the ending."
-        )
-    orphans = tuple(found[name] for name in sorted(found.keys() - images.keys()))
-    rows: dict[str, list[Any]] = {
-        "image": [{"bytes": None, "path": stored_path(images[name])} for name in images],
-        "mask": [{"bytes": None, "path": stored_path(found[name])} if name in found else None for name in images],
+def _open_folders(layout: Layout, per_image: str, classes: Sequence[str] | None) -> MaskedSource:
+    matched = match(layout, per_image, classes)
+    class_names = ("background", *matched.classes) if matched.classes else ()
+    rows = _rows(layout.images, matched.files, several=per_image != "one")
+    return MaskedSource(rows, (*layout.notes, *matched.notes), matched.orphans, class_names)
+
+
+def _rows(images: dict[str, Path], files: dict[str, list[Path | None]], several: bool) -> Dataset:
+    """Returns the rows; a mask is one image, or for several files of an image a list of them."""
+    value = datasets.Image(decode=False)
+    masks = [[_stored(file) for file in files.get(image, [])] for image in images]
+    columns: dict[str, list[Any]] = {
+        "image": [_stored(file) for file in images.values()],
+        "mask": masks if several else [found[0] if found else None for found in masks],
     }
-    features = Features({"image": datasets.Image(decode=False), "mask": datasets.Image(decode=False)})
-    used = [*images.values(), *(found[name] for name in images if name in found)]
-    return MaskedSource(of_files(rows, features, used), found_images.notes, orphans)
+    features = Features({"image": value, "mask": datasets.List(value) if several else value})
+    used = [file for image in images for file in (images[image], *files.get(image, [])) if file is not None]
+    rows = of_files(columns, features, used)
+    key = [rows._fingerprint, columns["mask"]]  # since other pairs may come of the same files
+    return Dataset(rows.data, info=rows.info, fingerprint=datasets.fingerprint.Hasher.hash(key))
 
 
-def _by_name(files: list[Path], home: Path, suffix: str) -> dict[str, Path]:
-    """Returns the files by their path below `home`, without the ending and the suffix."""
-    named: dict[str, Path] = {}
-    for file in files:
-        name = readable(file.relative_to(home).with_suffix("").as_posix()).removesuffix(suffix)
-        if name in named:
-            raise ValueError(
-                f"{named[name]} and {file} have the same name except for the ending; remove or rename one."
-            )
-        named[name] = file
-    return named
+def _stored(file: Path | None) -> dict[str, Any] | None:
+    return None if file is None else {"bytes": None, "path": stored_path(file)}
