@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.data.record import DataRecord, make_record
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet
@@ -30,7 +31,13 @@ def train_ddpm(options: TrainDDPM) -> Path:
     """
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
-    data = load_images(options.data, options.training.seed, accelerator.process_index, accelerator.num_processes)
+    data = load_images(
+        options.data,
+        options.training.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        before=DataRecord.read(options.output),
+    )
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     unet = make_unet(options, data.train.height, data.train.width, data.train.channels, data.train.class_names)
     resolved = asdict(options)
@@ -40,7 +47,8 @@ def train_ddpm(options: TrainDDPM) -> Path:
     else:
         task = DiffusionTask(unet, data, options.diffusion, options.data.num_workers)
         resolved.pop("super_resolution")
-    return Trainer(task, options.training, options.output, resolved, accelerator).run()
+    record = make_record(data, options.data.preparation)
+    return Trainer(task, options.training, options.output, resolved, accelerator, record).run()
 
 
 def make_unet(options: TrainDDPM, height: int, width: int, channels: int, class_names: tuple[str, ...] | None) -> UNet:

@@ -6,8 +6,9 @@ The images stay undecoded, so that a broken one can be named and skipped.
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,9 @@ from unet_diffusion.data.folders import (
 from unet_diffusion.files import readable
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
+
+FOLDER = "folder"  # as `group_column`: the images of one folder are a group
+SOURCES = "unet_diffusion/sources"  # folder of the cache for what `datasets` converts from local files
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,55 @@ def open_with_notes(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    group_column: str | None = None,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Source:
-    """Opens images as `open_source` does, with notes on what was understood."""
+    """Opens images as `open_source` does, with notes on what was understood.
+
+    `group_column` adds a column `group` of text: the values of that column, or, for "folder" and a folder of images,
+    the folder of each image.
+    """
     opened = open_all_columns(str(source), split, streaming, None if cache_dir is None else str(cache_dir))
     rows = opened.rows
+    groups = None if group_column is None else groups_of(rows, group_column, str(source))
     if streaming and isinstance(rows, Dataset):
         rows = rows.to_iterable_dataset()
-    return replace(opened, rows=_select_columns(rows, str(source), image_column, label_column))
+    rows = _select_columns(rows, str(source), image_column, label_column)
+    return replace(opened, rows=rows if groups is None else with_groups(rows, groups))
+
+
+def groups_of(rows: Dataset | IterableDataset, column: str, source: str) -> list[str]:
+    """Returns the name of each row's group: the value of a column, or for "folder" the folder of its image.
+
+    Raises:
+        ValueError: a stream; there is no such column; it holds anything but text and integers, or has empty values; or
+            "folder" for images that are no files of a folder.
+    """
+    if not isinstance(rows, Dataset):
+        raise ValueError(f"group_column is {column!r}, but nothing of a stream is held out; leave it out.")
+    if column == FOLDER and column not in rows.features:
+        folder = Path(source).expanduser()
+        paths: list[str | None] = [None]
+        if folder.is_dir() and "image" in rows.features:
+            images = undecoded(rows.select_columns(["image"]), "image", "image_column")["image"]
+            paths = [image["path"] if isinstance(image, dict) else None for image in images]
+        if None in paths:
+            raise ValueError(f"group_column is {column!r}, but {source} is not a folder of images; name a column.")
+        return [os.path.relpath(os.path.dirname(str(path)), folder) for path in paths]
+    kind = rows.features[stated_column(rows.features, "group_column", column, source)]
+    values = rows[column]
+    if any(not isinstance(value, (str, int)) for value in values):
+        raise ValueError(
+            f"group_column is {column!r}, of type {getattr(kind, 'dtype', type(kind).__name__)}, but must hold text or "
+            "integers, and no empty values."
+        )
+    return [str(value) for value in values]
+
+
+def with_groups(rows: Dataset, groups: list[str]) -> Dataset:
+    """Returns the data set with the groups of its rows as the column `group`."""
+    return rows.add_column("group", groups, feature=Value("string"))
 
 
 def class_names(dataset: Dataset | IterableDataset) -> tuple[str, ...] | None:
@@ -134,8 +178,9 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
         return Source(saved)
     if path.is_dir():
         if any(file.suffix in FILE_READERS for folder in (path, path / "data") for file in folder.glob("*")):
-            absolute = str(path.absolute())  # since `datasets` has readers with names such as "csv"
-            return _load(source, split, streaming, cache_dir, absolute)
+            absolute = str(path.resolve())  # since `datasets` has readers with names such as "csv"
+            files = sorted(str(file) for file in path.resolve().rglob("*") if file.is_file())
+            return _load(source, split, streaming, cache_dir, absolute, files)
         return _open_folder(path, split)
     files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
     if files:
@@ -147,16 +192,36 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
             )
         reader = FILE_READERS[suffixes.pop()]
         check_only_split(source, split)
-        return _load(source, split, streaming, cache_dir, reader, data_files={"train": files})
+        files = [os.path.realpath(file) for file in files]
+        return _load(source, split, streaming, cache_dir, reader, files, data_files={"train": files})
     if is_hub_name(source):
         return _load(source, split, streaming, cache_dir, source)
     raise unknown_source(source, "there is no such file or folder")
 
 
-def _load(source: str, split: str, streaming: bool, cache_dir: str | None, path: str, **options: Any) -> Source:
+def _load(
+    source: str,
+    split: str,
+    streaming: bool,
+    cache_dir: str | None,
+    path: str,
+    files: Sequence[str] = (),
+    **options: Any,
+) -> Source:
+    """Opens a source by `datasets`, which converts local `files` into a folder of the cache for their states alone.
+
+    Its own cache knows them by their paths and times of writing, which other files can share.
+    """
     WebDataset.DECODERS.pop("pth", None)  # members of this type are pickles; they stay bytes, which nothing reads
+    states = states_of(files)
+    if files:
+        home = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / SOURCES
+        cache_dir = str(home / datasets.fingerprint.Hasher.hash(states))
     try:
-        return Source(datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options))
+        rows = datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
+        if files and isinstance(rows, Dataset):
+            rows._fingerprint = datasets.fingerprint.Hasher.hash([rows._fingerprint, states])
+        return Source(rows)
     except OSError as error:  # a missing data set, or a Hub that cannot be reached
         absent = "" if options else "there is no such file or folder here, and on the Hub: "
         raise unknown_source(source, f"{absent}{error}") from error
@@ -223,18 +288,41 @@ def _select_columns(
 
 
 def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path]) -> Dataset:
-    """Returns a data set of paths, whose fingerprint changes with the size, time or readability of any file."""
+    """Returns a data set of paths, whose fingerprint changes with the place, size or times of any file."""
     rows = Dataset.from_dict(columns, features=features)
-    fingerprint = datasets.fingerprint.Hasher.hash([_state(file) for file in files])
+    numbers = {stored_path(file): number for number, file in enumerate(files)}
+    fingerprint = datasets.fingerprint.Hasher.hash([_numbered(columns, numbers), states_of(files)])
     return Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
 
 
-def _state(file: Path) -> tuple[Any, ...]:
+def _numbered(value: Any, numbers: Mapping[str, int]) -> Any:
+    """Returns columns with a number in the place of each path, so that it does not matter how paths are written."""
+    if isinstance(value, Mapping):
+        return {key: _numbered(each, numbers) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbered(each, numbers) for each in value]
+    return numbers.get(value, value) if isinstance(value, str) else value
+
+
+def states_of(files: Iterable[str | Path]) -> list[tuple[Any, ...]]:
+    """Returns what changes when any of the files is replaced or rewritten: its place, size, times and readability.
+
+    Paths are resolved, since two projects may both have a folder `data`. The time of the last change of the file's
+    entry and its number on the disk also tell files apart whose times of writing were set alike.
+    """
+    real = lru_cache(os.path.realpath)  # of folders; to resolve every file takes longer than to list them
+    return [_state(str(file), real) for file in files]
+
+
+def _state(file: str, real: Callable[[str], str]) -> tuple[Any, ...]:
+    folder, name = os.path.split(file)
+    place = readable(os.path.join(real(folder), name))
     try:
-        state = file.stat()
+        state = os.stat(file)
     except OSError as error:  # a dangling link: decoding will name it as unreadable
-        return stored_path(file), error.errno
-    return stored_path(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK)
+        return place, error.errno
+    changed = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+    return place, *changed, os.access(file, os.R_OK)
 
 
 def undecoded(dataset: T, column: str, option: str) -> T:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.checkpoints import (
@@ -46,19 +47,27 @@ class Trainer:
         output: the folder of the run.
         resolved: the whole configuration of the run, written as `config.json`; a run is resumed only by an equal one.
         accelerator: from `make_accelerator`, made before the task, whose data depend on the process.
+        record: what is known about the data, written as `data.json`; a run is resumed only by equal data.
 
     Raises:
-        ValueError: the folder holds a run of another configuration.
+        ValueError: the folder holds a run of another configuration or of other data.
         RuntimeError: another process is training in the folder.
     """
 
     def __init__(
-        self, task: Task, config: TrainingConfig, output: Path, resolved: dict[str, Any], accelerator: Accelerator
+        self,
+        task: Task,
+        config: TrainingConfig,
+        output: Path,
+        resolved: dict[str, Any],
+        accelerator: Accelerator,
+        record: DataRecord | None = None,
     ) -> None:
         self.task, self.config, self.output, self.accelerator = task, config, output, accelerator
         self.context = RunContext(config, accelerator)
         facts = {"processes": accelerator.num_processes, "images_per_step": self.context.images_per_step}
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
+        self.record = record
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last log line
         self.loss_count = 0  # steps in these sums
@@ -236,7 +245,7 @@ class Trainer:
     def _start(self) -> None:
         """Resumes from the newest checkpoint, or starts."""
         if self.accelerator.is_main_process:
-            claim(self.output, self.resolved)
+            claim(self.output, self.resolved, self.record)
         self.accelerator.wait_for_everyone()
         checkpoint = load_latest(self.output / "checkpoints")
         if checkpoint:

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from unet_diffusion.data.cache import each_row, written_once
+from unet_diffusion.data.cache import each_row, source_key, written_once
 from unet_diffusion.data.masked.cache import is_missing
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import Decoded, decode
@@ -71,13 +71,13 @@ def gather_facts(dataset: datasets.Dataset, encoding: str | None, cache_dir: str
             facts.append(asdict(found))
         (folder / "facts.json").write_text(json.dumps(facts))
 
-    key = ["doctor", FORMAT, dataset._fingerprint, reading]
+    key = ["doctor", FORMAT, source_key(dataset), reading]
     text = (written_once("facts", key, cache_dir, write) / "facts.json").read_text()
     return [RowFacts(**fields) for fields in json.loads(text)]
 
 
 def _examiner(dataset: datasets.Dataset, reading: str | None) -> Callable[[dict[str, Any]], RowFacts]:
-    readers = {column: image_reader(dataset, column) for column in dataset.features if column != "label"}
+    readers = {column: image_reader(dataset, column) for column in dataset.features if column not in ("label", "group")}
 
     def examine(row: dict[str, Any]) -> RowFacts:
         path = row["image"].get("path") if isinstance(row["image"], dict) else None

@@ -10,7 +10,18 @@ from typing import Any
 import datasets
 import numpy as np
 
-from unet_diffusion.data.cache import ImageCache, ImageWriter, PixelFile, each_row, opened, report_broken, written_once
+from unet_diffusion.data.cache import (
+    ImageCache,
+    ImageWriter,
+    PixelFile,
+    as_array,
+    content_digest,
+    each_row,
+    opened,
+    report_broken,
+    source_key,
+    written_once,
+)
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import (
@@ -24,7 +35,7 @@ from unet_diffusion.images.masks import (
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.segmentation.instances import separate_instances
 
-FORMAT = 1  # of the files below; after a change, old caches are not read
+FORMAT = 2  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
 
 
@@ -35,6 +46,8 @@ class Example:
     image: np.ndarray  # (H, W, C)
     mask: DecodedMask
     instances: np.ndarray | None  # uint16 (H, W)
+    digest: bytes = b""  # of the image as decoded
+    mask_digest: bytes = b""  # of the mask, and of the instance map if there is one, as decoded
 
 
 class MaskedCache:
@@ -42,8 +55,8 @@ class MaskedCache:
 
     Args:
         folder: written by `cache_masked`. It holds the files of an `ImageCache`; `codes.bin`, uint8, the position of
-            each pixel's key in `keys`; `counts.npy` (N, len(keys)), `rows.npy` (N,) and `masks.json`; and with
-            instances `instances.bin`, uint16, and `touching.bin`, uint8.
+            each pixel's key in `keys`; `counts.npy` (N, len(keys)), `rows.npy` (N,), `mask_digests.npy` (N, 16) and
+            `masks.json`; and with instances `instances.bin`, uint16, and `touching.bin`, uint8.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,6 +69,7 @@ class MaskedCache:
         self.sizes = self.images.sizes  # int64 (N, 2): height and width
         self.counts = np.load(folder / "counts.npy")  # int64 (N, len(keys)): pixels of each key
         self.rows = np.load(folder / "rows.npy")  # int64 (N,): rows of the source
+        self.mask_digests = np.load(folder / "mask_digests.npy")  # uint8 (N, 16): hash of each mask as decoded
         self.has_instances: bool = info["has_instances"]
         self.codes = PixelFile(folder / "codes.bin", "uint8", self.sizes)  # positions in `keys`
         if self.has_instances:
@@ -76,7 +90,7 @@ def example_reader(
 
     The encoding "instances" reads the masks as instance maps, "palette" reads their colours.
     """
-    readers = {column: image_reader(dataset, column) for column in dataset.features}
+    readers = {column: image_reader(dataset, column) for column in dataset.features if column != "group"}
 
     def read(row: dict[str, Any]) -> Example:
         image = decode(readers["image"](row["image"]))
@@ -93,6 +107,8 @@ def example_reader(
             preparation(image.pixels),
             DecodedMask(preparation.labels(mask.keys), mask.palette),
             None if instances is None else preparation.labels(instances),
+            content_digest(image.pixels),
+            content_digest(mask.keys, *([] if instances is None else [instances])),
         )
 
     return read
@@ -116,7 +132,7 @@ def cache_masked(
         ValueError: a share of more than `max_broken` of the rows cannot be used, or none can.
     """
     reading = encoding if encoding in ("instances", "palette") else "values"
-    key = ["masked", FORMAT, dataset._fingerprint, asdict(preparation), reading]
+    key = ["masked", FORMAT, source_key(dataset), asdict(preparation), reading]
     folder = written_once("masked", key, cache_dir, lambda aside: _write(dataset, preparation, name, reading, aside))
     cache = opened(MaskedCache, folder)
     report_broken(cache.images, name, max_broken)
@@ -184,6 +200,8 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, readi
     table = KeyTable()
     rows: list[int] = []
     counted: list[dict[int, int]] = []
+    mask_digests: list[bytes] = []
+    groups = dataset["group"] if "group" in dataset.features else None
     has_instances = reading == "instances" or "instances" in dataset.features
     with ExitStack() as stack:
         writer = stack.enter_context(ImageWriter(folder))
@@ -198,7 +216,8 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, readi
             except ValueError as problem:
                 writer.leave_out(row, problem)
                 continue
-            writer.append(example.image)
+            writer.append(example.image, example.digest, group=None if groups is None else groups[row])
+            mask_digests.append(example.mask_digest)
             files["codes"].write(codes.data)
             if example.instances is not None:
                 separated = separate_instances(example.instances)
@@ -209,6 +228,7 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, readi
         writer.finish(name)
     keys = list(table.positions)
     np.save(folder / "rows.npy", np.array(rows, dtype=np.int64))
+    np.save(folder / "mask_digests.npy", as_array(mask_digests))
     np.save(folder / "counts.npy", np.array([[counts.get(key, 0) for key in keys] for counts in counted]))
     info = {"keys": keys, "palette": table.palette, "has_instances": has_instances}
     (folder / "masks.json").write_text(json.dumps(info, indent=2) + "\n")

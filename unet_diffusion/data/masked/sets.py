@@ -15,11 +15,12 @@ from datasets import Dataset
 
 from unet_diffusion.data.cache import check_same_kind
 from unet_diffusion.data.folders import MOST_EXAMPLES
-from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
+from unet_diffusion.data.masked.cache import MaskedCache, cache_masked, is_missing
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
 from unet_diffusion.data.masked.sources import open_masked_source
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import find_range, hold_out
 from unet_diffusion.images.masks import COLOURED, Colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
@@ -34,7 +35,8 @@ class MaskedSets:
 
     Attributes:
         train: items (epoch, index) are crops, if a crop size is given.
-        validation: items are whole and may differ in size; in their masks, touching instances are not separated.
+        validation: items are whole and may differ in size; in their masks, touching instances are not separated. None
+            if nothing is held out.
         num_classes: number of classes, background included.
         class_names: one name per class, or None.
         palette: red, green and blue of each class, or None if the masks do not say.
@@ -42,7 +44,7 @@ class MaskedSets:
     """
 
     train: MaskedDataset
-    validation: MaskedDataset
+    validation: MaskedDataset | None
     num_classes: int
     class_names: tuple[str, ...] | None
     palette: tuple[Colour, ...] | None
@@ -66,15 +68,16 @@ class MaskedPart:
     orphans: tuple[Path, ...] = ()
 
 
-def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
+def load_masked(config: MaskedDataConfig, seed: int = 0, before: DataRecord | None = None) -> MaskedSets:
     """Opens, decodes (unless the cache has them) and splits the images and masks of a run.
 
-    The meaning of the masks' values and the number of classes are taken from the training masks alone, the first
-    `max_labels` rows; with few of them, state `num_classes`.
+    The meaning of the masks' values and the number of classes are taken from all masks of `data`, whether they are
+    trained on, held out or beyond `max_labels`, so that they do not depend on that choice.
 
     Args:
         config: names the images.
         seed: of the run; it sets the crops, but not what is held out.
+        before: what the run that is resumed knew about its data; as in `hold_out`.
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many rows are broken; sizes differ and there is
@@ -91,7 +94,8 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
         palette=cache.palette,
     )
     table = _table(encoding, cache, name)
-    rows, held_out = hold_out(len(cache), config)
+    rows, held_out = hold_out(cache.images, config, before)
+    rows = rows[: config.max_labels]
     if config.crop_size is None:
         _check_sizes(cache, rows)
     pixel_range = find_range(config, cache.images, rows)
@@ -113,7 +117,9 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
         images = f"validation images of {name}"
         check_same_kind(images, cache.images, "the training images have", train.channels, pixel_range.dtype)
         table, held_out = _table(encoding, cache, name), np.arange(len(cache))
-    validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
+    validation = None
+    if len(held_out):
+        validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     return MaskedSets(train, validation, encoding.num_classes, config.class_names, encoding.palette, pixel_range)
 
 
@@ -181,18 +187,25 @@ def _encoding_for(
 
 
 def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> MaskedPart:
-    """Opens the rows to train on, or those of a named validation set, by `open_masked_source`."""
+    """Opens the rows to train on, or those of a named validation set, by `open_masked_source`.
+
+    With `max_labels`, rows without a mask are left out: they are images without labels, as those beyond that number.
+    """
     source, split, masks = config.data, config.split, config.masks
     if part == "validation":
         source, split = config.validation_data or config.data, config.validation_split or "train"
         masks = config.validation_masks or config.masks
-    opened = _open(config, source, split, masks)
-    if part == "train" and config.max_labels is not None and config.max_labels < len(opened.rows):
-        return replace(opened, rows=opened.rows.select(range(config.max_labels)))
+    opened = _open(config, source, split, masks, config.group_column if part == "train" else None)
+    if part == "train" and config.max_labels is not None:
+        masked = [row for row, mask in enumerate(opened.rows["mask"]) if not is_missing(mask)]
+        if 0 < len(masked) < len(opened.rows):
+            return replace(opened, rows=opened.rows.select(masked))
     return opened
 
 
-def _open(options: MaskedOptions, source: str, split: str, masks: str | None) -> MaskedPart:
+def _open(
+    options: MaskedOptions, source: str, split: str, masks: str | None, group_column: str | None = None
+) -> MaskedPart:
     opened = open_masked_source(
         source,
         split,
@@ -201,6 +214,7 @@ def _open(options: MaskedOptions, source: str, split: str, masks: str | None) ->
         instances_column=options.instances_column,
         masks=masks,
         mask_suffix=options.mask_suffix,
+        group_column=group_column,
         cache_dir=options.cache_dir,
     )
     return MaskedPart(opened.rows, f"{source} ({split})", opened.notes, opened.orphans)

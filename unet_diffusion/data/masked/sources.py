@@ -1,6 +1,6 @@
 """Where images with masks come from: columns of a data set, two folders, or one folder with a suffix."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,16 @@ import datasets
 from datasets import Dataset, Features
 
 from unet_diffusion.data.folders import MOST_EXAMPLES, check_folder, check_text, images_of_split, stored_path
-from unet_diffusion.data.sources import find_image_column, listing, of_files, open_all_columns, stated_column, undecoded
+from unet_diffusion.data.sources import (
+    find_image_column,
+    groups_of,
+    listing,
+    of_files,
+    open_all_columns,
+    stated_column,
+    undecoded,
+    with_groups,
+)
 from unet_diffusion.files import readable
 
 
@@ -36,6 +45,7 @@ def open_masked_source(
     instances_column: str | None = None,
     masks: str | Path | None = None,
     mask_suffix: str | None = None,
+    group_column: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> MaskedSource:
     """Opens images with masks as a data set with undecoded columns `image`, `mask` and perhaps `instances`.
@@ -49,6 +59,7 @@ def open_masked_source(
         masks: folder of masks, which have the names of their images except for the ending (`a/1.jpg` and `a/1.png`).
         mask_suffix: end of the names of masks before the ending (`1.jpg` and `1_mask.png`); without `masks`, masks lie
             beside their images.
+        group_column: as in `open_with_notes`; it adds the column `group`.
         cache_dir: as in `open_source`.
 
     Raises:
@@ -59,10 +70,12 @@ def open_masked_source(
             raise ValueError(
                 "mask_column and instances_column are for data sets with columns, but masks are in folders."
             )
-        return _open_folders(Path(source).expanduser(), split, masks, mask_suffix or "")
+        paired = _open_folders(Path(source).expanduser(), split, masks, mask_suffix or "")
+        return paired if group_column is None else _grouped(paired, groups_of(paired.rows, group_column, str(source)))
     source_of_columns = open_all_columns(str(source), split, False, None if cache_dir is None else str(cache_dir))
     opened = source_of_columns.rows
     assert isinstance(opened, Dataset)
+    groups = None if group_column is None else groups_of(opened, group_column, str(source))
     image = find_image_column(opened.features, image_column, str(source))
     columns = {"image": image, "mask": _mask_column(opened.features, image, mask_column, str(source))}
     if instances_column is not None:
@@ -76,7 +89,12 @@ def open_masked_source(
     for name, column in columns.items():
         opened = undecoded(opened, column, f"{name}_column")
     renamed = opened.rename_columns({old: new for new, old in columns.items() if old != new})
-    return MaskedSource(renamed, source_of_columns.notes)
+    found = MaskedSource(renamed, source_of_columns.notes)
+    return found if groups is None else _grouped(found, groups)
+
+
+def _grouped(source: MaskedSource, groups: list[str]) -> MaskedSource:
+    return replace(source, rows=with_groups(source.rows, groups))
 
 
 def _mask_column(features: Features, image: str, stated: str | None, source: str) -> str:
