@@ -47,7 +47,7 @@ def test_sample_overwrites_nothing_unless_asked(run, tmp_path):
 
 
 def test_generated_images_are_compared_with_real_ones_and_with_the_counts(run, tmp_path, capsys):
-    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--image-size", "8"]
+    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--data", "mnist-5000", "--image-size", "8"]
     arguments += ["--output", str(tmp_path / "figures.json")]
     cli.run("evaluate-generation", [*arguments, "--max-images", "80", "--validation-fraction", "0"])
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -70,7 +70,8 @@ def test_generated_images_are_compared_with_real_ones_and_with_the_counts(run, t
 
 
 def test_real_images_of_other_channels_are_refused(run, tmp_path):
-    arguments = ["--run", str(run), "--count", "64", "--image-size", "8", "--channels", "3", "--max-images", "70"]
+    arguments = ["--run", str(run), "--count", "64", "--data", "mnist-5000", "--image-size", "8", "--channels", "3"]
+    arguments += ["--max-images", "80"]
     with pytest.raises(SystemExit, match="the real images have 3 channels, but the run generates 1; set channels"):
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "figures.json")])
 
@@ -79,7 +80,8 @@ def test_images_are_compared_through_a_classifier_of_their_own(run, tmp_path, ca
     classifier, figures = tmp_path / "classifier", tmp_path / "figures.json"
     cli.run("train-classifier", ["--output", str(classifier), *SHORT[:6], "--batch-size", "4", "--steps", "2"])
     assert capsys.readouterr().out.strip() == str(classifier)
-    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--image-size", "8", "--max-images", "80"]
+    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--data", "mnist-5000", "--image-size", "8"]
+    arguments += ["--max-images", "80"]
     arguments += ["--features", str(classifier), "--output", str(figures)]
     cli.run("evaluate-generation", arguments)
     name = json.loads(figures.read_text())["features"]
