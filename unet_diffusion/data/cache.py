@@ -141,6 +141,21 @@ def files_of(dataset: datasets.Dataset) -> list[str]:
     return files
 
 
+def present(dataset: datasets.Dataset, column: str) -> list[int]:
+    """Returns the rows whose value of a column, such as one of masks, is not empty."""
+    rows: list[int] = []
+    start = 0
+    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
+        values = table[column]
+        found = pyarrow.compute.is_valid(values)
+        if pyarrow.types.is_struct(values.type) and {field.name for field in values.type} == {"bytes", "path"}:
+            parts = [pyarrow.compute.is_valid(pyarrow.compute.struct_field(values, name)) for name in ("bytes", "path")]
+            found = pyarrow.compute.or_(*parts)
+        rows += [start + row for row, filled in enumerate(found.to_pylist()) if filled]
+        start += len(values)
+    return rows
+
+
 def local_path(place: str) -> str | None:
     """Returns the path of a file on this machine; None for a URL of anything else."""
     if place.startswith("file://"):

@@ -120,22 +120,27 @@ def groups_of(rows: Dataset | IterableDataset, column: str, source: str) -> list
     if not isinstance(rows, Dataset):
         raise ValueError(f"group_column is {column!r}, but nothing of a stream is held out; leave it out.")
     if column == FOLDER and column not in rows.features:
-        folder = Path(source).expanduser()
-        paths: list[str | None] = [None]
-        if folder.is_dir() and "image" in rows.features:
-            images = undecoded(rows.select_columns(["image"]), "image", "image_column")["image"]
-            paths = [image["path"] if isinstance(image, dict) else None for image in images]
-        if None in paths:
-            raise ValueError(f"group_column is {column!r}, but {source} is not a folder of images; name a column.")
-        return [os.path.relpath(os.path.dirname(str(path)), folder) for path in paths]
+        return _folders_of(rows, source)
     kind = rows.features[stated_column(rows.features, "group_column", column, source)]
-    values = rows[column]
-    if any(not isinstance(value, (str, int)) for value in values):
+    dtype = getattr(kind, "dtype", type(kind).__name__)
+    readable_kind = isinstance(kind, (Value, ClassLabel)) and dtype.startswith(
+        ("string", "large_string", "int", "uint")
+    )
+    values = rows[column] if readable_kind else [None]
+    if None in values:
         raise ValueError(
-            f"group_column is {column!r}, of type {getattr(kind, 'dtype', type(kind).__name__)}, but must hold text or "
-            "integers, and no empty values."
+            f"group_column is {column!r}, of type {dtype}, but must hold text or integers, and no empty values."
         )
     return [str(value) for value in values]
+
+
+def _folders_of(rows: Dataset, source: str) -> list[str]:
+    folder = Path(source).expanduser()
+    if folder.is_dir() and isinstance(rows.features.get("image"), datasets.Image):
+        images = undecoded(rows.select_columns(["image"]), "image", "image_column")
+        if images[0]["image"]["bytes"] is None:
+            return [os.path.relpath(os.path.dirname(image["path"]), folder) for image in images["image"]]
+    raise ValueError(f"group_column is {FOLDER!r}, but {source} is not a folder of images; name a column.")
 
 
 def with_groups(rows: Dataset, groups: list[str]) -> Dataset:

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from unet_diffusion.data.cache import check_same_kind
+from unet_diffusion.data.cache import check_same_kind, present
 from unet_diffusion.data.folders import MOST_EXAMPLES
-from unet_diffusion.data.masked.cache import MaskedCache, cache_masked, is_missing
+from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding
@@ -197,7 +197,7 @@ def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) ->
         masks = config.validation_masks or config.masks
     opened = _open(config, source, split, masks, config.group_column if part == "train" else None)
     if part == "train" and config.max_labels is not None:
-        masked = [row for row, mask in enumerate(opened.rows["mask"]) if not is_missing(mask)]
+        masked = present(opened.rows, "mask")
         if 0 < len(masked) < len(opened.rows):
             return replace(opened, rows=opened.rows.select(masked))
     return opened
