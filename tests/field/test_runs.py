@@ -93,7 +93,7 @@ def test_one_image_trains_and_nothing_is_held_out(field, caplog):
         sets = load_images(DataConfig(data=str(folder / name), cache_dir="cache"))
         assert len(sets.train) + held_out == right["pictures"][name]
         assert (0 if sets.validation is None else len(sets.validation)) == held_out
-    assert "only one image that can be used, so nothing is held out" in caplog.text
+    assert "has one image, so nothing is held out, and the last weights are saved" in caplog.text
     assert (train_ddpm(ddpm(folder / "one")) / "samples.png").is_file()
 
 
@@ -106,7 +106,7 @@ def test_one_label_trains_and_the_card_says_that_nothing_was_held_out(field, fra
     assert "These are the last weights; nothing was held out." in card
     assert "Training images, their masks and the predictions; nothing was held out" in card
     assert (run / "masks.png").is_file() and (run / "previews" / "step-00000002.png").is_file()
-    assert ("only one image" in caplog.text) == (fraction > 0)
+    assert ("has one image" in caplog.text) == (fraction > 0)
     with pytest.raises(ValueError, match="held out no image; give data"):
         evaluate(Evaluate(run=run))
     patient = replace(segmentation(**data, output="patient"), segmentation=SegmentationConfig(patience=2))
@@ -188,6 +188,14 @@ def test_an_image_is_held_out_by_its_content_alone():
 def load_ids(data: str) -> list[str]:
     sets = load_images(DataConfig(data=data, cache_dir="cache", validation_fraction=0.0))
     return sets.train.ids()
+
+
+def test_images_that_are_all_equal_train_without_held_out_ones(caplog):
+    draw("in", 1)
+    shutil.copy("in/000.png", "in/001.png")
+    sets = load_images(DataConfig(data="in", cache_dir="cache"))
+    assert (len(sets.train), sets.validation) == (2, None)
+    assert "all 2 images of in are equal, so nothing is held out" in caplog.text
 
 
 def test_equal_images_are_on_one_side():
@@ -325,6 +333,16 @@ def test_a_run_from_before_data_json_resumes_with_a_warning(caplog):
     caplog.clear()
     train_ddpm(ddpm("in", steps=4))
     assert "data.json" not in caplog.text
+
+
+def test_a_stream_resumes_from_the_same_place_only(tmp_path):
+    draw("in", 6)
+    options = {"streaming": True, "image_size": 8}
+    train_ddpm(ddpm("in", **options))
+    train_ddpm(ddpm(tmp_path / "in", steps=3, **options))
+    Path("in").rename("moved")
+    with pytest.raises(ValueError, match="data is 'moved', but the run in run was started with .*in'; use the same"):
+        train_ddpm(ddpm("moved", steps=4, **options))
 
 
 # one cache

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
-from unet_diffusion.commands.run_data import own_image_options, own_record, trained_on
+from unet_diffusion.commands.run_data import own_images, trained_on
 from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.record import DataRecord
@@ -56,10 +56,7 @@ def load_real(options: EvaluateGeneration, channels: int) -> RealImages:
     """
     network = feature_network(options.features).to(best_device(options.device))
     network.check_channels(channels)
-    if options.data.data is None:
-        images = load_images(own_image_options(options.run), before=own_record(options.run))
-    else:
-        images = load_images(options.data)
+    images = own_images(options.run) if options.data.data is None else load_images(options.data)
     training = drawn(images.train, max(options.count, options.training_images))
     if training.shape[1] != channels:
         raise ValueError(

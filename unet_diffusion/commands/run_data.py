@@ -14,6 +14,7 @@ from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.record import DataRecord
+from unet_diffusion.data.sets import ImageSets, load_images
 from unet_diffusion.saved_index import read_object
 
 T = TypeVar("T", bound=SourceOptions)
@@ -72,17 +73,32 @@ def held_out_masks(run: Path, num_classes: int) -> MaskedDataset:
     return held_out
 
 
-def own_image_options(run: Path) -> DataConfig:
-    """Returns the options by which the images of a run that generates are opened.
+def own_images(run: Path) -> ImageSets:
+    """Returns the images of a run that generates: those that it learnt from, and those that it held out.
+
+    Of a run that also learnt masks, the former are all images that were not held out.
 
     Raises:
-        ValueError: they were streamed, or their folder also holds masks.
+        ValueError: they were streamed, their folder also holds masks, or they have changed altogether.
     """
-    saved = read_object(run / "config.json").get("data", {})
+    record = own_record(run)
+    config = read_object(run / "config.json")
+    saved = config.get("data", {})
     for name, why in (("streaming", "were streamed"), ("mask_suffix", "lie beside their masks")):
         if saved.get(name) and not saved.get("masks"):
             raise ValueError(f"data is not given, and the images of the run in {run} {why}; give data.")
-    return own_options(run, DataConfig)
+    images = load_images(own_options(run, DataConfig), before=record)
+    assert isinstance(images.train, ImageDataset)
+    train, validation = images.train, images.validation
+    if "joint" not in config:
+        train = train.only(np.isin(train.ids(), record.trained))
+    if validation is not None:
+        validation = validation.only(np.isin(validation.ids(), record.held_out))
+    if not len(train):
+        raise ValueError(
+            f"data is not given, and none of the images that the run in {run} learnt from is there; give data."
+        )
+    return ImageSets(train, validation if validation is not None and len(validation) else None)
 
 
 def trained_on(images: ImageDataset | MaskedDataset, record: DataRecord | None) -> np.ndarray:

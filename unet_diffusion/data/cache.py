@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.compute
 from filelock import FileLock
 
-from unet_diffusion.data.sources import class_names, image_reader, states_of
+from unet_diffusion.data.sources import cache_home, class_names, image_reader, states_of
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
 from unet_diffusion.images.no_class import NO_LABEL
@@ -193,7 +193,7 @@ def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Calla
     Its parent's name is a hash of `key`, the JSON values on which the contents depend, and of the limit of pixels.
     `write` fills an empty folder, which is then renamed into place.
     """
-    home = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "unet_diffusion"
+    home = cache_home(cache_dir) / "unet_diffusion"
     home /= hashlib.sha256(json.dumps([key, pixel_limit()], sort_keys=True).encode()).hexdigest()[:32]
     folder = home / name
     if not folder.is_dir():

@@ -165,10 +165,10 @@ def hold_out(
                 f"group_column is {config.group_column!r}, but all {len(cache)} usable images belong to the group "
                 f"{names[0]!r}, so none can be held out; leave group_column out, or name a validation set."
             )
-        logger.warning(
-            "%s has only one image that can be used, so nothing is held out, and the last weights are saved",
-            config.data,
+        images = (
+            f"all {len(cache)} images of {config.data} are equal" if len(cache) > 1 else f"{config.data} has one image"
         )
+        logger.warning("%s, so nothing is held out, and the last weights are saved", images)
         return rows, rows[:0]
     held_out = {name for name, place in places.items() if place < config.validation_fraction}
     held_out = (held_out | {min(places, key=places.__getitem__)}) - {max(places, key=places.__getitem__)}

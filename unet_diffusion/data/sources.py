@@ -184,8 +184,7 @@ def open_all_columns(source: str, split: str, streaming: bool, cache_dir: str | 
     if path.is_dir():
         if any(file.suffix in FILE_READERS for folder in (path, path / "data") for file in folder.glob("*")):
             absolute = str(path.resolve())  # since `datasets` has readers with names such as "csv"
-            files = sorted(str(file) for file in path.resolve().rglob("*") if file.is_file())
-            return _load(source, split, streaming, cache_dir, absolute, files)
+            return _load(source, split, streaming, cache_dir, absolute, _files_below(path.resolve(), cache_dir))
         return _open_folder(path, split)
     files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
     if files:
@@ -220,8 +219,7 @@ def _load(
     WebDataset.DECODERS.pop("pth", None)  # members of this type are pickles; they stay bytes, which nothing reads
     states = states_of(files)
     if files:
-        home = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / SOURCES
-        cache_dir = str(home / datasets.fingerprint.Hasher.hash(states))
+        cache_dir = str(cache_home(cache_dir) / SOURCES / datasets.fingerprint.Hasher.hash(states))
     try:
         rows = datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
         if files and isinstance(rows, Dataset):
@@ -238,6 +236,17 @@ def _load(
         raise
     except Exception as error:  # each library raises its own errors on damaged files
         raise damaged(source, error) from error
+
+
+def _files_below(folder: Path, cache_dir: str | None) -> list[str]:
+    """Returns the files in a folder and its subfolders, without those of a cache that lies in it."""
+    cache = cache_home(cache_dir).resolve()
+    return sorted(str(file) for file in folder.rglob("*") if file.is_file() and not file.is_relative_to(cache))
+
+
+def cache_home(cache_dir: str | Path | None) -> Path:
+    """Returns the folder of the cache: that of the options, or else that of `datasets`."""
+    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
 
 
 def damaged(source: str, error: Exception) -> ValueError:

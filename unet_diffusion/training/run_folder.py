@@ -66,7 +66,8 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
         earlier = None if record is None else DataRecord.read(folder)
         if record is not None and earlier is None:
             logger.warning("the run in %s has no data.json, so whether its data have changed is not checked", folder)
-        _check_options(folder, before, now, FREE_TO_CHANGE if earlier is None else FREE_TO_CHANGE | PLACES)
+        known = earlier is not None and (earlier.trained or now.get("allow_changed_data"))  # not for a stream
+        _check_options(folder, before, now, FREE_TO_CHANGE | PLACES if known else FREE_TO_CHANGE)
         if record is not None and earlier is not None:
             if record.fingerprint != earlier.fingerprint and not now.get("allow_changed_data"):
                 moved = [
