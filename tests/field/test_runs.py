@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unet_diffusion import cli
 from unet_diffusion.commands.evaluate import evaluate
 from unet_diffusion.commands.evaluate_generation import evaluate_generation
 from unet_diffusion.commands.options.evaluate import Evaluate, EvaluationData
@@ -320,7 +321,7 @@ def test_changed_masks_are_noticed():
     options = {"data": "in", "masks": "masks"}
     train_segmentation(segmentation(**options))
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save("masks/003.png")
-    with pytest.raises(ValueError, match="the images are the same, but their masks"):
+    with pytest.raises(ValueError, match="the images are the same, but masks, labels"):
         train_segmentation(segmentation(steps=3, **options))
 
 
@@ -402,13 +403,14 @@ def test_tables_of_paths_follow_the_files_that_they_name(tmp_path):
 # measuring
 
 
-def test_evaluate_scores_the_images_that_the_run_held_out_and_counts_those_it_learnt_from(caplog):
+def test_evaluate_scores_the_images_that_the_run_held_out_and_counts_those_it_learnt_from(caplog, capsys):
     draw("in", 12)
     label("in", "masks")
     run = train_segmentation(segmentation(data="in", masks="masks", validation_fraction=0.3))
     record = DataRecord.read(run)
     count, trained = len(record.held_out), len(record.trained)
-    text = evaluate(Evaluate(run=run))
+    cli.run("evaluate", ["--run", str(run)])
+    text = capsys.readouterr().out
     assert f"The {count} images that the run held out." in text
     written = json.loads((run / "evaluation.json").read_text())
     assert (written["count"], written["held_out"], written["trained_on"]) == (count, True, 0)

@@ -82,9 +82,9 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
                 )
             record = earlier.followed_by(record)
     remove_leftovers(folder)
-    write_json(path, resolved)
     if record is not None:
         record.write(folder)
+    write_json(path, resolved)
 
 
 def _check_options(folder: Path, before: dict[str, Any], now: dict[str, Any], free: Set[str]) -> None:
