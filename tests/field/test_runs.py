@@ -448,3 +448,22 @@ def test_evaluate_generation_compares_with_the_images_of_the_run():
     found = json.loads(Path("other.json").read_text())["memorisation"]
     assert found["held_out_count"] == len(record.held_out)
     assert f"on {len(theirs) - len(record.held_out)} of the {len(theirs)} images that these data hold out" in text
+
+
+def test_a_run_that_also_learnt_masks_is_compared_with_all_images_that_it_did_not_hold_out():
+    draw("in", 90)
+    draw("labelled", 20)
+    label("labelled", "masks")
+    options = segmentation(data="in", masks="masks", max_labels=10, validation_fraction=0.2)
+    run = train_segmentation(replace(options, joint=JointConfig(denoising_weight=0.5)))
+    record = DataRecord.read(run)
+    evaluate_generation(EvaluateGeneration(run=run, count=64, steps=1))
+    found = json.loads((run / "generation.json").read_text())["memorisation"]
+    assert (len(record.trained), found["held_out_count"]) == (10, len(record.held_out))
+    assert found["training_count"] == 90 - len([n for n in load_ids("in") if place_of(n) < 0.2])
+    (run / "config.json").write_text((run / "config.json").read_text().replace('"masks": "masks"', '"masks": null'))
+    (run / "config.json").write_text(
+        (run / "config.json").read_text().replace('"mask_suffix": null', '"mask_suffix": "x"')
+    )
+    with pytest.raises(ValueError, match="lie beside their masks; give data"):
+        evaluate_generation(EvaluateGeneration(run=run, count=64, steps=1, overwrite=True))

@@ -59,6 +59,7 @@ class JointTask(Task):
                 "denoising_weight out."
             )
         self.segmentation, self.diffusion = segmentation, diffusion
+        segmentation.scheduler = diffusion.scheduler  # also of a network that was untrained, so that the run generates
         diffusion.config = replace(diffusion.config, preview_images=segmentation.config.preview_images)
         segmentation.frozen = freeze(network.to_segmentation(), LEARN[learn])  # each task had frozen the other's head
         segmentation.frozen.remove(network.noise_head.requires_grad_(True))
