@@ -32,8 +32,11 @@ def evaluate(options: Evaluate) -> str:
     pipe = load_pipeline(SegmentationPipeline, options.run).to(best_device(options.device))
     pipe.check_inputs(options.tile_size, num_draws=1, timesteps=None)
     own = options.data.data is None
-    dataset = held_out_masks(options.run, pipe.num_classes) if own else labelled_for(pipe, options.data)
     record = DataRecord.read(options.run)
+    if own:
+        dataset = held_out_masks(options.run, pipe.num_classes)
+    else:
+        dataset = labelled_for(pipe, options.data, None if record is None else record.mask_encoding)
     trained = int(trained_on(dataset, record).sum())
     told = seen(trained, len(dataset), own)
     if trained:
