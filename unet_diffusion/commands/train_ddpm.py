@@ -22,8 +22,8 @@ def train_ddpm(options: TrainDDPM) -> Path:
     """Trains, or resumes a stopped run, and returns the run's folder.
 
     The folder holds the pipeline (`model_index.json`, `unet/`, `scheduler/`), a model card, `samples.png`,
-    `curves.png`, `metrics.jsonl`, `config.json`, previews and checkpoints. The network's size, channels and classes
-    follow from the data.
+    `curves.png`, `metrics.jsonl`, `config.json`, `data.json`, previews and checkpoints. The network's size, channels
+    and classes follow from the data.
 
     Raises:
         ValueError: an option, an image source or a network that cannot be used, before training starts.

@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 def train_segmentation(options: TrainSegmentation) -> Path:
     """Trains, or resumes a stopped run, and returns the run's folder.
 
-    The folder holds the pipeline, a model card, `masks.png`, `curves.png`, `metrics.jsonl`, `config.json`, previews and
-    checkpoints. Channels and classes follow from the data. A network that comes from a DDPM run keeps its noise head,
-    frozen, and its scheduler. With a `denoising_weight` the noise head learns too, the folder holds `samples.png`, and
-    `ImageGenerationPipeline` loads it as well.
+    The folder holds the pipeline, a model card, `masks.png`, `curves.png`, `metrics.jsonl`, `config.json`, `data.json`,
+    previews and checkpoints. Channels and classes follow from the data. A network that comes from a DDPM run keeps its
+    noise head, frozen, and its scheduler. With a `denoising_weight` the noise head learns too, the folder holds
+    `samples.png`, and `ImageGenerationPipeline` loads it as well.
 
     Raises:
         ValueError: an option, data or a network that cannot be used, before training starts.
