@@ -58,7 +58,7 @@ def test_sample_overwrites_nothing_unless_asked(run, tmp_path):
 
 
 def test_generated_images_are_compared_with_real_ones_and_with_the_counts(run, tmp_path, capsys):
-    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--image-size", "8"]
+    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--data", "mnist-5000", "--image-size", "8"]
     arguments += ["--output", str(tmp_path / "figures.json")]
     cli.run("evaluate-generation", [*arguments, "--max-images", "80", "--validation-fraction", "0"])
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -81,7 +81,8 @@ def test_generated_images_are_compared_with_real_ones_and_with_the_counts(run, t
 
 
 def test_real_images_of_other_channels_are_refused(run, tmp_path):
-    arguments = ["--run", str(run), "--count", "64", "--image-size", "8", "--channels", "3", "--max-images", "70"]
+    arguments = ["--run", str(run), "--count", "64", "--data", "mnist-5000", "--image-size", "8", "--channels", "3"]
+    arguments += ["--max-images", "80"]
     with pytest.raises(SystemExit, match="the real images have 3 channels, but the run generates 1; set channels"):
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "figures.json")])
 
@@ -92,7 +93,8 @@ def test_images_are_compared_through_a_classifier_of_their_own(run, tmp_path, ca
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first.startswith("data: mnist-5000 (train): 40 images of 28x28, 1 channel of uint8")
     assert last == str(classifier)
-    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--image-size", "8", "--max-images", "80"]
+    arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--data", "mnist-5000", "--image-size", "8"]
+    arguments += ["--max-images", "80"]
     arguments += ["--features", str(classifier), "--output", str(figures)]
     cli.run("evaluate-generation", arguments)
     name = json.loads(figures.read_text())["features"]

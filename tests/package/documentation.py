@@ -45,6 +45,7 @@ INSTEAD = {
         "num_inference_steps=1000": "num_inference_steps=2",
         "unet(images)": "unet(torch.zeros(2, 3, 16, 16))",
     },
+    "docs/choosing.md": {"--crop-size 64": "--crop-size 16"},
     "docs/commands.md": {"--crop-size 64": "--crop-size 16"},
     "docs/tutorial.md": {"--crop-size 64": "--crop-size 16"},
     "docs/segmentation.md": {"--crop-size 388": "--crop-size 16"},

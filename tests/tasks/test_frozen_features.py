@@ -270,7 +270,7 @@ def test_a_classifier_finds_planted_classes_while_the_network_stays_as_it_was(da
     """Background everywhere has a mean IoU below 1 / 3, and a random guess by the shares of the classes less."""
     task = make_task(data)
     trunk = {name: tensor.clone() for name, tensor in task.unet.state_dict().items()}
-    training = replace(TRAINING, steps=60, learning_rate=2e-2, validate_every=20)
+    training = replace(TRAINING, steps=100, learning_rate=2e-2, validate_every=20)
     run = train(task, data, training, tmp_path / "run")
     assert series(read_metrics(run / "metrics.jsonl"), "mean_iou")[1][-1] > 0.6
     for name in ("masks.png", "curves.png", "README.md"):

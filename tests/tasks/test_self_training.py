@@ -161,9 +161,10 @@ def test_it_starts_after_a_tenth_of_the_steps(options, accumulate):
 
 def test_images_beyond_the_labels_are_used_and_held_out_ones_are_not(options):
     task = task_of(options)
-    assert (len(task.train), len(task.validation), len(task.images)) == (6, 2, 10)
-    held_out = {task.validation[i]["image"].numpy().tobytes() for i in range(2)}
-    assert held_out.isdisjoint(task.images[i]["image"].numpy().tobytes() for i in range(10))
+    held_out = {task.validation[i]["image"].numpy().tobytes() for i in range(len(task.validation))}
+    others = 12 - len(held_out)
+    assert (len(task.train), len(task.images)) == (min(8, others), others)
+    assert held_out.isdisjoint(task.images[i]["image"].numpy().tobytes() for i in range(others))
     assert "without masks" in task.describe(context(options), 7, [])
 
 

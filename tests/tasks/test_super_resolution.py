@@ -125,7 +125,7 @@ def test_options_that_do_not_fit_are_refused_before_an_image_is_read(options, ch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": DataConfig(max_images=20, validation_fraction=0, image_size=8)}, "no image is held out"),
+        ({"data": DataConfig(streaming=True, image_size=8)}, "streaming is set and no validation set is named"),
         ({"data": DataConfig(max_images=20), "super_resolution": SuperResolutionConfig(scale=3)}, "28x28 pixels"),
         ({"diffusion": DiffusionConfig(class_conditional=True)}, "class_conditional is set, but super-resolution"),
         ({"model": "ronneberger-2015"}, "padding='valid', .* train a network with these"),

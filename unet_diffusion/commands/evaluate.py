@@ -1,25 +1,31 @@
 """Scores the masks of a finished run on a labelled set, and writes the scores as files."""
 
+import logging
 from dataclasses import asdict
 
 from torch import Tensor
 
 from unet_diffusion.checks import class_index
 from unet_diffusion.commands.options.evaluate import Evaluate
+from unet_diffusion.commands.run_data import held_out_masks, trained_on
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.evaluation.mask_scores import labelled_for, score_masks
 from unet_diffusion.files import readable, write_json, write_text
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.saved_runs import best_device, load_pipeline
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate(options: Evaluate) -> str:
     """Writes `evaluation.json`, with the scores of each image, and `evaluation.md`; returns the text of the latter.
 
-    The classes, their names and colours and the range of values are those of the run.
+    The classes, their names and colours and the range of values are those of the run. Without `data`, the images are
+    those that the run held out. Images that it was trained on are counted, wherever they lie, with a warning.
 
     Raises:
-        ValueError: an option that does not fit the run, a set that does not fit its network, or an evaluation that
-            would be overwritten.
+        ValueError: an option that does not fit the run, a set that does not fit its network, an evaluation that would
+            be overwritten, or no data for a run that held out no image.
         ImportError: if a file needs a package that is not installed.
     """
     options.check_paths()
@@ -27,10 +33,16 @@ def evaluate(options: Evaluate) -> str:
     pipe = load_pipeline(SegmentationPipeline, options.run).to(best_device(options.device))
     pipe.check_inputs(options.tile_size, num_draws=1, timesteps=None)
     membrane = None if options.membrane is None else class_index(options.membrane, pipe.class_names, "membrane")
-    dataset = labelled_for(
-        pipe,
-        options.data,
-    )
+    own = options.data.data is None
+    record = DataRecord.read(options.run)
+    if own:
+        dataset = held_out_masks(options.run, pipe.num_classes)
+    else:
+        dataset = labelled_for(pipe, options.data, None if record is None else record.mask_encoding)
+    trained = int(trained_on(dataset, record).sum())
+    told = seen(trained, len(dataset), own)
+    if trained:
+        logger.warning(told)
     with pipe.progress_bar(total=len(dataset)) as progress:
 
         def predict(image: Tensor) -> Tensor:
@@ -47,13 +59,24 @@ def evaluate(options: Evaluate) -> str:
 
         scores = score_masks(predict, dataset, boundary_tolerance=options.boundary_tolerance, membrane=membrane)
     facts = {"options": asdict(options), "fingerprint": dataset.fingerprint, "count": len(dataset)}
+    facts |= {"held_out": own, "trained_on": None if record is None else trained}
     write_json(scores_file, {**facts, "masks": scores.to_dict(pipe.class_names)})
     text = f"""# {readable(options.run.name)} on {dataset.name}
 
-{len(dataset)} images. Pooled scores count the pixels of all images together. Means are over the images in which a
-score is defined; a cell is empty where there is none.
+{told or f"{len(dataset)} images."} Pooled scores count the pixels of all images together. Means are over the
+images in which a score is defined; a cell is empty where there is none.
 
 {scores.to_table(pipe.class_names)}
 """
     write_text(text_file, text)
     return text
+
+
+def seen(trained: int, count: int, own: bool) -> str:
+    """Says which images are scored; nothing if they are neither the run's own nor any that it was trained on."""
+    if trained:
+        return (
+            f"{trained} of the {count} images were trained on, so the scores do not show how the network does on new "
+            "images."
+        )
+    return f"The {count} images that the run held out." if own else ""

@@ -1,13 +1,17 @@
 """Compares the images of a finished run with real ones, and writes the figures as files."""
 
+import logging
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
+from unet_diffusion.commands.run_data import own_images, trained_on
 from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.data.streaming import StreamingImages
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
@@ -22,6 +26,8 @@ from unet_diffusion.files import write_json
 from unet_diffusion.images.figures import save_image
 from unet_diffusion.saved_runs import best_device
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RealImages:
@@ -32,27 +38,52 @@ class RealImages:
         training: images (N, C, H, W) in [-1, 1] of the training rows, among which copies are looked for.
         features: of the first `count` of them, (count, D).
         held_out: images that were held out of training; None where there are none.
+        note: a sentence about images that the run was trained on although the data hold them out, or "".
     """
 
     network: FeatureNetwork
     training: Tensor
     features: Tensor
     held_out: Tensor | None
+    note: str = ""
 
 
 def load_real(options: EvaluateGeneration, channels: int) -> RealImages:
-    """Returns the real images for runs that generate images with these channels; the run of the options is not read."""
+    """Returns the real images for runs that generate images with these channels.
+
+    Without `data`, they are those of the run of the options, divided as it divided them. Of other data, images that
+    this run was trained on are not held out.
+    """
     network = feature_network(options.features).to(best_device(options.device))
     network.check_channels(channels)
-    images = load_images(options.data)
+    images = own_images(options.run) if options.data.data is None else load_images(options.data)
     training = drawn(images.train, max(options.count, options.training_images))
     if training.shape[1] != channels:
         raise ValueError(
             f"the real images have {training.shape[1]} channels, but the run generates {channels}; set channels."
         )
-    held_out = None if images.validation is None else drawn(images.validation, options.count)
+    new, note = untrained(images.validation, options.run)
+    held_out = None if new is None else drawn(new, options.count)
     features = features_of(network, training[: options.count])
-    return RealImages(network, training, features, held_out)
+    return RealImages(network, training, features, held_out, note)
+
+
+def untrained(validation: ImageDataset | None, run: Path) -> tuple[ImageDataset | None, str]:
+    """Returns the held-out images without those that a run was trained on, and a sentence about these.
+
+    No image left is None.
+    """
+    if validation is None:
+        return None, ""
+    known = trained_on(validation, DataRecord.read(run))
+    if not known.any():
+        return validation, ""
+    note = (
+        f"the run was trained on {known.sum()} of the {len(known)} images that these data hold out; they are left out "
+        "of the comparison with held-out images."
+    )
+    logger.warning(note)
+    return (None if known.all() else validation.only(~known)), note
 
 
 def evaluate_generation(
@@ -90,8 +121,8 @@ def evaluate_generation(
     save_image(pairs, pairs_file)
     measured = {name: asdict(figure) for name, figure in figures.items()}
     results = {"features": real.network.name, "options": asdict(options), "figures": measured}
-    write_json(figures_file, {**results, "memorisation": asdict(copies)})
-    return f"{table(figures, real.network.name)}\n{copies}"
+    write_json(figures_file, {**results, "memorisation": asdict(copies), "note": real.note})
+    return "\n".join([table(figures, real.network.name), str(copies), *([real.note] if real.note else [])])
 
 
 def drawn(images: ImageDataset | StreamingImages, count: int) -> Tensor:

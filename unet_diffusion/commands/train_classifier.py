@@ -8,7 +8,7 @@ import torch
 from unet_diffusion.commands.doctor.examination import present
 from unet_diffusion.commands.options.train_classifier import TrainClassifier
 from unet_diffusion.data.dataset import ImageDataset
-from unet_diffusion.data.record import DataRecord
+from unet_diffusion.data.record import DataRecord, make_record
 from unet_diffusion.data.sets import ImageSets, load_images
 from unet_diffusion.evaluation.classifier import ImageClassifier
 from unet_diffusion.images.no_class import NO_LABEL
@@ -21,9 +21,9 @@ from unet_diffusion.training.trainer import Trainer
 def train_classifier(options: TrainClassifier) -> Path:
     """Trains a classifier, or resumes its run, and returns the folder of the run.
 
-    The folder holds the weights that did best on held-out images and their config in `classifier/`, a model card,
-    `hardest.png`, `curves.png`, `metrics.jsonl`, `config.json`, `data.json`, previews and checkpoints. Channels and
-    classes follow from the data.
+    The folder holds the weights that did best on held-out images (or the last ones without such images) and their
+    config in `classifier/`, a model card, `hardest.png`, `curves.png`, `metrics.jsonl`, `config.json`, `data.json`,
+    previews and checkpoints. Channels and classes follow from the data.
 
     Raises:
         ValueError: an option or images that cannot be used, such as those without labels, before training starts.
@@ -32,29 +32,35 @@ def train_classifier(options: TrainClassifier) -> Path:
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
     summary = present(options.data, quiet=not accelerator.is_main_process)
-    data = load_images(options.data, options.training.seed, accelerator.process_index, accelerator.num_processes)
+    data = load_images(
+        options.data,
+        options.training.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        before=DataRecord.read(options.output),
+    )
     names = checked_class_names(data)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     network = ImageClassifier(
         data.train.channels, len(names), options.widths, options.dropout, class_names=names, data=data.train.name
     )
     task = ClassificationTask(network, data, options.data.num_workers)
-    record = DataRecord(summary=summary.lines())
+    record = make_record(data, options.data.preparation, summary=summary.lines())
     return Trainer(task, options.training, options.output, asdict(options), accelerator, record).run()
 
 
 def checked_class_names(data: ImageSets) -> tuple[str, ...]:
-    """Returns the names of the classes, after checking that there are held-out images, and labels in both parts."""
+    """Returns the names of the classes, after checking that there are labels in both parts, and images to show."""
     names = data.train.class_names
     if names is None:
         raise ValueError(
             f"{data.train.name} has no class labels, but a classifier learns them; name their column by label_column "
             "(of type ClassLabel in a stream), or sort the images into one folder for each class."
         )
-    if data.validation is None:
+    if data.validation is None and not isinstance(data.train, ImageDataset):
         raise ValueError(
-            "there are no held-out images, but the weights are chosen by the accuracy on them; set validation_fraction "
-            "above 0 (it has no effect on a stream), or name a validation set."
+            "streaming is set and no validation set is named, but previews of a classifier show images of one; name "
+            "validation_data, or leave streaming out."
         )
     for part in (data.train, data.validation):
         if isinstance(part, ImageDataset) and (part.labels == NO_LABEL).all():

@@ -8,7 +8,7 @@ import torch
 
 from unet_diffusion.commands.doctor.examination import present
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
-from unet_diffusion.data.record import DataRecord
+from unet_diffusion.data.record import DataRecord, make_record
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet
@@ -34,7 +34,13 @@ def train_ddpm(options: TrainDDPM) -> Path:
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
     summary = present(options.data, quiet=not accelerator.is_main_process)
-    data = load_images(options.data, options.training.seed, accelerator.process_index, accelerator.num_processes)
+    data = load_images(
+        options.data,
+        options.training.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        before=DataRecord.read(options.output),
+    )
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     unet = make_unet(options, data.train.height, data.train.width, data.train.channels, data.train.class_names)
     resolved = asdict(options)
@@ -44,7 +50,7 @@ def train_ddpm(options: TrainDDPM) -> Path:
     else:
         task = DiffusionTask(unet, data, options.diffusion, options.data.num_workers)
         resolved.pop("super_resolution")
-    record = DataRecord(summary=summary.lines())
+    record = make_record(data, options.data.preparation, summary=summary.lines())
     return Trainer(task, options.training, options.output, resolved, accelerator, record).run()
 
 

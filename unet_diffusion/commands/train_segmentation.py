@@ -12,7 +12,7 @@ from unet_diffusion.commands.doctor.examination import present
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import load_unlabelled
-from unet_diffusion.data.record import DataRecord
+from unet_diffusion.data.record import DataRecord, make_record
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
@@ -25,6 +25,7 @@ from unet_diffusion.tasks.joint import JointTask, check_generates
 from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.tasks.self_training import SelfTrainingTask
 from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.batches import TrainingImages
 from unet_diffusion.training.task import Task
 from unet_diffusion.training.trainer import Trainer
 from unet_diffusion.unet import UNet
@@ -49,14 +50,27 @@ def train_segmentation(options: TrainSegmentation) -> Path:
     accelerator = make_accelerator(options.training, options.output)
     options = replace(options, joint=settled_joint(options))
     summary = present(options.data, options.joint.unlabelled, quiet=not accelerator.is_main_process)
-    data = load_masked(options.data, options.training.seed)
+    data = load_masked(options.data, options.training.seed, DataRecord.read(options.output))
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     task = make_task(options, data)
     resolved = asdict(options)
     if isinstance(task, JointTask):
         resolved["diffusion"] = asdict(task.diffusion.config)
-    record = DataRecord(summary=summary.lines())
+    record = make_record(
+        data,
+        options.data.preparation,
+        unlabelled_images(task),
+        summary=summary.lines(),
+        mask_encoding=data.encoding.to_dict(),
+    )
     return Trainer(task, options.training, options.output, resolved, accelerator, record).run()
+
+
+def unlabelled_images(task: Task) -> TrainingImages | None:
+    """Returns the images without masks that a task learns from, if there are any."""
+    if isinstance(task, JointTask):
+        return task.diffusion.train
+    return task.images if isinstance(task, SelfTrainingTask) else None
 
 
 def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:

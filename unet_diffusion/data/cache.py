@@ -11,12 +11,15 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.compute
 from filelock import FileLock
 
-from unet_diffusion.data.sources import class_names, image_reader
+from unet_diffusion.data.sources import cache_home, class_names, image_reader, states_of
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
 from unet_diffusion.images.no_class import NO_LABEL
@@ -27,10 +30,11 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the files below; after a change, old caches are not read
+FORMAT = 3  # of the files below; after a change, old caches are not read
 ROWS_AT_ONCE = 256  # read and decoded in parallel; bounds the memory
 ROWS_PER_TASK = 16  # of a thread; handing over small images one by one takes longer than decoding them
 MOST_BROKEN = 10  # images named in messages
+DIGEST_SIZE = 16  # bytes; two images of billions are then equal, or their digests differ
 
 
 class ImageCache:
@@ -38,7 +42,7 @@ class ImageCache:
 
     Args:
         folder: written by `cache_images`. It holds `pixels.bin`, the values of one image after another, `sizes.npy`
-            (N, 2), `labels.npy` (N,) and `info.json`.
+            (N, 2), `labels.npy` (N,), `digests.npy` (N, 16) and `info.json`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,6 +56,8 @@ class ImageCache:
         self.class_names: tuple[str, ...] | None = None if info["class_names"] is None else tuple(info["class_names"])
         self.broken: list[str] = info["broken"]  # a message for each image that was left out
         self.labels = np.load(folder / "labels.npy")  # int64 (N,)
+        self.groups: list[str] | None = info["groups"]  # the name of each image's group
+        self.digests = np.load(folder / "digests.npy")  # uint8 (N, 16): hash of each image as decoded, not prepared
         self.sizes = np.load(folder / "sizes.npy")  # int64 (N, 2): height and width
         self.pixels = PixelFile(folder / "pixels.bin", self.dtype, self.sizes, self.channels)
 
@@ -64,6 +70,10 @@ class ImageCache:
     def image(self, index: int) -> np.ndarray:
         """Returns an image (C, H, W), a read-only view of the file."""
         return self.pixels[index]
+
+    def ids(self, rows: np.ndarray) -> list[str]:
+        """Returns the content hash of each of the rows, the same for equal images whatever their files."""
+        return hexadecimal(self.digests[rows])
 
 
 class PixelFile:
@@ -97,18 +107,76 @@ def cache_images(
 ) -> ImageCache:
     """Decodes and prepares all images of a source, or opens what an earlier call wrote.
 
-    If several processes call it at once, one decodes and the others wait. The folder's name is a hash of the source's
-    fingerprint and the preparation, so that no change of either is missed. Its parent is `unet_diffusion` in
-    `cache_dir`, or else in the cache of `datasets`.
+    If several processes call it at once, one decodes and the others wait. The folder's name is a hash of the rows, the
+    states of the files that they name and the preparation, so that no change of these is missed. Its parent is
+    `unet_diffusion` in `cache_dir`, or else in the cache of `datasets`.
 
     Raises:
         ValueError: more images are broken, none is usable, or sizes differ and images are neither resized nor cut.
     """
-    key = [FORMAT, dataset._fingerprint, asdict(preparation)]
+    key = [FORMAT, source_key(dataset), asdict(preparation)]
     folder = written_once("images", key, cache_dir, lambda aside: _write(dataset, preparation, name, aside))
     cache = opened(ImageCache, folder)
     report_broken(cache, name, max_broken)
     return cache
+
+
+def source_key(dataset: datasets.Dataset) -> str:
+    """Returns a hash of the rows of a data set, and of the states of the local files that its images lie in."""
+    states = states_of(files_of(dataset))
+    return datasets.fingerprint.Hasher.hash([dataset._fingerprint, states]) if states else dataset._fingerprint
+
+
+def files_of(dataset: datasets.Dataset) -> list[str]:
+    """Returns the local files that columns of images name, where the rows hold only paths."""
+    files = []
+    for name in dataset.features:
+        column = dataset.data.column(name)
+        while pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+            column = pyarrow.compute.list_flatten(column)
+        if pyarrow.types.is_struct(column.type) and {field.name for field in column.type} == {"bytes", "path"}:
+            outside = pyarrow.compute.is_null(pyarrow.compute.struct_field(column, "bytes"))
+            paths = pyarrow.compute.struct_field(column, "path").filter(outside).to_pylist()
+            files += [local for path in paths if path is not None and (local := local_path(path)) is not None]
+    return files
+
+
+def present(dataset: datasets.Dataset, column: str) -> list[int]:
+    """Returns the rows whose value of a column, such as one of masks, is not empty."""
+    rows: list[int] = []
+    start = 0
+    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
+        values = table[column]
+        found = pyarrow.compute.is_valid(values)
+        if pyarrow.types.is_struct(values.type) and {field.name for field in values.type} == {"bytes", "path"}:
+            parts = [pyarrow.compute.is_valid(pyarrow.compute.struct_field(values, name)) for name in ("bytes", "path")]
+            found = pyarrow.compute.or_(*parts)
+        elif pyarrow.types.is_list(values.type) or pyarrow.types.is_large_list(values.type):
+            found = pyarrow.compute.greater(pyarrow.compute.fill_null(pyarrow.compute.list_value_length(values), 0), 0)
+        rows += [start + row for row, filled in enumerate(found.to_pylist()) if filled]
+        start += len(values)
+    return rows
+
+
+def local_path(place: str) -> str | None:
+    """Returns the path of a file on this machine; None for a URL of anything else."""
+    if place.startswith("file://"):
+        return os.fsdecode(unquote_to_bytes(urlsplit(place).path))
+    return None if "://" in place else place
+
+
+def content_digest(*arrays: np.ndarray) -> bytes:
+    """Returns 16 bytes that depend on the dtype, the shape and the values of arrays, and on nothing else."""
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    for array in arrays:
+        digest.update(f"{array.dtype.name} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.digest()
+
+
+def hexadecimal(digests: np.ndarray) -> list[str]:
+    """Returns digests, uint8 (N, 16), as text."""
+    return [digest.tobytes().hex() for digest in digests]
 
 
 def opened(kind: Callable[[Path], T], folder: Path) -> T:
@@ -127,7 +195,7 @@ def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Calla
     Its parent's name is a hash of `key`, the JSON values on which the contents depend, and of the limit of pixels.
     `write` fills an empty folder, which is then renamed into place.
     """
-    home = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "unet_diffusion"
+    home = cache_home(cache_dir) / "unet_diffusion"
     home /= hashlib.sha256(json.dumps([key, pixel_limit()], sort_keys=True).encode()).hexdigest()[:32]
     folder = home / name
     if not folder.is_dir():
@@ -190,6 +258,8 @@ class ImageWriter:
         self.broken: list[str] = []
         self.sizes: list[tuple[int, ...]] = []
         self.labels: list[int] = []
+        self.digests: list[bytes] = []
+        self.groups: list[str] = []
         self.first: np.ndarray | None = None
 
     def __enter__(self) -> "ImageWriter":
@@ -204,12 +274,14 @@ class ImageWriter:
         if self.first is not None:
             check_like_first(image, self.first.shape[2], self.first.dtype.name)
 
-    def append(self, image: np.ndarray, label: int | None = None) -> None:
-        """Adds an image that has passed `check`."""
+    def append(self, image: np.ndarray, digest: bytes, label: int | None = None, group: str | None = None) -> None:
+        """Adds an image that has passed `check`; all have a group or none has."""
         self.first = image if self.first is None else self.first
         self.file.write(np.ascontiguousarray(image.transpose(2, 0, 1)).data)
         self.sizes.append(image.shape[:2])
         self.labels.append(NO_LABEL if label is None else label)
+        self.digests.append(digest)
+        self.groups += [] if group is None else [group]
 
     def leave_out(self, row: int, problem: ValueError) -> None:
         """Records that a row cannot be used."""
@@ -222,14 +294,21 @@ class ImageWriter:
             raise ValueError(f"{name} has no usable image among {len(self.broken)}. {problems}".rstrip())
         np.save(self.folder / "sizes.npy", np.array(self.sizes, dtype=np.int64))
         np.save(self.folder / "labels.npy", np.array(self.labels, dtype=np.int64))
+        np.save(self.folder / "digests.npy", as_array(self.digests))
         info = {
             "name": name,
             "dtype": self.first.dtype.name,
             "channels": self.first.shape[2],
             "class_names": class_names,
+            "groups": self.groups or None,
             "broken": self.broken,
         }
         (self.folder / "info.json").write_text(json.dumps(info, indent=2) + "\n")
+
+
+def as_array(digests: list[bytes]) -> np.ndarray:
+    """Returns digests as an array, uint8 (N, 16)."""
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_SIZE)
 
 
 def each_row(dataset: datasets.Dataset, prepare: Callable[[dict[str, Any]], T]) -> Iterator[T | ValueError]:
@@ -254,18 +333,19 @@ def each_row(dataset: datasets.Dataset, prepare: Callable[[dict[str, Any]], T]) 
 def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folder: Path) -> None:
     read, names = image_reader(dataset), class_names(dataset)
 
-    def prepare(row: dict[str, Any]) -> tuple[np.ndarray, int | None]:
+    def prepare(row: dict[str, Any]) -> tuple[np.ndarray, bytes, int | None, str | None]:
         label = row.get("label")
         if label is not None and names is not None and not NO_LABEL <= label < len(names):
             raise ValueError(f"its label is {label}, but must be from 0 to {len(names) - 1}, or -1 for none.")
-        return preparation(decode_image(read(row["image"]), axes=preparation.axes)), label
+        pixels = decode_image(read(row["image"]), axes=preparation.axes)
+        return preparation(pixels), content_digest(pixels), label, row.get("group")
 
     with ImageWriter(folder) as writer:
         for row, prepared in enumerate(each_row(dataset, prepare)):
             if isinstance(prepared, ValueError):
                 writer.leave_out(row, prepared)
                 continue
-            image, label = prepared
+            image, digest, label, group = prepared
             if preparation.image_size is None and preparation.crop == "center" and writer.first is not None:
                 _check_same_size(image, writer.first, row)  # random crops are cut later, from any size
             try:
@@ -273,7 +353,7 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
             except ValueError as problem:
                 writer.leave_out(row, problem)
             else:
-                writer.append(image, label)
+                writer.append(image, digest, label, group)
         writer.finish(name, names)
 
 

@@ -87,7 +87,11 @@ class ImageOptions(SourceOptions):
     """Options of every image set of a run: what is held out for validation, and the range of values."""
 
     validation_fraction: float = 0.0
-    """Share of the images that is held out, at least one image, if no validation set is named; 0: none."""
+    """About the share of the images that is held out, if no validation set is named; 0: none. What is held out follows
+    from each image's content, so that equal images stay together and adding an image moves no other."""
+    group_column: str | None = None
+    """Column of patients, slides or videos, whose images stay together when some are held out; "folder" groups the
+    images of a folder by their folder. The share held out is then about that of the groups."""
     validation_data: Data | None = None
     """Validation set: a source like `data`, of which `validation_split` is read, or else "train"."""
     validation_split: str | None = None
@@ -105,6 +109,12 @@ class ImageOptions(SourceOptions):
         fraction = is_number(self.validation_fraction) and 0 <= self.validation_fraction < 1
         require(fraction, "validation_fraction", self.validation_fraction, "must be from 0 to below 1")
         require(is_count(self.num_workers, 0), "num_workers", self.num_workers, "must be 0 or more")
+        if self.group_column is not None and (self.names_validation or self.validation_fraction == 0):
+            because = "a validation set is named" if self.names_validation else "validation_fraction is 0"
+            raise ValueError(
+                f"group_column is {self.group_column!r}, but {because}, so no image is held out by its group; leave "
+                "group_column out."
+            )
         if self.value_range is not None and self.percentiles is not None:
             raise ValueError("value_range and percentiles are both given; each sets the range, so give one.")
         require_each(self, ["value_range"], lambda ends: ends[0] < ends[1], "the first value must be below the second")
@@ -125,8 +135,9 @@ class DataConfig(ImageOptions):
     """"mnist-5000" (5,000 digits, extra `digits`), a folder of images, a file, glob or folder of Parquet, Arrow or
     WebDataset tar files, a `save_to_disk` folder, or the name of a data set on the Hugging Face Hub."""
     validation_fraction: float = 0.02
-    """Share of the images that is held out, at least one image, if no validation set is named and nothing is streamed;
-    0: none."""
+    """About the share of the images that is held out, if no validation set is named and nothing is streamed; 0: none.
+    What is held out follows from each image's content, so that equal images stay together and adding an image moves no
+    other."""
     image_size: int | None = None
     """Length of the shorter side in pixels, to which images are resized (Lanczos). By default they keep their size,
     which must then be the same for all unless crop_size is given."""

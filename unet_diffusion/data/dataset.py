@@ -1,5 +1,6 @@
 """Stored images as a torch data set, whose items depend on the seed, the epoch and the index alone."""
 
+import copy
 import hashlib
 from typing import Any
 
@@ -59,6 +60,22 @@ class ImageDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def ids(self) -> list[str]:
+        """Returns the content hash of each image, the same for equal images."""
+        return self.cache.ids(self.rows)
+
+    def contents(self) -> list[str]:
+        """Returns what a network learns from each image: its content hash and its class, by name if it has one."""
+        names = self.class_names or ()
+        labels = [names[label] if 0 <= label < len(names) else str(label) for label in self.labels.tolist()]
+        return [f"{image} {label}" for image, label in zip(self.ids(), labels)]
+
+    def only(self, chosen: np.ndarray) -> "ImageDataset":
+        """Returns the images of this set that are chosen, bool (N,), alone."""
+        dataset = copy.copy(self)
+        dataset.rows, dataset.labels = self.rows[chosen], self.labels[chosen]
+        return dataset
 
     def fetch(self, index: int, generator: torch.Generator | None = None) -> dict[str, Any]:
         """Returns image `index`, cut and mirrored at random, or centrally and unmirrored without a generator.

@@ -4,8 +4,9 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -312,13 +313,25 @@ def _by_ending(counts: Mapping[str, int]) -> str:
     return some([f"{count} {readable(ending) or 'without an ending'}" for ending, count in counts.items()])
 
 
-def file_state(file: Path) -> tuple[Any, ...]:
-    """Returns values that change with the path, size, time or readability of a file."""
+def states_of(files: Iterable[str | Path]) -> list[tuple[Any, ...]]:
+    """Returns what changes when any of the files is replaced or rewritten: its place, size, times and readability.
+
+    Paths are resolved, since two projects may both have a folder `data`. The time of the last change of the file's
+    entry and its number on the disk also tell files apart whose times of writing were set alike.
+    """
+    real = lru_cache(os.path.realpath)  # of folders; to resolve every file takes longer than to list them
+    return [_state(str(file), real) for file in files]
+
+
+def _state(file: str, real: Callable[[str], str]) -> tuple[Any, ...]:
+    folder, name = os.path.split(file)
+    place = readable(os.path.join(real(folder), name))
     try:
-        state = file.stat()
+        state = os.stat(file)
     except OSError as error:  # a dangling link: decoding will name it as unreadable
-        return stored_path(file), error.errno
-    return stored_path(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK)
+        return place, error.errno
+    changed = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+    return place, *changed, os.access(file, os.R_OK)
 
 
 def tables_in(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from datasets import Dataset, Features
 from PIL import Image, ImageOps
 
 from unet_diffusion.data.config import InMemory
-from unet_diffusion.data.folders import counted, file_state, stored_path
+from unet_diffusion.data.folders import counted, states_of, stored_path
 from unet_diffusion.images.decoding import decode_image
 
 IN_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # modes of PIL images that PNG keeps
@@ -72,7 +72,7 @@ def _of_images(images: Sequence[Any], option: str) -> InMemory:
             if not path.is_file():
                 raise ValueError(f"{name} is {str(image)!r}, but there is no such file.")
             cells.append({"bytes": None, "path": stored_path(path.absolute())})
-            digest.update(repr(file_state(path)).encode())
+            digest.update(repr(states_of([path])).encode())
         else:
             data = _encoded(image, name)
             cells.append({"bytes": data, "path": None})

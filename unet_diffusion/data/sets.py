@@ -17,12 +17,13 @@ from datasets import Dataset, IterableDataset
 from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
 from unet_diffusion.data.config import DataConfig, ImageOptions, part_name
 from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.record import DataRecord, resolved_place
 from unet_diffusion.data.sources import open_with_notes
 from unet_diffusion.data.streaming import StreamingImages, first_usable
 from unet_diffusion.images.decoding import LARGEST, DTypeName
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.randomness import keyed_permutation
+from unet_diffusion.randomness import keyed_seed
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,13 @@ class Part:
     notes: tuple[str, ...] = ()
 
 
-def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_processes: int = 1) -> ImageSets:
+def load_images(
+    config: DataConfig,
+    seed: int = 0,
+    process_index: int = 0,
+    num_processes: int = 1,
+    before: DataRecord | None = None,
+) -> ImageSets:
     """Opens, decodes (unless the cache has them) and splits the images of a run.
 
     Args:
@@ -62,6 +69,7 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
         seed: of the run; it sets crops, mirroring and the order of a stream, but not what is held out.
         process_index: this process, counted from 0; only a stream is divided here.
         num_processes: number of processes.
+        before: what the run that is resumed knew about its data; as in `hold_out`.
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many images are broken, or none is usable;
@@ -71,7 +79,7 @@ def load_images(config: DataConfig, seed: int = 0, process_index: int = 0, num_p
     if config.streaming:
         return _stream_images(config, seed, process_index, num_processes)
     cache, name = _cached(config, "train")
-    rows, held_out = hold_out(len(cache), config)
+    rows, held_out = hold_out(cache, config, before)
     pixel_range = find_range(config, cache, rows)
     size = _item_size(config, cache)
     train = ImageDataset(
@@ -103,6 +111,7 @@ def open_part(config: DataConfig, part: Literal["train", "validation"], streamin
         split,
         image_column=config.image_column,
         label_column=config.label_column,
+        group_column=None if part == "validation" else config.group_column,
         streaming=streaming,
         cache_dir=config.cache_dir,
     )
@@ -126,18 +135,59 @@ def _item_size(config: DataConfig, cache: ImageCache) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def hold_out(length: int, config: ImageOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows to train on and those held out, each in ascending order."""
+def hold_out(
+    cache: ImageCache, config: ImageOptions, before: DataRecord | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows to train on and those held out, each in ascending order.
+
+    An image is held out if the hash of its content, as a number in [0, 1), is below `validation_fraction`; with groups
+    the hash of its group's name counts. So neither names nor order matter, equal images are on the same side, and an
+    image that is added moves no other. At least the lowest hash is held out, and at least the highest is trained on.
+    If all images are equal, none is held out, with a warning.
+
+    Args:
+        cache: the images.
+        config: the share that is held out.
+        before: of the run that is resumed, whose images stay on the side where they were.
+
+    Raises:
+        ValueError: all images belong to one group.
+    """
+    rows = np.arange(len(cache))
     if config.names_validation or config.validation_fraction == 0:
-        return np.arange(length), np.arange(0)
-    held_out = max(1, round(config.validation_fraction * length))
-    if held_out >= length:
-        raise ValueError(
-            f"{config.data} has {length} usable images, of which validation_fraction={config.validation_fraction} "
-            f"holds out {held_out}, so none is left to train on; lower it, or set it to 0."
+        return rows, rows[:0]
+    ids = cache.ids(rows)
+    names = cache.groups or ids
+    places = {name: place_of(name) for name in names}
+    if len(places) == 1:
+        if cache.groups:
+            raise ValueError(
+                f"group_column is {config.group_column!r}, but all {len(cache)} usable images belong to the group "
+                f"{names[0]!r}, so none can be held out; leave group_column out, or name a validation set."
+            )
+        images = (
+            f"all {len(cache)} images of {config.data} are equal" if len(cache) > 1 else f"{config.data} has one image"
         )
-    order = keyed_permutation(length, VALIDATION_SEED, "validation").numpy()
-    return np.sort(order[:-held_out]), np.sort(order[-held_out:])
+        logger.warning("%s, so nothing is held out, and the last weights are saved", images)
+        return rows, rows[:0]
+    held_out = {name for name, place in places.items() if place < config.validation_fraction}
+    held_out = (held_out | {min(places, key=places.__getitem__)}) - {max(places, key=places.__getitem__)}
+    if before is not None:
+        held_out |= _names_of(before.held_out, ids, names)
+        held_out -= _names_of(before.trained, ids, names)
+    is_held_out = np.array([name in held_out for name in names])
+    return rows[~is_held_out], rows[is_held_out]
+
+
+def place_of(name: str) -> float:
+    """Returns the number in [0, 1) by which an image or a group is held out: that of a hash of its name."""
+    return keyed_seed(VALIDATION_SEED, "held out", name) / 2**63
+
+
+def _names_of(recorded: tuple[str, ...], ids: list[str], names: list[str]) -> set[str]:
+    """Returns the names, such as groups, of the images whose content hashes a run has recorded."""
+    known = set(recorded)
+    return {name for image, name in zip(ids, names) if image in known}
 
 
 def rows_without(cache: ImageCache, others: ImageCache, rows: np.ndarray) -> np.ndarray:
@@ -249,7 +299,7 @@ def _stream_images(config: DataConfig, seed: int, process_index: int, num_proces
     dataset, name = opened.rows, opened.name
     assert isinstance(dataset, IterableDataset)
     first = first_usable(dataset, config.preparation, name)
-    key = json.dumps([config.data, config.split, config.max_images, asdict(config.preparation)])
+    key = json.dumps([resolved_place(config.data), config.split, config.max_images, asdict(config.preparation)])
     assert config.side is not None
     train = StreamingImages(
         dataset,

@@ -4,8 +4,9 @@ The images stay undecoded, so that a broken one can be named and skipped.
 """
 
 import glob
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,11 +27,11 @@ from unet_diffusion.data.folders import (
     check_only_split,
     check_text,
     counted,
-    file_state,
     images_of_split,
     is_hub_name,
     looks_like_masks,
     some,
+    states_of,
     stored_path,
     tables_in,
     top_folders,
@@ -42,6 +43,9 @@ from unet_diffusion.data.metadata import open_metadata
 from unet_diffusion.files import readable
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
+
+FOLDER = "folder"  # as `group_column`: the images of one folder are a group
+SOURCES = "unet_diffusion/sources"  # folder of the cache for what `datasets` converts from local files
 
 
 @dataclass(frozen=True)
@@ -104,17 +108,64 @@ def open_with_notes(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    group_column: str | None = None,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Source:
-    """Opens images as `open_source` does, with notes on what was understood."""
+    """Opens images as `open_source` does, with notes on what was understood.
+
+    `group_column` adds a column `group` of text: the values of that column, or, for "folder" and a folder of images,
+    the folder of each image.
+    """
     source = as_source(source)
     cache = None if cache_dir is None else str(cache_dir)
     opened = open_all_columns(source, split, streaming, cache, trust_classes=label_column is not None)
     selected = _select_columns(opened, source, image_column, label_column)
+    if group_column is not None:
+        groups = groups_of(opened.rows, group_column, source)
+        assert isinstance(selected.rows, Dataset)
+        selected = replace(selected, rows=with_groups(selected.rows, groups))
     if streaming and isinstance(selected.rows, Dataset):
         return replace(selected, rows=selected.rows.to_iterable_dataset())
     return selected
+
+
+def groups_of(rows: Dataset | IterableDataset, column: str, source: str) -> list[str]:
+    """Returns the name of each row's group: the value of a column, or for "folder" the folder of its image.
+
+    Raises:
+        ValueError: a stream; there is no such column; it holds anything but text and integers, or has empty values; or
+            "folder" for images that are no files of a folder.
+    """
+    if not isinstance(rows, Dataset):
+        raise ValueError(f"group_column is {column!r}, but nothing of a stream is held out; leave it out.")
+    if column == FOLDER and column not in rows.features:
+        return _folders_of(rows, source)
+    kind = rows.features[stated_column(rows.features, "group_column", column, source)]
+    dtype = getattr(kind, "dtype", type(kind).__name__)
+    readable_kind = isinstance(kind, (Value, ClassLabel)) and dtype.startswith(
+        ("string", "large_string", "int", "uint")
+    )
+    values = rows[column] if readable_kind else [None]
+    if None in values:
+        raise ValueError(
+            f"group_column is {column!r}, of type {dtype}, but must hold text or integers, and no empty values."
+        )
+    return [str(value) for value in values]
+
+
+def _folders_of(rows: Dataset, source: str) -> list[str]:
+    folder = Path(source).expanduser()
+    if folder.is_dir() and isinstance(rows.features.get("image"), datasets.Image):
+        images = undecoded(rows.select_columns(["image"]), "image", "image_column")
+        if images[0]["image"]["bytes"] is None:
+            return [os.path.relpath(os.path.dirname(image["path"]), folder) for image in images["image"]]
+    raise ValueError(f"group_column is {FOLDER!r}, but {source} is not a folder of images; name a column.")
+
+
+def with_groups(rows: Dataset, groups: list[str]) -> Dataset:
+    """Returns the data set with the groups of its rows as the column `group`."""
+    return rows.add_column("group", groups, feature=Value("string"))
 
 
 def class_names(dataset: Dataset | IterableDataset) -> tuple[str, ...] | None:
@@ -177,10 +228,28 @@ def open_all_columns(
     raise unknown_source(source, "there is no such file or folder")
 
 
-def _load(source: str, split: str, streaming: bool, cache_dir: str | None, path: str, **options: Any) -> Source:
+def _load(
+    source: str,
+    split: str,
+    streaming: bool,
+    cache_dir: str | None,
+    path: str,
+    files: Sequence[str] = (),
+    **options: Any,
+) -> Source:
+    """Opens a source by `datasets`, which converts local `files` into a folder of the cache for their states alone.
+
+    Its own cache knows them by their paths and times of writing, which other files can share.
+    """
     WebDataset.DECODERS.pop("pth", None)  # members of this type are pickles; they stay bytes, which nothing reads
+    states = states_of(files)
+    if files:
+        cache_dir = str(cache_home(cache_dir) / SOURCES / datasets.fingerprint.Hasher.hash(states))
     try:
-        return Source(datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options))
+        rows = datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
+        if files and isinstance(rows, Dataset):
+            rows._fingerprint = datasets.fingerprint.Hasher.hash([rows._fingerprint, states])
+        return Source(rows)
     except OSError as error:  # a missing data set, or a Hub that cannot be reached
         absent = "" if options else "there is no such file or folder here, and on the Hub: "
         raise unknown_source(source, f"{absent}{error}") from error
@@ -192,6 +261,17 @@ def _load(source: str, split: str, streaming: bool, cache_dir: str | None, path:
         raise
     except Exception as error:  # each library raises its own errors on damaged files
         raise damaged(source, error) from error
+
+
+def _files_below(folder: Path, cache_dir: str | None) -> list[str]:
+    """Returns the files in a folder and its subfolders, without those of a cache that lies in it."""
+    cache = cache_home(cache_dir).resolve()
+    return sorted(str(file) for file in folder.rglob("*") if file.is_file() and not file.is_relative_to(cache))
+
+
+def cache_home(cache_dir: str | Path | None) -> Path:
+    """Returns the folder of the cache: that of the options, or else that of `datasets`."""
+    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
 
 
 def damaged(source: str, error: Exception) -> ValueError:
@@ -233,8 +313,9 @@ def _open_tables(
     if any(ending != ending.lower() for ending in endings):  # which `datasets` does not see
         opened = _open_files(source, [str(table) for table in tables], split, streaming, cache_dir)
     else:
-        absolute = str(folder.absolute())  # since `datasets` has readers with names such as "csv"
-        opened = _load(source, split, streaming, cache_dir, absolute)
+        absolute = folder.resolve()  # since `datasets` has readers with names such as "csv"
+        files = _files_below(absolute, cache_dir)
+        opened = _load(source, split, streaming, cache_dir, str(absolute), files)
     if not images:
         return opened
     return replace(opened, notes=(f"left out beside the {endings[0]} files: {counted(len(images), 'image')}",))
@@ -244,7 +325,8 @@ def _open_files(source: str, files: list[str], split: str, streaming: bool, cach
     """Opens tables of one type as the split "train"."""
     check_only_split(source, split)
     reader = FILE_READERS[Path(files[0]).suffix.lower()]
-    return _load(source, split, streaming, cache_dir, reader, data_files={"train": files})
+    files = [os.path.realpath(file) for file in files]
+    return _load(source, split, streaming, cache_dir, reader, files, data_files={"train": files})
 
 
 def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
@@ -307,10 +389,20 @@ def _select_columns(opened: Source, source: str, image_column: str | None, label
 
 
 def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path]) -> Dataset:
-    """Returns a data set of paths, whose fingerprint changes with the size, time or readability of any file."""
+    """Returns a data set of paths, whose fingerprint changes with the place, size or times of any file."""
     rows = Dataset.from_dict(columns, features=features)
-    fingerprint = datasets.fingerprint.Hasher.hash([file_state(file) for file in files])
+    numbers = {stored_path(file): number for number, file in enumerate(files)}
+    fingerprint = datasets.fingerprint.Hasher.hash([_numbered(columns, numbers), states_of(files)])
     return Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
+
+
+def _numbered(value: Any, numbers: Mapping[str, int]) -> Any:
+    """Returns columns with a number in the place of each path, so that it does not matter how paths are written."""
+    if isinstance(value, Mapping):
+        return {key: _numbered(each, numbers) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbered(each, numbers) for each in value]
+    return numbers.get(value, value) if isinstance(value, str) else value
 
 
 def undecoded(dataset: T, column: str, option: str) -> T:

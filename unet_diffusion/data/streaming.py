@@ -89,6 +89,14 @@ class StreamingImages(IterableDataset):
         self._read = image_reader(dataset)
         self._rows = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
 
+    def ids(self) -> list[str]:
+        """Returns no content hashes, since the images are known only once they are read."""
+        return []
+
+    def contents(self) -> list[str]:
+        """Returns the fingerprint of the stream, in place of what a network learns from each image."""
+        return [self.fingerprint]
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields items `{"image": Tensor (C, H, W) of the stored dtype, "label": int, -1 where there is none}`."""
         worker = get_worker_info()

@@ -167,7 +167,7 @@ def feature_network(name: str) -> FeatureNetwork:
 
 
 def classifier_features(run: Path) -> FeatureNetwork:
-    """Returns the features of a finished run of `train-classifier`; the name has its data and held-out accuracy."""
+    """Returns the features of a finished run of `train-classifier`; the name has its data and any held-out accuracy."""
     folder, fix = run / CLASSIFIER_FOLDER, "give the folder of a finished run of train-classifier."
     if not (folder / "config.json").is_file():
         raise ValueError(f"feature network is {run}, but there is no {CLASSIFIER_FOLDER}/config.json in it; {fix}")
@@ -176,9 +176,10 @@ def classifier_features(run: Path) -> FeatureNetwork:
         raise ValueError(f"the network in {folder} is a {kind}, but must be an {ImageClassifier.__name__}; {fix}")
     network = load_weights(ImageClassifier, folder)
     saved = network.config
-    if saved.data is None or saved.accuracy is None:
-        raise ValueError(f"the classifier in {folder} does not say its data and accuracy; {fix}")
-    name = f"classifier of {saved.data}, held-out accuracy {saved.accuracy:.3f}"
+    if saved.data is None:
+        raise ValueError(f"the classifier in {folder} does not say its data; {fix}")
+    accuracy = "not validated" if saved.accuracy is None else f"held-out accuracy {saved.accuracy:.3f}"
+    name = f"classifier of {saved.data}, {accuracy}"
     return FeatureNetwork(name, ClassifierFeatures(network), channels=(saved.in_channels,))
 
 

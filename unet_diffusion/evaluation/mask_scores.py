@@ -11,6 +11,7 @@ from torch import Tensor
 from unet_diffusion.checks import require
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
+from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
@@ -91,10 +92,12 @@ class Scores:
         return "\n".join(["| score | pooled | mean over images |", "| --- | --- | --- |", *lines])
 
 
-def labelled_for(pipe: SegmentationPipeline, options: MaskedOptions) -> MaskedDataset:
+def labelled_for(
+    pipe: SegmentationPipeline, options: MaskedOptions, mask_encoding: dict[str, Any] | None = None
+) -> MaskedDataset:
     """Opens a labelled set with the classes, the channels, the range of values and the colours of a pipeline.
 
-    Raises the errors of `load_labelled`.
+    `mask_encoding` is the meaning of masks that its run recorded, if it is known. Raises the errors of `load_labelled`.
     """
     return load_labelled(
         options,
@@ -103,6 +106,7 @@ def labelled_for(pipe: SegmentationPipeline, options: MaskedOptions) -> MaskedDa
         pixel_range=pipe.pixel_range,
         palette=pipe.palette,
         class_names=pipe.class_names,
+        saved=None if mask_encoding is None else MaskEncoding.from_dict(mask_encoding),
     )
 
 

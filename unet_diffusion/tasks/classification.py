@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unet_diffusion.data.dataset import to_batch
+from unet_diffusion.data.dataset import ImageDataset, to_batch
 from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
 from unet_diffusion.images.figures import array_images, grid, save_image
@@ -20,7 +20,7 @@ from unet_diffusion.training.task import Task
 
 VALIDATION_BATCH = 64  # images at once
 PREVIEW_IMAGES = 36
-HARDEST = "Held-out images whose own class gets the lowest probability"
+HARDEST = "{} images whose own class gets the lowest probability"
 USE = """
 To compare images that a DDPM run generates with real ones:
 `unet-diffusion evaluate-generation --run RUN --data DATA --features {name}`. In Python:
@@ -40,17 +40,21 @@ class ClassificationTask(Task):
 
     Args:
         network: the classifier.
-        data: images to learn from and held-out ones, both with labels.
+        data: images to learn from and perhaps held-out ones, both with labels. Without held-out images, those to learn
+            from, which must not be a stream, are shown and counted in their place, and the last weights are exported.
         num_workers: processes that load images ahead.
     """
 
-    best_by = "accuracy"
     curves = {"loss": ("loss", "validation_loss"), "accuracy": ("accuracy",), "learning rate": ("learning_rate",)}
 
     def __init__(self, network: ImageClassifier, data: ImageSets, num_workers: int = 0) -> None:
-        assert data.validation is not None
         self.network, self.num_workers = network, num_workers
-        self.train, self.validation, self.pixel_range = data.train, data.validation, data.train.pixel_range
+        self.train, self.pixel_range = data.train, data.train.pixel_range
+        self.held_out = data.validation is not None
+        self.best_by = "accuracy" if self.held_out else None
+        shown = data.train if data.validation is None else data.validation
+        assert isinstance(shown, ImageDataset)
+        self.shown = shown
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
         """Returns the cross-entropy of stored images `image` (B, C, H, W) and their classes `label` (B,)."""
@@ -59,10 +63,12 @@ class ClassificationTask(Task):
     def validate(self, network: ImageClassifier, accelerator: Accelerator) -> dict[str, float]:
         """Returns the share of held-out images whose class gets the highest score, and the loss.
 
-        Images without a label are left out.
+        Images without a label are left out. Without held-out images nothing is returned.
         """
+        if not self.held_out:
+            return {}
         sums = torch.zeros(3, dtype=torch.float64)
-        mine = range(accelerator.process_index, len(self.validation), accelerator.num_processes)
+        mine = range(accelerator.process_index, len(self.shown), accelerator.num_processes)
         for logits, labels in self._predictions(network, mine):
             right = (logits.argmax(dim=1) == labels).sum()
             sums += torch.stack([right, classification_loss(logits, labels) * len(labels), (labels != NO_LABEL).sum()])
@@ -70,19 +76,19 @@ class ClassificationTask(Task):
         return {"accuracy": right / count, "validation_loss": loss / count}
 
     def _predictions(self, network: ImageClassifier, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields scores (B, K) and labels (B,) of held-out images, on the CPU."""
+        """Yields scores (B, K) and labels (B,) of the images that are shown, on the CPU."""
         for start in range(0, len(indices), VALIDATION_BATCH):
-            batch = to_batch([self.validation[index] for index in indices[start : start + VALIDATION_BATCH]])
+            batch = to_batch([self.shown[index] for index in indices[start : start + VALIDATION_BATCH]])
             yield network(self.pixel_range.to_model(batch["image"]).to(network.device)).cpu(), batch["label"]
 
     def preview(self, network: ImageClassifier, path: Path) -> None:
-        """Writes the held-out images whose own class gets the lowest probability, the lowest first."""
+        """Writes the images, held out if there are such, whose own class gets the lowest probability, lowest first."""
         losses = [
             F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="none")
-            for logits, labels in self._predictions(network, range(len(self.validation)))
+            for logits, labels in self._predictions(network, range(len(self.shown)))
         ]
         hardest = torch.cat(losses).argsort(descending=True, stable=True)[:PREVIEW_IMAGES].tolist()
-        shown = self.pixel_range.to_model(torch.stack([self.validation[index]["image"] for index in hardest]))
+        shown = self.pixel_range.to_model(torch.stack([self.shown[index]["image"] for index in hardest]))
         save_image(grid(array_images((shown / 2 + 0.5).permute(0, 2, 3, 1).numpy())), path)
 
     def save(self, network: ImageClassifier, folder: Path) -> None:
@@ -99,13 +105,17 @@ class ClassificationTask(Task):
             "to real ones."
         )
         use = USE.format(name="{name}", channels=channels, classes=classes, features=features)
-        return Card("image-classification", summary, {"hardest.png": HARDEST}, use)
+        if not self.held_out:
+            summary += " These are the last weights; nothing was held out."
+        caption = HARDEST.format("Held-out" if self.held_out else "Training")
+        return Card("image-classification", summary, {"hardest.png": caption}, use)
 
     def export(
         self, network: ImageClassifier, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]
     ) -> None:
-        """Writes the accuracy of the exported weights into their config, then exports."""
-        network.register_to_config(accuracy=max(series(rows, "accuracy")[1]))
+        """Writes the accuracy of the exported weights, if it was measured, into their config, then exports."""
+        if self.held_out:
+            network.register_to_config(accuracy=max(series(rows, "accuracy")[1]))
         super().export(network, folder, rows, config)
 
 

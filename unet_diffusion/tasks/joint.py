@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.tasks.diffusion import SAMPLES, DiffusionTask
 from unet_diffusion.tasks.diffusion import USE as GENERATE
-from unet_diffusion.tasks.segmentation import LEARN, MASKS, SegmentationTask, freeze
+from unet_diffusion.tasks.segmentation import LEARN, NOT_HELD_OUT, SegmentationTask, freeze
 from unet_diffusion.tasks.segmentation import USE as SEGMENT
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, other_order
@@ -43,7 +43,6 @@ class JointTask(Task):
         ValueError: a network that cannot predict noise, or a trunk that does not learn.
     """
 
-    best_by = "mean_iou"
     curves = {
         "losses": ("segmentation_loss", "self_training_loss", "denoising_loss", "validation_loss"),
         "mean IoU": ("mean_iou",),
@@ -60,10 +59,12 @@ class JointTask(Task):
                 "denoising_weight out."
             )
         self.segmentation, self.diffusion = segmentation, diffusion
+        segmentation.scheduler = diffusion.scheduler  # also of a network that was untrained, so that the run generates
         diffusion.config = replace(diffusion.config, preview_images=segmentation.config.preview_images)
         segmentation.frozen = freeze(network.to_segmentation(), LEARN[learn])  # each task had frozen the other's head
         segmentation.frozen.remove(network.noise_head.requires_grad_(True))
-        self.network, self.denoising_weight, self.patience = network, denoising_weight, segmentation.patience
+        self.network, self.denoising_weight = network, denoising_weight
+        self.best_by, self.patience = segmentation.best_by, segmentation.patience
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Returns the groups of `SegmentationTask`; the noise head belongs to the trunk."""
@@ -97,7 +98,7 @@ class JointTask(Task):
         return self.segmentation.validate(network, accelerator) | self.diffusion.validate(network, accelerator)
 
     def preview(self, network: UNet, path: Path) -> None:
-        """Writes masks of held-out images, and samples into `<name>-samples.png` beside that file."""
+        """Writes masks of images as `SegmentationTask` does, and samples into `<name>-samples.png` beside that file."""
         self.segmentation.preview(network, path)
         self.diffusion.preview(network, path.with_stem(f"{path.stem}-samples"))
 
@@ -120,8 +121,12 @@ class JointTask(Task):
             f"{network.config.num_classes} classes, and also generates images of {size(network)} pixels with "
             f"{network.config.in_channels} channel(s). It was trained for both at once with {{version}}."
         )
+        if self.segmentation.validation is None:
+            summary += f" These are the last weights; {NOT_HELD_OUT}."
         use = f"{SEGMENT}\nIt also generates images:\n{GENERATE}"
-        return Card("image-segmentation", summary, {"masks.png": MASKS, "samples.png": SAMPLES}, use)
+        return Card(
+            "image-segmentation", summary, {"masks.png": self.segmentation.caption, "samples.png": SAMPLES}, use
+        )
 
 
 def check_generates(network: UNet, denoising_weight: float) -> None:

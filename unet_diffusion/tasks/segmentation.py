@@ -32,6 +32,7 @@ LEARN = {  # prefixes of the names of the parameters that learn, by `learn`
     "head": HEAD,
 }
 MASKS = "Images, their masks and the predictions"
+NOT_HELD_OUT = "nothing was held out"
 USE = """
 ```python
 from unet_diffusion.pipelines import SegmentationPipeline
@@ -56,10 +57,10 @@ class SegmentationTask(Task):
         num_workers: processes that load images ahead.
 
     Raises:
-        ValueError: a timestep for a network without a timestep embedding.
+        ValueError: a timestep for a network without a timestep embedding, or patience without held-out images. Without
+            them nothing is scored: the last weights are exported, and previews show training images.
     """
 
-    best_by = "mean_iou"
     curves = {"loss": ("loss",), "mean IoU": ("mean_iou",), "learning rate": ("learning_rate",)}
     train: MaskedDataset
 
@@ -75,6 +76,12 @@ class SegmentationTask(Task):
         self.train, self.validation, self.pixel_range = data.train, data.validation, data.pixel_range
         self.num_classes, self.class_names, self.palette = data.num_classes, data.class_names, data.palette
         self.config, self.augmentation, self.patience = config, augmentation, config.patience
+        self.best_by = None if data.validation is None else "mean_iou"
+        if data.validation is None and config.patience is not None:
+            raise ValueError(
+                f"patience is {config.patience}, but no image is held out, so that no validation could end the run; "
+                "leave it out, or hold images out."
+            )
         self.scheduler, self.num_workers = scheduler, num_workers
         self.class_weights = class_weights_from_counts(data.train.class_counts()) if config.balance_classes else None
         self.network = network
@@ -123,7 +130,9 @@ class SegmentationTask(Task):
         return network(images, head="segmentation", return_dict=False)[0]
 
     def validate(self, network: ModelMixin, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the scores of the held-out images, pooled over all their pixels."""
+        """Returns the scores of the held-out images, pooled over all their pixels; none without such images."""
+        if self.validation is None:
+            return {}
         metrics = SegmentationMetrics(self.num_classes)
         predict = self.pipeline(network).predictor()
         for index in range(accelerator.process_index, len(self.validation), accelerator.num_processes):
@@ -134,11 +143,12 @@ class SegmentationTask(Task):
         return {name: scores[f"pooled/{name}"] for name in ("mean_iou", "mean_dice", "accuracy")}
 
     def preview(self, network: ModelMixin, path: Path) -> None:
-        """Writes held-out images, each beside its mask and the prediction."""
+        """Writes held-out images, or else training images, each beside its mask and the prediction."""
+        images = self.train if self.validation is None else self.validation
         shown = []
         predict = self.pipeline(network).predictor()
-        for index in range(min(self.config.preview_images, len(self.validation))):
-            item = self.validation[index]
+        for index in range(min(self.config.preview_images, len(images))):
+            item = images[index]
             pixels = self.pixel_range.to_model(item["image"])
             image = array_images((pixels / 2 + 0.5).permute(1, 2, 0)[None].numpy())[0]
             masks = (item["mask"], predict(item["image"]))
@@ -169,7 +179,18 @@ class SegmentationTask(Task):
         summary = f"A {kind} that gives every pixel one of {self.num_classes} classes, trained with {{version}}."
         if pipe.unet.noise_head is not None:
             summary += " It still has its noise head."
-        return Card("image-segmentation", summary, {"masks.png": MASKS}, USE)
+        if self.validation is None:
+            summary += f" These are the last weights; {NOT_HELD_OUT}."
+        return Card("image-segmentation", summary, {"masks.png": self.caption}, USE)
+
+    @property
+    def caption(self) -> str:
+        """Returns the caption of `masks.png`, which says so if it shows images that were trained on."""
+        return (
+            MASKS
+            if self.validation is not None
+            else f"Training images, their masks and the predictions; {NOT_HELD_OUT}"
+        )
 
 
 def freeze(network: nn.Module, learning: tuple[str, ...]) -> list[nn.Module]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
+from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.config import check_scale, check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
@@ -20,7 +21,7 @@ from unet_diffusion.tasks.diffusion import PREVIEW_STEPS, DiffusionTask
 from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.unet import UNet
 
-SAMPLES = "Held-out images: small, enlarged in 20 steps of DPM-Solver++, original"
+SAMPLES = "{} images: small, enlarged in 20 steps of DPM-Solver++, original"
 USE = """
 ```python
 from unet_diffusion.diffusion.sampling import sampler
@@ -45,13 +46,14 @@ class SuperResolutionTask(DiffusionTask):
 
     Args:
         unet: a network of 2 C channels in and C out, for images of C channels.
-        data: images to learn from, and held-out ones, which previews show.
+        data: images to learn from, and held-out ones, which previews show; without them previews show the former,
+            which must not be a stream.
         config: the objective.
         super_resolution: the scale, which is needed, and the noise of the small image.
 
     Raises:
-        ValueError: sides that are not multiples of the scale, no held-out images, class labels, or a network that
-            cannot enlarge images.
+        ValueError: sides that are not multiples of the scale, a stream without a validation set, class labels, or a
+            network that cannot enlarge images.
     """
 
     def __init__(
@@ -66,10 +68,11 @@ class SuperResolutionTask(DiffusionTask):
         check_scale(super_resolution.scale)
         assert super_resolution.scale is not None
         check_sides(data.train.height, data.train.width, super_resolution.scale)
-        if data.validation is None:
+        shown = data.train if data.validation is None else data.validation
+        if not isinstance(shown, ImageDataset):
             raise ValueError(
-                "no image is held out, but previews of super-resolution show held-out images; set validation_fraction "
-                "above 0, or name validation_data."
+                "streaming is set and no validation set is named, but previews of super-resolution show images of one; "
+                "name validation_data, or leave streaming out."
             )
         if config.class_conditional:
             raise ValueError(
@@ -78,7 +81,7 @@ class SuperResolutionTask(DiffusionTask):
             )
         super().__init__(unet, data, config, num_workers, scheduler)
         self.scale, self.condition_noise = super_resolution.scale, super_resolution.condition_noise
-        self.held_out = data.validation
+        self.shown = shown
         self.pipeline(unet)  # raises a ValueError for networks that cannot enlarge
 
     def condition(self, clean: Tensor, generators: Sequence[torch.Generator] = ()) -> Tensor:
@@ -97,9 +100,9 @@ class SuperResolutionTask(DiffusionTask):
         return pipe
 
     def preview(self, network: UNet, path: Path) -> None:
-        """Writes held-out images in threes: small, enlarged by the network from a fixed noise, and original."""
-        count = min(len(self.held_out), self.config.preview_images)
-        clean = self.pixel_range.to_model(torch.stack([self.held_out[i]["image"] for i in range(count)]))
+        """Writes images, held out if there are such, in threes: small, enlarged from a fixed noise, and original."""
+        count = min(len(self.shown), self.config.preview_images)
+        clean = self.pixel_range.to_model(torch.stack([self.shown[i]["image"] for i in range(count)]))
         small = shrunk(clean, self.scale, self.pixel_range)
         pipe = self.pipeline(network)
         pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
@@ -118,4 +121,5 @@ class SuperResolutionTask(DiffusionTask):
             f"of {size(network)} pixels, as a noise predictor that sees the small image (SR3, Saharia et al. 2021). "
             "The detail that it adds is drawn at random: it is likely, but not what was there."
         )
-        return Card("image-to-image", summary, {"samples.png": SAMPLES}, USE)
+        caption = SAMPLES.format("Training" if self.data.validation is None else "Held-out")
+        return Card("image-to-image", summary, {"samples.png": caption}, USE)

@@ -12,6 +12,7 @@ FREE_TO_CHANGE = {  # when a run is resumed; images_per_step, which follows from
     *EVERY,
     *("steps", "batch_size", "accumulate", "processes"),
     *("output", "max_skipped_steps", "keep_checkpoints", "trackers", "num_workers", "cache_dir"),
+    "allow_changed_data",
 }
 
 
@@ -59,6 +60,8 @@ class TrainingConfig:
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers that get the metrics too, by their names in Accelerate, such as tensorboard, wandb, trackio. Their
     packages must be installed."""
+    allow_changed_data: bool = False
+    """Resume although the data have changed since the run was started. Images that it held out are still held out."""
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulate", "max_skipped_steps", "keep_checkpoints", *EVERY)

@@ -1,15 +1,19 @@
 """The folder of a run, which belongs to one process at a time and to one configuration."""
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from unet_diffusion.data.record import DataRecord, resolved_place
 from unet_diffusion.files import remove_leftovers, write_json
 from unet_diffusion.training.config import FREE_TO_CHANGE
+
+logger = logging.getLogger(__name__)
 
 # The values of options in runs from before these options existed.
 FORMER = {
@@ -21,6 +25,8 @@ FORMER = {
     "masks_per_image": "one",
 }
 RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # former names of options
+PLACES = {"data", "masks", "validation_data", "validation_masks", "unlabelled"}  # of data, which a record compares
+PATHS = {*PLACES, "model"}
 WORKERS_END = 6.0  # seconds; every 5 the data workers of PyTorch check that their process lives
 
 
@@ -46,25 +52,63 @@ def only_run_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def claim(folder: Path, resolved: dict[str, Any]) -> None:
+def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = None) -> None:
     """Writes the whole configuration of a run as `config.json`, after checking that it equals an existing one.
 
-    Files that a killed run left half written are removed.
+    Options that name files are equal if they name the same ones, however they are written. Where the data lie does not
+    matter if their content is the same. Files that a killed run left half written are removed.
+
+    Args:
+        folder: of the run.
+        resolved: the configuration.
+        record: what is known about the data, written as `data.json`.
 
     Raises:
-        ValueError: the folder holds a run of another configuration.
+        ValueError: the folder holds a run of another configuration or, unless `allow_changed_data` is set, of other
+            data.
     """
     path = folder / "config.json"
     if path.exists():
         before, now = (FORMER | flat(each) for each in (json.loads(path.read_text(encoding="utf-8")), resolved))
-        for key, value in now.items():
-            if key not in FREE_TO_CHANGE and before.get(key) != value:
+        earlier = None if record is None else DataRecord.read(folder)
+        if record is not None and earlier is None:
+            logger.warning("the run in %s has no data.json, so whether its data have changed is not checked", folder)
+        known = earlier is not None and (earlier.trained or now.get("allow_changed_data"))  # not for a stream
+        _check_options(folder, before, now, FREE_TO_CHANGE | PLACES if known else FREE_TO_CHANGE)
+        if record is not None and earlier is not None:
+            if record.fingerprint != earlier.fingerprint and not now.get("allow_changed_data"):
+                moved = [
+                    f"{key} is {now[key]!r} instead of {before.get(key)!r}"
+                    for key in PLACES
+                    if _differs(key, before, now)
+                ]
                 raise ValueError(
-                    f"{key} is {value!r}, but the run in {folder} was started with {before.get(key)!r}; "
-                    "use the same value to resume it, or another output folder."
+                    f"the data have changed since the run in {folder} was started: "
+                    f"{', '.join([*sorted(moved), earlier.changes(record)])}; set allow_changed_data to resume it with "
+                    "them, or choose another output folder."
                 )
+            record = earlier.followed_by(record)
     remove_leftovers(folder)
+    if record is not None:
+        record.write(folder)
     write_json(path, resolved)
+
+
+def _check_options(folder: Path, before: dict[str, Any], now: dict[str, Any], free: Set[str]) -> None:
+    for key, value in now.items():
+        if key not in free and _differs(key, before, now):
+            raise ValueError(
+                f"{key} is {value!r}, but the run in {folder} was started with {before.get(key)!r}; "
+                "use the same value to resume it, or another output folder."
+            )
+
+
+def _differs(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Returns whether an option has another value; paths are compared by what they name, not by how it is written."""
+    former, value = before.get(key), now.get(key)
+    if key in PATHS and isinstance(former, str) and isinstance(value, str):
+        return resolved_place(former) != resolved_place(value)
+    return former != value
 
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -47,10 +47,10 @@ class Trainer:
         output: the folder of the run.
         resolved: the whole configuration of the run, written as `config.json`; a run is resumed only by an equal one.
         accelerator: from `make_accelerator`, made before the task, whose data depend on the process.
-        record: what the run knows about its data, written as `data.json`; nothing by default.
+        record: what is known about the data, written as `data.json`; a run is resumed only by equal data.
 
     Raises:
-        ValueError: the folder holds a run of another configuration.
+        ValueError: the folder holds a run of another configuration or of other data.
         RuntimeError: another process is training in the folder.
     """
 
@@ -67,6 +67,7 @@ class Trainer:
         self.context = RunContext(config, accelerator)
         facts = {"processes": accelerator.num_processes, "images_per_step": self.context.images_per_step}
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
+        self.record = record
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last log line
         self.loss_count = 0  # steps in these sums
@@ -244,9 +245,7 @@ class Trainer:
     def _start(self) -> None:
         """Resumes from the newest checkpoint, or starts."""
         if self.accelerator.is_main_process:
-            claim(self.output, self.resolved)
-            if self.record is not None:
-                self.record.write(self.output)
+            claim(self.output, self.resolved, self.record)
         self.accelerator.wait_for_everyone()
         checkpoint = load_latest(self.output / "checkpoints")
         if checkpoint:

@@ -96,10 +96,10 @@ def test_sources(tmp_path, load, kind):
         options = {"mask_suffix": "_seg"} if suffix else {"masks": str(source / "masks")}
         source = source / "images"
     sets = load(str(source), **options)
-    assert (len(sets.train), len(sets.validation), sets.num_classes) == (5, 1, 3)
+    assert (len(sets.train) + len(sets.validation), sets.num_classes) == (6, 3)
     assert (sets.train.channels, sets.train.height, sets.train.width) == (1, 8, 10)
     assert sets.pixel_range == PixelRange.full("uint8")
-    items = [sets.train[i] for i in range(5)] + [sets.validation[0]]
+    items = [part.fetch(i) for part in (sets.train, sets.validation) for i in range(len(part))]
     assert all(item["mask"].dtype == torch.int64 and belong_together(item) for item in items)
     assert sorted(item["mask"].sum().item() for item in items) == sorted(int(mask.sum()) for mask in masks)
 
@@ -211,7 +211,7 @@ def test_binary_palette_and_colour_masks(tmp_path, load):
 def test_instances_are_separated_in_training_only_and_give_border_weights(tmp_path, load):
     instances = np.zeros((12, 16), dtype=np.uint16)
     instances[2:8, 2:6], instances[2:8, 6:11], instances[9:11, 13:15] = 300, 7, 8
-    images = [np.zeros((12, 16), dtype=np.uint8)] * 3
+    images = [np.full((12, 16), value, dtype=np.uint8) for value in range(3)]
     mask = (instances > 0).astype(np.uint8)
     separated = separate_instances(instances)
     columns = load(
@@ -232,11 +232,12 @@ def test_instances_are_separated_in_training_only_and_give_border_weights(tmp_pa
     assert np.array_equal(components["mask"].numpy(), mask)
 
 
-def test_max_labels_reads_the_first_rows_only(tmp_path, load):
+def test_max_labels_are_the_first_rows_that_are_not_held_out(tmp_path, load):
     images, masks = examples(9)
     source = save(tmp_path / "set", images, [*masks[:5], *[None] * 4])
-    sets = load(source, max_labels=5)
+    sets = load(source, max_labels=5)  # rows without a mask are images without labels
     assert len(sets.train) + len(sets.validation) == 5
+    assert load(source, max_labels=2).train.rows.tolist() == sets.train.rows[:2].tolist()
     with pytest.raises(ValueError, match="4 of the 9 images.*row 5: it has no mask"):
         load(source)
 
@@ -413,7 +414,6 @@ def test_named_splits(tmp_path, load):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation_fraction": 0.0}, "nothing to validate on"),
         ({"crop_size": 0}, "crop_size is 0"),
         ({"max_labels": 0}, "max_labels is 0"),
         ({"num_classes": 1}, "num_classes is 1"),

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from unet_diffusion.checks import Question
-from unet_diffusion.data.cache import each_row, written_once
+from unet_diffusion.data.cache import each_row, source_key, written_once
 from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.data.masked.parts import is_missing
 from unet_diffusion.data.masked.reading import read_labels
@@ -23,7 +23,7 @@ from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 5  # of the stored facts; after a change of what a field means, old ones are not read
+FORMAT = 6  # of the stored facts; after a change of what a field means, old ones are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 SLOW = 1000  # rows; a longer examination shows its progress
 STREAMED = 100  # rows that are examined of a stream
@@ -86,7 +86,7 @@ def gather_facts(
         shown = tqdm(rows, "examining", len(dataset), unit="row", disable=len(dataset) <= SLOW, dynamic_ncols=True)
         (folder / "facts.json").write_text(json.dumps([asdict(facts) for facts in _numbered(shown)]))
 
-    key = ["doctor", FORMAT, [fact.name for fact in fields(RowFacts)], dataset._fingerprint, reading, axes]
+    key = ["doctor", FORMAT, [fact.name for fact in fields(RowFacts)], source_key(dataset), reading, axes]
     text = (written_once("facts", key, cache_dir, write) / "facts.json").read_text()
     return [RowFacts(**values) for values in json.loads(text)]
 
@@ -109,7 +109,7 @@ def _numbered(rows: Iterable[RowFacts | ValueError]) -> list[RowFacts]:
 def _examiner(
     dataset: datasets.Dataset | datasets.IterableDataset, reading: Reading | None, axes: AxisOrder | None
 ) -> Callable[[dict[str, Any]], RowFacts]:
-    readers = {column: image_reader(dataset, column) for column in dataset.features if column != "label"}
+    readers = {column: image_reader(dataset, column) for column in dataset.features if column not in ("label", "group")}
 
     def examine(row: dict[str, Any]) -> RowFacts:
         path = row["image"].get("path") if isinstance(row["image"], dict) else None

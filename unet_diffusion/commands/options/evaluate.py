@@ -1,8 +1,9 @@
 """The options of `unet-diffusion evaluate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from unet_diffusion.data.config import SourceOptions
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.files import check_absent, check_output
@@ -10,10 +11,36 @@ from unet_diffusion.saved_index import check_run_for
 
 
 @dataclass
-class Evaluate:
-    """Score the masks of a trained run on images with masks, each at its own size."""
+class EvaluationData(MaskedOptions):
+    """The images with masks to score on."""
 
-    data: MaskedOptions
+    data: str | None = None  # type: ignore[assignment]
+    """A folder of images, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
+    or the name of a data set on the Hugging Face Hub; by default the images that the run held out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_alone(self)
+
+
+def check_alone(options: SourceOptions) -> None:
+    """Raises a ValueError for options of data where none are given, so that the run's own are used as it used them."""
+    if options.data is not None:
+        return
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if each.name not in ("data", "cache_dir", "num_workers") and value != each.default:
+            raise ValueError(
+                f"{each.name} is {value!r}, but data is not given, and the run's own images are read as it read them; "
+                f"give data, or leave {each.name} out."
+            )
+
+
+@dataclass
+class Evaluate:
+    """Score the masks of a trained run on images with masks, each at its own size: by default those it held out."""
+
+    data: MaskedOptions = field(default_factory=EvaluationData)
     run: Path = Path("runs/segmentation")
     """Folder of the run, or of any saved SegmentationPipeline."""
     output: Path | None = None

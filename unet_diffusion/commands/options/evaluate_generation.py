@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unet_diffusion.checks import require
+from unet_diffusion.commands.options.evaluate import check_alone
 from unet_diffusion.commands.options.generation import GenerationOptions
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.folders import check_sources
@@ -12,10 +13,24 @@ from unet_diffusion.saved_index import check_run_for
 
 
 @dataclass
+class RealData(DataConfig):
+    """The real images to compare with."""
+
+    data: str | None = None  # type: ignore[assignment]
+    """"mnist-5000" (5,000 digits, extra `digits`), a folder of images, a file, glob or folder of Parquet, Arrow or
+    WebDataset tar files, a `save_to_disk` folder, or the name of a data set on the Hugging Face Hub; by default the
+    images of the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_alone(self)
+
+
+@dataclass
 class EvaluateGeneration(GenerationOptions):
     """Compare generated images with real ones through a feature network."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=RealData)
     count: int = 512
     """Number of images to generate, and of real images to compare them with, if there are that many."""
     features: str = "efficientnet-lite0"

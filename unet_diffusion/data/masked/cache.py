@@ -12,7 +12,18 @@ from typing import Any
 import datasets
 import numpy as np
 
-from unet_diffusion.data.cache import ImageCache, ImageWriter, PixelFile, each_row, opened, report_broken, written_once
+from unet_diffusion.data.cache import (
+    ImageCache,
+    ImageWriter,
+    PixelFile,
+    as_array,
+    content_digest,
+    each_row,
+    opened,
+    report_broken,
+    source_key,
+    written_once,
+)
 from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.data.masked.parts import is_missing
 from unet_diffusion.data.masked.reading import read_labels
@@ -25,7 +36,7 @@ from unet_diffusion.segmentation.instances import separate_instances
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # of the files below; after a change, old caches are not read
+FORMAT = 4  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
 MOST_EXACT_KEYS = 128  # of brightness above 8 bits; further ones are rounded down to a multiple of the step
 STEP = 1024  # divides half of the range of 16 bits, at which binary masks are split
@@ -39,6 +50,8 @@ class Example:
     mask: DecodedMask
     instances: np.ndarray | None  # uint16 (H, W)
     objects: bool  # the values of the mask look like numbers of objects
+    digest: bytes = b""  # of the image as decoded
+    mask_digest: bytes = b""  # of the mask, and of the instance map if there is one, as decoded
 
 
 class MaskedCache:
@@ -46,8 +59,8 @@ class MaskedCache:
 
     Args:
         folder: written by `cache_masked`. It holds the files of an `ImageCache`; `codes.bin`, uint8, the position of
-            each pixel's key in `keys`; `counts.npy` (N, len(keys)), `rows.npy` (N,) and `masks.json`; and with
-            instances `instances.bin`, uint16, and `touching.bin`, uint8.
+            each pixel's key in `keys`; `counts.npy` (N, len(keys)), `rows.npy` (N,), `mask_digests.npy` (N, 16) and
+            `masks.json`; and with instances `instances.bin`, uint16, and `touching.bin`, uint8.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,6 +75,7 @@ class MaskedCache:
         self.rows = np.load(folder / "rows.npy")  # int64 (N,): rows of the source
         self.lossy: list[str] = info["lossy"]  # of each mask, the format of its file if it changes values, or else ""
         self.objects: list[bool] = info["objects"]  # of each mask, whether its values look like numbers of objects
+        self.mask_digests = np.load(folder / "mask_digests.npy")  # uint8 (N, 16): hash of each mask as decoded
         self.has_instances: bool = info["has_instances"]
         self.codes = PixelFile(folder / "codes.bin", "uint8", self.sizes)  # positions in `keys`
         if self.has_instances:
@@ -86,7 +100,7 @@ def example_reader(
 ) -> Callable[[dict[str, Any]], Example]:
     """Returns a function from a row of a source to an `Example`, which raises a ValueError for an unusable row."""
     axes = preparation.axes
-    readers = {column: image_reader(dataset, column) for column in dataset.features}
+    readers = {column: image_reader(dataset, column) for column in dataset.features if column != "group"}
     of_masks = [column for column in readers if column in ("mask", "instances")]
 
     def read(row: dict[str, Any]) -> Example:
@@ -99,6 +113,8 @@ def example_reader(
             replace(labels.mask, keys=preparation.labels(labels.mask.keys)),
             None if labels.instances is None else preparation.labels(labels.instances),
             labels.objects,
+            content_digest(image.pixels),
+            content_digest(labels.mask.keys, *([] if labels.instances is None else [labels.instances])),
         )
 
     return read
@@ -122,7 +138,7 @@ def cache_masked(
     Raises:
         ValueError: a share of more than `max_broken` of the rows cannot be used, or none can.
     """
-    key = ["masked", FORMAT, dataset._fingerprint, asdict(preparation), reading, threshold]
+    key = ["masked", FORMAT, source_key(dataset), asdict(preparation), reading, threshold]
 
     def write(folder: Path) -> None:
         _write(dataset, preparation, name, reading, threshold, folder)
@@ -215,6 +231,8 @@ def _write(
     lossy: list[str] = []
     objects: list[bool] = []
     overlapping = 0
+    mask_digests: list[bytes] = []
+    groups = dataset["group"] if "group" in dataset.features else None
     has_instances = reading == "instances" or "instances" in dataset.features
     with ExitStack() as stack:
         writer = stack.enter_context(ImageWriter(folder))
@@ -229,7 +247,8 @@ def _write(
             except ValueError as problem:
                 writer.leave_out(row, problem)
                 continue
-            writer.append(example.image)
+            writer.append(example.image, example.digest, group=None if groups is None else groups[row])
+            mask_digests.append(example.mask_digest)
             overlapping += example.mask.overlap > 0
             files["codes"].write(codes.data)
             if example.instances is not None:
@@ -247,6 +266,7 @@ def _write(
         )
     keys = list(table.positions)
     np.save(folder / "rows.npy", np.array(rows, dtype=np.int64))
+    np.save(folder / "mask_digests.npy", as_array(mask_digests))
     np.save(folder / "counts.npy", np.array([[counts.get(key, 0) for key in keys] for counts in counted]))
     info = {
         "keys": keys,

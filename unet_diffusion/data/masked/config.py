@@ -101,7 +101,9 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     """The images with masks of a run, and how both are converted before they reach the network."""
 
     validation_fraction: float = 0.1
-    """Share of the images that is held out, at least one image, if no validation set is named."""
+    """About the share of the images that is held out, if no validation set is named; 0: none, and the last weights are
+    saved. What is held out follows from each image's content, so that equal images stay together and adding an image
+    moves no other."""
     image_size: int | None = None
     """Length of the shorter side in pixels, to which images are resized (Lanczos; masks by nearest neighbour); without
     crop_size they are also cut to the square in the middle. By default they keep their size, which must then be the
@@ -117,18 +119,14 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     """Names of the classes, in the order of their indices; by default those of a labelmap.txt, if there is one. For
     masks in colour give mask_colours too."""
     max_labels: int | None = None
-    """Number of rows to train on, the first ones, as if the others had no masks; by default all."""
+    """Number of rows to train on, as if the others had no masks: the first ones that are not held out; by default
+    all."""
     border_weights: bool = False
     """Weight the loss by the map of the 2015 paper, which stresses the background between neighbouring instances
     (connected components if there are no instance maps)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.names_validation and self.validation_fraction == 0:
-            raise ValueError(
-                "there is nothing to validate on, but validation chooses the best weights; give "
-                "validation_split, validation_data, or a validation_fraction above 0."
-            )
         require_each(self, ["crop_size", "max_labels"], is_count, "must be at least 1")
         possible = f"must be from 2 to {IGNORE_INDEX}, background included"
         require_each(self, ["num_classes"], lambda count: is_count(count, 2) and count <= IGNORE_INDEX, possible)

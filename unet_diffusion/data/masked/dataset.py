@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unet_diffusion.data.cache import PixelFile, written_once
+from unet_diffusion.data.cache import PixelFile, hexadecimal, written_once
 from unet_diffusion.data.crops import crop_window
 from unet_diffusion.data.masked.cache import MaskedCache
 from unet_diffusion.images.no_class import IGNORE_INDEX
@@ -74,6 +74,20 @@ class MaskedDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def ids(self) -> list[str]:
+        """Returns the content hash of each image, the same for equal images whatever their masks."""
+        return self.cache.images.ids(self.rows)
+
+    def contents(self) -> list[str]:
+        """Returns what a network learns from each image: its content hash and that of its mask."""
+        return [f"{image} {mask}" for image, mask in zip(self.ids(), hexadecimal(self.cache.mask_digests[self.rows]))]
+
+    def only(self, chosen: np.ndarray) -> "MaskedDataset":
+        """Returns the images of this set that are chosen, bool (N,), alone."""
+        dataset = copy.copy(self)
+        dataset.rows = self.rows[chosen]
+        return dataset
 
     def mirrored(self, margin: int) -> "MaskedDataset":
         """Returns the same set with another margin: that of an unpadded network, whose output then reaches the border.

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from unet_diffusion.data.cache import check_same_kind
+from unet_diffusion.data.cache import check_same_kind, present
 from unet_diffusion.data.config import part_name
 from unet_diffusion.data.folders import MOST_EXAMPLES
 from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
@@ -27,6 +27,7 @@ from unet_diffusion.data.masked.meaning import (
     settled_encoding,
 )
 from unet_diffusion.data.masked.sources import open_masked_source
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import find_range, hold_out
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
@@ -41,7 +42,8 @@ class MaskedSets:
 
     Attributes:
         train: items (epoch, index) are crops, if a crop size is given.
-        validation: items are whole and may differ in size; in their masks, touching instances are not separated.
+        validation: items are whole and may differ in size; in their masks, touching instances are not separated. None
+            if nothing is held out.
         num_classes: number of classes, background included.
         class_names: one name per class, or None.
         palette: red, green and blue of each class, or None if the masks do not say.
@@ -50,7 +52,7 @@ class MaskedSets:
     """
 
     train: MaskedDataset
-    validation: MaskedDataset
+    validation: MaskedDataset | None
     num_classes: int
     class_names: tuple[str, ...] | None
     palette: tuple[Colour, ...] | None
@@ -77,15 +79,16 @@ class MaskedPart:
     class_names: tuple[str, ...] = ()
 
 
-def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
+def load_masked(config: MaskedDataConfig, seed: int = 0, before: DataRecord | None = None) -> MaskedSets:
     """Opens, decodes (unless the cache has them) and splits the images and masks of a run.
 
-    The meaning of the masks' values and the number of classes are taken from the training masks alone, the first
-    `max_labels` rows; with few of them, state `num_classes`.
+    The meaning of the masks' values and the number of classes are taken from all masks of `data`, whether they are
+    trained on, held out or beyond `max_labels`, so that they do not depend on that choice.
 
     Args:
         config: names the images.
         seed: of the run; it sets the crops, but not what is held out.
+        before: what the run that is resumed knew about its data; as in `hold_out`.
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many rows are broken; sizes differ and there is
@@ -98,7 +101,8 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
     cache, name = _cached(config, part, config.mask_reading)
     encoding = settled_encoding(config, cache.seen)
     table = _table(encoding, cache, name)
-    rows, held_out = hold_out(len(cache), config)
+    rows, held_out = hold_out(cache.images, config, before)
+    rows = rows[: config.max_labels]
     if config.crop_size is None:
         _check_sizes(cache, rows)
     pixel_range = find_range(config, cache.images, rows)
@@ -120,7 +124,9 @@ def load_masked(config: MaskedDataConfig, seed: int = 0) -> MaskedSets:
         images = f"validation images of {name}"
         check_same_kind(images, cache.images, "the training images have", train.channels, pixel_range.dtype)
         table, held_out = _table(encoding_of_part(config, encoding, cache.seen), cache, name), np.arange(len(cache))
-    validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
+    validation = None
+    if len(held_out):
+        validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     names = config.class_names or encoding.class_names
     return MaskedSets(train, validation, encoding.num_classes, names, encoding.palette, pixel_range, encoding)
 
@@ -185,19 +191,30 @@ def with_class_names(config: MaskedDataConfig, names: tuple[str, ...]) -> Masked
 
 
 def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> MaskedPart:
-    """Opens the rows to train on, or those of a named validation set, by `open_masked_source`."""
+    """Opens the rows to train on, or those of a named validation set, by `open_masked_source`.
+
+    With `max_labels`, rows without a mask are left out: they are images without labels, as those beyond that number.
+    """
     source, split, masks = config.data, config.split, config.masks
     if part == "validation":
         source, split = config.validation_data or config.data, config.validation_split or "train"
         masks = config.validation_masks or config.masks
-    opened = _open(config, source, split, masks, config.class_names)
-    if part == "train" and config.max_labels is not None and config.max_labels < len(opened.rows):
-        return replace(opened, rows=opened.rows.select(range(config.max_labels)))
+    groups = config.group_column if part == "train" else None
+    opened = _open(config, source, split, masks, config.class_names, groups)
+    if part == "train" and config.max_labels is not None:
+        masked = present(opened.rows, "mask")
+        if 0 < len(masked) < len(opened.rows):
+            return replace(opened, rows=opened.rows.select(masked))
     return opened
 
 
 def _open(
-    options: MaskedOptions, source: str, split: str, masks: str | None, class_names: Sequence[str] | None
+    options: MaskedOptions,
+    source: str,
+    split: str,
+    masks: str | None,
+    class_names: Sequence[str] | None,
+    group_column: str | None = None,
 ) -> MaskedPart:
     opened = open_masked_source(
         source,
@@ -211,6 +228,7 @@ def _open(
         image_suffix=options.image_suffix,
         masks_per_image=options.masks_per_image,
         class_files=None if class_names is None else class_names[1:],
+        group_column=group_column,
         cache_dir=options.cache_dir,
     )
     return MaskedPart(opened.rows, part_name(source, split), opened.notes, opened.orphans, opened.class_names)

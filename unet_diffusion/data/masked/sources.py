@@ -1,7 +1,7 @@
 """Where images with masks come from: columns of a data set, or folders of files, paired by their names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,16 @@ from unet_diffusion.data.masked.matching import match
 from unet_diffusion.data.masked.memory import masked_rows
 from unet_diffusion.data.masked.pairing import Affixes
 from unet_diffusion.data.memory import as_source
-from unet_diffusion.data.sources import find_image_column, listing, of_files, open_all_columns, stated_column, undecoded
+from unet_diffusion.data.sources import (
+    find_image_column,
+    groups_of,
+    listing,
+    of_files,
+    open_all_columns,
+    stated_column,
+    undecoded,
+    with_groups,
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ def open_masked_source(
     image_suffix: str | None = None,
     masks_per_image: str = "one",
     class_files: Sequence[str] | None = None,
+    group_column: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> MaskedSource:
     """Opens images with masks as a data set with undecoded columns `image`, `mask` and perhaps `instances`.
@@ -71,6 +81,7 @@ def open_masked_source(
             for those without a file.
         class_files: with "classes", the names of the classes above 0 in their order, by what names of masks have beyond
             those of images; by default those that occur, sorted.
+        group_column: as in `open_with_notes`; it adds the column `group`.
         cache_dir: as in `open_source`.
 
     Raises:
@@ -80,6 +91,10 @@ def open_masked_source(
     source, masks = as_source(source), None if masks is None else as_source(masks, "masks")
     affixes = Affixes(image_suffix or "", mask_prefix or "", mask_suffix or "")
     if isinstance(masks, InMemory):
+        if group_column is not None:
+            raise ValueError(
+                f"group_column is {group_column!r}, but images and masks in memory have no columns; give a Dataset."
+            )
         return MaskedSource(masked_rows(source, split, masks))
     in_folders = masks is not None or bool(affixes)
     folder = Path(source).expanduser()
@@ -96,7 +111,8 @@ def open_masked_source(
         mask_folder = None if masks is None else Path(masks).expanduser()
         if mask_folder is not None:
             check_masks(mask_folder)
-        return _open_folders(find_layout(folder, split, mask_folder, affixes), masks_per_image, class_files)
+        paired = _open_folders(find_layout(folder, split, mask_folder, affixes), masks_per_image, class_files)
+        return paired if group_column is None else _grouped(paired, groups_of(paired.rows, group_column, str(source)))
     if masks_per_image != "one":
         raise ValueError(
             f"masks_per_image is {masks_per_image!r}, but {source} has columns; it is for folders of images and masks."
@@ -104,6 +120,7 @@ def open_masked_source(
     source_of_columns = open_all_columns(source, split, False, None if cache_dir is None else str(cache_dir))
     opened = source_of_columns.rows
     assert isinstance(opened, Dataset)
+    groups = None if group_column is None else groups_of(opened, group_column, str(source))
     image = find_image_column(opened.features, image_column, str(source))
     columns = {"image": image, "mask": _mask_column(opened.features, image, mask_column, str(source))}
     if instances_column is not None:
@@ -117,7 +134,12 @@ def open_masked_source(
     for name, column in columns.items():
         opened = undecoded(opened, column, f"{name}_column")
     renamed = opened.rename_columns({old: new for new, old in columns.items() if old != new})
-    return MaskedSource(renamed, source_of_columns.notes)
+    found = MaskedSource(renamed, source_of_columns.notes)
+    return found if groups is None else _grouped(found, groups)
+
+
+def _grouped(source: MaskedSource, groups: list[str]) -> MaskedSource:
+    return replace(source, rows=with_groups(source.rows, groups))
 
 
 def _mask_column(features: Features, image: str, stated: str | None, source: str) -> str:
@@ -149,9 +171,7 @@ def _rows(images: dict[str, Path], files: dict[str, list[Path | None]], several:
     }
     features = Features({"image": value, "mask": datasets.List(value) if several else value})
     used = [file for image in images for file in (images[image], *files.get(image, [])) if file is not None]
-    rows = of_files(columns, features, used)
-    key = [rows._fingerprint, columns["mask"]]  # since other pairs may come of the same files
-    return Dataset(rows.data, info=rows.info, fingerprint=datasets.fingerprint.Hasher.hash(key))
+    return of_files(columns, features, used)
 
 
 def _stored(file: Path | None) -> dict[str, Any] | None:

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 from datasets import Dataset
 
-from unet_diffusion.data.cache import cache_images, check_same_kind
+from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import MaskedSets, open_part
 from unet_diffusion.data.sets import ImageSets, check_same_size, labels_among, rows_without
 from unet_diffusion.data.sources import open_source
@@ -24,8 +26,8 @@ def load_unlabelled(
     Args:
         source: of the images, as `data` in the options; None: all images of `data`, with masks or without.
         options: how the images with masks were read.
-        data: the images with masks. Their validation images are also those of noise prediction, and equal images are
-            not trained on, wherever they come from.
+        data: the images with masks. Their validation images are also those of noise prediction, and neither equal
+            images, wherever they come from, nor other images of their groups in `data` are trained on.
         label_names: classes that the network can be conditioned on; other classes count as none.
         seed: of the run; it sets the crops.
 
@@ -36,7 +38,8 @@ def load_unlabelled(
     name = source
     if name is None:
         opened = open_part(replace(options, max_labels=None), "train")
-        rows, name = opened.rows.select_columns("image"), opened.name
+        columns = [column for column in ("image", "group") if column in opened.rows.features]
+        rows, name = opened.rows.select_columns(columns), opened.name
     else:
         found = open_source(name, cache_dir=options.cache_dir)
         assert isinstance(found, Dataset)
@@ -47,7 +50,10 @@ def load_unlabelled(
     if options.crop_size is None:
         check_same_size(images, tuple(cache.sizes[0].tolist()), "those with masks", size)
     held_out = data.validation
-    usable = rows_without(cache, held_out.cache.images, held_out.rows)
+    usable = np.arange(len(cache))
+    if held_out is not None:
+        usable = rows_without(cache, held_out.cache.images, held_out.rows)
+        usable = usable[_outside_groups(cache, held_out)[usable]]
     if not len(usable):
         raise ValueError(f"all {len(cache)} unlabelled images of {name} are held out for validation; give others.")
     train = ImageDataset(
@@ -61,6 +67,16 @@ def load_unlabelled(
         random=options.crop_size is not None,
         seed=seed,
     )
+    if held_out is None:
+        return ImageSets(train, None)
     return ImageSets(
         train, ImageDataset(held_out.cache.images, held_out.rows, size, data.pixel_range, name=held_out.name)
     )
+
+
+def _outside_groups(cache: ImageCache, held_out: MaskedDataset) -> np.ndarray:
+    """Returns, as bool (N,), which images of a cache belong to no group of the held-out ones."""
+    groups = held_out.cache.images.groups
+    if cache.groups is None or groups is None:
+        return np.ones(len(cache), dtype=bool)
+    return ~np.isin(cache.groups, [groups[row] for row in held_out.rows])

@@ -1,0 +1,469 @@
+"""What runs know of their data: few images, resuming, one cache for several projects, and what was held out."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet_diffusion import cli
+from unet_diffusion.commands.evaluate import evaluate
+from unet_diffusion.commands.evaluate_generation import evaluate_generation
+from unet_diffusion.commands.options.evaluate import Evaluate, EvaluationData
+from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration, RealData
+from unet_diffusion.commands.options.train_classifier import TrainClassifier
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
+from unet_diffusion.commands.train_classifier import train_classifier
+from unet_diffusion.commands.train_ddpm import train_ddpm
+from unet_diffusion.commands.train_segmentation import train_segmentation
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig, MaskedOptions
+from unet_diffusion.data.masked.sets import load_masked
+from unet_diffusion.data.record import DataRecord
+from unet_diffusion.data.sets import load_images, place_of
+from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig, SuperResolutionConfig
+from unet_diffusion.training.config import TrainingConfig
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
+
+
+def training(steps: int = 2, **options) -> TrainingConfig:
+    return TrainingConfig(
+        steps=steps, batch_size=2, warmup_steps=1, checkpoint_every=1, validate_every=1, trackers=(), **options
+    )
+
+
+def ddpm(data: object, output: str = "run", steps: int = 2, allow: bool = False, **options) -> TrainDDPM:
+    return TrainDDPM(
+        output=Path(output),
+        model="network.json",
+        data=DataConfig(data=str(data), cache_dir="cache", **options),
+        diffusion=DiffusionConfig(preview_images=2),
+        training=training(steps, allow_changed_data=allow),
+    )
+
+
+def segmentation(steps: int = 2, output: str = "run", **options) -> TrainSegmentation:
+    return TrainSegmentation(
+        data=MaskedDataConfig(cache_dir="cache", **options),
+        output=Path(output),
+        model="network.json",
+        augmentation=AugmentationConfig(elastic=1.0),
+        training=training(steps),
+    )
+
+
+def draw(folder: str, count: int, first: int = 0, size: int = 8) -> None:
+    """Images that all differ."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + count):
+        pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(Path(folder, f"{number:03d}.png"))
+
+
+def label(folder: str, masks: str) -> None:
+    """Binary masks, of which a part of each image is the object."""
+    Path(masks).mkdir(parents=True, exist_ok=True)
+    for file in Path(folder).iterdir():
+        mask = np.zeros(Image.open(file).size[::-1], np.uint8)
+        mask[: 1 + len(mask) // 2] = 255
+        Image.fromarray(mask).save(Path(masks, file.name))
+
+
+def held_out_names(data: str, **options) -> set[str]:
+    files = sorted(path for path in Path(data).rglob("*.png"))
+    sets = load_images(DataConfig(data=data, cache_dir="cache", **options))
+    return {str(files[row].relative_to(data)) for row in sets.validation.rows} if sets.validation else set()
+
+
+# few images
+
+
+def test_one_image_trains_and_nothing_is_held_out(field, caplog):
+    folder, right = field("one_two_or_three_pictures")
+    for name, held_out in (("one", 0), ("three", 1)):
+        sets = load_images(DataConfig(data=str(folder / name), cache_dir="cache"))
+        assert len(sets.train) + held_out == right["pictures"][name]
+        assert (0 if sets.validation is None else len(sets.validation)) == held_out
+    assert "has one image, so nothing is held out, and the last weights are saved" in caplog.text
+    assert (train_ddpm(ddpm(folder / "one")) / "samples.png").is_file()
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.0])
+def test_one_label_trains_and_the_card_says_that_nothing_was_held_out(field, fraction, caplog):
+    folder, _ = field("one_two_or_three_pictures")
+    data = {"data": str(folder / "images_1"), "masks": str(folder / "masks_1"), "validation_fraction": fraction}
+    run = train_segmentation(segmentation(**data))
+    card = (run / "README.md").read_text()
+    assert "These are the last weights; nothing was held out." in card
+    assert "Training images, their masks and the predictions; nothing was held out" in card
+    assert (run / "masks.png").is_file() and (run / "previews" / "step-00000002.png").is_file()
+    assert ("has one image" in caplog.text) == (fraction > 0)
+    with pytest.raises(ValueError, match="held out no image; give data"):
+        evaluate(Evaluate(run=run))
+    patient = replace(segmentation(**data, output="patient"), segmentation=SegmentationConfig(patience=2))
+    with pytest.raises(ValueError, match="patience is 2, but no image is held out"):
+        train_segmentation(patient)
+
+
+def test_of_two_labels_one_is_held_out(field):
+    folder, _ = field("one_two_or_three_pictures")
+    for fraction in (0.1, 0.9):
+        config = MaskedDataConfig(
+            data=str(folder / "images_2"),
+            masks=str(folder / "masks_2"),
+            validation_fraction=fraction,
+            cache_dir="cache",
+        )
+        sets = load_masked(config)
+        assert (len(sets.train), len(sets.validation)) == (1, 1)
+
+
+@pytest.mark.parametrize("weights", [{"self_training_weight": 1.0}, {"denoising_weight": 0.5}])
+def test_one_label_among_many_images_trains(field, weights):
+    folder, _ = field("one_label_among_many_pictures")
+    options = segmentation(data=str(folder / "labelled"), masks=str(folder / "masks"))
+    run = train_segmentation(replace(options, joint=JointConfig(unlabelled=str(folder / "pictures"), **weights)))
+    assert (run / "model_index.json").is_file()
+    assert "nothing was held out" in (run / "README.md").read_text()
+
+
+def test_one_label_of_a_folder_trains_by_max_labels(field):
+    """Images without a mask are then images without labels, not broken ones."""
+    folder, _ = field("one_label_among_many_pictures")
+    options = segmentation(data=str(folder / "pictures"), masks=str(folder / "masks"), max_labels=1)
+    run = train_segmentation(replace(options, joint=JointConfig(self_training_weight=1.0)))
+    record = DataRecord.read(run)
+    assert (len(record.trained), len(record.held_out)) == (1, 0)
+
+
+def test_max_labels_are_trained_on_beside_those_held_out():
+    draw("in", 40)
+    label("in", "masks")
+    config = MaskedDataConfig(data="in", masks="masks", validation_fraction=0.2, cache_dir="cache")
+    everything, few = load_masked(config), load_masked(replace(config, max_labels=10))
+    assert len(few.train) == 10
+    assert few.train.rows.tolist() == everything.train.rows[:10].tolist()
+    assert few.validation.rows.tolist() == everything.validation.rows.tolist()
+
+
+def test_a_classifier_and_an_enlarger_train_without_held_out_images():
+    for name in ("a", "b"):
+        draw(f"in/{name}", 4, first=ord(name))
+    classifier = TrainClassifier(
+        output=Path("classifier"), data=DataConfig(data="in", validation_fraction=0.0), training=training()
+    )
+    run = train_classifier(classifier)
+    assert "nothing was held out" in (run / "README.md").read_text() and (run / "hardest.png").is_file()
+    options = ddpm("in", "enlarger", validation_fraction=0.0)
+    enlarger = replace(options, task="super-resolution", super_resolution=SuperResolutionConfig(scale=2))
+    assert "Training images: small" in (train_ddpm(enlarger) / "README.md").read_text()
+
+
+# what is held out
+
+
+def test_an_image_is_held_out_by_its_content_alone():
+    draw("in", 60)
+    before = held_out_names("in", validation_fraction=0.2)
+    assert len(before) == sum(place_of(name) < 0.2 for name in load_ids("in"))  # about 12, by the rule
+    draw("in", 20, first=60)
+    after = held_out_names("in", validation_fraction=0.2)
+    assert after & {f"{number:03d}.png" for number in range(60)} == before  # adding images moves none
+    Path("other").mkdir()
+    for number, file in enumerate(sorted(Path("in").iterdir(), reverse=True)):  # other names, order and format
+        Image.open(file).save(f"other/{number:03d}.png", compress_level=0)
+    renamed = {f"{79 - int(name[:3]):03d}.png" for name in after}
+    assert held_out_names("other", validation_fraction=0.2) == renamed
+
+
+def load_ids(data: str) -> list[str]:
+    sets = load_images(DataConfig(data=data, cache_dir="cache", validation_fraction=0.0))
+    return sets.train.ids()
+
+
+def test_images_that_are_all_equal_train_without_held_out_ones(caplog):
+    draw("in", 1)
+    shutil.copy("in/000.png", "in/001.png")
+    sets = load_images(DataConfig(data="in", cache_dir="cache"))
+    assert (len(sets.train), sets.validation) == (2, None)
+    assert "all 2 images of in are equal, so nothing is held out" in caplog.text
+
+
+def test_equal_images_are_on_one_side():
+    draw("in", 12)
+    for file in sorted(Path("in").iterdir()):
+        shutil.copy(file, file.with_stem(f"copy-{file.stem}"))
+    held_out = held_out_names("in", validation_fraction=0.3)
+    assert {name for name in held_out if not name.startswith("copy")} == {
+        name.removeprefix("copy-") for name in held_out if name.startswith("copy")
+    }
+    assert 0 < len(held_out) < 24
+
+
+def test_images_of_a_group_are_on_one_side(caplog):
+    for patient in range(8):
+        draw(f"in/slides/{patient}", 3, first=3 * patient)
+    held_out = held_out_names("in", validation_fraction=0.3, group_column="folder")
+    groups = {name.rpartition("/")[0] for name in held_out}
+    assert len(held_out) == 3 * len(groups)
+    assert groups == {f"slides/{patient}" for patient in range(8) if place_of(f"slides/{patient}") < 0.3}
+
+    label("in/slides/0", "masks/slides/0")
+    label("in/slides/1", "masks/slides/1")
+    config = MaskedDataConfig(data="in", masks="masks", group_column="folder", max_labels=9, cache_dir="cache")
+    sets = load_masked(config)
+    assert (len(sets.train), len(sets.validation)) == (3, 3)
+    with pytest.raises(
+        ValueError, match="all 3 .* belong to the group '.', so none can be held out; leave group_column"
+    ):
+        load_images(DataConfig(data="in/slides/0", group_column="folder", cache_dir="cache"))
+
+
+def test_groups_of_a_column_of_text_or_numbers(tmp_path):
+    from datasets import Array2D, Dataset, Features, Value
+
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8))
+    features = Features(image=Array2D((8, 8), "uint8"), mask=Array2D((8, 8), "uint8"), patient=Value("int64"))
+    patients = [row // 3 for row in range(12)]
+    rows = {"image": pixels, "mask": pixels % 2, "patient": patients}
+    Dataset.from_dict(rows, features=features).save_to_disk("set")
+    options = {"data": "set", "cache_dir": "cache", "group_column": "patient", "validation_fraction": 0.3}
+    plain = load_images(DataConfig(image_column="image", **options))
+    masked = load_masked(MaskedDataConfig(image_column="image", mask_column="mask", **options))
+    for sets in (plain, masked):
+        held_out = {patients[row] for row in sets.validation.rows}
+        assert len(sets.validation) == 3 * len(held_out)
+        assert not held_out & {patients[row] for row in sets.train.rows}
+    for column, message in (("absent", "no such column"), ("folder", "is not a folder of images; name a column")):
+        with pytest.raises(ValueError, match=f"group_column is '{column}', but .*{message}"):
+            load_images(DataConfig(image_column="image", **{**options, "group_column": column}))
+    with pytest.raises(ValueError, match="group_column is 'mask', of type uint8, but must hold text or integers"):
+        load_images(DataConfig(image_column="image", **{**options, "group_column": "mask"}))
+
+
+def test_a_group_column_that_decides_nothing_is_refused():
+    for options in ({"validation_fraction": 0.0}, {"validation_split": "test"}):
+        with pytest.raises(ValueError, match="group_column is 'patient', but .*; leave group_column out"):
+            DataConfig(group_column="patient", **options)
+
+
+# resuming
+
+
+@pytest.mark.parametrize("name", ["./in", "in/", "{here}/in", "~/in", "moved"])
+def test_the_same_images_under_another_path_resume(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    draw("in", 6)
+    train_ddpm(ddpm("in"))
+    if name == "moved":
+        Path("in").rename("moved")
+    run = train_ddpm(ddpm(name.format(here=tmp_path), steps=3))
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 3 and steps.count(2) <= 2  # it went on, rather than starting again
+
+
+def test_changed_images_are_said_and_need_a_flag():
+    draw("in", 30)
+    options = {"validation_fraction": 0.2}
+    run = train_ddpm(ddpm("in", **options))
+    before = DataRecord.read(run)
+    draw("in", 2, first=30)
+    Path("in/000.png").unlink()
+    with pytest.raises(ValueError, match="since the run in run was started: 2 images added, 1 removed; set allow_chan"):
+        train_ddpm(ddpm("in", steps=3, **options))
+    train_ddpm(ddpm("in", steps=3, allow=True, **options))
+    after = DataRecord.read(run)
+    assert set(before.held_out) <= set(after.held_out) and set(before.trained) <= set(after.trained)
+    assert not set(after.held_out) & set(after.trained)
+    assert len(after.held_out) + len(after.trained) == 32  # what is gone was still learnt from
+    train_ddpm(ddpm("in", steps=4, **options))  # as it was at the last start
+    Path("in").rename("moved")
+    draw("in", 30, first=100)
+    with pytest.raises(ValueError, match="in run was started: 30 images added, 32 removed"):
+        train_ddpm(ddpm("in", steps=5, **options))
+    with pytest.raises(ValueError, match="image_size is 4, but the run in run was started with None; use the same"):
+        train_ddpm(ddpm("moved", steps=5, image_size=4, **options))
+
+
+def test_the_only_image_held_out_stays_so_when_images_are_added():
+    """The lowest hash is held out although it is above the share, until one below the share is added."""
+    draw("in", 3)
+    ids = load_ids("in")
+    fraction = min(map(place_of, ids)) / 2
+    run = train_ddpm(ddpm("in", validation_fraction=fraction))
+    held_out = DataRecord.read(run).held_out
+    assert held_out == (min(ids, key=place_of),)
+    added = 100
+    while True:
+        draw("new", 1, first=added)
+        if place_of(load_ids("new")[0]) < fraction:
+            break
+        added += 1
+        shutil.rmtree("new")
+    draw("in", 1, first=added)
+    train_ddpm(ddpm("in", steps=3, allow=True, validation_fraction=fraction))
+    assert set(DataRecord.read(run).held_out) == {*held_out, *load_ids("new")}
+
+
+def test_changed_masks_are_noticed():
+    draw("in", 6)
+    label("in", "masks")
+    options = {"data": "in", "masks": "masks"}
+    train_segmentation(segmentation(**options))
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save("masks/003.png")
+    with pytest.raises(ValueError, match="the images are the same, but masks, labels"):
+        train_segmentation(segmentation(steps=3, **options))
+
+
+def test_a_run_from_before_data_json_resumes_with_a_warning(caplog):
+    draw("in", 6)
+    run = train_ddpm(ddpm("in"))
+    (run / "data.json").unlink()
+    train_ddpm(ddpm("./in", steps=3))
+    assert caplog.text.count("has no data.json") == 1
+    caplog.clear()
+    train_ddpm(ddpm("in", steps=4))
+    assert "data.json" not in caplog.text
+
+
+def test_a_stream_resumes_from_the_same_place_only(tmp_path):
+    draw("in", 6)
+    options = {"streaming": True, "image_size": 8}
+    train_ddpm(ddpm("in", **options))
+    train_ddpm(ddpm(tmp_path / "in", steps=3, **options))
+    Path("in").rename("moved")
+    with pytest.raises(ValueError, match="data is 'moved', but the run in run was started with .*in'; use the same"):
+        train_ddpm(ddpm("moved", steps=4, **options))
+
+
+# one cache
+
+
+def test_projects_whose_files_have_equal_names_sizes_and_times_do_not_share_images(tmp_path, monkeypatch):
+    for value, project in ((10, "a"), (200, "b")):
+        folder = tmp_path / project / "data"
+        folder.mkdir(parents=True)
+        Image.new("L", (8, 8), value).save(folder / "0.bmp")
+        os.utime(folder / "0.bmp", ns=(10**18, 10**18))
+    values = []
+    for project in ("a", "b"):
+        monkeypatch.chdir(tmp_path / project)
+        config = DataConfig(data="data", cache_dir=str(tmp_path / "cache"), validation_fraction=0.0)
+        values.append(int(load_images(config).train[0]["image"].max()))
+    assert values == [10, 200]
+
+
+@pytest.mark.parametrize("glob", ["data/*.parquet", "data", "data/train.parquet"])
+def test_tables_whose_files_have_equal_names_sizes_and_times_do_not_share_images(tmp_path, monkeypatch, glob):
+    from datasets import Array2D, Dataset, Features
+
+    values = []
+    for value, project in ((10, "a"), (200, "b")):
+        folder = tmp_path / project
+        (folder / "data").mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        rows = Dataset.from_dict({"image": [np.full((8, 8), value)]}, features=Features(image=Array2D((8, 8), "uint8")))
+        rows.to_parquet("data/train.parquet")
+        os.utime("data/train.parquet", ns=(10**18, 10**18))
+        config = DataConfig(data=glob, image_column="image", cache_dir=str(tmp_path / "cache"), validation_fraction=0.0)
+        values.append(int(load_images(config).train[0]["image"].max()))
+    assert values == [10, 200]
+    # the same path again, rewritten with equal size and time
+    shutil.copyfile(tmp_path / "a" / "data" / "train.parquet", "data/train.parquet")
+    os.utime("data/train.parquet", ns=(10**18, 10**18))
+    assert int(load_images(config).train[0]["image"].max()) == 10
+
+
+def test_tables_of_paths_follow_the_files_that_they_name(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    Image.new("L", (8, 8), 10).save("0.bmp")
+    kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    images = pyarrow.array([{"bytes": None, "path": str(tmp_path / "0.bmp")}], kind)
+    parquet.write_table(pyarrow.table({"image": images}), "set.parquet")
+    config = DataConfig(data="set.parquet", image_column="image", cache_dir="cache", validation_fraction=0.0)
+    assert load_images(config).train[0]["image"].max() == 10
+    state = os.stat("0.bmp")
+    Image.new("L", (8, 8), 200).save("0.bmp")
+    os.utime("0.bmp", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert load_images(config).train[0]["image"].max() == 200
+
+
+# measuring
+
+
+def test_evaluate_scores_the_images_that_the_run_held_out_and_counts_those_it_learnt_from(caplog, capsys):
+    draw("in", 12)
+    label("in", "masks")
+    run = train_segmentation(segmentation(data="in", masks="masks", validation_fraction=0.3))
+    record = DataRecord.read(run)
+    count, trained = len(record.held_out), len(record.trained)
+    cli.run("evaluate", ["--run", str(run)])
+    text = capsys.readouterr().out
+    assert f"The {count} images that the run held out." in text
+    written = json.loads((run / "evaluation.json").read_text())
+    assert (written["count"], written["held_out"], written["trained_on"]) == (count, True, 0)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = max(row["mean_iou"] for row in rows if "mean_iou" in row)
+    assert written["masks"]["pooled"]["mean_iou"] == pytest.approx(best, abs=1e-6)
+
+    shutil.copytree("in", "elsewhere")  # other paths, the same content
+    text = evaluate(
+        Evaluate(MaskedOptions(data="elsewhere", masks="masks", cache_dir="cache"), run=run, output=Path("all"))
+    )
+    assert f"{trained} of the 12 images were trained on" in text and "held out" not in text
+    assert f"{trained} of the 12 images were trained on" in caplog.text
+    assert json.loads(Path("all/evaluation.json").read_text())["trained_on"] == trained
+
+    (run / "data.json").unlink()
+    with pytest.raises(ValueError, match="data is not given, and run has no data.json"):
+        evaluate(Evaluate(run=run, overwrite=True))
+    with pytest.raises(ValueError, match="split is 'test', but data is not given"):
+        EvaluationData(split="test")
+
+
+def test_evaluate_generation_compares_with_the_images_of_the_run():
+    draw("in", 160)
+    run = train_ddpm(ddpm("in", validation_fraction=0.2))
+    record = DataRecord.read(run)
+    options = EvaluateGeneration(run=run, count=64, steps=1)
+    evaluate_generation(options)
+    found = json.loads((run / "generation.json").read_text())["memorisation"]
+    assert (found["training_count"], found["held_out_count"]) == (len(record.trained), len(record.held_out))
+
+    config = RealData(data="in", cache_dir="cache", validation_fraction=0.5)  # holds out more than the run did
+    theirs = load_images(DataConfig(data="in", cache_dir="cache", validation_fraction=0.5)).validation
+    text = evaluate_generation(replace(options, data=config, output=Path("other.json")))
+    found = json.loads(Path("other.json").read_text())["memorisation"]
+    assert found["held_out_count"] == len(record.held_out)
+    assert f"on {len(theirs) - len(record.held_out)} of the {len(theirs)} images that these data hold out" in text
+
+
+def test_a_run_that_also_learnt_masks_is_compared_with_all_images_that_it_did_not_hold_out():
+    draw("in", 90)
+    draw("labelled", 20)
+    label("labelled", "masks")
+    options = segmentation(data="in", masks="masks", max_labels=10, validation_fraction=0.2)
+    run = train_segmentation(replace(options, joint=JointConfig(denoising_weight=0.5)))
+    record = DataRecord.read(run)
+    evaluate_generation(EvaluateGeneration(run=run, count=64, steps=1))
+    found = json.loads((run / "generation.json").read_text())["memorisation"]
+    assert (len(record.trained), found["held_out_count"]) == (10, len(record.held_out))
+    assert found["training_count"] == 90 - len([n for n in load_ids("in") if place_of(n) < 0.2])
+    (run / "config.json").write_text((run / "config.json").read_text().replace('"masks": "masks"', '"masks": null'))
+    (run / "config.json").write_text(
+        (run / "config.json").read_text().replace('"mask_suffix": null', '"mask_suffix": "x"')
+    )
+    with pytest.raises(ValueError, match="lie beside their masks; give data"):
+        evaluate_generation(EvaluateGeneration(run=run, count=64, steps=1, overwrite=True))

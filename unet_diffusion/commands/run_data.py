@@ -1,0 +1,106 @@
+"""The data of a finished run, as its `config.json` and `data.json` name them, for commands that measure it."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from unet_diffusion.data.config import DataConfig, SourceOptions
+from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.folders import check_sources
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.dataset import MaskedDataset
+from unet_diffusion.data.masked.sets import load_masked
+from unet_diffusion.data.record import DataRecord
+from unet_diffusion.data.sets import ImageSets, load_images
+from unet_diffusion.saved_index import read_object
+
+T = TypeVar("T", bound=SourceOptions)
+
+
+def own_record(run: Path) -> DataRecord:
+    """Returns what a run knows about its data; raises a ValueError if it does not, which asks for data."""
+    record = DataRecord.read(run)
+    if record is None or not (run / "config.json").is_file():
+        raise ValueError(
+            f"data is not given, and {run} has no data.json that says what the run learnt from; give data."
+        )
+    return record
+
+
+def own_options(run: Path, kind: type[T]) -> T:
+    """Returns the options of a run's data.
+
+    Raises:
+        ValueError: the data are not here, or were not named by options.
+    """
+    saved = read_object(run / "config.json").get("data")
+    saved = saved if isinstance(saved, Mapping) else {}
+    known = {field.name for field in fields(kind)}
+    values: dict[str, Any] = {name: _as_tuple(value) for name, value in saved.items() if name in known}
+    try:
+        options = kind(**values)
+        check_sources(options)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"data is not given, and that of the run in {run} cannot be opened: {error} Give data."
+        ) from error
+    return options
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def held_out_masks(run: Path, num_classes: int) -> MaskedDataset:
+    """Returns the images with masks that a run held out, prepared as it prepared them.
+
+    Raises:
+        ValueError: it held out none, or they are not there any more.
+    """
+    record = own_record(run)
+    give = "give data, images with masks that it has not learnt from."
+    if not record.held_out:
+        raise ValueError(f"data is not given, and the run in {run} held out no image; {give}")
+    options = own_options(run, MaskedDataConfig)
+    options.border_weights = False
+    images = load_masked(options, before=record).validation
+    held_out = None if images is None else images.only(np.isin(images.ids(), record.held_out))
+    if held_out is None or not len(held_out) or held_out.num_classes != num_classes:
+        raise ValueError(f"data is not given, and the images that the run in {run} held out have changed; {give}")
+    return held_out
+
+
+def own_images(run: Path) -> ImageSets:
+    """Returns the images of a run that generates: those that it learnt from, and those that it held out.
+
+    Of a run that also learnt masks, the former are all images that were not held out.
+
+    Raises:
+        ValueError: they were streamed, their folder also holds masks, or they have changed altogether.
+    """
+    record = own_record(run)
+    config = read_object(run / "config.json")
+    saved = config.get("data", {})
+    for name, why in (("streaming", "were streamed"), ("mask_suffix", "lie beside their masks")):
+        if saved.get(name) and not saved.get("masks"):
+            raise ValueError(f"data is not given, and the images of the run in {run} {why}; give data.")
+    images = load_images(own_options(run, DataConfig), before=record)
+    assert isinstance(images.train, ImageDataset)
+    train, validation = images.train, images.validation
+    if "joint" not in config:
+        train = train.only(np.isin(train.ids(), record.trained))
+    if validation is not None:
+        validation = validation.only(np.isin(validation.ids(), record.held_out))
+    if not len(train):
+        raise ValueError(
+            f"data is not given, and none of the images that the run in {run} learnt from is there; give data."
+        )
+    return ImageSets(train, validation if validation is not None and len(validation) else None)
+
+
+def trained_on(images: ImageDataset | MaskedDataset, record: DataRecord | None) -> np.ndarray:
+    """Returns, as bool (N,), which images a run was trained on, wherever they lie; none if it did not record them."""
+    return np.isin(images.ids(), () if record is None else record.trained)
