@@ -11,7 +11,7 @@ from torch import Tensor
 from unet_diffusion.diffusion.sampling import NOISE_SETTINGS, noise_settings
 from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.saved_index import from_index, to_index
+from unet_diffusion.saved_index import GENERATES, OWN_PIPELINE, STOCK_PIPELINE, from_index, to_index
 from unet_diffusion.unet import UNet
 
 
@@ -37,10 +37,15 @@ class PrivateArguments:
         return super().extract_init_dict(known, **kwargs)  # type: ignore[misc]  # of the pipeline beside this mixin
 
     def to_json_string(self) -> str:
-        """The content of `model_index.json`, without missing components except the scheduler, as in stock pipelines."""
+        """The content of `model_index.json`, without missing components except the scheduler, as in stock pipelines.
+
+        A pipeline that generates is saved as the stock one that does, which `DiffusionPipeline.from_pretrained` finds.
+        """
         index = json.loads(super().to_json_string())  # type: ignore[misc]  # of the pipeline beside this mixin
         named = {key: value for key, value in index.items() if value != [None, None] or key == "scheduler"}
         named = {key: to_index(key, value) for key, value in named.items()}
+        if GENERATES in named:
+            named |= {"_class_name": STOCK_PIPELINE, OWN_PIPELINE: type(self).__name__}
         return json.dumps(named, indent=2, sort_keys=True) + "\n"
 
     @property

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 INDEX = "model_index.json"
+STOCK_PIPELINE = "DDPMPipeline"  # the class that model_index.json names for a run that generates images
+OWN_PIPELINE = "_pipeline"  # its key for the class of ours that saved such a run
+GENERATES = "_label_names"  # a key that only runs have which generate images
 SUPER_RESOLUTION = "SuperResolutionPipeline"  # the class that model_index.json names for a run that enlarges images
 
 
@@ -45,7 +48,12 @@ def check_run_for(run: Path, pipeline: str) -> None:
 def saved_kind(run: Path) -> str | None:
     """The class name of a saved pipeline; None if the folder holds no pipeline."""
     index = run / INDEX
-    return read_object(index).get("_class_name") if index.is_file() else None
+    return pipeline_name(read_object(index)) if index.is_file() else None
+
+
+def pipeline_name(index: Mapping[str, Any]) -> Any:
+    """The class that saved a pipeline, in the content of its `model_index.json`."""
+    return index.get(OWN_PIPELINE, index.get("_class_name"))
 
 
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:

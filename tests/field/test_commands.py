@@ -15,6 +15,7 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DEISMultistepScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
@@ -240,9 +241,10 @@ def test_the_card_of_a_run_names_the_classes_that_load_it(kind, tmp_path):
     noise_predictor(**kind).save_pretrained(tmp_path / "run")
     use = GENERATION_USE.replace("{name}", str(tmp_path / "run"))
     for name in ("DDPMPipeline", "ImageGenerationPipeline"):
-        assert f"`{name}`" in use.partition("DiffusionPipeline.from_pretrained")[0]
+        assert f"`{name}`" in use
         pipe = globals()[name].from_pretrained(tmp_path / "run")
         assert isinstance(pipe.unet, UNet)
+        assert type(DiffusionPipeline.from_pretrained(tmp_path / "run")) is DDPMPipeline
         assert DDIMScheduler.from_config(pipe.scheduler.config).config.prediction_type == (
             "epsilon" if kind else "v_prediction"
         )

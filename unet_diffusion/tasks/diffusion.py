@@ -40,9 +40,8 @@ pipe(generator=torch.manual_seed(0)).images[0].save("sample.png")
 
 Faster, in 20 steps: `unet-diffusion sample --run {name}`.
 
-Load the folder with `DDPMPipeline`, or with `ImageGenerationPipeline` from `unet_diffusion.pipelines`, which also takes
-classes, guidance and any scheduler. `DiffusionPipeline.from_pretrained` does not find that class: it only looks in
-diffusers. The network alone is `unet_diffusion.UNet.from_pretrained("{name}/unet")`; `UNet2DModel.from_pretrained`
+Load the folder with `DDPMPipeline` (`DiffusionPipeline.from_pretrained` finds it), or with `ImageGenerationPipeline` from
+`unet_diffusion.pipelines`, which also takes classes, guidance and any scheduler. The network alone is `unet_diffusion.UNet.from_pretrained("{name}/unet")`; `UNet2DModel.from_pretrained`
 would give it random weights. Make another scheduler from the one of this folder, which says what the network predicts:
 `DDIMScheduler.from_config(pipe.scheduler.config)`.
 """

@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from unet_diffusion import pipelines
 from unet_diffusion.commands.export.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.files import PREFIX
-from unet_diffusion.saved_index import INDEX, read_object, saved_components
+from unet_diffusion.saved_index import INDEX, STOCK_PIPELINE, pipeline_name, read_object, saved_components
 from unet_diffusion.saved_runs import load_weights
 from unet_diffusion.version import __version__
 
@@ -82,8 +82,9 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
     `name` is that of the folder in the README.
     """
     index, components = read_object(run / INDEX), saved_components(run)
-    if not isinstance(index.get("_class_name"), str):
-        raise ValueError(f"{run} is a pipeline of other code: {index.get('_class_name')}; it cannot be exported.")
+    kind = pipeline_name(index)
+    if not isinstance(kind, str):
+        raise ValueError(f"{run} is a pipeline of other code: {kind}; it cannot be exported.")
     networks = {key: network_class(*entry) for key, entry in components.items() if of_package(entry[0])}
     if not networks:
         raise ValueError(f"{run} holds no network that needs {PACKAGE}; diffusers can load it as it is.")
@@ -99,11 +100,11 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
         config["_use_default_values"] = ["auto_map"]  # for `AutoModel` only; the network would warn of it
         write_sorted(path, config)
 
-    own = getattr(pipelines, index["_class_name"], None)
+    own = getattr(pipelines, kind, None)
     code = "" if own is None else write_code(own, target)
     loading = STOCK
     if own is pipelines.ImageGenerationPipeline:
-        index["_class_name"], loading = "DDPMPipeline", BOTH
+        index["_class_name"], loading = STOCK_PIPELINE, BOTH
     elif own is not None:
         index["_class_name"], loading = [code, own.__name__], OWN
     write_sorted(target / INDEX, index)

@@ -19,7 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unet_diffusion import pipelines
-from unet_diffusion.saved_index import INDEX, from_index, named_components, read_object, saved_components
+from unet_diffusion.saved_index import (
+    INDEX,
+    from_index,
+    named_components,
+    pipeline_name,
+    read_object,
+    saved_components,
+)
 from unet_diffusion.saved_runs import MAX_NAMES, NETWORKS, check_finite, load_weights
 from unet_diffusion.version import __version__
 
@@ -123,7 +130,7 @@ def config_in(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, A
 
 def pipeline_class(index: Mapping[str, Any], place: Path) -> type:
     """The class of a pipeline of this package or of diffusers; ValueError for another."""
-    name = index.get("_class_name")
+    name = pipeline_name(index)
     kind = getattr(pipelines, name, None) or getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
         raise ValueError(f"{place} is a pipeline of other code, {name}, which is not run; load it with that code.")
