@@ -143,7 +143,7 @@ def test_only_what_both_heads_share_and_the_heads_learn_where_the_encoder_is_fro
     assert learning == {"decoder", "norm_out", "segmentation_head", "noise_head"}
 
 
-def test_both_heads_learn(options):
+def test_both_heads_learn(options, layout):
     """After training, it finds squares, and predicts noise better than an untrained head, which predicts zero."""
     options.joint = JointConfig(denoising_weight=1.0)
     options.training = replace(
@@ -163,7 +163,7 @@ def test_both_heads_learn(options):
 # resuming, and several processes
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
+def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, layout):
     whole = train_segmentation(replace(options, output=tmp_path / "whole"))
     with power_cut(JointTask, 4):
         train_segmentation(options)

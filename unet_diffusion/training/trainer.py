@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from unet_diffusion.randomness import keyed_generator, keyed_seed
-from unet_diffusion.training.accelerator import RunContext
+from unet_diffusion.training.accelerator import RunContext, memory_layout
 from unet_diffusion.training.checkpoints import (
     Checkpoint,
     load_latest,
@@ -66,9 +66,7 @@ class Trainer:
         self.best = BestWeights(task.patience)
         self.skipped = SkippedSteps(config.max_skipped_steps)
 
-        task.network.to(accelerator.device)
-        if accelerator.device.type == "cuda":
-            task.network.to(memory_format=torch.channels_last)
+        task.network.to(accelerator.device, memory_format=memory_layout(accelerator.device))
         self.ema = EMAModel(task.network.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
         groups = [{"params": parameters, "share": share} for parameters, share in task.parameter_groups()]
