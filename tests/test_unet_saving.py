@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.support.tiny import network, prediction
 from unet_diffusion import UNet
+from unet_diffusion.saved_runs import load_unet
 
 KEPT = Path(__file__).parent / "fixtures" / "unet-checkpoint"  # written by version 0.42.1 of diffusers, never again
 
@@ -51,16 +52,29 @@ class Intruder:
         return os.putenv, ("UNET_INTRUDER", "was here")
 
 
-@pytest.mark.parametrize("options", [{}, {"use_safetensors": True}, {"subfolder": ""}])
-def test_pickled_weights_are_refused(tmp_path, options):
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "10KB"}, {"variant": "fp16"}])
+def test_weights_that_are_not_safetensors_come_back(tmp_path, options):
+    unet = network()
+    unet.save_pretrained(tmp_path / "saved" / "unet", safe_serialization=False, **options)
+    variant = options.get("variant")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    for given in (None, False)["max_shard_size" in options :]:  # diffusers finds such shards only if told to
+        loaded = UNet.from_pretrained(tmp_path / "saved", subfolder="unet", variant=variant, use_safetensors=given)
+        assert torch.equal(prediction(loaded), prediction(unet))
+    with pytest.raises(OSError, match="safetensors"):
+        UNet.from_pretrained(tmp_path / "saved", subfolder="unet", variant=variant, use_safetensors=True)
+    with pytest.raises(ValueError, match="weights as safetensors, the only format that is read"):
+        load_unet(str(tmp_path / "saved" / "unet"), {})
+
+
+@pytest.mark.parametrize("options", [{}, {"use_safetensors": False}])
+def test_a_pickle_that_calls_something_is_refused(tmp_path, options):
     unet = network()
     unet.save_config(tmp_path)
-    for content in (unet.state_dict(), {**unet.state_dict(), "extra": Intruder()}):
+    for content in (Intruder(), {**unet.state_dict(), "extra": Intruder()}):
         torch.save(content, tmp_path / "diffusion_pytorch_model.bin")
-        with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
+        with pytest.raises(OSError, match="Unable to load weights from checkpoint file"):
             UNet.from_pretrained(tmp_path, **options)
-        with pytest.raises(ValueError, match="use_safetensors is False, but pickles are not read"):
-            UNet.from_pretrained(tmp_path, use_safetensors=False)
     assert "UNET_INTRUDER" not in os.environ
 
 

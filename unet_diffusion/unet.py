@@ -36,7 +36,6 @@ from unet_diffusion.network.config import (
     smallest_side,
 )
 from unet_diffusion.network.embeddings import ConditionEmbedding
-from unet_diffusion.network.safe_weights import SafeWeights
 
 CACHE_LINE = 64  # bytes
 
@@ -56,7 +55,7 @@ class UNetOutput(BaseOutput):
     features: tuple[Tensor, ...] | None = None
 
 
-class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
+class UNet(UNet2DModel, AttentionMixin, PeftAdapterMixin):
     """The U-Net of Ronneberger, Fischer and Brox (2015), also as a noise predictor (Ho et al. 2020).
 
     The defaults give a padded residual network that predicts noise; `from_preset("ronneberger-2015")` builds the
@@ -275,7 +274,10 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads a network as `SafeWeights.from_pretrained` does, and computes bit for bit what the saved one computed.
+        """Loads a network as `ModelMixin.from_pretrained` does, and computes bit for bit what the saved one computed.
+
+        Weights that are not safetensors are read by PyTorch's restricted unpickler, which makes tensors and calls
+        nothing else; `use_safetensors=True` refuses them, and so do all commands.
 
         Weights that are mapped from a file lie at any address, and kernels round differently off a cache line. Such
         weights are copied to new memory.
