@@ -115,6 +115,25 @@ def test_displacement_is_smooth():
     assert displacement.diff(dim=-1).abs().max() < 3 * vectors.abs().max() / 64
 
 
+@pytest.mark.parametrize("side", [32, 64, 128])
+@pytest.mark.parametrize("vectors", [2, 3, 5])
+def test_the_default_deformation_does_not_fold_small_crops(side, vectors):
+    """The area that a pixel takes, the determinant of the Jacobian, stays positive everywhere."""
+    config = AugmentationConfig(elastic_grid=vectors)
+    normal = torch.randn(100, 2, vectors, vectors, generator=torch.Generator().manual_seed(0))
+    x, y = elastic_displacement(config.elastic_pixels(side, 2 * side) * normal, (side, side)).unbind(1)
+    across = [moved.diff(dim=2)[:, :-1] for moved in (x, y)]
+    down = [moved.diff(dim=1)[:, :, :-1] for moved in (x, y)]
+    assert ((1 + across[0]) * (1 + down[1]) - across[1] * down[0]).min() > 0
+
+
+def test_large_crops_are_deformed_as_in_the_paper_and_an_explicit_value_stays():
+    assert AugmentationConfig().elastic_pixels(512, 1024) == 10
+    assert AugmentationConfig().elastic_pixels(64, 64) == pytest.approx(63 / 2 / 8)
+    assert AugmentationConfig(elastic=7).elastic_pixels(64, 64) == 7
+    assert AugmentationConfig(elastic=0).elastic_pixels(64, 64) == 0
+
+
 def test_flips_are_flips_and_quarter_turns_are_rot90():
     images, _ = random_batch((5, 5), batch=3)
     moved = orient(images, [(True, False, 0), (False, True, 0), (False, False, 3)])

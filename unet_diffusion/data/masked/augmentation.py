@@ -62,11 +62,12 @@ def augment(
     images, masks = orient(images, moves), orient(masks, moves)
     weights = None if weights is None else orient(weights, moves)
 
-    if config.elastic > 0 or config.rotation > 0 or tuple(config.scale) != (1, 1):
+    elastic = config.elastic_pixels(height, width)
+    if elastic > 0 or config.rotation > 0 or tuple(config.scale) != (1, 1):
         angle = math.radians(config.rotation) * (2 * uniform[:, 3] - 1)
         low, high = (math.log(limit) for limit in config.scale)
         scale = torch.exp(low + (high - low) * uniform[:, 4])
-        displacement = elastic_displacement(config.elastic * normal.to(images.device), (height, width))
+        displacement = elastic_displacement(elastic * normal.to(images.device), (height, width))
         grid = sampling_grid(displacement, angle, scale)
         images, masks = warp_images(images, grid), warp_masks(masks, grid)
         weights = None if weights is None else warp_weights(weights, grid)
