@@ -17,7 +17,7 @@ from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
-from unet_diffusion.randomness import keyed_generator, keyed_seed
+from unet_diffusion.randomness import keyed_generator, keyed_seed, standard_normal
 from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.model_cards import Card, parameters, size
@@ -103,7 +103,7 @@ class DiffusionTask(Task):
         """
         clean = self.pixel_range.to_model(batch["image"])
         timesteps = self._timesteps(generators)
-        noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
+        noise = standard_normal(clean.shape[1:], generators, clean.device)
         labels = None
         if self.config.class_conditional:
             draws = torch.stack([torch.rand((), generator=generator) for generator in generators])

@@ -8,6 +8,8 @@ from unet_diffusion.data.masked.augmentation import (
     elastic_displacement,
     orient,
     sampling_grid,
+    vary_colours,
+    vary_intensity,
     warp_images,
     warp_masks,
     warp_weights,
@@ -136,7 +138,7 @@ def test_large_crops_are_deformed_as_in_the_paper_and_an_explicit_value_stays():
 
 def test_flips_are_flips_and_quarter_turns_are_rot90():
     images, _ = random_batch((5, 5), batch=3)
-    moved = orient(images, [(True, False, 0), (False, True, 0), (False, False, 3)])
+    moved = orient(images, torch.tensor([(1, 0, 0), (0, 1, 0), (0, 0, 3)]))
     expected = torch.stack([images[0].flip(-1), images[1].flip(-2), images[2].rot90(3, (-2, -1))])
     torch.testing.assert_close(moved, expected, rtol=0, atol=0)
 
@@ -206,6 +208,21 @@ def test_the_result_depends_on_the_generator_alone(size):
         )
         for a, b in zip(first, alone):
             torch.testing.assert_close(a[index], b[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(24, 20), (33, 47)])
+def test_a_batch_at_once_is_varied_as_image_by_image(size):
+    """An accelerator varies the whole batch at once, which must give the same images up to rounding."""
+    images, _ = random_batch(size, batch=5)
+    draws = torch.rand(5, 4, dtype=torch.float64)
+    config = AugmentationConfig(contrast=0.5, gamma=0.5, brightness=0.3, noise=0.2)
+    for vary in (
+        lambda part: vary_intensity(images[part], config, draws[part], generators(5)[part]),
+        lambda part: vary_colours(images[part], 0.5, generators(5)[part]),
+    ):
+        single = torch.cat([vary(slice(i, i + 1)) for i in range(5)])
+        torch.testing.assert_close(vary(slice(None)), single, rtol=0, atol=2e-6)
+        assert (single - images).flatten(1).abs().amax(dim=1).min() > 0.01
 
 
 def test_switching_one_part_off_leaves_the_draws_of_the_others():
