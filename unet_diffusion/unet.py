@@ -36,6 +36,7 @@ from unet_diffusion.network.config import (
     smallest_side,
 )
 from unet_diffusion.network.embeddings import ConditionEmbedding
+from unet_diffusion.network.own_config import OwnConfig
 
 CACHE_LINE = 64  # bytes
 
@@ -55,7 +56,7 @@ class UNetOutput(BaseOutput):
     features: tuple[Tensor, ...] | None = None
 
 
-class UNet(UNet2DModel, AttentionMixin, PeftAdapterMixin):
+class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     """The U-Net of Ronneberger, Fischer and Brox (2015), also as a noise predictor (Ho et al. 2020).
 
     The defaults give a padded residual network that predicts noise; `from_preset("ronneberger-2015")` builds the
@@ -274,7 +275,7 @@ class UNet(UNet2DModel, AttentionMixin, PeftAdapterMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads a network as `ModelMixin.from_pretrained` does, and computes bit for bit what the saved one computed.
+        """Loads a network as `OwnConfig.from_pretrained` does, and computes bit for bit what the saved one computed.
 
         Weights that are not safetensors are read by PyTorch's restricted unpickler, which makes tensors and calls
         nothing else; `use_safetensors=True` refuses them, and so do all commands.

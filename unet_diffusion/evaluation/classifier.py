@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from unet_diffusion.checks import is_count, is_number, require
 from unet_diffusion.network.blocks import BlockStyle, Downsample, PlainBlock
+from unet_diffusion.network.own_config import OwnConfig
 
 CLASSIFIER_FOLDER = "classifier"  # of the weights, in the folder of the run, whose own `config.json` is the run's
 STYLE = BlockStyle("plain", norm="group", activation="silu", padding="same", head_channels=1, embed_dim=None)
 
 
-class ImageClassifier(ModelMixin, ConfigMixin):
+class ImageClassifier(OwnConfig, ModelMixin, ConfigMixin):
     """Class scores of images: a block of two convolutions at each resolution, then a linear layer on the mean features.
 
     Args:
@@ -30,6 +31,8 @@ class ImageClassifier(ModelMixin, ConfigMixin):
     Raises:
         ValueError: a value from which no classifier can be built.
     """
+
+    former_names = ("PictureClassifier",)
 
     _no_split_modules = ["PlainBlock"]
     _repeated_blocks = ["PlainBlock"]

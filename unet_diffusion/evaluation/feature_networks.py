@@ -172,7 +172,7 @@ def classifier_features(run: Path) -> FeatureNetwork:
     if not (folder / "config.json").is_file():
         raise ValueError(f"feature network is {run}, but there is no {CLASSIFIER_FOLDER}/config.json in it; {fix}")
     kind = read_object(folder / "config.json").get("_class_name")
-    if kind not in (ImageClassifier.__name__, "PictureClassifier"):  # its name in earlier runs
+    if kind not in (ImageClassifier.__name__, *ImageClassifier.former_names):
         raise ValueError(f"the network in {folder} is a {kind}, but must be an {ImageClassifier.__name__}; {fix}")
     network = load_weights(ImageClassifier, folder)
     saved = network.config
