@@ -56,3 +56,12 @@ def memory_layout(device: torch.device) -> torch.memory_format:
     The tensor cores of CUDA read the values of a pixel side by side.
     """
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def steps_ahead(device: torch.device, limit: int) -> int:
+    """Returns the number of steps after which a run reads which of them were lost, at the latest `limit`.
+
+    An accelerator works on a queue of steps, and to read a value from it waits for the end of the queue. On a CPU there
+    is no queue.
+    """
+    return 1 if device.type == "cpu" else limit
