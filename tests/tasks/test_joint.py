@@ -143,6 +143,28 @@ def test_only_what_both_heads_share_and_the_heads_learn_where_the_encoder_is_fro
     assert learning == {"decoder", "norm_out", "segmentation_head", "noise_head"}
 
 
+@pytest.mark.parametrize("modes", [(True,), (True, False)])
+def test_both_losses_see_a_frozen_encoder_in_evaluation_mode(options, tmp_path, modes):
+    """Its dropout and its running means are at rest in every micro-batch of a step, which starts in training mode."""
+    network = json.loads(Path(options.model).read_text()) | {"dropout": 0.5, "norm": "batch"}
+    options.model = str(tmp_path / "network.json")
+    Path(options.model).write_text(json.dumps(network))
+    options.segmentation = replace(options.segmentation, learn="decoder")
+    options.augment = False
+    task, seen = task_of(options), []
+    encoder, decoder = task.network.encoder, task.network.decoder
+    block = encoder[0].blocks.blocks[0]
+    block.register_forward_pre_hook(lambda module, _: seen.append((module.training, decoder.training)))
+    means = {name: value.clone() for name, value in encoder.named_buffers()}
+    batch = first_batch(options, task)
+    for starts in modes:  # micro-batches: only the first follows a call of train()
+        if starts:
+            task.network.train()
+        task.loss(task.network, batch, [keyed_generator(7, i) for i in range(4)])
+    assert seen == 2 * len(modes) * [(False, True)]
+    assert means and all(torch.equal(value, means[name]) for name, value in encoder.named_buffers())
+
+
 def test_both_heads_learn(options, layout):
     """After training, it finds squares, and predicts noise better than an untrained head, which predicts zero."""
     options.joint = JointConfig(denoising_weight=1.0)

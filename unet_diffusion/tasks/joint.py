@@ -80,6 +80,7 @@ class JointTask(Task):
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> dict[str, Tensor]:
         """Returns the sum of the mask losses and the weighted noise-prediction loss, and each without its weight."""
+        self.segmentation.hold_frozen()  # before both losses
         unlabelled = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
         noise = self.diffusion.loss(network, unlabelled, generators)  # draws first, since `describe` draws again
         masks = self.segmentation.loss(network, batch, generators)

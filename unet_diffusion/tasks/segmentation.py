@@ -107,14 +107,18 @@ class SegmentationTask(Task):
 
         They are augmented as each sample's generator says. Pixels may have `weights`, float32 (B, 1, H, W).
         """
-        for module in self.frozen:
-            module.eval()  # else its dropout and its BatchNorm would act as in training
+        self.hold_frozen()
         images, masks, weights = self.pixel_range.to_model(batch["image"]), batch["mask"], batch.get("weights")
         if self.augmentation is not None:
             images, masks, weights = augment(images, masks, self.augmentation, generators, weights)
         logits = self.logits(network, images, generators)
         class_weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         return segmentation_loss(logits, masks, self.config.loss, class_weights, weights)
+
+    def hold_frozen(self) -> None:
+        """Puts modules in which nothing learns in evaluation mode, else they would drop values and gather means."""
+        for module in self.frozen:
+            module.eval()
 
     def logits(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Returns class scores (B, K, H, W) of images (B, C, H, W) in [-1, 1]; generators as for `loss`."""
