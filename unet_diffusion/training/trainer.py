@@ -135,6 +135,7 @@ class Trainer:
             buffer.copy_(torch.where(lost, before, buffer))
         self.loss_sums = {name: torch.where(lost, self.loss_sums.get(name, 0.0), sums[name]) for name in sums}
         self.ema.step_unless(lost, self.task.network.parameters())
+        self.task.finish_step(lost, accelerator)
         self.unread.append(lost)
         self.schedule.step()
         self.step += 1
@@ -258,6 +259,7 @@ class Trainer:
                     "ema": dict(zip(names.values(), self.ema.shadow_params)),
                     "optimizer": optimizer_tensors(self.optimizer.optimizer, names),
                     **({"best": self.best.tensors} if self.best.tensors else {}),
+                    **({"task": dict(self.task.state)} if self.task.state else {}),
                 },
                 state={
                     "best": self.best.state(),
@@ -305,6 +307,7 @@ class Trainer:
         self.ema.optimization_step = state["ema_steps"]
         restore_optimizer(self.optimizer.optimizer, names, checkpoint.tensors["optimizer"])
         self.best.restore(state["best"], checkpoint.tensors.get("best", {}))
+        self.task.state = {**self.task.state, **checkpoint.tensors.get("task", {})}
         self.skipped.restore(state["skipped"])
         self.loss_sums = {
             name: torch.tensor(total, device=self.accelerator.device) for name, total in state["loss_sums"].items()
