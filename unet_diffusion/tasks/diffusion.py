@@ -19,7 +19,7 @@ from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed, standard_normal
 from unet_diffusion.tasks.config import DiffusionConfig
-from unet_diffusion.training.accelerator import RunContext
+from unet_diffusion.training.accelerator import RunContext, sum_over_processes
 from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.training.run_folder import current_names
 from unet_diffusion.training.task import Task
@@ -147,7 +147,7 @@ class DiffusionTask(Task):
         if images is None:
             return {}
         count = min(len(images), self.config.validation_images)
-        total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+        total = 0.0
         mine = range(accelerator.process_index, count, accelerator.num_processes)
         for indices in (mine[start : start + VALIDATION_BATCH] for start in range(0, len(mine), VALIDATION_BATCH)):
             batch = to_batch([images[index] for index in indices])
@@ -157,8 +157,8 @@ class DiffusionTask(Task):
             timesteps = [int((index + 0.5) / count * self.config.num_train_timesteps) for index in indices]
             labels = self._labels(batch["label"]) if self.config.class_conditional else None
             drawn = (torch.stack(noise), torch.tensor(timesteps))
-            total += len(indices) * self._loss(network, clean, *drawn, labels, self.condition(clean)).double()
-        return {"validation_loss": accelerator.reduce(total, "sum").item() / count}
+            total += len(indices) * self._loss(network, clean, *drawn, labels, self.condition(clean)).item()
+        return {"validation_loss": sum_over_processes(accelerator, total) / count}
 
     def _labels(self, labels: Tensor, dropped: Tensor | bool = False) -> Tensor:
         """Returns class indices (B,) with the null class where a label is dropped or missing."""

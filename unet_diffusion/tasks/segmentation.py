@@ -20,6 +20,7 @@ from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation.losses import class_weights_from_counts, segmentation_loss
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
 from unet_diffusion.tasks.config import SegmentationConfig
+from unet_diffusion.training.accelerator import sum_over_processes
 from unet_diffusion.training.model_cards import Card, parameters
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
@@ -131,7 +132,7 @@ class SegmentationTask(Task):
         for index in range(accelerator.process_index, len(self.validation), accelerator.num_processes):
             item = self.validation[index]
             metrics.update(predict(item["image"])[None], item["mask"][None])
-        metrics.sum_over_processes(lambda x: accelerator.reduce(x.to(accelerator.device), "sum").cpu())
+        metrics.sum_over_processes(lambda state: sum_over_processes(accelerator, state))
         scores = metrics.compute()
         return {name: scores[f"pooled/{name}"] for name in ("mean_iou", "mean_dice", "accuracy")}
 

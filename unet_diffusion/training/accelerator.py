@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
+from torch import Tensor
 
 from unet_diffusion.training.config import TrainingConfig
+
+T = TypeVar("T", float, Tensor)
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -65,3 +69,20 @@ def steps_ahead(device: torch.device, limit: int) -> int:
     is no queue.
     """
     return 1 if device.type == "cpu" else limit
+
+
+def choose_kernels(device: torch.device) -> None:
+    """Lets CUDA multiply float32 on its tensor cores (TF32), as it convolves, and try out kernels for each size.
+
+    Training has one size, for which the trial pays.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+def sum_over_processes(accelerator: Accelerator, value: T) -> T:
+    """Returns the sum of a number, or of a tensor on the CPU, over all processes; some devices have no float64."""
+    if accelerator.num_processes == 1:
+        return value
+    return sum(gather_object([value]))  # type: ignore[return-value]  # of one or more

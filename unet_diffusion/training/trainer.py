@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from unet_diffusion.randomness import keyed_generator, keyed_seed
-from unet_diffusion.training.accelerator import RunContext, memory_layout, steps_ahead
+from unet_diffusion.training.accelerator import RunContext, choose_kernels, memory_layout, steps_ahead
 from unet_diffusion.training.checkpoints import (
     Checkpoint,
     load_latest,
@@ -68,6 +68,7 @@ class Trainer:
         self.unread: list[Tensor] = []  # of the last steps: whether each was lost, bool (), still on the device
         self.read_every = steps_ahead(accelerator.device, config.max_skipped_steps)
 
+        choose_kernels(accelerator.device)
         task.network.to(accelerator.device, memory_format=memory_layout(accelerator.device))
         self.ema = MovingAverage(task.network.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
