@@ -15,8 +15,15 @@ def tiny() -> UNet:
     return UNet.from_preset("tiny")
 
 
-def test_untrained_network_predicts_zero_so_its_loss_is_the_noise_power():
-    loss = noise_prediction_loss(tiny(), DDPMScheduler(), torch.zeros(64, 1, 16, 16))
+def silent() -> UNet:
+    unet = tiny()
+    for parameter in unet.noise_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    return unet
+
+
+def test_a_network_that_predicts_zero_has_the_noise_power_as_its_loss():
+    loss = noise_prediction_loss(silent(), DDPMScheduler(), torch.zeros(64, 1, 16, 16))
     assert loss.item() == pytest.approx(1.0, abs=4 * (2 / (64 * 256)) ** 0.5)  # 4 standard errors of a mean of squares
 
 
@@ -74,10 +81,7 @@ def test_the_pure_noise_that_sampling_starts_from_is_learnt(prediction_type):
     scheduler = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type=prediction_type)
     clean, timesteps = torch.randn(1, 1, 4, 4).clamp(-1, 1), torch.tensor([999])
     target = -clean if prediction_type == "v_prediction" else clean  # velocity: 0 * noise - 1 * clean
-    unet = UNet(in_channels=1, out_channels=1, channels=(8, 8), head_channels=8)
-    torch.nn.init.zeros_(unet.noise_head.weight)
-    torch.nn.init.zeros_(unet.noise_head.bias)
-    loss = noise_prediction_loss(unet, scheduler, clean, timesteps=timesteps, min_snr_gamma=5.0)
+    loss = noise_prediction_loss(silent(), scheduler, clean, timesteps=timesteps, min_snr_gamma=5.0)
     assert loss.item() == pytest.approx(target.square().mean().item(), rel=1e-4)
 
 

@@ -103,7 +103,7 @@ def files(folder: str | Path) -> dict[bytes, str]:
 def test_the_loss_is_the_sum_computed_by_hand(options):
     options.augment = False
     task = task_of(options)
-    torch.nn.init.normal_(task.network.noise_head.weight)  # otherwise an untrained network would predict zero
+    torch.nn.init.normal_(task.network.noise_head.weight)  # so that it matters
     batch = first_batch(options, task)
     losses = task.loss(task.network, batch, [keyed_generator(7, i) for i in range(4)])
 
@@ -166,7 +166,7 @@ def test_both_losses_see_a_frozen_encoder_in_evaluation_mode(options, tmp_path, 
 
 
 def test_both_heads_learn(options, layout):
-    """After training, it finds squares, and predicts noise better than an untrained head, which predicts zero."""
+    """After training, it finds squares, and predicts noise better than an untrained head."""
     options.joint = JointConfig(denoising_weight=1.0)
     options.training = replace(
         options.training, steps=40, learning_rate=1e-2, validate_every=40, checkpoint_every=40, ema_decay=0.9

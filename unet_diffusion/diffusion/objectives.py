@@ -75,7 +75,7 @@ def noise_prediction_loss(
         condition: channels that the network sees after those of the noisy image, (B, K, H, W); None for none.
 
     Returns:
-        The mean over batch and pixels, a float32 scalar; 1 for an untrained network that predicts noise.
+        The mean over batch and pixels, a float32 scalar; 1 for a network that predicts zero noise.
     """
     clean = clean.float()  # noise is added in float32, at any precision of the network
     noise = torch.randn_like(clean) if noise is None else noise.float()
