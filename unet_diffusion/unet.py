@@ -323,8 +323,8 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     def _embed(self, timestep: Tensor | float | int | None, class_labels: Tensor | None, sample: Tensor) -> Any:
         if self.time_embed is None:
             return None
-        if timestep is None:
-            timestep = self.config.segmentation_timestep
+        if timestep is None:  # filled in on the device, which a copy would wait for
+            timestep = torch.full((), float(self.config.segmentation_timestep), device=sample.device)
         batch = sample.shape[0]
         timesteps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1).expand(batch)
         if self.config.num_class_embeds is not None and class_labels is None:

@@ -178,7 +178,7 @@ def test_micro_batches_do_not_change_the_loss_or_the_running_mean(options):
         kept = states[0]
     with torch.no_grad():
         expected = task.network(batch[IMAGE] / 127.5 - 1).logits.softmax(dim=1).mean((0, 2, 3))
-    torch.testing.assert_close(task.mean_probabilities(task.shares), expected)  # of two equal steps
+    torch.testing.assert_close(task.mean_probabilities(), expected)  # of two equal steps
     task.loss(task.network, batch, generators())
     task.finish_step(torch.tensor(True), accelerator)
     assert all(torch.equal(task.state[name], states[1][name]) for name in kept)  # a lost step

@@ -107,7 +107,8 @@ class DiffusionTask(Task):
         labels = None
         if self.config.class_conditional:
             draws = torch.stack([torch.rand((), generator=generator) for generator in generators])
-            labels = self._labels(batch["label"], (draws < self.config.label_dropout).to(clean.device))
+            dropped = (draws < self.config.label_dropout).to(clean.device, non_blocking=True)
+            labels = self._labels(batch["label"], dropped)
         return self._loss(network, clean, noise, timesteps, labels, self.condition(clean, generators))
 
     def _loss(

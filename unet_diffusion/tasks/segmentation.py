@@ -113,8 +113,9 @@ class SegmentationTask(Task):
         if self.augmentation is not None:
             images, masks, weights = augment(images, masks, self.augmentation, generators, weights)
         logits = self.logits(network, images, generators)
-        class_weights = None if self.class_weights is None else self.class_weights.to(logits.device)
-        return segmentation_loss(logits, masks, self.config.loss, class_weights, weights)
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(logits.device)
+        return segmentation_loss(logits, masks, self.config.loss, self.class_weights, weights)
 
     def hold_frozen(self) -> None:
         """Puts modules in which nothing learns in evaluation mode, else they would drop values and gather means."""

@@ -114,18 +114,19 @@ class SelfTrainingTask(SegmentationTask):
                 [probabilities.mean((2, 3)).sum(0), torch.full_like(probabilities[:1, 0, 0, 0], len(images))]
             )
             self.seen = sums if self.seen is None else self.seen + sums
-            shares = self.shares.to(images.device)
-            confidence, classes = aligned(probabilities, shares, self.mean_probabilities(shares)).max(dim=1)
+            self.shares = self.shares.to(images.device)
+            self.state = {name: value.to(images.device) for name, value in self.state.items()}
+            confidence, classes = aligned(probabilities, self.shares, self.mean_probabilities()).max(dim=1)
         classes[confidence < self.confidence] = IGNORE_INDEX
         varied, masks, _ = augment(images, classes, self.strong, generators)
         logits = self.logits(network, varied, generators).float()
         losses = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none")  # (B, H, W)
         return losses.mean(), (classes != IGNORE_INDEX).float().mean()
 
-    def mean_probabilities(self, shares: Tensor) -> Tensor:
+    def mean_probabilities(self) -> Tensor:
         """Returns the running mean of the predicted probabilities (K,); before the first step, the expected shares."""
-        probabilities, weight = (self.state[name].to(shares.device) for name in ("probabilities", "weight"))
-        return torch.where(weight > 0, probabilities / weight.clamp(min=1 - KEPT), shares)
+        weight = self.state["weight"]
+        return torch.where(weight > 0, self.state["probabilities"] / weight.clamp(min=1 - KEPT), self.shares)
 
     def finish_step(self, lost: Tensor, accelerator: Accelerator) -> None:
         """Adds the probabilities of this step, over all micro-batches and processes, to their running mean."""
@@ -134,9 +135,8 @@ class SelfTrainingTask(SegmentationTask):
         sums = accelerator.reduce(self.seen, "sum")
         self.seen = None
         added = {"probabilities": sums[:-1] / sums[-1], "weight": torch.ones_like(sums[-1])}
-        before = {name: value.to(lost.device) for name, value in self.state.items()}
-        after = {name: KEPT * value + (1 - KEPT) * added[name] for name, value in before.items()}
-        self.state = {name: torch.where(lost, before[name], after[name]) for name in before}
+        moved = {name: KEPT * value + (1 - KEPT) * added[name] for name, value in self.state.items()}
+        self.state = {name: torch.where(lost, value, moved[name]) for name, value in self.state.items()}
 
     def describe(self, context: RunContext, step: int, generators: list[torch.Generator]) -> str:
         """Describes a step of this process: its images with masks and without."""

@@ -86,7 +86,7 @@ class SuperResolutionTask(DiffusionTask):
             return condition
         levels = torch.stack([torch.rand((), generator=generator) for generator in generators]) * self.condition_noise
         noise = standard_normal(clean.shape[1:], generators, clean.device)
-        return with_noise(condition, levels.to(clean.device), noise)
+        return with_noise(condition, levels.to(clean.device, non_blocking=True), noise)
 
     def pipeline(self, unet: UNet) -> DiffusionPipeline:
         """Returns the pipeline that a run saves; its config holds the scale."""

@@ -69,7 +69,7 @@ def augment(
         angle = math.radians(config.rotation) * (2 * uniform[:, 3] - 1)
         low, high = (math.log(limit) for limit in config.scale)
         scale = torch.exp(low + (high - low) * uniform[:, 4])
-        displacement = elastic_displacement(elastic * normal.to(images.device), (height, width))
+        displacement = elastic_displacement(elastic * normal.to(images.device, non_blocking=True), (height, width))
         grid = sampling_grid(displacement, angle, scale)
         images, masks = warp_images(images, grid), warp_masks(masks, grid)
         weights = None if weights is None else warp_weights(weights, grid)
@@ -84,7 +84,7 @@ def augment(
         images = torch.cat([vary_colours(images[part], config.colour, generators[part]) for part in parts])
     if config.invert > 0:
         inverted = torch.stack([torch.rand((), generator=g) for g in generators]) < config.invert
-        images = torch.where(inverted.view(-1, 1, 1, 1).to(images.device), -images, images)
+        images = torch.where(inverted.view(-1, 1, 1, 1).to(images.device, non_blocking=True), -images, images)
     return Augmented(images, masks, weights)
 
 
@@ -96,7 +96,7 @@ def orient(images: Tensor, moves: Tensor) -> Tensor:
     moved = torch.empty_like(images, memory_format=torch.contiguous_format)
     kinds, kind_of = moves.unique(dim=0, return_inverse=True)
     for kind, (left_right, top_bottom, turns) in enumerate(kinds.tolist()):
-        chosen = (kind_of == kind).nonzero().flatten().to(images.device)
+        chosen = (kind_of == kind).nonzero().flatten().to(images.device, non_blocking=True)
         sides = [side for side, mirrored in ((-1, left_right), (-2, top_bottom)) if mirrored]
         moved[chosen] = torch.rot90(images[chosen].flip(sides), turns, dims=(-2, -1))
     return moved
@@ -133,7 +133,8 @@ def sampling_grid(displacement: Tensor, angle: Tensor, scale: Tensor) -> Tensor:
     x = torch.arange(width, device=displacement.device, dtype=torch.float32) - (width - 1) / 2
     x_moved = x[None, None, :] + displacement[:, 0]  # (B, H, W)
     y_moved = y[None, :, None] + displacement[:, 1]
-    cosine, sine = ((f(angle) / scale).float().to(x_moved.device)[:, None, None] for f in (torch.cos, torch.sin))
+    cosine, sine = ((f(angle) / scale).float().to(x_moved.device, non_blocking=True) for f in (torch.cos, torch.sin))
+    cosine, sine = cosine[:, None, None], sine[:, None, None]
     x_source = cosine * x_moved - sine * y_moved
     y_source = sine * x_moved + cosine * y_moved
     return torch.stack([2 * x_source / width, 2 * y_source / height], dim=-1)
@@ -170,7 +171,7 @@ def vary_intensity(
     """
 
     def per_image(values: Iterable[float]) -> Tensor:
-        return torch.tensor(list(values), dtype=images.dtype).view(-1, 1, 1, 1).to(images.device)
+        return torch.tensor(list(values), dtype=images.dtype).view(-1, 1, 1, 1).to(images.device, non_blocking=True)
 
     brightness, contrast, gamma, noise = uniform.T.tolist()
     factor = per_image((1 + config.contrast) ** (2 * draw - 1) for draw in contrast)
@@ -199,7 +200,7 @@ def vary_colours(images: Tensor, strength: float, generators: Sequence[Generator
         return images
     uniform = torch.stack([torch.rand((3, channels, 1, 1), generator=generator) for generator in generators])
     draws = (2 * uniform - 1) * torch.tensor([1, strength / 2, 1]).view(3, 1, 1, 1)
-    contrast, brightness, gamma = draws.to(images.device).unbind(dim=1)  # (B, C, 1, 1) each
+    contrast, brightness, gamma = draws.to(images.device, non_blocking=True).unbind(dim=1)  # (B, C, 1, 1) each
     values = (images + 1) / 2
     mean = values.mean(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)  # as in `vary_intensity`
     return 2 * toned(values, mean, (1 + strength) ** contrast, brightness, (1 + strength) ** gamma) - 1
