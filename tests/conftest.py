@@ -52,3 +52,10 @@ def field(field_cases, tmp_path) -> Callable[[str], tuple[Path, dict[str, Any]]]
         return folder, getattr(field_cases, name)(folder)
 
     return build
+
+
+@pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def layout(request, monkeypatch) -> torch.memory_format:
+    """Makes training use each layout of weights: those of a CPU and of CUDA."""
+    monkeypatch.setattr("unet_diffusion.training.trainer.memory_layout", lambda device: request.param)
+    return request.param

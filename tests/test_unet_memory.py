@@ -137,3 +137,22 @@ def test_attention_processors_can_be_replaced():
     assert not torch.equal(prediction(unet), expected)
     unet.set_attn_processor({name: SelfAttentionProcessor() for name in unet.attn_processors})
     assert torch.equal(prediction(unet), expected)
+
+
+def test_no_layer_changes_the_layout_of_a_map_with_channels_last():
+    """On a CPU; on CUDA, GroupNorm of PyTorch 2.13 returns contiguous maps."""
+    unet, flips = network(channels=(16, 32)).to(memory_format=torch.channels_last), []
+
+    def look(name: str):
+        def hook(module, inputs, output):
+            maps = [x for x in (*inputs, output) if isinstance(x, torch.Tensor) and x.ndim == 4]
+            flips.extend([name] * (len(maps) == 2 and len({x.is_contiguous() for x in maps}) == 2))
+
+        return hook
+
+    for name, module in unet.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(look(name))
+    sample = torch.randn(2, 3, 16, 16)
+    unet(sample, 3).sample.sum().backward()
+    assert set(flips) <= {"stem"}  # which gets the image as it comes

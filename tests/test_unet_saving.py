@@ -10,12 +10,16 @@ import diffusers.utils.hub_utils
 import pytest
 import torch
 from accelerate.utils import compute_module_sizes
+from diffusers import ControlNetModel, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 
 from tests.support.tiny import network, prediction
 from unet_diffusion import UNet
+from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
+from unet_diffusion.evaluation.classifier import ImageClassifier
+from unet_diffusion.saved_runs import load_unet
 
 KEPT = Path(__file__).parent / "fixtures" / "unet-checkpoint"  # written by version 0.42.1 of diffusers, never again
 
@@ -51,17 +55,86 @@ class Intruder:
         return os.putenv, ("UNET_INTRUDER", "was here")
 
 
-@pytest.mark.parametrize("options", [{}, {"use_safetensors": True}, {"subfolder": ""}])
-def test_pickled_weights_are_refused(tmp_path, options):
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "10KB"}, {"variant": "fp16"}])
+def test_weights_that_are_not_safetensors_come_back(tmp_path, options):
+    unet = network()
+    unet.save_pretrained(tmp_path / "saved" / "unet", safe_serialization=False, **options)
+    variant = options.get("variant")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    for given in (None, False)["max_shard_size" in options :]:  # diffusers finds such shards only if told to
+        loaded = UNet.from_pretrained(tmp_path / "saved", subfolder="unet", variant=variant, use_safetensors=given)
+        assert torch.equal(prediction(loaded), prediction(unet))
+    with pytest.raises(OSError, match="safetensors"):
+        UNet.from_pretrained(tmp_path / "saved", subfolder="unet", variant=variant, use_safetensors=True)
+    with pytest.raises(ValueError, match="weights as safetensors, the only format that is read"):
+        load_unet(str(tmp_path / "saved" / "unet"), {})
+
+
+@pytest.mark.parametrize("options", [{}, {"use_safetensors": False}])
+def test_a_pickle_that_calls_something_is_refused(tmp_path, options):
     unet = network()
     unet.save_config(tmp_path)
-    for content in (unet.state_dict(), {**unet.state_dict(), "extra": Intruder()}):
+    for content in (Intruder(), {**unet.state_dict(), "extra": Intruder()}):
         torch.save(content, tmp_path / "diffusion_pytorch_model.bin")
-        with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
+        with pytest.raises(OSError, match="Unable to load weights from checkpoint file"):
             UNet.from_pretrained(tmp_path, **options)
-        with pytest.raises(ValueError, match="use_safetensors is False, but pickles are not read"):
-            UNet.from_pretrained(tmp_path, use_safetensors=False)
     assert "UNET_INTRUDER" not in os.environ
+
+
+STOCK = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8}
+
+
+def controlnet() -> ControlNetModel:
+    blocks = ("DownBlock2D", "CrossAttnDownBlock2D")
+    options = {"down_block_types": blocks, "cross_attention_dim": 8, "conditioning_embedding_out_channels": (4, 8)}
+    return ControlNetModel(**STOCK, **options)
+
+
+def stock() -> UNet2DModel:
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    return UNet2DModel(sample_size=8, **STOCK, **blocks)
+
+
+@pytest.mark.parametrize(
+    ("other", "fix"),
+    [
+        (stock, r"UNet2DAdapter\.from_stock\(UNet2DModel\.from_pretrained"),
+        (controlnet, "load it with that class"),
+        (lambda: ImageClassifier(1, 3), "load it with that class"),
+        (lambda: UNet2DAdapter.from_stock(stock()), "use UNet2DAdapter, from unet_diffusion.adapters"),
+    ],
+)
+def test_the_folder_of_another_network_is_refused(tmp_path, other, fix):
+    """Diffusers would return an untrained network, and warn."""
+    network_there = other()
+    network_there.save_pretrained(tmp_path)
+    message = f"the config of a {type(network_there).__name__}, but must be that of a UNet; .*{fix}"
+    with pytest.raises(ValueError, match=message):
+        UNet.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        UNet.from_config(network_there.config)
+
+
+def test_no_other_class_of_ours_loads_a_unet(tmp_path):
+    network().save_pretrained(tmp_path)
+    for kind in (UNet2DAdapter, ImageClassifier, PixelClassifier):
+        with pytest.raises(ValueError, match=f"the config of a UNet, but must be that of a {kind.__name__}"):
+            kind.from_pretrained(tmp_path)
+
+
+def test_a_subclass_loads_what_its_base_has_saved(tmp_path):
+    class Own(UNet):
+        pass
+
+    network().save_pretrained(tmp_path)
+    assert torch.equal(prediction(Own.from_pretrained(tmp_path)), prediction(network()))
+
+
+def test_the_folder_of_a_pipeline_is_refused_and_its_subfolder_named(tmp_path):
+    DDPMPipeline(network(), DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the folder of a run or a pipeline, .* load its unet with"):
+        UNet.from_pretrained(tmp_path)
+    assert torch.equal(prediction(UNet.from_pretrained(tmp_path, subfolder="unet")), prediction(network()))
 
 
 def test_a_folder_without_weights_ends_in_the_error_of_diffusers(tmp_path):

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.network.config import check_recipe
 from unet_diffusion.network.feature_maps import channels_last
-from unet_diffusion.network.safe_weights import SafeWeights
+from unet_diffusion.network.own_config import OwnConfig
 from unet_diffusion.stock_unet import UNet2DAdapter
 from unet_diffusion.unet import UNet
 
 __all__ = ["PixelClassifier", "UNet2DAdapter"]
 
 
-class PixelClassifier(SafeWeights, ModelMixin, ConfigMixin):
+class PixelClassifier(OwnConfig, ModelMixin, ConfigMixin):
     """Class scores of each pixel, from the maps of a network's decoder at several timesteps.
 
     It computes a perceptron on the features of all timesteps and stages, upsampled to the image's size and joined. The

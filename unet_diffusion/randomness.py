@@ -6,8 +6,10 @@ numbers without saving any random state.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
+from torch import Generator, Tensor
 
 
 def keyed_seed(seed: int, *key: int | str) -> int:
@@ -24,3 +26,23 @@ def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
 def keyed_permutation(length: int, seed: int, *key: int | str) -> torch.Tensor:
     """Returns a permutation of `range(length)`, int64 (length,), that depends on `seed` and `key` alone."""
     return torch.randperm(length, generator=keyed_generator(seed, *key))
+
+
+def standard_normal(shape: Sequence[int], generators: Sequence[Generator], device: torch.device) -> Tensor:
+    """Draws standard normal values (B, *shape) on a device, each sample from its own generator on the CPU.
+
+    A CPU draws them from these generators. For an accelerator each one draws a seed, with which the device draws, since
+    drawing on the CPU and copying can take longer than a training step. On each kind of device the values depend on the
+    sample's generator alone, but they differ between kinds.
+    """
+    if device.type == "cpu":
+        return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+    return seeded_normal(shape, generators, device)
+
+
+def seeded_normal(shape: Sequence[int], generators: Sequence[Generator], device: torch.device) -> Tensor:
+    """Draws as `standard_normal` does on an accelerator."""
+    values, on_device = torch.empty(len(generators), *shape, device=device), Generator(device)
+    for sample, generator in zip(values, generators):
+        sample.normal_(generator=on_device.manual_seed(int(torch.randint(2**62, (), generator=generator))))
+    return values

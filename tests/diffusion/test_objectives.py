@@ -15,8 +15,15 @@ def tiny() -> UNet:
     return UNet.from_preset("tiny")
 
 
-def test_untrained_network_predicts_zero_so_its_loss_is_the_noise_power():
-    loss = noise_prediction_loss(tiny(), DDPMScheduler(), torch.zeros(64, 1, 16, 16))
+def silent() -> UNet:
+    unet = tiny()
+    for parameter in unet.noise_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    return unet
+
+
+def test_a_network_that_predicts_zero_has_the_noise_power_as_its_loss():
+    loss = noise_prediction_loss(silent(), DDPMScheduler(), torch.zeros(64, 1, 16, 16))
     assert loss.item() == pytest.approx(1.0, abs=4 * (2 / (64 * 256)) ** 0.5)  # 4 standard errors of a mean of squares
 
 
@@ -53,6 +60,29 @@ def test_min_snr_weights_agree_in_clean_image_space():
         costs.append(error * min_snr_weight(signal_to_noise(scheduler, timesteps), 5.0, prediction_type))
     torch.testing.assert_close(costs[0], costs[1], rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(costs[0], costs[2], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "expected"),
+    [
+        ("epsilon", [1.0, 1.0, 0.25]),
+        ("v_prediction", [1.0, 1 / 1.5, 5 / 21]),  # max(min(snr, 5), 1) / (snr + 1) at 0, 0.5, 20
+        ("sample", [1.0, 1.0, 5.0]),
+    ],
+)
+def test_min_snr_weights_with_a_floor_by_hand(prediction_type, expected):
+    weights = min_snr_weight(torch.tensor([0.0, 0.5, 20.0]), 5.0, prediction_type, floor=1.0)
+    assert weights.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_the_pure_noise_that_sampling_starts_from_is_learnt(prediction_type):
+    """At zero terminal SNR, the error of a network that predicts zero counts in full at the last timestep."""
+    scheduler = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type=prediction_type)
+    clean, timesteps = torch.randn(1, 1, 4, 4).clamp(-1, 1), torch.tensor([999])
+    target = -clean if prediction_type == "v_prediction" else clean  # velocity: 0 * noise - 1 * clean
+    loss = noise_prediction_loss(silent(), scheduler, clean, timesteps=timesteps, min_snr_gamma=5.0)
+    assert loss.item() == pytest.approx(target.square().mean().item(), rel=1e-4)
 
 
 def test_noise_weight_is_finite_at_zero_terminal_snr():

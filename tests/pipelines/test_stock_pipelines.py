@@ -34,7 +34,7 @@ STEPS = {"num_inference_steps": 3}
 def network(in_channels: int = 3, **changes) -> UNet:
     torch.manual_seed(0)
     unet = UNet(**{"sample_size": 8, "channels": (8, 16), "head_channels": 8, "in_channels": in_channels, **changes})
-    torch.nn.init.normal_(unet.noise_head.weight)  # otherwise an untrained network would predict zero
+    torch.nn.init.normal_(unet.noise_head.weight)
     return unet.eval()
 
 

@@ -35,7 +35,7 @@ CASES = {
         for attack in [attacks.weights(command, content, name, decoy)]
     ],
     "weights as .bin, by from_pretrained of four classes": [
-        (f"{kind}.from_pretrained: weights as {PICKLED}", attacks.library(kind), "safetensors")
+        (f"{kind}.from_pretrained: weights as {PICKLED}", attacks.library(kind), "Unable to load weights")
         for kind in ("UNet", "ImageGenerationPipeline", "SegmentationPipeline", "DDPMPipeline")
     ],
     "a component of other code, or an installed library that runs on import, in model_index.json": [

@@ -161,6 +161,18 @@ def test_class_weights_have_mean_one_over_the_pixels_and_equal_shares():
     assert (weights * counts).sum().item() == pytest.approx(10)
 
 
+def test_class_weights_of_rare_classes_are_limited():
+    """A class of one pixel in a million weighs 50 times as much as the background, not a million times."""
+    counts = torch.tensor([999_899, 100, 1, 0])
+    weights = class_weights_from_counts(counts)
+    assert (weights[1] / weights[0]).item() == pytest.approx(50)
+    assert (weights[2] / weights[0]).item() == pytest.approx(50)
+    assert weights[3] == 1
+    assert (weights * counts).sum().item() == pytest.approx(1_000_000)
+    kept = class_weights_from_counts(torch.tensor([980, 20]))  # 49 times
+    torch.testing.assert_close(kept, torch.tensor([1000 / 1960, 1000 / 40]))
+
+
 def test_class_weights_of_nothing_are_one():
     assert class_weights_from_counts(torch.zeros(2)).tolist() == [1, 1]
 

@@ -105,7 +105,7 @@ def files(folder: str | Path) -> dict[bytes, str]:
 def test_the_loss_is_the_sum_computed_by_hand(options):
     options.augment = False
     task = task_of(options)
-    torch.nn.init.normal_(task.network.noise_head.weight)  # otherwise an untrained network would predict zero
+    torch.nn.init.normal_(task.network.noise_head.weight)  # so that it matters
     batch = first_batch(options, task)
     losses = task.loss(task.network, batch, [keyed_generator(7, i) for i in range(4)])
 
@@ -145,8 +145,30 @@ def test_only_what_both_heads_share_and_the_heads_learn_where_the_encoder_is_fro
     assert learning == {"decoder", "norm_out", "segmentation_head", "noise_head"}
 
 
-def test_both_heads_learn(options):
-    """After training, it finds squares, and predicts noise better than an untrained head, which predicts zero."""
+@pytest.mark.parametrize("modes", [(True,), (True, False)])
+def test_both_losses_see_a_frozen_encoder_in_evaluation_mode(options, tmp_path, modes):
+    """Its dropout and its running means are at rest in every micro-batch of a step, which starts in training mode."""
+    network = json.loads(Path(options.model).read_text()) | {"dropout": 0.5, "norm": "batch"}
+    options.model = str(tmp_path / "network.json")
+    Path(options.model).write_text(json.dumps(network))
+    options.segmentation = replace(options.segmentation, learn="decoder")
+    options.augment = False
+    task, seen = task_of(options), []
+    encoder, decoder = task.network.encoder, task.network.decoder
+    block = encoder[0].blocks.blocks[0]
+    block.register_forward_pre_hook(lambda module, _: seen.append((module.training, decoder.training)))
+    means = {name: value.clone() for name, value in encoder.named_buffers()}
+    batch = first_batch(options, task)
+    for starts in modes:  # micro-batches: only the first follows a call of train()
+        if starts:
+            task.network.train()
+        task.loss(task.network, batch, [keyed_generator(7, i) for i in range(4)])
+    assert seen == 2 * len(modes) * [(False, True)]
+    assert means and all(torch.equal(value, means[name]) for name, value in encoder.named_buffers())
+
+
+def test_both_heads_learn(options, layout):
+    """After training, it finds squares, and predicts noise better than an untrained head."""
     options.joint = JointConfig(denoising_weight=1.0)
     options.training = replace(
         options.training, steps=40, learning_rate=1e-2, validate_every=40, checkpoint_every=40, ema_decay=0.9
@@ -165,7 +187,7 @@ def test_both_heads_learn(options):
 # resuming, and several processes
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
+def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, layout):
     whole = train_segmentation(replace(options, output=tmp_path / "whole"))
     with power_cut(JointTask, 4):
         train_segmentation(options)

@@ -81,6 +81,7 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
     task = task_of(options)
     undecided(task)
     batch, random = batch_at(options, task, step=7), generators()
+    task.state = {"probabilities": 0.5 * torch.tensor([0.3, 0.7]), "weight": torch.tensor(0.5)}
     losses = task.loss(task.network, batch, generators())
 
     images, masks, _ = augment(batch["image"] / 127.5 - 1, batch["mask"], options.augmentation, random)
@@ -94,7 +95,7 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
     draws = [divmod(draw, 6) for draw in range(256)]  # squares are uncut here, so each counts 42 or 43 times
     share = sum((task.train[draw]["mask"] == 1).float().mean().item() for draw in draws) / 256
     odds = probability / (1 - probability)
-    odds = odds * share / (1 - share) / (probability.mean() / (1 - probability.mean()))  # aligned
+    odds = odds * share / (1 - share) / (0.7 / 0.3)  # aligned by the running mean
     own = (odds > 1).long()
     own[(odds < 0.87 / 0.13) & (odds > 0.13 / 0.87)] = IGNORE_INDEX
     assert 0.1 < (own != IGNORE_INDEX).float().mean() < 0.9
@@ -138,16 +139,49 @@ def test_shares_are_those_of_masks_as_they_are_cut(options):
 def test_alignment_moves_the_means_and_keeps_the_sure():
     torch.manual_seed(0)
     probabilities = torch.randn(4, 3, 8, 8).mul(2).softmax(dim=1)
-    found = aligned(probabilities, probabilities.mean((0, 2, 3)))
+    means = probabilities.mean((0, 2, 3))
+    found = aligned(probabilities, means, means)
     torch.testing.assert_close(found, probabilities)  # probabilities with the expected shares stay
     shares = torch.tensor([0.7, 0.2, 0.1])
-    found = aligned(probabilities, shares)
+    found = aligned(probabilities, shares, means)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(4, 8, 8))
     before, after = ((each.mean((0, 2, 3)) - shares).abs().sum() for each in (probabilities, found))
     assert after < before / 2
     sure = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
-    torch.testing.assert_close(aligned(sure, torch.tensor([0.2, 0.8])), sure)
-    assert torch.equal(aligned(sure, torch.tensor([0.0, 1.0])), torch.zeros_like(sure))  # a class that no mask has
+    means = torch.tensor([1.0, 0.0])
+    torch.testing.assert_close(aligned(sure, torch.tensor([0.2, 0.8]), means), sure)
+    assert torch.equal(aligned(sure, torch.tensor([0.0, 1.0]), means), torch.zeros_like(sure))  # a class no mask has
+
+
+def test_micro_batches_do_not_change_the_loss_or_the_running_mean(options):
+    """Two halves of a batch have its loss, as a mean, and leave its running mean, also after a step before."""
+    options.joint = replace(options.joint, confidence=0.6)
+    task, accelerator = task_of(options), make_accelerator(options.training, options.output)
+    undecided(task)
+    task.network.eval()
+    batch = batch_at(options, task, step=7)
+    kept, lost = task.state, torch.tensor(False)
+    for _ in range(2):
+        losses, states = [], []
+        for parts in ([slice(0, 4)], [slice(0, 2), slice(2, 4)]):
+            task.state = kept
+            each = [
+                task.loss(task.network, {name: value[part] for name, value in batch.items()}, generators()[part])
+                for part in parts
+            ]
+            losses.append(torch.stack([loss["self_training_loss"] for loss in each]).mean().item())
+            task.finish_step(lost, accelerator)
+            states.append(task.state)
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] > 0
+        for name in states[0]:
+            torch.testing.assert_close(states[0][name], states[1][name])
+        kept = states[0]
+    with torch.no_grad():
+        expected = task.network(batch[IMAGE] / 127.5 - 1).logits.softmax(dim=1).mean((0, 2, 3))
+    torch.testing.assert_close(task.mean_probabilities(), expected)  # of two equal steps
+    task.loss(task.network, batch, generators())
+    task.finish_step(torch.tensor(True), accelerator)
+    assert all(torch.equal(task.state[name], states[1][name]) for name in kept)  # a lost step
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -173,8 +207,10 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
     with power_cut(SelfTrainingTask, 6):
         train_segmentation(options)
     train_segmentation(options)
-    a, b = (load_file(run / "checkpoints/step-00000016/model.safetensors") for run in (options.output, whole))
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)
+    for part in ("model", "task"):
+        a, b = (load_file(run / f"checkpoints/step-00000016/{part}.safetensors") for run in (options.output, whole))
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)
+    assert a["weight"] > 0
     logged = [series(read_metrics(run / "metrics.jsonl"), "self_training_loss") for run in (options.output, whole)]
     assert logged[0] == logged[1]
     assert [value > 0 for value in logged[0][1]] == [False] + 7 * [True]

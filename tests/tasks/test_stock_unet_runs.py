@@ -61,7 +61,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_saved_stock_model_is_not_mistaken_for_an_adapter(place):
-    with pytest.raises(ValueError, match="this is a saved UNet2DModel.* UNet2DAdapter.from_stock"):
+    with pytest.raises(ValueError, match="this is the config of a UNet2DModel.* UNet2DAdapter.from_stock"):
         UNet2DAdapter.from_pretrained(place / "stock", subfolder="unet")
 
 

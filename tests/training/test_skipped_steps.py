@@ -132,6 +132,36 @@ def test_too_many_in_a_row_end_the_run_and_say_which_images_and_timesteps(option
     ]
 
 
+@pytest.mark.parametrize("how", ["loss", "gradient", "image"])
+def test_steps_that_are_judged_on_the_device_are_lost_as_those_judged_at_once(options, monkeypatch, how, caplog):
+    """An accelerator runs ahead, and lost steps are read later: the weights do not show it."""
+    late = {"log_every": STEPS, "checkpoint_every": STEPS, "max_skipped_steps": 4, "keep_checkpoints": 1}
+    runs = [replace(options, output=options.output.with_name(f"ahead-{ahead}")) for ahead in (1, 4)]
+    for run, ahead in zip(runs, (1, 4)):
+        run.training = replace(options.training, **late)
+        monkeypatch.setattr("unet_diffusion.training.trainer.steps_ahead", lambda device, limit, ahead=ahead: ahead)
+        spoil(monkeypatch, {1, 2, 4}, how)
+        train_ddpm(run)
+        monkeypatch.undo()
+        assert [each[:14] for each in caplog.messages if "skipped" in each] == [f"step {i} skipped" for i in (1, 2, 4)]
+        caplog.clear()
+    assert logged(runs[0])[-1]["loss"] == logged(runs[1])[-1]["loss"]
+    assert [logged(run)[-1]["skipped_steps"] for run in runs] == [3, 3]
+    at_once, ahead = (checkpoint(run, STEPS) for run in runs)
+    assert {name for name in changed(at_once, ahead) if not name.startswith("ema.")} == set()
+    for name in at_once:  # the average starts with a faster decay, which counts lost steps until they are read
+        torch.testing.assert_close(ahead[name], at_once[name], rtol=0.05, atol=1e-3)
+
+
+def test_too_many_lost_steps_end_the_run_also_if_they_are_read_late(options, monkeypatch):
+    options.training = replace(options.training, log_every=100, checkpoint_every=100)
+    monkeypatch.setattr("unet_diffusion.training.trainer.steps_ahead", lambda device, limit: limit)
+    seen = spoil(monkeypatch, {1, 2, 3})
+    with pytest.raises(FloatingPointError, match="2 steps in a row, up to step 2: timesteps "):
+        train_ddpm(options)
+    assert len(seen) == 4  # read after steps 1 and 3
+
+
 def test_a_resumed_run_remembers_what_it_skipped(options, monkeypatch):
     """Step 3 is skipped before the stop and step 4 after it: two in a row."""
     stopped = replace(options, training=replace(options.training, steps=4))

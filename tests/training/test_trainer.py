@@ -36,6 +36,12 @@ from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import series
 
 ROOT = Path(__file__).resolve().parents[2]
+WITH_LAYOUT = """
+import runpy, torch
+import unet_diffusion.training.trainer as trainer
+trainer.memory_layout = lambda device: torch.{layout}
+runpy.run_path({script!r}, run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,6 @@ def test_a_run_is_a_pipeline_folder_with_images_and_numbers(options):
 def test_a_new_process_makes_bit_equal_images(options, tmp_path, pipeline):
     """Images made before saving equal those of a new process that imports only `unet_diffusion`."""
     unet, scheduler = UNet.from_preset("tiny", sample_size=12), options.diffusion.make_scheduler()
-    torch.nn.init.normal_(unet.noise_head.weight, std=0.2)  # otherwise an untrained network would predict zero
     module, name = pipeline.rsplit(".", 1)
     pipe = getattr(importlib.import_module(module), name)(unet.eval(), scheduler)
     before = pipe(batch_size=3, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
@@ -105,7 +110,7 @@ numpy.save({str(tmp_path / "after.npy")!r}, images)
     assert np.array_equal(before, np.load(tmp_path / "after.npy"))
 
 
-def test_the_saved_weights_are_the_moving_average(options):
+def test_the_saved_weights_are_the_moving_average(options, layout):
     run = train_ddpm(options)
     state = final_state(run, 6)
     names = [name.removeprefix("ema.") for name in state if name.startswith("ema.")]
@@ -115,7 +120,7 @@ def test_the_saved_weights_are_the_moving_average(options):
     assert any(not torch.equal(state[f"ema.{name}"], state[f"model.{name}"]) for name in names)
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
+def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path, layout):
     """The loss raises in the middle of step 5, after the checkpoint of step 4 and a half-filled log interval."""
     options.training = replace(options.training, accumulate=2, log_every=3)
     whole = train_ddpm(replace(options, output=tmp_path / "whole"))
@@ -376,13 +381,17 @@ def test_compiled_blocks_learn_as_eager_ones(options, tmp_path, network):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(options, tmp_path, network):
+@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
+def test_two_processes_give_the_losses_of_one(options, tmp_path, network, layout):
     options.model = without_dropout(network, tmp_path)
     one = replace(options, output=tmp_path / "one", training=replace(options.training, batch_size=8))
     subprocess.run([sys.executable, *command(one, 6)], check=True, env=environment())
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script, *arguments = command(options, 6)
+    with_layout = tmp_path / "with_layout.py"
+    with_layout.write_text(WITH_LAYOUT.format(layout=layout, script=script))
     result = subprocess.run(
-        [*launch, *command(options, 6)], check=True, env=environment(), capture_output=True, text=True
+        [*launch, str(with_layout), *arguments], check=True, env=environment(), capture_output=True, text=True
     )
     assert json.loads((options.output / "config.json").read_text())["processes"] == 2, result.stderr
     for quantity in ("loss", "validation_loss", "learning_rate"):

@@ -35,18 +35,20 @@ def prediction_target(scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, t
     raise ValueError(f"prediction_type is {kind!r}, but must be one of {', '.join(get_args(PredictionType))}.")
 
 
-def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
+def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str, floor: float = 0.0) -> Tensor:
     """Min-SNR-gamma (Hang et al. 2023, section 3.4): every type is weighted as min(snr, gamma) in clean-image space.
 
     A squared error in the clean image becomes snr times as large in the noise and snr + 1 times in the velocity, so
     these divide the weights. At snr 0 (zero terminal SNR) the noise weight takes its limit, 1.
+
+    The weights of the clean image and of the velocity would go to 0 with snr. `floor` is their smallest value in
+    clean-image space: with 1 they are max(min(snr, gamma), 1), which joins the upper limit of Min-SNR to the lower one
+    of the "truncated SNR" of Salimans & Ho (2022, section 4).
     """
-    capped = snr.clamp(max=gamma)
-    if prediction_type == "sample":
-        return capped
-    if prediction_type == "v_prediction":
-        return capped / (snr + 1)
-    return torch.where(snr > 0, capped / snr.clamp(min=torch.finfo(snr.dtype).tiny), torch.ones_like(snr))
+    if prediction_type == "epsilon":
+        return torch.where(snr > 0, snr.clamp(max=gamma) / snr.clamp(min=torch.finfo(snr.dtype).tiny), 1.0)
+    limited = snr.clamp(min(floor, gamma), gamma)
+    return limited / (snr + 1) if prediction_type == "v_prediction" else limited
 
 
 def noise_prediction_loss(
@@ -68,11 +70,12 @@ def noise_prediction_loss(
         noise: standard normal, (B, C, H, W); None draws it.
         timesteps: int64 (B,), from 0 to `num_train_timesteps - 1`; None draws them uniformly.
         class_labels: class indices (B,), or None.
-        min_snr_gamma: the gamma of min-SNR weighting; None weights all timesteps equally.
+        min_snr_gamma: the gamma of min-SNR weighting; None weights all timesteps equally. If the last timestep of the
+            scheduler is pure noise, from which sampling starts, no weight falls below 1 in clean-image space.
         condition: channels that the network sees after those of the noisy image, (B, K, H, W); None for none.
 
     Returns:
-        The mean over batch and pixels, a float32 scalar; 1 for an untrained network that predicts noise.
+        The mean over batch and pixels, a float32 scalar; 1 for a network that predicts zero noise.
     """
     clean = clean.float()  # noise is added in float32, at any precision of the network
     noise = torch.randn_like(clean) if noise is None else noise.float()
@@ -84,6 +87,6 @@ def noise_prediction_loss(
     target = prediction_target(scheduler, clean, noise, timesteps)
     loss = (predicted.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
     if min_snr_gamma is not None:
-        snr = signal_to_noise(scheduler, timesteps)
-        loss = loss * min_snr_weight(snr, min_snr_gamma, scheduler.config.prediction_type)
+        snr, floor = signal_to_noise(scheduler, timesteps), float(scheduler.config.get("rescale_betas_zero_snr", False))
+        loss = loss * min_snr_weight(snr, min_snr_gamma, scheduler.config.prediction_type, floor)
     return loss.mean()

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from unet_diffusion.checks import is_count, is_number, require
 from unet_diffusion.network.blocks import BlockStyle, Downsample, PlainBlock
-from unet_diffusion.network.safe_weights import SafeWeights
+from unet_diffusion.network.own_config import OwnConfig
 
 CLASSIFIER_FOLDER = "classifier"  # of the weights, in the folder of the run, whose own `config.json` is the run's
 STYLE = BlockStyle("plain", norm="group", activation="silu", padding="same", head_channels=1, embed_dim=None)
 
 
-class ImageClassifier(SafeWeights, ModelMixin, ConfigMixin):
+class ImageClassifier(OwnConfig, ModelMixin, ConfigMixin):
     """Class scores of images: a block of two convolutions at each resolution, then a linear layer on the mean features.
 
     Args:
@@ -33,6 +33,7 @@ class ImageClassifier(SafeWeights, ModelMixin, ConfigMixin):
     """
 
     former_names = ("PictureClassifier",)
+
     _no_split_modules = ["PlainBlock"]
     _repeated_blocks = ["PlainBlock"]
 

@@ -172,7 +172,7 @@ def classifier_features(run: Path) -> FeatureNetwork:
     if not (folder / "config.json").is_file():
         raise ValueError(f"feature network is {run}, but there is no {CLASSIFIER_FOLDER}/config.json in it; {fix}")
     kind = read_object(folder / "config.json").get("_class_name")
-    if kind not in (ImageClassifier.__name__, "PictureClassifier"):  # its name in earlier runs
+    if kind not in (ImageClassifier.__name__, *ImageClassifier.former_names):
         raise ValueError(f"the network in {folder} is a {kind}, but must be an {ImageClassifier.__name__}; {fix}")
     network = load_weights(ImageClassifier, folder)
     saved = network.config
@@ -215,14 +215,15 @@ def tensors_only() -> Iterator[None]:
 
 
 @torch.no_grad()
-def features_of(network: FeatureNetwork, images: Tensor, batch_size: int = 16) -> Tensor:
+def features_of(network: FeatureNetwork, images: Tensor, batch_size: int | None = None) -> Tensor:
     """Returns the features, float64 (N, D) on the CPU, of images (N, C, H, W) in [-1, 1], one or more.
 
-    The images are moved to the device of the network in batches. On a CPU, batches of 16 are faster than those of 64,
-    whose maps do not fit the cache.
+    The images are moved to the device of the network in batches, by default of 256. On a CPU it is 16, which is faster
+    than 64, whose maps do not fit the cache.
 
     Raises:
         ValueError: as in `FeatureNetwork`.
     """
     device = next(network.parameters()).device
+    batch_size = batch_size or (16 if device.type == "cpu" else 256)
     return torch.cat([network(batch.to(device)).to("cpu", torch.float64) for batch in images.split(batch_size)])

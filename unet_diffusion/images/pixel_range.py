@@ -81,5 +81,5 @@ class PixelRange:
             return self.low[0], self.high[0]
         if images.ndim < 3 or images.shape[-3] != len(self.low):
             raise ValueError(f"images of shape {tuple(images.shape)}, but the range is for {len(self.low)} channels.")
-        low, high = (torch.tensor(bound, device=images.device)[:, None, None] for bound in (self.low, self.high))
+        low, high = torch.tensor([self.low, self.high]).to(images.device, non_blocking=True)[..., None, None]
         return low, high

@@ -14,6 +14,7 @@ from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.network.feature_maps import fit
 
 LOSSES = ("cross_entropy", "dice", "both")
+MAX_RATIO = 50.0  # of two class weights
 
 
 def cross_entropy(
@@ -132,14 +133,18 @@ def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
 
 
 def class_weights_from_counts(counts: Tensor) -> Tensor:
-    """Inverse class frequencies for `cross_entropy`, float32 (K,): total / (classes that occur * count).
+    """Inverse class frequencies for `cross_entropy`, limited, float32 (K,).
 
-    Their mean over the pixels is 1, so the loss keeps its scale, and all classes that occur have the same share of it.
-    A class that does not occur gets 1.
+    Up to the limit, all classes that occur have the same share of the loss: total / (classes that occur * count). No
+    weight is more than `MAX_RATIO` times the smallest, which is about the range of ENet's weights (Paszke et al. 2016,
+    section 5.2); otherwise a few pixels of a rare class could outweigh the rest. The mean over the pixels is 1, so the
+    loss keeps its scale. A class that does not occur gets 1.
 
     Args:
         counts: pixels per class (K,), as `class_counts` gives them.
     """
     counts = counts.double()
-    occurs = counts > 0
-    return torch.where(occurs, counts.sum() / (occurs.sum() * counts.clamp(min=1)), 1.0).float()
+    occurs, total = counts > 0, counts.sum()
+    inverse = total / counts.clamp(min=1)
+    limited = inverse.clamp(max=MAX_RATIO * float(inverse[occurs].min())) if occurs.any() else inverse
+    return torch.where(occurs, limited * total / (limited * counts).sum().clamp(min=1), 1.0).float()

@@ -64,8 +64,7 @@ class SegmentationMetrics:
         """Replaces the state by its sum over all processes; each image must have gone to one process only.
 
         Args:
-            sum_tensor: returns the sum over processes, on the CPU, such as
-                `lambda x: accelerator.reduce(x.to(accelerator.device), reduction="sum").cpu()`.
+            sum_tensor: returns the sum of a tensor on the CPU over processes.
         """
         self.confusion = sum_tensor(self.confusion)
         self.image_sums = sum_tensor(self.image_sums)

@@ -14,6 +14,7 @@ from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.no_class import NO_LABEL
+from unet_diffusion.training.accelerator import sum_over_processes
 from unet_diffusion.training.metrics_log import series
 from unet_diffusion.training.model_cards import Card, parameters
 from unet_diffusion.training.task import Task
@@ -72,7 +73,7 @@ class ClassificationTask(Task):
         for logits, labels in self._predictions(network, mine):
             right = (logits.argmax(dim=1) == labels).sum()
             sums += torch.stack([right, classification_loss(logits, labels) * len(labels), (labels != NO_LABEL).sum()])
-        right, loss, count = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
+        right, loss, count = sum_over_processes(accelerator, sums).tolist()
         return {"accuracy": right / count, "validation_loss": loss / count}
 
     def _predictions(self, network: ImageClassifier, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -29,7 +29,8 @@ class DiffusionConfig:
     prediction_type: PredictionType = "v_prediction"
     """"epsilon" (the noise, as in DDPM), "v_prediction" or "sample" (the clean image)."""
     min_snr_gamma: float | None = 5.0
-    """Gamma of the Min-SNR weights of the timesteps; None weighs them alike, as in DDPM."""
+    """Gamma of the Min-SNR weights of the timesteps; None weighs them alike, as in DDPM. With zero_terminal_snr, the
+    weights of the noisiest timesteps do not go to 0."""
     beta_schedule: BetaSchedule = "squaredcos_cap_v2"
     """"linear" (DDPM), "scaled_linear" or "squaredcos_cap_v2" (the cosine schedule)."""
     zero_terminal_snr: bool = False

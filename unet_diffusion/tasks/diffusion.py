@@ -17,9 +17,9 @@ from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
-from unet_diffusion.randomness import keyed_generator, keyed_seed
+from unet_diffusion.randomness import keyed_generator, keyed_seed, standard_normal
 from unet_diffusion.tasks.config import DiffusionConfig
-from unet_diffusion.training.accelerator import RunContext
+from unet_diffusion.training.accelerator import RunContext, sum_over_processes
 from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.training.run_folder import current_names
 from unet_diffusion.training.task import Task
@@ -40,9 +40,10 @@ pipe(generator=torch.manual_seed(0)).images[0].save("sample.png")
 
 Faster, in 20 steps: `unet-diffusion sample --run {name}`.
 
-Load the folder with `DDPMPipeline` (`DiffusionPipeline.from_pretrained` finds it), or with `ImageGenerationPipeline` from
-`unet_diffusion.pipelines`, which also takes classes, guidance and any scheduler. The network alone is `unet_diffusion.UNet.from_pretrained("{name}/unet")`; `UNet2DModel.from_pretrained`
-would give it random weights. Make another scheduler from the one of this folder, which says what the network predicts:
+Load the folder with `DDPMPipeline`, which `DiffusionPipeline` finds by itself, or with `ImageGenerationPipeline` from
+`unet_diffusion.pipelines`, which also takes classes, guidance and any scheduler. The network alone is
+`unet_diffusion.UNet.from_pretrained("{name}/unet")`; `UNet2DModel.from_pretrained` would give it random weights. Make
+another scheduler from the one of this folder, which says what the network predicts:
 `DDIMScheduler.from_config(pipe.scheduler.config)`.
 """
 
@@ -108,11 +109,12 @@ class DiffusionTask(Task):
         """
         clean = self.pixel_range.to_model(batch["image"])
         timesteps = self._timesteps(generators)
-        noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
+        noise = standard_normal(clean.shape[1:], generators, clean.device)
         labels = None
         if self.config.class_conditional:
             draws = torch.stack([torch.rand((), generator=generator) for generator in generators])
-            labels = self._labels(batch["label"], (draws < self.config.label_dropout).to(clean.device))
+            dropped = (draws < self.config.label_dropout).to(clean.device, non_blocking=True)
+            labels = self._labels(batch["label"], dropped)
         return self._loss(network, clean, noise, timesteps, labels, self.condition(clean, generators))
 
     def _loss(
@@ -152,7 +154,7 @@ class DiffusionTask(Task):
         if images is None:
             return {}
         count = min(len(images), self.config.validation_images)
-        total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+        total = 0.0
         mine = range(accelerator.process_index, count, accelerator.num_processes)
         for indices in (mine[start : start + VALIDATION_BATCH] for start in range(0, len(mine), VALIDATION_BATCH)):
             batch = to_batch([images[index] for index in indices])
@@ -162,8 +164,8 @@ class DiffusionTask(Task):
             timesteps = [int((index + 0.5) / count * self.config.num_train_timesteps) for index in indices]
             labels = self._labels(batch["label"]) if self.config.class_conditional else None
             drawn = (torch.stack(noise), torch.tensor(timesteps))
-            total += len(indices) * self._loss(network, clean, *drawn, labels, self.condition(clean)).double()
-        return {"validation_loss": accelerator.reduce(total, "sum").item() / count}
+            total += len(indices) * self._loss(network, clean, *drawn, labels, self.condition(clean)).item()
+        return {"validation_loss": sum_over_processes(accelerator, total) / count}
 
     def _labels(self, labels: Tensor, dropped: Tensor | bool = False) -> Tensor:
         """Returns class indices (B,) with the null class where a label is dropped or missing."""

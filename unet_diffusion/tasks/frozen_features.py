@@ -8,6 +8,7 @@ from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.data.masked.sets import MaskedSets
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
+from unet_diffusion.randomness import standard_normal
 from unet_diffusion.tasks.config import FrozenFeaturesConfig, SegmentationConfig
 from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.accelerator import RunContext
@@ -64,11 +65,8 @@ class FrozenFeaturesTask(SegmentationTask):
 
     def logits(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Returns class scores (B, K, H, W); the trunk's features are computed as the classifier asks for them."""
-        shape = images.shape[1:]
-        noises = (
-            torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(images.device)
-            for _ in self.network.config.timesteps
-        )
+        shape, timesteps = images.shape[1:], self.network.config.timesteps
+        noises = (standard_normal(shape, generators, images.device) for _ in timesteps)
         return network(self.network.features(self.unet, self.scheduler, images, noises), images.shape[2:])
 
     def pipeline(self, network: PixelClassifier) -> SegmentationPipeline:

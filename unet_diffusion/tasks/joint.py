@@ -4,6 +4,7 @@ The checkpoint then segments and still generates, and images without masks keep 
 domain look like.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,11 +82,25 @@ class JointTask(Task):
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> dict[str, Tensor]:
         """Returns the sum of the mask losses and the weighted noise-prediction loss, and each without its weight."""
+        self.segmentation.hold_frozen()  # before both losses
         unlabelled = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
         noise = self.diffusion.loss(network, unlabelled, generators)  # draws first, since `describe` draws again
         masks = self.segmentation.loss(network, batch, generators)
         parts = masks if isinstance(masks, dict) else {"loss": masks, "segmentation_loss": masks}
         return {**parts, "loss": parts["loss"] + self.denoising_weight * noise, "denoising_loss": noise}
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:  # type: ignore[override]  # an attribute of the base class
+        """The state of the `SegmentationTask`."""
+        return self.segmentation.state
+
+    @state.setter
+    def state(self, state: Mapping[str, Tensor]) -> None:
+        self.segmentation.state = state
+
+    def finish_step(self, lost: Tensor, accelerator: Accelerator) -> None:
+        """Updates the state of the `SegmentationTask`."""
+        self.segmentation.finish_step(lost, accelerator)
 
     def describe(self, context: RunContext, step: int, generators: list[torch.Generator]) -> str:
         """Describes a step of this process: its labelled images, its unlabelled ones, and the timesteps of these."""

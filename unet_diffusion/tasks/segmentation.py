@@ -20,6 +20,7 @@ from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation.losses import class_weights_from_counts, segmentation_loss
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
 from unet_diffusion.tasks.config import SegmentationConfig
+from unet_diffusion.training.accelerator import sum_over_processes
 from unet_diffusion.training.model_cards import Card, parameters
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
@@ -116,14 +117,19 @@ class SegmentationTask(Task):
 
         They are augmented as each sample's generator says. Pixels may have `weights`, float32 (B, 1, H, W).
         """
-        for module in self.frozen:
-            module.eval()  # else its dropout and its BatchNorm would act as in training
+        self.hold_frozen()
         images, masks, weights = self.pixel_range.to_model(batch["image"]), batch["mask"], batch.get("weights")
         if self.augmentation is not None:
             images, masks, weights = augment(images, masks, self.augmentation, generators, weights)
         logits = self.logits(network, images, generators)
-        class_weights = None if self.class_weights is None else self.class_weights.to(logits.device)
-        return segmentation_loss(logits, masks, self.config.loss, class_weights, weights)
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(logits.device)
+        return segmentation_loss(logits, masks, self.config.loss, self.class_weights, weights)
+
+    def hold_frozen(self) -> None:
+        """Puts modules in which nothing learns in evaluation mode, else they would drop values and gather means."""
+        for module in self.frozen:
+            module.eval()
 
     def logits(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Returns class scores (B, K, H, W) of images (B, C, H, W) in [-1, 1]; generators as for `loss`."""
@@ -138,7 +144,7 @@ class SegmentationTask(Task):
         for index in range(accelerator.process_index, len(self.validation), accelerator.num_processes):
             item = self.validation[index]
             metrics.update(predict(item["image"])[None], item["mask"][None])
-        metrics.sum_over_processes(lambda x: accelerator.reduce(x.to(accelerator.device), "sum").cpu())
+        metrics.sum_over_processes(lambda state: sum_over_processes(accelerator, state))
         scores = metrics.compute()
         return {name: scores[f"pooled/{name}"] for name in ("mean_iou", "mean_dice", "accuracy")}
 

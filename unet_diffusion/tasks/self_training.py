@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from unet_diffusion.training.batches import Batches, images_of_step, other_order
 from unet_diffusion.unet import UNet
 
 START = 0.1  # share of the steps in which the masks alone teach, before self-training starts
+KEPT = 1 - 1 / 128  # of the running mean at each step; ReMixMatch averages over the last 128 batches
 SMALLEST = 1e-3  # smallest mean probability of a class in the division of `aligned`
 COLOUR = 0.5  # smallest `colour` of the augmentation of images that learn from the network's own masks
 COUNTED = 256  # masks, cut as in training, from which the shares of the classes are measured
@@ -31,7 +33,8 @@ class SelfTrainingTask(SegmentationTask):
     """A `SegmentationTask` that also learns from images without masks (Sohn et al. 2020, eq. 4, for every pixel).
 
     The network predicts the classes of an unchanged image. Its probabilities are aligned with the shares of the classes
-    in the masks (`aligned`). Where it is sure, the prediction serves as the mask of the augmented image, whose colours
+    in the masks (`aligned`), by their running mean over the steps before, which is the same for all micro-batches and
+    processes of a step. Where it is sure, the prediction serves as the mask of the augmented image, whose colours
     vary more than usual (`COLOUR`); the other pixels teach nothing. The loss is the cross-entropy, a mean over all
     pixels, sure or not. Self-training starts after a tenth of the steps; until then the masks alone teach.
 
@@ -71,6 +74,10 @@ class SelfTrainingTask(SegmentationTask):
             )
         super().__init__(network, data, config, augmentation, scheduler, num_workers)
         self.shares = class_shares(data.train, self.num_classes)
+        self.state = {"probabilities": torch.zeros(self.num_classes), "weight": torch.zeros(())}  # mean: their quotient
+        self.seen: Tensor | None = (
+            None  # in this step: sums of the images' mean probabilities, and the number of images
+        )
         self.strong = replace(augmentation, colour=max(augmentation.colour, COLOUR))
         self.images, self.confidence = images, joint.confidence
         self.weight = joint.self_training_weight or 0.0
@@ -103,12 +110,33 @@ class SelfTrainingTask(SegmentationTask):
         """Returns the loss of images (B, C, H, W) against the network's own masks, and the share of sure pixels."""
         with torch.no_grad():
             probabilities = self.logits(network, images, generators).float().softmax(dim=1)
-            confidence, classes = aligned(probabilities, self.shares.to(images.device)).max(dim=1)
+            sums = torch.cat(
+                [probabilities.mean((2, 3)).sum(0), torch.full_like(probabilities[:1, 0, 0, 0], len(images))]
+            )
+            self.seen = sums if self.seen is None else self.seen + sums
+            self.shares = self.shares.to(images.device)
+            self.state = {name: value.to(images.device) for name, value in self.state.items()}
+            confidence, classes = aligned(probabilities, self.shares, self.mean_probabilities()).max(dim=1)
         classes[confidence < self.confidence] = IGNORE_INDEX
         varied, masks, _ = augment(images, classes, self.strong, generators)
         logits = self.logits(network, varied, generators).float()
         losses = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none")  # (B, H, W)
         return losses.mean(), (classes != IGNORE_INDEX).float().mean()
+
+    def mean_probabilities(self) -> Tensor:
+        """Returns the running mean of the predicted probabilities (K,); before the first step, the expected shares."""
+        weight = self.state["weight"]
+        return torch.where(weight > 0, self.state["probabilities"] / weight.clamp(min=1 - KEPT), self.shares)
+
+    def finish_step(self, lost: Tensor, accelerator: Accelerator) -> None:
+        """Adds the probabilities of this step, over all micro-batches and processes, to their running mean."""
+        if self.seen is None:
+            return
+        sums = accelerator.reduce(self.seen, "sum")
+        self.seen = None
+        added = {"probabilities": sums[:-1] / sums[-1], "weight": torch.ones_like(sums[-1])}
+        moved = {name: KEPT * value + (1 - KEPT) * added[name] for name, value in self.state.items()}
+        self.state = {name: torch.where(lost, value, moved[name]) for name, value in self.state.items()}
 
     def describe(self, context: RunContext, step: int, generators: list[torch.Generator]) -> str:
         """Describes a step of this process: its images with masks and without."""
@@ -128,13 +156,16 @@ def class_shares(train: MaskedDataset, num_classes: int) -> Tensor:
     return counts / counts.sum()
 
 
-def aligned(probabilities: Tensor, shares: Tensor) -> Tensor:
+def aligned(probabilities: Tensor, shares: Tensor, means: Tensor) -> Tensor:
     """Moves the means of class probabilities towards expected shares (Berthelot et al. 2020, ReMixMatch, section 3.1).
 
     Without it, a class that the network predicts too rarely is learnt less and less from its own masks, until it is
-    gone. The means are those of the images given, not of all that were seen.
+    gone.
 
-    Takes and returns probabilities (B, K, H, W), which add up to 1 over the classes, as the shares (K,) do.
+    Args:
+        probabilities: (B, K, H, W), which add up to 1 over the classes, as does the result.
+        shares: expected means (K,), which add up to 1.
+        means: of what the network predicts (K,).
     """
-    moved = probabilities * (shares / probabilities.mean((0, 2, 3)).clamp(min=SMALLEST))[:, None, None]
+    moved = probabilities * (shares / means.clamp(min=SMALLEST))[:, None, None]
     return moved / moved.sum(dim=1, keepdim=True).clamp(min=torch.finfo(moved.dtype).tiny)

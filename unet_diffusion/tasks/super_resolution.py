@@ -15,7 +15,7 @@ from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
-from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.randomness import keyed_generator, standard_normal
 from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
 from unet_diffusion.tasks.diffusion import PREVIEW_STEPS, DiffusionTask
 from unet_diffusion.training.model_cards import Card, parameters, size
@@ -90,8 +90,8 @@ class SuperResolutionTask(DiffusionTask):
         if not generators or self.condition_noise == 0:
             return condition
         levels = torch.stack([torch.rand((), generator=generator) for generator in generators]) * self.condition_noise
-        noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
-        return with_noise(condition, levels.to(clean.device), noise.to(clean.device))
+        noise = standard_normal(clean.shape[1:], generators, clean.device)
+        return with_noise(condition, levels.to(clean.device, non_blocking=True), noise)
 
     def pipeline(self, unet: UNet) -> DiffusionPipeline:
         """Returns the pipeline that a run saves; its config holds the scale."""

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration
+from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration, gather_object
+from torch import Tensor
 
 from unet_diffusion.training.config import TrainingConfig
+
+T = TypeVar("T", float, Tensor)
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -68,3 +72,37 @@ def check_trackers(trackers: Sequence[Any]) -> None:
                 f"trackers has {name!r}, but {name} is not installed here; pip install {name}, or leave it out of "
                 "trackers. metrics.jsonl and curves.png need none."
             )
+
+
+def memory_layout(device: torch.device) -> torch.memory_format:
+    """Returns the layout of a network's weights, and thus of its maps, with which a device trains fastest.
+
+    The tensor cores of CUDA read the values of a pixel side by side.
+    """
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def steps_ahead(device: torch.device, limit: int) -> int:
+    """Returns the number of steps after which a run reads which of them were lost, at the latest `limit`.
+
+    An accelerator works on a queue of steps, and to read a value from it waits for the end of the queue. On a CPU there
+    is no queue.
+    """
+    return 1 if device.type == "cpu" else limit
+
+
+def choose_kernels(device: torch.device) -> None:
+    """Lets CUDA multiply float32 on its tensor cores (TF32), as it convolves, and try out kernels for each size.
+
+    Training has one size, for which the trial pays.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+def sum_over_processes(accelerator: Accelerator, value: T) -> T:
+    """Returns the sum of a number, or of a tensor on the CPU, over all processes; some devices have no float64."""
+    if accelerator.num_processes == 1:
+        return value
+    return sum(gather_object([value]))  # type: ignore[return-value]  # of one or more

@@ -161,7 +161,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], saved: dict[str, Tensor]) -> None:
-    """Loads the state that `optimizer_tensors` returned; a ValueError says that it belongs to other parameters."""
+    """Loads the state that `optimizer_tensors` returned, into the memory layout of each parameter.
+
+    A fused kernel steps through a parameter and its averages by their places in memory, so these must agree.
+
+    Raises:
+        ValueError: the state belongs to other parameters.
+    """
     parameters = {name: parameter for parameter, name in names.items()}
     unknown = {key.rsplit("/", 1)[0] for key in saved} - set(parameters)
     if unknown:
@@ -170,4 +176,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
         name, quantity = key.rsplit("/", 1)
         parameter = parameters[name]
         device = parameter.device if value.ndim or optimizer.defaults.get("fused") else torch.device("cpu")
-        optimizer.state[parameter][quantity] = torch.empty_like(value, device=device).copy_(value)
+        like = parameter.detach() if value.shape == parameter.shape else value
+        optimizer.state[parameter][quantity] = torch.empty_like(like, dtype=value.dtype, device=device).copy_(value)

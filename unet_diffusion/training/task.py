@@ -28,6 +28,7 @@ class Task(ABC):
         best_by: the number of `validate` by whose highest value the exported weights are chosen; None: the last ones.
         patience: validations in a row without a higher one after which training ends; None: it goes to the last step.
         curves: the quantities in each panel of `curves.png`, by its title.
+        state: what the task itself learns, such as running means: float tensors, which checkpoints keep.
     """
 
     network: ModelMixin
@@ -36,6 +37,7 @@ class Task(ABC):
     best_by: str | None = None
     patience: int | None = None
     curves: Mapping[str, Sequence[str]]
+    state: Mapping[str, Tensor] = {}
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Returns the parameters that learn, in groups, each with its share of the learning rate."""
@@ -53,6 +55,9 @@ class Task(ABC):
 
         All that is random about sample i comes from `generators[i]`.
         """
+
+    def finish_step(self, lost: Tensor, accelerator: Accelerator) -> None:  # noqa: B027  (most tasks have no state)
+        """Updates `state` after a step, in the same way in every process, unless `lost`, bool () on the device."""
 
     def describe(self, context: RunContext, step: int, generators: list[torch.Generator]) -> str:
         """Describes a step of this process for a message: its images, and what its generators draw."""

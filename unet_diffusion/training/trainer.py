@@ -16,14 +16,13 @@ import torch
 from accelerate import Accelerator
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.randomness import keyed_generator, keyed_seed
-from unet_diffusion.training.accelerator import RunContext
+from unet_diffusion.training.accelerator import RunContext, choose_kernels, memory_layout, steps_ahead
 from unet_diffusion.training.checkpoints import (
     Checkpoint,
     load_latest,
@@ -33,6 +32,7 @@ from unet_diffusion.training.checkpoints import (
 )
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import MetricsLog, read_metrics
+from unet_diffusion.training.moving_average import MovingAverage
 from unet_diffusion.training.run_folder import claim, only_run_in
 from unet_diffusion.training.stopping import BestWeights, SkippedSteps, stop_requests
 from unet_diffusion.training.task import Task
@@ -74,11 +74,12 @@ class Trainer:
         self.seconds = 0.0  # of training since then
         self.best = BestWeights(task.patience)
         self.skipped = SkippedSteps(config.max_skipped_steps)
+        self.unread: list[Tensor] = []  # of the last steps: whether each was lost, bool (), still on the device
+        self.read_every = steps_ahead(accelerator.device, config.max_skipped_steps)
 
-        task.network.to(accelerator.device)
-        if accelerator.device.type == "cuda":
-            task.network.to(memory_format=torch.channels_last)
-        self.ema = EMAModel(task.network.parameters(), decay=config.ema_decay, foreach=True)
+        choose_kernels(accelerator.device)
+        task.network.to(accelerator.device, memory_format=memory_layout(accelerator.device))
+        self.ema = MovingAverage(task.network.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
         groups = [{"params": parameters, "share": share} for parameters, share in task.parameter_groups()]
         optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay, fused=True)
@@ -98,13 +99,15 @@ class Trainer:
                 while self.step < self.config.steps and not self.best.exhausted:
                     self._train_step(batches)
                     bar.update()
+                    if self._due(self.read_every):
+                        self._read_lost_steps()
                     if self._due(self.config.log_every):
                         self._log(bar)
                     if self._due(self.config.validate_every):
                         self._validate()
                     if self._due(self.config.preview_every):
                         self._preview()
-                    stopping = self._any_process(bool(stop))
+                    stopping = self._stopping(bool(stop))
                     if self._due(self.config.checkpoint_every) or stopping or self.best.exhausted:
                         self._save()
                     if stopping:
@@ -123,44 +126,72 @@ class Trainer:
         accelerator, config, started = self.accelerator, self.config, time.perf_counter()
         self.network.train()
         buffers = [buffer.clone() for buffer in self.task.network.buffers()]  # such as running means
-        sums, finite = dict(self.loss_sums), torch.tensor(True, device=accelerator.device)
+        sums, finite = dict(self.loss_sums), torch.ones((), dtype=torch.bool, device=accelerator.device)
         for micro in range(config.accumulate):
             batch = next(batches)
             torch.manual_seed(keyed_seed(config.seed, "dropout", self.step, self._first_sample(micro)))
             with accelerator.accumulate(self.network):
-                losses = self.task.loss(self.network, batch, self._generators(micro))
+                losses = self.task.loss(self.network, batch, self._generators(self.step, micro))
                 losses = losses if isinstance(losses, dict) else {"loss": losses}
                 accelerator.backward(losses["loss"])
                 finite &= losses["loss"].isfinite()
                 if accelerator.sync_gradients:
                     finite &= accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm).isfinite()
-                    lost = self._any_process(not finite)
-                    if not lost or accelerator.scaler:  # which skips the step itself, and lowers its scale
-                        self.optimizer.step()
+                    lost = self._lost(finite)
+                    self._optimize_unless(lost)
                 self.optimizer.zero_grad()
             sums = {name: sums.get(name, 0) + loss.detach() / config.accumulate for name, loss in losses.items()}
-        if lost:
-            for buffer, before in zip(self.task.network.buffers(), buffers):
-                buffer.copy_(before)
-            generators = [each for micro in range(config.accumulate) for each in self._generators(micro)]
-            self.skipped.add(self.step, self.task.describe(self.context, self.step, generators))
-        else:
-            self.skipped.in_a_row = 0
-            self.loss_sums, self.loss_count = sums, self.loss_count + 1
-            self.ema.step(self.task.network.parameters())
+        for buffer, before in zip(self.task.network.buffers(), buffers):
+            buffer.copy_(torch.where(lost, before, buffer))
+        self.loss_sums = {name: torch.where(lost, self.loss_sums.get(name, 0.0), sums[name]) for name in sums}
+        self.ema.step_unless(lost, self.task.network.parameters())
+        self.task.finish_step(lost, accelerator)
+        self.unread.append(lost)
         self.schedule.step()
         self.step += 1
+        self.seconds += time.perf_counter() - started
+
+    def _lost(self, finite: Tensor) -> Tensor:
+        """Returns whether the loss or gradient of a process is not finite, bool (), without waiting for the device."""
+        if self.accelerator.num_processes == 1:
+            return ~finite
+        return self.accelerator.reduce((~finite).float(), "sum") > 0
+
+    def _optimize_unless(self, lost: Tensor) -> None:
+        """Takes a step of the optimizer, whose kernel changes nothing if `lost` is true on the device."""
+        if self.accelerator.scaler:  # which skips the step in the same way, and lowers its scale
+            self.optimizer.step()
+            return
+        self.optimizer.optimizer.found_inf = lost.float()
+        self.optimizer.step()
+        del self.optimizer.optimizer.found_inf
+
+    def _read_lost_steps(self) -> None:
+        """Waits for the device, and counts and reports the lost ones among the last steps."""
+        if not self.unread:
+            return
+        started, first = time.perf_counter(), self.step - len(self.unread)
+        lost = torch.stack(self.unread).tolist()
+        self.unread = []
+        self.ema.optimization_step -= sum(lost)
+        self.loss_count += len(lost) - sum(lost)
+        for step, skipped in enumerate(lost, start=first):
+            if not skipped:
+                self.skipped.in_a_row = 0
+                continue
+            generators = [each for micro in range(self.config.accumulate) for each in self._generators(step, micro)]
+            self.skipped.add(step, self.task.describe(self.context, step, generators))
         self.seconds += time.perf_counter() - started
 
     def _first_sample(self, micro: int) -> int:
         """Returns the position of a micro-batch's first sample among all samples of its step."""
         return (micro * self.accelerator.num_processes + self.accelerator.process_index) * self.config.batch_size
 
-    def _generators(self, micro: int) -> list[torch.Generator]:
-        """Returns a generator for each sample of a micro-batch of this step."""
+    def _generators(self, step: int, micro: int) -> list[torch.Generator]:
+        """Returns a generator for each sample of a micro-batch of a step."""
         first = self._first_sample(micro)
         positions = range(first, first + self.config.batch_size)
-        return [keyed_generator(self.config.seed, "sample", self.step, position) for position in positions]
+        return [keyed_generator(self.config.seed, "sample", step, position) for position in positions]
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -170,8 +201,16 @@ class Trainer:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device), "sum").item())
 
+    def _stopping(self, stop: bool) -> bool:
+        """Returns whether any process was asked to stop; several compare notes where lost steps are read."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        return self._due(self.read_every) and self._any_process(stop)
+
     def _log(self, bar: tqdm) -> None:
-        losses = {name: total.item() / self.loss_count for name, total in self._mean_over_processes().items()}
+        self._read_lost_steps()
+        means = self._mean_over_processes() if self.loss_count else {}
+        losses = {name: total.item() / self.loss_count for name, total in means.items()}
         rate = self.loss_count * self.context.images_per_step / self.seconds
         self.loss_sums, self.loss_count, self.seconds = {}, 0, 0.0
         bar.set_postfix(loss=f"{losses.get('loss', math.nan):.4f}", images_per_second=f"{rate:.0f}")
@@ -218,6 +257,7 @@ class Trainer:
             self.ema.restore(network.parameters())
 
     def _save(self) -> None:
+        self._read_lost_steps()
         self.loss_sums = self._mean_over_processes()  # so that every process can resume from one checkpoint
         if self.accelerator.is_main_process:
             network, scaler = self.task.network, self.accelerator.scaler
@@ -229,6 +269,7 @@ class Trainer:
                     "ema": dict(zip(names.values(), self.ema.shadow_params)),
                     "optimizer": optimizer_tensors(self.optimizer.optimizer, names),
                     **({"best": self.best.tensors} if self.best.tensors else {}),
+                    **({"task": dict(self.task.state)} if self.task.state else {}),
                 },
                 state={
                     "best": self.best.state(),
@@ -276,6 +317,7 @@ class Trainer:
         self.ema.optimization_step = state["ema_steps"]
         restore_optimizer(self.optimizer.optimizer, names, checkpoint.tensors["optimizer"])
         self.best.restore(state["best"], checkpoint.tensors.get("best", {}))
+        self.task.state = {**self.task.state, **checkpoint.tensors.get("task", {})}
         self.skipped.restore(state["skipped"])
         self.loss_sums = {
             name: torch.tensor(total, device=self.accelerator.device) for name, total in state["loss_sums"].items()

@@ -8,6 +8,8 @@ from unet_diffusion.data.masked.augmentation import (
     elastic_displacement,
     orient,
     sampling_grid,
+    vary_colours,
+    vary_intensity,
     warp_images,
     warp_masks,
     warp_weights,
@@ -115,9 +117,28 @@ def test_displacement_is_smooth():
     assert displacement.diff(dim=-1).abs().max() < 3 * vectors.abs().max() / 64
 
 
+@pytest.mark.parametrize("side", [32, 64, 128])
+@pytest.mark.parametrize("vectors", [2, 3, 5])
+def test_the_default_deformation_does_not_fold_small_crops(side, vectors):
+    """The area that a pixel takes, the determinant of the Jacobian, stays positive everywhere."""
+    config = AugmentationConfig(elastic_grid=vectors)
+    normal = torch.randn(100, 2, vectors, vectors, generator=torch.Generator().manual_seed(0))
+    x, y = elastic_displacement(config.elastic_pixels(side, 2 * side) * normal, (side, side)).unbind(1)
+    across = [moved.diff(dim=2)[:, :-1] for moved in (x, y)]
+    down = [moved.diff(dim=1)[:, :, :-1] for moved in (x, y)]
+    assert ((1 + across[0]) * (1 + down[1]) - across[1] * down[0]).min() > 0
+
+
+def test_large_crops_are_deformed_as_in_the_paper_and_an_explicit_value_stays():
+    assert AugmentationConfig().elastic_pixels(512, 1024) == 10
+    assert AugmentationConfig().elastic_pixels(64, 64) == pytest.approx(63 / 2 / 8)
+    assert AugmentationConfig(elastic=7).elastic_pixels(64, 64) == 7
+    assert AugmentationConfig(elastic=0).elastic_pixels(64, 64) == 0
+
+
 def test_flips_are_flips_and_quarter_turns_are_rot90():
     images, _ = random_batch((5, 5), batch=3)
-    moved = orient(images, [(True, False, 0), (False, True, 0), (False, False, 3)])
+    moved = orient(images, torch.tensor([(1, 0, 0), (0, 1, 0), (0, 0, 3)]))
     expected = torch.stack([images[0].flip(-1), images[1].flip(-2), images[2].rot90(3, (-2, -1))])
     torch.testing.assert_close(moved, expected, rtol=0, atol=0)
 
@@ -187,6 +208,21 @@ def test_the_result_depends_on_the_generator_alone(size):
         )
         for a, b in zip(first, alone):
             torch.testing.assert_close(a[index], b[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(24, 20), (33, 47)])
+def test_a_batch_at_once_is_varied_as_image_by_image(size):
+    """An accelerator varies the whole batch at once, which must give the same images up to rounding."""
+    images, _ = random_batch(size, batch=5)
+    draws = torch.rand(5, 4, dtype=torch.float64)
+    config = AugmentationConfig(contrast=0.5, gamma=0.5, brightness=0.3, noise=0.2)
+    for vary in (
+        lambda part: vary_intensity(images[part], config, draws[part], generators(5)[part]),
+        lambda part: vary_colours(images[part], 0.5, generators(5)[part]),
+    ):
+        single = torch.cat([vary(slice(i, i + 1)) for i in range(5)])
+        torch.testing.assert_close(vary(slice(None)), single, rtol=0, atol=2e-6)
+        assert (single - images).flatten(1).abs().amax(dim=1).min() > 0.01
 
 
 def test_switching_one_part_off_leaves_the_draws_of_the_others():

@@ -140,7 +140,7 @@ def test_a_contender_has_the_calls_of_our_networks():
     for name in (OURS, PEER):
         predictor = equal_steps.NoisePredictor(equal_steps.SIZES["9m"](name, 8))
         for parameter in predictor.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)  # ours predicts zero before
+            torch.nn.init.normal_(parameter, std=0.1)
         noisy, timesteps = torch.randn(2, 3, 8, 8), torch.tensor([3, 5])
         output = predictor.to_diffusion()(noisy, timesteps, None, head="noise")
         assert output.sample.abs().min() > 0

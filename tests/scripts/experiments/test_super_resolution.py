@@ -56,8 +56,10 @@ def test_four_ways_are_scored_on_the_same_images_and_nothing_is_done_twice(optio
     assert written == {path: path.stat().st_mtime_ns for path in (options.output / "scores").iterdir()}
 
 
-def test_an_untrained_regression_is_bicubic_interpolation():
+def test_an_untrained_regression_is_bicubic_interpolation(options):
+    data = super_resolution.load_images(super_resolution.data_config(options))
     unet = UNet.from_preset("tiny", in_channels=1, out_channels=1)
+    super_resolution.RegressionTask(unet, data, 2, super_resolution.DiffusionConfig())
     condition = enlarged(torch.randint(0, 256, (2, 1, 7, 5), dtype=torch.uint8), 2, BYTES)
     with torch.no_grad():
         assert torch.equal(super_resolution.regressed(unet, condition), condition)

@@ -188,7 +188,7 @@ def compare(function: HeadFunction, graph: Graph, sizes: Sequence[tuple[int, int
             shapes = f"{tuple(found.shape)} rather than {tuple(expected.shape)}"
             raise RuntimeError(f"{name} gives {shapes} for {place}, {report}")
         absolute, scale = (found - expected).abs().max().item(), expected.abs().max().item()
-        relative = absolute / scale if scale else absolute  # an untrained noise head predicts zero
+        relative = absolute / scale if scale else absolute  # a network may give zero
         if not relative <= TOLERANCE:  # NaN included
             raise RuntimeError(
                 f"{name} differs from the network by {absolute:.1e} for {place}, {relative:.1e} of the largest value, "

@@ -5,7 +5,8 @@ separate transforms would resample several times, and do not have the deformatio
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Generator, Tensor
 
 from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.images.no_class import IGNORE_INDEX
+from unet_diffusion.randomness import standard_normal
 
 UNIFORM_DRAWS = 9  # two flips, quarter turns, angle, scale, brightness, contrast, gamma, noise level
 
@@ -58,40 +60,46 @@ def augment(
     quarter_turns = (4 * uniform[:, 2]).long() * config.rotate90
     if height != width:
         quarter_turns = 2 * (quarter_turns // 2)
-    moves = [(*flip, turns) for flip, turns in zip(flips.tolist(), quarter_turns.tolist())]
+    moves = torch.cat([flips, quarter_turns[:, None]], dim=1)
     images, masks = orient(images, moves), orient(masks, moves)
     weights = None if weights is None else orient(weights, moves)
 
-    if config.elastic > 0 or config.rotation > 0 or tuple(config.scale) != (1, 1):
+    elastic = config.elastic_pixels(height, width)
+    if elastic > 0 or config.rotation > 0 or tuple(config.scale) != (1, 1):
         angle = math.radians(config.rotation) * (2 * uniform[:, 3] - 1)
         low, high = (math.log(limit) for limit in config.scale)
         scale = torch.exp(low + (high - low) * uniform[:, 4])
-        displacement = elastic_displacement(config.elastic * normal.to(images.device), (height, width))
+        displacement = elastic_displacement(elastic * normal.to(images.device, non_blocking=True), (height, width))
         grid = sampling_grid(displacement, angle, scale)
         images, masks = warp_images(images, grid), warp_masks(masks, grid)
         weights = None if weights is None else warp_weights(weights, grid)
 
+    # A CPU takes one image at a time, which its cache holds; besides, the last bits of a mean or a power may depend on
+    # the place in the batch there.
+    parts = [slice(i, i + 1) for i in range(len(images))] if images.device.type == "cpu" else [slice(None)]
     if max(config.brightness, config.contrast, config.gamma, config.noise) > 0:
-        samples = zip(images, uniform[:, 5:].tolist(), generators)
-        images = torch.stack([vary_intensity(image, config, draws, generator) for image, draws, generator in samples])
+        varied = [vary_intensity(images[part], config, uniform[part, 5:], generators[part]) for part in parts]
+        images = torch.cat(varied)
     if config.colour > 0:
-        images = torch.stack([vary_colours(image, config.colour, g) for image, g in zip(images, generators)])
+        images = torch.cat([vary_colours(images[part], config.colour, generators[part]) for part in parts])
     if config.invert > 0:
         inverted = torch.stack([torch.rand((), generator=g) for g in generators]) < config.invert
-        images = torch.where(inverted.view(-1, 1, 1, 1).to(images.device), -images, images)
+        images = torch.where(inverted.view(-1, 1, 1, 1).to(images.device, non_blocking=True), -images, images)
     return Augmented(images, masks, weights)
 
 
-def orient(images: Tensor, moves: list[tuple[bool, bool, int]]) -> Tensor:
-    """Mirrors and turns each image (B, ..., H, W) by (left-right, top-bottom, quarter turns).
+def orient(images: Tensor, moves: Tensor) -> Tensor:
+    """Mirrors and turns each image (B, ..., H, W) by its row of `moves` (B, 3): left-right, top-bottom, quarter turns.
 
-    This does not go through the grid, since whole pixels can be moved exactly.
+    This does not go through the grid, since whole pixels can be moved exactly. The images of one move go together.
     """
-    moved = []
-    for image, (left_right, top_bottom, turns) in zip(images, moves):
+    moved = torch.empty_like(images, memory_format=torch.contiguous_format)
+    kinds, kind_of = moves.unique(dim=0, return_inverse=True)
+    for kind, (left_right, top_bottom, turns) in enumerate(kinds.tolist()):
+        chosen = (kind_of == kind).nonzero().flatten().to(images.device, non_blocking=True)
         sides = [side for side, mirrored in ((-1, left_right), (-2, top_bottom)) if mirrored]
-        moved.append(torch.rot90(image.flip(sides), turns, dims=(-2, -1)))
-    return torch.stack(moved)
+        moved[chosen] = torch.rot90(images[chosen].flip(sides), turns, dims=(-2, -1))
+    return moved
 
 
 def elastic_displacement(vectors: Tensor, size: tuple[int, int]) -> Tensor:
@@ -125,7 +133,8 @@ def sampling_grid(displacement: Tensor, angle: Tensor, scale: Tensor) -> Tensor:
     x = torch.arange(width, device=displacement.device, dtype=torch.float32) - (width - 1) / 2
     x_moved = x[None, None, :] + displacement[:, 0]  # (B, H, W)
     y_moved = y[None, :, None] + displacement[:, 1]
-    cosine, sine = ((f(angle) / scale).float().to(x_moved.device)[:, None, None] for f in (torch.cos, torch.sin))
+    cosine, sine = ((f(angle) / scale).float().to(x_moved.device, non_blocking=True) for f in (torch.cos, torch.sin))
+    cosine, sine = cosine[:, None, None], sine[:, None, None]
     x_source = cosine * x_moved - sine * y_moved
     y_source = sine * x_moved + cosine * y_moved
     return torch.stack([2 * x_source / width, 2 * y_source / height], dim=-1)
@@ -149,48 +158,56 @@ def warp_weights(weights: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(weights, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def vary_intensity(image: Tensor, config: AugmentationConfig, uniform: list[float], generator: Generator) -> Tensor:
-    """Varies contrast, brightness and gamma of one image, the same for all its channels, then adds noise.
-
-    It takes one image at a time, since the last bits of a power or a mean may depend on the place in the batch.
+def vary_intensity(
+    images: Tensor, config: AugmentationConfig, uniform: Tensor, generators: Sequence[Generator]
+) -> Tensor:
+    """Varies contrast, brightness and gamma of each image, the same for all its channels, then adds noise.
 
     Args:
-        image: (C, H, W) in [-1, 1]; so is the result.
+        images: (B, C, H, W) in [-1, 1]; so is the result.
         config: how far each part may go.
-        uniform: the draws of brightness, contrast, gamma and noise level, in [0, 1).
-        generator: on the CPU, for the noise.
+        uniform: the draws of brightness, contrast, gamma and noise level, (B, 4), in [0, 1), float64 on the CPU.
+        generators: one per image, on the CPU, for the noise.
     """
-    brightness, contrast, gamma, noise = uniform
-    values = (image + 1) / 2  # in [0, 1], where a power is defined
-    mean = values.mean(dim=-1).mean()  # by rows first, since the number of threads splits one sum over all
-    factor, exponent = (1 + config.contrast) ** (2 * contrast - 1), (1 + config.gamma) ** (2 * gamma - 1)
-    values = toned(values, mean, factor, config.brightness * (2 * brightness - 1), exponent)
+
+    def per_image(values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values), dtype=images.dtype).view(-1, 1, 1, 1).to(images.device, non_blocking=True)
+
+    brightness, contrast, gamma, noise = uniform.T.tolist()
+    factor = per_image((1 + config.contrast) ** (2 * draw - 1) for draw in contrast)
+    shift = per_image(config.brightness * (2 * draw - 1) for draw in brightness)
+    exponent = per_image((1 + config.gamma) ** (2 * draw - 1) for draw in gamma)
+    values = (images + 1) / 2  # in [0, 1], where a power is defined
+    mean = values.mean(dim=-1).flatten(1).mean(dim=1)  # by rows first, since the number of threads splits a long sum
+    values = toned(values, mean.view(-1, 1, 1, 1), factor, shift, exponent)
     if config.noise > 0:
-        normal = torch.randn(image.shape, generator=generator)
-        values = values + config.noise * noise * normal.to(image.device)
+        level = per_image(config.noise * draw for draw in noise)
+        values = values + level * standard_normal(images.shape[1:], generators, images.device)
     return (2 * values - 1).clamp(-1, 1)
 
 
-def vary_colours(image: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Varies contrast, brightness and gamma of every channel on its own; an image of one channel is left as it is.
+def vary_colours(images: Tensor, strength: float, generators: Sequence[Generator]) -> Tensor:
+    """Varies contrast, brightness and gamma of every channel on its own; images of one channel are left as they are.
 
     Args:
-        image: (C, H, W) in [-1, 1]; so is the result.
+        images: (B, C, H, W) in [-1, 1]; so is the result.
         strength: contrast and gamma change by factors between 1 / (1 + strength) and 1 + strength, log-uniform, and
             brightness by up to half of it, as a fraction of the value range.
-        generator: on the CPU.
+        generators: one per image, on the CPU.
     """
-    if len(image) == 1:
-        return image
-    draws = 2 * torch.rand((3, len(image), 1, 1), generator=generator) - 1
-    contrast, brightness, gamma = (draws * torch.tensor([1, strength / 2, 1]).view(3, 1, 1, 1)).to(image.device)
-    values = (image + 1) / 2
+    channels = images.shape[1]
+    if channels == 1:
+        return images
+    uniform = torch.stack([torch.rand((3, channels, 1, 1), generator=generator) for generator in generators])
+    draws = (2 * uniform - 1) * torch.tensor([1, strength / 2, 1]).view(3, 1, 1, 1)
+    contrast, brightness, gamma = draws.to(images.device, non_blocking=True).unbind(dim=1)  # (B, C, 1, 1) each
+    values = (images + 1) / 2
     mean = values.mean(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)  # as in `vary_intensity`
     return 2 * toned(values, mean, (1 + strength) ** contrast, brightness, (1 + strength) ** gamma) - 1
 
 
-def toned(values: Tensor, mean: Tensor, factor: Any, shift: Any, exponent: Any) -> Tensor:
-    """Applies contrast about the mean, brightness, then gamma to values in [0, 1]; numbers, or one per channel."""
+def toned(values: Tensor, mean: Tensor, factor: Tensor, shift: Tensor, exponent: Tensor) -> Tensor:
+    """Applies contrast about the mean, brightness, then gamma to values (B, C, H, W); the others (B, 1 or C, 1, 1)."""
     return (mean + (values - mean) * factor + shift).clamp(0, 1) ** exponent
 
 

