@@ -13,13 +13,13 @@ import numpy as np
 
 from unet_diffusion.checks import Question
 from unet_diffusion.images.axes import AxisOrder
-from unet_diffusion.images.decoding import LARGEST, Decoded, decode
+from unet_diffusion.images.decoding import LARGEST, LARGEST_OF_MASKS, NOT_A_CLASS, Decoded, decode
 from unet_diffusion.images.fetching import ImageLike
 
 Colour: TypeAlias = tuple[int, int, int]
 MaskReading: TypeAlias = Literal["values", "colours", "brightness"]
 
-COLOURED = 1 << 24  # added to red * 65536 + green * 256 + blue in the key of a colour that is not grey
+COLOURED = LARGEST_OF_MASKS + 1  # added to red * 65536 + green * 256 + blue in the key of a colour that is not grey
 MOST_RUNS = 6  # of keys in a message
 QUARTER_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
@@ -90,12 +90,21 @@ def decode_instances(source: ImageLike, *, axes: AxisOrder | None = None) -> np.
 
 
 def instance_numbers(mask: DecodedMask) -> np.ndarray:
-    """Returns the keys of a mask as instance numbers, uint16 (H, W); raises a ValueError if they are colours."""
-    if mask.keys.max() > LARGEST["uint16"]:
+    """Returns the keys of a mask as instance numbers, uint16 (H, W); larger numbers are replaced, in their order.
+
+    Raises:
+        ValueError: the keys are colours, or there are more than 65535 objects.
+    """
+    if mask.keys.max() >= COLOURED:
         raise ValueError(
             "the instance map is in colour, but must have one channel of instance numbers, 0 for the background."
         )
-    return mask.keys.astype(np.uint16)
+    if mask.keys.max() <= LARGEST["uint16"]:
+        return mask.keys.astype(np.uint16)
+    numbers, places = np.unique(np.append(mask.keys, 0), return_inverse=True)  # 0 keeps its place
+    if len(numbers) > LARGEST["uint16"] + 1:
+        raise ValueError(f"the instance map has {len(numbers) - 1} objects, but at most 65535 are possible; cut it.")
+    return places[:-1].reshape(mask.keys.shape).astype(np.uint16)
 
 
 def fit_orientation(labels: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
@@ -160,13 +169,14 @@ def _keys(decoded: Decoded, colours: bool) -> tuple[np.ndarray, dict[int, Colour
 
 
 def _whole(pixels: np.ndarray) -> np.ndarray:
-    outside = pixels[(pixels < 0) | (pixels > LARGEST["uint16"])]
+    outside = pixels[(pixels < 0) | (pixels > LARGEST_OF_MASKS)]
     fractions = pixels[pixels != np.floor(pixels)]
     if outside.size or fractions.size:
         wrong = (outside if outside.size else fractions).flat[0]
-        fix = "" if outside.size else "; give mask_encoding='binary' if there are two classes, to split them at half"
+        fix = "; give mask_encoding='binary' if there are two classes, to split them at half; else resize masks by "
+        fix = NOT_A_CLASS if outside.size else f"{fix}nearest neighbour"
         raise ValueError(f"the mask holds the value {wrong:g}, but classes are whole numbers from 0 up{fix}.")
-    return pixels.astype(np.uint16)
+    return pixels.astype(np.uint32)
 
 
 def _brightness(decoded: Decoded) -> tuple[np.ndarray, dict[int, Colour]]:

@@ -10,6 +10,7 @@ from unet_diffusion.commands.doctor.understanding import spans
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.meaning import settled_encoding
+from unet_diffusion.data.masked.questions import each_of_values
 from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
@@ -57,7 +58,12 @@ def mask_findings(
         for fact in facts
         if fact.mask_size != (0, 0) and fact.size not in ((0, 0), fact.mask_size)
     ]
-    found += about(severity, f"masks of {name} of another size than their image: {{count}}.", sizes)
+    found += about(
+        severity,
+        f"masks of {name} of another size than their image: {{count}}. Export them again at the size of the images; to "
+        "resize masks, take nearest neighbour, which mixes no classes.",
+        sizes,
+    )
     found += about(
         "note",
         f"images of {name} that state an EXIF orientation while their masks state none: {{count}}. The masks are taken "
@@ -190,13 +196,25 @@ def _absent(absent: list[int], name: str, class_names: Sequence[str] | None) -> 
     return [Finding("warning", f"{classes} not occur in the masks of {name}.")]
 
 
+def _without_background(values: list[int], name: str) -> str:
+    """Returns a sentence about class indices from 1 up, such as trimaps of object, background and border."""
+    return (
+        f"class 0 does not occur in the masks of {name}, whose values begin at 1, so that a class of the network learns "
+        f"nothing. Give num_classes if that is right.{each_of_values(values)}"
+    )
+
+
 def _balance(
     total: Counter[int], labelled: int, name: str, encoding: MaskEncoding, config: MaskedDataConfig
 ) -> list[Finding]:
     shares = {label: total[label] / labelled for label in range(encoding.num_classes)}
     names = config.class_names or encoding.class_names or [f"class {label}" for label in shares]
     absent = [label for label, share in shares.items() if share == 0]
-    found = _absent(absent, name, config.class_names or encoding.class_names)
+    present = sorted(key for key in encoding.classes if total[key])
+    if absent == [0] and encoding.kind == "indices" and config.known_classes is None:
+        found = [Finding("warning", _without_background(present, name))]
+    else:
+        found = _absent(absent, name, config.class_names or encoding.class_names)
     rare = [f"{names[label]}: {share:.2%}" for label, share in shares.items() if 0 < share < RARE]
     sentence = (
         f"classes with less than {RARE:.0%} of the pixels of {name}: {{count}}. If the network misses them, set "

@@ -23,7 +23,7 @@ from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 6  # of the stored facts; after a change of what a field means, old ones are not read
+FORMAT = 7  # of the stored facts; after a change of what a field means, old ones are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 SLOW = 1000  # rows; a longer examination shows its progress
 STREAMED = 100  # rows that are examined of a stream
