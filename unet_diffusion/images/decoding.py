@@ -91,8 +91,8 @@ def decode_image(source: ImageLike, *, axes: AxisOrder | None = None, channels: 
     largest value. Masks keep the stored values (`decode_mask`).
 
     The axes that a TIFF names are followed, and depth or time are refused. Arrays, `.npy` files included, are (H, W),
-    (H, W, C) or (C, H, W). The pages of a TIFF that does not say what they are are its channels. Where the
-    order is not clear, an error asks for `axes`.
+    (H, W, C) or (C, H, W); of more axes, those of length 1 are dropped. The pages of a TIFF that does not say what they
+    are are its channels. Where the order is not clear, an error asks for `axes`.
 
     Args:
         source: a PIL image, an array, the bytes of a file, a path or URL, or the `{"bytes", "path"}` of a
@@ -133,7 +133,8 @@ def decode(
     if isinstance(source, np.ndarray):
         name = "the array"
         try:
-            decoded = Decoded(source.transpose(_places(source.shape, request)))
+            array = source.reshape(_without_ones(source.shape))
+            decoded = Decoded(array.transpose(_places(array.shape, request)))
         except Question as error:
             raise Question(error.question, f"{name} is unclear: {error.found}") from error
         except ValueError as error:
@@ -222,10 +223,19 @@ def _decode_npy(data: bytes, request: Request) -> Decoded:
         raise ValueError("it holds Python objects, which are pickled, and nothing is unpickled; save numbers.")
     if math.prod(shape) * dtype.itemsize > len(data):
         raise ValueError(f"it is truncated: its header states {shape} values of {dtype}, but it has {len(data)} bytes.")
+    shape = _without_ones(shape)
     places = _places(shape, request)
     height, width, channels = (*(shape[place] for place in places), 1, 1, 1)[:3]
     _check_pixel_count(width, height, channels)
-    return Decoded(np.load(io.BytesIO(data), allow_pickle=False).transpose(places), format="NPY")
+    return Decoded(np.load(io.BytesIO(data), allow_pickle=False).reshape(shape).transpose(places), format="NPY")
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a shape of more than three axes without the first of length 1, such as one moment and one depth."""
+    axes = list(shape)
+    while len(axes) > 3 and 1 in axes:
+        axes.remove(1)
+    return tuple(axes)
 
 
 def _places(shape: tuple[int, ...], request: Request, unnamed_pages: bool = False) -> tuple[int, ...]:

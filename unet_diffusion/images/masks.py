@@ -50,8 +50,9 @@ def decode_mask(source: ImageLike, *, reading: MaskReading = "values", axes: Axi
 
     "brightness": how bright each pixel is, 0 to 255, or to 65535 for 16 bits, for two classes with soft edges. Grey
     images give their values, floats up to 1 times 255, colour images the largest of their channels, and all are
-    multiplied by alpha. Palette images with a palette of greys give the greys; with colours, they give 0 for index
-    0, and 255 for the one other index that a mask may have, so that red on white is not turned round.
+    multiplied by alpha; where all is black, alpha itself counts, if it varies. Palette images with a palette of greys
+    give the greys; with colours, they give 0 for index 0, and 255 for the one other index that a mask may have, so that
+    red on white is not turned round.
 
     Stored values count: a TIFF in which white is zero, as Fiji writes masks, is not turned round, at any number of
     bits. Bits of such a TIFF give 0 where they are 0, and 255 where they are 1.
@@ -191,6 +192,8 @@ def _brightness(decoded: Decoded) -> tuple[np.ndarray, dict[int, Colour]]:
         raise _no_colours(pixels, _reason(pixels))
     if channels == 3:
         return pixels.max(axis=2).astype(np.int64), {}
+    if _is_shape_of_alpha(pixels):
+        return pixels[:, :, -1].astype(np.int64), {}
     values, opaque = pixels[:, :, :-1].max(axis=2).astype(np.int64), LARGEST[pixels.dtype.name]
     return (values * pixels[:, :, -1] + opaque // 2) // opaque, {}
 
@@ -244,6 +247,12 @@ def _colour_keys(pixels: np.ndarray, colours: bool) -> np.ndarray:
     """Returns the keys (H, W) of pixels (H, W, C); values 0 and 1 count as colours only if `colours` says so."""
     eight_bits = pixels.dtype == np.uint8 and (colours or pixels.max() > 1)
     if pixels.shape[2] in (2, 4) and eight_bits:
+        if not colours and _is_shape_of_alpha(pixels):
+            raise Question(
+                "Does the alpha channel hold the mask? Then give mask_encoding='binary', and what is transparent is "
+                "class 0. With mask_encoding='palette', transparent pixels are black as well.",
+                "all of the mask is black, and a part of it transparent",
+            )
         pixels = _without_alpha(pixels)
     channels = pixels.shape[2]
     is_grey = (pixels == pixels[:, :, :1]).all()
@@ -280,6 +289,12 @@ def _without_alpha(pixels: np.ndarray) -> np.ndarray:
     if _is_class_per_channel(pixels):
         raise _no_colours(pixels, "a channel for each class is not read")
     return np.where(alpha == 0, 0, pixels[:, :, :-1]).astype(np.uint8)
+
+
+def _is_shape_of_alpha(pixels: np.ndarray) -> bool:
+    """Returns whether only the last channel distinguishes pixels: the rest is black."""
+    alpha = pixels[:, :, -1]
+    return bool(alpha.min() < alpha.max() and not pixels[:, :, :-1].any())
 
 
 def _is_class_per_channel(pixels: np.ndarray) -> bool:

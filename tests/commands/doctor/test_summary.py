@@ -279,6 +279,7 @@ def test_masks_that_hardly_differ_are_reported_but_not_objects_that_move(tmp_pat
         "moving": [disc(6 * shift, 20) for shift in (-1, 0, 1, 2)],
         "small": [disc(shift, 5) for shift in (0, 1, 0, 1)],
         "two": view[:2],
+        "street": [np.where(rows + columns < 6, 0, disc(9 * shift, 9) // 255 + 1) for shift in (-2, 0, 1, 2)],
     }.items():
         assert warning not in str(examine(masked(tmp_path / name, others))), name
 

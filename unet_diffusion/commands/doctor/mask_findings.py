@@ -76,7 +76,7 @@ def mask_findings(
         [f"{fact.name}: {fact.overlap} pixels" for fact in facts if fact.overlap],
     )
     masked = [fact for fact in facts if fact.keys]
-    found += _palettes(masked, name) + _likeness(masked, name)
+    found += _palettes(masked, name) + _shown_inverted(masked, name) + _likeness(masked, name, encoding)
     if encoding is None or not masked:
         return found
     if encoding.kind != "binary":
@@ -106,6 +106,18 @@ def _palettes(masked: list[RowFacts], name: str) -> list[Finding]:
         "give mask_encoding='palette' to read colours."
     )
     return about("error", sentence, different)
+
+
+def _shown_inverted(masked: list[RowFacts], name: str) -> list[Finding]:
+    """Finds TIFF files that show 0 as white, which matters most if others show it as black."""
+    inverted = [fact.name for fact in masked if fact.white_is_zero]
+    start = (
+        f"masks of {name} whose files show 0 as white: {{count}} of {len(masked)}. Their stored values count, so that"
+    )
+    if len(inverted) == len(masked):
+        return about("note", f"{start} what looks black has the highest value.", inverted)
+    sentence = f"{start} what looks alike may be another class in the others; store all in one way."
+    return about("warning", sentence, inverted)
 
 
 def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: MaskedDataConfig) -> list[Finding]:
@@ -166,8 +178,11 @@ def _binary_as_indices(
     return about("warning", sentence, suspects)
 
 
-def _likeness(masked: list[RowFacts], name: str) -> list[Finding]:
-    """Finds sets whose masks are the images themselves, or all alike, such as the field of view of a camera."""
+def _likeness(masked: list[RowFacts], name: str, encoding: MaskEncoding | None) -> list[Finding]:
+    """Finds sets whose masks are the images themselves, or all alike, such as the field of view of a camera.
+
+    Masks of more than two classes are not compared, since their lowest value may be rare.
+    """
     if masked and all(fact.mask_is_image for fact in masked):
         sentence = (
             f"all masks of {name} are equal to their images; name the masks by masks, mask_suffix or mask_column."
@@ -176,7 +191,8 @@ def _likeness(masked: list[RowFacts], name: str) -> list[Finding]:
     first, *others = [int(fact.mask_sketch, 16) for fact in masked] or [0]
     is_large = first.bit_count() >= LARGE
     alike = all((first & other).bit_count() >= ALIKE * (first | other).bit_count() for other in others)
-    if len(others) + 1 < FEWEST_ALIKE or not is_large or not alike:
+    two = _are_two_classes(masked, encoding)
+    if len(others) + 1 < FEWEST_ALIKE or not (two and is_large and alike):
         return []
     return [
         Finding(
@@ -185,6 +201,10 @@ def _likeness(masked: list[RowFacts], name: str) -> list[Finding]:
             "camera, which is nothing to learn; check that they are the masks that you mean.",
         )
     ]
+
+
+def _are_two_classes(masked: list[RowFacts], encoding: MaskEncoding | None) -> bool:
+    return all(len(fact.keys) == 2 for fact in masked) if encoding is None else encoding.num_classes == 2
 
 
 def _absent(absent: list[int], name: str, class_names: Sequence[str] | None) -> list[Finding]:
@@ -199,8 +219,8 @@ def _absent(absent: list[int], name: str, class_names: Sequence[str] | None) -> 
 def _without_background(values: list[int], name: str) -> str:
     """Returns a sentence about class indices from 1 up, such as trimaps of object, background and border."""
     return (
-        f"class 0 does not occur in the masks of {name}, whose values begin at 1, so that a class of the network learns "
-        f"nothing. Give num_classes if that is right.{each_of_values(values)}"
+        f"class 0 does not occur in the masks of {name}, whose values begin at 1, so that the network has a class "
+        f"without use. Give num_classes if that is right.{each_of_values(values)}"
     )
 
 

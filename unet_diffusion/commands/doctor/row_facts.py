@@ -54,6 +54,7 @@ class RowFacts:
     mask_is_image: bool = False  # the mask equals the image
     lossy: str = ""  # format of the mask's file, if it changes values
     objects: bool = False  # the values of the mask look like numbers of objects
+    white_is_zero: bool = False  # the file of the mask is a TIFF that shows 0 as white
     overlap: int = 0  # pixels that several files of the mask mark
     may_be_turned: bool = (
         False  # only the image states an orientation, and the sizes do not show which one the mask has
@@ -153,7 +154,7 @@ def _note_mask(
     labels = read_labels(sources, image, reading, axes)
     mask, keys = labels.mask, labels.mask.keys
     facts.palette, facts.objects, facts.overlap = list(mask.palette.items()), labels.objects, mask.overlap
-    facts.lossy = mask.format if mask.lossy else ""
+    facts.lossy, facts.white_is_zero = mask.format if mask.lossy else "", mask.white_is_zero
     if image is not None:
         known = image.orientation in QUARTER_TURNED and keys.shape[0] != keys.shape[1]  # from the sizes
         facts.may_be_turned = image.orientation != 1 and not known and mask.orientation == 1
