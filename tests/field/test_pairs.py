@@ -1,7 +1,9 @@
 """Images and masks are paired as their names say, or it is asked; polygons are refused by that name."""
 
+import re
 import shutil
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +200,8 @@ def test_carvana_and_double_endings_and_one_label(field, tmp_path):
         ([f"{i}.png" for i in range(1, 11)], [f"{i:02d}.png" for i in range(1, 11)]),
         (["IMG_001.JPG", "IMG_002.JPG"], ["img_001.png", "img_002.png"]),
         ([f"{i}.png" for i in range(21, 29)], [f"{i}_2.png" for i in range(21, 29)]),
+        ([f"Scan {i} .PNG" for i in range(9)], [f"scan {i}.png" if i % 4 else f"Scan {i} .tif" for i in range(9)]),
+        (["a/B.png", "a/C.png"], ["A/b.png", "a/C.png"]),
         (["cat.png", "dog.png"], ["mask of cat.png", "mask of dog.png"]),
         (["ISIC_07.jpg"], ["ISIC_07_segmentation.png"]),
         (["patient1/a.png", "patient2/a.png"], ["patient1/a.png", "patient2/a.png"]),
@@ -509,3 +513,66 @@ def test_thousands_of_names_are_paired_in_linear_time():
     pairs, way = pair(images, masks)
     assert list(pairs.items()) == list(zip(images, masks))
     assert way == "by the part of their names that differs"
+
+
+def street(folder: Path, *splits: str) -> tuple[Path, Path]:
+    """Images and three kinds of masks of each, named as in Cityscapes."""
+    scenes = [f"{split}/{city}/{city}_00000{i}_000019" for split in splits for city in "ab" for i in range(3)]
+    kinds = ("color", "instanceIds", "labelIds")
+    save(folder / "leftImg8bit", *(f"{scene}_leftImg8bit.png" for scene in scenes))
+    save(folder / "gtFine", *(f"{scene}_gtFine_{kind}.png" for scene in scenes for kind in kinds), size=5)
+    return folder / "leftImg8bit", folder / "gtFine"
+
+
+def test_kinds_of_masks_of_each_image_are_listed_as_suffixes(tmp_path):
+    images, masks = street(tmp_path, "train")
+    kinds = ["_gtFine_color", "_gtFine_instanceIds", "_gtFine_labelIds"]
+    advice = f"image_suffix='_leftImg8bit' and one mask_suffix of {', '.join(map(repr, kinds))}."
+    with pytest.raises(ValueError, match=f"{re.escape(advice)}$"):
+        open_masked_source(images, masks=masks)
+    for kind in kinds:
+        options = {"masks": masks, "image_suffix": "_leftImg8bit", "mask_suffix": kind}
+        found = names(images, **options)
+        assert len(found) == 6
+        assert all(mask == image.replace("_leftImg8bit", kind) for image, mask in found.items())
+    notes = open_masked_source(images, **options).notes
+    assert len(set(notes)) == len(notes)
+
+
+def test_splits_below_several_folders_are_not_mixed(tmp_path):
+    images, _ = street(tmp_path, "train", "val")
+    message = "but the splits train, val lie in its subfolders gtFine, leftImg8bit, and .* mixed; give one of these as"
+    for options in ({}, {"image_suffix": "_leftImg8bit", "mask_suffix": "_gtFine_labelIds"}):
+        with pytest.raises(ValueError, match=message):
+            open_masked_source(images.parent, **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "warned"),
+    [
+        ("train/images", "val/masks", True),
+        ("images/training", "masks/Validation", True),
+        ("train/images", "train/masks", False),
+        ("train/images", "masks/training", False),
+        ("images/val", "masks", False),
+    ],
+)
+def test_masks_of_another_split_are_warned_of(tmp_path, images, masks, warned):
+    home = tmp_path / "test" / "data"  # both lie in it, so that it says nothing
+    save(home / images, "a.png", "b.png")
+    save(home / masks, "a.png", "b.png")
+    report = examine(MaskedDataConfig(str(home / images), masks=str(home / masks), cache_dir=str(tmp_path / "cache")))
+    assert ("names another split; check the pairs" in str(report)) == warned
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_outlines_of_imagej_are_named(tmp_path, archive):
+    save(tmp_path / "images", "a.png")
+    (tmp_path / "rois").mkdir()
+    if archive:
+        with zipfile.ZipFile(tmp_path / "rois" / "a_RoiSet.zip", "w") as written:
+            written.writestr("0001-0002.roi", b"Iout")
+    else:
+        (tmp_path / "rois" / "a.roi").write_bytes(b"Iout")
+    with pytest.raises(ValueError, match="holds outlines of ImageJ, but masks must be images. Make .* Create Mask"):
+        open_masked_source(tmp_path / "images", masks=tmp_path / "rois")

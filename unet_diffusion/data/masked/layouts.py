@@ -90,7 +90,7 @@ def _two_folders(folder: Path, masks: Path, split: str, affixes: Affixes) -> Lay
         notes.append(f"files in {folder} are images; the masks are the other files of {masks}.")
     images = _named(_below(home, files), home, affixes.of_image, affixes, notes)
     by_mask = _named(_below(mask_home, mask_files), mask_home, affixes.of_mask, affixes, notes)
-    return Layout(images, by_mask, (home, mask_home), affixes, tuple(notes))
+    return Layout(images, by_mask, (home, mask_home), affixes, tuple(dict.fromkeys(notes)))
 
 
 def _one_folder(folder: Path, split: str, affixes: Affixes) -> Layout:
