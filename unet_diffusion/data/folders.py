@@ -215,8 +215,8 @@ def _refuse_splits_one_level_down(folder: Path, tops: dict[str, int], files: lis
         f"; give data {readable(str(folder / next(iter(tops))))}." if len(tops) == 1 else "; give one of these as data."
     )
     raise ValueError(
-        f"data is {readable(str(folder))}, but the splits {', '.join(sorted(names))} lie in its {subfolders}, and their images "
-        f"would be mixed{last}"
+        f"data is {readable(str(folder))}, but the splits {', '.join(sorted(names))} lie in its {subfolders}, and "
+        f"their images would be mixed{last}"
     )
 
 

@@ -16,6 +16,7 @@ from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
 RARE = 0.01  # share of the pixels; a class with less is called rare
+SLOPED = 0.05  # share of the changes from pixel to pixel, from which on a value often lies between two others
 LARGE = SKETCHED**2 // 8  # pixels of a sketch; in smaller objects it shows too little
 ALIKE = 0.9  # intersection over union of the sketches of masks that are nearly the same
 FEWEST_ALIKE = 3  # masks
@@ -86,7 +87,7 @@ def mask_findings(
             "again as PNG from what they were drawn with.",
             [f"{fact.name}: {fact.lossy}" for fact in masked if fact.lossy],
         )
-    return found + _classes(masked, name, encoding, config)
+    return found + _slopes(masked, name) + _classes(masked, name, encoding, config)
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -118,6 +119,22 @@ def _shown_inverted(masked: list[RowFacts], name: str) -> list[Finding]:
         return about("note", f"{start} what looks black has the highest value.", inverted)
     sentence = f"{start} what looks alike may be another class in the others; store all in one way."
     return about("warning", sentence, inverted)
+
+
+def _slopes(masked: list[RowFacts], name: str) -> list[Finding]:
+    """Finds masks of classes that were resized with interpolation, which puts classes between others."""
+    changes = sum(fact.changes for fact in masked)
+    ramps: Counter[int] = Counter()
+    for fact in masked:
+        ramps.update(dict(fact.ramps))
+    between = sorted(value for value, count in ramps.items() if count >= SLOPED * changes)
+    if len(between) < 2:
+        return []
+    sentence = (
+        f"the values {spans(between)} of the masks of {name} often lie as thin lines between lower and higher ones, as "
+        "after resizing with interpolation, which puts classes where none are; resize masks by nearest neighbour."
+    )
+    return [Finding("warning", sentence)]
 
 
 def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: MaskedDataConfig) -> list[Finding]:
