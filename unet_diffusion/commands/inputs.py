@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_diffusion.data.folders import IMAGE_SUFFIXES
+from unet_diffusion.data.folders import IMAGE_SUFFIXES, masks_among
 from unet_diffusion.files import readable
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
     """Finds the image files behind files, folders (with their subfolders) and globs.
 
     A named file is taken whatever its suffix; of a folder, the files with the suffix of an image format. Files of the
-    output folder are left out.
+    output folder are left out, and so are those of a folder that look like masks of its other files.
 
     Raises:
         ValueError: no image at all.
@@ -88,11 +88,26 @@ def _matches(given: str, output: Path) -> list[Path]:
     for match in matches:
         if match.is_dir():
             inside = sorted(file for file in match.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            files += [file for file in inside if file.is_file() and not file.name.startswith(".")]
+            files += _without_masks(match, [file for file in inside if file.is_file() and file.name[0] != "."])
         else:
             files.append(match)
     results = output.resolve()
     return [file.absolute() for file in files if file.resolve().parent != results]
+
+
+def _without_masks(folder: Path, files: list[Path]) -> list[Path]:
+    """Leaves out files that look like masks of the others, with a warning."""
+    masks = masks_among(folder, files)
+    if masks:
+        logger.warning(
+            "%d files of %s look like masks of the others, such as %s, and are left out; name them by a pattern to "
+            "take them",
+            len(masks),
+            readable(str(folder)),
+            readable(masks[0].name),
+        )
+    left_out = set(masks)
+    return [file for file in files if file not in left_out]
 
 
 def _outputs(name: str) -> set[str]:

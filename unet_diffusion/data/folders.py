@@ -274,6 +274,20 @@ def check_no_masks_among(home: Path, files: list[Path]) -> None:
     raise ValueError(f"data is {home}, but {masks} looks like masks of the images in {images}. {advice}")
 
 
+def masks_among(home: Path, files: Collection[Path]) -> list[Path]:
+    """Returns the files that look like masks of others: `a_mask.png` beside `a.png`, or `masks/a.png` and `a.jpg`."""
+    stems = {(file.parent, file.stem) for file in files}
+    in_masks = {folder: any(map(looks_like_masks, folder.relative_to(home).parts)) for folder, _ in stems}
+    of_images = {stem for folder, stem in stems if not in_masks[folder]}
+
+    def is_mask(file: Path) -> bool:
+        match = MASK_SUFFIX.search(file.stem)
+        base = file.stem if match is None else file.stem[: match.start()]
+        return (match is not None and (file.parent, base) in stems) or (in_masks[file.parent] and base in of_images)
+
+    return [file for file in files if is_mask(file)]
+
+
 def _clashes(folder: Path, names: list[str], with_images: Collection[Path]) -> list[tuple[Path, Path]]:
     """Returns pairs of folders that look like images and their masks, among the subfolders with these names."""
     masks = [name for name in names if looks_like_masks(name)]
