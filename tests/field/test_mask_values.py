@@ -466,3 +466,54 @@ def test_soft_edges_of_several_classes_are_to_be_drawn_again(tmp_path, load):
     save(tmp_path / "masks", [soft] * 4)
     with pytest.raises(ValueError, match="If more classes have soft edges, export the masks again, and resize them by"):
         load(tmp_path / "images", tmp_path / "masks")
+
+
+# files that name the classes
+
+
+@pytest.mark.parametrize("header", ["name,r,g,b", "class_names, R, G, B", "name,red,green,blue"])
+def test_a_table_of_colours_gives_names_and_colours(tmp_path, load, header):
+    images_for(tmp_path / "images", 4)
+    colours = np.array([(0, 0, 0), (64, 128, 64), (192, 0, 128)], dtype=np.uint8)
+    save(tmp_path / "masks", [colours[blocks(0, 1, 2, 0)]] * 4)
+    rows = ["Archway, 192, 0, 128", "", "Bike,1,2,3", "Animal,64,128,64", "Void,0,0,0"]
+    (tmp_path / "class_dict.csv").write_text("\n".join([header, *rows]))
+    sets = load(tmp_path / "images", tmp_path / "masks")
+    assert sets.class_names == ("Void", "Archway", "Bike", "Animal")
+    assert shares(sets.train) == [0.5, 0.25, 0.0, 0.25]
+    assert any("class_dict.csv" in note for note in sets.encoding.notes)
+
+
+def test_other_tables_are_left_alone_and_faulty_ones_refused(tmp_path, load):
+    images_for(tmp_path / "images", 4)
+    save(tmp_path / "masks", [blocks(0, 1, 2, 0)] * 4)
+    (tmp_path / "class_dict.csv").write_text("label,name,r,g,b\n0,cat,1,2,3\n")
+    assert load(tmp_path / "images", tmp_path / "masks").class_names is None
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\ncat,1,2\n")
+    with pytest.raises(
+        ValueError, match="line 2 of .*class_dict.csv is 'cat:1,2', but must be name,red,green,blue as in"
+    ):
+        load(tmp_path / "images", tmp_path / "masks")
+
+
+def test_a_list_of_classes_names_indices(tmp_path, load):
+    images_for(tmp_path / "train", 4)
+    save(tmp_path / "masks", [blocks(0, 1, 2, 0)] * 4)
+    (tmp_path / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, dog\n3, cow\n")
+    sets = load(tmp_path / "train", tmp_path / "masks")
+    assert sets.class_names == ("background", "cat", "dog", "cow")
+    assert shares(sets.train) == [0.5, 0.25, 0.25, 0.0]
+    assert load(tmp_path / "train", tmp_path / "masks", num_classes=3).class_names is None
+    for text in ("Pixel Value, Class\n0, background\n1, cat\n", "Pixel Value, Class\n5, a\n6, b\n7, c\n", ""):
+        (tmp_path / "train" / "_classes.csv").write_text(text)
+        assert load(tmp_path / "train", tmp_path / "masks").class_names is None
+
+
+def test_a_list_of_classes_does_not_answer_for_lossy_masks(tmp_path, load):
+    images_for(tmp_path / "images", 4)
+    (tmp_path / "masks").mkdir()
+    for number in range(4):
+        Image.fromarray(blocks(0, 1, 2, 0)).save(tmp_path / "masks" / f"{number}.jpg")
+    (tmp_path / "masks" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, dog\n3, cow\n")
+    with pytest.raises(ValueError, match="4 of 4 masks are JPEG files, whose compression changes values"):
+        load(tmp_path / "images", tmp_path / "masks")

@@ -33,7 +33,8 @@ SPLIT_FOLDERS = {  # usual names of subfolders, and the split that each means
 }
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the imagefolder of `datasets`
 ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".7z", ".rar", ".xz"})
-UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA})  # files that nobody misses
+CLASS_FILES = ("labelmap.txt", "class_dict.csv", "_classes.csv")  # names of the classes of masks
+UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA, *CLASS_FILES})  # files that nobody misses
 # fmt: off
 MASK_WORDS = frozenset({
     "mask", "masks", "label", "labels", "annotation", "annotations", "annot", "gt", "groundtruth",
