@@ -19,10 +19,12 @@ class Inputs:
     Attributes:
         paths: absolute, each once, in the order in which they were named.
         missing: a sentence for each input without an image.
+        masks: files of folders that are left out, since they look like masks of the others.
     """
 
     paths: tuple[Path, ...]
     missing: tuple[str, ...]
+    masks: tuple[Path, ...] = ()
 
     def names(self) -> dict[Path, str]:
         """Returns a name for the outputs of each image: its stem, and a number where several images share it.
@@ -45,6 +47,13 @@ class Inputs:
 
         A failure is logged at once, and the others go on. The paths may be wrapped in a progress bar.
         """
+        if self.masks:
+            logger.warning(
+                "%d files look like masks of the others, such as %s, and are left out; name them by a pattern to take "
+                "them",
+                len(self.masks),
+                readable(str(self.masks[0])),
+            )
         failures = list(self.missing)
         for path in paths:
             try:
@@ -73,41 +82,32 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
     Raises:
         ValueError: no image at all.
     """
-    found = {given: _matches(given, output) for given in inputs}
+    masks: list[Path] = []
+    found = {given: _matches(given, output, masks) for given in inputs}
     paths = tuple(dict.fromkeys(path for matches in found.values() for path in matches))
     if not paths:
         raise ValueError(f"inputs are {', '.join(found)}, but there is no image outside of {output}.")
     missing = [f"{given}: there is no such file, and no image in it" for given, matches in found.items() if not matches]
-    return Inputs(paths, tuple(missing))
+    return Inputs(paths, tuple(missing), tuple(mask for mask in dict.fromkeys(masks) if mask.absolute() not in paths))
 
 
-def _matches(given: str, output: Path) -> list[Path]:
+def _matches(given: str, output: Path, masks: list[Path]) -> list[Path]:
+    """Returns the images behind one input; adds those of folders that look like masks to `masks`."""
     path = Path(given).expanduser()
     matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     files = []
     for match in matches:
         if match.is_dir():
             inside = sorted(file for file in match.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            files += _without_masks(match, [file for file in inside if file.is_file() and file.name[0] != "."])
+            inside = [file for file in inside if file.is_file() and not file.name.startswith(".")]
+            of_others = masks_among(match, inside)
+            masks += of_others
+            left_out = set(of_others)
+            files += [file for file in inside if file not in left_out]
         else:
             files.append(match)
     results = output.resolve()
     return [file.absolute() for file in files if file.resolve().parent != results]
-
-
-def _without_masks(folder: Path, files: list[Path]) -> list[Path]:
-    """Leaves out files that look like masks of the others, with a warning."""
-    masks = masks_among(folder, files)
-    if masks:
-        logger.warning(
-            "%d files of %s look like masks of the others, such as %s, and are left out; name them by a pattern to "
-            "take them",
-            len(masks),
-            readable(str(folder)),
-            readable(masks[0].name),
-        )
-    left_out = set(masks)
-    return [file for file in files if file not in left_out]
 
 
 def _outputs(name: str) -> set[str]:
