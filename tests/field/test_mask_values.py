@@ -517,3 +517,16 @@ def test_a_list_of_classes_does_not_answer_for_lossy_masks(tmp_path, load):
     (tmp_path / "masks" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, dog\n3, cow\n")
     with pytest.raises(ValueError, match="4 of 4 masks are JPEG files, whose compression changes values"):
         load(tmp_path / "images", tmp_path / "masks")
+
+
+def test_the_colour_of_class_0_is_said_where_none_is_black(tmp_path, load):
+    images_for(tmp_path / "images", 4)
+    colours = np.array([(255, 255, 255), (255, 0, 0), (0, 0, 0)], dtype=np.uint8)
+    save(tmp_path / "white", [colours[blocks(0, 1, 0, 0)]] * 4)
+    sets = load(tmp_path / "images", tmp_path / "white")
+    assert shares(sets.train) == [0.25, 0.75]
+    assert any("class 0, the background of most masks, is (255, 0, 0)" in note for note in sets.encoding.notes)
+    stated = load(tmp_path / "images", tmp_path / "white", mask_colours={"white": 0, "red": 1})
+    assert (shares(stated.train), stated.encoding.notes) == ([0.75, 0.25], ())
+    save(tmp_path / "black", [colours[blocks(2, 1, 2, 0)]] * 4)
+    assert load(tmp_path / "images", tmp_path / "black").encoding.notes == ()

@@ -576,3 +576,19 @@ def test_outlines_of_imagej_are_named(tmp_path, archive):
         (tmp_path / "rois" / "a.roi").write_bytes(b"Iout")
     with pytest.raises(ValueError, match="holds outlines of ImageJ, but masks must be images. Make .* Create Mask"):
         open_masked_source(tmp_path / "images", masks=tmp_path / "rois")
+
+
+def test_folders_of_masks_come_before_polygons_beside_them(tmp_path):
+    """An export of Supervisely: images, polygons, and masks of two kinds."""
+    names = [f"{i}.png" for i in range(3)]
+    save(tmp_path / "img", *names)
+    for folder in ("masks_human", "masks_machine"):
+        save(tmp_path / folder, *names, size=5)
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann" / "0.png.json").write_text('{"objects": [{"classTitle": "cat", "points": {"exterior": []}}]}')
+    with pytest.raises(
+        ValueError, match=r"If the masks are those in \S*/masks_human or \S*/masks_machine, give masks="
+    ):
+        open_masked_source(tmp_path)
+    with pytest.raises(ValueError, match="holds polygons of Supervisely"):
+        open_masked_source(tmp_path / "img", masks=tmp_path / "ann")

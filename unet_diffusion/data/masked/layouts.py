@@ -69,7 +69,8 @@ def find_layout(folder: Path, split: str, masks: Path | None, affixes: Affixes) 
         return usual
     if affixes:
         return _one_folder(folder, split, affixes)
-    refuse_annotations(folder)
+    if not any(path.parent == folder for path in _likely_masks(folder)):
+        refuse_annotations(folder)
     raise _unclear(folder, split, stated=masks is not None)
 
 
