@@ -527,8 +527,8 @@ def street(folder: Path, *splits: str) -> tuple[Path, Path]:
 def test_kinds_of_masks_of_each_image_are_listed_as_suffixes(tmp_path):
     images, masks = street(tmp_path, "train")
     kinds = ["_gtFine_color", "_gtFine_instanceIds", "_gtFine_labelIds"]
-    advice = f"image_suffix='_leftImg8bit' and one mask_suffix of {', '.join(map(repr, kinds))}."
-    with pytest.raises(ValueError, match=f"{re.escape(advice)}$"):
+    advice = f"image_suffix='_leftImg8bit' and one mask_suffix of {', '.join(map(repr, kinds))}, or "
+    with pytest.raises(ValueError, match=re.escape(advice)):
         open_masked_source(images, masks=masks)
     for kind in kinds:
         options = {"masks": masks, "image_suffix": "_leftImg8bit", "mask_suffix": kind}
@@ -592,3 +592,14 @@ def test_folders_of_masks_come_before_polygons_beside_them(tmp_path):
         open_masked_source(tmp_path)
     with pytest.raises(ValueError, match="holds polygons of Supervisely"):
         open_masked_source(tmp_path / "img", masks=tmp_path / "ann")
+
+
+def test_several_masks_beside_a_suffix_of_images_are_merged_as_advised(tmp_path):
+    save(tmp_path / "images", *(f"{i}_photo.png" for i in range(3)))
+    save(tmp_path / "masks", *(f"{i}_{kind}.png" for i in range(3) for kind in ("cell", "core")), size=5)
+    with pytest.raises(
+        ValueError, match="give image_suffix='_photo' and one mask_suffix of '_cell', '_core', or else ma"
+    ):
+        open_masked_source(tmp_path / "images", masks=tmp_path / "masks")
+    options = {"masks": tmp_path / "masks", "image_suffix": "_photo", "masks_per_image": "classes"}
+    assert open_masked_source(tmp_path / "images", **options).class_names == ("background", "cell", "core")

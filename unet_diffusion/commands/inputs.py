@@ -88,7 +88,8 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
     if not paths:
         raise ValueError(f"inputs are {', '.join(found)}, but there is no image outside of {output}.")
     missing = [f"{given}: there is no such file, and no image in it" for given, matches in found.items() if not matches]
-    return Inputs(paths, tuple(missing), tuple(mask for mask in dict.fromkeys(masks) if mask.absolute() not in paths))
+    left_out = {mask.absolute(): None for mask in masks}.keys() - set(paths)
+    return Inputs(paths, tuple(missing), tuple(sorted(left_out)))
 
 
 def _matches(given: str, output: Path, masks: list[Path]) -> list[Path]:

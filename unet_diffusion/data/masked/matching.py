@@ -165,8 +165,10 @@ def _unpaired(layout: Layout) -> ValueError:
         advice = f"mask_suffix stands before the ending; give mask_suffix={ending!r}."
     elif kinds:
         image_suffix = f"image_suffix={kinds[0]!r} and " if kinds[0] else ""
-        advice = f"Each image seems to have {len(kinds[1])} kinds of masks; give {image_suffix}one mask_suffix of "
-        advice += f"{', '.join(map(repr, kinds[1]))}."
+        advice = (
+            f"Each image seems to have {len(kinds[1])} masks; give {image_suffix}one mask_suffix of "
+            f"{', '.join(map(repr, kinds[1]))}, or else masks_per_image to merge them."
+        )
     elif guess:
         advice = f"Names suggest {guess}; give that if it is right."
     else:
