@@ -603,3 +603,17 @@ def test_several_masks_beside_a_suffix_of_images_are_merged_as_advised(tmp_path)
         open_masked_source(tmp_path / "images", masks=tmp_path / "masks")
     options = {"masks": tmp_path / "masks", "image_suffix": "_photo", "masks_per_image": "classes"}
     assert open_masked_source(tmp_path / "images", **options).class_names == ("background", "cell", "core")
+
+
+@pytest.mark.parametrize("opaque", [255, 128])
+@pytest.mark.parametrize("per_image", ["objects", "classes"])
+def test_objects_in_the_alpha_channel_of_files_of_their_own(tmp_path, per_image, opaque):
+    save(tmp_path / "images", "a.png", "b.png", size=8)
+    for name in ("a_x", "a_y", "b_x", "b_y"):
+        pixels = np.zeros((8, 8, 4), dtype=np.uint8)
+        pixels[slice(0, 2) if name.endswith("x") else slice(4, 8), :, 3] = opaque
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "masks" / f"{name}.png")
+    right = [0.25, 0.75] if per_image == "objects" else [0.25, 0.25, 0.5]
+    count, found = share(tmp_path, tmp_path / "images", masks=tmp_path / "masks", masks_per_image=per_image)
+    assert (count, found) == (2, right)
