@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None, before: Callable[[], None] = la
         print(__version__)
         return
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # files that it cannot read may be read otherwise
     name = next((argument for argument in arguments if argument in COMMANDS), "")
     with answers(f"unet-diffusion {name}".strip(), debug="--debug" in arguments):
         settings = (tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)

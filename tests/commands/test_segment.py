@@ -149,3 +149,40 @@ def test_inputs_that_are_missing_are_named(tmp_path):
         Segment()
     with pytest.raises(ValueError, match="no model_index.json"):
         segment(Segment(run=tmp_path, inputs=("x",)))
+
+
+def test_masks_in_a_folder_of_inputs_are_left_out_unless_they_are_named(tmp_path, caplog):
+    names = [
+        "a.png",
+        "a_mask.png",
+        "b/images/c.png",
+        "b/masks/c.tif",
+        "b/Labels/c_seg.png",
+        "gt/only.png",
+        "d_mask.png",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(*given: Path) -> set[str]:
+        inputs = find_inputs(map(str, given), tmp_path / "out")
+        inputs.work_through(inputs.paths, lambda path: None)
+        return {str(path.relative_to(tmp_path)) for path in inputs.paths}
+
+    assert found(tmp_path) == {"a.png", "b/images/c.png", "gt/only.png", "d_mask.png"}
+    (said,) = caplog.messages
+    assert said.startswith(
+        f"3 files look like masks of the others, such as {tmp_path / 'a_mask.png'}, and are left out"
+    )
+    assert found(tmp_path / "**" / "*.*") == set(names)
+    assert found(tmp_path / "b" / "masks") == {"b/masks/c.tif"}
+    assert len(caplog.messages) == 1
+    assert found(tmp_path, tmp_path / "a_mask.png") == {
+        "a.png",
+        "a_mask.png",
+        "b/images/c.png",
+        "gt/only.png",
+        "d_mask.png",
+    }
+    assert caplog.messages[-1].startswith("2 files look")

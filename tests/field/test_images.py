@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.support.segmentation import network, pipeline
 from unet_diffusion.cli import run
+from unet_diffusion.commands.doctor.examination import examine
 from unet_diffusion.commands.options.segment import Segment
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.segment import segment
@@ -176,3 +177,40 @@ def test_lossy_masks_say_so(field):
         for path in (folder / name).iterdir():
             found = decode_mask(path)
             assert (found.format, found.lossy) == (kind, lossy)
+
+
+@pytest.mark.parametrize(("inverted", "severity"), [({0, 1, 2, 3}, "note"), ({1, 3}, "warning"), (set(), None)])
+def test_masks_shown_with_0_as_white_are_said(tmp_path, inverted, severity):
+    """Black and white TIFF files of one bit, compressed as by a fax; PHOTOMETRIC is 0 where white is zero."""
+    marked = np.zeros((16, 16), dtype=np.uint8)
+    marked[4:9, 3:12] = 255
+    for number in range(4):
+        for folder, image in (("images", marked + number), ("masks", marked)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            options = {"compression": "group4", "tiffinfo": {262: int(number not in inverted)}}
+            written = Image.fromarray(image).convert("1") if folder == "masks" else Image.fromarray(image)
+            written.save(tmp_path / folder / f"{number}.tif", **(options if folder == "masks" else {}))
+    config = MaskedDataConfig(str(tmp_path / "images"), masks=str(tmp_path / "masks"), cache_dir=str(tmp_path / "c"))
+    found = [finding for finding in examine(config).findings if "show 0 as white" in finding.sentence]
+    assert [finding.severity for finding in found] == [severity] * bool(severity)
+    assert all(f"{len(inverted)} of 4" in finding.sentence for finding in found)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_masks_in_the_alpha_channel_alone_are_asked_about(tmp_path, channels):
+    marked = np.zeros((16, 16), dtype=np.uint8)
+    marked[4:12, 4:12] = 255
+    for number in range(4):
+        alpha = np.zeros((16, 16, channels), dtype=np.uint8)
+        alpha[:, :, -1] = 0 if number == 3 else marked
+        for folder, image in (("images", marked // 2 + number), ("masks", alpha)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / folder / f"{number}.png")
+    options = {"data": str(tmp_path / "images"), "masks": str(tmp_path / "masks"), "cache_dir": str(tmp_path / "c")}
+    assert "Does the alpha channel hold the mask? Then give mask_encoding='binary'" in str(
+        examine(MaskedDataConfig(**options)).questions
+    )
+    sets = load_masked(MaskedDataConfig(**options, mask_encoding="binary"))
+    assert sets.train.cache.counts.sum(axis=0).tolist() == [4 * 256 - 3 * 64, 3 * 64]
+    with pytest.raises(ValueError, match="every pixel of the masks is 0"):
+        load_masked(MaskedDataConfig(**options, mask_encoding="palette"))

@@ -379,3 +379,154 @@ def test_a_meaning_comes_back_from_json(field, load):
     assert found.keys_of(1) == [key for key, label in found.classes.items() if label == 1]
     with pytest.raises(ValueError, match="saved meaning of masks is .*, which cannot be read"):
         MaskEncoding.from_dict({"classes": []})
+
+
+# values without a background, and values that stand for no class
+
+
+def trimaps(folder, *values: int) -> None:
+    """Masks of three stripes, the first twice as wide as the others, for 8 images."""
+    images_for(folder / "images", 8)
+    save(folder / "masks", [blocks(values[0], *values)] * 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "advice"),
+    [
+        ((2, 1, 3), '--mask-colours "#010101" 0 "#020202" 1 "#030303" 2'),
+        ((1, 2, 255), '--mask-colours "#010101" 0 "#020202" 1 "#ffffff" 255'),
+    ],
+)
+def test_a_class_0_that_never_occurs_is_said_with_the_way_to_choose_classes(tmp_path, load, values, advice):
+    trimaps(tmp_path, *values)
+    folders = tmp_path / "images", tmp_path / "masks"
+    (warning,) = (f for f in examine(options_of(tmp_path, *folders)).findings if "class 0 does not occur" in str(f))
+    assert warning.severity == "warning" and str(warning).endswith(advice)
+    words = advice.replace('"', "").split()[1:]
+    colours = dict(zip(words[::2], map(int, words[1::2])))
+    sets = load(*folders, mask_colours=colours)
+    assert shares(sets.train) == ([0.25, 0.5, 0.25] if 3 in values else [0.5, 0.25])
+
+
+def test_a_trimap_becomes_object_background_and_ignored_border(tmp_path, load):
+    trimaps(tmp_path, 2, 1, 3)
+    colours = {"#020202": 0, "#010101": 1, "#030303": 255}
+    sets = load(tmp_path / "images", tmp_path / "masks", mask_colours=colours)
+    assert (sets.num_classes, shares(sets.train)) == (2, [0.5, 0.25])  # the rest is ignored
+
+
+def test_a_stated_number_of_classes_settles_values_from_1(tmp_path, load):
+    trimaps(tmp_path, 2, 1, 3)
+    folders = tmp_path / "images", tmp_path / "masks"
+    assert load(*folders, num_classes=4).num_classes == 4
+    findings = [str(found) for found in examine(options_of(tmp_path, *folders, num_classes=4)).findings]
+    assert f"warning: class 0 does not occur in the masks of {folders[0]} (train)." in findings
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 3}, {"class_names": ("pet", "ground", "border")}])
+def test_as_many_classes_as_values_from_1_are_asked_about(tmp_path, load, options):
+    trimaps(tmp_path, 2, 1, 3)
+    folders = tmp_path / "images", tmp_path / "masks"
+    with pytest.raises(
+        ValueError, match="masks hold 1..3, which would be 4 classes. .*'palette' makes each value a cl"
+    ):
+        load(*folders, **options)
+    assert shares(load(*folders, mask_encoding="palette", **options).train) == [0.25, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int64", "float32"])
+def test_large_numbers_of_objects_are_taken(tmp_path, load, dtype):
+    images_for(tmp_path / "images", 4)
+    (tmp_path / "masks").mkdir()
+    for number in range(4):
+        np.save(tmp_path / "masks" / f"{number}.npy", (blocks(0, 1, 2, 0) * 70000.0).astype(dtype))
+    folders = tmp_path / "images", tmp_path / "masks"
+    with pytest.raises(ValueError, match="masks hold 0, 70000, 140000.*'instances' if each value is one object"):
+        load(*folders)
+    sets = load(*folders, mask_encoding="instances")
+    assert shares(sets.train) == [0.5, 0.5]
+    assert np.unique(sets.train.cache.instances[0]).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("empty", "said"), [(-1, "where -1 stands"), (np.nan, "where it stands"), (-9999.0, "it stand")]
+)
+def test_what_stands_for_no_class_is_to_be_255(tmp_path, load, empty, said):
+    images_for(tmp_path / "images", 2)
+    (tmp_path / "masks").mkdir()
+    for number in range(2):
+        np.save(tmp_path / "masks" / f"{number}.npy", np.select([blocks(0, 1, 2, 0) == 2], [empty], 0))
+    with pytest.raises(ValueError, match=f"{said}.* for pixels without a class, write 255, which is ignored."):
+        load(tmp_path / "images", tmp_path / "masks")
+
+
+def test_soft_edges_of_several_classes_are_to_be_drawn_again(tmp_path, load):
+    images_for(tmp_path / "images", 4, (128, 128))
+    soft = Image.fromarray(blocks(0, 80, 160, 240, shape=(32, 32))).resize((128, 128), Image.Resampling.BILINEAR)
+    save(tmp_path / "masks", [soft] * 4)
+    with pytest.raises(ValueError, match="If more classes have soft edges, export the masks again, and resize them by"):
+        load(tmp_path / "images", tmp_path / "masks")
+
+
+# files that name the classes
+
+
+@pytest.mark.parametrize("header", ["name,r,g,b", "class_names, R, G, B", "name,red,green,blue"])
+def test_a_table_of_colours_gives_names_and_colours(tmp_path, load, header):
+    images_for(tmp_path / "images", 4)
+    colours = np.array([(0, 0, 0), (64, 128, 64), (192, 0, 128)], dtype=np.uint8)
+    save(tmp_path / "masks", [colours[blocks(0, 1, 2, 0)]] * 4)
+    rows = ["Archway, 192, 0, 128", "", "Bike,1,2,3", "Animal,64,128,64", "Void,0,0,0"]
+    (tmp_path / "class_dict.csv").write_text("\n".join([header, *rows]))
+    sets = load(tmp_path / "images", tmp_path / "masks")
+    assert sets.class_names == ("Void", "Archway", "Bike", "Animal")
+    assert shares(sets.train) == [0.5, 0.25, 0.0, 0.25]
+    assert any("class_dict.csv" in note for note in sets.encoding.notes)
+
+
+def test_other_tables_are_left_alone_and_faulty_ones_refused(tmp_path, load):
+    images_for(tmp_path / "images", 4)
+    save(tmp_path / "masks", [blocks(0, 1, 2, 0)] * 4)
+    (tmp_path / "class_dict.csv").write_text("label,name,r,g,b\n0,cat,1,2,3\n")
+    assert load(tmp_path / "images", tmp_path / "masks").class_names is None
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\ncat,1,2\n")
+    with pytest.raises(
+        ValueError, match="line 2 of .*class_dict.csv is 'cat:1,2', but must be name,red,green,blue as in"
+    ):
+        load(tmp_path / "images", tmp_path / "masks")
+
+
+def test_a_list_of_classes_names_indices(tmp_path, load):
+    images_for(tmp_path / "train", 4)
+    save(tmp_path / "masks", [blocks(0, 1, 2, 0)] * 4)
+    (tmp_path / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, dog\n3, cow\n")
+    sets = load(tmp_path / "train", tmp_path / "masks")
+    assert sets.class_names == ("background", "cat", "dog", "cow")
+    assert shares(sets.train) == [0.5, 0.25, 0.25, 0.0]
+    assert load(tmp_path / "train", tmp_path / "masks", num_classes=3).class_names is None
+    for text in ("Pixel Value, Class\n0, background\n1, cat\n", "Pixel Value, Class\n5, a\n6, b\n7, c\n", ""):
+        (tmp_path / "train" / "_classes.csv").write_text(text)
+        assert load(tmp_path / "train", tmp_path / "masks").class_names is None
+
+
+def test_a_list_of_classes_does_not_answer_for_lossy_masks(tmp_path, load):
+    images_for(tmp_path / "images", 4)
+    (tmp_path / "masks").mkdir()
+    for number in range(4):
+        Image.fromarray(blocks(0, 1, 2, 0)).save(tmp_path / "masks" / f"{number}.jpg")
+    (tmp_path / "masks" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, dog\n3, cow\n")
+    with pytest.raises(ValueError, match="4 of 4 masks are JPEG files, whose compression changes values"):
+        load(tmp_path / "images", tmp_path / "masks")
+
+
+def test_the_colour_of_class_0_is_said_where_none_is_black(tmp_path, load):
+    images_for(tmp_path / "images", 4)
+    colours = np.array([(255, 255, 255), (255, 0, 0), (0, 0, 0)], dtype=np.uint8)
+    save(tmp_path / "white", [colours[blocks(0, 1, 0, 0)]] * 4)
+    sets = load(tmp_path / "images", tmp_path / "white")
+    assert shares(sets.train) == [0.25, 0.75]
+    assert any("class 0, the background of most masks, is (255, 0, 0)" in note for note in sets.encoding.notes)
+    stated = load(tmp_path / "images", tmp_path / "white", mask_colours={"white": 0, "red": 1})
+    assert (shares(stated.train), stated.encoding.notes) == ([0.75, 0.25], ())
+    save(tmp_path / "black", [colours[blocks(2, 1, 2, 0)]] * 4)
+    assert load(tmp_path / "images", tmp_path / "black").encoding.notes == ()

@@ -1,7 +1,9 @@
 """Images and masks are paired as their names say, or it is asked; polygons are refused by that name."""
 
+import re
 import shutil
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +200,8 @@ def test_carvana_and_double_endings_and_one_label(field, tmp_path):
         ([f"{i}.png" for i in range(1, 11)], [f"{i:02d}.png" for i in range(1, 11)]),
         (["IMG_001.JPG", "IMG_002.JPG"], ["img_001.png", "img_002.png"]),
         ([f"{i}.png" for i in range(21, 29)], [f"{i}_2.png" for i in range(21, 29)]),
+        ([f"Scan {i} .PNG" for i in range(9)], [f"scan {i}.png" if i % 4 else f"Scan {i} .tif" for i in range(9)]),
+        (["a/B.png", "a/C.png"], ["A/b.png", "a/C.png"]),
         (["cat.png", "dog.png"], ["mask of cat.png", "mask of dog.png"]),
         (["ISIC_07.jpg"], ["ISIC_07_segmentation.png"]),
         (["patient1/a.png", "patient2/a.png"], ["patient1/a.png", "patient2/a.png"]),
@@ -509,3 +513,107 @@ def test_thousands_of_names_are_paired_in_linear_time():
     pairs, way = pair(images, masks)
     assert list(pairs.items()) == list(zip(images, masks))
     assert way == "by the part of their names that differs"
+
+
+def street(folder: Path, *splits: str) -> tuple[Path, Path]:
+    """Images and three kinds of masks of each, named as in Cityscapes."""
+    scenes = [f"{split}/{city}/{city}_00000{i}_000019" for split in splits for city in "ab" for i in range(3)]
+    kinds = ("color", "instanceIds", "labelIds")
+    save(folder / "leftImg8bit", *(f"{scene}_leftImg8bit.png" for scene in scenes))
+    save(folder / "gtFine", *(f"{scene}_gtFine_{kind}.png" for scene in scenes for kind in kinds), size=5)
+    return folder / "leftImg8bit", folder / "gtFine"
+
+
+def test_kinds_of_masks_of_each_image_are_listed_as_suffixes(tmp_path):
+    images, masks = street(tmp_path, "train")
+    kinds = ["_gtFine_color", "_gtFine_instanceIds", "_gtFine_labelIds"]
+    advice = f"image_suffix='_leftImg8bit' and one mask_suffix of {', '.join(map(repr, kinds))}, or "
+    with pytest.raises(ValueError, match=re.escape(advice)):
+        open_masked_source(images, masks=masks)
+    for kind in kinds:
+        options = {"masks": masks, "image_suffix": "_leftImg8bit", "mask_suffix": kind}
+        found = names(images, **options)
+        assert len(found) == 6
+        assert all(mask == image.replace("_leftImg8bit", kind) for image, mask in found.items())
+    notes = open_masked_source(images, **options).notes
+    assert len(set(notes)) == len(notes)
+
+
+def test_splits_below_several_folders_are_not_mixed(tmp_path):
+    images, _ = street(tmp_path, "train", "val")
+    message = "but the splits train, val lie in its subfolders gtFine, leftImg8bit, and .* mixed; give one of these as"
+    for options in ({}, {"image_suffix": "_leftImg8bit", "mask_suffix": "_gtFine_labelIds"}):
+        with pytest.raises(ValueError, match=message):
+            open_masked_source(images.parent, **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "warned"),
+    [
+        ("train/images", "val/masks", True),
+        ("images/training", "masks/Validation", True),
+        ("train/images", "train/masks", False),
+        ("train/images", "masks/training", False),
+        ("images/val", "masks", False),
+    ],
+)
+def test_masks_of_another_split_are_warned_of(tmp_path, images, masks, warned):
+    home = tmp_path / "test" / "data"  # both lie in it, so that it says nothing
+    save(home / images, "a.png", "b.png")
+    save(home / masks, "a.png", "b.png")
+    report = examine(MaskedDataConfig(str(home / images), masks=str(home / masks), cache_dir=str(tmp_path / "cache")))
+    assert ("names another split; check the pairs" in str(report)) == warned
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_outlines_of_imagej_are_named(tmp_path, archive):
+    save(tmp_path / "images", "a.png")
+    (tmp_path / "rois").mkdir()
+    if archive:
+        with zipfile.ZipFile(tmp_path / "rois" / "a_RoiSet.zip", "w") as written:
+            written.writestr("0001-0002.roi", b"Iout")
+    else:
+        (tmp_path / "rois" / "a.roi").write_bytes(b"Iout")
+    with pytest.raises(ValueError, match="holds outlines of ImageJ, but masks must be images. Make .* Create Mask"):
+        open_masked_source(tmp_path / "images", masks=tmp_path / "rois")
+
+
+def test_folders_of_masks_come_before_polygons_beside_them(tmp_path):
+    """An export of Supervisely: images, polygons, and masks of two kinds."""
+    names = [f"{i}.png" for i in range(3)]
+    save(tmp_path / "img", *names)
+    for folder in ("masks_human", "masks_machine"):
+        save(tmp_path / folder, *names, size=5)
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann" / "0.png.json").write_text('{"objects": [{"classTitle": "cat", "points": {"exterior": []}}]}')
+    with pytest.raises(
+        ValueError, match=r"If the masks are those in \S*/masks_human or \S*/masks_machine, give masks="
+    ):
+        open_masked_source(tmp_path)
+    with pytest.raises(ValueError, match="holds polygons of Supervisely"):
+        open_masked_source(tmp_path / "img", masks=tmp_path / "ann")
+
+
+def test_several_masks_beside_a_suffix_of_images_are_merged_as_advised(tmp_path):
+    save(tmp_path / "images", *(f"{i}_photo.png" for i in range(3)))
+    save(tmp_path / "masks", *(f"{i}_{kind}.png" for i in range(3) for kind in ("cell", "core")), size=5)
+    with pytest.raises(
+        ValueError, match="give image_suffix='_photo' and one mask_suffix of '_cell', '_core', or else ma"
+    ):
+        open_masked_source(tmp_path / "images", masks=tmp_path / "masks")
+    options = {"masks": tmp_path / "masks", "image_suffix": "_photo", "masks_per_image": "classes"}
+    assert open_masked_source(tmp_path / "images", **options).class_names == ("background", "cell", "core")
+
+
+@pytest.mark.parametrize("opaque", [255, 128])
+@pytest.mark.parametrize("per_image", ["objects", "classes"])
+def test_objects_in_the_alpha_channel_of_files_of_their_own(tmp_path, per_image, opaque):
+    save(tmp_path / "images", "a.png", "b.png", size=8)
+    for name in ("a_x", "a_y", "b_x", "b_y"):
+        pixels = np.zeros((8, 8, 4), dtype=np.uint8)
+        pixels[slice(0, 2) if name.endswith("x") else slice(4, 8), :, 3] = opaque
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "masks" / f"{name}.png")
+    right = [0.25, 0.75] if per_image == "objects" else [0.25, 0.25, 0.5]
+    count, found = share(tmp_path, tmp_path / "images", masks=tmp_path / "masks", masks_per_image=per_image)
+    assert (count, found) == (2, right)

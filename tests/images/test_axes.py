@@ -70,7 +70,7 @@ def test_an_order_that_is_not_plain_is_asked(shape, says, tmp_path):
 
 
 @pytest.mark.parametrize("axes", [None, "HWC", "CHW"])
-@pytest.mark.parametrize("shape", [(12, 64, 48, 3), (1, 1, 64, 48)])
+@pytest.mark.parametrize("shape", [(12, 64, 48, 3), (2, 3, 64, 48)])
 def test_four_axes_are_not_one_image(shape, axes):
     for source in (counted(*shape), npy(counted(*shape))):
         with pytest.raises(ValueError, match=rf"shape \({', '.join(map(str, shape))}\).*a file or an array of its own"):
@@ -173,3 +173,14 @@ def test_a_mask_of_one_channel_needs_no_axes():
     for array in (mask, mask[None], mask[:, :, None]):
         for axes in (None, "CHW"):
             assert np.array_equal(decode_mask(npy(array), axes=axes).keys, mask)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 48), (1, 64, 48, 1), (1, 1, 64, 48, 1), (64, 48, 1, 1)])
+def test_axes_of_length_1_beyond_three_are_dropped(shape):
+    array = counted(*shape)
+    for source in (array, npy(array)):
+        assert np.array_equal(decode_mask(source).keys, array.reshape(64, 48))
+        axes = None if shape[-1] == 1 else "CHW"
+        assert np.array_equal(decode_image(source, axes=axes), array.reshape(64, 48, 1))
+    with pytest.raises(ValueError, match=r"has shape \(2, 3, 64, 48\), but an image is .*store each image in a file"):
+        decode_mask(npy(counted(2, 3, 64, 48)))

@@ -209,7 +209,7 @@ def test_arrays_of_other_dtypes():
         (np.array([[-1]]), "-1"),
         (np.array([[70000]]), "70000"),
         (np.zeros((2, 3), dtype=complex), "complex"),
-        (np.zeros((1, 2, 3, 3)), "shape"),
+        (np.zeros((2, 2, 3, 3)), "shape"),
         (np.zeros((0, 3)), "shape"),
         (np.array([[np.nan]]), "NaN"),
         (np.array([[1e300]]), "infinite"),

@@ -115,7 +115,10 @@ def test_a_channel_for_each_class_is_not_taken_for_colours_with_alpha(channels):
 def test_files_that_are_not_masks_are_refused():
     for source, message in (
         (np.array([[0.0, 0.37]]), "0.37, but classes are whole numbers"),
-        (np.array([[0.5, -1.0]]), r"-1, but classes are whole numbers from 0 up\.$"),
+        (
+            np.array([[0.5, -1.0]]),
+            "-1, but classes are whole numbers from 0 up; where it stands for pixels without a class, write 255",
+        ),
         (np.array([[0.0, np.nan]]), "NaN"),
         (b"", "empty"),
         (encoded(Image.new("P", (50, 50)))[:60], "cannot be decoded"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_diffusion.data.folders import IMAGE_SUFFIXES
+from unet_diffusion.data.folders import IMAGE_SUFFIXES, masks_among
 from unet_diffusion.files import readable
 
 logger = logging.getLogger(__name__)
@@ -19,10 +19,12 @@ class Inputs:
     Attributes:
         paths: absolute, each once, in the order in which they were named.
         missing: a sentence for each input without an image.
+        masks: files of folders that are left out, since they look like masks of the others.
     """
 
     paths: tuple[Path, ...]
     missing: tuple[str, ...]
+    masks: tuple[Path, ...] = ()
 
     def names(self) -> dict[Path, str]:
         """Returns a name for the outputs of each image: its stem, and a number where several images share it.
@@ -45,6 +47,13 @@ class Inputs:
 
         A failure is logged at once, and the others go on. The paths may be wrapped in a progress bar.
         """
+        if self.masks:
+            logger.warning(
+                "%d files look like masks of the others, such as %s, and are left out; name them by a pattern to take "
+                "them",
+                len(self.masks),
+                readable(str(self.masks[0])),
+            )
         failures = list(self.missing)
         for path in paths:
             try:
@@ -68,27 +77,34 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
     """Finds the image files behind files, folders (with their subfolders) and globs.
 
     A named file is taken whatever its suffix; of a folder, the files with the suffix of an image format. Files of the
-    output folder are left out.
+    output folder are left out, and so are those of a folder that look like masks of its other files.
 
     Raises:
         ValueError: no image at all.
     """
-    found = {given: _matches(given, output) for given in inputs}
+    masks: list[Path] = []
+    found = {given: _matches(given, output, masks) for given in inputs}
     paths = tuple(dict.fromkeys(path for matches in found.values() for path in matches))
     if not paths:
         raise ValueError(f"inputs are {', '.join(found)}, but there is no image outside of {output}.")
     missing = [f"{given}: there is no such file, and no image in it" for given, matches in found.items() if not matches]
-    return Inputs(paths, tuple(missing))
+    left_out = {mask.absolute(): None for mask in masks}.keys() - set(paths)
+    return Inputs(paths, tuple(missing), tuple(sorted(left_out)))
 
 
-def _matches(given: str, output: Path) -> list[Path]:
+def _matches(given: str, output: Path, masks: list[Path]) -> list[Path]:
+    """Returns the images behind one input; adds those of folders that look like masks to `masks`."""
     path = Path(given).expanduser()
     matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     files = []
     for match in matches:
         if match.is_dir():
             inside = sorted(file for file in match.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            files += [file for file in inside if file.is_file() and not file.name.startswith(".")]
+            inside = [file for file in inside if file.is_file() and not file.name.startswith(".")]
+            of_others = masks_among(match, inside)
+            masks += of_others
+            left_out = set(of_others)
+            files += [file for file in inside if file not in left_out]
         else:
             files.append(match)
     results = output.resolve()

@@ -1,7 +1,8 @@
-"""Annotations that are not images: polygons and boxes. They are recognised, so that an error can say what they are."""
+"""Annotations that are not images: polygons, outlines and boxes, recognised so that an error can say what they are."""
 
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ HEAD = 1 << 20  # characters of a file that are looked at
 HOW_TO = (
     "Draw them into mask files first, as docs/segmentation.md shows under 'Polygons to masks', and give their folder."
 )
+IMAGEJ = "outlines of ImageJ"
+FROM_IMAGEJ = "Make a mask of them there, by Edit > Selection > Create Mask, and give the folder of the masks."
 CELLPOSE = (
     "it is the pickled file of Cellpose's window, which is not opened, since pickles can run code. Save the masks from "
     "that window by File > Save masks as PNG/TIFF, and give those"
@@ -31,6 +34,8 @@ BOX = 4  # numbers behind the class in a line of a YOLO box
 def annotation_kind(file: Path) -> str | None:
     """Returns what a file of annotations holds, such as "polygons of labelme"; None for other files."""
     ending = file.suffix.lower()
+    if ending == ".roi" or (ending == ".zip" and _holds_outlines(file)):
+        return IMAGEJ
     if ending not in (".json", ".geojson", ".txt", ".xml"):
         return None
     try:
@@ -41,6 +46,16 @@ def annotation_kind(file: Path) -> str | None:
     if ending == ".txt":
         return _of_text(text)
     return _of_xml(text) if ending == ".xml" else _of_json(text)
+
+
+def _holds_outlines(file: Path) -> bool:
+    """Returns whether an archive is what the ROI manager of ImageJ saves."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            return names != [] and all(name.endswith(".roi") for name in names)
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _of_json(text: str) -> str | None:
@@ -82,7 +97,8 @@ def refuse_annotations(place: Path) -> None:
     """Raises a ValueError if a file, or a file in a folder, holds annotations that are not images."""
     seen = find_annotation(place) if place.is_dir() else (place, annotation_kind(place))
     if seen is not None and seen[1] is not None:
-        raise ValueError(f"{seen[0]} holds {seen[1]}, but masks must be images. {HOW_TO}")
+        how_to = FROM_IMAGEJ if seen[1] == IMAGEJ else HOW_TO
+        raise ValueError(f"{seen[0]} holds {seen[1]}, but masks must be images. {how_to}")
 
 
 def is_cellpose_pickle(file: Path) -> bool:

@@ -26,10 +26,15 @@ IMAGE_SUFFIXES = frozenset({
     ".avif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".npy",
 })
 # fmt: on
-SPLIT_FOLDERS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing"})
+SPLIT_FOLDERS = {  # usual names of subfolders, and the split that each means
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the imagefolder of `datasets`
 ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".7z", ".rar", ".xz"})
-UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA})  # files that nobody misses
+CLASS_FILES = ("labelmap.txt", "class_dict.csv", "_classes.csv")  # names of the classes of masks
+UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA, *CLASS_FILES})  # files that nobody misses
 # fmt: off
 MASK_WORDS = frozenset({
     "mask", "masks", "label", "labels", "annotation", "annotations", "annot", "gt", "groundtruth",
@@ -188,21 +193,32 @@ def _home_of_split(folder: Path, split: str, tops: Collection[str]) -> Path:
         if name.lower() == split.lower() and (are_splits or split != "train"):
             return folder / name
     if are_splits:
-        raise ValueError(f"split is {split!r}, but {folder} has the subfolders {', '.join(map(readable, tops))}.")
+        raise ValueError(
+            f"split is {split!r}, but {folder} has the subfolders {', '.join(map(readable, tops))}; give one of them "
+            "as split."
+        )
     check_only_split(str(folder), split)
     return folder
 
 
 def _refuse_splits_one_level_down(folder: Path, tops: dict[str, int], files: list[Path]) -> None:
-    if len(tops) != 1 or sum(tops.values()) != len(files):
+    """Raises a ValueError if all subfolders hold splits alone, and more than one, or the only subfolder does."""
+    names: set[str] = set()
+    for file in files:
+        parts = file.relative_to(folder).parts
+        if len(parts) < 3 or parts[1].lower() not in SPLIT_FOLDERS:
+            return
+        names.add(parts[1])
+    if len(tops) > 1 and len(names) == 1:
         return
-    inner = folder / next(iter(tops))
-    names = list(top_folders(inner, files))
-    if names and all(name.lower() in SPLIT_FOLDERS for name in names):
-        raise ValueError(
-            f"data is {readable(str(folder))}, but the splits {', '.join(names)} lie in its subfolder "
-            f"{readable(inner.name)}, and their images would be mixed; give data {readable(str(inner))}."
-        )
+    subfolders = f"subfolder{'s' * (len(tops) > 1)} {', '.join(map(readable, tops))}"
+    last = (
+        f"; give data {readable(str(folder / next(iter(tops))))}." if len(tops) == 1 else "; give one of these as data."
+    )
+    raise ValueError(
+        f"data is {readable(str(folder))}, but the splits {', '.join(sorted(names))} lie in its {subfolders}, and "
+        f"their images would be mixed{last}"
+    )
 
 
 def _no_image(home: Path, others: list[Path], runs: list[Path]) -> ValueError:
@@ -257,6 +273,20 @@ def check_no_masks_among(home: Path, files: list[Path]) -> None:
         advice = f"Give data {images}, and for segmentation also masks {masks}. If they are classes, give label_column "
         advice += "'label'."
     raise ValueError(f"data is {home}, but {masks} looks like masks of the images in {images}. {advice}")
+
+
+def masks_among(home: Path, files: Collection[Path]) -> list[Path]:
+    """Returns the files that look like masks of others: `a_mask.png` beside `a.png`, or `masks/a.png` and `a.jpg`."""
+    stems = {(file.parent, file.stem) for file in files}
+    in_masks = {folder: any(map(looks_like_masks, folder.relative_to(home).parts)) for folder, _ in stems}
+    of_images = {stem for folder, stem in stems if not in_masks[folder]}
+
+    def is_mask(file: Path) -> bool:
+        match = MASK_SUFFIX.search(file.stem)
+        base = file.stem if match is None else file.stem[: match.start()]
+        return (match is not None and (file.parent, base) in stems) or (in_masks[file.parent] and base in of_images)
+
+    return [file for file in files if is_mask(file)]
 
 
 def _clashes(folder: Path, names: list[str], with_images: Collection[Path]) -> list[tuple[Path, Path]]:

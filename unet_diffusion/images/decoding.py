@@ -23,6 +23,8 @@ DTypeName: TypeAlias = Literal["uint8", "uint16", "float32"]  # of decoded image
 PixelReading: TypeAlias = Literal["image", "values", "colours"]
 
 LARGEST = {"uint8": 255, "uint16": 65535}
+LARGEST_OF_MASKS = (1 << 24) - 1  # number of an object; floats hold all integers up to it
+NOT_A_CLASS = "; where it stands for pixels without a class, write 255, which is ignored"
 MAX_PIXELS = "UNET_DIFFUSION_MAX_PIXELS"  # environment variable that sets PIL.Image.MAX_IMAGE_PIXELS
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -89,8 +91,8 @@ def decode_image(source: ImageLike, *, axes: AxisOrder | None = None, channels: 
     largest value. Masks keep the stored values (`decode_mask`).
 
     The axes that a TIFF names are followed, and depth or time are refused. Arrays, `.npy` files included, are (H, W),
-    (H, W, C) or (C, H, W). The pages of a TIFF that does not say what they are are its channels. Where the
-    order is not clear, an error asks for `axes`.
+    (H, W, C) or (C, H, W); of more axes, those of length 1 are dropped. The pages of a TIFF that does not say what they
+    are are its channels. Where the order is not clear, an error asks for `axes`.
 
     Args:
         source: a PIL image, an array, the bytes of a file, a path or URL, or the `{"bytes", "path"}` of a
@@ -131,7 +133,8 @@ def decode(
     if isinstance(source, np.ndarray):
         name = "the array"
         try:
-            decoded = Decoded(source.transpose(_places(source.shape, request)))
+            array = source.reshape(_without_ones(source.shape))
+            decoded = Decoded(array.transpose(_places(array.shape, request)))
         except Question as error:
             raise Question(error.question, f"{name} is unclear: {error.found}") from error
         except ValueError as error:
@@ -142,7 +145,7 @@ def decode(
     else:
         data, name = read_bytes(source)
         decoded = _decode_bytes(data, name, request)
-    return replace(decoded, pixels=_checked(decoded.pixels, name))
+    return replace(decoded, pixels=_checked(decoded.pixels, name, of_mask=reading != "image"))
 
 
 def pixel_limit() -> int | None:
@@ -220,10 +223,19 @@ def _decode_npy(data: bytes, request: Request) -> Decoded:
         raise ValueError("it holds Python objects, which are pickled, and nothing is unpickled; save numbers.")
     if math.prod(shape) * dtype.itemsize > len(data):
         raise ValueError(f"it is truncated: its header states {shape} values of {dtype}, but it has {len(data)} bytes.")
+    shape = _without_ones(shape)
     places = _places(shape, request)
     height, width, channels = (*(shape[place] for place in places), 1, 1, 1)[:3]
     _check_pixel_count(width, height, channels)
-    return Decoded(np.load(io.BytesIO(data), allow_pickle=False).transpose(places), format="NPY")
+    return Decoded(np.load(io.BytesIO(data), allow_pickle=False).reshape(shape).transpose(places), format="NPY")
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a shape of more than three axes without the first of length 1, such as one moment and one depth."""
+    axes = list(shape)
+    while len(axes) > 3 and 1 in axes:
+        axes.remove(1)
+    return tuple(axes)
 
 
 def _places(shape: tuple[int, ...], request: Request, unnamed_pages: bool = False) -> tuple[int, ...]:
@@ -412,8 +424,11 @@ def _planes(series: Any, request: Request) -> tuple[np.ndarray, bool]:
     return series.asarray().reshape(shape).transpose(places), others not in ("", "S") and places != (0, 1, 2)
 
 
-def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
-    """Checks pixels (H, W) or (H, W, C), and returns them contiguous, (H, W, C), in one of the three dtypes."""
+def _checked(pixels: np.ndarray, name: str, of_mask: bool = False) -> np.ndarray:
+    """Checks pixels (H, W) or (H, W, C), and returns them contiguous, (H, W, C), in one of the three dtypes.
+
+    Masks of one channel may also be uint32, up to `LARGEST_OF_MASKS`.
+    """
     if pixels.ndim not in (2, 3) or pixels.size == 0:
         fix = "; store each image in a file or an array of its own" if pixels.ndim > 3 else ""
         raise ValueError(
@@ -426,11 +441,14 @@ def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
         with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused below
             pixels = pixels.astype(np.float32)
         if not np.isfinite(pixels).all():
-            raise ValueError(f"{name} has pixels that are NaN or infinite.")
+            raise ValueError(f"{name} has pixels that are NaN or infinite{NOT_A_CLASS if of_mask else ''}.")
     elif pixels.dtype.kind not in "ui":
         raise ValueError(f"{name} holds {pixels.dtype}; images hold integers of up to 16 bits or floats.")
     elif pixels.dtype != np.uint8:
-        if pixels.min() < 0 or pixels.max() > LARGEST["uint16"]:
-            raise ValueError(f"{name} holds {pixels.min()} to {pixels.max()}, but integers must be from 0 to 65535.")
-        pixels = pixels.astype(np.uint16)
+        low, high, numbers = pixels.min(), pixels.max(), of_mask and pixels.size == math.prod(pixels.shape[:2])
+        largest = LARGEST_OF_MASKS if numbers else LARGEST["uint16"]
+        if low < 0 or high > largest:
+            fix = NOT_A_CLASS.replace("it stands", f"{low} stands") if of_mask and low < 0 else ""
+            raise ValueError(f"{name} holds {low} to {high}, but integers must be from 0 to {largest}{fix}.")
+        pixels = pixels.astype(np.uint16 if high <= LARGEST["uint16"] else np.uint32)
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])

@@ -13,13 +13,13 @@ import numpy as np
 
 from unet_diffusion.checks import Question
 from unet_diffusion.images.axes import AxisOrder
-from unet_diffusion.images.decoding import LARGEST, Decoded, decode
+from unet_diffusion.images.decoding import LARGEST, LARGEST_OF_MASKS, NOT_A_CLASS, Decoded, decode
 from unet_diffusion.images.fetching import ImageLike
 
 Colour: TypeAlias = tuple[int, int, int]
 MaskReading: TypeAlias = Literal["values", "colours", "brightness"]
 
-COLOURED = 1 << 24  # added to red * 65536 + green * 256 + blue in the key of a colour that is not grey
+COLOURED = LARGEST_OF_MASKS + 1  # added to red * 65536 + green * 256 + blue in the key of a colour that is not grey
 MOST_RUNS = 6  # of keys in a message
 QUARTER_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
@@ -50,8 +50,9 @@ def decode_mask(source: ImageLike, *, reading: MaskReading = "values", axes: Axi
 
     "brightness": how bright each pixel is, 0 to 255, or to 65535 for 16 bits, for two classes with soft edges. Grey
     images give their values, floats up to 1 times 255, colour images the largest of their channels, and all are
-    multiplied by alpha. Palette images with a palette of greys give the greys; with colours, they give 0 for index
-    0, and 255 for the one other index that a mask may have, so that red on white is not turned round.
+    multiplied by alpha; where all is black, alpha itself counts, if it varies. Palette images with a palette of greys
+    give the greys; with colours, they give 0 for index 0, and 255 for the one other index that a mask may have, so that
+    red on white is not turned round.
 
     Stored values count: a TIFF in which white is zero, as Fiji writes masks, is not turned round, at any number of
     bits. Bits of such a TIFF give 0 where they are 0, and 255 where they are 1.
@@ -90,12 +91,21 @@ def decode_instances(source: ImageLike, *, axes: AxisOrder | None = None) -> np.
 
 
 def instance_numbers(mask: DecodedMask) -> np.ndarray:
-    """Returns the keys of a mask as instance numbers, uint16 (H, W); raises a ValueError if they are colours."""
-    if mask.keys.max() > LARGEST["uint16"]:
+    """Returns the keys of a mask as instance numbers, uint16 (H, W); larger numbers are replaced, in their order.
+
+    Raises:
+        ValueError: the keys are colours, or there are more than 65535 objects.
+    """
+    if mask.keys.max() >= COLOURED:
         raise ValueError(
             "the instance map is in colour, but must have one channel of instance numbers, 0 for the background."
         )
-    return mask.keys.astype(np.uint16)
+    if mask.keys.max() <= LARGEST["uint16"]:
+        return mask.keys.astype(np.uint16)
+    numbers, places = np.unique(np.append(mask.keys, 0), return_inverse=True)  # 0 keeps its place
+    if len(numbers) > LARGEST["uint16"] + 1:
+        raise ValueError(f"the instance map has {len(numbers) - 1} objects, but at most 65535 are possible; cut it.")
+    return places[:-1].reshape(mask.keys.shape).astype(np.uint16)
 
 
 def fit_orientation(labels: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
@@ -160,13 +170,14 @@ def _keys(decoded: Decoded, colours: bool) -> tuple[np.ndarray, dict[int, Colour
 
 
 def _whole(pixels: np.ndarray) -> np.ndarray:
-    outside = pixels[(pixels < 0) | (pixels > LARGEST["uint16"])]
+    outside = pixels[(pixels < 0) | (pixels > LARGEST_OF_MASKS)]
     fractions = pixels[pixels != np.floor(pixels)]
     if outside.size or fractions.size:
         wrong = (outside if outside.size else fractions).flat[0]
-        fix = "" if outside.size else "; give mask_encoding='binary' if there are two classes, to split them at half"
+        fix = "; give mask_encoding='binary' if there are two classes, to split them at half; else resize masks by "
+        fix = NOT_A_CLASS if outside.size else f"{fix}nearest neighbour"
         raise ValueError(f"the mask holds the value {wrong:g}, but classes are whole numbers from 0 up{fix}.")
-    return pixels.astype(np.uint16)
+    return pixels.astype(np.uint32)
 
 
 def _brightness(decoded: Decoded) -> tuple[np.ndarray, dict[int, Colour]]:
@@ -181,6 +192,8 @@ def _brightness(decoded: Decoded) -> tuple[np.ndarray, dict[int, Colour]]:
         raise _no_colours(pixels, _reason(pixels))
     if channels == 3:
         return pixels.max(axis=2).astype(np.int64), {}
+    if _is_shape_of_alpha(pixels):
+        return pixels[:, :, -1].astype(np.int64), {}
     values, opaque = pixels[:, :, :-1].max(axis=2).astype(np.int64), LARGEST[pixels.dtype.name]
     return (values * pixels[:, :, -1] + opaque // 2) // opaque, {}
 
@@ -234,6 +247,12 @@ def _colour_keys(pixels: np.ndarray, colours: bool) -> np.ndarray:
     """Returns the keys (H, W) of pixels (H, W, C); values 0 and 1 count as colours only if `colours` says so."""
     eight_bits = pixels.dtype == np.uint8 and (colours or pixels.max() > 1)
     if pixels.shape[2] in (2, 4) and eight_bits:
+        if not colours and _is_shape_of_alpha(pixels):
+            raise Question(
+                "Does the alpha channel hold the mask? Then give mask_encoding='binary', and what is transparent is "
+                "class 0. With mask_encoding='palette', transparent pixels are black as well.",
+                "all of the mask is black, and a part of it transparent",
+            )
         pixels = _without_alpha(pixels)
     channels = pixels.shape[2]
     is_grey = (pixels == pixels[:, :, :1]).all()
@@ -270,6 +289,12 @@ def _without_alpha(pixels: np.ndarray) -> np.ndarray:
     if _is_class_per_channel(pixels):
         raise _no_colours(pixels, "a channel for each class is not read")
     return np.where(alpha == 0, 0, pixels[:, :, :-1]).astype(np.uint8)
+
+
+def _is_shape_of_alpha(pixels: np.ndarray) -> bool:
+    """Returns whether only the last channel distinguishes pixels: the rest is black."""
+    alpha = pixels[:, :, -1]
+    return bool(alpha.min() < alpha.max() and not pixels[:, :, :-1].any())
 
 
 def _is_class_per_channel(pixels: np.ndarray) -> bool:

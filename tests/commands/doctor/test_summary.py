@@ -279,6 +279,7 @@ def test_masks_that_hardly_differ_are_reported_but_not_objects_that_move(tmp_pat
         "moving": [disc(6 * shift, 20) for shift in (-1, 0, 1, 2)],
         "small": [disc(shift, 5) for shift in (0, 1, 0, 1)],
         "two": view[:2],
+        "street": [np.where(rows + columns < 6, 0, disc(9 * shift, 9) // 255 + 1) for shift in (-2, 0, 1, 2)],
     }.items():
         assert warning not in str(examine(masked(tmp_path / name, others))), name
 
@@ -290,3 +291,28 @@ def test_classes_that_never_occur_take_one_line(tmp_path):
     assert str(warning) == (f"warning: classes 1 to 37, 39 do not occur in the masks of {config.data} (train).")
     config.class_names = tuple(f"c{label}" for label in range(39)) + ("tumour",)
     assert "c37, tumour) do not occur" in str(examine(config))
+
+
+def test_classes_between_others_at_soft_edges_are_suspected_but_not_hard_edges(tmp_path):
+    rows, columns = np.ogrid[:64, :64]
+
+    def discs(side: int, *values: int) -> np.ndarray:
+        mask, unit = np.zeros((side, side), dtype=np.uint8), side // 8
+        for place, value in enumerate(values):
+            y, x = np.ogrid[:side, :side]
+            mask[(x - (2 * place + 1) * unit) ** 2 + (y - 4 * unit) ** 2 <= (unit - 1) ** 2] = value
+        return mask
+
+    def resized(mask: np.ndarray, how: Image.Resampling) -> np.ndarray:
+        return np.asarray(Image.fromarray(mask).resize((64, 64), how))
+
+    small, large = discs(32, 1, 2, 3, 1), discs(128, 4, 3, 2, 1)
+    layers = (np.ogrid[:64, :64][0] // 2 % 9).astype(np.uint8).repeat(64, axis=1)
+    ring = np.select([np.hypot(rows - 32, columns - 32) < radius for radius in (20, 21)], [2, 1], 0).astype(np.uint8)
+    ring[:4] = 3
+    soft = [resized(mask, Image.Resampling.BILINEAR) for mask in (small, large)]
+    hard = [discs(64, 3, 1, 2, 4), resized(small, Image.Resampling.NEAREST), layers, ring]
+    for number, (mask, warned) in enumerate([*((mask, True) for mask in soft), *((mask, False) for mask in hard)]):
+        images = [np.full((64, 64), value, dtype=np.uint8) for value in range(3)]
+        config = masked(tmp_path / str(number), [mask] * 3, images, mask_encoding="indices")
+        assert ("often lie as thin lines between" in str(examine(config))) == warned, number

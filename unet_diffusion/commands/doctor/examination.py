@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from unet_diffusion.commands.doctor.summary import Section, Summary
 from unet_diffusion.commands.doctor.understanding import describe_images, describe_masks
 from unet_diffusion.data import sets
 from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.folders import SPLIT_FOLDERS
 from unet_diffusion.data.masked import sets as masked_sets
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding
@@ -130,6 +132,7 @@ def _judge_masks(config: MaskedDataConfig, examined: list[Examined]) -> tuple[li
         of_part, unclear = _encoding_of(config, each, encoding)
         found += unclear
         sections.append(describe_masks(*_mask_source(config, each), each.facts, of_part, config.class_names))
+        found += _of_another_split(config, each)
         orphans = [path.name for path in each.orphans]
         found += about("warning", f"masks of {each.name} that have no image: {{count}}.", orphans)
         found += mask_findings(each.facts, each.name, config, of_part)
@@ -153,6 +156,23 @@ def _mask_source(config: MaskedDataConfig, examined: Examined) -> tuple[str, str
     if examined.part == "train":
         return "masks", config.masks or examined.name
     return "validation masks", config.validation_masks or config.masks or examined.name
+
+
+def _of_another_split(config: MaskedDataConfig, examined: Examined) -> list[Finding]:
+    """Finds masks whose folder names another split than that of their images: images in train, masks in val."""
+    of_train = examined.part == "train"
+    images, masks = (config.data, config.masks) if of_train else (config.validation_data, config.validation_masks)
+    if not isinstance(images, str) or not isinstance(masks, str):
+        return []
+    parts = [Path(folder).expanduser().resolve().parts for folder in (images, masks)]
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*parts)))
+    splits = [
+        {SPLIT_FOLDERS[part.lower()] for part in each[shared:] if part.lower() in SPLIT_FOLDERS} for each in parts
+    ]
+    if not all(splits) or splits[0] & splits[1]:
+        return []
+    sentence = f"the images lie in {images}, but their masks in {masks}, which names another split; check the pairs."
+    return [Finding("warning", sentence)]
 
 
 def _encoding_of(

@@ -10,11 +10,13 @@ from unet_diffusion.commands.doctor.understanding import spans
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.meaning import settled_encoding
+from unet_diffusion.data.masked.questions import each_of_values
 from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
 RARE = 0.01  # share of the pixels; a class with less is called rare
+SLOPED = 0.05  # share of the changes from pixel to pixel, from which on a value often lies between two others
 LARGE = SKETCHED**2 // 8  # pixels of a sketch; in smaller objects it shows too little
 ALIKE = 0.9  # intersection over union of the sketches of masks that are nearly the same
 FEWEST_ALIKE = 3  # masks
@@ -57,7 +59,12 @@ def mask_findings(
         for fact in facts
         if fact.mask_size != (0, 0) and fact.size not in ((0, 0), fact.mask_size)
     ]
-    found += about(severity, f"masks of {name} of another size than their image: {{count}}.", sizes)
+    found += about(
+        severity,
+        f"masks of {name} of another size than their image: {{count}}. Export them again at the size of the images; to "
+        "resize masks, take nearest neighbour, which mixes no classes.",
+        sizes,
+    )
     found += about(
         "note",
         f"images of {name} that state an EXIF orientation while their masks state none: {{count}}. The masks are taken "
@@ -70,7 +77,7 @@ def mask_findings(
         [f"{fact.name}: {fact.overlap} pixels" for fact in facts if fact.overlap],
     )
     masked = [fact for fact in facts if fact.keys]
-    found += _palettes(masked, name) + _likeness(masked, name)
+    found += _palettes(masked, name) + _shown_inverted(masked, name) + _likeness(masked, name, encoding)
     if encoding is None or not masked:
         return found
     if encoding.kind != "binary":
@@ -80,7 +87,7 @@ def mask_findings(
             "again as PNG from what they were drawn with.",
             [f"{fact.name}: {fact.lossy}" for fact in masked if fact.lossy],
         )
-    return found + _classes(masked, name, encoding, config)
+    return found + _slopes(masked, name) + _classes(masked, name, encoding, config)
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -100,6 +107,34 @@ def _palettes(masked: list[RowFacts], name: str) -> list[Finding]:
         "give mask_encoding='palette' to read colours."
     )
     return about("error", sentence, different)
+
+
+def _shown_inverted(masked: list[RowFacts], name: str) -> list[Finding]:
+    """Finds TIFF files that show 0 as white, which matters most if others show it as black."""
+    inverted = [fact.name for fact in masked if fact.white_is_zero]
+    start = (
+        f"masks of {name} whose files show 0 as white: {{count}} of {len(masked)}. Their stored values count, so that"
+    )
+    if len(inverted) == len(masked):
+        return about("note", f"{start} what looks black has the highest value.", inverted)
+    sentence = f"{start} what looks alike may be another class in the others; store all in one way."
+    return about("warning", sentence, inverted)
+
+
+def _slopes(masked: list[RowFacts], name: str) -> list[Finding]:
+    """Finds masks of classes that were resized with interpolation, which puts classes between others."""
+    changes = sum(fact.changes for fact in masked)
+    ramps: Counter[int] = Counter()
+    for fact in masked:
+        ramps.update(dict(fact.ramps))
+    between = sorted(value for value, count in ramps.items() if count >= SLOPED * changes)
+    if len(between) < 2:
+        return []
+    sentence = (
+        f"the values {spans(between)} of the masks of {name} often lie as thin lines between lower and higher ones, as "
+        "after resizing with interpolation, which puts classes where none are; resize masks by nearest neighbour."
+    )
+    return [Finding("warning", sentence)]
 
 
 def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: MaskedDataConfig) -> list[Finding]:
@@ -160,8 +195,11 @@ def _binary_as_indices(
     return about("warning", sentence, suspects)
 
 
-def _likeness(masked: list[RowFacts], name: str) -> list[Finding]:
-    """Finds sets whose masks are the images themselves, or all alike, such as the field of view of a camera."""
+def _likeness(masked: list[RowFacts], name: str, encoding: MaskEncoding | None) -> list[Finding]:
+    """Finds sets whose masks are the images themselves, or all alike, such as the field of view of a camera.
+
+    Masks of more than two classes are not compared, since their lowest value may be rare.
+    """
     if masked and all(fact.mask_is_image for fact in masked):
         sentence = (
             f"all masks of {name} are equal to their images; name the masks by masks, mask_suffix or mask_column."
@@ -170,7 +208,8 @@ def _likeness(masked: list[RowFacts], name: str) -> list[Finding]:
     first, *others = [int(fact.mask_sketch, 16) for fact in masked] or [0]
     is_large = first.bit_count() >= LARGE
     alike = all((first & other).bit_count() >= ALIKE * (first | other).bit_count() for other in others)
-    if len(others) + 1 < FEWEST_ALIKE or not is_large or not alike:
+    two = _are_two_classes(masked, encoding)
+    if len(others) + 1 < FEWEST_ALIKE or not (two and is_large and alike):
         return []
     return [
         Finding(
@@ -179,6 +218,10 @@ def _likeness(masked: list[RowFacts], name: str) -> list[Finding]:
             "camera, which is nothing to learn; check that they are the masks that you mean.",
         )
     ]
+
+
+def _are_two_classes(masked: list[RowFacts], encoding: MaskEncoding | None) -> bool:
+    return all(len(fact.keys) == 2 for fact in masked) if encoding is None else encoding.num_classes == 2
 
 
 def _absent(absent: list[int], name: str, class_names: Sequence[str] | None) -> list[Finding]:
@@ -190,13 +233,25 @@ def _absent(absent: list[int], name: str, class_names: Sequence[str] | None) -> 
     return [Finding("warning", f"{classes} not occur in the masks of {name}.")]
 
 
+def _without_background(values: list[int], name: str) -> str:
+    """Returns a sentence about class indices from 1 up, such as trimaps of object, background and border."""
+    return (
+        f"class 0 does not occur in the masks of {name}, whose values begin at 1, so that the network has a class "
+        f"without use. Give num_classes if that is right.{each_of_values(values)}"
+    )
+
+
 def _balance(
     total: Counter[int], labelled: int, name: str, encoding: MaskEncoding, config: MaskedDataConfig
 ) -> list[Finding]:
     shares = {label: total[label] / labelled for label in range(encoding.num_classes)}
     names = config.class_names or encoding.class_names or [f"class {label}" for label in shares]
     absent = [label for label, share in shares.items() if share == 0]
-    found = _absent(absent, name, config.class_names or encoding.class_names)
+    present = sorted(key for key in encoding.classes if total[key])
+    if absent == [0] and encoding.kind == "indices" and config.known_classes is None:
+        found = [Finding("warning", _without_background(present, name))]
+    else:
+        found = _absent(absent, name, config.class_names or encoding.class_names)
     rare = [f"{names[label]}: {share:.2%}" for label, share in shares.items() if 0 < share < RARE]
     sentence = (
         f"classes with less than {RARE:.0%} of the pixels of {name}: {{count}}. If the network misses them, set "

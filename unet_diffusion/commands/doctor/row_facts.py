@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
@@ -16,6 +17,7 @@ from unet_diffusion.checks import Question
 from unet_diffusion.data.cache import each_row, source_key, written_once
 from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.data.masked.parts import is_missing
+from unet_diffusion.data.masked.questions import MANY_CLASSES
 from unet_diffusion.data.masked.reading import read_labels
 from unet_diffusion.data.sources import image_reader
 from unet_diffusion.data.streaming import rows_of
@@ -23,8 +25,9 @@ from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 6  # of the stored facts; after a change of what a field means, old ones are not read
+FORMAT = 7  # of the stored facts; after a change of what a field means, old ones are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
+FEWEST_SOFT = 4  # values of a mask whose edges may be soft; of three, one may be a thin border
 SLOW = 1000  # rows; a longer examination shows its progress
 STREAMED = 100  # rows that are examined of a stream
 
@@ -54,6 +57,9 @@ class RowFacts:
     mask_is_image: bool = False  # the mask equals the image
     lossy: str = ""  # format of the mask's file, if it changes values
     objects: bool = False  # the values of the mask look like numbers of objects
+    changes: int = 0  # neighbouring pixels of the mask whose values differ; only where edges may be soft
+    ramps: list[tuple[int, int]] = field(default_factory=list)  # each value, and how often it lies in a slope of three
+    white_is_zero: bool = False  # the file of the mask is a TIFF that shows 0 as white
     overlap: int = 0  # pixels that several files of the mask mark
     may_be_turned: bool = (
         False  # only the image states an orientation, and the sizes do not show which one the mask has
@@ -63,6 +69,7 @@ class RowFacts:
         """Restores the tuples that JSON turned into lists."""
         self.size, self.mask_size = (self.size[0], self.size[1]), (self.mask_size[0], self.mask_size[1])
         self.keys = [(key, count) for key, count in self.keys]
+        self.ramps = [(key, count) for key, count in self.ramps]
         self.palette = [(key, (red, green, blue)) for key, (red, green, blue) in self.palette]
 
     def told(self, problem: str | None) -> str:
@@ -153,13 +160,20 @@ def _note_mask(
     labels = read_labels(sources, image, reading, axes)
     mask, keys = labels.mask, labels.mask.keys
     facts.palette, facts.objects, facts.overlap = list(mask.palette.items()), labels.objects, mask.overlap
-    facts.lossy = mask.format if mask.lossy else ""
+    facts.lossy, facts.white_is_zero = mask.format if mask.lossy else "", mask.white_is_zero
     if image is not None:
         known = image.orientation in QUARTER_TURNED and keys.shape[0] != keys.shape[1]  # from the sizes
         facts.may_be_turned = image.orientation != 1 and not known and mask.orientation == 1
         facts.mask_is_image = _are_equal(mask.keys, image.pixels)
     values, counts = np.unique(keys, return_counts=True)
     facts.keys = list(zip(values.tolist(), counts.tolist()))
+    if (
+        reading == "values"
+        and not mask.palette
+        and FEWEST_SOFT <= len(values) <= MANY_CLASSES
+        and values[-1] < COLOURED
+    ):
+        _note_slopes(facts, keys)
     facts.mask_size = (keys.shape[1], keys.shape[0])
     facts.mask_digest, facts.mask_sketch = hash_array(keys), _sketch(keys)
     if image is not None and labels.instances is not None and "instances" in sources:
@@ -168,6 +182,17 @@ def _note_mask(
             raise ValueError(
                 f"its instance map has {width}x{height} pixels, but the image has {facts.size[0]}x{facts.size[1]}."
             )
+
+
+def _note_slopes(facts: RowFacts, keys: np.ndarray) -> None:
+    """Counts slopes of three pixels in rows and columns: their values rise or fall, as they do at soft edges."""
+    ramps: Counter[int] = Counter()
+    for lines in (keys, keys.T):
+        steps = np.sign(np.diff(lines, axis=1))
+        facts.changes += int(np.count_nonzero(steps))
+        slopes = (steps[:, 1:] == steps[:, :-1]) & (steps[:, 1:] != 0)
+        ramps.update(lines[:, 1:-1][slopes].tolist())
+    facts.ramps = sorted(ramps.items())
 
 
 def _are_equal(keys: np.ndarray, pixels: np.ndarray) -> bool:

@@ -14,7 +14,7 @@ class FileOptions(ABC):
     run: Path
     """Folder of the run."""
     inputs: tuple[str, ...] = ()
-    """Image files, folders (with their subfolders) and globs."""
+    """Image files, folders (with their subfolders, but without files that look like masks of others) and globs."""
     output: Path | None = None
     """Folder for the results."""
     tile_size: int | None = None

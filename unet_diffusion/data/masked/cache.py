@@ -36,7 +36,7 @@ from unet_diffusion.segmentation.instances import separate_instances
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4  # of the files below; after a change, old caches are not read
+FORMAT = 5  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
 MOST_EXACT_KEYS = 128  # of brightness above 8 bits; further ones are rounded down to a multiple of the step
 STEP = 1024  # divides half of the range of 16 bits, at which binary masks are split

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each
 from unet_diffusion.data.config import Data, ImageOptions, SourceOptions
 from unet_diffusion.data.masked.encoding import check_encoding, parse_colours
-from unet_diffusion.data.masked.labelmap import LabelMap, find_labelmap
+from unet_diffusion.data.masked.labelmap import LabelMap, find_class_list, find_labelmap
 from unet_diffusion.images.masks import Colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.resizing import Preparation
@@ -52,7 +53,7 @@ class MaskedOptions(SourceOptions):
     largest (128 for 0 to 255). Colours count by their brightest channel."""
     mask_colours: dict[str, int] | None = None
     """Class of each colour, such as "#000000" 0 "#ff0000" 1; 255: ignored. By default those of a labelmap.txt (CVAT)
-    beside the masks or images, or the colours found in the masks, or those that a trained run knows."""
+    or class_dict.csv beside the masks or images, or those found in the masks, or those that a trained run knows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,8 +117,8 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     num_classes: int | None = None
     """Number of classes, background included; by default that of the training masks."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes, in the order of their indices; by default those of a labelmap.txt, if there is one. For
-    masks in colour give mask_colours too."""
+    """Names of the classes, in the order of their indices; by default those of a labelmap.txt, class_dict.csv or
+    _classes.csv, if there is one. For masks in colour give mask_colours too."""
     max_labels: int | None = None
     """Number of rows to train on, as if the others had no masks: the first ones that are not held out; by default
     all."""
@@ -148,7 +149,14 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
         """Returns the labels that a file beside the masks states, unless other options state the meaning of masks."""
         if self.mask_colours is not None or self.mask_encoding not in ("auto", "palette"):
             return None
-        return find_labelmap(self.data, self.masks)
+        return find_labelmap(self.data, self.masks, self.split)
+
+    @property
+    def class_list(self) -> tuple[Path, tuple[str, ...]] | None:
+        """Returns the names of class indices that a file beside the masks states, unless the user states classes."""
+        if self.known_classes is not None or self.mask_colours is not None:
+            return None
+        return find_class_list(self.data, self.masks, self.split) if self.mask_encoding in ("auto", "indices") else None
 
     @property
     def mask_reading(self) -> Reading:

@@ -317,6 +317,9 @@ def _palette_encoding(
         if outline is not None:
             classes[outline] = IGNORE_INDEX
             notes = (*notes, f"{VOC_OUTLINE}, the outline of Pascal VOC, is ignored")
+        if 0 not in classes and any(key >= COLOURED for key in ordered):
+            ground = f"no colour is black, so that class 0, the background of most masks, is {key_colour(ordered[0])}"
+            notes = (*notes, f"{ground}; mask_colours states other classes")
     else:
         classes = {colour_key(value): label for value, label in colours.items()}
     count = max((label + 1 for label in classes.values() if label != IGNORE_INDEX), default=0)

@@ -1,5 +1,6 @@
-"""The file labelmap.txt that CVAT writes beside colour masks: the name and the colour of each class."""
+"""Files beside masks that name the classes: labelmap.txt of CVAT, class_dict.csv, or _classes.csv of Roboflow."""
 
+import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from unet_diffusion.files import readable
 from unet_diffusion.images.masks import Colour, colour_key
 
 FILE = "labelmap.txt"
+COLOUR_TABLE = "class_dict.csv"  # of CamVid and other sets, with the columns name, r, g and b
+COLOUR_COLUMNS = (["r", "g", "b"], ["red", "green", "blue"])
+CLASS_LIST = "_classes.csv"  # of Roboflow, with the columns Pixel Value and Class
 BACKGROUND = "background"
 BLACK: Colour = (0, 0, 0)
 LINE = re.compile(r"(?P<name>.+?)\s*:\s*(?P<red>\d+)\s*,\s*(?P<green>\d+)\s*,\s*(?P<blue>\d+)\s*(:[^:]*){0,2}")
@@ -55,30 +59,72 @@ class LabelMap:
         return seen.coloured or (set(seen.keys) <= keys and len(seen.keys) > 1)
 
 
-def find_labelmap(data: str, masks: str | None) -> LabelMap | None:
-    """Reads labelmap.txt from the folder of the masks, that of the images, or one of their parents, in this order.
+def find_labelmap(data: str, masks: str | None, split: str = "train") -> LabelMap | None:
+    """Reads labelmap.txt or class_dict.csv from the folder of the masks, that of the images, or one of their parents.
+
+    A table whose columns are not the name, red, green and blue is left alone.
 
     Raises:
         ValueError: it cannot be read, or has a line without a name and a colour, or two lines with the same.
     """
-    folders = [Path(source).expanduser() for source in (masks, data) if source is not None and "://" not in source]
-    homes = [folder for folder in folders if folder.is_dir()]
-    for home in [*homes, *(home.resolve().parent for home in homes)]:
+    for home in _homes(data, masks, split):
         if (home / FILE).is_file():
             return read_labelmap(home / FILE)
+        if (home / COLOUR_TABLE).is_file() and _has_colours(home / COLOUR_TABLE):
+            return read_labelmap(home / COLOUR_TABLE)
     return None
 
 
+def find_class_list(data: str, masks: str | None, split: str = "train") -> tuple[Path, tuple[str, ...]] | None:
+    """Reads the names of class indices from a file _classes.csv in one of the folders of `find_labelmap`.
+
+    Returns:
+        The file and the names, in the order of the indices; None if there is no such file, or it does not list classes
+        from 0 up.
+    """
+    for home in _homes(data, masks, split):
+        if (home / CLASS_LIST).is_file():
+            _, *rows = _table(home / CLASS_LIST)
+            numbered = {row[0]: row[1] for row in rows if len(row) == 2}
+            names = tuple(numbered.get(str(label), "") for label in range(len(rows)))
+            return (home / CLASS_LIST, names) if all(names) and len(set(names)) == len(names) >= 2 else None
+    return None
+
+
+def _homes(data: str, masks: str | None, split: str) -> list[Path]:
+    folders = [Path(source).expanduser() for source in (masks, data) if source is not None and "://" not in source]
+    folders = [folder for folder in folders if folder.is_dir()]
+    return [*folders, *(folder / split for folder in folders), *(folder.resolve().parent for folder in folders)]
+
+
+def _table(path: Path) -> list[list[str]]:
+    """Returns the rows of a file, its header first, without spaces around the cells and without empty rows."""
+    rows = [[cell.strip() for cell in row] for row in csv.reader(_lines(path))]
+    return [row for row in rows if any(row)] or [[]]
+
+
+def _has_colours(path: Path) -> bool:
+    header = [cell.lower() for cell in _table(path)[0]]
+    return len(header) == 4 and header[1:] in COLOUR_COLUMNS
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{readable(str(path))} cannot be read: {error}; repair or remove it.") from error
+
+
 def read_labelmap(path: Path) -> LabelMap:
-    """Reads a file with lines such as "cat:128,0,0::"; empty lines and those that begin with # are left out.
+    """Reads lines such as "cat:128,0,0::", or a table; empty lines and those that begin with # are left out.
 
     Raises:
         ValueError: it is not text, is empty, or has a line without a name and a colour, or two lines with the same.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{readable(str(path))} cannot be read: {error}; repair or remove it.") from error
+    lines, form = _lines(path), "name:red,green,blue:: as in 'cat:128,0,0::'"
+    if path.name == COLOUR_TABLE:
+        lines = ["", *(f"{row[0]}:{','.join(row[1:])}" for row in _table(path)[1:])]
+        form = "name,red,green,blue as in 'cat,128,0,0'"
     labels: dict[str, Colour] = {}
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
@@ -87,8 +133,7 @@ def read_labelmap(path: Path) -> LabelMap:
         place = f"line {number} of {readable(str(path))} is {line!r}, but"
         if match is None:
             raise ValueError(
-                f"{place} must be name:red,green,blue:: as in 'cat:128,0,0::'; repair or remove "
-                "the file, or give mask_encoding or mask_colours."
+                f"{place} must be {form}; repair or remove the file, or give mask_encoding or mask_colours."
             )
         name, (red, green, blue) = match["name"], (int(match[channel]) for channel in ("red", "green", "blue"))
         if max(red, green, blue) > 255:
@@ -98,5 +143,5 @@ def read_labelmap(path: Path) -> LabelMap:
             raise ValueError(f"{place} its {what} stands in a line before; give each class a {what} of its own.")
         labels[name] = (red, green, blue)
     if not labels:
-        raise ValueError(f"{readable(str(path))} names no class; add lines such as 'cat:128,0,0::', or remove it.")
+        raise ValueError(f"{readable(str(path))} names no class; add lines {form}, or remove it.")
     return LabelMap(path, tuple(labels.items()))

@@ -69,7 +69,8 @@ def find_layout(folder: Path, split: str, masks: Path | None, affixes: Affixes) 
         return usual
     if affixes:
         return _one_folder(folder, split, affixes)
-    refuse_annotations(folder)
+    if not any(path.parent == folder for path in _likely_masks(folder)):
+        refuse_annotations(folder)
     raise _unclear(folder, split, stated=masks is not None)
 
 
@@ -90,7 +91,7 @@ def _two_folders(folder: Path, masks: Path, split: str, affixes: Affixes) -> Lay
         notes.append(f"files in {folder} are images; the masks are the other files of {masks}.")
     images = _named(_below(home, files), home, affixes.of_image, affixes, notes)
     by_mask = _named(_below(mask_home, mask_files), mask_home, affixes.of_mask, affixes, notes)
-    return Layout(images, by_mask, (home, mask_home), affixes, tuple(notes))
+    return Layout(images, by_mask, (home, mask_home), affixes, tuple(dict.fromkeys(notes)))
 
 
 def _one_folder(folder: Path, split: str, affixes: Affixes) -> Layout:

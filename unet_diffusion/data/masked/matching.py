@@ -15,6 +15,7 @@ from unet_diffusion.data.masked.pairing import (
     first,
     group,
     guess_affixes,
+    kinds_of_masks,
     natural,
     pair,
     shifted,
@@ -158,10 +159,16 @@ def _unpaired(layout: Layout) -> ValueError:
     refuse_annotations(layout.places[1])
     image_names, mask_names = list(layout.images), list(layout.masks)
     without = f", without {layout.affixes}" if layout.affixes else ""
-    ending = _suffix_with_ending(layout)
+    ending, kinds = _suffix_with_ending(layout), None if layout.affixes else kinds_of_masks(image_names, mask_names)
     guess = None if layout.affixes else guess_affixes(image_names, mask_names)
     if ending:
         advice = f"mask_suffix stands before the ending; give mask_suffix={ending!r}."
+    elif kinds:
+        image_suffix = f"image_suffix={kinds[0]!r} and " if kinds[0] else ""
+        advice = (
+            f"Each image seems to have {len(kinds[1])} masks; give {image_suffix}one mask_suffix of "
+            f"{', '.join(map(repr, kinds[1]))}, or else masks_per_image to merge them."
+        )
     elif guess:
         advice = f"Names suggest {guess}; give that if it is right."
     else:

@@ -32,6 +32,14 @@ def settled_encoding(config: MaskedDataConfig, seen: SeenMasks) -> MaskEncoding:
     labelmap = config.labelmap
     if labelmap is not None and labelmap.fits(seen):
         return _by_labelmap(labelmap, config, seen)
+    listed = config.class_list
+    if (
+        listed is not None
+        and set(seen.keys) <= {*range(len(listed[1])), IGNORE_INDEX}
+        and seen.keys != [0, IGNORE_INDEX]
+    ):
+        found = find_encoding(seen, config.mask_encoding, class_names=listed[1])
+        return found.noted(f"names of the classes are those of {readable(str(listed[0]))}", class_names=listed[1])
     found = find_encoding(
         seen,
         config.mask_encoding,

@@ -88,9 +88,10 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 def pair(images: Collection[str], masks: Collection[str]) -> tuple[dict[str, str], str]:
     """Finds the one mask of each image.
 
-    The names are equal; or else the names of the files without their folders; or else the parts of the names in which
-    the images differ from each other, and the masks from each other (`21_training` and `21_manual1`). A later way is
-    taken only if it pairs more, and all that an earlier way pairs.
+    The names are equal; or else equal apart from capital letters and spaces at the ends; or else the names of the files
+    without their folders; or else the parts of the names in which the images differ from each other, and the masks from
+    each other (`21_training` and `21_manual1`). A later way is taken only if it pairs more, and all that an earlier way
+    pairs.
 
     Returns:
         The mask of each image that has one, by name, and the way as words for a sentence.
@@ -100,6 +101,7 @@ def pair(images: Collection[str], masks: Collection[str]) -> tuple[dict[str, str
     if len(best) == min(len(images), len(masks)):
         return best, best_way
     ways: dict[str, Callable[[], dict[str, str]]] = {
+        "of the same name apart from capital letters and spaces": lambda: _partners(_alike(images), _alike(masks)),
         "by the names of the files, without folders": lambda: _partners(_by_file(images), _by_file(masks)),
         "by the part of their names that differs": lambda: _by_difference(images, masks),
     }
@@ -117,6 +119,11 @@ def _partners(images: dict[Key, str] | None, masks: dict[Key, str] | None) -> di
 def _by_file(names: Collection[str]) -> dict[Key, str] | None:
     """Returns names by that of the file alone; None if two are the same."""
     return _unique({name: (name.rpartition("/")[2],) for name in names})
+
+
+def _alike(names: Collection[str]) -> dict[Key, str] | None:
+    """Returns names in small letters, without spaces at the ends; None if two are then the same."""
+    return _unique({name: tuple(part.strip().casefold() for part in name.split("/")) for name in names})
 
 
 def _unique(keys: Mapping[str, Key]) -> dict[Key, str] | None:
@@ -283,6 +290,25 @@ def guess_affixes(images: Collection[str], masks: Collection[str]) -> Affixes | 
         if guess and len(with_mask - {None}) == min(len(images), len(masks)):
             return guess
     return None
+
+
+def kinds_of_masks(images: Collection[str], masks: Collection[str]) -> tuple[str, list[str]] | None:
+    """Returns the suffix of images and those of masks, if each image has masks of several kinds; None if not.
+
+    Such are `a_photo` with `a_classes`, `a_colours` and `a_objects`.
+    """
+    end = "".join(common_ends({name.rpartition("/")[2] for name in images})[1])
+    groups = group({name.removesuffix(end) for name in images}, masks)
+    rests = {
+        mask: mask.rpartition("/")[2].removeprefix(base.rpartition("/")[2]) for base in groups for mask in groups[base]
+    }
+    counts = Counter(rests.values())
+    kinds = sorted(kind for kind, count in counts.items() if count >= NEARLY_ALL * len(images))
+    if len(kinds) < 2 or sum(counts[kind] for kind in kinds) < NEARLY_ALL * len(masks):
+        return None
+    shared = "".join(_common([_tokens(rest) for rest in (end, *kinds)]))  # numbers that all files have
+    shared = shared.rstrip(SEPARATORS)
+    return end.removeprefix(shared), [kind.removeprefix(shared) for kind in kinds]
 
 
 def guess_in_one_folder(names: Collection[str]) -> Affixes | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from unet_diffusion.checks import Question
 from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.masks import DecodedMask, decode_mask, describe_keys
@@ -53,7 +54,10 @@ def read_mask(value: Any, reading: Reading, axes: AxisOrder | None = None) -> De
 
 def _marked(part: Mapping[str, Any], axes: AxisOrder | None) -> tuple[np.ndarray, int]:
     """Returns the pixels that a file marks, bool (H, W), and the orientation that it states."""
-    mask = decode_mask(part, axes=axes)
+    try:
+        mask = decode_mask(part, axes=axes)
+    except Question:  # of alpha, which can only mark the object
+        mask = decode_mask(part, reading="brightness", axes=axes)
     found = np.unique(mask.keys)
     if len(found) <= 2 and (found[0] == 0 or len(found) == 1):
         return mask.keys > 0, mask.orientation

@@ -35,7 +35,8 @@ def ask_about_values(seen: SeenMasks, num_classes: int | None) -> None:
     absent = highest + 1 - len(present)
     few = len(present) > 1 and (absent >= len(present) or (len(found) == 2 and highest > 1))
     stated = num_classes is not None and (highest < num_classes or num_classes != len(found))
-    if not stated and (few or highest >= MANY_CLASSES):
+    renumbered = num_classes == len(present) and highest >= len(present)  # as 1, 2 and 3 of three classes
+    if renumbered or (not stated and (few or highest >= MANY_CLASSES)):
         raise Question(_what_values_mean(seen))
 
 
@@ -197,8 +198,9 @@ def _what_values_mean(seen: SeenMasks) -> str:
     found = seen.keys
     classes = max(key for key in found if key != IGNORE_INDEX) + 1
     threshold, full = default_threshold(found[-1]), 65535 if found[-1] > 255 else max(found[-1], 1)
-    options = []
+    options, last = [], ""
     if len(found) > MANY_CLASSES or shades_between(seen) is not None:
+        last = " If more classes have soft edges, export the masks again, and resize them by nearest neighbour."
         half = "" if threshold is None else f" ({threshold} of {255 if threshold == 128 else full})"
         options.append(
             f"'binary' splits at half{half}, if there are two classes, with values in between as soft edges or JPEG "
@@ -215,8 +217,16 @@ def _what_values_mean(seen: SeenMasks) -> str:
     ]
     return (
         f"masks hold {describe_keys(found)}, which would be {classes} classes. State their meaning by mask_encoding: "
-        f"{', '.join(options)}."
+        f"{', '.join(options)}.{last or each_of_values(found)}"
     )
+
+
+def each_of_values(found: Sequence[int]) -> str:
+    """Returns a sentence that shows how to state the class of each value; empty if there are too many values."""
+    if len(found) > MOST_LISTED or found[-1] > IGNORE_INDEX:
+        return ""
+    table = " ".join(f'"{_hex(key)}" {key if key == IGNORE_INDEX else label}' for label, key in enumerate(found))
+    return f" To choose the class of each value yourself (255: ignored), change the numbers of: --mask-colours {table}"
 
 
 def _channels(key: int) -> tuple[int, int, int]:
