@@ -5,11 +5,13 @@ as its mask.
 """
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
@@ -19,11 +21,7 @@ from unet_diffusion.data.folders import ImageFiles, counted, some, states_of, st
 from unet_diffusion.files import readable
 
 FILE_NAME = "file_name"
-READERS = {
-    ".jsonl": pyarrow.json.read_json,
-    ".csv": pyarrow.csv.read_csv,
-    ".parquet": pyarrow.parquet.read_table,
-}
+LEADING_ZERO = r"^0\d"
 
 
 def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, ...]]:
@@ -78,6 +76,27 @@ def _read(file: Path) -> pyarrow.Table:
         return READERS[file.suffix](io.BytesIO(file.read_bytes()))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {readable(str(error))}; correct it, or move it away.") from error
+
+
+def _read_csv(file: io.BytesIO) -> pyarrow.Table:
+    """Reads a table of which numbers such as 007 stay text, so that 01 and 1 are two classes."""
+    table = pyarrow.csv.read_csv(file)
+    as_text = {name: pyarrow.string() for name in table.column_names}
+    file.seek(0)
+    texts = pyarrow.csv.read_csv(file, convert_options=pyarrow.csv.ConvertOptions(column_types=as_text))
+    for place, name in enumerate(table.column_names):
+        written = pyarrow.compute.utf8_trim_whitespace(texts.column(place))
+        padded = pyarrow.compute.match_substring_regex(written, LEADING_ZERO)
+        if pyarrow.types.is_integer(table.column(place).type) and pyarrow.compute.any(padded).as_py():
+            table = table.set_column(place, name, written)
+    return table
+
+
+READERS: dict[str, Callable[[io.BytesIO], pyarrow.Table]] = {
+    ".jsonl": pyarrow.json.read_json,
+    ".csv": _read_csv,
+    ".parquet": pyarrow.parquet.read_table,
+}
 
 
 def _names_files(column: str) -> bool:
