@@ -45,6 +45,7 @@ class RowFacts:
     low: float = 0.0  # smallest value of the image
     high: float = 0.0  # largest value of the image
     levels: int = 0  # different values in an image of 16 bits
+    unread_pages: int = 0  # frames or pages of the image's file that are left out
     digest: str = ""  # hash of the image's pixels and shape
     mask_size: tuple[int, int] = (0, 0)  # width and height; zeros without a mask
     keys: list[tuple[int, int]] = field(default_factory=list)  # each key of the mask and its number of pixels
@@ -53,6 +54,7 @@ class RowFacts:
     mask_sketch: str = ""  # the mask in 16 x 16 pixels: 1 where it is above its lowest key; hexadecimal
     mask_is_image: bool = False  # the mask equals the image
     lossy: str = ""  # format of the mask's file, if it changes values
+    unread_mask_pages: int = 0  # frames or pages of the mask's file that are left out
     objects: bool = False  # the values of the mask look like numbers of objects
     overlap: int = 0  # pixels that several files of the mask mark
     may_be_turned: bool = (
@@ -118,6 +120,7 @@ def _examiner(
         try:
             image = decode(readers["image"](row["image"]), axes=axes)
             _note_image(facts, image.pixels)
+            facts.unread_pages = image.unread_pages
         except ValueError as error:
             facts.image_problem, facts.image_question = _parts(error)
         if reading is not None:
@@ -154,6 +157,7 @@ def _note_mask(
     mask, keys = labels.mask, labels.mask.keys
     facts.palette, facts.objects, facts.overlap = list(mask.palette.items()), labels.objects, mask.overlap
     facts.lossy = mask.format if mask.lossy else ""
+    facts.unread_mask_pages = mask.unread_pages
     if image is not None:
         known = image.orientation in QUARTER_TURNED and keys.shape[0] != keys.shape[1]  # from the sizes
         facts.may_be_turned = image.orientation != 1 and not known and mask.orientation == 1
