@@ -14,6 +14,7 @@ from PIL import Image
 
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
+from unet_diffusion.commands.run_data import held_out_masks, own_images
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import train_segmentation
 from unet_diffusion.data.config import DataConfig, InMemory
@@ -184,3 +185,6 @@ def test_a_run_on_images_in_memory_resumes_with_equal_images_only(tmp_path):
     masked = MaskedDataConfig(data=images, masks=masks, cache_dir=str(tmp_path / "cache"))
     train_segmentation(TrainSegmentation(masked, tmp_path / "masks", str(network), training=training))
     assert (tmp_path / "masks" / "model_index.json").is_file()
+    for own, folder in ((own_images, run), (lambda run: held_out_masks(run, 2), tmp_path / "masks")):
+        with pytest.raises(ValueError, match="data is not given, .* was 12 images in memory .*, which no file keeps"):
+            own(folder)

@@ -450,7 +450,7 @@ def test_evaluate_generation_compares_with_the_images_of_the_run(monkeypatch):
     assert f"on {len(theirs) - len(record.held_out)} of the {len(theirs)} images that these data hold out" in text
 
     monkeypatch.setattr("unet_diffusion.commands.evaluate_generation.generate", lambda *_: pytest.fail("generated"))
-    with pytest.raises(ValueError, match="63 generated images, but fewer than 64"):  # before they are generated
+    with pytest.raises(ValueError, match="63 real images, but fewer than 64"):  # before others are generated
         evaluate_generation(replace(options, count=63, overwrite=True))
 
 

@@ -13,6 +13,7 @@ else:
     Data = str  # on the command line
 """A name or path; in Python also a `datasets.Dataset`, a list of PIL images, arrays or paths, or one array (N, H, W) or
 (N, H, W, C). Options keep it as text, which for images in memory is an `InMemory`."""
+IN_MEMORY = " in memory (fingerprint "  # in the name of such images
 SOURCES = ("data", "validation_data", "masks", "validation_masks")  # options of this type
 
 

@@ -37,8 +37,8 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the imag
 ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".7z", ".rar", ".xz"})
 ARRAYS = frozenset({".npz", ".mat", ".h5", ".hdf5", ".pkl", ".pickle", ".pt", ".pth"})  # of many images
 FROM_ARRAYS = (
-    "Convert them to PNG, TIFF or .npy, an image in each; or, in Python, give DataConfig the images as an array, or "
-    "with labels as a datasets.Dataset."
+    "Convert them to PNG, TIFF or .npy, an image in each, and give their folder; or, in Python, give DataConfig the "
+    "images as an array, or with labels as a datasets.Dataset."
 )
 UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA})  # files that nobody misses
 # fmt: off

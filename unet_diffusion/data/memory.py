@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, Features
 from PIL import Image, ImageOps
 
-from unet_diffusion.data.config import InMemory
+from unet_diffusion.data.config import IN_MEMORY, InMemory
 from unet_diffusion.data.folders import counted, states_of, stored_path
 from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import decode_image
@@ -86,7 +86,7 @@ def _of_images(images: Sequence[Any], option: str) -> InMemory:
 
 
 def _named(rows: Dataset, name: str) -> InMemory:
-    return InMemory(f"{name} in memory (fingerprint {rows._fingerprint})", rows)
+    return InMemory(f"{name}{IN_MEMORY}{rows._fingerprint})", rows)
 
 
 def _encoded(image: Any, name: str) -> bytes:

@@ -228,9 +228,7 @@ def open_all_columns(
         suffixes = {Path(file).suffix.lower() for file in files}
         if len(suffixes) != 1 or not suffixes <= FILE_READERS.keys():
             kinds = ", ".join(sorted(suffix or "unknown" for suffix in suffixes))
-            fix = "For single images give their folder."
-            if suffixes & {*ARRAYS, ".npy"}:
-                fix = f"For files of one image give their folder. {FROM_ARRAYS}"
+            fix = FROM_ARRAYS if suffixes & {*ARRAYS, ".npy"} else "For single images give their folder."
             raise ValueError(
                 f"data is {source!r}, {'a file' if len(files) == 1 else 'files'} of type {kinds}, but files must be "
                 f"all of one type out of {', '.join(FILE_READERS)}. {fix}"

@@ -149,7 +149,7 @@ FAULTS = [
     ("multi-label", {}, "error", r"row 3: the mask has 2 channels of uint8, and they overlap at 168 pixels"),
     ("NaN", {}, "error", "row 3: .*NaN"),
     ("dark 16 bits", {}, "error", "question: .*only 0 to 255 of 0 to 65535.*value_range 0 255 if the data have 8 bits"),
-    ("dark 16 bits", {"value_range": (0, 255)}, "note", "16-bit images .* no more levels than 8 bits hold: 10"),
+    ("dark 16 bits", {"value_range": (0, 4095)}, "note", "16-bit images .* no more levels than 8 bits hold: 10"),
     ("dark 16 bits", {"value_range": (0, 99)}, "warning", "outside value_range 0 to 99, which are clipped: 10"),
     ("floats", {}, "error", "floats from 0 to 255.*give value_range"),
     ("constant", {}, "warning", r"constant.*: 1.\n    row 3: 7 everywhere"),

@@ -134,6 +134,8 @@ def _values(usable: list[RowFacts], name: str, config: ImageOptions) -> list[Fin
     if problem is not None:
         found.append(Finding("error" if dtype == "float32" else "question", problem))
     few = [f"{f.name}: {f.levels} levels" for f in usable if f.dtype == "uint16" and 1 < f.levels <= FEW_LEVELS]
+    if config.value_range is not None and config.value_range[1] - config.value_range[0] < FEW_LEVELS:
+        few = []  # it is known
     found += about("note", f"16-bit images of {name} with no more levels than 8 bits hold: {{count}}.", few)
     if config.value_range is not None:
         bottom, top = config.value_range
