@@ -209,6 +209,8 @@ METADATA = "1.png 2.png sub/3.png"
         ("metadata.csv", "file_name,label\n1.png,cat\n2.png,\nsub/3.png,dog\n", ("cat", "dog"), 3),
         ("metadata.csv", "file_name,text\n1.png,cat\n", None, 1),
         ("metadata.csv", "file_name,label\n1.png,01\n2.png,1\nsub/3.png,\n", ("01", "1"), 3),
+        ("metadata.csv", "file_name; label\r\n1.png; a\r\n2.png;a \r\nsub/3.png;b", ("a", "b"), 3),
+        ("metadata.csv", "file_name\tlabel\n1.png\ta, b\n2.png\tc\n", ("a, b", "c"), 2),
         ("metadata.csv", "file_name,label\n1.png, 2\n2.png,1\nsub/3.png,0\n", ("0", "1", "2"), 3),
         ("sub/metadata.csv", "file_name,label\n3.png,cat\n", None, 3),
     ],
@@ -244,6 +246,18 @@ def test_wrong_metadata(tmp_path, name, text, message):
     (fill(tmp_path, METADATA) / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         open_source(tmp_path)
+
+
+def test_subfolders_beside_metadata_are_mentioned(tmp_path):
+    folder = fill(tmp_path, "cat/1.png dog/1.png")
+    (folder / "metadata.csv").write_text("file_name,text\ncat/1.png,one\ndog/1.png,two\n")
+    note = "the subfolders are not taken for classes beside metadata.csv; add a column label"
+    assert note in open_with_notes(folder).notes
+    (folder / "metadata.csv").write_text("file_name,label\ncat/1.png,one\ndog/1.png,two\n")
+    assert note not in open_with_notes(folder).notes
+    (folder / "metadata.csv").write_bytes("file_name,label\ncat/1.png,Käse\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="metadata.csv cannot be read: its text is not UTF-8; save it as UTF-8"):
+        open_with_notes(folder)
 
 
 def test_metadata_above_the_splits_and_twice(tmp_path):

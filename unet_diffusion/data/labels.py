@@ -83,9 +83,9 @@ def labelled(
 ) -> tuple[Dataset | IterableDataset, tuple[str, ...]]:
     """Returns a data set whose column `label` is a ClassLabel, or which has none, and notes on the classes.
 
-    Classes of plain values are the values that occur, in their order, with their own names; -1 and missing or empty
-    values are no label. Floats must be whole numbers, as which tables keep integers of which some are missing. A column
-    that was not stated is left out, with a note, if it can hardly hold labels.
+    Classes of plain values are the values that occur, in their order, with their own names, without spaces around them;
+    -1 and missing or empty values are no label. Floats must be whole numbers, as which tables keep integers of which
+    some are missing. A column that was not stated is left out, with a note, if it can hardly hold labels.
 
     Args:
         dataset: with the column of the labels.
@@ -108,6 +108,7 @@ def labelled(
     if fractions:
         problem = f"it holds numbers such as {fractions[0]:g}, and labels are ClassLabel, integers or strings"
         return _without(dataset, label, problem)
+    values = [value.strip() if isinstance(value, str) else value for value in values]
     if label.kind.startswith("float"):
         values = [None if value is None or math.isnan(value) else int(value) for value in values]
     if isinstance(label.feature, ClassLabel) and label.key is not None:
@@ -173,7 +174,7 @@ def _is_fraction(value: float) -> bool:
 
 
 def _is_none(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip()) or (value == -1 and value is not True)
+    return value in (None, "") or (value == -1 and value is not True)
 
 
 def _note(origin: str, names: list[str], counts: Counter[str], rows: int) -> str:

@@ -79,17 +79,26 @@ def _read(file: Path) -> pyarrow.Table:
 
 
 def _read_csv(file: io.BytesIO) -> pyarrow.Table:
-    """Reads a table of which numbers such as 007 stay text, so that 01 and 1 are two classes."""
-    table = pyarrow.csv.read_csv(file)
-    as_text = {name: pyarrow.string() for name in table.column_names}
+    """Reads a table whose columns are separated by commas, semicolons (as by Excel in many countries) or tabs.
+
+    Numbers such as 007 stay text, so that 01 and 1 are two classes.
+    """
+    try:
+        header = file.read().decode().partition("\n")[0]
+    except UnicodeDecodeError as error:
+        raise ValueError("its text is not UTF-8; save it as UTF-8") from error
+    separated = pyarrow.csv.ParseOptions(delimiter=max(",;\t", key=header.count))
     file.seek(0)
-    texts = pyarrow.csv.read_csv(file, convert_options=pyarrow.csv.ConvertOptions(column_types=as_text))
+    table = pyarrow.csv.read_csv(file, parse_options=separated)
+    as_text = pyarrow.csv.ConvertOptions(column_types={name: pyarrow.string() for name in table.column_names})
+    file.seek(0)
+    texts = pyarrow.csv.read_csv(file, parse_options=separated, convert_options=as_text)
     for place, name in enumerate(table.column_names):
         written = pyarrow.compute.utf8_trim_whitespace(texts.column(place))
         padded = pyarrow.compute.match_substring_regex(written, LEADING_ZERO)
         if pyarrow.types.is_integer(table.column(place).type) and pyarrow.compute.any(padded).as_py():
             table = table.set_column(place, name, written)
-    return table
+    return table.rename_columns([name.strip() for name in table.column_names])
 
 
 READERS: dict[str, Callable[[io.BytesIO], pyarrow.Table]] = {

@@ -342,17 +342,19 @@ def _open_files(source: str, files: list[str], split: str, streaming: bool, cach
 
 def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
     images = images_of_split(folder, split)
+    classes = list(top_folders(images.home, images.files))
+    parts = [file.relative_to(images.home).parts for file in images.files]
+    are_classes = _are_classes(classes, parts)
     if images.metadata is not None:
         rows, notes = open_metadata(images, images.metadata)
+        if are_classes and len(classes) > 1 and "label" not in rows.features:
+            notes += (f"the subfolders are not taken for classes beside {images.metadata.name}; add a column label",)
         return Source(rows, (*images.notes, *notes))
-    classes = list(top_folders(images.home, images.files))
     if not trust_classes:
         check_no_masks_among(images.home, images.files)
         check_no_splits_among(images.home, classes)
     columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in images.files]}
     features = Features({"image": datasets.Image(decode=False)})
-    parts = [file.relative_to(images.home).parts for file in images.files]
-    are_classes = _are_classes(classes, parts)
     if are_classes:
         features["label"] = ClassLabel(names=[readable(name) for name in classes])
         indices = {name: index for index, name in enumerate(classes)}
