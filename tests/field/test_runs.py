@@ -321,7 +321,7 @@ def test_changed_masks_are_noticed():
     options = {"data": "in", "masks": "masks"}
     train_segmentation(segmentation(**options))
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save("masks/003.png")
-    with pytest.raises(ValueError, match="the images are the same, but masks, labels"):
+    with pytest.raises(ValueError, match="the images are the same, but copies of them, masks, labels"):
         train_segmentation(segmentation(steps=3, **options))
 
 
