@@ -78,9 +78,18 @@ def test_subfolders_are_splits_or_classes(tmp_path, names, split, count, classes
             "train",
             r"splits test, train lie in its subfolder old, .*give data \S*/old",
         ),
+        (
+            "test_images/1.png train_images/1.png",
+            "train",
+            r"test_images and train_images look like splits, .* Give data \S*/train_images\. If they are classes",
+        ),
+        ("test1/1.png train/1.png", "train", r"test1 and train look like splits, .* Give data \S*/train\."),
+        ("imagesTr/1.png imagesTs/1.png", "train", r"look like splits, .* Give data \S*/imagesTr"),
         ("1.dcm 2.DCM", "train", r"only 2 \.dcm\. Convert them to PNG"),
         ("train/1.parquet test/1.parquet", "train", r"only 2 \.parquet\. To read tables, give data \S*/\*\.parquet"),
         ("images.zip", "train", r"only 1 \.zip\. Unpack"),
+        ("train-images-idx3-ubyte.gz", "train", r"only 1 \.gz\. Convert them .* or, in Python, give DataConfig"),
+        ("digits.npz", "train", r"only 1 \.npz\. Convert them .* or, in Python, give DataConfig"),
     ],
 )
 def test_what_is_likely_wrong_is_asked(tmp_path, names, split, message):
@@ -89,8 +98,9 @@ def test_what_is_likely_wrong_is_asked(tmp_path, names, split, message):
 
 
 def test_a_stated_label_column_says_that_subfolders_are_classes(tmp_path):
-    rows = open_source(fill(tmp_path, "images/1.png masks/1.png"), label_column="label")
-    assert class_names(rows) == ("images", "masks")
+    for names in (("images", "masks"), ("test_images", "train_images")):
+        folder = fill(tmp_path / names[0], " ".join(f"{name}/1.png" for name in names))
+        assert class_names(open_source(folder, label_column="label")) == names
 
 
 @pytest.mark.parametrize(
@@ -147,8 +157,10 @@ def parquet(folder: Path, labels: list, kind: Value | None = None, name: str = "
         (["b", "", None, "a"], "string", ("a", "b"), [1, -1, -1, 0]),
         ([True, False, True], "bool", ("False", "True"), [1, 0, 1]),
         ([3, 3], "uint8", ("3",), [0, 0]),
+        ([2.0, None, float("nan"), 10.0, -1.0], "float64", ("2", "10"), [0, -1, -1, 1, -1]),
         ([None, None], "int64", None, None),
         ([0.5, 1.0], "float32", None, None),
+        ([1.0, float("inf")], "float64", None, None),
         (list(range(20)), "int64", None, None),
         ([f"caption {i}" for i in range(9)], "string", None, None),
     ],
@@ -159,6 +171,9 @@ def test_plain_labels(tmp_path, labels, kind, classes, indices):
     assert class_names(opened.rows) == classes
     if classes is not None:
         assert opened.rows["label"][:] == indices
+        unlabelled = indices.count(-1)
+        assert opened.notes[-1].endswith(f" image{'s' * (unlabelled > 1)} without a label") == (unlabelled > 0)
+        assert f"; {unlabelled} image" in opened.notes[-1] or not unlabelled
         return
     assert opened.notes[-1].startswith("the column label is not taken for labels: ")
     if len(labels) > 2:  # like names of the rows, but they may be used
@@ -193,6 +208,10 @@ METADATA = "1.png 2.png sub/3.png"
         ("metadata.jsonl", '{"file_name": "1.png", "label": 7}\n{"file_name": "sub/3.png", "label": 5}', ("5", "7"), 2),
         ("metadata.csv", "file_name,label\n1.png,cat\n2.png,\nsub/3.png,dog\n", ("cat", "dog"), 3),
         ("metadata.csv", "file_name,text\n1.png,cat\n", None, 1),
+        ("metadata.csv", "file_name,label\n1.png,01\n2.png,1\nsub/3.png,\n", ("01", "1"), 3),
+        ("metadata.csv", "file_name; label\r\n1.png; a\r\n2.png;a \r\nsub/3.png;b", ("a", "b"), 3),
+        ("metadata.csv", "file_name\tlabel\n1.png\ta, b\n2.png\tc\n", ("a, b", "c"), 2),
+        ("metadata.csv", "file_name,label\n1.png, 2\n2.png,1\nsub/3.png,0\n", ("0", "1", "2"), 3),
         ("sub/metadata.csv", "file_name,label\n3.png,cat\n", None, 3),
     ],
 )
@@ -227,6 +246,18 @@ def test_wrong_metadata(tmp_path, name, text, message):
     (fill(tmp_path, METADATA) / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         open_source(tmp_path)
+
+
+def test_subfolders_beside_metadata_are_mentioned(tmp_path):
+    folder = fill(tmp_path, "cat/1.png dog/1.png")
+    (folder / "metadata.csv").write_text("file_name,text\ncat/1.png,one\ndog/1.png,two\n")
+    note = "the subfolders are not taken for classes beside metadata.csv; add a column label"
+    assert note in open_with_notes(folder).notes
+    (folder / "metadata.csv").write_text("file_name,label\ncat/1.png,one\ndog/1.png,two\n")
+    assert note not in open_with_notes(folder).notes
+    (folder / "metadata.csv").write_bytes("file_name,label\ncat/1.png,Käse\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="metadata.csv cannot be read: its text is not UTF-8; save it as UTF-8"):
+        open_with_notes(folder)
 
 
 def test_metadata_above_the_splits_and_twice(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
+from unet_diffusion.commands.run_data import held_out_masks, own_images
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import train_segmentation
 from unet_diffusion.data.config import DataConfig, InMemory
@@ -123,10 +124,18 @@ def test_masks_in_memory_belong_to_images_in_the_same_order(tmp_path):
     assert len(sets.train) == 3  # an image without a mask is left out, with a warning
 
 
+def test_stated_axes_settle_the_order_of_one_array(tmp_path):
+    images = np.stack([squares()[0]] * 3, axis=1)  # (12, 3, 8, 8)
+    options = {"validation_fraction": 0, "cache_dir": str(tmp_path / "cache")}
+    for axes, shape in {"CHW": (3, 8, 8), "HWC": (8, 3, 8)}.items():
+        image = load_images(DataConfig(data=images, axes=axes, **options)).train[0]["image"]
+        assert image.shape == shape
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (torch.zeros(2, 3, 8, 8), r"type torch.Tensor, but must be a name or path.*permute\(0, 2, 3, 1\).numpy"),
+        (torch.zeros(2, 3, 8, 8), r"type torch.Tensor, but must be a name or path.*images.numpy\(\), and axes='CHW'"),
         ({"image": []}, "type dict, .*Dataset.from_dict"),
         (Image.new("L", (4, 4)), "type PIL.Image.Image.*pass a list of it"),
         (7, "type int, but must be a name"),
@@ -138,7 +147,10 @@ def test_masks_in_memory_belong_to_images_in_the_same_order(tmp_path):
         (["absent.png"], r"data\[0\] is 'absent.png', but there is no such file"),
         (np.zeros((4, 4)), r"shape \(4, 4\), but must be \(N, H, W\).*give a list"),
         (np.zeros((8, 8, 3)), r"shape \(8, 8, 3\), which would be 8 images of 3 columns"),
-        (np.zeros((5, 3, 8, 8)), r"shape \(5, 3, 8, 8\), which looks like \(N, C, H, W\).*transpose\(0, 2, 3, 1\)"),
+        (
+            np.zeros((5, 3, 8, 8)),
+            r"shape \(5, 3, 8, 8\), which looks like \(N, C, H, W\).*axes='CHW' if it is the former",
+        ),
     ],
 )
 def test_other_types_are_refused_with_the_rule(data, message):
@@ -173,3 +185,6 @@ def test_a_run_on_images_in_memory_resumes_with_equal_images_only(tmp_path):
     masked = MaskedDataConfig(data=images, masks=masks, cache_dir=str(tmp_path / "cache"))
     train_segmentation(TrainSegmentation(masked, tmp_path / "masks", str(network), training=training))
     assert (tmp_path / "masks" / "model_index.json").is_file()
+    for own, folder in ((own_images, run), (lambda run: held_out_masks(run, 2), tmp_path / "masks")):
+        with pytest.raises(ValueError, match="data is not given, .* was 12 images in memory .*, which no file keeps"):
+            own(folder)

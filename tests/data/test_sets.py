@@ -136,17 +136,17 @@ def test_percentiles_are_measured_per_channel_on_training_images(tmp_path, load)
     np.testing.assert_allclose(sets.train.pixel_range.high, np.percentile(values, 99, axis=1), rtol=1e-6)
 
 
-def test_floats_need_a_range_and_dark_16_bit_images_a_warning(tmp_path, load, caplog):
+def test_floats_and_dark_16_bit_images_need_a_range(tmp_path, load):
     with pytest.raises(ValueError, match=r"floats from 0 to 9.*value_range"):
         load(save(tmp_path / "floats", numbered(10, dtype=np.float32)), validation_fraction=0.0)
     twelve_bits = save(tmp_path / "twelve", [np.array([[0, 4095]], dtype=np.uint16)] * 3)
-    assert load(twelve_bits).train.pixel_range == PixelRange.full("uint16")
-    assert "only 0 to 4095 of 0 to 65535" in caplog.text
-    caplog.clear()
-    options = {"value_range": (0.0, 4095.0), "validation_fraction": 0.0}
-    assert load(twelve_bits, **options).train.pixel_range.high == (4095.0,)
-    load(save(tmp_path / "sixteen", [np.array([[0, 60000]], dtype=np.uint16)] * 3), validation_fraction=0.0)
-    assert not caplog.text
+    with pytest.raises(ValueError, match=r"only 0 to 4095 of 0 to 65535.* value_range 0 4095 if the data have 12 bits"):
+        load(twelve_bits)
+    for most in (4095.0, 65535.0):
+        options = {"value_range": (0.0, most), "validation_fraction": 0.0}
+        assert load(twelve_bits, **options).train.pixel_range.high == (most,)
+    sixteen_bits = save(tmp_path / "sixteen", [np.array([[0, 60000]], dtype=np.uint16)] * 3)
+    assert load(sixteen_bits, validation_fraction=0.0).train.pixel_range == PixelRange.full("uint16")
 
 
 # size, cut, mirror

@@ -179,10 +179,13 @@ def test_columns_are_found_or_listed(three_images, tmp_path):
         (two, {}, r"no single column.*a \(Image\), b \(Image\)"),
         (two, {"image_column": "c"}, "no such column.*a "),
         (two, {"label_column": "c"}, "no such column.*a "),
-        (renamed, {"image_column": "id"}, "holds no images"),
+        (renamed, {"image_column": "id"}, r"holds no images but int64; .*Columns: .*id \(int64\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             open_source(source, **options)
+    paths = saved(Dataset.from_dict({"image": ["a.png", "b.png"]}))
+    with pytest.raises(ValueError, match="holds no images but text; if these are paths, give a folder whose metadata"):
+        open_source(paths)
     assert class_names(open_source(renamed, label_column="id")) == ("7", "8", "9")
     named = saved(three_images.remove_columns("label").add_column("kind", ["x", "y", "x"]))
     assert class_names(open_source(named)) is None

@@ -321,7 +321,7 @@ def test_changed_masks_are_noticed():
     options = {"data": "in", "masks": "masks"}
     train_segmentation(segmentation(**options))
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save("masks/003.png")
-    with pytest.raises(ValueError, match="the images are the same, but masks, labels"):
+    with pytest.raises(ValueError, match="the images are the same, but copies of them, masks, labels"):
         train_segmentation(segmentation(steps=3, **options))
 
 
@@ -433,7 +433,7 @@ def test_evaluate_scores_the_images_that_the_run_held_out_and_counts_those_it_le
         EvaluationData(split="test")
 
 
-def test_evaluate_generation_compares_with_the_images_of_the_run():
+def test_evaluate_generation_compares_with_the_images_of_the_run(monkeypatch):
     draw("in", 160)
     run = train_ddpm(ddpm("in", validation_fraction=0.2))
     record = DataRecord.read(run)
@@ -448,6 +448,10 @@ def test_evaluate_generation_compares_with_the_images_of_the_run():
     found = json.loads(Path("other.json").read_text())["memorisation"]
     assert found["held_out_count"] == len(record.held_out)
     assert f"on {len(theirs) - len(record.held_out)} of the {len(theirs)} images that these data hold out" in text
+
+    monkeypatch.setattr("unet_diffusion.commands.evaluate_generation.generate", lambda *_: pytest.fail("generated"))
+    with pytest.raises(ValueError, match="63 real images, but fewer than 64"):  # before others are generated
+        evaluate_generation(replace(options, count=63, overwrite=True))
 
 
 def test_a_run_that_also_learnt_masks_is_compared_with_all_images_that_it_did_not_hold_out():

@@ -17,6 +17,7 @@ from unet_diffusion.data.streaming import StreamingImages
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import (
     Measurement,
+    check_enough,
     frechet_distance,
     kernel_distance,
     precision_recall,
@@ -107,6 +108,7 @@ def evaluate_generation(
     if real is None or generated is None:
         pipe = generation_pipeline(options)
         real = real or load_real(options, pipe.unet.config.in_channels)
+        check_enough(len(real.features), options.count)  # before the images are generated, which takes long
         generated = generate(options, pipe, "pt") if generated is None else generated
     generated = generated.cpu() * 2 - 1
     ours, theirs = features_of(real.network, generated), real.features

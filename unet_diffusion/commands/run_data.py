@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unet_diffusion.data.config import DataConfig, SourceOptions
+from unet_diffusion.data.config import IN_MEMORY, SOURCES, DataConfig, SourceOptions
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import MaskedDataConfig
@@ -34,12 +34,18 @@ def own_options(run: Path, kind: type[T]) -> T:
     """Returns the options of a run's data.
 
     Raises:
-        ValueError: the data are not here, or were not named by options.
+        ValueError: the data are not here, were in memory, or were not named by options.
     """
     saved = read_object(run / "config.json").get("data")
     saved = saved if isinstance(saved, Mapping) else {}
     known = {field.name for field in fields(kind)}
     values: dict[str, Any] = {name: _as_tuple(value) for name, value in saved.items() if name in known}
+    in_memory = next((name for name in SOURCES if IN_MEMORY in str(values.get(name))), None)
+    if in_memory is not None:
+        raise ValueError(
+            f"data is not given, and {in_memory} of the run in {run} was {values[in_memory]}, which no file keeps; "
+            "give data, the same images from Python or others."
+        )
     try:
         options = kind(**values)
         check_sources(options)

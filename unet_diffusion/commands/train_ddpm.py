@@ -66,6 +66,9 @@ def make_unet(options: TrainDDPM, height: int, width: int, channels: int, class_
                 "classes there are, and the data have none; leave out streaming to take integers and strings."
             )
         if class_names is None:
-            raise ValueError("class_conditional is set, but the data have no class labels; name them by label_column.")
+            raise ValueError(
+                "class_conditional is set, but the data have no class labels; name their column by label_column, or "
+                "sort the images into one folder for each class."
+            )
         wanted |= {"num_class_embeds": len(class_names), "label_dropout": options.diffusion.label_dropout}
     return load_unet(options.model, wanted)

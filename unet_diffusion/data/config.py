@@ -13,6 +13,7 @@ else:
     Data = str  # on the command line
 """A name or path; in Python also a `datasets.Dataset`, a list of PIL images, arrays or paths, or one array (N, H, W) or
 (N, H, W, C). Options keep it as text, which for images in memory is an `InMemory`."""
+IN_MEMORY = " in memory (fingerprint "  # in the name of such images
 SOURCES = ("data", "validation_data", "masks", "validation_masks")  # options of this type
 
 
@@ -74,7 +75,7 @@ class SourceOptions:
             if value is not None and not isinstance(value, str):
                 from unet_diffusion.data.memory import as_source  # here, since it imports slow libraries
 
-                setattr(self, name, as_source(value, name))
+                setattr(self, name, as_source(value, name, self.axes))
         require_each(self, ["image_size"], is_count, "must be at least 1 pixel")
         require_each(self, ["channels"], lambda channels: channels in (1, 3), "must be 1 or 3, or not given")
         require_each(self, ["axes"], lambda axes: axes in AXIS_ORDERS, "must be 'HWC' or 'CHW', or not given")
@@ -98,7 +99,7 @@ class ImageOptions(SourceOptions):
     """Validation set: a split of `validation_data`, or else of `data`."""
     value_range: tuple[float, float] | None = None
     """Stored values that become -1 and 1; by default the whole range of 8 or 16 bits. Float images need it, or
-    percentiles."""
+    percentiles, and so do 16-bit images that use a small part of their range."""
     percentiles: tuple[float, float] | None = None
     """Percentiles of each channel of the training images that become -1 and 1, such as 0.1 and 99.9."""
     num_workers: int = 0

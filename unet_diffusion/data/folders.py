@@ -31,9 +31,16 @@ SPLIT_FOLDERS = {  # usual names of subfolders, and the split that each means
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+SPLIT_WORDS = {**SPLIT_FOLDERS, "tr": "train", "ts": "test"}  # in names such as "train_images" and "imagesTs"
+WORDS_BESIDE_SPLITS = frozenset({"set", "data", "folder"})  # beside those for images
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the imagefolder of `datasets`
 ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".7z", ".rar", ".xz"})
 CLASS_FILES = ("labelmap.txt", "class_dict.csv", "_classes.csv")  # names of the classes of masks
+ARRAYS = frozenset({".npz", ".mat", ".h5", ".hdf5", ".pkl", ".pickle", ".pt", ".pth"})  # of many images
+FROM_ARRAYS = (
+    "Convert them to PNG, TIFF or .npy, an image in each, and give their folder; or, in Python, give DataConfig the "
+    "images as an array, or with labels as a datasets.Dataset."
+)
 UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA, *CLASS_FILES})  # files that nobody misses
 # fmt: off
 MASK_WORDS = frozenset({
@@ -228,6 +235,8 @@ def _no_image(home: Path, others: list[Path], runs: list[Path]) -> ValueError:
         table = next((file for file in others if file.suffix.lower() in FILE_READERS), None)
         if table is not None:
             fix = f"To read tables, give data {table.parent / ('*' + table.suffix)}."
+        elif any("-idx" in file.name or file.suffix.lower() in ARRAYS for file in others):
+            fix = FROM_ARRAYS
         elif any(file.suffix.lower() in ARCHIVES for file in others):
             fix = "Unpack them first."
         counts = Counter(file.suffix.lower() for file in others)
@@ -287,6 +296,26 @@ def masks_among(home: Path, files: Collection[Path]) -> list[Path]:
         return (match is not None and (file.parent, base) in stems) or (in_masks[file.parent] and base in of_images)
 
     return [file for file in files if is_mask(file)]
+
+
+def check_no_splits_among(home: Path, names: Sequence[str]) -> None:
+    """Raises a ValueError if subfolders are called like splits, such as "train_images" and "test_images".
+
+    Those that are called exactly like splits are no question: one of them is opened.
+    """
+    splits = {name: split for name in names if (split := _split_in(name)) is not None}
+    if len(set(splits.values())) > 1:
+        first = min(splits, key=lambda name: splits[name] != "train")
+        raise ValueError(
+            f"data is {home}, whose subfolders {' and '.join(splits)} look like splits, which would be mixed. Give "
+            f"data {home / first}. If they are classes, give label_column 'label'."
+        )
+
+
+def _split_in(name: str) -> str | None:
+    """Returns the split that a name says, if it says nothing else but that it holds images."""
+    words = [word for word in _words(name) if not word.isdigit() and word not in IMAGE_WORDS | WORDS_BESIDE_SPLITS]
+    return SPLIT_WORDS.get(words[0]) if len(words) == 1 else None
 
 
 def _clashes(folder: Path, names: list[str], with_images: Collection[Path]) -> list[tuple[Path, Path]]:

@@ -1,12 +1,13 @@
 """Labels in the columns of a data set: which column holds them, and the names of their classes."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
-from unet_diffusion.data.folders import some
+from unet_diffusion.data.folders import counted, some
 from unet_diffusion.images.no_class import NO_LABEL
 
 PLAIN_DEFAULTS = ("label", "cls")  # the second is the ending of labels in WebDataset files
@@ -38,12 +39,12 @@ class LabelColumn:
     @property
     def kind(self) -> str:
         """Returns the type of the values for messages, such as "int64"."""
-        return self.feature.dtype if isinstance(self.feature, Value) else type(self.feature).__name__
+        return _kind(self.feature)
 
     @property
     def is_plain(self) -> bool:
-        """Returns whether the values are integers or strings, whose classes have to be found."""
-        return self.kind.startswith(("int", "uint")) or self.kind in ("string", "large_string", "bool")
+        """Returns whether the values are numbers or strings, whose classes have to be found."""
+        return self.kind.startswith(("int", "uint", "float")) or self.kind in ("string", "large_string", "bool")
 
 
 def find_label(features: Features, stated: str | None, source: str) -> LabelColumn | None:
@@ -68,8 +69,13 @@ def find_label(features: Features, stated: str | None, source: str) -> LabelColu
 
 
 def listing(features: Features) -> str:
-    """Returns a sentence that lists the columns."""
-    return "Columns: " + ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items()) + "."
+    """Returns a sentence that lists the columns and their types."""
+    return "Columns: " + ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items()) + "."
+
+
+def _kind(feature: Any) -> str:
+    """Returns the type of a column's values for messages, such as "int64" or "List"."""
+    return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 
 def labelled(
@@ -77,8 +83,9 @@ def labelled(
 ) -> tuple[Dataset | IterableDataset, tuple[str, ...]]:
     """Returns a data set whose column `label` is a ClassLabel, or which has none, and notes on the classes.
 
-    Classes of plain values are the values that occur, in their order, with their own names; -1 and missing or empty
-    values are no label. A column that was not stated is left out, with a note, if it can hardly hold labels.
+    Classes of plain values are the values that occur, in their order, with their own names, without spaces around them;
+    -1 and missing or empty values are no label. Floats must be whole numbers, as which tables keep integers of which
+    some are missing. A column that was not stated is left out, with a note, if it can hardly hold labels.
 
     Args:
         dataset: with the column of the labels.
@@ -97,12 +104,19 @@ def labelled(
     values = dataset.select_columns([label.column])[label.column][:]
     if label.key is not None:
         values = [None if cell is None else cell[label.key] for cell in values]
+    fractions = [value for value in values if isinstance(value, float) and _is_fraction(value)]
+    if fractions:
+        problem = f"it holds numbers such as {fractions[0]:g}, and labels are ClassLabel, integers or strings"
+        return _without(dataset, label, problem)
+    values = [value.strip() if isinstance(value, str) else value for value in values]
+    if label.kind.startswith("float"):
+        values = [None if value is None or math.isnan(value) else int(value) for value in values]
     if isinstance(label.feature, ClassLabel) and label.key is not None:
         values = [None if value in (None, NO_LABEL) else label.feature.int2str(value) for value in values]
     elif isinstance(label.feature, ClassLabel):
         names = label.feature.names
         counts = Counter(names[value] for value in values if value is not None and 0 <= value < len(names))
-        return _renamed(dataset, label), (_note(origin, names, counts),)
+        return _renamed(dataset, label), (_note(origin, names, counts, len(values)),)
     classes = sorted({value for value in values if not _is_none(value)})
     labels = len(values) - sum(map(_is_none, values))
     if not classes:
@@ -117,7 +131,7 @@ def labelled(
     kept = dataset.remove_columns(label.column)
     counts = Counter(names[index] for index in encoded if index != NO_LABEL)
     with_label = kept.add_column("label", encoded, feature=ClassLabel(names=names))
-    return with_label, (_note(origin, names, counts),)
+    return with_label, (_note(origin, names, counts, len(values)),)
 
 
 def _column(features: Features, name: str) -> LabelColumn | None:
@@ -155,11 +169,17 @@ def _renamed(dataset: Dataset | IterableDataset, label: LabelColumn) -> Dataset 
     return dataset if label.column == "label" else dataset.rename_column(label.column, "label")
 
 
+def _is_fraction(value: float) -> bool:
+    return not (math.isnan(value) or value.is_integer())
+
+
 def _is_none(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip()) or (value == -1 and value is not True)
+    return value in (None, "") or (value == -1 and value is not True)
 
 
-def _note(origin: str, names: list[str], counts: Counter[str]) -> str:
+def _note(origin: str, names: list[str], counts: Counter[str], rows: int) -> str:
     unit = " image" if counts[names[0]] == 1 else " images"
     listed = [f"{name} ({counts[name]}{'' if position else unit})" for position, name in enumerate(names)]
-    return f"{origin}: {some(listed)}"
+    unlabelled = rows - counts.total()
+    without = f"; {counted(unlabelled, 'image')} without a label" if unlabelled else ""
+    return f"{origin}: {some(listed)}{without}"

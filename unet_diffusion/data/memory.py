@@ -12,17 +12,19 @@ import numpy as np
 from datasets import Dataset, Features
 from PIL import Image, ImageOps
 
-from unet_diffusion.data.config import InMemory
+from unet_diffusion.data.config import IN_MEMORY, InMemory
 from unet_diffusion.data.folders import counted, states_of, stored_path
+from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import decode_image
 
 IN_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # modes of PIL images that PNG keeps
 KINDS = (
     "a name or path, a datasets.Dataset, a list of PIL images, arrays or paths, or one array (N, H, W) or (N, H, W, C)"
 )
+WITH_LABELS = "For images with labels give a datasets.Dataset with the columns image and label."
 # Advice for types that people have instead, by the first words of their names.
 ADVICE = {
-    "torch.Tensor": "pass images.permute(0, 2, 3, 1).numpy() of a tensor (N, C, H, W)",
+    "torch.Tensor": "pass images.numpy(), and axes='CHW' if they are (N, C, H, W)",
     "pandas.": "pass datasets.Dataset.from_pandas(frame)",
     "builtins.dict": "pass datasets.Dataset.from_dict(columns)",
     "datasets.dataset_dict.": "pass one of its splits, such as data['train']",
@@ -32,13 +34,14 @@ ADVICE = {
 }
 
 
-def as_source(data: Any, option: str = "data") -> str:
+def as_source(data: Any, option: str = "data", axes: AxisOrder | None = None) -> str:
     """Returns what a user gave as the name of a source: text as it is, a path as text, images as `InMemory`.
 
     Args:
         data: a name or path; a `datasets.Dataset`; a list of PIL images, arrays (H, W) or (H, W, C), or paths; or an
             array (N, H, W) or (N, H, W, C). In a list of masks, None stands for a missing one.
         option: its name, for messages.
+        axes: as they are stated; with "CHW" one array may be (N, C, H, W).
 
     Raises:
         ValueError: a value of another type, of another shape, or without images.
@@ -50,7 +53,7 @@ def as_source(data: Any, option: str = "data") -> str:
     if isinstance(data, Dataset):
         return _named(data.with_format(None), counted(len(data), "row"))
     if isinstance(data, np.ndarray):
-        _check_array(data, option)
+        _check_array(data, option, axes)
     elif not isinstance(data, (list, tuple)):
         raise ValueError(f"{option} is of type {_type(data)}, but must be {KINDS}; {_advice(data)}.")
     if len(data) == 0:
@@ -83,7 +86,7 @@ def _of_images(images: Sequence[Any], option: str) -> InMemory:
 
 
 def _named(rows: Dataset, name: str) -> InMemory:
-    return InMemory(f"{name} in memory (fingerprint {rows._fingerprint})", rows)
+    return InMemory(f"{name}{IN_MEMORY}{rows._fingerprint})", rows)
 
 
 def _encoded(image: Any, name: str) -> bytes:
@@ -102,18 +105,18 @@ def _encoded(image: Any, name: str) -> bytes:
         if image.ndim not in (2, 3) or image.dtype.kind not in "buif":
             raise ValueError(
                 f"{name} has shape {image.shape} and holds {image.dtype}, but an image is (H, W) or (H, W, C) and "
-                "holds integers or floats."
+                f"holds integers or floats. {WITH_LABELS}"
             )
         np.save(file, image)
     else:
         raise ValueError(
-            f"{name} is of type {_type(image)}, but must be a PIL image, an array (H, W) or (H, W, C), or a path. For "
-            "images with labels give a datasets.Dataset with the columns image and label."
+            f"{name} is of type {_type(image)}, but must be a PIL image, an array (H, W) or (H, W, C), such as "
+            f"image.numpy() of a tensor, or a path. {WITH_LABELS}"
         )
     return file.getvalue()
 
 
-def _check_array(array: np.ndarray, option: str) -> None:
+def _check_array(array: np.ndarray, option: str, axes: AxisOrder | None) -> None:
     shape = array.shape
     if array.ndim not in (3, 4):
         raise ValueError(
@@ -125,10 +128,10 @@ def _check_array(array: np.ndarray, option: str) -> None:
             f"{option} is an array of shape {shape}, which would be {shape[0]} images of {shape[2]} columns; for one "
             "image (H, W, C) give a list of it."
         )
-    if array.ndim == 4 and shape[1] <= 4 < shape[3]:
+    if array.ndim == 4 and axes is None and shape[1] <= 4 < shape[3]:
         raise ValueError(
-            f"{option} is an array of shape {shape}, which looks like (N, C, H, W), but must be (N, H, W, C); give "
-            "images.transpose(0, 2, 3, 1)."
+            f"{option} is an array of shape {shape}, which looks like (N, C, H, W), but must be (N, H, W, C). Give "
+            "axes='CHW' if it is the former, or axes='HWC' if it is the latter."
         )
 
 

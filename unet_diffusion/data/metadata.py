@@ -5,11 +5,13 @@ as its mask.
 """
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
@@ -19,11 +21,7 @@ from unet_diffusion.data.folders import ImageFiles, counted, some, states_of, st
 from unet_diffusion.files import readable
 
 FILE_NAME = "file_name"
-READERS = {
-    ".jsonl": pyarrow.json.read_json,
-    ".csv": pyarrow.csv.read_csv,
-    ".parquet": pyarrow.parquet.read_table,
-}
+LEADING_ZERO = r"^0\d"
 
 
 def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, ...]]:
@@ -78,6 +76,36 @@ def _read(file: Path) -> pyarrow.Table:
         return READERS[file.suffix](io.BytesIO(file.read_bytes()))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {readable(str(error))}; correct it, or move it away.") from error
+
+
+def _read_csv(file: io.BytesIO) -> pyarrow.Table:
+    """Reads a table whose columns are separated by commas, semicolons (as by Excel in many countries) or tabs.
+
+    Numbers such as 007 stay text, so that 01 and 1 are two classes.
+    """
+    try:
+        header = file.read().decode().partition("\n")[0]
+    except UnicodeDecodeError as error:
+        raise ValueError("its text is not UTF-8; save it as UTF-8") from error
+    separated = pyarrow.csv.ParseOptions(delimiter=max(",;\t", key=header.count))
+    file.seek(0)
+    table = pyarrow.csv.read_csv(file, parse_options=separated)
+    as_text = pyarrow.csv.ConvertOptions(column_types={name: pyarrow.string() for name in table.column_names})
+    file.seek(0)
+    texts = pyarrow.csv.read_csv(file, parse_options=separated, convert_options=as_text)
+    for place, name in enumerate(table.column_names):
+        written = pyarrow.compute.utf8_trim_whitespace(texts.column(place))
+        padded = pyarrow.compute.match_substring_regex(written, LEADING_ZERO)
+        if pyarrow.types.is_integer(table.column(place).type) and pyarrow.compute.any(padded).as_py():
+            table = table.set_column(place, name, written)
+    return table.rename_columns([name.strip() for name in table.column_names])
+
+
+READERS: dict[str, Callable[[io.BytesIO], pyarrow.Table]] = {
+    ".jsonl": pyarrow.json.read_json,
+    ".csv": _read_csv,
+    ".parquet": pyarrow.parquet.read_table,
+}
 
 
 def _names_files(column: str) -> bool:

@@ -62,7 +62,10 @@ class DataRecord:
         before, after = (set(record.trained) | set(record.held_out) for record in (self, now))
         added, removed = len(after - before), len(before - after)
         if not added and not removed:
-            return "the images are the same, but masks, labels, unlabelled images or the preparation have changed"
+            return (
+                "the images are the same, but copies of them, masks, labels, unlabelled images or the preparation have "
+                "changed"
+            )
         return f"{added} image{'s' * (added != 1)} added, {removed} removed"
 
     def followed_by(self, now: "DataRecord") -> "DataRecord":

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_SEED = 0  # not the run's, so that runs of all seeds are validated on the same images
 MOST_MEASURED = 2**24  # values of each channel, for percentiles
-NARROW = 1 / 8  # share of the 16-bit range; below it, a warning mentions 12-bit data
+NARROW = 1 / 8  # share of the 16-bit range; below it, an error asks for the range
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> Pix
     """Returns the range that the config states, or else the whole range of the dtype.
 
     Raises:
-        ValueError: float images without a stated range.
+        ValueError: images of floats, or of 16 bits that use a small part of them, without a stated range.
     """
     if config.percentiles is None and (config.value_range is not None or cache.dtype == "uint8"):
         return _unmeasured_range(config, cache.dtype)
@@ -259,10 +259,8 @@ def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> Pix
         low, high = np.percentile(values, config.percentiles, axis=1)
         return PixelRange(tuple(map(float, low)), tuple(map(float, high)), cache.dtype)
     problem = unclear_range(config.data, cache.dtype, float(values.min()), float(values.max()))
-    if cache.dtype == "float32":
-        raise ValueError(problem)
     if problem is not None:
-        logger.warning(problem)
+        raise ValueError(problem)
     return _unmeasured_range(config, cache.dtype)
 
 
@@ -274,9 +272,11 @@ def unclear_range(name: str, dtype: str, least: float, most: float) -> str | Non
             "value_range, or percentiles such as 0.1 and 99.9."
         )
     if dtype == "uint16" and most - least < NARROW * LARGEST[dtype]:
+        bits = 8 if most <= LARGEST["uint8"] else 12
         return (
-            f"the 16-bit images of {name} use only {least:g} to {most:g} of 0 to 65535, so that the network sees them "
-            "nearly uniform; for 12-bit data give value_range 0 4095, or give percentiles."
+            f"the 16-bit images of {name} use only {least:g} to {most:g} of 0 to 65535, so that the network would see "
+            f"them nearly uniform. Give value_range 0 {2**bits - 1} if the data have {bits} bits, percentiles such as "
+            "0.1 and 99.9, or value_range 0 65535 to keep the whole range."
         )
     return None
 

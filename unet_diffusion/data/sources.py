@@ -19,11 +19,14 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from unet_diffusion.data.config import Data, InMemory
 from unet_diffusion.data.folders import (
+    ARRAYS,
     DIGITS,
     FILE_READERS,
+    FROM_ARRAYS,
     IMAGE_SUFFIXES,
     IMAGE_WORDS,
     check_no_masks_among,
+    check_no_splits_among,
     check_only_split,
     check_text,
     counted,
@@ -124,7 +127,8 @@ def open_with_notes(
     if group_column is not None:
         groups = groups_of(opened.rows, group_column, source)
         assert isinstance(selected.rows, Dataset)
-        selected = replace(selected, rows=with_groups(selected.rows, groups))
+        notes = (*selected.notes, note_on_groups(groups, group_column))
+        selected = replace(selected, rows=with_groups(selected.rows, groups), notes=notes)
     if streaming and isinstance(selected.rows, Dataset):
         return replace(selected, rows=selected.rows.to_iterable_dataset())
     return selected
@@ -161,6 +165,11 @@ def _folders_of(rows: Dataset, source: str) -> list[str]:
         if images[0]["image"]["bytes"] is None:
             return [os.path.relpath(os.path.dirname(image["path"]), folder) for image in images["image"]]
     raise ValueError(f"group_column is {FOLDER!r}, but {source} is not a folder of images; name a column.")
+
+
+def note_on_groups(groups: list[str], column: str) -> str:
+    """Returns the note that says how many groups of images a column makes."""
+    return f"{counted(len(set(groups)), 'group')} of images by {column}, none of which is divided by holding out"
 
 
 def with_groups(rows: Dataset, groups: list[str]) -> Dataset:
@@ -218,9 +227,11 @@ def open_all_columns(
     if files:
         suffixes = {Path(file).suffix.lower() for file in files}
         if len(suffixes) != 1 or not suffixes <= FILE_READERS.keys():
+            kinds = ", ".join(sorted(suffix or "unknown" for suffix in suffixes))
+            fix = FROM_ARRAYS if suffixes & {*ARRAYS, ".npy"} else "For single images give their folder."
             raise ValueError(
-                f"data is {source!r}, files of type {', '.join(sorted(suffixes)) or 'unknown'}, but files must be all "
-                f"of one type out of {', '.join(FILE_READERS)}. For single images give their folder."
+                f"data is {source!r}, {'a file' if len(files) == 1 else 'files'} of type {kinds}, but files must be "
+                f"all of one type out of {', '.join(FILE_READERS)}. {fix}"
             )
         return _open_files(source, files, split, streaming, cache_dir)
     if is_hub_name(source):
@@ -331,16 +342,19 @@ def _open_files(source: str, files: list[str], split: str, streaming: bool, cach
 
 def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
     images = images_of_split(folder, split)
-    if images.metadata is not None:
-        rows, notes = open_metadata(images, images.metadata)
-        return Source(rows, (*images.notes, *notes))
     classes = list(top_folders(images.home, images.files))
-    if not trust_classes:
-        check_no_masks_among(images.home, images.files)
-    columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in images.files]}
-    features = Features({"image": datasets.Image(decode=False)})
     parts = [file.relative_to(images.home).parts for file in images.files]
     are_classes = _are_classes(classes, parts)
+    if images.metadata is not None:
+        rows, notes = open_metadata(images, images.metadata)
+        if are_classes and len(classes) > 1 and "label" not in rows.features:
+            notes += (f"the subfolders are not taken for classes beside {images.metadata.name}; add a column label",)
+        return Source(rows, (*images.notes, *notes))
+    if not trust_classes:
+        check_no_masks_among(images.home, images.files)
+        check_no_splits_among(images.home, classes)
+    columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in images.files]}
+    features = Features({"image": datasets.Image(decode=False)})
     if are_classes:
         features["label"] = ClassLabel(names=[readable(name) for name in classes])
         indices = {name: index for index, name in enumerate(classes)}
@@ -411,8 +425,22 @@ def undecoded(dataset: T, column: str, option: str) -> T:
     if _holds_images(kind):
         return dataset.cast_column(column, datasets.Image(decode=False))
     if _array_dtype(kind) is None and kind != Value("binary"):
-        raise ValueError(f"{option} is {column!r}, which holds no images. {listing(dataset.features)}")
+        raise ValueError(
+            f"{option} is {column!r}, which holds no images{_fix_of_no_images(kind)}, or name another column. "
+            f"{listing(dataset.features)}"
+        )
     return dataset
+
+
+def _fix_of_no_images(kind: Any) -> str:
+    if kind in (Value("string"), Value("large_string")):
+        return (
+            " but text; if these are paths, give a folder whose metadata.csv has them in a column file_name (or in "
+            "Python cast the column to datasets.Image())"
+        )
+    if isinstance(kind, (datasets.List, datasets.LargeList)):
+        return " but flat lists; store arrays (H, W) or (H, W, C), or image files"
+    return f" but {kind.dtype if isinstance(kind, Value) else type(kind).__name__}; store arrays or image files"
 
 
 def stated_column(features: Features, option: str, name: str, source: str) -> str:

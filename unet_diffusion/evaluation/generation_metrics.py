@@ -230,13 +230,18 @@ def standard_error(statistic: Callable[..., float], samples: Sequence[Tensor], s
 def _checked(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     """Returns both as float64 on the CPU, after checking that they can be compared and are large enough."""
     real, generated = _matrices(real, generated)
-    for name, features in (("real", real), ("generated", generated)):
-        if len(features) < SMALLEST_SAMPLE:
+    check_enough(len(real), len(generated))
+    return real, generated
+
+
+def check_enough(real: int, generated: int) -> None:
+    """Raises a ValueError for numbers of images that are too small for the measurements of this module."""
+    for name, count in (("real", real), ("generated", generated)):
+        if count < SMALLEST_SAMPLE:
             raise ValueError(
-                f"there are {len(features)} {name} images, but fewer than {SMALLEST_SAMPLE} say nothing about a "
+                f"there are {count} {name} images, but fewer than {SMALLEST_SAMPLE} say nothing about a "
                 "distribution; give more, about a thousand to see small differences."
             )
-    return real, generated
 
 
 def _matrices(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:

@@ -153,12 +153,12 @@ FAULTS = [
     ("colours", INDICES, "error", r"'indices', but masks hold the colours \(255, 0, 0\); use 'palette'"),
     ("multi-label", {}, "error", r"row 3: the mask has 2 channels of uint8, and they overlap at 168 pixels"),
     ("NaN", {}, "error", "row 3: .*NaN"),
-    ("dark 16 bits", {}, "warning", "use only 0 to 255 of 0 to 65535"),
-    ("dark 16 bits", {}, "note", "16-bit images .* no more levels than 8 bits hold: 10"),
+    ("dark 16 bits", {}, "error", "question: .*only 0 to 255 of 0 to 65535.*value_range 0 255 if the data have 8 bits"),
+    ("dark 16 bits", {"value_range": (0, 4095)}, "note", "16-bit images .* no more levels than 8 bits hold: 10"),
     ("dark 16 bits", {"value_range": (0, 99)}, "warning", "outside value_range 0 to 99, which are clipped: 10"),
     ("floats", {}, "error", "floats from 0 to 255.*give value_range"),
     ("constant", {}, "warning", r"constant.*: 1.\n    row 3: 7 everywhere"),
-    ("image sizes", {}, "error", r"sizes .* differ \(2\).*\n    14x12: 9 images\n    14x8: 1 images"),
+    ("image sizes", {}, "error", r"sizes .* differ \(2\).*\n    14x12: 9 images\n    14x8: 1 image"),
     ("image sizes", {"crop_size": 4}, "note", "2 different sizes"),
     ("rare class", {}, "warning", "set loss='both'.*\n    class 1: 0.30%"),
     ("rare class", {"num_classes": 3}, "warning", "class 2 does not occur in the masks of"),
@@ -182,7 +182,7 @@ def test_each_planted_fault_is_found(tmp_path, look, fault, options, severity, m
 
 @pytest.mark.parametrize(
     "fault", ["0/255 as indices", "values outside", "mask size", "unreadable", "channels", "missing mask", "colours",
-              "multi-label", "NaN", "floats", "image sizes", "many values"],
+              "multi-label", "NaN", "dark 16 bits", "floats", "image sizes", "many values"],
 )  # fmt: skip
 def test_errors_of_the_doctor_stop_a_run(tmp_path, fault):
     images, masks = healthy()
@@ -293,6 +293,34 @@ def test_the_command_takes_data_as_a_positional_argument_and_can_report_errors_o
     assert plain.summary.lines()[0].startswith(f"data: {source} (train): 4 images of 14x12, ")
     with pytest.raises(ValueError, match="no such file or folder"):
         doctor(Doctor(data="/absent/folder"))
+
+
+def test_the_command_takes_subfolders_for_classes_if_told_so(tmp_path):
+    images, _ = healthy()
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(images[0]).save(tmp_path / name / "1.png")
+    arguments = [str(tmp_path), "--plain", "--cache-dir", str(tmp_path / "cache")]
+    with pytest.raises(ValueError, match="If they are classes, give label_column 'label'"):
+        doctor(tyro.cli(Doctor, args=arguments))
+    told = doctor(tyro.cli(Doctor, args=[*arguments, "--label-column", "label"]))
+    assert "  the subfolders are the classes: images (1 image), masks (1)" in told.summary.lines()
+    with pytest.raises(ValueError, match="label_column is 'label', but is for images without masks; add plain"):
+        Doctor(data=str(tmp_path), label_column="label")
+
+
+def test_frames_that_are_not_read_are_counted(tmp_path, look):
+    frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (0, 90, 200)]
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            first = Image.fromarray(np.arange(number, number + 64, dtype=np.uint8).reshape(8, 8))
+            more = frames[1:] if number else []
+            first.save(tmp_path / folder / f"{number}.gif", save_all=True, append_images=more)
+    plain = look(str(tmp_path / "images"), plain=True)
+    assert sentences(plain, "note").endswith("of which only the first is read: 1.\n    row 1 (1.gif): 2 more")
+    both = look(str(tmp_path / "images"), masks=str(tmp_path / "masks"))
+    assert re.search("masks of .* with further frames .*: 1.\n    row 1 .*: 2 more", sentences(both, "warning"))
 
 
 def test_real_sets_are_healthy(shared_data, look):

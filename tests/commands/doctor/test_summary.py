@@ -86,6 +86,24 @@ def test_images_are_counted_with_size_channels_and_values(tmp_path):
     )
 
 
+def test_it_is_said_what_is_held_out(tmp_path):
+    folder = Path(write(tmp_path / "videos", [noise(number) for number in range(4)]))
+    for name in "ab":
+        (folder / name).mkdir()
+        for number in range(2):
+            (folder / f"{number + 2 * (name == 'b')}.png").rename(folder / name / f"{number}.png")
+    cache = str(tmp_path / "cache")
+    grouped = DataConfig(data=str(folder), group_column="folder", validation_fraction=0.5, cache_dir=cache)
+    assert examine(grouped).summary.lines()[-2:] == (
+        "  2 groups of images by folder, none of which is divided by holding out",
+        "  about 50% of the groups are held out for validation",
+    )
+    alone = plain(tmp_path / "alone", [noise(0)], validation_fraction=0.5)
+    assert examine(alone).summary.lines()[1] == (
+        "  none of them is held out for validation, since there is one image or all are equal"
+    )
+
+
 def test_different_sizes_and_channels_are_named(tmp_path):
     images = [noise(0), noise(1, (4, 6)), noise(2, (20, 10)), noise(3, (8, 8, 3))]
     config = plain(tmp_path, images, crop_size=4, validation_fraction=0)

@@ -353,7 +353,7 @@ def test_masks_of_another_size_and_unreadable_ones_are_named(tmp_path, load):
 def test_batches_hold_images_masks_and_weights(tmp_path, load):
     images, masks = examples(5)
     source = save(tmp_path / "set", [image.astype(np.uint16) for image in images], masks)
-    train = load(source, border_weights=True, crop_size=4).train
+    train = load(source, border_weights=True, crop_size=4, value_range=(0, 255)).train
     assert len(pickle.dumps(train)) < 8000  # paths, not images
     batches = [
         next(iter(DataLoader(train, batch_sampler=GlobalBatches(4, 3), collate_fn=to_batch, num_workers=workers)))

@@ -19,6 +19,11 @@ def doctor(options: Doctor) -> Report:
     config: DataConfig | MaskedDataConfig = options
     if options.plain:
         shared = {field.name: getattr(options, field.name) for field in fields(ImageOptions)}
-        config = DataConfig(**shared, crop_size=options.crop_size, max_images=options.max_labels)
+        config = DataConfig(
+            **shared,
+            label_column=options.label_column,
+            crop_size=options.crop_size,
+            max_images=options.max_labels,
+        )
         config.validation_fraction = 0.0  # training on images alone has a default of its own
     return examine(config, options.errors_only)

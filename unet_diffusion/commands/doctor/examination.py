@@ -148,7 +148,10 @@ def _held_out(config: DataConfig | MaskedDataConfig, examined: Examined) -> tupl
     named = config.names_validation or examined.part != "train"
     if named or config.validation_fraction == 0 or examined.streamed:
         return ()
-    return (f"about {100 * config.validation_fraction:g}% of them are held out for validation",)
+    if len({fact.digest for fact in examined.facts if fact.digest}) == 1:
+        return ("none of them is held out for validation, since there is one image or all are equal",)
+    what = "of them" if config.group_column is None else "of the groups"
+    return (f"about {100 * config.validation_fraction:g}% {what} are held out for validation",)
 
 
 def _mask_source(config: MaskedDataConfig, examined: Examined) -> tuple[str, str]:

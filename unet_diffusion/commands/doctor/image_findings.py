@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from unet_diffusion.commands.doctor.findings import Finding, Severity, about, asked
 from unet_diffusion.commands.doctor.row_facts import RowFacts
 from unet_diffusion.data.config import DataConfig, ImageOptions
+from unet_diffusion.data.folders import counted
 from unet_diffusion.data.sets import unclear_range
 from unet_diffusion.data.streaming import FEWEST_ROWS_JUDGED
 
@@ -72,8 +73,7 @@ def duplicate_findings(parts: dict[str, list[RowFacts]]) -> list[Finding]:
         ),
         *about(
             "warning",
-            "duplicates inside a split, equal pixel by pixel: {count}. They count more in training, and one copy may "
-            "be held out while another is trained on.",
+            "duplicates inside a split, equal pixel by pixel: {count}. They count more in training; keep one of each.",
             inside,
         ),
         *about("warning", "duplicates whose masks contradict each other: {count}.", contradicting),
@@ -112,7 +112,7 @@ def _sizes(usable: list[RowFacts], name: str, one_size: bool) -> list[Finding]:
     sizes = Counter(fact.size for fact in usable)
     if len(sizes) == 1:
         return []
-    examples = [f"{width}x{height}: {count} images" for (width, height), count in sizes.most_common()]
+    examples = [f"{width}x{height}: {counted(count, 'image')}" for (width, height), count in sizes.most_common()]
     if not one_size:
         return [Finding("note", f"the images of {name} have {len(sizes)} different sizes.", tuple(examples))]
     fix = "give image_size to resize them, or crop_size to train on pieces of one size"
@@ -126,11 +126,16 @@ def _values(usable: list[RowFacts], name: str, config: ImageOptions) -> list[Fin
     found = about(
         "warning", f"images of {name} that are constant, with the same value at every pixel: {{count}}.", constant
     )
+    further = [f"{fact.name}: {fact.unread_pages} more" for fact in usable if fact.unread_pages]
+    sentence = f"images of {name} with further frames or pages, of which only the first is read: {{count}}."
+    found += about("note", sentence, further)
     stated = config.value_range is not None or config.percentiles is not None
     problem = None if stated else unclear_range(name, dtype, low, high)
     if problem is not None:
-        found.append(Finding("error" if dtype == "float32" else "warning", problem))
+        found.append(Finding("error" if dtype == "float32" else "question", problem))
     few = [f"{f.name}: {f.levels} levels" for f in usable if f.dtype == "uint16" and 1 < f.levels <= FEW_LEVELS]
+    if config.value_range is not None and config.value_range[1] - config.value_range[0] < FEW_LEVELS:
+        few = []  # it is known
     found += about("note", f"16-bit images of {name} with no more levels than 8 bits hold: {{count}}.", few)
     if config.value_range is not None:
         bottom, top = config.value_range

@@ -73,6 +73,11 @@ def mask_findings(
     )
     found += about(
         "warning",
+        f"masks of {name} with further frames or pages, of which only the first is read: {{count}}.",
+        [f"{fact.name}: {fact.unread_mask_pages} more" for fact in facts if fact.unread_mask_pages],
+    )
+    found += about(
+        "warning",
         f"masks of {name} in which objects overlap: {{count}}. The object with the later name keeps the pixels.",
         [f"{fact.name}: {fact.overlap} pixels" for fact in facts if fact.overlap],
     )

@@ -25,7 +25,7 @@ from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 7  # of the stored facts; after a change of what a field means, old ones are not read
+FORMAT = 8  # of the stored facts; after a change of what a field means, old ones are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 FEWEST_SOFT = 4  # values of a mask whose edges may be soft; of three, one may be a thin border
 SLOW = 1000  # rows; a longer examination shows its progress
@@ -48,6 +48,7 @@ class RowFacts:
     low: float = 0.0  # smallest value of the image
     high: float = 0.0  # largest value of the image
     levels: int = 0  # different values in an image of 16 bits
+    unread_pages: int = 0  # frames or pages of the image's file that are left out
     digest: str = ""  # hash of the image's pixels and shape
     mask_size: tuple[int, int] = (0, 0)  # width and height; zeros without a mask
     keys: list[tuple[int, int]] = field(default_factory=list)  # each key of the mask and its number of pixels
@@ -56,6 +57,7 @@ class RowFacts:
     mask_sketch: str = ""  # the mask in 16 x 16 pixels: 1 where it is above its lowest key; hexadecimal
     mask_is_image: bool = False  # the mask equals the image
     lossy: str = ""  # format of the mask's file, if it changes values
+    unread_mask_pages: int = 0  # frames or pages of the mask's file that are left out
     objects: bool = False  # the values of the mask look like numbers of objects
     changes: int = 0  # neighbouring pixels of the mask whose values differ; only where edges may be soft
     ramps: list[tuple[int, int]] = field(default_factory=list)  # each value, and how often it lies in a slope of three
@@ -125,6 +127,7 @@ def _examiner(
         try:
             image = decode(readers["image"](row["image"]), axes=axes)
             _note_image(facts, image.pixels)
+            facts.unread_pages = image.unread_pages
         except ValueError as error:
             facts.image_problem, facts.image_question = _parts(error)
         if reading is not None:
@@ -161,6 +164,7 @@ def _note_mask(
     mask, keys = labels.mask, labels.mask.keys
     facts.palette, facts.objects, facts.overlap = list(mask.palette.items()), labels.objects, mask.overlap
     facts.lossy, facts.white_is_zero = mask.format if mask.lossy else "", mask.white_is_zero
+    facts.unread_mask_pages = mask.unread_pages
     if image is not None:
         known = image.orientation in QUARTER_TURNED and keys.shape[0] != keys.shape[1]  # from the sizes
         facts.may_be_turned = image.orientation != 1 and not known and mask.orientation == 1

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from unet_diffusion.commands.doctor.row_facts import RowFacts
 from unet_diffusion.commands.doctor.summary import Section, Table
+from unet_diffusion.data.folders import counted
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.images.masks import COLOURED, describe_keys, key_colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
@@ -45,11 +46,6 @@ def describe_masks(
         return Section(f"{heading}, whose values have no certain meaning", *_values(masked))
     table = _classes(masked, encoding, class_names or encoding.class_names)
     return Section(f"{heading}, {encoding.num_classes} classes ({encoding.kind})", encoding.notes, table)
-
-
-def counted(number: int, noun: str) -> str:
-    """Returns a number with its noun: "1 image", "2 images"."""
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def spans(keys: Collection[int]) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
+from unet_diffusion.checks import require
 from unet_diffusion.data.config import Data
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import MaskedDataConfig
@@ -18,8 +19,15 @@ class Doctor(MaskedDataConfig):
     or the name of a data set on the Hugging Face Hub."""
     plain: bool = False
     """Examine the images alone; they have no masks, or the masks do not matter."""
+    label_column: str | None = None
+    """Column of the classes, as for `train-ddpm`; "label" also says that subfolders are classes. With `plain`."""
     errors_only: bool = False
     """Report errors only, without warnings and notes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        alone = self.plain or self.label_column is None
+        require(alone, "label_column", self.label_column, "is for images without masks; add plain")
 
     def check_paths(self) -> None:
         """Raises a ValueError for a set that does not exist."""
