@@ -32,7 +32,7 @@ def fill(folder: Path, names: str) -> Path:
     ("names", "split", "count", "classes"),
     [
         ("train/1.png truck/1.png car/1.png", "train", 3, ("car", "train", "truck")),
-        ("train/1.png test/1.png extra/1.png", "train", 1, None),
+        ("train/1.png truck/1.png test/1.png", "test", 1, None),
         ("Train/a/1.png Train/b/1.png Test/1.png", "train", 2, ("a", "b")),
         ("Train/1.png Test/1.png", "test", 1, None),
         ("train/1.png notes/1.txt", "train", 1, None),
@@ -55,6 +55,7 @@ def test_subfolders_are_splits_or_classes(tmp_path, names, split, count, classes
     [
         ("train/1.png", "test", "split is 'test', but .* has the subfolders train"),
         ("train/1.png valid/1.png", "validation", "has the subfolders train, valid"),
+        ("train/1.png test/1.png cat/1.png", "train", r"Are test and train splits\? .* give label_column 'label'"),
         ("images/1.png masks/1.png", "train", r"/masks looks like .*Give data \S*/images, .* masks \S*/masks"),
         ("train/1.png train_masks/1.png", "train", "/train_masks looks like masks of .*/train. Give data"),
         (
@@ -285,3 +286,8 @@ def test_validation_images_have_classes_by_their_names(tmp_path):
     assert load_images(config).validation.labels.tolist() == [2, 1]
     with pytest.raises(ValueError, match="have classes that are not trained on: 9"):
         load_images(replace(config, validation_data=str(unknown)))
+
+
+def test_class_folders_called_like_splits_are_classes_if_the_user_says_so(tmp_path):
+    rows = open_source(fill(tmp_path, "train/1.png valid/1.png car/1.png"), label_column="label")
+    assert (len(rows), class_names(rows)) == (3, ("car", "train", "valid"))

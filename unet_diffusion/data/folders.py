@@ -115,14 +115,15 @@ class _Found:
     metadata: list[Path] = field(default_factory=list)
 
 
-def images_of_split(folder: Path, split: str) -> ImageFiles:
+def images_of_split(folder: Path, split: str, trust_classes: bool = False) -> ImageFiles:
     """Finds the image files of a split; a folder without splits is its own split "train".
 
-    The subfolders with images are splits if all of them, or several, are named like splits ("train", "Test"), or if
-    one has the name of a split other than "train". Links are followed, but no folder is entered twice.
+    The subfolders with images are splits if all of them are named like splits ("train", "Test"), or if one has the name
+    of a split other than "train". If several are named so and others are not, this is asked, unless `trust_classes`
+    says that they are classes. Links are followed, but no folder is entered twice.
 
     Raises:
-        ValueError: the folder has no such split or no image, is a run, or cannot be listed.
+        ValueError: the folder has no such split or no image, is a run, or cannot be listed; or a question.
     """
     if is_run(folder, whole=True):
         raise ValueError(
@@ -131,7 +132,7 @@ def images_of_split(folder: Path, split: str) -> ImageFiles:
         )
     found = _find(folder)
     tops = top_folders(folder, found.images)
-    home = _home_of_split(folder, split, tops)
+    home = _home_of_split(folder, split, tops, trust_classes)
     files = [file for file in found.images if file.is_relative_to(home)]
     metadata = _metadata(found.metadata, home, folder)
     left_out = Counter(file.suffix.lower() for file in found.others if file.is_relative_to(home))
@@ -193,16 +194,19 @@ def _find(folder: Path) -> _Found:
     return found
 
 
-def _home_of_split(folder: Path, split: str, tops: Collection[str]) -> Path:
+def _home_of_split(folder: Path, split: str, tops: Collection[str], trust_classes: bool) -> Path:
     named = [name for name in tops if name.lower() in SPLIT_FOLDERS]
-    are_splits = len(named) > 1 or (named != [] and len(named) == len(tops))
+    are_splits = named != [] and len(named) == len(tops)
     for name in sorted(tops, key=lambda name: name != split):  # the exact name first
         if name.lower() == split.lower() and (are_splits or split != "train"):
             return folder / name
+    shown = ", ".join(map(readable, tops))
     if are_splits:
+        raise ValueError(f"split is {split!r}, but {folder} has the subfolders {shown}; give one of them as split.")
+    if len(named) > 1 and not trust_classes:
         raise ValueError(
-            f"split is {split!r}, but {folder} has the subfolders {', '.join(map(readable, tops))}; give one of them "
-            "as split."
+            f"data is {folder}, whose subfolders are {shown}. Are {' and '.join(named)} splits? Then give data "
+            f"{folder / named[0]}, or move the others away. If all are classes, give label_column 'label'."
         )
     check_only_split(str(folder), split)
     return folder

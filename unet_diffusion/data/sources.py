@@ -341,7 +341,7 @@ def _open_files(source: str, files: list[str], split: str, streaming: bool, cach
 
 
 def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
-    images = images_of_split(folder, split)
+    images = images_of_split(folder, split, trust_classes)
     classes = list(top_folders(images.home, images.files))
     parts = [file.relative_to(images.home).parts for file in images.files]
     are_classes = _are_classes(classes, parts)
