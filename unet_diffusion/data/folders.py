@@ -13,6 +13,7 @@ from typing import Any
 from unet_diffusion.data.annotations import refuse_annotations
 from unet_diffusion.data.config import SOURCES, InMemory, SourceOptions
 from unet_diffusion.files import readable
+from unet_diffusion.images.axes import counted
 from unet_diffusion.saved_index import read_object
 
 DIGITS = "mnist-5000"
@@ -365,11 +366,6 @@ def some(names: Sequence[str]) -> str:
     """Returns the first names of a list, and the number of the others."""
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
     return ", ".join(names[:MOST_LISTED]) + more
-
-
-def counted(count: int, noun: str) -> str:
-    """Returns a number of things, such as "1 image" and "2 images"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _by_ending(counts: Mapping[str, int]) -> str:

@@ -13,8 +13,8 @@ from datasets import Dataset, Features
 from PIL import Image, ImageOps
 
 from unet_diffusion.data.config import IN_MEMORY, InMemory
-from unet_diffusion.data.folders import counted, states_of, stored_path
-from unet_diffusion.images.axes import AxisOrder
+from unet_diffusion.data.folders import states_of, stored_path
+from unet_diffusion.images.axes import AxisOrder, counted
 from unet_diffusion.images.decoding import decode_image
 
 IN_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # modes of PIL images that PNG keeps
