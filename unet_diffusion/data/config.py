@@ -1,5 +1,6 @@
 """The options that choose the images of a run."""
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -75,6 +76,7 @@ class SourceOptions:
                 from unet_diffusion.data.memory import as_source  # here, since it imports slow libraries
 
                 setattr(self, name, as_source(value, name))
+        self.cache_dir = None if self.cache_dir is None else os.path.expanduser(self.cache_dir)
         require_each(self, ["image_size"], is_count, "must be at least 1 pixel")
         require_each(self, ["channels"], lambda channels: channels in (1, 3), "must be 1 or 3, or not given")
         require_each(self, ["axes"], lambda axes: axes in AXIS_ORDERS, "must be 'HWC' or 'CHW', or not given")
