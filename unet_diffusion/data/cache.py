@@ -19,7 +19,8 @@ import pyarrow
 import pyarrow.compute
 from filelock import FileLock
 
-from unet_diffusion.data.sources import cache_home, class_names, image_reader, states_of
+from unet_diffusion.data.folders import hash_of, states_of
+from unet_diffusion.data.sources import cache_home, class_names, image_reader
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
 from unet_diffusion.images.no_class import NO_LABEL
@@ -124,7 +125,7 @@ def cache_images(
 def source_key(dataset: datasets.Dataset) -> str:
     """Returns a hash of the rows of a data set, and of the states of the local files that its images lie in."""
     states = states_of(files_of(dataset))
-    return datasets.fingerprint.Hasher.hash([dataset._fingerprint, states]) if states else dataset._fingerprint
+    return hash_of(dataset._fingerprint, states) if states else dataset._fingerprint
 
 
 def files_of(dataset: datasets.Dataset) -> list[str]:

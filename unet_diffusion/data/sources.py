@@ -27,9 +27,11 @@ from unet_diffusion.data.folders import (
     check_only_split,
     check_text,
     counted,
+    hash_of,
     images_of_split,
     is_hub_name,
     looks_like_masks,
+    parts_below,
     some,
     states_of,
     stored_path,
@@ -244,11 +246,11 @@ def _load(
     WebDataset.DECODERS.pop("pth", None)  # members of this type are pickles; they stay bytes, which nothing reads
     states = states_of(files)
     if files:
-        cache_dir = str(cache_home(cache_dir) / SOURCES / datasets.fingerprint.Hasher.hash(states))
+        cache_dir = str(cache_home(cache_dir) / SOURCES / hash_of(states))
     try:
         rows = datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
         if files and isinstance(rows, Dataset):
-            rows._fingerprint = datasets.fingerprint.Hasher.hash([rows._fingerprint, states])
+            rows._fingerprint = hash_of(rows._fingerprint, states)
         return Source(rows)
     except OSError as error:  # a missing data set, or a Hub that cannot be reached
         absent = "" if options else "there is no such file or folder here, and on the Hub: "
@@ -339,7 +341,7 @@ def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
         check_no_masks_among(images.home, images.files)
     columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": stored_path(file)} for file in images.files]}
     features = Features({"image": datasets.Image(decode=False)})
-    parts = [file.relative_to(images.home).parts for file in images.files]
+    parts = [parts_below(images.home, file) for file in images.files]
     are_classes = _are_classes(classes, parts)
     if are_classes:
         features["label"] = ClassLabel(names=[readable(name) for name in classes])
@@ -392,7 +394,7 @@ def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path
     """Returns a data set of paths, whose fingerprint changes with the place, size or times of any file."""
     rows = Dataset.from_dict(columns, features=features)
     numbers = {stored_path(file): number for number, file in enumerate(files)}
-    fingerprint = datasets.fingerprint.Hasher.hash([_numbered(columns, numbers), states_of(files)])
+    fingerprint = hash_of(_numbered(columns, numbers), states_of(files))
     return Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
 
 
