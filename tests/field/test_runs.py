@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from unet_diffusion import cli
+from unet_diffusion.commands.doctor.examination import examine
 from unet_diffusion.commands.evaluate import evaluate
 from unet_diffusion.commands.evaluate_generation import evaluate_generation
 from unet_diffusion.commands.options.evaluate import Evaluate, EvaluationData
@@ -79,6 +80,14 @@ def label(folder: str, masks: str) -> None:
         mask = np.zeros(Image.open(file).size[::-1], np.uint8)
         mask[: 1 + len(mask) // 2] = 255
         Image.fromarray(mask).save(Path(masks, file.name))
+
+
+def before_data_json(run: Path) -> None:
+    """Makes a run one of a version that had neither the record nor the option that came with it."""
+    (run / "data.json").unlink()
+    config = json.loads((run / "config.json").read_text())
+    del config["training"]["allow_changed_data"]
+    (run / "config.json").write_text(json.dumps(config))
 
 
 def held_out_names(data: str, **options) -> set[str]:
@@ -242,6 +251,13 @@ def test_groups_of_a_column_of_text_or_numbers(tmp_path):
     options = {"data": "set", "cache_dir": "cache", "group_column": "patient", "validation_fraction": 0.3}
     plain = load_images(DataConfig(image_column="image", **options))
     masked = load_masked(MaskedDataConfig(image_column="image", mask_column="mask", **options))
+    for config in (
+        DataConfig(image_column="image", **options),
+        MaskedDataConfig(mask_column="mask", image_column="image", **options),
+    ):
+        lines = "\n".join(examine(config).summary.lines())
+        assert "the images are grouped by patient: 4 groups of 3 images" in lines
+        assert "about 30% of the groups are held out" in lines and "not used: patient" not in lines
     for sets in (plain, masked):
         held_out = {patients[row] for row in sets.validation.rows}
         assert len(sets.validation) == 3 * len(held_out)
@@ -330,7 +346,7 @@ def test_changed_masks_are_noticed():
 def test_a_run_from_before_data_json_resumes_with_a_warning(caplog):
     draw("in", 6)
     run = train_ddpm(ddpm("in"))
-    (run / "data.json").unlink()
+    before_data_json(run)
     train_ddpm(ddpm("./in", steps=3))
     assert caplog.text.count("has no data.json") == 1
     caplog.clear()
@@ -352,7 +368,7 @@ def test_a_run_from_before_data_json_keeps_the_images_that_it_held_out(kind):
             run = train_segmentation(segmentation(steps, data="in", masks="masks", validation_fraction=0.2))
         if steps == 2:
             assert set(DataRecord.read(run).held_out) != {ids[row] for row in chosen}
-            (run / "data.json").unlink()
+            before_data_json(run)
         else:
             record = DataRecord.read(run)
             assert set(record.held_out) == {ids[row] for row in chosen}
@@ -368,7 +384,7 @@ def test_equal_images_on_both_sides_of_a_run_from_before_data_json_are_trained_o
         Path("in", names[number]).rename(Path("in", names[number + 1]))
     shutil.copy(Path("in", names[copied]), Path("in", names[copy]))
     run = train_ddpm(ddpm("in", validation_fraction=0.2))
-    (run / "data.json").unlink()
+    before_data_json(run)
     for steps in (3, 4):
         train_ddpm(ddpm("in", steps=steps, validation_fraction=0.2))
         record = DataRecord.read(run)
@@ -395,6 +411,28 @@ def test_labels_of_a_resumed_run_are_those_that_it_learnt_from_though_files_are_
             Path(folder, f"{number:03d}.png").rename(Path(folder, f"{'abcdefghijkl'[-number]}.png"))
     train_segmentation(segmentation(steps=3, **options))
     assert set(DataRecord.read(run).trained) == set(trained)
+
+
+def test_a_run_that_has_lost_its_record_divides_the_images_as_before():
+    draw("in", 20)
+    run = train_ddpm(ddpm("in", validation_fraction=0.2))
+    held_out = DataRecord.read(run).held_out
+    (run / "data.json").unlink()
+    train_ddpm(ddpm("in", steps=3, validation_fraction=0.2))
+    assert DataRecord.read(run).held_out == held_out
+
+
+def test_how_the_same_masks_are_found_may_change():
+    draw("in", 12)
+    label("in", "masks")
+    run = train_segmentation(segmentation(data="in", masks="masks"))
+    for mask in list(Path("masks").iterdir()):
+        mask.rename(mask.with_stem(f"{mask.stem}_mask"))
+    train_segmentation(segmentation(steps=3, data="in", masks="masks", mask_suffix="_mask"))
+    assert json.loads((run / "config.json").read_text())["data"]["mask_suffix"] == "_mask"
+    next(iter(sorted(Path("masks").iterdir()))).unlink()
+    with pytest.raises(ValueError, match="the data have changed since .*0 images added, 1 removed"):
+        train_segmentation(segmentation(steps=4, data="in", masks="masks", mask_suffix="_mask", max_broken=0.2))
 
 
 def test_a_stream_resumes_from_the_same_place_only(tmp_path):

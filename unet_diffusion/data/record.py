@@ -68,9 +68,15 @@ class DataRecord:
 
     @classmethod
     def before(cls, run: Path) -> "DataRecord | None":
-        """Returns the record of a run that is resumed: `UNRECORDED` if it has none; None for a run that is new."""
+        """Returns the record of a run that is resumed; None for a run that is new, or has lost it.
+
+        That of a run from before `data.json` is `UNRECORDED`. Its options lack `allow_changed_data`, which came then.
+        """
         record = cls.read(run)
-        return UNRECORDED if record is None and (run / "config.json").is_file() else record
+        if record is None and (run / "config.json").is_file():
+            training = read_object(run / "config.json").get("training")
+            return None if isinstance(training, dict) and "allow_changed_data" in training else UNRECORDED
+        return record
 
     @property
     def learnt(self) -> tuple[str, ...]:

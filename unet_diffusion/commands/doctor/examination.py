@@ -145,7 +145,8 @@ def _held_out(config: DataConfig | MaskedDataConfig, examined: Examined) -> tupl
     named = config.names_validation or examined.part != "train"
     if named or config.validation_fraction == 0 or examined.streamed:
         return ()
-    return (f"about {100 * config.validation_fraction:g}% of them are held out for validation",)
+    kept = "of the groups" if config.group_column is not None else "of them"
+    return (f"about {100 * config.validation_fraction:g}% {kept} are held out for validation",)
 
 
 def _mask_source(config: MaskedDataConfig, examined: Examined) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from unet_diffusion.data.sources import (
     find_image_column,
     groups_of,
     listing,
+    note_on_groups,
     of_files,
     open_all_columns,
     stated_column,
@@ -112,7 +113,8 @@ def open_masked_source(
         if mask_folder is not None:
             check_masks(mask_folder)
         paired = _open_folders(find_layout(folder, split, mask_folder, affixes), masks_per_image, class_files)
-        return paired if group_column is None else _grouped(paired, groups_of(paired.rows, group_column, str(source)))
+        groups = None if group_column is None else groups_of(paired.rows, group_column, str(source))
+        return _grouped(paired, groups, group_column)
     if masks_per_image != "one":
         raise ValueError(
             f"masks_per_image is {masks_per_image!r}, but {source} has columns; it is for folders of images and masks."
@@ -135,11 +137,13 @@ def open_masked_source(
         opened = undecoded(opened, column, f"{name}_column")
     renamed = opened.rename_columns({old: new for new, old in columns.items() if old != new})
     found = MaskedSource(renamed, source_of_columns.notes)
-    return found if groups is None else _grouped(found, groups)
+    return _grouped(found, groups, group_column)
 
 
-def _grouped(source: MaskedSource, groups: list[str]) -> MaskedSource:
-    return replace(source, rows=with_groups(source.rows, groups))
+def _grouped(source: MaskedSource, groups: list[str] | None, column: str | None) -> MaskedSource:
+    if groups is None or column is None:
+        return source
+    return replace(source, rows=with_groups(source.rows, groups), notes=(*source.notes, note_on_groups(groups, column)))
 
 
 def _mask_column(features: Features, image: str, stated: str | None, source: str) -> str:
