@@ -90,7 +90,8 @@ class ImageOptions(SourceOptions):
 
     validation_fraction: float = 0.0
     """About the share of the images that is held out, if no validation set is named; 0: none. What is held out follows
-    from each image's content, so that equal images stay together and adding an image moves no other."""
+    from each image's content, so that equal images stay together and adding an image moves no other, except where a
+    small set holds out one image only."""
     group_column: str | None = None
     """Column of patients, slides or videos, whose images stay together when some are held out; "folder" groups the
     images of a folder by their folder. The share held out is then about that of the groups."""
