@@ -14,6 +14,7 @@ from PIL import Image
 
 from unet_diffusion import __main__, __version__, cli
 from unet_diffusion.commands import sample
+from unet_diffusion.data.config import DataConfig
 
 SLOW = (
     "torch",
@@ -123,6 +124,9 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(SystemExit, match=f"run is {tmp_path}/mine, but there is no model_index.json"):
         cli.main(["sample", "--run=~/mine"])
+    with pytest.raises(SystemExit, match=f"model is '{tmp_path}/mine.json', but there is no such file"):
+        cli.main(["train-ddpm", "--model=~/mine.json"])
+    assert DataConfig(data="~/images", cache_dir="~/cache").cache_dir == str(tmp_path / "cache")
 
 
 def test_ctrl_c_is_answered_while_the_command_line_is_imported(capsys):

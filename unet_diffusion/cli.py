@@ -1,6 +1,7 @@
 """The command `unet-diffusion`: reads the options, then imports and runs their command."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,8 +77,9 @@ def main(arguments: Sequence[str] | None = None, before: Callable[[], None] = la
             raise ValueError("an argument is empty, perhaps a variable of the shell that is not set; leave it out.")
         chosen = tyro.cli(Program, args=arguments or ["--help"], prog="unet-diffusion", config=settings).command
         for field in fields(chosen):
-            if isinstance(value := getattr(chosen, field.name), Path):
-                setattr(chosen, field.name, value.expanduser())  # of --output=~/run, which the shell leaves as it is
+            if isinstance(value := getattr(chosen, field.name), (Path, str)):
+                # of --output=~/run, which the shell leaves as it is
+                setattr(chosen, field.name, type(value)(os.path.expanduser(value)))
         chosen.check_paths()
         name, module = next((name, module) for name, (kind, module) in COMMANDS.items() if kind is type(chosen))
         command = getattr(import_module(f"unet_diffusion.commands.{module}"), name.replace("-", "_"))

@@ -363,3 +363,17 @@ def test_worker_processes_read_the_same_items(tmp_path, load):
 def test_wrong_options_are_refused_before_anything_is_read(options):
     with pytest.raises(ValueError):
         DataConfig(**options)
+
+
+def test_a_cache_that_cannot_be_written_asks_for_another(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    Dataset.from_dict({"image": [str(tmp_path / "0.png")]}, Features(image=datasets.Image())).to_parquet(
+        tmp_path / "0.parquet"
+    )
+    cache = tmp_path / "cache"
+    cache.write_text("a file")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "0.png").rename(tmp_path / "images" / "0.png")
+    for data in ("images", "0.parquet"):
+        with pytest.raises(OSError, match="^the cache cannot be written: .*Not a directory.*; make room, or"):
+            load_images(DataConfig(data=str(tmp_path / data), cache_dir=str(cache)))

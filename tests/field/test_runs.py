@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from unet_diffusion import cli
+from unet_diffusion.commands.doctor.examination import examine
 from unet_diffusion.commands.evaluate import evaluate
 from unet_diffusion.commands.evaluate_generation import evaluate_generation
 from unet_diffusion.commands.options.evaluate import Evaluate, EvaluationData
@@ -24,8 +25,10 @@ from unet_diffusion.commands.train_segmentation import train_segmentation
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.sets import load_masked
+from unet_diffusion.data.masked.unlabelled import load_unlabelled
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import load_images, place_of
+from unet_diffusion.randomness import keyed_permutation
 from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig, SuperResolutionConfig
 from unet_diffusion.training.config import TrainingConfig
 
@@ -77,6 +80,14 @@ def label(folder: str, masks: str) -> None:
         mask = np.zeros(Image.open(file).size[::-1], np.uint8)
         mask[: 1 + len(mask) // 2] = 255
         Image.fromarray(mask).save(Path(masks, file.name))
+
+
+def before_data_json(run: Path) -> None:
+    """Makes a run one of a version that had neither the record nor the option that came with it."""
+    (run / "data.json").unlink()
+    config = json.loads((run / "config.json").read_text())
+    del config["training"]["allow_changed_data"]
+    (run / "config.json").write_text(json.dumps(config))
 
 
 def held_out_names(data: str, **options) -> set[str]:
@@ -240,6 +251,13 @@ def test_groups_of_a_column_of_text_or_numbers(tmp_path):
     options = {"data": "set", "cache_dir": "cache", "group_column": "patient", "validation_fraction": 0.3}
     plain = load_images(DataConfig(image_column="image", **options))
     masked = load_masked(MaskedDataConfig(image_column="image", mask_column="mask", **options))
+    for config in (
+        DataConfig(image_column="image", **options),
+        MaskedDataConfig(mask_column="mask", image_column="image", **options),
+    ):
+        lines = "\n".join(examine(config).summary.lines())
+        assert "the images are grouped by patient: 4 groups of 3 images" in lines
+        assert "about 30% of the groups are held out" in lines and "not used: patient" not in lines
     for sets in (plain, masked):
         held_out = {patients[row] for row in sets.validation.rows}
         assert len(sets.validation) == 3 * len(held_out)
@@ -328,12 +346,93 @@ def test_changed_masks_are_noticed():
 def test_a_run_from_before_data_json_resumes_with_a_warning(caplog):
     draw("in", 6)
     run = train_ddpm(ddpm("in"))
-    (run / "data.json").unlink()
+    before_data_json(run)
     train_ddpm(ddpm("./in", steps=3))
     assert caplog.text.count("has no data.json") == 1
     caplog.clear()
     train_ddpm(ddpm("in", steps=4))
     assert "data.json" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["generation", "masks"])
+def test_a_run_from_before_data_json_keeps_the_images_that_it_held_out(kind):
+    """Its division, a permutation of the places of images, is not that by content."""
+    draw("in", 20)
+    label("in", "masks")
+    chosen = np.sort(keyed_permutation(20, 0, "validation").numpy()[-4:])  # a fifth
+    ids = load_images(DataConfig(data="in", cache_dir="cache", validation_fraction=0)).train.ids()
+    for steps in (2, 3, 4):
+        if kind == "generation":
+            run = train_ddpm(ddpm("in", steps=steps, validation_fraction=0.2))
+        else:
+            run = train_segmentation(segmentation(steps, data="in", masks="masks", validation_fraction=0.2))
+        if steps == 2:
+            assert set(DataRecord.read(run).held_out) != {ids[row] for row in chosen}
+            before_data_json(run)
+        else:
+            record = DataRecord.read(run)
+            assert set(record.held_out) == {ids[row] for row in chosen}
+            assert {*record.held_out, *record.trained} == set(ids)
+
+
+def test_equal_images_on_both_sides_of_a_run_from_before_data_json_are_trained_on():
+    draw("in", 19)
+    first = keyed_permutation(20, 0, "validation").tolist()
+    copied, copy = sorted((first[-1], first[0]))  # the last is held out, the first is not
+    names = [f"{number:03d}.png" for number in range(20)]
+    for number in range(18, copy - 1, -1):
+        Path("in", names[number]).rename(Path("in", names[number + 1]))
+    shutil.copy(Path("in", names[copied]), Path("in", names[copy]))
+    run = train_ddpm(ddpm("in", validation_fraction=0.2))
+    before_data_json(run)
+    for steps in (3, 4):
+        train_ddpm(ddpm("in", steps=steps, validation_fraction=0.2))
+        record = DataRecord.read(run)
+        assert len(record.held_out) == 3 and not {*record.held_out} & {*record.trained}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"trained": 5}', '{"held_out": null}', '{"summary": "text"}', '{"fingerprint": 3}', '{"trained": [1]}']
+)
+def test_a_damaged_record_is_refused(text):
+    Path("data.json").write_text(text)
+    with pytest.raises(ValueError, match=r"data.json has \w+ .*, which no run writes; get the file again."):
+        DataRecord.read(Path())
+
+
+def test_labels_of_a_resumed_run_are_those_that_it_learnt_from_though_files_are_renamed():
+    draw("in", 12)
+    label("in", "masks")
+    options = {"data": "in", "masks": "masks", "validation_fraction": 0.3, "max_labels": 4}
+    run = train_segmentation(segmentation(**options))
+    trained = DataRecord.read(run).trained
+    for folder in ("in", "masks"):
+        for number in range(12):
+            Path(folder, f"{number:03d}.png").rename(Path(folder, f"{'abcdefghijkl'[-number]}.png"))
+    train_segmentation(segmentation(steps=3, **options))
+    assert set(DataRecord.read(run).trained) == set(trained)
+
+
+def test_a_run_that_has_lost_its_record_divides_the_images_as_before():
+    draw("in", 20)
+    run = train_ddpm(ddpm("in", validation_fraction=0.2))
+    held_out = DataRecord.read(run).held_out
+    (run / "data.json").unlink()
+    train_ddpm(ddpm("in", steps=3, validation_fraction=0.2))
+    assert DataRecord.read(run).held_out == held_out
+
+
+def test_how_the_same_masks_are_found_may_change():
+    draw("in", 12)
+    label("in", "masks")
+    run = train_segmentation(segmentation(data="in", masks="masks"))
+    for mask in list(Path("masks").iterdir()):
+        mask.rename(mask.with_stem(f"{mask.stem}_mask"))
+    train_segmentation(segmentation(steps=3, data="in", masks="masks", mask_suffix="_mask"))
+    assert json.loads((run / "config.json").read_text())["data"]["mask_suffix"] == "_mask"
+    next(iter(sorted(Path("masks").iterdir()))).unlink()
+    with pytest.raises(ValueError, match="the data have changed since .*0 images added, 1 removed"):
+        train_segmentation(segmentation(steps=4, data="in", masks="masks", mask_suffix="_mask", max_broken=0.2))
 
 
 def test_a_stream_resumes_from_the_same_place_only(tmp_path):
@@ -464,10 +563,58 @@ def test_a_run_that_also_learnt_masks_is_compared_with_all_images_that_it_did_no
     evaluate_generation(EvaluateGeneration(run=run, count=64, steps=1))
     found = json.loads((run / "generation.json").read_text())["memorisation"]
     assert (len(record.trained), found["held_out_count"]) == (10, len(record.held_out))
-    assert found["training_count"] == 90 - len([n for n in load_ids("in") if place_of(n) < 0.2])
+    assert found["training_count"] == 90 - len(record.held_out)
     (run / "config.json").write_text((run / "config.json").read_text().replace('"masks": "masks"', '"masks": null'))
     (run / "config.json").write_text(
         (run / "config.json").read_text().replace('"mask_suffix": null', '"mask_suffix": "x"')
     )
     with pytest.raises(ValueError, match="lie beside their masks; give data"):
         evaluate_generation(EvaluateGeneration(run=run, count=64, steps=1, overwrite=True))
+
+
+def test_images_that_were_learnt_from_without_masks_are_not_new(caplog):
+    draw("in", 20)
+    draw("pool", 80, first=10)
+    label("in", "masks")
+    label("pool", "masks_of_pool")
+    options = segmentation(data="in", masks="masks", validation_fraction=0.2)
+    run = train_segmentation(replace(options, joint=JointConfig(unlabelled="pool", denoising_weight=0.5)))
+    record = DataRecord.read(run)
+    common = len({*record.held_out} & {*load_ids("pool")})
+    assert len(record.unlabelled) == 80 - common
+
+    generation = EvaluateGeneration(run=run, count=64, steps=1)
+    evaluate_generation(generation)  # its images are those that the noise head learnt from
+    found = json.loads((run / "generation.json").read_text())["memorisation"]
+    assert (found["training_count"], found["held_out_count"]) == (80 - common, len(record.held_out))
+
+    pool = RealData(data="pool", cache_dir="cache", validation_fraction=0.2)
+    evaluate_generation(replace(generation, data=pool, output=Path("pool.json")))
+    found = json.loads(Path("pool.json").read_text())["memorisation"]
+    assert (found["held_out_count"] or 0) <= common
+
+    masked = MaskedOptions(data="pool", masks="masks_of_pool", cache_dir="cache")
+    text = evaluate(Evaluate(masked, run=run, output=Path("scores")))
+    both = len({*record.trained} & {*load_ids("pool")})
+    expected = f"{both} of the 80 images were trained on, and {80 - common - both} more were learnt from without their"
+    assert expected in text and expected in caplog.text
+
+
+def test_unlabelled_images_of_held_out_groups_are_not_learnt_from(caplog):
+    for patient in range(8):
+        draw(f"in/{patient}", 2, first=2 * patient)
+        draw(f"pool/{patient + 4}", 3, first=100 + 3 * patient)
+    for folder in sorted(Path("in").iterdir()):
+        label(str(folder), f"masks/{folder.name}")
+    draw("flat", 5, first=200)
+    config = MaskedDataConfig(
+        data="in", masks="masks", group_column="folder", cache_dir="cache", validation_fraction=0.3
+    )
+    data = load_masked(config)
+    groups = data.validation.cache.images.groups
+    held_out = {groups[row] for row in data.validation.rows}
+    images = load_unlabelled("pool", config, data).train
+    assert {images.cache.groups[row] for row in images.rows} == {str(each) for each in range(4, 12)} - held_out
+    assert held_out & {"4", "5", "6", "7"} and not caplog.text
+    load_unlabelled("flat", config, data)
+    assert "no group of unlabelled images of flat, by group_column 'folder', is one of the images with" in caplog.text

@@ -3,11 +3,12 @@
 import logging
 from dataclasses import asdict
 
+import numpy as np
 from torch import Tensor
 
 from unet_diffusion.checks import class_index
 from unet_diffusion.commands.options.evaluate import Evaluate
-from unet_diffusion.commands.run_data import held_out_masks, trained_on
+from unet_diffusion.commands.run_data import held_out_masks, learnt_from
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.evaluation.mask_scores import labelled_for, score_masks
 from unet_diffusion.files import readable, write_json, write_text
@@ -21,7 +22,7 @@ def evaluate(options: Evaluate) -> str:
     """Writes `evaluation.json`, with the scores of each image, and `evaluation.md`; returns the text of the latter.
 
     The classes, their names and colours and the range of values are those of the run. Without `data`, the images are
-    those that the run held out. Images that it was trained on are counted, wherever they lie, with a warning.
+    those that the run held out. Images that it learnt from are counted, wherever they lie, with a warning.
 
     Raises:
         ValueError: an option that does not fit the run, a set that does not fit its network, an evaluation that would
@@ -39,9 +40,10 @@ def evaluate(options: Evaluate) -> str:
         dataset = held_out_masks(options.run, pipe.num_classes)
     else:
         dataset = labelled_for(pipe, options.data, None if record is None else record.mask_encoding)
-    trained = int(trained_on(dataset, record).sum())
-    told = seen(trained, len(dataset), own)
-    if trained:
+    trained = int(np.isin(dataset.ids(), () if record is None else record.trained).sum())
+    unlabelled = int(learnt_from(dataset, record).sum()) - trained
+    told = seen(trained, unlabelled, len(dataset), own)
+    if trained or unlabelled:
         logger.warning(told)
     with pipe.progress_bar(total=len(dataset)) as progress:
 
@@ -60,6 +62,7 @@ def evaluate(options: Evaluate) -> str:
         scores = score_masks(predict, dataset, boundary_tolerance=options.boundary_tolerance, membrane=membrane)
     facts = {"options": asdict(options), "fingerprint": dataset.fingerprint, "count": len(dataset)}
     facts |= {"held_out": own, "trained_on": None if record is None else trained}
+    facts |= {"learnt_without_masks": None if record is None else unlabelled}
     write_json(scores_file, {**facts, "masks": scores.to_dict(pipe.class_names)})
     text = f"""# {readable(options.run.name)} on {dataset.name}
 
@@ -72,11 +75,18 @@ images in which a score is defined; a cell is empty where there is none.
     return text
 
 
-def seen(trained: int, count: int, own: bool) -> str:
-    """Says which images are scored; nothing if they are neither the run's own nor any that it was trained on."""
-    if trained:
-        return (
-            f"{trained} of the {count} images were trained on, so the scores do not show how the network does on new "
-            "images."
-        )
+def seen(trained: int, unlabelled: int, count: int, own: bool) -> str:
+    """Says which images are scored; nothing if they are neither the run's own nor any that it learnt from.
+
+    Args:
+        trained: images that it was trained on.
+        unlabelled: further ones that it learnt from without their masks.
+        count: all images.
+        own: whether they are those that it held out.
+    """
+    if trained or unlabelled:
+        shares = [f"{trained} of the {count} images were trained on"] * bool(trained)
+        more = f"{unlabelled} more" if trained else f"{unlabelled} of the {count} images"
+        shares += [f"{more} were learnt from without their masks"] * bool(unlabelled)
+        return f"{', and '.join(shares)}, so the scores do not show how the network does on new images."
     return f"The {count} images that the run held out." if own else ""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
-from unet_diffusion.commands.run_data import own_images, trained_on
+from unet_diffusion.commands.run_data import learnt_from, own_images
 from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.record import DataRecord
@@ -76,7 +76,7 @@ def untrained(validation: ImageDataset | None, run: Path) -> tuple[ImageDataset 
     """
     if validation is None:
         return None, ""
-    known = trained_on(validation, DataRecord.read(run))
+    known = learnt_from(validation, DataRecord.read(run))
     if not known.any():
         return validation, ""
     note = (

@@ -19,6 +19,11 @@ from unet_diffusion.saved_index import read_object
 
 T = TypeVar("T", bound=SourceOptions)
 
+# The options by which all images of another source are trained on.
+WHOLE_SOURCE = {"split": "train", "validation_fraction": 0} | dict.fromkeys(
+    ("image_column", "label_column", "group_column", "validation_data", "validation_split")
+)
+
 
 def own_record(run: Path) -> DataRecord:
     """Returns what a run knows about its data; raises a ValueError if it does not, which asks for data."""
@@ -30,8 +35,8 @@ def own_record(run: Path) -> DataRecord:
     return record
 
 
-def own_options(run: Path, kind: type[T]) -> T:
-    """Returns the options of a run's data.
+def own_options(run: Path, kind: type[T], changes: Mapping[str, Any] | None = None) -> T:
+    """Returns the options of a run's data, with changes.
 
     Raises:
         ValueError: the data are not here, were in memory, or were not named by options.
@@ -46,6 +51,7 @@ def own_options(run: Path, kind: type[T]) -> T:
             f"data is not given, and {in_memory} of the run in {run} was {values[in_memory]}, which no file keeps; "
             "give data, the same images from Python or others."
         )
+    values |= changes or {}
     try:
         options = kind(**values)
         check_sources(options)
@@ -82,7 +88,7 @@ def held_out_masks(run: Path, num_classes: int) -> MaskedDataset:
 def own_images(run: Path) -> ImageSets:
     """Returns the images of a run that generates: those that it learnt from, and those that it held out.
 
-    Of a run that also learnt masks, the former are all images that were not held out.
+    Of a run that also learnt masks, the former are those that it learnt to generate.
 
     Raises:
         ValueError: they were streamed, their folder also holds masks, or they have changed altogether.
@@ -94,10 +100,12 @@ def own_images(run: Path) -> ImageSets:
         if saved.get(name) and not saved.get("masks"):
             raise ValueError(f"data is not given, and the images of the run in {run} {why}; give data.")
     images = load_images(own_options(run, DataConfig), before=record)
-    assert isinstance(images.train, ImageDataset)
     train, validation = images.train, images.validation
-    if "joint" not in config:
-        train = train.only(np.isin(train.ids(), record.trained))
+    unlabelled = config.get("joint", {}).get("unlabelled")
+    if unlabelled is not None:
+        train = load_images(own_options(run, DataConfig, {"data": unlabelled, **WHOLE_SOURCE})).train
+    assert isinstance(train, ImageDataset)
+    train = train.only(np.isin(train.ids(), record.unlabelled or record.trained))
     if validation is not None:
         validation = validation.only(np.isin(validation.ids(), record.held_out))
     if not len(train):
@@ -107,6 +115,6 @@ def own_images(run: Path) -> ImageSets:
     return ImageSets(train, validation if validation is not None and len(validation) else None)
 
 
-def trained_on(images: ImageDataset | MaskedDataset, record: DataRecord | None) -> np.ndarray:
-    """Returns, as bool (N,), which images a run was trained on, wherever they lie; none if it did not record them."""
-    return np.isin(images.ids(), () if record is None else record.trained)
+def learnt_from(images: ImageDataset | MaskedDataset, record: DataRecord | None) -> np.ndarray:
+    """Returns, as bool (N,), which images a run learnt from, wherever they lie; none if it did not record them."""
+    return np.isin(images.ids(), () if record is None else record.learnt)

@@ -37,7 +37,7 @@ def train_classifier(options: TrainClassifier) -> Path:
         options.training.seed,
         accelerator.process_index,
         accelerator.num_processes,
-        before=DataRecord.read(options.output),
+        before=DataRecord.before(options.output),
     )
     names = checked_class_names(data)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))

@@ -39,7 +39,7 @@ def train_ddpm(options: TrainDDPM) -> Path:
         options.training.seed,
         accelerator.process_index,
         accelerator.num_processes,
-        before=DataRecord.read(options.output),
+        before=DataRecord.before(options.output),
     )
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     unet = make_unet(options, data.train.height, data.train.width, data.train.channels, data.train.class_names)

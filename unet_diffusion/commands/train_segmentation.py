@@ -50,7 +50,7 @@ def train_segmentation(options: TrainSegmentation) -> Path:
     accelerator = make_accelerator(options.training, options.output)
     options = replace(options, joint=settled_joint(options))
     summary = present(options.data, options.joint.unlabelled, quiet=not accelerator.is_main_process)
-    data = load_masked(options.data, options.training.seed, DataRecord.read(options.output))
+    data = load_masked(options.data, options.training.seed, DataRecord.before(options.output))
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     task = make_task(options, data)
     resolved = asdict(options)

@@ -19,7 +19,8 @@ import pyarrow
 import pyarrow.compute
 from filelock import FileLock
 
-from unet_diffusion.data.sources import cache_home, class_names, image_reader, states_of
+from unet_diffusion.data.folders import hash_of, states_of
+from unet_diffusion.data.sources import cache_home, class_names, image_reader, unwritable_cache
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
 from unet_diffusion.images.no_class import NO_LABEL
@@ -124,7 +125,7 @@ def cache_images(
 def source_key(dataset: datasets.Dataset) -> str:
     """Returns a hash of the rows of a data set, and of the states of the local files that its images lie in."""
     states = states_of(files_of(dataset))
-    return datasets.fingerprint.Hasher.hash([dataset._fingerprint, states]) if states else dataset._fingerprint
+    return hash_of(dataset._fingerprint, states) if states else dataset._fingerprint
 
 
 def files_of(dataset: datasets.Dataset) -> list[str]:
@@ -193,19 +194,22 @@ def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Calla
     """Returns a folder of the cache, filled by `write` unless an earlier call has done so.
 
     Its parent's name is a hash of `key`, the JSON values on which the contents depend, and of the limit of pixels.
-    `write` fills an empty folder, which is then renamed into place.
+    `write` fills an empty folder, which is then renamed into place. Raises an OSError if the cache cannot be written.
     """
     home = cache_home(cache_dir) / "unet_diffusion"
     home /= hashlib.sha256(json.dumps([key, pixel_limit()], sort_keys=True).encode()).hexdigest()[:32]
     folder = home / name
-    if not folder.is_dir():
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / "lock"):
-            if not folder.is_dir():
-                remove_leftovers(home)
-                with written_aside(folder) as aside:
-                    aside.mkdir()
-                    write(aside)
+    try:
+        if not folder.is_dir():
+            home.mkdir(parents=True, exist_ok=True)
+            with FileLock(home / "lock"):
+                if not folder.is_dir():
+                    remove_leftovers(home)
+                    with written_aside(folder) as aside:
+                        aside.mkdir()
+                        write(aside)
+    except OSError as error:
+        raise unwritable_cache(error) from error
     return folder
 
 

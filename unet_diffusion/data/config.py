@@ -1,5 +1,6 @@
 """The options that choose the images of a run."""
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -76,6 +77,7 @@ class SourceOptions:
                 from unet_diffusion.data.memory import as_source  # here, since it imports slow libraries
 
                 setattr(self, name, as_source(value, name, self.axes))
+        self.cache_dir = None if self.cache_dir is None else os.path.expanduser(self.cache_dir)
         require_each(self, ["image_size"], is_count, "must be at least 1 pixel")
         require_each(self, ["channels"], lambda channels: channels in (1, 3), "must be 1 or 3, or not given")
         require_each(self, ["axes"], lambda axes: axes in AXIS_ORDERS, "must be 'HWC' or 'CHW', or not given")
@@ -89,7 +91,8 @@ class ImageOptions(SourceOptions):
 
     validation_fraction: float = 0.0
     """About the share of the images that is held out, if no validation set is named; 0: none. What is held out follows
-    from each image's content, so that equal images stay together and adding an image moves no other."""
+    from each image's content, so that equal images stay together and adding an image moves no other, except where a
+    small set holds out one image only."""
     group_column: str | None = None
     """Column of patients, slides or videos, whose images stay together when some are held out; "folder" groups the
     images of a folder by their folder. The share held out is then about that of the groups."""

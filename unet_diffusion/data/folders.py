@@ -1,6 +1,8 @@
 """Names of sources: their kinds, the files in a folder, and paths in a column of a data set."""
 
 import glob
+import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -134,7 +136,7 @@ def images_of_split(folder: Path, split: str, trust_classes: bool = False) -> Im
     found = _find(folder)
     tops = top_folders(folder, found.images)
     home = _home_of_split(folder, split, tops, trust_classes)
-    files = [file for file in found.images if file.is_relative_to(home)]
+    files = found.images if home == folder else [file for file in found.images if file.is_relative_to(home)]
     metadata = _metadata(found.metadata, home, folder)
     left_out = Counter(file.suffix.lower() for file in found.others if file.is_relative_to(home))
     runs = [run for run in found.runs if run.is_relative_to(home)]
@@ -163,8 +165,13 @@ def is_run(folder: Path, whole: bool = False) -> bool:
 
 def top_folders(home: Path, files: Iterable[Path]) -> dict[str, int]:
     """Returns the subfolders that lie directly in `home`, sorted, with the number of files below each."""
-    parts = (file.relative_to(home).parts for file in files)
+    parts = (parts_below(home, file) for file in files)
     return dict(sorted(Counter(part[0] for part in parts if len(part) > 1).items()))
+
+
+def parts_below(home: Path, file: Path) -> tuple[str, ...]:
+    """Returns the parts of the path of a file that follow its folder `home`, faster than `relative_to`."""
+    return file.parts[len(home.parts) :]
 
 
 def _find(folder: Path) -> _Found:
@@ -391,6 +398,11 @@ def _state(file: str, real: Callable[[str], str]) -> tuple[Any, ...]:
         return place, error.errno
     changed = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
     return place, *changed, os.access(file, os.R_OK)
+
+
+def hash_of(*values: Any) -> str:
+    """Returns a hash of lists, dictionaries and texts, many times as fast as that of `datasets`, which pickles them."""
+    return hashlib.sha256(json.dumps(values, default=repr).encode()).hexdigest()[:32]
 
 
 def tables_in(folder: Path) -> list[Path]:

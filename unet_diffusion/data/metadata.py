@@ -17,7 +17,7 @@ import pyarrow.json
 import pyarrow.parquet
 from datasets import Dataset, Features
 
-from unet_diffusion.data.folders import ImageFiles, counted, some, states_of, stored_path
+from unet_diffusion.data.folders import ImageFiles, counted, hash_of, some, states_of, stored_path
 from unet_diffusion.files import readable
 
 FILE_NAME = "file_name"
@@ -62,7 +62,7 @@ def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, .
     if others.column_names:
         rows = datasets.concatenate_datasets([rows, others], axis=1)
     used = {path for each in paths.values() for path in each if path is not None}
-    fingerprint = datasets.fingerprint.Hasher.hash([table.to_pylist(), states_of(sorted(used))])
+    fingerprint = hash_of(table.to_pylist(), states_of(sorted(used)))
     rows = Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
     unlisted = len(set(images.files) - used)
     notes = [f"{file.name} names the images: {counted(len(rows), 'row')}"]

@@ -34,6 +34,7 @@ class DataRecord:
             where the files lie. For a stream, of its name or place alone.
         trained: content hash of each image that is trained on.
         held_out: content hash of each image that is held out for validation.
+        unlabelled: content hash of each image that is learnt from without its mask, where a run learns masks too.
         mask_encoding: meaning of the values of masks, as `MaskEncoding.to_dict` gives it; None without masks.
     """
 
@@ -41,6 +42,7 @@ class DataRecord:
     fingerprint: str = ""
     trained: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
     mask_encoding: dict[str, Any] | None = None
 
     def write(self, run: Path) -> None:
@@ -49,30 +51,72 @@ class DataRecord:
 
     @classmethod
     def read(cls, run: Path) -> "DataRecord | None":
-        """Returns the record of a run; None for a run, or a pipeline, that has none."""
+        """Returns the record of a run; None for a run, or a pipeline, that has none.
+
+        Raises:
+            ValueError: the file cannot be read, or holds anything else.
+        """
         if not (run / FILE).is_file():
             return None
         known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {name: value for name, value in read_object(run / FILE).items() if name in known}
+        for name, value in values.items():
+            if not _fits(name, value):
+                raise ValueError(f"{run / FILE} has {name} {value!r}, which no run writes; get the file again.")
         values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values)
 
+    @classmethod
+    def before(cls, run: Path) -> "DataRecord | None":
+        """Returns the record of a run that is resumed; None for a run that is new, or has lost it.
+
+        That of a run from before `data.json` is `UNRECORDED`. Its options lack `allow_changed_data`, which came then.
+        """
+        record = cls.read(run)
+        if record is None and (run / "config.json").is_file():
+            training = read_object(run / "config.json").get("training")
+            return None if isinstance(training, dict) and "allow_changed_data" in training else UNRECORDED
+        return record
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """Returns the content hashes of all images that are learnt from, with masks or without."""
+        return (*self.trained, *self.unlabelled)
+
     def changes(self, now: "DataRecord") -> str:
         """Describes how the data of another record differ from these."""
-        before, after = (set(record.trained) | set(record.held_out) for record in (self, now))
+        before, after = ({*record.learnt, *record.held_out} for record in (self, now))
         added, removed = len(after - before), len(before - after)
         if not added and not removed:
             return (
-                "the images are the same, but copies of them, masks, labels, unlabelled images or the preparation have "
-                "changed"
+                "the images are the same, but copies of them, masks, labels, their use or the preparation have changed"
             )
         return f"{added} image{'s' * (added != 1)} added, {removed} removed"
 
     def followed_by(self, now: "DataRecord") -> "DataRecord":
         """Returns the record of a run that goes on with other data; images that are gone have been trained on."""
-        trained = dict.fromkeys((*self.trained, *now.trained))
-        held_out = dict.fromkeys((*self.held_out, *now.held_out))
-        return replace(now, trained=tuple(trained), held_out=tuple(held_out))
+        return replace(
+            now,
+            trained=_joined(self.trained, now.trained),
+            held_out=_joined(self.held_out, now.held_out),
+            unlabelled=_joined(self.unlabelled, now.unlabelled),
+        )
+
+
+UNRECORDED = DataRecord()  # of a run from before `data.json`, which divided its images by their places alone
+
+
+def _joined(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*first, *second)))
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Returns whether a value in `data.json` is of the kind that an attribute of `DataRecord` has."""
+    if name == "fingerprint":
+        return isinstance(value, str)
+    if name == "mask_encoding":
+        return value is None or isinstance(value, dict)
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def make_record(
@@ -88,7 +132,8 @@ def make_record(
     Args:
         data: the images of a run, with masks or without.
         preparation: how they were converted.
-        unlabelled: images without masks that the run also learns from; they count in the fingerprint alone.
+        unlabelled: images without masks that the run also learns from; they are neither trained on with
+            masks nor held out.
         summary: as in `DataRecord`.
         mask_encoding: as in `DataRecord`.
     """
@@ -100,6 +145,7 @@ def make_record(
         hashlib.sha256(text.encode()).hexdigest()[:32],
         tuple(data.train.ids()),
         () if data.validation is None else tuple(data.validation.ids()),
+        () if unlabelled is None else tuple(unlabelled.ids()),
         mask_encoding,
     )
 

@@ -17,13 +17,13 @@ from datasets import Dataset, IterableDataset
 from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
 from unet_diffusion.data.config import DataConfig, ImageOptions, part_name
 from unet_diffusion.data.dataset import ImageDataset
-from unet_diffusion.data.record import DataRecord, resolved_place
+from unet_diffusion.data.record import UNRECORDED, DataRecord, resolved_place
 from unet_diffusion.data.sources import open_with_notes
 from unet_diffusion.data.streaming import StreamingImages, first_usable
 from unet_diffusion.images.decoding import LARGEST, DTypeName
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.randomness import keyed_permutation, keyed_seed
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,8 @@ def hold_out(
     Args:
         cache: the images.
         config: the share that is held out.
-        before: of the run that is resumed, whose images stay on the side where they were.
+        before: of the run that is resumed, whose images stay on the side where they were; images that it has learnt
+            from in any way are not held out.
 
     Raises:
         ValueError: all images belong to one group.
@@ -172,9 +173,11 @@ def hold_out(
         return rows, rows[:0]
     held_out = {name for name, place in places.items() if place < config.validation_fraction}
     held_out = (held_out | {min(places, key=places.__getitem__)}) - {max(places, key=places.__getitem__)}
+    if before is UNRECORDED:
+        before = _divided_by_place(ids, config.validation_fraction)
     if before is not None:
         held_out |= _names_of(before.held_out, ids, names)
-        held_out -= _names_of(before.trained, ids, names)
+        held_out -= _names_of(before.learnt, ids, names)
     is_held_out = np.array([name in held_out for name in names])
     return rows[~is_held_out], rows[is_held_out]
 
@@ -182,6 +185,13 @@ def hold_out(
 def place_of(name: str) -> float:
     """Returns the number in [0, 1) by which an image or a group is held out: that of a hash of its name."""
     return keyed_seed(VALIDATION_SEED, "held out", name) / 2**63
+
+
+def _divided_by_place(ids: list[str], fraction: float) -> DataRecord:
+    """Returns what a run from before `data.json` trained on and held out, whose division depended on places alone."""
+    order = keyed_permutation(len(ids), VALIDATION_SEED, "validation").tolist()
+    images, count = [ids[place] for place in order], max(1, round(fraction * len(ids)))
+    return DataRecord(trained=tuple(images[:-count]), held_out=tuple(images[-count:]))
 
 
 def _names_of(recorded: tuple[str, ...], ids: list[str], names: list[str]) -> set[str]:

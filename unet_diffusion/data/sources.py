@@ -3,9 +3,11 @@
 The images stay undecoded, so that a broken one can be named and skipped.
 """
 
+import errno
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +32,11 @@ from unet_diffusion.data.folders import (
     check_only_split,
     check_text,
     counted,
+    hash_of,
     images_of_split,
     is_hub_name,
     looks_like_masks,
+    parts_below,
     some,
     states_of,
     stored_path,
@@ -48,6 +52,7 @@ from unet_diffusion.files import readable
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
 
 FOLDER = "folder"  # as `group_column`: the images of one folder are a group
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a file system to which nothing can be written
 SOURCES = "unet_diffusion/sources"  # folder of the cache for what `datasets` converts from local files
 
 
@@ -123,7 +128,7 @@ def open_with_notes(
     source = as_source(source)
     cache = None if cache_dir is None else str(cache_dir)
     opened = open_all_columns(source, split, streaming, cache, trust_classes=label_column is not None)
-    selected = _select_columns(opened, source, image_column, label_column)
+    selected = _select_columns(opened, source, image_column, label_column, group_column)
     if group_column is not None:
         groups = groups_of(opened.rows, group_column, source)
         assert isinstance(selected.rows, Dataset)
@@ -168,8 +173,11 @@ def _folders_of(rows: Dataset, source: str) -> list[str]:
 
 
 def note_on_groups(groups: list[str], column: str) -> str:
-    """Returns the note that says how many groups of images a column makes."""
-    return f"{counted(len(set(groups)), 'group')} of images by {column}, none of which is divided by holding out"
+    """Returns a note that says how many groups there are, and how large they are."""
+    sizes = Counter(groups).values()
+    least, most = min(sizes), max(sizes)
+    of = f"{least} to {most} images" if least < most else counted(most, "image")
+    return f"the images are grouped by {column}: {counted(len(sizes), 'group')} of {of}"
 
 
 def with_groups(rows: Dataset, groups: list[str]) -> Dataset:
@@ -253,25 +261,47 @@ def _load(
     Its own cache knows them by their paths and times of writing, which other files can share.
     """
     WebDataset.DECODERS.pop("pth", None)  # members of this type are pickles; they stay bytes, which nothing reads
-    states = states_of(files)
+    states, cache = states_of(files), cache_home(cache_dir)
     if files:
-        cache_dir = str(cache_home(cache_dir) / SOURCES / datasets.fingerprint.Hasher.hash(states))
+        cache_dir = str(cache / SOURCES / hash_of(states))
     try:
         rows = datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
         if files and isinstance(rows, Dataset):
-            rows._fingerprint = datasets.fingerprint.Hasher.hash([rows._fingerprint, states])
+            rows._fingerprint = hash_of(rows._fingerprint, states)
         return Source(rows)
-    except OSError as error:  # a missing data set, or a Hub that cannot be reached
-        absent = "" if options else "there is no such file or folder here, and on the Hub: "
-        raise unknown_source(source, f"{absent}{error}") from error
-    except pyarrow.ArrowException as error:
-        raise damaged(source, error) from error
-    except (ValueError, RuntimeError) as error:  # an unknown split or configuration, or a script
-        raise ValueError(f"data is {source!r}: {error}") from error
     except ImportError:
         raise
-    except Exception as error:  # each library raises its own errors on damaged files
-        raise damaged(source, error) from error
+    except Exception as error:
+        failure = _failure_of_cache(error, cache)
+        if failure is not None:
+            raise unwritable_cache(failure) from error
+        raise _unopened(source, error, named=not options) from error
+
+
+def _unopened(source: str, error: Exception, named: bool) -> ValueError:
+    """Returns the error for a source that `datasets` did not open; one that is only `named` may be on the Hub."""
+    if isinstance(error, OSError):  # a missing data set, or a Hub that cannot be reached
+        absent = "there is no such file or folder here, and on the Hub: " if named else ""
+        return unknown_source(source, f"{absent}{error}")
+    if isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, pyarrow.ArrowException):
+        return ValueError(f"data is {source!r}: {error}")  # an unknown split or configuration, or a script
+    return damaged(source, error)  # each library raises its own errors on damaged files
+
+
+def _failure_of_cache(error: BaseException | None, cache: Path) -> OSError | None:
+    """Returns the error among the causes of one that says that the cache cannot be written, if there is one."""
+    while error is not None:
+        if isinstance(error, OSError):
+            in_cache = Path(os.path.abspath(str(error.filename))).is_relative_to(cache.absolute())
+            if error.errno in FULL or (in_cache and error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR)):
+                return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def unwritable_cache(error: OSError) -> OSError:
+    """Returns the error for a cache that cannot be written."""
+    return OSError(f"the cache cannot be written: {error}; make room, or name another folder by cache_dir.")
 
 
 def _files_below(folder: Path, cache_dir: str | None) -> list[str]:
@@ -343,7 +373,7 @@ def _open_files(source: str, files: list[str], split: str, streaming: bool, cach
 def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
     images = images_of_split(folder, split, trust_classes)
     classes = list(top_folders(images.home, images.files))
-    parts = [file.relative_to(images.home).parts for file in images.files]
+    parts = [parts_below(images.home, file) for file in images.files]
     are_classes = _are_classes(classes, parts)
     if images.metadata is not None:
         rows, notes = open_metadata(images, images.metadata)
@@ -382,14 +412,16 @@ def _notes_on_subfolders(names: list[str], parts: list[tuple[str, ...]], are_cla
     return (f"only the first level of subfolders are classes, not these below: {some(nested)}{advice}",)
 
 
-def _select_columns(opened: Source, source: str, image_column: str | None, label_column: str | None) -> Source:
+def _select_columns(
+    opened: Source, source: str, image_column: str | None, label_column: str | None, group_column: str | None
+) -> Source:
     features = opened.rows.features
     if features is None:
         raise ValueError(f"{source} does not state its columns while streaming; leave out streaming.")
     label = find_label(features, label_column, source)
     image = find_image_column(features, image_column, source)
     used = [image] if label is None else [image, label.column]
-    unused = [name for name in features if name not in (*used, "__key__", "__url__")]
+    unused = [name for name in features if name not in (*used, group_column, "__key__", "__url__")]
     notes = [*opened.notes, *([f"columns that are not used: {some(unused)}"] if unused else [])]
     dataset = undecoded(opened.rows.select_columns(used), image, "image_column")
     if image != "image":
@@ -406,7 +438,7 @@ def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path
     """Returns a data set of paths, whose fingerprint changes with the place, size or times of any file."""
     rows = Dataset.from_dict(columns, features=features)
     numbers = {stored_path(file): number for number, file in enumerate(files)}
-    fingerprint = datasets.fingerprint.Hasher.hash([_numbered(columns, numbers), states_of(files)])
+    fingerprint = hash_of(_numbered(columns, numbers), states_of(files))
     return Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
 
 

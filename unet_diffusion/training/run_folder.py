@@ -26,6 +26,10 @@ FORMER = {
 }
 RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # former names of options
 PLACES = {"data", "masks", "validation_data", "validation_masks", "unlabelled"}  # of data, which a record compares
+FINDING = {  # where a record compares the content, it does not matter how images and masks are found there
+    *("split", "validation_split", "image_column", "mask_column", "label_column"),
+    *("image_suffix", "mask_suffix", "mask_prefix", "max_broken"),
+}
 PATHS = {*PLACES, "model"}
 WORKERS_END = 6.0  # seconds; every 5 the data workers of PyTorch check that their process lives
 
@@ -55,8 +59,9 @@ def only_run_in(folder: Path) -> Iterator[None]:
 def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = None) -> None:
     """Writes the whole configuration of a run as `config.json`, after checking that it equals an existing one.
 
-    Options that name files are equal if they name the same ones, however they are written. Where the data lie does not
-    matter if their content is the same. Files that a killed run left half written are removed.
+    Options that name files are equal if they name the same ones, however they are written. Where the data lie, and how
+    images and masks are found there, does not matter if their content is the same. Files that a killed run left half
+    written are removed.
 
     Args:
         folder: of the run.
@@ -74,7 +79,7 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
         if record is not None and earlier is None:
             logger.warning("the run in %s has no data.json, so whether its data have changed is not checked", folder)
         known = earlier is not None and (earlier.trained or now.get("allow_changed_data"))  # not for a stream
-        _check_options(folder, before, now, FREE_TO_CHANGE | PLACES if known else FREE_TO_CHANGE)
+        _check_options(folder, before, now, FREE_TO_CHANGE | PLACES | FINDING if known else FREE_TO_CHANGE)
         if record is not None and earlier is not None:
             if record.fingerprint != earlier.fingerprint and not now.get("allow_changed_data"):
                 moved = [

@@ -63,7 +63,7 @@ class Trainer:
         accelerator: Accelerator,
         record: DataRecord | None = None,
     ) -> None:
-        self.task, self.config, self.output, self.accelerator, self.record = task, config, output, accelerator, record
+        self.task, self.config, self.output, self.accelerator = task, config, output, accelerator
         self.context = RunContext(config, accelerator)
         facts = {"processes": accelerator.num_processes, "images_per_step": self.context.images_per_step}
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from unet_diffusion.data.cache import check_same_kind, present
+from unet_diffusion.data.cache import ImageCache, check_same_kind, present
 from unet_diffusion.data.config import part_name
 from unet_diffusion.data.folders import MOST_EXAMPLES
 from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
@@ -102,7 +102,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0, before: DataRecord | No
     encoding = settled_encoding(config, cache.seen)
     table = _table(encoding, cache, name)
     rows, held_out = hold_out(cache.images, config, before)
-    rows = rows[: config.max_labels]
+    rows = first_labels(cache.images, rows, config.max_labels, before)
     if config.crop_size is None:
         _check_sizes(cache, rows)
     pixel_range = find_range(config, cache.images, rows)
@@ -129,6 +129,12 @@ def load_masked(config: MaskedDataConfig, seed: int = 0, before: DataRecord | No
         validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     names = config.class_names or encoding.class_names
     return MaskedSets(train, validation, encoding.num_classes, names, encoding.palette, pixel_range, encoding)
+
+
+def first_labels(cache: ImageCache, rows: np.ndarray, most: int | None, before: DataRecord | None) -> np.ndarray:
+    """Returns the rows whose masks are learnt from, `most` at most: first those of the run that is resumed."""
+    known = np.isin(cache.ids(rows), () if before is None else before.trained)
+    return np.sort(np.concatenate([rows[known], rows[~known]])[:most])
 
 
 def load_labelled(

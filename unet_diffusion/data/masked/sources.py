@@ -1,6 +1,6 @@
 """Where images with masks come from: columns of a data set, or folders of files, paired by their names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,46 +101,54 @@ def open_masked_source(
     folder = Path(source).expanduser()
     if folder.is_file():
         refuse_annotations(folder)
-    columns_stated = (image_column, mask_column, instances_column) != (None, None, None)
-    if in_folders or (not columns_stated and folder.is_dir() and not holds_table(folder, split)):
+    stated = {"image": image_column, "mask": mask_column, "instances": instances_column}
+    if in_folders or (not any(stated.values()) and folder.is_dir() and not holds_table(folder, split)):
         if mask_column is not None or instances_column is not None:
             raise ValueError(
                 "mask_column and instances_column are for data sets with columns, but masks are in folders."
             )
-        check_text(str(folder))
-        check_folder("data", folder, "; masks and mask_suffix are for folders of images")
-        mask_folder = None if masks is None else Path(masks).expanduser()
-        if mask_folder is not None:
-            check_masks(mask_folder)
-        paired = _open_folders(find_layout(folder, split, mask_folder, affixes), masks_per_image, class_files)
-        if group_column is None:
-            return paired
-        return _grouped(paired, groups_of(paired.rows, group_column, str(source)), group_column)
-    if masks_per_image != "one":
-        raise ValueError(
-            f"masks_per_image is {masks_per_image!r}, but {source} has columns; it is for folders of images and masks."
-        )
-    source_of_columns = open_all_columns(source, split, False, None if cache_dir is None else str(cache_dir))
-    opened = source_of_columns.rows
-    assert isinstance(opened, Dataset)
-    every_column = opened
-    image = find_image_column(opened.features, image_column, str(source))
-    columns = {"image": image, "mask": _mask_column(opened.features, image, mask_column, str(source))}
-    if instances_column is not None:
-        columns["instances"] = stated_column(opened.features, "instances_column", instances_column, str(source))
-        if instances_column in (image, columns["mask"]):
+        layout = _find_layout(folder, split, masks, affixes)
+        found = _open_folders(layout, masks_per_image, class_files)
+        every_column = found.rows
+    else:
+        if masks_per_image != "one":
             raise ValueError(
-                f"instances_column is {instances_column!r}, but that is the column of the images or masks; for masks "
-                "that are instance maps give mask_encoding='instances' alone."
+                f"masks_per_image is {masks_per_image!r}, but {source} has columns; it is for folders of images and "
+                "masks."
             )
-    opened = opened.select_columns(list(columns.values()))
-    for name, column in columns.items():
-        opened = undecoded(opened, column, f"{name}_column")
-    renamed = opened.rename_columns({old: new for new, old in columns.items() if old != new})
-    found = MaskedSource(renamed, source_of_columns.notes)
+        opened = open_all_columns(source, split, False, None if cache_dir is None else str(cache_dir))
+        every_column = opened.rows
+        assert isinstance(every_column, Dataset)
+        found = MaskedSource(_select_columns(every_column, stated, str(source)), opened.notes)
     if group_column is None:
         return found
     return _grouped(found, groups_of(every_column, group_column, str(source)), group_column)
+
+
+def _find_layout(folder: Path, split: str, masks: str | None, affixes: Affixes) -> Layout:
+    check_text(str(folder))
+    check_folder("data", folder, "; masks and mask_suffix are for folders of images")
+    mask_folder = None if masks is None else Path(masks).expanduser()
+    if mask_folder is not None:
+        check_masks(mask_folder)
+    return find_layout(folder, split, mask_folder, affixes)
+
+
+def _select_columns(rows: Dataset, stated: Mapping[str, str | None], source: str) -> Dataset:
+    """Returns the undecoded columns `image`, `mask` and, if stated, `instances`."""
+    image = find_image_column(rows.features, stated["image"], source)
+    columns = {"image": image, "mask": _mask_column(rows.features, image, stated["mask"], source)}
+    if stated["instances"] is not None:
+        columns["instances"] = stated_column(rows.features, "instances_column", stated["instances"], source)
+        if columns["instances"] in (image, columns["mask"]):
+            raise ValueError(
+                f"instances_column is {stated['instances']!r}, but that is the column of the images or masks; for "
+                "masks that are instance maps give mask_encoding='instances' alone."
+            )
+    rows = rows.select_columns(list(columns.values()))
+    for name, column in columns.items():
+        rows = undecoded(rows, column, f"{name}_column")
+    return rows.rename_columns({old: new for new, old in columns.items() if old != new})
 
 
 def _grouped(source: MaskedSource, groups: list[str], column: str) -> MaskedSource:

@@ -1,5 +1,6 @@
 """Images without masks, for tasks that learn from them beside images with masks."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,11 @@ from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import MaskedSets, open_part
 from unet_diffusion.data.sets import ImageSets, check_same_size, labels_among, rows_without
-from unet_diffusion.data.sources import open_source
+from unet_diffusion.data.sources import open_with_notes
+
+logger = logging.getLogger(__name__)
+
+ALONE = "only those equal to held-out ones are left out of training"
 
 
 def load_unlabelled(
@@ -27,7 +32,8 @@ def load_unlabelled(
         source: of the images, as `data` in the options; None: all images of `data`, with masks or without.
         options: how the images with masks were read.
         data: the images with masks. Their validation images are also those of noise prediction, and neither equal
-            images, wherever they come from, nor other images of their groups in `data` are trained on.
+            images, wherever they come from, nor other images of their groups are trained on. A warning says when the
+            groups of `source` are not known.
         label_names: classes that the network can be conditioned on; other classes count as none.
         seed: of the run; it sets the crops.
 
@@ -41,15 +47,21 @@ def load_unlabelled(
         columns = [column for column in ("image", "group") if column in opened.rows.features]
         rows, name = opened.rows.select_columns(columns), opened.name
     else:
-        found = open_source(name, cache_dir=options.cache_dir)
-        assert isinstance(found, Dataset)
-        rows = found
+        rows = _opened(name, options)
     cache = cache_images(rows, options.preparation, name, options.max_broken, options.cache_dir)
     images, size = f"unlabelled images of {name}", (data.train.height, data.train.width)
     check_same_kind(images, cache, "those with masks have", data.train.channels, data.pixel_range.dtype)
     if options.crop_size is None:
         check_same_size(images, tuple(cache.sizes[0].tolist()), "those with masks", size)
     held_out = data.validation
+    groups = data.train.cache.images.groups
+    if cache.groups is not None and groups is not None and not set(cache.groups) & set(groups):
+        logger.warning(
+            "no group of %s, by group_column %r, is one of the images with masks; %s",
+            images,
+            options.group_column,
+            ALONE,
+        )
     usable = np.arange(len(cache))
     if held_out is not None:
         usable = rows_without(cache, held_out.cache.images, held_out.rows)
@@ -72,6 +84,19 @@ def load_unlabelled(
     return ImageSets(
         train, ImageDataset(held_out.cache.images, held_out.rows, size, data.pixel_range, name=held_out.name)
     )
+
+
+def _opened(source: str, options: MaskedDataConfig) -> Dataset:
+    """Opens a source with its groups, if it has the column that names them."""
+    try:
+        rows = open_with_notes(source, group_column=options.group_column, cache_dir=options.cache_dir).rows
+    except ValueError as error:
+        if options.group_column is None:
+            raise
+        rows = open_with_notes(source, cache_dir=options.cache_dir).rows
+        logger.warning("the groups of unlabelled images of %s are not known; %s: %s", source, ALONE, error)
+    assert isinstance(rows, Dataset)
+    return rows
 
 
 def _outside_groups(cache: ImageCache, held_out: MaskedDataset) -> np.ndarray:
