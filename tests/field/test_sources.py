@@ -174,6 +174,8 @@ def test_labels_and_masks_of_webdataset_files_are_found(field, cache):
         assert "leave out streaming" in stream.notes[-1]
     stated = open_with_notes(folder / "json" / "train-0000.tar", label_column="json.label", cache_dir=cache)
     assert class_names(stated.rows) == ("0", "1", "2")
+    with pytest.raises(ValueError, match="label_column is 'json', but it holds dict.*such as 'json.label'"):
+        open_with_notes(folder / "json" / "train-0000.tar", label_column="json", cache_dir=cache)
     with pytest.raises(ValueError, match=r"label_column is 'json.kind', but .* has no such column. Columns: .*json"):
         open_with_notes(folder / "json" / "train-0000.tar", label_column="json.kind", cache_dir=cache)
     sets = load_masked(MaskedDataConfig(data=str(folder / "seg" / "train-0000.tar"), cache_dir=cache))

@@ -132,7 +132,7 @@ def _judge_masks(config: MaskedDataConfig, examined: list[Examined]) -> tuple[li
         sections.append(describe_masks(*_mask_source(config, each), each.facts, of_part, config.class_names))
         orphans = [path.name for path in each.orphans]
         found += about("warning", f"masks of {each.name} that have no image: {{count}}.", orphans)
-        found += mask_findings(each.facts, each.name, config, of_part)
+        found += mask_findings(each.facts, each.name, config, of_part, learned=each.part == "train")
     return sections, found
 
 
@@ -145,6 +145,8 @@ def _held_out(config: DataConfig | MaskedDataConfig, examined: Examined) -> tupl
     named = config.names_validation or examined.part != "train"
     if named or config.validation_fraction == 0 or examined.streamed:
         return ()
+    if sum(fact.usable for fact in examined.facts) < 2:
+        return ()  # training says that nothing is held out
     return (f"about {100 * config.validation_fraction:g}% of them are held out for validation",)
 
 
