@@ -166,7 +166,9 @@ def test_a_run_on_images_in_memory_resumes_with_equal_images_only(tmp_path):
     assert "12 images in memory" in (run / "README.md").read_text()
     ImageGenerationPipeline.from_pretrained(run)
     train_ddpm(replace(options, data=replace(data, data=images.copy()), training=replace(training, steps=3)))
-    with pytest.raises(ValueError, match="the data have changed.*'12 images in memory.* instead of '12 images in memory"):
+    with pytest.raises(
+        ValueError, match="the data have changed.*'12 images in memory.* instead of '12 images in memory"
+    ):
         train_ddpm(replace(options, data=replace(data, data=images + 1)))
     masked = MaskedDataConfig(data=images, masks=masks, cache_dir=str(tmp_path / "cache"))
     train_segmentation(TrainSegmentation(masked, tmp_path / "masks", str(network), training=training))

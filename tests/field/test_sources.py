@@ -96,6 +96,16 @@ def test_a_class_is_named_by_its_folder_not_by_its_place(field, options, tmp_pat
         sample(Sample(run, count=1, steps=1, class_labels=("0",), output=tmp_path / "none"))
 
 
+def test_names_of_classes_for_a_network_without_any_are_refused_with_the_fix(field, options):
+    folder, _ = field("parquet_with_plain_labels")
+    options.data = replace(options.data, data=str(folder / "strings.parquet"), label_column="label")
+    options.diffusion = DiffusionConfig()
+    run = train_ddpm(options)
+    for label in ("owl", "0"):
+        with pytest.raises(ValueError, match="the network has no classes.*Leave them out, or train.*class_conditional"):
+            sample(Sample(run, count=1, steps=1, class_labels=(label,)))
+
+
 # metadata
 
 

@@ -124,8 +124,9 @@ def _classes(
     labelled = sum(total[label] for label in range(encoding.num_classes))
     occurring = [label for label in range(encoding.num_classes) if total[label]]
     if len(occurring) < (2 if learned else 1):
+        purpose = "learn" if learned else "measure"
         only = f"only class {occurring[0]}" if occurring else "no class"
-        found.append(Finding("error", f"the masks of {name} hold {only}, so there is nothing to {'learn' if learned else 'measure'}."))
+        found.append(Finding("error", f"the masks of {name} hold {only}, so there is nothing to {purpose}."))
     elif labelled:
         found += _balance(total, labelled, name, encoding, config)
     per_mask = [{label for label in counts if label != IGNORE_INDEX} for counts in pixels]
