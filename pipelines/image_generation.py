@@ -16,6 +16,7 @@ from torch import Tensor
 from unet_diffusion.checks import class_index, is_count, require
 from unet_diffusion.diffusion.sampling import (
     check_classes,
+    check_has_classes,
     check_scheduler,
     denoised,
     scaled_input,
@@ -260,6 +261,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         """One index per image, from indices and names."""
         if class_labels is None:
             return None
+        check_has_classes(self.unet.config)
         if isinstance(class_labels, Tensor):
             class_labels = class_labels.tolist()
         given = [class_labels] * batch_size if isinstance(class_labels, (int, str)) else list(class_labels)

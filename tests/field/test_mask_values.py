@@ -181,6 +181,31 @@ def test_test_masks_unlike_those_trained_on(field, load, score, encoding, saved)
         assert shares(stated) == right["shares"]
 
 
+def test_mixed_test_masks_are_asked_about_by_a_network_of_class_indices(field, load, score):
+    """Taken as the training masks were, 255 would be ignored, which would empty five of ten masks."""
+    folder, right = field("masks_of_a_test_set_unlike_those_trained_on")
+    meaning = load(folder / "images", folder / "values_0_1").encoding
+    assert meaning.kind == "indices"
+    mixed = folder / "images", folder / "mixed", meaning
+    with pytest.raises(ValueError, match="5 masks of 0 and 1, and 5 of 0 and 255.*mask_threshold=1.*'indices'"):
+        score(*mixed)
+    assert shares(score(*mixed, mask_encoding="binary", mask_threshold=1)) == right["shares"]
+    score(*mixed, mask_encoding="indices")
+
+
+def test_validation_masks_may_hold_a_single_class(field, load):
+    folder, right = field("one_label_among_many_pictures")
+    validation = {"validation_data": str(folder / "pictures"), "validation_masks": str(folder / "all_object")}
+    sets = load(folder / "labelled", folder / "masks", **validation)
+    assert (shares(sets.train), shares(sets.validation)) == (right["shares"], [0, 1])
+
+
+def test_test_masks_of_objects_alone_are_scored_as_their_colour_is_stated(field, score):
+    folder, _ = field("one_label_among_many_pictures")
+    colours = {"#000000": 0, "#ffffff": 1}
+    assert shares(score(folder / "pictures", folder / "all_object", mask_colours=colours)) == [0, 1]
+
+
 def test_soft_test_masks_are_split_by_a_network_of_binary_masks(field, load, score):
     folder, right = field("masks_with_soft_edges")
     meaning = load(folder / "images", folder / "white_on_nothing").encoding

@@ -17,6 +17,7 @@ from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.pairing import pair
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.masked.sources import open_masked_source
+from unet_diffusion.segmentation.instances import separate_instances
 
 
 def share(tmp_path: Path, data: Path, **options) -> tuple[int, list[float]]:
@@ -165,6 +166,20 @@ def test_the_documents_draw_polygons_into_masks(field, tmp_path):
         mask.save(tmp_path / "coco" / Path(name).with_suffix(".png"))
     for kind in ("labelme", "yolo", "coco"):
         assert share(tmp_path, folder / "images", masks=tmp_path / kind) == (8, right["shares"])
+
+
+def test_the_documents_number_and_count_the_objects_of_a_mask(field, tmp_path):
+    folder, right = field("instance_maps_of_cells")
+    (block,) = (each for each in blocks(ROOT / "docs/segmentation.md") if "def number_objects(" in each.text)
+    counting: dict = {}
+    exec(block.text.partition("for mask in")[0], counting)
+    for file in (folder / "labels").iterdir():
+        labels = np.asarray(Image.open(file))
+        for objects, count in ((labels, right["connected_parts"]), (separate_instances(labels), right["cells"])):
+            Image.fromarray((objects > 0).astype(np.uint8)).save(tmp_path / "mask.png")
+            assert counting["number_objects"](tmp_path / "mask.png", tmp_path / "objects.tif") == count
+            with Image.open(tmp_path / "objects.tif") as written:
+                assert np.unique(written).tolist() == list(range(count + 1))
 
 
 def test_a_file_of_polygons_is_named_before_anything_is_read(field):

@@ -96,6 +96,16 @@ def test_a_class_is_named_by_its_folder_not_by_its_place(field, options, tmp_pat
         sample(Sample(run, count=1, steps=1, class_labels=("0",), output=tmp_path / "none"))
 
 
+def test_names_of_classes_for_a_network_without_any_are_refused_with_the_fix(field, options):
+    folder, _ = field("parquet_with_plain_labels")
+    options.data = replace(options.data, data=str(folder / "strings.parquet"), label_column="label")
+    options.diffusion = DiffusionConfig()
+    run = train_ddpm(options)
+    for label in ("owl", "0"):
+        with pytest.raises(ValueError, match="the network has no classes.*Leave them out, or train.*class_conditional"):
+            sample(Sample(run, count=1, steps=1, class_labels=(label,)))
+
+
 # metadata
 
 
@@ -174,6 +184,8 @@ def test_labels_and_masks_of_webdataset_files_are_found(field, cache):
         assert "leave out streaming" in stream.notes[-1]
     stated = open_with_notes(folder / "json" / "train-0000.tar", label_column="json.label", cache_dir=cache)
     assert class_names(stated.rows) == ("0", "1", "2")
+    with pytest.raises(ValueError, match="label_column is 'json', but it holds dict.*such as 'json.label'"):
+        open_with_notes(folder / "json" / "train-0000.tar", label_column="json", cache_dir=cache)
     with pytest.raises(ValueError, match=r"label_column is 'json.kind', but .* has no such column. Columns: .*json"):
         open_with_notes(folder / "json" / "train-0000.tar", label_column="json.kind", cache_dir=cache)
     sets = load_masked(MaskedDataConfig(data=str(folder / "seg" / "train-0000.tar"), cache_dir=cache))

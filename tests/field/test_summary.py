@@ -64,6 +64,14 @@ def test_pages_of_a_stack_are_called_channels(field, doctor):
     assert f"4 images of 48x48, {right['channels']['five_pages']} channels of uint8" in text
 
 
+def test_one_image_is_not_said_to_be_held_out_in_part(field, doctor):
+    folder, _ = field("one_two_or_three_pictures")
+    for count in (1, 2):
+        accepted, text = doctor(folder / f"images_{count}", "--masks", folder / f"masks_{count}")
+        assert accepted
+        assert ("held out" in text) == (count > 1)
+
+
 def test_files_that_are_not_read_are_counted_by_their_ending(field, doctor):
     folder, right = field("folder_mostly_of_formats_not_read")
     accepted, text = doctor(folder / "phone", "--plain")

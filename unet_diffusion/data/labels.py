@@ -151,7 +151,10 @@ def _problem(label: LabelColumn, streaming: bool) -> str | None:
     if isinstance(label.feature, ClassLabel) and label.key is None:
         return None
     if not label.is_plain and not isinstance(label.feature, ClassLabel):
-        return f"it holds {label.kind}, and labels are ClassLabel, integers or strings"
+        inside = label.feature if isinstance(label.feature, dict) else {}
+        plain = [each.name for key in inside if (each := LabelColumn(label.column, inside[key], key)).is_plain]
+        fix = f"; name a value inside of it, such as {plain[0]!r}" if plain else ""
+        return f"it holds {label.kind}, and labels are ClassLabel, integers or strings{fix}"
     if streaming:
         return f"it holds {label.kind}, whose classes are not known before all rows are read; leave out streaming"
     return None

@@ -184,6 +184,15 @@ def step_arguments(scheduler: SchedulerMixin, step: int, generator: Any, eta: fl
     return {name: value for name, value in offered.items() if name in taken}
 
 
+def check_has_classes(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError if a network without classes, of this config, is given class labels."""
+    if config["num_class_embeds"] is None:
+        raise ValueError(
+            "class_labels were given, but the network has no classes: num_class_embeds is None. Leave them out, or "
+            "train a network with class_conditional."
+        )
+
+
 def check_classes(
     config: Mapping[str, Any],
     batch_size: int,
@@ -203,8 +212,7 @@ def check_classes(
             guidance_scale == 1, "guidance_scale", guidance_scale, "there is no class to guide to; pass class_labels"
         )
     else:
-        if classes is None:
-            raise ValueError("class_labels were given, but the network has no classes: num_class_embeds is None.")
+        check_has_classes(config)
         if len(class_labels) != batch_size:
             raise ValueError(f"there are {len(class_labels)} class_labels, but batch_size is {batch_size}.")
         for label in class_labels:

@@ -135,7 +135,7 @@ def _judge_masks(config: MaskedDataConfig, examined: list[Examined]) -> tuple[li
         found += _of_another_split(config, each)
         orphans = [path.name for path in each.orphans]
         found += about("warning", f"masks of {each.name} that have no image: {{count}}.", orphans)
-        found += mask_findings(each.facts, each.name, config, of_part)
+        found += mask_findings(each.facts, each.name, config, of_part, learned=each.part == "train")
     return sections, found
 
 
@@ -148,7 +148,7 @@ def _held_out(config: DataConfig | MaskedDataConfig, examined: Examined) -> tupl
     named = config.names_validation or examined.part != "train"
     if named or config.validation_fraction == 0 or examined.streamed:
         return ()
-    if len({fact.digest for fact in examined.facts if fact.digest}) == 1:
+    if len({fact.digest for fact in examined.facts if fact.usable}) < 2:
         return ("none of them is held out for validation, since there is one image or all are equal",)
     what = "of them" if config.group_column is None else "of the groups"
     return (f"about {100 * config.validation_fraction:g}% {what} are held out for validation",)

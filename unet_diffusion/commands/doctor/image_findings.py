@@ -16,11 +16,7 @@ def unusable_severity(facts: list[RowFacts], config: ImageOptions) -> Severity:
     """Returns "warning" if a run would leave the unusable rows out, "error" if `max_broken` allows fewer."""
     kind = _kind(facts, config)
     unusable = sum(
-        fact.image_problem is not None
-        or fact.mask_problem is not None
-        or fact.no_mask
-        or (fact.mask_size != (0, 0) and fact.mask_size != fact.size)
-        or _kind([fact], config) != kind
+        not fact.usable or (fact.mask_size != (0, 0) and fact.mask_size != fact.size) or _kind([fact], config) != kind
         for fact in facts
     )
     streamed = isinstance(config, DataConfig) and config.streaming

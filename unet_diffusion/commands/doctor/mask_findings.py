@@ -40,9 +40,16 @@ def seen_in(facts: list[RowFacts]) -> SeenMasks:
 
 
 def mask_findings(
-    facts: list[RowFacts], name: str, config: MaskedDataConfig, encoding: MaskEncoding | None
+    facts: list[RowFacts],
+    name: str,
+    config: MaskedDataConfig,
+    encoding: MaskEncoding | None,
+    learned: bool = True,
 ) -> list[Finding]:
-    """Returns the findings about the masks of one split; without an encoding, their values cannot be judged."""
+    """Returns the findings about the masks of one split; without an encoding, their values cannot be judged.
+
+    Masks that are only measured, not learned, may hold a single class.
+    """
     severity = unusable_severity(facts, config)
     found = about(
         severity,
@@ -92,7 +99,7 @@ def mask_findings(
             "again as PNG from what they were drawn with.",
             [f"{fact.name}: {fact.lossy}" for fact in masked if fact.lossy],
         )
-    return found + _slopes(masked, name) + _classes(masked, name, encoding, config)
+    return found + _slopes(masked, name) + _classes(masked, name, encoding, config, learned)
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -142,7 +149,9 @@ def _slopes(masked: list[RowFacts], name: str) -> list[Finding]:
     return [Finding("warning", sentence)]
 
 
-def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: MaskedDataConfig) -> list[Finding]:
+def _classes(
+    masked: list[RowFacts], name: str, encoding: MaskEncoding, config: MaskedDataConfig, learned: bool
+) -> list[Finding]:
     classes = encoding.classes
     unknown = [(fact.name, encoding.unknown([key for key, _ in fact.keys])) for fact in masked]
     outside = [f"{row}: {describe_keys(keys)}" for row, keys in unknown if keys]
@@ -154,9 +163,10 @@ def _classes(masked: list[RowFacts], name: str, encoding: MaskEncoding, config: 
     total = sum(pixels, Counter())
     labelled = sum(total[label] for label in range(encoding.num_classes))
     occurring = [label for label in range(encoding.num_classes) if total[label]]
-    if len(occurring) < 2:
+    if len(occurring) < (2 if learned else 1):
+        purpose = "learn" if learned else "measure"
         only = f"only class {occurring[0]}" if occurring else "no class"
-        found.append(Finding("error", f"the masks of {name} hold {only}, so there is nothing to learn."))
+        found.append(Finding("error", f"the masks of {name} hold {only}, so there is nothing to {purpose}."))
     elif labelled:
         found += _balance(total, labelled, name, encoding, config)
     per_mask = [{label for label in counts if label != IGNORE_INDEX} for counts in pixels]

@@ -74,6 +74,11 @@ class RowFacts:
         self.ramps = [(key, count) for key, count in self.ramps]
         self.palette = [(key, (red, green, blue)) for key, (red, green, blue) in self.palette]
 
+    @property
+    def usable(self) -> bool:
+        """Returns whether the row can be used, as far as its files show alone."""
+        return self.image_problem is None and self.mask_problem is None and not self.no_mask
+
     def told(self, problem: str | None) -> str:
         """Returns the row and its problem, with the file between them unless the problem names it."""
         row, _, file = self.name.partition(" (")

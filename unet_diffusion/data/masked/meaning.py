@@ -97,8 +97,10 @@ def encoding_of_others(
     unstated = colours is None and options.mask_threshold is None
     if saved is not None and unstated and _same_kind(encoding, saved, seen.coloured or binary):
         _check_classes_beside_background(found, "auto" if saved.kind == "indices" else saved.kind, num_classes, name)
-        if saved.kind in ("indices", "palette"):
-            ask_about_lossy(seen, saved.kind)
+        if saved.kind == "indices":
+            ask_about_test_values(seen, num_classes)
+        elif saved.kind == "palette":
+            ask_about_lossy(seen, "palette")
         return for_other_masks(saved, seen)
     if colours is None and (encoding == "palette" or (encoding == "auto" and seen.coloured)):
         if palette is None:
@@ -109,7 +111,7 @@ def encoding_of_others(
     if binary and unstated and encoding in ("auto", "binary"):
         return MaskEncoding({0: 0, IGNORE_INDEX: 1}, 2, kind="binary")
     if encoding == "auto" and colours is None:
-        ask_about_test_values(seen)
+        ask_about_test_values(seen, num_classes)
         encoding = "indices"
     return find_encoding(seen, encoding, num_classes=num_classes, colours=colours, threshold=options.mask_threshold)
 

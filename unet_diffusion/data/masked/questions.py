@@ -49,9 +49,10 @@ def ask_about_binary(num_classes: int | None) -> None:
         )
 
 
-def ask_about_test_values(seen: SeenMasks) -> None:
+def ask_about_test_values(seen: SeenMasks, num_classes: int) -> None:
     """Raises a Question if grey values of masks for a trained network may mean several things."""
-    _ask_about_one_and_255(seen)
+    if num_classes == 2:
+        _ask_about_one_and_255(seen)
     ask_about_lossy(seen, "indices")
 
 
