@@ -53,7 +53,8 @@ def saved_kind(run: Path) -> str | None:
 
 def pipeline_name(index: Mapping[str, Any]) -> Any:
     """The class that saved a pipeline, in the content of its `model_index.json`."""
-    return index.get(OWN_PIPELINE, index.get("_class_name"))
+    name = index.get("_class_name")
+    return index.get(OWN_PIPELINE, name) if name == STOCK_PIPELINE else name
 
 
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:

@@ -532,6 +532,7 @@ def test_evaluate_scores_the_images_that_the_run_held_out_and_counts_those_it_le
         EvaluationData(split="test")
 
 
+@pytest.mark.slow
 def test_evaluate_generation_compares_with_the_images_of_the_run(monkeypatch):
     draw("in", 160)
     run = train_ddpm(ddpm("in", validation_fraction=0.2))
@@ -553,6 +554,7 @@ def test_evaluate_generation_compares_with_the_images_of_the_run(monkeypatch):
         evaluate_generation(replace(options, count=63, overwrite=True))
 
 
+@pytest.mark.slow
 def test_a_run_that_also_learnt_masks_is_compared_with_all_images_that_it_did_not_hold_out():
     draw("in", 90)
     draw("labelled", 20)
@@ -572,6 +574,7 @@ def test_a_run_that_also_learnt_masks_is_compared_with_all_images_that_it_did_no
         evaluate_generation(EvaluateGeneration(run=run, count=64, steps=1, overwrite=True))
 
 
+@pytest.mark.slow
 def test_images_that_were_learnt_from_without_masks_are_not_new(caplog):
     draw("in", 20)
     draw("pool", 80, first=10)

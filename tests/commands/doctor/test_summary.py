@@ -95,7 +95,7 @@ def test_it_is_said_what_is_held_out(tmp_path):
     cache = str(tmp_path / "cache")
     grouped = DataConfig(data=str(folder), group_column="folder", validation_fraction=0.5, cache_dir=cache)
     assert examine(grouped).summary.lines()[-2:] == (
-        "  2 groups of images by folder, none of which is divided by holding out",
+        "  the images are grouped by folder: 2 groups of 2 images",
         "  about 50% of the groups are held out for validation",
     )
     alone = plain(tmp_path / "alone", [noise(0)], validation_fraction=0.5)
