@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from safetensors.torch import save
 
 from unet_diffusion.training import checkpoints
 from unet_diffusion.training.metrics_log import MetricsLog
+from unet_diffusion.training.moving_average import MovingAverage
 from unet_diffusion.training.trainer import Trainer
 from unet_diffusion.unet import UNet
 
@@ -68,7 +68,7 @@ PLACES = (
     Place("config.json before it is renamed", "_start", os, "replace"),
     Place("a new metrics.jsonl before it is renamed", "_start", os, "replace", 2),
     Place("the second half of a step", "_train_step", Accelerator, "backward", 6),
-    Place("a step between optimizer and average", "_train_step", EMAModel, "step", 2),
+    Place("a step between optimizer and average", "_train_step", MovingAverage, "step_unless", 2),
     Place("half a line of metrics", "_log", MetricsLog, "append", 1, _half_a_line),
     Place("the cutting of metrics.jsonl to the checkpoint", "_start", os, "replace", 2),
     Place("a validation", "_validate", UNet, "forward"),
