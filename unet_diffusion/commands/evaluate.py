@@ -89,4 +89,5 @@ def seen(trained: int, unlabelled: int, count: int, own: bool) -> str:
         more = f"{unlabelled} more" if trained else f"{unlabelled} of the {count} images"
         shares += [f"{more} were learnt from without their masks"] * bool(unlabelled)
         return f"{', and '.join(shares)}, so the scores do not show how the network does on new images."
-    return f"The {count} images that the run held out." if own else ""
+    held_out = "The image" if count == 1 else f"The {count} images"
+    return f"{held_out} that the run held out." if own else ""

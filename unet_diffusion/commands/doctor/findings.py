@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 from unet_diffusion.checks import Question
 from unet_diffusion.commands.doctor.summary import Summary
 from unet_diffusion.data.folders import MOST_EXAMPLES
+from unet_diffusion.images.axes import counted
 
 Severity: TypeAlias = Literal["error", "question", "warning", "note"]
 
@@ -87,14 +88,20 @@ def about(severity: Severity, sentence: str, examples: Sequence[str]) -> list[Fi
     return [Finding(severity, sentence.replace("{count}", str(len(examples))), tuple(examples))]
 
 
-def asked(what: str, rows: Sequence[tuple[str | None, str]]) -> list[Finding]:
-    """Returns a finding for each question that rows raise: pairs of the question, if there is one, and the example."""
+def asked(kind: str, name: str, rows: Sequence[tuple[str | None, str]]) -> list[Finding]:
+    """Returns a finding for each question that images or masks raise.
+
+    Args:
+        kind: "image" or "mask".
+        name: of their source and split.
+        rows: pairs of the question, if there is one, and the example.
+    """
     examples: dict[str, list[str]] = {}
     for question, example in rows:
         if question is not None:
             examples.setdefault(question, []).append(example)
     return [
-        Finding("question", f"{question} It concerns {len(names)} {what}.", tuple(names))
+        Finding("question", f"{question} It concerns {counted(len(names), kind)} of {name}.", tuple(names))
         for question, names in examples.items()
     ]
 

@@ -34,7 +34,7 @@ def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_s
     if len(problems) == len(facts):
         sentence = f"{name} has no usable image among {len(facts)}."
     found = about(severity, sentence, problems)
-    found += asked(f"images of {name}", [(fact.image_question, fact.told(fact.image_problem)) for fact in broken])
+    found += asked("image", name, [(fact.image_question, fact.told(fact.image_problem)) for fact in broken])
     usable = [fact for fact in facts if fact.image_problem is None]
     if not usable:
         return found or [Finding("error", f"{name} has no images.")]

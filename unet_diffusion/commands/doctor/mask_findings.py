@@ -60,7 +60,7 @@ def mask_findings(
     broken = [fact for fact in facts if fact.mask_problem is not None]
     problems = [fact.told(fact.mask_problem) for fact in broken if fact.mask_question is None]
     found += about(severity, f"masks of {name} that cannot be used: {{count}}.", problems)
-    found += asked(f"masks of {name}", [(fact.mask_question, fact.told(fact.mask_problem)) for fact in broken])
+    found += asked("mask", name, [(fact.mask_question, fact.told(fact.mask_problem)) for fact in broken])
     sizes = [
         f"{fact.name}: mask {_size(fact.mask_size)}, image {_size(fact.size)}"
         for fact in facts

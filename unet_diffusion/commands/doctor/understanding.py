@@ -30,7 +30,8 @@ def describe_images(
         figures.append(" or ".join(f"{counted(channels, 'channel')} of {dtype}" for channels, dtype in kinds))
         figures.append(f"values {min(fact.low for fact in usable):g} to {max(fact.high for fact in usable):g}")
     if len(usable) < len(facts):
-        figures.append(f"{len(facts) - len(usable)} of them cannot be used")
+        broken = len(facts) - len(usable)
+        figures.append(f"{broken} of them cannot be used" if len(facts) > 1 else "which cannot be used")
     return Section(f"{part}: {name}: {', '.join(figures)}", tuple(note.rstrip(".") for note in notes))
 
 
