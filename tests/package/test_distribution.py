@@ -28,6 +28,7 @@ def test_a_saved_pipeline_names_the_class_by_its_module():  # this path is part 
     assert DDPMPipeline(UNet.from_preset("tiny"), DDPMScheduler()).config["unet"] == ("unet_diffusion.unet", "UNet")
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_enough_to_load_a_pipeline_without_a_warning(tmp_path):
     DDPMPipeline(UNet.from_preset("tiny"), DDPMScheduler()).save_pretrained(tmp_path)
     code = f"import unet_diffusion, diffusers; diffusers.DDPMPipeline.from_pretrained({str(tmp_path)!r})"

@@ -302,6 +302,7 @@ def test_wrong_components_are_refused(arguments, message):
 # --- saving and loading ---
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_it_without_a_warning_and_computes_the_same(tmp_path):
     pipe = saved(tmp_path / "run")
     np.save(tmp_path / "image.npy", image(20, 15))

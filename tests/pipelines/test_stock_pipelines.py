@@ -105,6 +105,7 @@ def test_repaint_keeps_what_the_mask_keeps():
     assert np.abs(painted[~keep] - 200 / 255).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_a_fresh_process_needs_nothing_but_the_import_and_warns_of_nothing(tmp_path):
     names = [name for name in PIPELINES if " " not in name and name != "LDMSuperResolution"]  # which needs transformers
     for name in names:

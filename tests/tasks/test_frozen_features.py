@@ -171,6 +171,7 @@ def test_a_saved_pipeline_names_the_class_by_its_module():  # this path is part 
     assert pipeline().config["classifier"] == ("unet_diffusion.adapters", "PixelClassifier")
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_it_without_a_warning_and_computes_the_same(tmp_path):
     pipe = pipeline(pixel_range=PixelRange((0.0,), (200.0,), "uint8").to_dict())
     pipe.save_pretrained(tmp_path / "run")

@@ -100,6 +100,7 @@ def test_a_folder_of_the_hub_has_its_parts_at_the_root(options, place, tmp_path,
     assert "Expected types" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_saved_run_loads_in_another_process_without_a_warning(place, tmp_path):
     network = load_unet(str(place / "stock"), {}).to_segmentation(2)
     SegmentationPipeline(network, DDPMScheduler()).save_pretrained(tmp_path)

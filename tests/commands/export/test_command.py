@@ -48,12 +48,14 @@ OPTIONAL = ("imagecodecs", "tifffile", "zarr")
 # --- loading ---
 
 
+@pytest.mark.slow
 def test_without_the_package_the_outputs_are_those_of_the_run(runs, exports, tmp_path):
     """Neither the package nor the libraries that only some images need can be imported, and there is no warning."""
     block = f"import sys; sys.modules.update(dict.fromkeys({('unet_diffusion', *OPTIONAL)}))"
     assert_equal_to_the_runs(outputs_elsewhere(sys.executable, block, exports, tmp_path), runs)
 
 
+@pytest.mark.slow
 def test_beside_the_installed_package_the_outputs_are_the_same(runs, exports, tmp_path):
     before = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r}); import unet_diffusion.pipelines"
     assert_equal_to_the_runs(outputs_elsewhere(sys.executable, before, exports, tmp_path), runs)

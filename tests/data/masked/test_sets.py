@@ -147,6 +147,7 @@ def test_wrong_sources_are_refused(tmp_path):
         open_masked_source(folder, mask_suffix="_m")
 
 
+@pytest.mark.slow
 def test_real_sets(shared_data, load):
     cells = load(str(shared_data / "wbc"), validation_split="validation", max_labels=8, class_names=("r", "c", "n"))
     assert (len(cells.train), len(cells.validation), cells.num_classes) == (8, 29, 3)

@@ -30,6 +30,7 @@ def test_exactness_keeps_the_promise_and_would_notice_a_broken_one(tmp_path, cap
         tiling.main(arguments)
 
 
+@pytest.mark.slow
 def test_memory_is_the_peak_of_a_fresh_process_and_a_finished_case_is_kept(tmp_path, capsys):
     file = tmp_path / "memory.json"
     case = {"preset": "tiny", "height": 48, "width": 32, "seed": 0}

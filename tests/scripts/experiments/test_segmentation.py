@@ -7,6 +7,7 @@ from scripts.experiments import segmentation
 from tests.support.blobs import blobs
 
 
+@pytest.mark.slow
 def test_every_network_is_trained_and_scored_on_the_same_test_set(tmp_path):
     for name, count in (("train", 4), ("validation", 2), ("test", 3)):
         blobs(tmp_path, name, count)

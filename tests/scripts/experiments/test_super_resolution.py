@@ -41,6 +41,7 @@ def options(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_four_ways_are_scored_on_the_same_images_and_nothing_is_done_twice(options, monkeypatch):
     text = super_resolution.compare(options)
     results = json.loads((options.output / "comparison.json").read_text())
