@@ -1,28 +1,15 @@
 """The order of axes that have no names: what is plain, what is asked, and what an option or a network settles."""
 
-import io
-
 import numpy as np
 import pytest
 
+from tests.support.image_files import npy, tiff
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.large_images import open_image
 from unet_diffusion.images.masks import decode_mask
 
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("imagecodecs")
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def tiff(array: np.ndarray, **options) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, array, **options)
-    return file.getvalue()
 
 
 def counted(*shape: int) -> np.ndarray:

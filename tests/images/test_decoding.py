@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.image_files import npy, tiff
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.images.resizing import Preparation, convert_channels, resize
@@ -23,20 +24,6 @@ scientific = pytest.mark.skipif(
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def tiff(array: np.ndarray, **options) -> bytes:
-    import tifffile
-
-    file = io.BytesIO()
-    tifffile.imwrite(file, array, **options)
     return file.getvalue()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from tests.support.image_files import tiff
 from unet_diffusion.images.decoding import decode, decode_image
 from unet_diffusion.images.large_images import open_image
 from unet_diffusion.images.masks import decode_mask
@@ -20,12 +21,6 @@ avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads 
 def encoded(kind: str, image: Image.Image | None = None, **options) -> bytes:
     file = io.BytesIO()
     (image or Image.fromarray(PIXELS)).save(file, kind, **options)
-    return file.getvalue()
-
-
-def tiff(array: np.ndarray, **options) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, array, **options)
     return file.getvalue()
 
 

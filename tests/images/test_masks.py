@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.image_files import npy
 from unet_diffusion.data.masked.encoding import find_encoding, parse_colours
 from unet_diffusion.images.decoding import decode
 from unet_diffusion.images.masks import (
@@ -26,12 +27,6 @@ INDICES = np.array([[0, 1, 2], [2, 1, 255]])
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def npy(values) -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.asarray(values))
     return file.getvalue()
 
 

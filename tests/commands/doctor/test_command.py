@@ -1,6 +1,5 @@
 """The doctor finds each planted fault, reports nothing on healthy sets, and separates errors from warnings."""
 
-import io
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ import tyro
 from datasets import Dataset, Features
 from PIL import Image
 
+from tests.support.image_files import npy
 from unet_diffusion.commands.doctor import row_facts as doctor_facts
 from unet_diffusion.commands.doctor.command import doctor
 from unet_diffusion.commands.doctor.examination import examine, present
@@ -24,12 +24,6 @@ datasets.disable_progress_bars()
 
 FIELD = datasets.Image(decode=False)
 ROWS = 10
-
-
-def npy(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, pixels)
-    return file.getvalue()
 
 
 def field(value) -> dict | None:

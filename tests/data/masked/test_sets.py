@@ -11,6 +11,7 @@ from datasets import Array2D, Dataset, DatasetDict, Features
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.support.image_files import npy
 from unet_diffusion.data.dataset import to_batch
 from unet_diffusion.data.masked import cache as masked_cache
 from unet_diffusion.data.masked import dataset as masked_dataset
@@ -27,12 +28,6 @@ datasets.disable_progress_bars()
 
 BINARY = np.array([0, 255])
 FIELD = datasets.Image(decode=False)
-
-
-def npy(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, pixels)
-    return file.getvalue()
 
 
 def field(value) -> dict | None:
