@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from unet_diffusion.commands.doctor.examination import present
 from unet_diffusion.commands.options.train_classifier import TrainClassifier
+from unet_diffusion.commands.training_images import load_examined
 from unet_diffusion.data.dataset import ImageDataset
-from unet_diffusion.data.record import DataRecord, make_record
-from unet_diffusion.data.sets import ImageSets, load_images
+from unet_diffusion.data.record import make_record
+from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.evaluation.classifier import ImageClassifier
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.randomness import keyed_seed
@@ -31,14 +31,7 @@ def train_classifier(options: TrainClassifier) -> Path:
     """
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
-    summary = present(options.data, quiet=not accelerator.is_main_process)
-    data = load_images(
-        options.data,
-        options.training.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        before=DataRecord.before(options.output),
-    )
+    data, summary = load_examined(options.data, options.training.seed, options.output, accelerator)
     names = checked_class_names(data)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     network = ImageClassifier(

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from unet_diffusion.commands.doctor.examination import present
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
-from unet_diffusion.data.record import DataRecord, make_record
-from unet_diffusion.data.sets import load_images
+from unet_diffusion.commands.training_images import load_examined
+from unet_diffusion.data.record import make_record
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.tasks.diffusion import DiffusionTask
@@ -33,14 +32,7 @@ def train_ddpm(options: TrainDDPM) -> Path:
     """
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
-    summary = present(options.data, quiet=not accelerator.is_main_process)
-    data = load_images(
-        options.data,
-        options.training.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        before=DataRecord.before(options.output),
-    )
+    data, summary = load_examined(options.data, options.training.seed, options.output, accelerator)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     unet = make_unet(options, data.train.height, data.train.width, data.train.channels, data.train.class_names)
     resolved = asdict(options)

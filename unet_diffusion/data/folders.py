@@ -303,9 +303,8 @@ def masks_among(home: Path, files: Collection[Path]) -> list[Path]:
     of_images = {stem for folder, stem in stems if not in_masks[folder]}
 
     def is_mask(file: Path) -> bool:
-        match = MASK_SUFFIX.search(file.stem)
-        base = file.stem if match is None else file.stem[: match.start()]
-        return (match is not None and (file.parent, base) in stems) or (in_masks[file.parent] and base in of_images)
+        base, suffix = _split_suffix(file.stem)
+        return (suffix != "" and (file.parent, base) in stems) or (in_masks[file.parent] and base in of_images)
 
     return [file for file in files if is_mask(file)]
 
@@ -344,15 +343,21 @@ def _check_mask_suffix(home: Path, files: list[Path]) -> None:
     stems = {(file.parent, file.stem) for file in files}
     suffixes: Counter[str] = Counter()
     for folder, stem in stems:
-        match = MASK_SUFFIX.search(stem)
-        if match is not None and (folder, stem[: match.start()]) in stems:
-            suffixes[match.group()] += 1
+        base, suffix = _split_suffix(stem)
+        if suffix and (folder, base) in stems:
+            suffixes[suffix] += 1
     for suffix, count in suffixes.most_common(1):
         if count > len(files) / 4:
             raise ValueError(
                 f"data is {home}, where {count} of {len(files)} images look like masks of the others: their names end "
                 f"in {suffix}. For segmentation give mask_suffix {suffix!r}; otherwise move them out of that folder."
             )
+
+
+def _split_suffix(stem: str) -> tuple[str, str]:
+    """Returns a name without the suffix of masks, and the suffix, such as "_mask"; an empty one if it has none."""
+    match = MASK_SUFFIX.search(stem)
+    return (stem, "") if match is None else (stem[: match.start()], match.group())
 
 
 def _words(name: str) -> list[str]:

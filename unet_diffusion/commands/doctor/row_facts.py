@@ -1,6 +1,5 @@
 """The facts that the doctor gathers about every row of a data set, before it judges them."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from unet_diffusion.checks import Question
-from unet_diffusion.data.cache import each_row, source_key, written_once
+from unet_diffusion.data.cache import content_digest, each_row, source_key, written_once
 from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.data.masked.parts import is_missing
 from unet_diffusion.data.masked.questions import MANY_CLASSES
@@ -25,7 +24,7 @@ from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 8  # of the stored facts; after a change of what a field means, old ones are not read
+FORMAT = 9  # of the stored facts; after a change of what a field means, old ones are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 FEWEST_SOFT = 4  # values of a mask whose edges may be soft; of three, one may be a thin border
 SLOW = 1000  # rows; a longer examination shows its progress
@@ -159,7 +158,7 @@ def _note_image(facts: RowFacts, image: np.ndarray) -> None:
     facts.low, facts.high = float(image.min()), float(image.max())
     if image.dtype == np.uint16:
         facts.levels = int((np.bincount(image.ravel()) > 0).sum())  # sorting a large image would take seconds
-    facts.digest = hash_array(image)
+    facts.digest = content_digest(image).hex()
 
 
 def _note_mask(
@@ -184,7 +183,7 @@ def _note_mask(
     ):
         _note_slopes(facts, keys)
     facts.mask_size = (keys.shape[1], keys.shape[0])
-    facts.mask_digest, facts.mask_sketch = hash_array(keys), _sketch(keys)
+    facts.mask_digest, facts.mask_sketch = content_digest(keys).hex(), _sketch(keys)
     if image is not None and labels.instances is not None and "instances" in sources:
         height, width = labels.instances.shape
         if (height, width) != image.pixels.shape[:2]:
@@ -216,10 +215,3 @@ def _are_equal(keys: np.ndarray, pixels: np.ndarray) -> bool:
 def _sketch(keys: np.ndarray) -> str:
     rows, columns = ((2 * np.arange(SKETCHED) + 1) * side // (2 * SKETCHED) for side in keys.shape)
     return np.packbits(keys[np.ix_(rows, columns)] > keys.min()).tobytes().hex()
-
-
-def hash_array(values: np.ndarray) -> str:
-    """Returns a hash of an array's shape, dtype and values."""
-    content = hashlib.blake2b(repr((values.shape, values.dtype.name)).encode(), digest_size=16)
-    content.update(np.ascontiguousarray(values).data)
-    return content.hexdigest()

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unet_diffusion.commands.inputs import Inputs
+from unet_diffusion.data.folders import check_outside, sources_of_run
+from unet_diffusion.files import check_output
+from unet_diffusion.saved_index import check_run_for
 
 
 @dataclass
@@ -35,3 +38,13 @@ class FileOptions(ABC):
     def check_paths(self) -> None:
         """Raises the errors of `checked_inputs`."""
         self.checked_inputs()
+
+
+def check_results(run: Path, pipeline: str, output: Path) -> None:
+    """Raises a ValueError unless a pipeline of this class may load a run, and its results may be written to a folder.
+
+    The folder must not be among the images that the run was trained on.
+    """
+    check_run_for(run, pipeline)
+    check_output(output)
+    check_outside(output, *sources_of_run(run))

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from unet_diffusion.commands.options.files import check_results
 from unet_diffusion.commands.options.generation import GenerationOptions
-from unet_diffusion.data.folders import check_outside, sources_of_run
-from unet_diffusion.files import check_absent, check_output
-from unet_diffusion.saved_index import check_run_for
+from unet_diffusion.files import check_absent
 
 
 @dataclass
@@ -25,7 +24,5 @@ class Sample(GenerationOptions):
 
     def check_paths(self) -> None:
         """Raises a ValueError for a missing run, or an output that cannot be written or holds images."""
-        check_run_for(self.run, "ImageGenerationPipeline")
-        check_output(self.folder)
-        check_outside(self.folder, *sources_of_run(self.run))
+        check_results(self.run, "ImageGenerationPipeline", self.folder)
         check_absent(*sorted(self.folder.glob("[0-9]*.*")), overwrite=self.overwrite)

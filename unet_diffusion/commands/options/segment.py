@@ -5,10 +5,8 @@ from pathlib import Path
 
 from unet_diffusion.checks import require
 from unet_diffusion.commands.inputs import Inputs, find_inputs
-from unet_diffusion.commands.options.files import FileOptions
-from unet_diffusion.data.folders import check_outside, sources_of_run
-from unet_diffusion.files import check_absent, check_output
-from unet_diffusion.saved_index import check_run_for
+from unet_diffusion.commands.options.files import FileOptions, check_results
+from unet_diffusion.files import check_absent
 
 
 @dataclass
@@ -41,8 +39,6 @@ class Segment(FileOptions):
 
     def checked_inputs(self) -> Inputs:
         """Returns the images; a ValueError for a missing run, no image, or an output that exists or is not writable."""
-        check_run_for(self.run, "SegmentationPipeline")
-        check_output(self.folder)
-        check_outside(self.folder, *sources_of_run(self.run))
+        check_results(self.run, "SegmentationPipeline", self.folder)
         check_absent(self.folder / "areas.csv", overwrite=self.overwrite)
         return find_inputs(self.inputs, self.folder)

@@ -4,11 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unet_diffusion.commands.inputs import Inputs, find_inputs
-from unet_diffusion.commands.options.files import FileOptions
-from unet_diffusion.data.folders import check_outside, sources_of_run
+from unet_diffusion.commands.options.files import FileOptions, check_results
 from unet_diffusion.diffusion.config import SamplerName
-from unet_diffusion.files import check_output
-from unet_diffusion.saved_index import check_run_for
 
 
 @dataclass
@@ -36,7 +33,5 @@ class Upscale(FileOptions):
 
     def checked_inputs(self) -> Inputs:
         """Returns the images; a ValueError for a missing run, no image at all, or an output that is not writable."""
-        check_run_for(self.run, "SuperResolutionPipeline")
-        check_output(self.folder)
-        check_outside(self.folder, *sources_of_run(self.run))
+        check_results(self.run, "SuperResolutionPipeline", self.folder)
         return find_inputs(self.inputs, self.folder)

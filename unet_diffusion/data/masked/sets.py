@@ -28,7 +28,7 @@ from unet_diffusion.data.masked.meaning import (
 )
 from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.record import DataRecord
-from unet_diffusion.data.sets import find_range, hold_out
+from unet_diffusion.data.sets import Part, find_range, hold_out
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.pixel_range import PixelRange
@@ -61,20 +61,15 @@ class MaskedSets:
 
 
 @dataclass(frozen=True)
-class MaskedPart:
+class MaskedPart(Part):
     """The undecoded rows to train on, or those of another labelled set.
 
     Attributes:
-        rows: the rows.
-        name: of the source and the split, for messages.
-        notes: what was understood about the files, as sentences for the summary of the data.
         orphans: masks without an image.
         class_names: of masks with a file for each class, the background first; else empty.
     """
 
     rows: Dataset
-    name: str
-    notes: tuple[str, ...] = ()
     orphans: tuple[Path, ...] = ()
     class_names: tuple[str, ...] = ()
 
