@@ -2,16 +2,23 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from unet_diffusion.diffusion.sampling import NOISE_SETTINGS, noise_settings
+from unet_diffusion.diffusion.sampling import NOISE_SETTINGS, check_noise, noise_settings
 from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.saved_index import GENERATES, OWN_PIPELINE, STOCK_PIPELINE, from_index, to_index
+from unet_diffusion.saved_index import (
+    GENERATES,
+    OWN_PIPELINE,
+    OWN_PIPELINES,
+    STOCK_PIPELINE,
+    from_index,
+    to_index,
+)
 from unet_diffusion.unet import UNet
 
 
@@ -23,6 +30,7 @@ class PrivateArguments:
 
     config: Any
     unet: UNet
+    scheduler: Any
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -40,12 +48,16 @@ class PrivateArguments:
         """The content of `model_index.json`, without missing components except the scheduler, as in stock pipelines.
 
         A pipeline that generates is saved as the stock one that does, which `DiffusionPipeline.from_pretrained` finds.
+        The others are named with their module, since its error shows this name.
         """
         index = json.loads(super().to_json_string())  # type: ignore[misc]  # of the pipeline beside this mixin
         named = {key: value for key, value in index.items() if value != [None, None] or key == "scheduler"}
         named = {key: to_index(key, value) for key, value in named.items()}
+        kind = type(self)
         if GENERATES in named:
-            named |= {"_class_name": STOCK_PIPELINE, OWN_PIPELINE: type(self).__name__}
+            named |= {"_class_name": STOCK_PIPELINE, OWN_PIPELINE: kind.__name__}
+        elif kind.__module__.startswith(OWN_PIPELINES):
+            named["_class_name"] = OWN_PIPELINES + kind.__name__
         return json.dumps(named, indent=2, sort_keys=True) + "\n"
 
     @property
@@ -57,6 +69,13 @@ class PrivateArguments:
     def pixel_range(self) -> PixelRange:
         """The mapping of stored values to the network's [-1, 1]."""
         return saved_range(self.config["_pixel_range"])
+
+    def check_noise_settings(self, left_out: Collection[str] = ()) -> None:
+        """Raises a ValueError if the scheduler has other settings than the network was trained for.
+
+        `left_out` names settings that do not matter.
+        """
+        check_noise(self.scheduler, self.config["_trained_with"], self.unet.config.get("prediction_type"), left_out)
 
     def check_image(self, image: Tensor) -> None:
         """Raises a ValueError unless a stored image (C, H, W) has the channels and the data type of the training."""

@@ -21,7 +21,6 @@ from unet_diffusion.diffusion.sampling import (
     denoised,
     scaled_input,
     start_sampling,
-    warn_of_other_noise,
 )
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
@@ -60,8 +59,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the training's scheduler.
         pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
         label_names: names of the classes that images are generated of, in the order of their indices.
-        trained_with: settings of the scheduler that the network was trained with, to warn of another scheduler in its
-            place; None takes them from `scheduler`.
+        trained_with: settings of the scheduler that the network was trained with, so that another one in its place is
+            refused; None takes them from `scheduler`.
 
     Raises:
         ValueError: the network cannot turn noise into images, or the pixel range is bad.
@@ -87,6 +86,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
             _label_names=label_names,
             _trained_with=trained_settings(trained_with, scheduler),
         )
+        self.check_noise_settings()
 
     @property
     def label_names(self) -> list[str] | None:
@@ -125,7 +125,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
         check_scheduler(self.scheduler, eta)
-        warn_of_other_noise(self.scheduler, self.config["_trained_with"])
+        self.check_noise_settings()
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(

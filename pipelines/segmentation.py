@@ -17,7 +17,6 @@ from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, require, require_choice
-from unet_diffusion.diffusion.sampling import warn_of_other_noise
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.conversion import check_image, stored_images
 from unet_diffusion.images.large_images import create_mask, open_image
@@ -75,8 +74,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         palette: red, green and blue of each class, 0 to 255; None for colours that colour-blind readers can tell apart.
         classifier: reads the network's features of noisy images, instead of a segmentation head. The noise is the same
             for every image and at every call, so an image always gets the same mask.
-        trained_with: settings of the scheduler that the network was trained with, to warn of another scheduler in its
-            place; None takes them from `scheduler`.
+        trained_with: settings of the scheduler that the network was trained with, so that another one in its place is
+            refused; None takes them from `scheduler`.
 
     Raises:
         ValueError: the network has no segmentation head; the classifier was made for another network or has no
@@ -145,7 +144,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 f"version at each of {list(self.classifier.config.timesteps)}; leave both out."
             )
         if self.classifier is not None or timesteps is not None:
-            warn_of_other_noise(self.scheduler, self.config["_trained_with"], left_out=["prediction_type"])
+            self.check_noise_settings(left_out=["prediction_type"])  # noise is only added
         check_evaluation_mode(self.unet)
 
     @torch.no_grad()

@@ -21,7 +21,6 @@ from unet_diffusion.diffusion.sampling import (
     denoised,
     scaled_input,
     start_sampling,
-    warn_of_other_noise,
 )
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
@@ -71,8 +70,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the training's scheduler.
         scale: how many times larger images become a side, as the network was trained.
         pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
-        trained_with: settings of the scheduler that the network was trained with, to warn of another scheduler in its
-            place; None takes them from `scheduler`.
+        trained_with: settings of the scheduler that the network was trained with, so that another one in its place is
+            refused; None takes them from `scheduler`.
 
     Raises:
         ValueError: the network cannot enlarge images, the scale is not an integer of at least 2, or the pixel range is
@@ -99,6 +98,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         self.register_to_config(
             _scale=scale, _pixel_range=pixel_range, _trained_with=trained_settings(trained_with, scheduler)
         )
+        self.check_noise_settings()
 
     @property
     def scale(self) -> int:
@@ -117,7 +117,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         check_condition_noise(condition_noise)
         check_output_type(output_type, OUTPUT_TYPES, self.channels, self.pixel_range)
         check_scheduler(self.scheduler, eta=None)
-        warn_of_other_noise(self.scheduler, self.config["_trained_with"])
+        self.check_noise_settings()
 
     @torch.no_grad()
     def __call__(

@@ -10,7 +10,7 @@ import diffusers.utils.hub_utils
 import pytest
 import torch
 from accelerate.utils import compute_module_sizes
-from diffusers import ControlNetModel, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, ControlNetModel, DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.training_utils import EMAModel
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
@@ -115,6 +115,26 @@ def test_the_folder_of_another_network_is_refused(tmp_path, other, fix):
         UNet.from_config(network_there.config)
 
 
+@pytest.mark.parametrize("kind", [UNet2DModel, UNet2DConditionModel, ControlNetModel, AutoencoderKL])
+@pytest.mark.parametrize(
+    "ours",
+    [network, lambda: UNet2DAdapter.from_stock(stock()), lambda: ImageClassifier(1, 3)],
+    ids=["unet", "adapter", "classifier"],
+)
+def test_no_class_of_diffusers_makes_random_weights_of_our_folders(tmp_path, kind, ours):
+    saved = ours()
+    saved.save_pretrained(tmp_path)
+    message = f"these weights are loaded with {type(saved).__name__}.from_pretrained, of unet_diffusion"
+    with pytest.raises(ValueError, match=message):
+        kind.from_pretrained(tmp_path)
+    loaded = type(saved).from_pretrained(tmp_path)
+    kept = saved.config.get("down_block_types")  # only the adapter has them
+    assert loaded.config.get("down_block_types") == (None if kept is None else list(kept))
+    loaded.save_pretrained(tmp_path / "again")
+    first, again = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, tmp_path / "again"))
+    assert again == {**first, "_name_or_path": str(tmp_path)}
+
+
 def test_no_other_class_of_ours_loads_a_unet(tmp_path):
     network().save_pretrained(tmp_path)
     for kind in (UNet2DAdapter, ImageClassifier, PixelClassifier):
@@ -211,8 +231,9 @@ def test_a_config_survives_keys_that_another_version_wrote(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "of_a_later_version": [1, 2]}))
     loaded = UNet.from_pretrained(tmp_path)
-    assert {key: loaded.config[key] for key in config if key[0] != "_"} == {
-        key: list(value) if isinstance(value := unet.config[key], tuple) else value for key in config if key[0] != "_"
+    keys = [key for key in config if key[0] != "_" and key != "down_block_types"]  # which other classes refuse
+    assert {key: loaded.config[key] for key in keys} == {
+        key: list(value) if isinstance(value := unet.config[key], tuple) else value for key in keys
     }
     assert torch.equal(prediction(loaded), prediction(unet))
 

@@ -8,6 +8,7 @@ from typing import Any
 INDEX = "model_index.json"
 STOCK_PIPELINE = "DDPMPipeline"  # the class that model_index.json names for a run that generates images
 OWN_PIPELINE = "_pipeline"  # its key for the class of ours that saved such a run
+OWN_PIPELINES = "unet_diffusion.pipelines."  # before the class that model_index.json names for any other run of ours
 GENERATES = "_label_names"  # a key that only runs have which generate images
 SUPER_RESOLUTION = "SuperResolutionPipeline"  # the class that model_index.json names for a run that enlarges images
 
@@ -54,7 +55,9 @@ def saved_kind(run: Path) -> str | None:
 def pipeline_name(index: Mapping[str, Any]) -> Any:
     """The class that saved a pipeline, in the content of its `model_index.json`."""
     name = index.get("_class_name")
-    return index.get(OWN_PIPELINE, name) if name == STOCK_PIPELINE else name
+    if name == STOCK_PIPELINE:
+        return index.get(OWN_PIPELINE, name)
+    return name.removeprefix(OWN_PIPELINES) if isinstance(name, str) else name
 
 
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:

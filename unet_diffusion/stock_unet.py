@@ -15,12 +15,13 @@ from diffusers import UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unet_diffusion.network.config import check_input, check_keys, check_segmentation_timestep
+from unet_diffusion.checks import require_choice
+from unet_diffusion.network.config import CHOICES, check_input, check_keys, check_segmentation_timestep
 from unet_diffusion.network.feature_maps import mirrored
 from unet_diffusion.unet import UNet, UNetOutput
 
 STOCK_KEYS = UNet2DModel._get_init_keys(UNet2DModel) - {"self"}
-OWN_KEYS = {"num_classes", "segmentation_timestep"}
+OWN_KEYS = {"num_classes", "segmentation_timestep", "prediction_type"}
 UNET_KEYS = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # they repeat the stock config
 TRUNK_BLOCKS = {  # blocks whose only path from image to prediction is the trunk
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
@@ -41,6 +42,7 @@ class UNet2DAdapter(UNet):
     Args:
         num_classes: number of classes of the segmentation head, background included; None for no head.
         segmentation_timestep: the timestep (or noise level) that segmentation runs at.
+        prediction_type: what the noise head was trained to predict, as for `UNet`; None if it is not known.
         stock: config values of the `UNet2DModel`; the others have that class's defaults.
 
     Raises:
@@ -53,15 +55,26 @@ class UNet2DAdapter(UNet):
 
     bridge: Any  # the stock middle block, or `NoBridge`
 
-    def __init__(self, num_classes: int | None = None, segmentation_timestep: float = 0, **stock: Any) -> None:
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        segmentation_timestep: float = 0,
+        prediction_type: str | None = None,
+        **stock: Any,
+    ) -> None:
         ModelMixin.__init__(self)  # that of `UNet` would build its blocks
         check_keys(stock, STOCK_KEYS)
         model = UNet2DModel(**stock)
         config = {key: model.config[key] for key in STOCK_KEYS}
         check_stock(config)
         check_segmentation_timestep(segmentation_timestep)
+        require_choice("prediction_type", prediction_type, CHOICES["prediction_type"])
         self.register_to_config(
-            **config, **unet_config(config), num_classes=None, segmentation_timestep=segmentation_timestep
+            **config,
+            **unet_config(config),
+            num_classes=None,
+            segmentation_timestep=segmentation_timestep,
+            prediction_type=prediction_type,
         )
         self.stem = model.conv_in
         self.time_embed = StockEmbedding(model)

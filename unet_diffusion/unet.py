@@ -88,6 +88,9 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
             and guidance works.
         num_classes: number of classes of the segmentation head, background included; None for no head.
         segmentation_timestep: the timestep (or noise level) that segmentation runs at.
+        prediction_type: what the noise head was trained to predict, as diffusers' schedulers call it: "epsilon",
+            "v_prediction" or "sample"; None if it is not known. It changes nothing here, and training sets it.
+            Pipelines refuse schedulers that take the prediction for something else.
 
     Raises:
         ValueError: a value that is not allowed above; the message gives the rule and the fix.
@@ -124,6 +127,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         label_dropout: float = 0.0,
         num_classes: int | None = None,
         segmentation_timestep: float = 0,
+        prediction_type: str | None = None,
     ) -> None:
         ModelMixin.__init__(self)  # that of UNet2DModel would build its layers
         check_config(self.config)

@@ -47,7 +47,7 @@ class GaussianPredictor(ModelMixin, ConfigMixin):
 
     Args:
         family: how a timestep becomes the data scale a and the noise scale b, one of the methods below.
-        prediction_type: what is returned.
+        output: what is returned.
         endpoint: whether the clean value is that of a consistency model.
         sigma_data: of schedulers that precondition the network.
         sigma_min: of consistency models, which leave an image with that noise as it is.
@@ -58,7 +58,7 @@ class GaussianPredictor(ModelMixin, ConfigMixin):
     def __init__(
         self,
         family: str,
-        prediction_type: str = "epsilon",
+        output: str = "epsilon",
         endpoint: bool = False,
         sigma_data: float = 0.5,
         sigma_min: float = 0.0,
@@ -92,7 +92,7 @@ class GaussianPredictor(ModelMixin, ConfigMixin):
             "reverse_flow": lambda: clean - noise,
             "preconditioned": lambda: self.invert_preconditioning(clean, x, a, b),
         }
-        return UNetOutput(sample=outputs[self.config.prediction_type]().float())
+        return UNetOutput(sample=outputs[self.config.output]().float())
 
     def invert_preconditioning(self, clean: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """F of D(x) = c_skip x + c_out F (Karras et al. 2022, table 1; Song et al. 2023, appendix C); a is c_in."""

@@ -1,5 +1,6 @@
 """Every unconditional pipeline of diffusers takes our network: it runs, is saved, and reloads to the same."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DiffusionPipeline,
     LDMPipeline,
     PNDMPipeline,
     PNDMScheduler,
@@ -26,7 +28,10 @@ from diffusers import (
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion_superresolution import LDMSuperResolutionPipeline
 from PIL import Image
 
-from unet_diffusion import UNet
+from unet_diffusion import UNet, pipelines
+from unet_diffusion.pipelines import SegmentationPipeline, SuperResolutionPipeline
+from unet_diffusion.saved_index import saved_kind
+from unet_diffusion.saved_runs import load_pipeline
 
 STEPS = {"num_inference_steps": 3}
 
@@ -103,6 +108,25 @@ def test_repaint_keeps_what_the_mask_keeps():
     keep = np.asarray(hole()) == 255
     assert np.abs(painted[keep] - 200 / 255).max() < 0.1
     assert np.abs(painted[~keep] - 200 / 255).mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "pipe"),
+    [
+        ("SegmentationPipeline", lambda: SegmentationPipeline(network(num_classes=2))),
+        ("SuperResolutionPipeline", lambda: SuperResolutionPipeline(network(6), DDPMScheduler(), scale=2)),
+    ],
+)
+def test_the_generic_loader_names_the_pipeline_to_use_where_none_of_diffusers_serves(tmp_path, name, pipe):
+    pipe().save_pretrained(tmp_path)
+    with pytest.raises(AttributeError, match=f"has no attribute unet_diffusion.pipelines.{name}"):
+        DiffusionPipeline.from_pretrained(tmp_path)
+    assert saved_kind(tmp_path) == name
+    loaded = getattr(pipelines, name).from_pretrained(tmp_path)
+    assert torch.equal(loaded.unet.noise_head.weight, pipe().unet.noise_head.weight)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "_class_name": name}))  # as earlier versions did
+    assert saved_kind(tmp_path) == name and isinstance(load_pipeline(type(loaded), tmp_path), type(loaded))
 
 
 @pytest.mark.slow

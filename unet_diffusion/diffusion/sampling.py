@@ -1,8 +1,7 @@
 """Samplers: schedulers of diffusers with settings that fit the training, and calls of their methods."""
 
 import inspect
-import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -37,7 +36,8 @@ SETTINGS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
 }
 NOISE_SETTINGS = {  # of schedulers, for which a network is trained, and the values of those that lack them
-    **dict.fromkeys(("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")),
+    "prediction_type": "epsilon",
+    **dict.fromkeys(("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")),
     "trained_betas": None,
     "rescale_betas_zero_snr": False,
 }
@@ -113,31 +113,44 @@ def noise_settings(scheduler: SchedulerMixin | None) -> dict[str, Any] | None:
     return {**settings, "trained_betas": None if betas is None else [float(beta) for beta in betas]}
 
 
-def warn_of_other_noise(
-    scheduler: SchedulerMixin, trained: Mapping[str, Any] | None, left_out: Collection[str] = ()
+def check_noise(
+    scheduler: SchedulerMixin,
+    trained: Mapping[str, Any] | None,
+    prediction_type: str | None = None,
+    left_out: Collection[str] = (),
 ) -> None:
-    """Warns if a scheduler has other settings than the network was trained for, but those that are left out.
+    """Raises a ValueError if a scheduler has other settings than the network was trained for, but those left out.
 
     Args:
         scheduler: the sampler of a pipeline.
-        trained: `noise_settings` of the scheduler that the network was trained with; None if it is not known.
+        trained: `noise_settings` of the scheduler that the network was trained with; None if they are not known.
+        prediction_type: what the network predicts, as its config says; None if it does not.
         left_out: names of settings that do not matter.
     """
-    given = noise_settings(scheduler)
-    if trained is None or (given is None and hasattr(scheduler, "alphas_cumprod")):  # UnCLIP's betas have no settings
-        return
-    unused = {"beta_start", "beta_end"} if trained["beta_schedule"] == "squaredcos_cap_v2" else set()
-    given = {"beta_schedule": None} if given is None else given
-    names = [name for name in given if name not in {*left_out, *unused} and given[name] != trained[name]]
-    if names:
-        kind = type(scheduler).__name__
-        has, needs = (", ".join(f"{name}={settings[name]!r}" for name in names) for settings in (given, trained))
-        warnings.warn(
-            f"the scheduler is a {kind} with {has}, but the network was trained with {needs}, so the results are "
-            "wrong. Load the pipeline with its own scheduler, then replace it by one with the same settings: "
-            f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config).",
-            stacklevel=5,  # the line that calls a pipeline, whose check_inputs calls this
+    kind, given = type(scheduler).__name__, noise_settings(scheduler)
+    expected = {**(trained or {}), **({} if prediction_type is None else {"prediction_type": prediction_type})}
+    if expected and given is None and not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"the scheduler is a {kind}, which has no betas, but the network was trained with {listed(expected)}, so "
+            "its output would be misread; use a scheduler that has them, such as DDIMScheduler."
         )
+    if given is None:  # UnCLIP's betas have no settings
+        given = {"prediction_type": scheduler.config.get("prediction_type")}
+    unused = {"beta_start", "beta_end"} if expected.get("beta_schedule") == "squaredcos_cap_v2" else set()
+    compared = given.keys() & expected.keys() - {*left_out, *unused}
+    names = [name for name in NOISE_SETTINGS if name in compared and given[name] != expected[name]]
+    if names:
+        raise ValueError(
+            f"the scheduler is a {kind} with {listed(given, names)}, but the network was trained with "
+            f"{listed(expected, names)}, so its output would be misread. Load the pipeline with its own scheduler, "
+            "then replace it by one with the same settings: "
+            f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config)."
+        )
+
+
+def listed(settings: Mapping[str, Any], names: Sequence[str] = ("prediction_type", "beta_schedule")) -> str:
+    """The settings of these names that are there, as in a call."""
+    return ", ".join(f"{name}={settings[name]!r}" for name in names if name in settings)
 
 
 def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:

@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "downsample": ("max_pool", "conv"),
     "upsample": ("transposed", "nearest"),
     "time_embedding": ("sinusoidal", "fourier", None),
+    "prediction_type": ("epsilon", "v_prediction", "sample", None),
 }
 
 

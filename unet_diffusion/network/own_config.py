@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+FOREIGN = "down_block_types"  # a key of diffusers' U-Nets, which show its value when they refuse it
+OWN = "own_down_block_types"  # where a class that has this key itself saves its value
 FIXES = {
     "UNet2DModel": "make a UNet of it: UNet2DAdapter.from_stock(UNet2DModel.from_pretrained(...)), with "
     "`from unet_diffusion.adapters import UNet2DAdapter`",
@@ -14,9 +16,10 @@ FIXES = {
 
 
 class OwnConfig:
-    """A mixin for networks, before `ModelMixin`: it refuses the configs of other classes.
+    """A mixin for networks, before `ModelMixin`: it refuses the configs of other classes, and they refuse its own.
 
     Diffusers takes from them what has a known name, and returns a network without the weights, which have other names.
+    So saved configs hold one key of a `UNet2DModel` that cannot be right: a sentence that names the class to use.
 
     Attributes:
         former_names: of the class in saved configs.
@@ -35,7 +38,20 @@ class OwnConfig:
         if name not in cls._own_names():
             fix = FIXES.get(name, "load it with that class")
             raise ValueError(f"this is the config of a {name}, but must be that of a {cls.__name__}; {fix}.")
-        return super().extract_init_dict(config_dict, **kwargs)  # type: ignore[misc]  # of the class beside this mixin
+        own = dict(config_dict)
+        if OWN in own:
+            own[FOREIGN] = own.pop(OWN)
+        elif FOREIGN not in cls._get_init_keys(cls):  # type: ignore[attr-defined]  # of ConfigMixin
+            own.pop(FOREIGN, None)
+        return super().extract_init_dict(own, **kwargs)  # type: ignore[misc]  # of the class beside this mixin
+
+    def to_json_string(self) -> str:
+        """The content of `config.json`, which classes of diffusers refuse."""
+        values = json.loads(super().to_json_string())  # type: ignore[misc]  # of the class beside this mixin
+        if FOREIGN in values:
+            values[OWN] = values[FOREIGN]
+        values[FOREIGN] = [f"these weights are loaded with {type(self).__name__}.from_pretrained, of unet_diffusion"]
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

@@ -42,9 +42,8 @@ Faster, in 20 steps: `unet-diffusion sample --run {name}`.
 
 Load the folder with `DDPMPipeline`, which `DiffusionPipeline` finds by itself, or with `ImageGenerationPipeline` from
 `unet_diffusion.pipelines`, which also takes classes, guidance and any scheduler. The network alone is
-`unet_diffusion.UNet.from_pretrained("{name}/unet")`; `UNet2DModel.from_pretrained` would give it random weights. Make
-another scheduler from the one of this folder, which says what the network predicts:
-`DDIMScheduler.from_config(pipe.scheduler.config)`.
+`unet_diffusion.UNet.from_pretrained("{name}/unet")`; `UNet2DModel.from_pretrained` refuses it. Make another scheduler
+from the one of this folder, which says what the network predicts: `DDIMScheduler.from_config(pipe.scheduler.config)`.
 """
 
 
@@ -101,6 +100,7 @@ class DiffusionTask(Task):
         self.data, self.train, self.config, self.num_workers = data, data.train, config, num_workers
         self.pixel_range, self.class_names = data.train.pixel_range, data.train.class_names
         self.scheduler = config.make_scheduler() if scheduler is None else scheduler
+        unet.register_to_config(prediction_type=self.scheduler.config.prediction_type)
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
         """Returns the weighted noise-prediction loss of stored images `image` (B, C, H, W) and classes `label` (B,).

@@ -42,7 +42,8 @@ pipe = SegmentationPipeline.from_pretrained("{name}")  # this folder
 pipe("image.png").masks[0].save("mask.png")
 ```
 
-Load it with this class: `DiffusionPipeline.from_pretrained` only looks for classes in diffusers.
+Load it with this class. `DiffusionPipeline.from_pretrained` looks for classes in diffusers only, and none of them gives
+masks.
 """
 
 

@@ -34,7 +34,8 @@ pipe("small.png", num_inference_steps=20).images[0].save("large.png")
 
 or `unet-diffusion upscale --run {name} --inputs small.png`.
 
-Load it with this class: `DiffusionPipeline.from_pretrained` only looks for classes in diffusers.
+Load it with this class. `DiffusionPipeline.from_pretrained` looks for classes in diffusers only, and none of them
+enlarges images with this network.
 """
 
 

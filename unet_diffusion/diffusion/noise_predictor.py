@@ -1,0 +1,92 @@
+"""A network that returns noise, for pipelines of diffusers that take every output for noise."""
+
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor, nn
+
+from unet_diffusion.unet import UNet, UNetOutput
+
+
+class NoisePredictor(nn.Module):
+    """A trained network whose output is turned into noise, for pipelines and schedulers that know no other prediction.
+
+    The noisy image is x = alpha x0 + sigma e, with alpha^2 = alphas_cumprod[t] and sigma^2 = 1 - alpha^2. The noise is
+    e = sigma x + alpha v for the velocity v = alpha e - sigma x0 (Salimans & Ho 2022, appendix D), and
+    e = (x - alpha x0) / sigma for the clean image.
+
+    It shares the weights of the network, and cannot be saved: save the pipeline of the run.
+
+    Examples:
+        >>> import torch
+        >>> from diffusers import RePaintPipeline, RePaintScheduler
+        >>> from unet_diffusion import UNet
+        >>> from unet_diffusion.diffusion.noise_predictor import NoisePredictor
+        >>> from unet_diffusion.tasks.config import DiffusionConfig
+
+        >>> unet, scheduler = UNet.from_preset("tiny"), DiffusionConfig().make_scheduler()
+        >>> noise = RePaintScheduler.from_config(scheduler.config)
+        >>> pipe = RePaintPipeline(NoisePredictor(unet, scheduler), noise)
+
+    Args:
+        unet: a network with a noise head.
+        scheduler: that of the run, which says what the network predicts at which noise level.
+
+    Raises:
+        ValueError: the scheduler has no betas, or its schedule ends at zero signal, which such pipelines divide by.
+    """
+
+    def __init__(self, unet: UNet, scheduler: SchedulerMixin) -> None:
+        super().__init__()
+        settings = scheduler.config
+        if "beta_schedule" not in settings or "prediction_type" not in settings:
+            raise ValueError(
+                f"{type(scheduler).__name__} has no betas or does not say what its network predicts; give the "
+                "scheduler of the run."
+            )
+        if scheduler.alphas_cumprod[-1] == 0 or settings.get("rescale_betas_zero_snr"):
+            raise ValueError(
+                "the noise schedule ends at zero signal (rescale_betas_zero_snr), which pipelines for noise prediction "
+                "divide by; sample it with ImageGenerationPipeline."
+            )
+        self.unet, self.prediction_type = unet, settings.prediction_type
+        self.config = FrozenDict({**unet.config, "prediction_type": "epsilon"})
+        self.alphas_cumprod: Tensor
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.double(), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the weights."""
+        return self.unet.device
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | int,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNetOutput | tuple[Any, ...]:
+        """Returns the noise (B, C, H, W) in noisy images of this shape, at integer timesteps of shape (), (1,) or (B,).
+
+        Raises:
+            ValueError: a timestep between those of the schedule.
+        """
+        steps = torch.as_tensor(timestep, device=sample.device).reshape(-1, 1, 1, 1)
+        if steps.is_floating_point() and (steps != steps.round()).any():
+            raise ValueError(f"timestep is {timestep}, but must be one of the schedule, an integer; use its scheduler.")
+        predicted = self.unet(sample, timestep, class_labels, head="noise").sample
+        signal = self.alphas_cumprod.to(sample.device)[steps.long()]
+        alpha, sigma = signal.sqrt().float(), (1 - signal).sqrt().float()
+        noise = predicted
+        if self.prediction_type == "v_prediction":
+            noise = (sigma * sample + alpha * predicted).to(predicted.dtype)
+        elif self.prediction_type == "sample":
+            noise = ((sample - alpha * predicted) / sigma).to(predicted.dtype)
+        return UNetOutput(sample=noise) if return_dict else (noise,)
