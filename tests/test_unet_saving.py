@@ -50,6 +50,17 @@ def test_weights_load_in_the_dtype_asked_for(tmp_path, dtype):
     assert loaded(sample, 3).sample.dtype == dtype  # the timestep embedding follows
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_the_frequencies_of_noise_levels(tmp_path, dtype):
+    """Rounded to 8 bits, frequencies up to 2 pi 3 would turn the features of the largest noise levels by 0.1."""
+    unet = network(time_embedding="fourier")
+    unet.save_pretrained(tmp_path)
+    levels = torch.tensor([0.01, 3.0, 80.0])
+    features = UNet.from_pretrained(tmp_path, dtype=dtype).time_embed.features
+    assert features.frequencies.dtype == dtype and unet.time_embed.features.frequencies.std() > 0.5
+    torch.testing.assert_close(features(levels), unet.time_embed.features(levels), atol=1e-4, rtol=0)
+
+
 class Intruder:
     def __reduce__(self):
         return os.putenv, ("UNET_INTRUDER", "was here")

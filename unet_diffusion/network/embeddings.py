@@ -31,7 +31,8 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.randn(dim // 2))
+        drawn = torch.randn(dim // 2).bfloat16()  # to numbers of 8 bits, so that half precision does not change them
+        self.register_buffer("frequencies", drawn.float())
 
     def forward(self, noise_level: Tensor) -> Tensor:
         """Standard deviations of the noise, float32 (B,), to features (B, dim)."""
