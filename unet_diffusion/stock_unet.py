@@ -15,6 +15,7 @@ from diffusers import UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from unet_diffusion.checks import takes_plain
 from unet_diffusion.network.config import check_input, check_keys, check_segmentation_timestep
 from unet_diffusion.network.feature_maps import mirrored
 from unet_diffusion.unet import UNet, UNetOutput
@@ -53,6 +54,7 @@ class UNet2DAdapter(UNet):
 
     bridge: Any  # the stock middle block, or `NoBridge`
 
+    @takes_plain
     def __init__(self, num_classes: int | None = None, segmentation_timestep: float = 0, **stock: Any) -> None:
         ModelMixin.__init__(self)  # that of `UNet` would build its blocks
         check_keys(stock, STOCK_KEYS)
@@ -97,7 +99,7 @@ class UNet2DAdapter(UNet):
         self,
         sample: Tensor,
         timestep: Tensor | float | int | None = None,
-        class_labels: Tensor | None = None,
+        class_labels: Tensor | Sequence[int] | None = None,
         return_dict: bool = True,
         *,
         head: str | None = None,
