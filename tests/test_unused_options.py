@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from pathlib import Path
 from string import Formatter
 from typing import Any
 
@@ -224,6 +225,14 @@ def test_every_case_of_the_table_has_an_example_and_builds_its_message():
         ]
         refused |= {(option, case.rule) for case in matching}
     assert refused == {(option, case.rule) for case in TABLE for option in case.options}
+
+
+def test_the_documents_name_every_option_of_the_table_and_no_other():
+    text = (Path(__file__).parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
+    section = text.split("### Options that decide nothing")[1].split("\n## ")[0]
+    options = {option for case in TABLE for option in case.options}
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert set(re.findall("`(.*?)`", " ".join(rows))) <= options <= set(re.findall(r"`(\w+)`", section))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 LossName = Literal["cross_entropy", "dice", "both"]
 LearningPart = Literal["everything", "decoder", "head", "pixel_classifier"]
 RECIPES: dict[str | None, dict[str, Any]] = {
-    None: {"prediction_type": "v_prediction", "min_snr_gamma": 5.0, "beta_schedule": "squaredcos_cap_v2"},
     # Ho et al. 2020, sections 3.4 and 4
     "ddpm": {"prediction_type": "epsilon", "min_snr_gamma": None, "beta_schedule": "linear"},
+    None: {"prediction_type": "v_prediction", "min_snr_gamma": 5.0, "beta_schedule": "squaredcos_cap_v2"},
 }
 
 
