@@ -264,7 +264,7 @@ def test_defaults_are_never_refused(steps):
         assert section in (None, type(default.training))
     check_used(TrainDDPM(data=DataConfig(validation_fraction=0)))
     check_used(TrainDDPM(data=DataConfig(streaming=True, crop_size=8)), held_out=False)
-    check_used(TrainSegmentation(MaskedDataConfig("x", channels=1), augment=False), held_out=False)
+    check_used(TrainSegmentation(MaskedDataConfig("x", channels=1), augment=False), held_out=False, image_channels=1)
 
 
 def test_an_option_that_is_off_says_what_happens_anyway():

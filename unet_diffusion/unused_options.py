@@ -71,18 +71,18 @@ TABLE = (
         "all {steps} steps of the run belong to the warm-up, and only the steps after it follow a schedule",
         "set warmup_steps below {steps}, or leave schedule out",
     ),
-    Unused(
-        ("patience",),
-        lambda patience, validate_every, steps: patience is not None and (patience + 1) * validate_every >= steps,
-        "with a validation every {validate_every} of {steps} steps, no run ends before its last step",
-        "lower validate_every or patience, or leave patience out",
-    ),
     # what is held out
     Unused(
         ("validate_every", "validation_images", "patience"),
         lambda held_out: not held_out,
         "no image is held out, so there are no validations",
         "hold images out by validation_fraction or name a validation set, or leave {option} out",
+    ),
+    Unused(
+        ("patience",),
+        lambda patience, validate_every, steps: patience is not None and (patience + 1) * validate_every >= steps,
+        "with a validation every {validate_every} of {steps} steps, no run ends before its last step",
+        "lower validate_every or patience, or leave patience out",
     ),
     Unused(
         ("validation_fraction", "group_column"),

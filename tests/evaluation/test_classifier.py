@@ -194,13 +194,15 @@ def test_the_hardest_images_come_first_and_cost_accuracy(config, tmp_path):
 
 def test_unsuitable_data_are_refused_before_training(tmp_path):
     labelled, flat = images(tmp_path / "labelled"), images(tmp_path / "flat", flat=True)
+    stream = {"streaming": True, "image_size": 8, "validation_fraction": 0}
+    named = {"validation_data": str(flat), "validation_fraction": 0}
     for data, message in (
         ({"data": str(flat)}, "has no class labels, but a classifier learns them; name their column by label_column"),
-        ({"streaming": True, "image_size": 8, "validation_fraction": 0}, "streaming is set and no validation set is named, but previews"),
-        ({"validation_data": str(flat), "validation_fraction": 0}, "none of the 24 images used of .*flat .* has a class label"),
+        (stream, "streaming is set and no validation set is named, but previews"),
+        (named, "none of the 24 images used of .*flat .* has a class label"),
         ({"data": str(labelled), "max_images": 8, "label_column": "absent"}, "absent"),
     ):
-        config = options(tmp_path, labelled)
+        config = options(tmp_path, labelled, training=TrainingConfig(trackers=()))
         with pytest.raises(ValueError, match=message):
             train_classifier(replace(config, data=replace(config.data, **data)))
     (tmp_path / "file").write_text("mine")

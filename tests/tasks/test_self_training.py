@@ -249,7 +249,7 @@ def test_options_and_networks_that_rule_out_self_training_are_refused(options, t
 
 def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(options, tmp_path):
     ddpm = DataConfig(data=options.data.data, channels=3, validation_fraction=0.0)
-    training = replace(options.training, steps=1, validate_every=500)
+    training = replace(options.training, steps=1, validate_every=500)  # nothing is held out
     train_ddpm(TrainDDPM(tmp_path / "ddpm", options.model, ddpm, training=training))
     few = replace(options, model=str(tmp_path / "ddpm"), joint=JointConfig())
     everything = replace(few, data=replace(few.data, max_labels=None))

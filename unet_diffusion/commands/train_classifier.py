@@ -16,7 +16,6 @@ from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.tasks.classification import ClassificationTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.trainer import Trainer
-from unet_diffusion.unused_options import check_used
 
 
 def train_classifier(options: TrainClassifier) -> Path:
@@ -33,7 +32,6 @@ def train_classifier(options: TrainClassifier) -> Path:
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
     data, summary = load_examined(options.data, options.training.seed, options.output, accelerator)
-    check_used(options, held_out=data.validation is not None)
     names = checked_class_names(data)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     network = ImageClassifier(

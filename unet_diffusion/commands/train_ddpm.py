@@ -16,7 +16,6 @@ from unet_diffusion.tasks.super_resolution import SuperResolutionTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.trainer import Trainer
 from unet_diffusion.unet import UNet
-from unet_diffusion.unused_options import check_used
 
 
 def train_ddpm(options: TrainDDPM) -> Path:
@@ -34,7 +33,6 @@ def train_ddpm(options: TrainDDPM) -> Path:
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
     data, summary = load_examined(options.data, options.training.seed, options.output, accelerator)
-    check_used(options, held_out=data.validation is not None)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     unet = make_unet(options, data.train.height, data.train.width, data.train.channels, data.train.class_names)
     resolved = asdict(options)

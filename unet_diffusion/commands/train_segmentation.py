@@ -52,7 +52,7 @@ def train_segmentation(options: TrainSegmentation) -> Path:
     options = replace(options, joint=settled_joint(options))
     summary = present(options.data, options.joint.unlabelled, quiet=not accelerator.is_main_process)
     data = load_masked(options.data, options.training.seed, DataRecord.before(options.output))
-    check_used(options, held_out=data.validation is not None, image_channels=data.train.channels)
+    check_used(options, image_channels=data.train.channels)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     task = make_task(options, data)
     resolved = asdict(options)
