@@ -258,7 +258,14 @@ def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(opt
     scratch = replace(few, model=options.model)
     weights = [
         settled_joint(each).self_training_weight
-        for each in (few, named, everything, scratch, frozen, replace(few, augment=False))
+        for each in (
+            few,
+            named,
+            everything,
+            scratch,
+            frozen,
+            replace(few, augment=False, augmentation=AugmentationConfig()),
+        )
     ]
     assert weights == [1, 1, 0, 0, 0, 0]
     assert settled_joint(replace(few, joint=JointConfig(self_training_weight=0.0))).self_training_weight == 0
