@@ -93,7 +93,6 @@ TABLE = (
         ("group_column",),
         lambda validation_fraction: validation_fraction == 0,
         "validation_fraction is 0, so no image is held out by its group",
-        "raise validation_fraction, or leave group_column out",
     ),
     Unused(
         ("validation_fraction", "group_column"),

@@ -123,9 +123,9 @@ def test_one_label_trains_and_the_card_says_that_nothing_was_held_out(field, fra
     assert ("has one image" in caplog.text) == (fraction > 0)
     with pytest.raises(ValueError, match="held out no image; give data"):
         evaluate(Evaluate(run=run))
-    patient = replace(segmentation(9, **data, output="patient"), segmentation=SegmentationConfig(patience=2))
+    options = segmentation(9, **data, output="patient")
     with pytest.raises(ValueError, match="patience is 2, but no image is held out"):
-        train_segmentation(patient)
+        train_segmentation(replace(options, segmentation=SegmentationConfig(patience=2)))
 
 
 def test_of_two_labels_one_is_held_out(field):
