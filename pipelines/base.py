@@ -3,11 +3,13 @@
 import inspect
 import json
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from unet_diffusion.checks import require
 from unet_diffusion.diffusion.sampling import NOISE_SETTINGS, check_noise, noise_settings
 from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.pixel_range import PixelRange
@@ -20,6 +22,8 @@ from unet_diffusion.saved_index import (
     to_index,
 )
 from unet_diffusion.unet import UNet
+
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None  # one for all images, or one for each
 
 
 class PrivateArguments:
@@ -104,6 +108,25 @@ def trained_settings(saved: dict | None, scheduler: SchedulerMixin | None) -> di
     if not isinstance(saved, dict) or not set(NOISE_SETTINGS) <= set(saved):
         raise ValueError(f"trained_with is {saved!r}, but must hold {', '.join(NOISE_SETTINGS)}; leave it out.")
     return saved
+
+
+def generators_for(generator: Any, count: int) -> Generators:
+    """The generator for `count` images, or a list with one for each; None for PyTorch's global one.
+
+    Raises:
+        ValueError: there are several, and not one for each image.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    generators = list(generator) if isinstance(generator, Sequence) else [generator]
+    rule = "must be a torch.Generator, or a list or tuple of them"
+    require(all(isinstance(each, torch.Generator) for each in generators), "generator", generator, rule)
+    if len(generators) != count:
+        raise ValueError(
+            f"there are {len(generators)} generators, but the number of images is {count}; pass one, or one for each "
+            "image."
+        )
+    return generators
 
 
 def check_noise_predictor(unet: UNet, images_in: int, rule: str) -> None:

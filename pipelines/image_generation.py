@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.checks import class_index, is_count, require
+from unet_diffusion.checks import class_index, is_count, is_number, plain, require
 from unet_diffusion.diffusion.sampling import (
     check_classes,
     check_has_classes,
@@ -24,7 +24,14 @@ from unet_diffusion.diffusion.sampling import (
 )
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
-from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range, trained_settings
+from unet_diffusion.pipelines.base import (
+    Generators,
+    PrivateArguments,
+    check_noise_predictor,
+    generators_for,
+    saved_range,
+    trained_settings,
+)
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored", "latent")
@@ -82,8 +89,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         saved_range(pixel_range)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
-            _pixel_range=pixel_range,
-            _label_names=label_names,
+            _pixel_range=plain(pixel_range),
+            _label_names=plain(label_names),
             _trained_with=trained_settings(trained_with, scheduler),
         )
         self.check_noise_settings()
@@ -111,17 +118,15 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
     def check_inputs(
         self,
         shape: tuple[int, int, int, int],
-        generator: torch.Generator | list[torch.Generator] | None,
+        generator: Generators,
         latents: Tensor | None,
         eta: float | None,
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
-        batch_size, channels, _, _ = shape
+        channels = shape[1]
         check_output_type(output_type, OUTPUT_TYPES, channels, self.pixel_range)
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"there are {len(generator)} generators, but batch_size is {batch_size}; pass one or all.")
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
         check_scheduler(self.scheduler, eta)
@@ -136,7 +141,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         self,
         shape: tuple[int, int, int, int],
         device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
+        generator: Generators,
         latents: Tensor | None = None,
     ) -> Tensor:
         """The noise that sampling starts from, float32, at the scheduler's first noise level.
@@ -153,12 +158,12 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         self,
         batch_size: int = 1,
         num_inference_steps: int = 20,
-        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        class_labels: int | str | Sequence[int | str] | np.ndarray | Tensor | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
         height: int | None = None,
         width: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: Tensor | None = None,
         max_batch: int = 64,
         eta: float | None = None,
@@ -179,7 +184,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 (Kynkaanniemi et al. 2024); None for all of it.
             height: in pixels; None for that of `unet.config.sample_size`.
             width: in pixels; None for that of `unet.config.sample_size`.
-            generator: one, or a list with one per image, so that an image does not depend on the rest of its batch.
+            generator: one, or a list or tuple with one per image, so that an image does not depend on the rest of its
+                batch.
             latents: unit noise to start from, (B, C, H, W); None draws it from `generator`.
             max_batch: images in the network at once; twice that with guidance.
             eta: the noise that DDIM (eq. 16 of Song et al. 2020) or TCD adds; None for the scheduler's own default.
@@ -196,12 +202,16 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         """
         config = self.unet.config
         size = config.sample_size
+        batch_size, num_inference_steps, max_batch = map(plain, (batch_size, num_inference_steps, max_batch))
+        height, width, guidance_scale = map(plain, (height, width, guidance_scale))
         default_height, default_width = (size, size) if isinstance(size, int) else size
         height, width = height or default_height, width or default_width
-        labels = self._class_indices(class_labels, batch_size)
         counts = {"batch_size": batch_size, "num_inference_steps": num_inference_steps, "max_batch": max_batch}
         for name, count in {**counts, "height": height, "width": width}.items():
             require(is_count(count), name, count, "must be an integer of at least 1")
+        require(is_number(guidance_scale), "guidance_scale", guidance_scale, "must be a number; 1 is no guidance")
+        labels = self._class_indices(class_labels, batch_size)
+        generator = generators_for(generator, batch_size)
         shape = (batch_size, config.in_channels, height, width)
         self.check_inputs(shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
         check_classes(config, batch_size, labels, guidance_scale, guidance_interval)
@@ -262,7 +272,6 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         if class_labels is None:
             return None
         check_has_classes(self.unet.config)
-        if isinstance(class_labels, Tensor):
-            class_labels = class_labels.tolist()
-        given = [class_labels] * batch_size if isinstance(class_labels, (int, str)) else list(class_labels)
+        class_labels = plain(class_labels)
+        given = list(class_labels) if isinstance(class_labels, (list, tuple)) else [class_labels] * batch_size
         return [class_index(label, self.label_names, "class_labels") for label in given]

@@ -1,7 +1,7 @@
 """Images of any size to masks, with test-time augmentation and an uncertainty map."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,21 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
-from unet_diffusion.checks import is_count, require, require_choice
+from unet_diffusion.checks import is_count, plain, require, require_choice
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.conversion import check_image, stored_images
 from unet_diffusion.images.large_images import create_mask, open_image
 from unet_diffusion.images.palette import mask_image, overlay
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.tiling import Read, Tiling
-from unet_diffusion.pipelines.base import PrivateArguments, check_class_details, saved_range, trained_settings
+from unet_diffusion.pipelines.base import (
+    Generators,
+    PrivateArguments,
+    check_class_details,
+    generators_for,
+    saved_range,
+    trained_settings,
+)
 from unet_diffusion.segmentation.segmenter import (
     TURNS,
     Segmenter,
@@ -108,9 +115,9 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         check_class_details(classes, class_names, palette)
         self.register_modules(unet=unet, scheduler=scheduler, classifier=classifier)
         self.register_to_config(
-            _pixel_range=pixel_range,
-            _class_names=None if class_names is None else list(class_names),
-            _palette=None if palette is None else [list(entry) for entry in palette],
+            _pixel_range=plain(pixel_range),
+            _class_names=None if class_names is None else plain(list(class_names)),
+            _palette=None if palette is None else plain([list(entry) for entry in palette]),
             _trained_with=trained_settings(trained_with, scheduler),
         )
 
@@ -155,7 +162,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         num_draws: int = 1,
         timesteps: Sequence[int] | None = None,
         augment: bool = False,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         output_type: str = "pil",
         return_probabilities: bool = True,
         return_dict: bool = True,
@@ -174,7 +181,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 image at the timestep that the network was trained to segment at or, with a classifier, the timesteps
                 that it was trained with.
             augment: average over the 8 flips and rotations of the image, at 8 times the cost.
-            generator: source of the noise at `timesteps`; None for PyTorch's global one.
+            generator: source of the noise at `timesteps`, or a list or tuple with one per image; None for PyTorch's
+                global one.
             output_type: "pil": PIL masks of mode P with the palette; "np": uint8 masks; "pt": int64 masks, on the CPU.
             return_probabilities: whether to return probabilities and uncertainty, 4 (K + 1) bytes per pixel.
             return_dict: whether to return a `SegmentationOutput`, or else a tuple.
@@ -182,13 +190,21 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         Raises:
             ValueError: an image or an argument does not fit the network; the message gives the fix.
         """
+        tile_size, num_draws, timesteps = map(plain, (tile_size, num_draws, timesteps))
         self.check_inputs(tile_size, num_draws, timesteps, output_type)
+        images: Iterable[Tensor] = self.read_images(image)
+        if generator is not None and not isinstance(generator, torch.Generator):  # one per image, which are counted
+            images = list(images)
+            generator = generators_for(generator, len(images))
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment)
         masks: list[Tensor] = []
         probabilities: list[Tensor] = []
         uncertainty: list[Tensor] = []
-        for batch in segmenter.tiling.batches(self.read_images(image)):
+        for batch in segmenter.tiling.batches(images):
             count, (height, width) = len(batch), batch[0].shape[1:]
+            own = generator
+            if isinstance(generator, list):
+                own, generator = generator[:count], generator[count:]
 
             def read(rows: slice, columns: slice, batch: list[Tensor] = batch) -> Tensor:
                 return torch.stack([each[:, rows, columns] for each in batch])
@@ -196,7 +212,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             mask = torch.empty(count, height, width, dtype=torch.uint8)
             chances = torch.empty(count if return_probabilities else 0, self.num_classes, height, width)
             entropy = torch.empty(len(chances), height, width)
-            for rows, columns, part in self._regions(segmenter, read, (height, width), count, generator):
+            for rows, columns, part in self._regions(segmenter, read, (height, width), count, own):
                 mask[:, rows, columns] = part.argmax(dim=1)
                 if return_probabilities:
                     chances[..., rows, columns] = part
@@ -247,6 +263,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         Raises:
             ValueError: an image or an argument does not fit the network, or the target exists.
         """
+        tile_size, num_draws, timesteps = map(plain, (tile_size, num_draws, timesteps))
         self.check_inputs(tile_size, num_draws, timesteps)
         image = open_image(source, self.channels)
         size = image.shape[:2]
@@ -314,7 +331,12 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         return Segmenter(self.unet, self.pixel_range, tiling, device, turns, self.scheduler, levels, self.classifier)
 
     def _regions(
-        self, segmenter: Segmenter, read: Read, size: tuple[int, int], count: int, generator: torch.Generator | None
+        self,
+        segmenter: Segmenter,
+        read: Read,
+        size: tuple[int, int],
+        count: int,
+        generator: Generators,
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """`Segmenter.regions`, with a progress bar if there are several windows."""
         seeds = segmenter.seeds(count, generator)

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.checks import is_count, require
+from unet_diffusion.checks import is_count, plain, require
 from unet_diffusion.diffusion.config import check_condition_noise, check_scale
 from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
 from unet_diffusion.diffusion.sampling import (
@@ -25,7 +25,14 @@ from unet_diffusion.diffusion.sampling import (
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.network.tiling import Tiling, tiled
-from unet_diffusion.pipelines.base import PrivateArguments, check_noise_predictor, saved_range, trained_settings
+from unet_diffusion.pipelines.base import (
+    Generators,
+    PrivateArguments,
+    check_noise_predictor,
+    generators_for,
+    saved_range,
+    trained_settings,
+)
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "stored")
@@ -96,7 +103,9 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         saved_range(pixel_range)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
-            _scale=scale, _pixel_range=pixel_range, _trained_with=trained_settings(trained_with, scheduler)
+            _scale=plain(scale),
+            _pixel_range=plain(pixel_range),
+            _trained_with=trained_settings(trained_with, scheduler),
         )
         self.check_noise_settings()
 
@@ -124,7 +133,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         self,
         image: Any,
         num_inference_steps: int = 20,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         condition_noise: float = 0.0,
         tile_size: int | None = None,
         output_type: str = "pil",
@@ -137,8 +146,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                 values that are stored in files; or a list of these. An array is (C, H, W) if only this order has the
                 network's channels.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver.
-            generator: one, or a list with one per image, so that an image does not depend on the others; None for
-                PyTorch's global one.
+            generator: one, or a list or tuple with one per image, so that an image does not depend on the others; None
+                for PyTorch's global one.
             condition_noise: deviation of the noise added to the enlarged image, whose values lie in [-1, 1]; for images
                 that are worse than those of the training, such as compressed ones.
             tile_size: pixels a side of a tile of the large image. None chooses it for about 64 MiB of memory in the
@@ -151,12 +160,12 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         Raises:
             ValueError: an image or an argument does not fit the network or the scheduler; the message gives the fix.
         """
+        num_inference_steps, condition_noise = plain(num_inference_steps), plain(condition_noise)
         self.check_inputs(num_inference_steps, condition_noise, output_type)
         tiling = Tiling.of(self.unet, tile_size)
         inputs = list(self.read_images(image))
-        if isinstance(generator, list) and len(generator) != len(inputs):
-            raise ValueError(f"there are {len(generator)} generators, but {len(inputs)} images; pass one, or one each.")
-        generators = iter([generator] * len(inputs) if isinstance(generator, torch.Generator) else generator or ())
+        given = generators_for(generator, len(inputs))
+        generators = iter([given] * len(inputs) if isinstance(given, torch.Generator) else given or ())
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         batches = list(tiling.batches(inputs, self.scale))
         images: list[Any] = []

@@ -80,7 +80,7 @@ def learn_to_generate(options: Quickstart) -> Path:
             training=TrainingConfig(
                 steps=options.diffusion_steps,
                 learning_rate=2e-3,
-                warmup_steps=50,
+                warmup_steps=min(50, options.diffusion_steps),
                 ema_decay=0.995,
                 validate_every=200,
                 preview_every=200,
@@ -120,7 +120,7 @@ def learn_to_segment(options: Quickstart, pretrained: Path) -> Path:
             training=TrainingConfig(
                 steps=options.segmentation_steps,
                 learning_rate=3e-3,
-                warmup_steps=20,
+                warmup_steps=min(20, options.segmentation_steps),
                 ema_decay=0.98,
                 validate_every=50,
                 preview_every=175,

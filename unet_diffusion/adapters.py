@@ -19,7 +19,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from unet_diffusion.checks import is_count, require
+from unet_diffusion.checks import is_count, require, takes_plain
 from unet_diffusion.network.config import check_recipe
 from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.network.own_config import OwnConfig
@@ -54,6 +54,7 @@ class PixelClassifier(OwnConfig, ModelMixin, ConfigMixin):
     _no_split_modules = ["Projection"]
     _repeated_blocks = ["Projection"]
 
+    @takes_plain
     @register_to_config
     def __init__(
         self,

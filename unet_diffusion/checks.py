@@ -1,7 +1,12 @@
 """Checks of the values that a user gives: a `ValueError` names the value, the rule and, where it helps, the fix."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from dataclasses import fields
+from functools import wraps
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Question(ValueError):
@@ -18,13 +23,49 @@ class Question(ValueError):
 
 
 def is_count(value: Any, least: int = 1) -> bool:
-    """Returns whether `value` is an integer (not a bool) of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    """Returns whether `value` is an integer, also of NumPy (not a bool), of at least `least`."""
+    return is_integer(value) and value >= least
+
+
+def is_integer(value: Any) -> bool:
+    """Returns whether `value` is an integer, also of NumPy (not a bool)."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether `value` is an int or a float (not a bool)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Returns whether `value` is an integer or a float, also of NumPy (not a bool)."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def plain(value: Any) -> Any:
+    """Returns numbers and arrays of NumPy and PyTorch, also within lists, tuples and dictionaries, as Python's own.
+
+    Arrays become tuples. Everything else is returned as it is.
+    """
+    if isinstance(value, (list, tuple)):
+        return type(value)([plain(each) for each in value])
+    if isinstance(value, dict):
+        return {plain(key): plain(each) for key, each in value.items()}
+    if not hasattr(value, "tolist"):
+        return value
+    listed = value.tolist()
+    return tuple(listed) if isinstance(listed, list) else listed
+
+
+def set_plain(options: Any) -> None:
+    """Replaces the values of a dataclass's fields, also of a frozen one, by what `plain` makes of them."""
+    for each in fields(options):
+        object.__setattr__(options, each.name, plain(getattr(options, each.name)))
+
+
+def takes_plain(method: Method) -> Method:
+    """Decorates a method so that it gets its arguments as `plain` makes them."""
+
+    @wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(self, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+
+    return wrapped  # type: ignore[return-value]  # of the same arguments
 
 
 def require(valid: bool, name: str, value: Any, rule: str) -> None:
@@ -51,6 +92,7 @@ def class_index(label: str | int, names: Sequence[str] | None, option: str) -> i
     Text is a name; only where classes have no names are digits an index. An integer is always an index.
     """
     if not isinstance(label, str):
+        require(is_count(label, 0), option, label, "a class is a name, or an integer of at least 0")
         return int(label)
     if names is None:
         require(label.isdecimal(), option, label, "the classes have no names; give an index, counted from 0")

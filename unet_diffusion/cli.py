@@ -23,6 +23,7 @@ from unet_diffusion.commands.options.train_classifier import TrainClassifier
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.options.upscale import Upscale
+from unet_diffusion.unused_options import check_used
 from unet_diffusion.version import __version__
 
 COMMANDS: dict[str, tuple[type, str]] = {  # the options of each, and the module with a function of the command's name
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None, before: Callable[[], None] = la
             if isinstance(value := getattr(chosen, field.name), (Path, str)):
                 # of --output=~/run, which the shell leaves as it is
                 setattr(chosen, field.name, type(value)(os.path.expanduser(value)))
+        check_used(chosen)
         chosen.check_paths()
         name, module = next((name, module) for name, (kind, module) in COMMANDS.items() if kind is type(chosen))
         command = getattr(import_module(f"unet_diffusion.commands.{module}"), name.replace("-", "_"))

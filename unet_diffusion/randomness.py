@@ -7,6 +7,7 @@ numbers without saving any random state.
 
 import hashlib
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Generator, Tensor
@@ -14,7 +15,8 @@ from torch import Generator, Tensor
 
 def keyed_seed(seed: int, *key: int | str) -> int:
     """Returns a seed from 0 to 2**63 - 1 that depends on `seed` and `key` alone."""
-    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    parts = tuple(part if isinstance(part, str) else index(part) for part in (seed, *key))  # NumPy's have another repr
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1  # 63 bits, since torch takes an int64
 
 

@@ -15,7 +15,7 @@ from diffusers import UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unet_diffusion.checks import require_choice
+from unet_diffusion.checks import require_choice, takes_plain
 from unet_diffusion.network.config import CHOICES, check_input, check_keys, check_segmentation_timestep
 from unet_diffusion.network.feature_maps import mirrored
 from unet_diffusion.unet import UNet, UNetOutput
@@ -55,6 +55,7 @@ class UNet2DAdapter(UNet):
 
     bridge: Any  # the stock middle block, or `NoBridge`
 
+    @takes_plain
     def __init__(
         self,
         num_classes: int | None = None,
@@ -110,7 +111,7 @@ class UNet2DAdapter(UNet):
         self,
         sample: Tensor,
         timestep: Tensor | float | int | None = None,
-        class_labels: Tensor | None = None,
+        class_labels: Tensor | Sequence[int] | None = None,
         return_dict: bool = True,
         *,
         head: str | None = None,

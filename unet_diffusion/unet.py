@@ -3,6 +3,7 @@
 The path of this module, `unet_diffusion.unet`, is written into every saved pipeline; do not move the class.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -16,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from unet_diffusion.checks import plain, takes_plain
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.network.blocks import (
     Blocks,
@@ -105,6 +107,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     noise_head: nn.Conv2d | Any
     segmentation_head: nn.Conv2d | Any
 
+    @takes_plain
     @register_to_config
     def __init__(
         self,
@@ -173,7 +176,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         self,
         sample: Tensor,
         timestep: Tensor | float | int | None = None,
-        class_labels: Tensor | None = None,
+        class_labels: Tensor | Sequence[int] | None = None,
         return_dict: bool = True,
         *,
         head: str | None = None,
@@ -184,7 +187,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
             sample: images in [-1, 1] or their noisy versions, (B, in_channels, H, W).
             timestep: a number or a tensor of shape (), (1,) or (B,), integer or not; None means
                 `config.segmentation_timestep` and is allowed where no noise is predicted.
-            class_labels: class indices, int64 (B,); None means the null class.
+            class_labels: class indices, integers (B,); None means the null class.
             return_dict: whether to return a `UNetOutput`, or else a tuple of its fields that are not None.
             head: "noise", "segmentation", "both" or "features"; None: the active head.
 
@@ -229,7 +232,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         Raises:
             ValueError: there is neither a head nor `num_classes`, or the head has another number of classes.
         """
-        present = self.config.num_classes
+        num_classes, present = plain(num_classes), self.config.num_classes
         wanted = present if num_classes is None else num_classes
         if wanted is None:
             raise ValueError("there is no segmentation head yet; give the number of classes: to_segmentation(K).")
@@ -324,7 +327,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         """Height and width of the heads' output for an image of the given height and width."""
         return output_side(self.config, height), output_side(self.config, width)
 
-    def _embed(self, timestep: Tensor | float | int | None, class_labels: Tensor | None, sample: Tensor) -> Any:
+    def _embed(self, timestep: Tensor | float | int | None, class_labels: Any, sample: Tensor) -> Any:
         if self.time_embed is None:
             return None
         if timestep is None:  # filled in on the device, which a copy would wait for
@@ -333,6 +336,8 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         timesteps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1).expand(batch)
         if self.config.num_class_embeds is not None and class_labels is None:
             class_labels = torch.full((batch,), self.config.num_class_embeds, device=sample.device)  # the null class
+        if class_labels is not None:
+            class_labels = torch.as_tensor(class_labels, device=sample.device)
         return self.time_embed(timesteps, class_labels, sample.dtype)
 
     @torch.no_grad()

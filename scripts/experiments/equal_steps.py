@@ -162,7 +162,7 @@ def train(options: EqualSteps, images: ImageSets, name: str, learning_rate: floa
             steps=steps,
             batch_size=options.batch_size,
             learning_rate=learning_rate,
-            warmup_steps=WARMUP,
+            warmup_steps=min(WARMUP, options.search_steps - 1),
             schedule="constant",  # so that a short run is the beginning of a long one
             seed=seed,
             log_every=options.validate_every,

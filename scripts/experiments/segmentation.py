@@ -122,7 +122,7 @@ def train(options: Comparison, name: str) -> SegmentationPipeline:
         steps=options.steps,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
-        warmup_steps=50,
+        warmup_steps=min(50, options.steps),
         ema_decay=0.99,
         validate_every=200,
         preview_every=options.steps,

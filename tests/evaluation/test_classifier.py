@@ -143,7 +143,8 @@ def test_classes_that_differ_are_learnt(kind, tmp_path):
     config = options(tmp_path, images(tmp_path / "images", kind=kind))
     if kind == "16 bit":
         held_out = str(images(tmp_path / "held out", count=4, kind=kind))
-        config.data = replace(config.data, streaming=True, image_size=5, validation_data=held_out, shuffle_buffer=24)
+        named = {"validation_data": held_out, "validation_fraction": 0}
+        config.data = replace(config.data, streaming=True, image_size=5, shuffle_buffer=24, **named)
     network = ImageClassifier.from_pretrained(train_classifier(config) / CLASSIFIER_FOLDER)
     assert network.config.accuracy == 1
     assert network.config.in_channels == (3 if kind == "colour" else 1)
@@ -183,7 +184,7 @@ def test_the_hardest_images_come_first_and_cost_accuracy(config, tmp_path):
     held_out = images(tmp_path / "held out", count=5)
     stray = held_out / "dark" / "stray.png"
     (held_out / "bright" / "bright-03.png").rename(stray)
-    data = replace(config.data, validation_data=str(held_out))
+    data = replace(config.data, validation_data=str(held_out), validation_fraction=0)
     run = train_classifier(replace(config, output=tmp_path / "run", data=data))
     assert ImageClassifier.load_config(run / CLASSIFIER_FOLDER)["accuracy"] == 9 / 10
     first = np.asarray(Image.open(run / "hardest.png"))[2 : 2 + HEIGHT, 2 : 2 + WIDTH]
@@ -193,13 +194,15 @@ def test_the_hardest_images_come_first_and_cost_accuracy(config, tmp_path):
 
 def test_unsuitable_data_are_refused_before_training(tmp_path):
     labelled, flat = images(tmp_path / "labelled"), images(tmp_path / "flat", flat=True)
+    stream = {"streaming": True, "image_size": 8, "validation_fraction": 0}
+    named = {"validation_data": str(flat), "validation_fraction": 0}
     for data, message in (
         ({"data": str(flat)}, "has no class labels, but a classifier learns them; name their column by label_column"),
-        ({"streaming": True, "image_size": 8}, "streaming is set and no validation set is named, but previews"),
-        ({"validation_data": str(flat)}, "none of the 24 images used of .*flat .* has a class label"),
+        (stream, "streaming is set and no validation set is named, but previews"),
+        (named, "none of the 24 images used of .*flat .* has a class label"),
         ({"data": str(labelled), "max_images": 8, "label_column": "absent"}, "absent"),
     ):
-        config = options(tmp_path, labelled)
+        config = options(tmp_path, labelled, training=TrainingConfig(trackers=()))
         with pytest.raises(ValueError, match=message):
             train_classifier(replace(config, data=replace(config.data, **data)))
     (tmp_path / "file").write_text("mine")

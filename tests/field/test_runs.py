@@ -39,9 +39,11 @@ def in_folder(tmp_path, monkeypatch):
     Path("network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
 
 
-def training(steps: int = 2, **options) -> TrainingConfig:
+def training(steps: int = 2, held_out: float = 1, **options) -> TrainingConfig:
+    """Without a share that is held out there is nothing to validate."""
+    often = {"validate_every": 1} if held_out else {}
     return TrainingConfig(
-        steps=steps, batch_size=2, warmup_steps=1, checkpoint_every=1, validate_every=1, trackers=(), **options
+        steps=steps, batch_size=2, warmup_steps=1, checkpoint_every=1, trackers=(), **often, **options
     )
 
 
@@ -51,7 +53,7 @@ def ddpm(data: object, output: str = "run", steps: int = 2, allow: bool = False,
         model="network.json",
         data=DataConfig(data=str(data), cache_dir="cache", **options),
         diffusion=DiffusionConfig(preview_images=2),
-        training=training(steps, allow_changed_data=allow),
+        training=training(steps, options.get("validation_fraction", 1), allow_changed_data=allow),
     )
 
 
@@ -61,7 +63,7 @@ def segmentation(steps: int = 2, output: str = "run", **options) -> TrainSegment
         output=Path(output),
         model="network.json",
         augmentation=AugmentationConfig(elastic=1.0),
-        training=training(steps),
+        training=training(steps, options.get("validation_fraction", 1)),
     )
 
 
@@ -121,9 +123,9 @@ def test_one_label_trains_and_the_card_says_that_nothing_was_held_out(field, fra
     assert ("has one image" in caplog.text) == (fraction > 0)
     with pytest.raises(ValueError, match="held out no image; give data"):
         evaluate(Evaluate(run=run))
-    patient = replace(segmentation(**data, output="patient"), segmentation=SegmentationConfig(patience=2))
+    options = segmentation(9, **data, output="patient")
     with pytest.raises(ValueError, match="patience is 2, but no image is held out"):
-        train_segmentation(patient)
+        train_segmentation(replace(options, segmentation=SegmentationConfig(patience=2)))
 
 
 def test_of_two_labels_one_is_held_out(field):
@@ -171,7 +173,7 @@ def test_a_classifier_and_an_enlarger_train_without_held_out_images():
     for name in ("a", "b"):
         draw(f"in/{name}", 4, first=ord(name))
     classifier = TrainClassifier(
-        output=Path("classifier"), data=DataConfig(data="in", validation_fraction=0.0), training=training()
+        output=Path("classifier"), data=DataConfig(data="in", validation_fraction=0.0), training=training(held_out=0)
     )
     run = train_classifier(classifier)
     assert "nothing was held out" in (run / "README.md").read_text() and (run / "hardest.png").is_file()

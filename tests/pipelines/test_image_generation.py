@@ -305,7 +305,7 @@ def test_one_progress_bar_over_all_batches(capsys):
         ({"max_batch": -1}, "max_batch is -1"),
         ({"width": 1.5}, "width is 1.5"),
         ({"output_type": "jpg"}, "output_type is 'jpg'"),
-        ({"generator": seeded(0, 1, 2)}, "there are 3 generators, but batch_size is 1"),
+        ({"generator": seeded(0, 1, 2)}, "there are 3 generators, but the number of images is 1"),
         ({"latents": torch.zeros(1, 1, 4, 4)}, r"must be \(1, 1, 8, 8\)"),
         ({"class_labels": 0}, "the network has no classes"),
         ({"guidance_scale": 2.0}, "but there is no class to guide to"),

@@ -267,7 +267,7 @@ def test_file_works_as_custom_pipeline(tmp_path, monkeypatch):
         ({"condition_noise": 1.0}, "condition_noise is 1.0, but must be at least 0 and less than 1"),
         ({"tile_size": 0}, "tile_size is 0"),
         ({"output_type": "latent"}, "output_type is 'latent', but must be one of 'pil', 'np', 'pt', 'stored'"),
-        ({"generator": seeded(0, 1)}, "there are 2 generators, but 1 images"),
+        ({"generator": seeded(0, 1)}, "there are 2 generators, but the number of images is 1"),
         ({"image": image(4, 4, 3)}, r"has 3 channels, but the network takes 1; convert it to 1 channel \(grey\)"),
         ({"image": image(4, 4).astype(np.uint16)}, "holds uint16, but the network was trained on uint8"),
     ],

@@ -360,8 +360,8 @@ def test_wrong_options_are_refused(options, message):
         ({"scheduler": None}, "no scheduler"),
         ({"scheduler": DDPMScheduler(num_train_timesteps=40)}, "0 to 39"),
         ({"features": FrozenFeaturesConfig(stages=(2,))}, "stages 0 to 1"),
-        ({"config": SegmentationConfig(timestep=3)}, "timestep is 3.*leave both out"),
-        ({"config": SegmentationConfig(trunk_rate=0.1)}, "trunk_rate 0.1"),
+        ({"config": SegmentationConfig(timestep=3)}, "timestep is 3, but a pixel classifier has timesteps of its own"),
+        ({"config": SegmentationConfig(trunk_rate=0.1)}, "trunk_rate is 0.1, but learn='pixel_classifier' freezes"),
     ],
 )
 def test_unsuitable_networks_schedulers_and_options_are_refused(data, arguments, message):

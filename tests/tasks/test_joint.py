@@ -255,7 +255,8 @@ def test_validation_images_of_masks_are_never_trained_on(options, max_labels, na
 def test_images_of_a_named_validation_set_are_left_out_too(options, tmp_path):
     squares(tmp_path / "other", count=3, kinds=("a", "b"))  # its first images are those of the fixture
     folder = tmp_path / "other"
-    options.data = replace(options.data, validation_data=str(folder / "images"), validation_masks=str(folder / "masks"))
+    named = {"validation_data": str(folder / "images"), "validation_masks": str(folder / "masks")}
+    options.data = replace(options.data, **named, validation_fraction=0)
     unlabelled = images(task_of(options).diffusion.data.train)
     assert unlabelled == set(files(options.data.data)) - set(files(folder / "images"))
     assert len(unlabelled) == 9
@@ -421,7 +422,8 @@ def test_unlabelled_images_of_another_kind_are_refused(options, tmp_path):
 def test_a_source_of_held_out_images_alone_is_refused(options, tmp_path):
     squares(tmp_path / "other", count=3, kinds=("a", "b"))
     folder = tmp_path / "other"
-    options.data = replace(options.data, validation_data=str(folder / "images"), validation_masks=str(folder / "masks"))
+    named = {"validation_data": str(folder / "images"), "validation_masks": str(folder / "masks")}
+    options.data = replace(options.data, **named, validation_fraction=0)
     options.joint = replace(options.joint, unlabelled=str(folder / "images"))
     with pytest.raises(ValueError, match="all 3 unlabelled images of .* are held out for validation"):
         task_of(options)

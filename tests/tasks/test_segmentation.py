@@ -20,6 +20,8 @@ NETWORK = {"in_channels": 1, "channels": (8, 16), "head_channels": 8, "num_class
 class Halves(torch.utils.data.Dataset):
     """Images of noise, brighter where the mask is 1: everywhere right of a column."""
 
+    channels, weights = 1, None
+
     def __init__(self, count: int) -> None:
         self.count = count
 

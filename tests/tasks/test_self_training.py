@@ -233,7 +233,7 @@ def test_without_a_weight_there_is_no_self_training(options):
 
 
 def test_options_and_networks_that_rule_out_self_training_are_refused(options, tmp_path):
-    with pytest.raises(ValueError, match="augment is off, but self-training learns from the difference"):
+    with pytest.raises(ValueError, match="augment is off, and self-training learns from the difference"):
         train_segmentation(replace(options, augment=False))
     valid = {"block": "plain", "norm": "none", "padding": "valid", "channels": [4, 8], "time_embedding": None}
     (tmp_path / "valid.json").write_text(json.dumps({**valid, "attention": [False, False]}))
@@ -249,7 +249,8 @@ def test_options_and_networks_that_rule_out_self_training_are_refused(options, t
 
 def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(options, tmp_path):
     ddpm = DataConfig(data=options.data.data, channels=3, validation_fraction=0.0)
-    train_ddpm(TrainDDPM(tmp_path / "ddpm", options.model, ddpm, training=replace(options.training, steps=1)))
+    training = replace(options.training, steps=1, validate_every=500)  # nothing is held out
+    train_ddpm(TrainDDPM(tmp_path / "ddpm", options.model, ddpm, training=training))
     few = replace(options, model=str(tmp_path / "ddpm"), joint=JointConfig())
     everything = replace(few, data=replace(few.data, max_labels=None))
     named = replace(everything, joint=JointConfig(unlabelled=options.data.data))
@@ -257,7 +258,14 @@ def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(opt
     scratch = replace(few, model=options.model)
     weights = [
         settled_joint(each).self_training_weight
-        for each in (few, named, everything, scratch, frozen, replace(few, augment=False))
+        for each in (
+            few,
+            named,
+            everything,
+            scratch,
+            frozen,
+            replace(few, augment=False, augmentation=AugmentationConfig()),
+        )
     ]
     assert weights == [1, 1, 0, 0, 0, 0]
     assert settled_joint(replace(few, joint=JointConfig(self_training_weight=0.0))).self_training_weight == 0

@@ -127,11 +127,12 @@ def test_options_that_do_not_fit_are_refused_before_an_image_is_read(options, ch
     [
         ({"data": DataConfig(streaming=True, image_size=8)}, "streaming is set and no validation set is named"),
         ({"data": DataConfig(max_images=20), "super_resolution": SuperResolutionConfig(scale=3)}, "28x28 pixels"),
-        ({"diffusion": DiffusionConfig(class_conditional=True)}, "class_conditional is set, but super-resolution"),
+        ({"diffusion": DiffusionConfig(class_conditional=True)}, "class_conditional is True, but super-resolution"),
         ({"model": "ronneberger-2015"}, "padding='valid', .* train a network with these"),
     ],
 )
 def test_data_and_networks_that_do_not_fit_are_refused_before_training(options, change, message):
+    options.training = TrainingConfig(trackers=())
     with pytest.raises(ValueError, match=message):
         train_ddpm(replace(options, **change))
     assert not (options.output / "checkpoints").exists()
@@ -161,7 +162,7 @@ def generation_run(tmp_path_factory) -> Path:
 
 
 def test_a_run_resumes_only_with_its_own_task(options):
-    options.training = replace(options.training, steps=1)
+    options.training = replace(options.training, steps=1, warmup_steps=1)
     train_ddpm(options)
     with pytest.raises(ValueError, match="scale is 4, but the run in .* was started with 2"):
         train_ddpm(replace(options, super_resolution=SuperResolutionConfig(scale=4)))

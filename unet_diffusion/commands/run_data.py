@@ -16,6 +16,7 @@ from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import ImageSets, load_images
 from unet_diffusion.saved_index import read_object
+from unet_diffusion.unused_options import without_unused
 
 T = TypeVar("T", bound=SourceOptions)
 
@@ -53,7 +54,7 @@ def own_options(run: Path, kind: type[T], changes: Mapping[str, Any] | None = No
         )
     values |= changes or {}
     try:
-        options = kind(**values)
+        options = kind(**without_unused(values))  # of earlier versions, which did not refuse unused options
         check_sources(options)
     except (ValueError, TypeError) as error:
         raise ValueError(

@@ -18,7 +18,7 @@ from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_index import from_index, scheduler_folder
 from unet_diffusion.saved_runs import load_unet
-from unet_diffusion.tasks.config import DiffusionConfig, FrozenFeaturesConfig, JointConfig
+from unet_diffusion.tasks.config import DiffusionConfig, JointConfig
 from unet_diffusion.tasks.diffusion import DiffusionTask, saved_objective
 from unet_diffusion.tasks.frozen_features import FrozenFeaturesTask
 from unet_diffusion.tasks.joint import JointTask, check_generates
@@ -29,6 +29,7 @@ from unet_diffusion.training.batches import TrainingImages
 from unet_diffusion.training.task import Task
 from unet_diffusion.training.trainer import Trainer
 from unet_diffusion.unet import UNet
+from unet_diffusion.unused_options import check_used
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def train_segmentation(options: TrainSegmentation) -> Path:
     options = replace(options, joint=settled_joint(options))
     summary = present(options.data, options.joint.unlabelled, quiet=not accelerator.is_main_process)
     data = load_masked(options.data, options.training.seed, DataRecord.before(options.output))
+    check_used(options, image_channels=data.train.channels)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     task = make_task(options, data)
     resolved = asdict(options)
@@ -75,21 +77,10 @@ def unlabelled_images(task: Task) -> TrainingImages | None:
 
 def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
     """Returns the task of the options; a ValueError names options, data or a network that do not go together."""
-    learn = options.segmentation.learn
-    if learn != "pixel_classifier" and options.frozen_features != FrozenFeaturesConfig():
-        raise ValueError(
-            f"frozen_features is {options.frozen_features}, but learn is {learn!r}, which reads no features; set "
-            "learn='pixel_classifier', or leave timesteps, stages and hidden out."
-        )
     joint, run = settled_joint(options), Path(options.model)
     scheduler = saved_scheduler(run, data)
     rest = (options.augmentation if options.augment else None, scheduler, options.data.num_workers)
-    if learn == "pixel_classifier":
-        if joint.needs_images:
-            raise ValueError(
-                f"learn is {learn!r} and joint is {joint}, but its trunk does not learn, so images without masks "
-                "teach it nothing; leave their weights out, or set learn='everything'."
-            )
+    if options.segmentation.learn == "pixel_classifier":
         unet = load_unet(options.model, {"in_channels": data.train.channels})
         return FrozenFeaturesTask(unet, data, options.segmentation, options.frozen_features, *rest)
     network = make_unet(options.model, data, generates=joint.denoising_weight > 0)

@@ -4,9 +4,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from unet_diffusion.checks import is_count, is_number, require, require_each
+from unet_diffusion.checks import is_count, is_number, require, require_each, set_plain
 from unet_diffusion.images.axes import AXIS_ORDERS, AxisOrder
 from unet_diffusion.images.resizing import Preparation
+from unet_diffusion.unused_options import check_used
 
 if TYPE_CHECKING:
     Data: TypeAlias = Any
@@ -77,6 +78,7 @@ class SourceOptions:
                 from unet_diffusion.data.memory import as_source  # here, since it imports slow libraries
 
                 setattr(self, name, as_source(value, name, self.axes))
+        set_plain(self)
         self.cache_dir = None if self.cache_dir is None else os.path.expanduser(self.cache_dir)
         require_each(self, ["image_size"], is_count, "must be at least 1 pixel")
         require_each(self, ["channels"], lambda channels: channels in (1, 3), "must be 1 or 3, or not given")
@@ -113,12 +115,6 @@ class ImageOptions(SourceOptions):
         fraction = is_number(self.validation_fraction) and 0 <= self.validation_fraction < 1
         require(fraction, "validation_fraction", self.validation_fraction, "must be from 0 to below 1")
         require(is_count(self.num_workers, 0), "num_workers", self.num_workers, "must be 0 or more")
-        if self.group_column is not None and (self.names_validation or self.validation_fraction == 0):
-            because = "a validation set is named" if self.names_validation else "validation_fraction is 0"
-            raise ValueError(
-                f"group_column is {self.group_column!r}, but {because}, so no image is held out by its group; leave "
-                "group_column out."
-            )
         if self.value_range is not None and self.percentiles is not None:
             raise ValueError("value_range and percentiles are both given; each sets the range, so give one.")
         require_each(self, ["value_range"], lambda ends: ends[0] < ends[1], "the first value must be below the second")
@@ -129,6 +125,11 @@ class ImageOptions(SourceOptions):
     def names_validation(self) -> bool:
         """Returns whether a validation set is named, rather than held out."""
         return self.validation_data is not None or self.validation_split is not None
+
+    @property
+    def holds_out(self) -> bool:
+        """Returns whether there will be validation images, unless all images are equal."""
+        return self.names_validation or self.validation_fraction > 0
 
 
 @dataclass
@@ -174,6 +175,12 @@ class DataConfig(ImageOptions):
             )
         if self.streaming and self.percentiles is not None:
             raise ValueError("percentiles cannot be measured while streaming; give value_range.")
+        check_used(self)
+
+    @property
+    def holds_out(self) -> bool:
+        """Returns whether there will be validation images, unless all are equal; of a stream none is held out."""
+        return self.names_validation or (super().holds_out and not self.streaming)
 
     @property
     def side(self) -> int | None:

@@ -8,7 +8,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unet_diffusion.checks import is_count, is_number, require
+from unet_diffusion.checks import is_count, is_number, require, takes_plain
 from unet_diffusion.network.blocks import BlockStyle, Downsample, PlainBlock
 from unet_diffusion.network.own_config import OwnConfig
 
@@ -37,6 +37,7 @@ class ImageClassifier(OwnConfig, ModelMixin, ConfigMixin):
     _no_split_modules = ["PlainBlock"]
     _repeated_blocks = ["PlainBlock"]
 
+    @takes_plain
     @register_to_config
     def __init__(
         self,

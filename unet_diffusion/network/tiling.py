@@ -21,7 +21,7 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from torch import Tensor, nn
 
-from unet_diffusion.checks import is_count, require
+from unet_diffusion.checks import is_count, plain, require
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
 from unet_diffusion.network.feature_maps import mirrored
@@ -147,6 +147,7 @@ class Tiling:
         Raises:
             ValueError: the tile size is not an integer of at least 1.
         """
+        tile_size = plain(tile_size)
         valid = tile_size is None or is_count(tile_size)
         require(valid, "tile_size", tile_size, "must be an integer of at least 1 output pixel, or None")
         stride = 2 * max(info["stride"] for info in unet.feature_info)

@@ -39,12 +39,17 @@ class Segmenter:
     levels: tuple[int, ...]  # timesteps of the noisy versions; empty for the clean image at the network's own timestep
     classifier: PixelClassifier | None
 
-    def seeds(self, count: int, generator: torch.Generator | None) -> list[int]:
-        """A seed for the noise of each of `count` images: from the generator, or always the same for a classifier."""
+    def seeds(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:
+        """A seed for the noise of each of `count` images: from the generator, or always the same for a classifier.
+
+        In a sequence there is a generator for each image.
+        """
         if self.classifier is not None:
             return [CLASSIFIER_SEED] * count
         if not self.levels:
             return []
+        if isinstance(generator, Sequence):
+            return [self.seeds(1, own)[0] for own in generator]
         device = None if generator is None else generator.device
         return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
 
@@ -129,8 +134,8 @@ def check_levels(unet: UNet, scheduler: SchedulerMixin | None, num_draws: int, t
     if unet.config.get("time_embedding", "sinusoidal") is None:
         raise ValueError("timesteps were given, but the network takes none (time_embedding is None); leave them out.")
     limit = scheduler.config.num_train_timesteps
-    if not timesteps or not all(0 <= t < limit for t in timesteps):
-        raise ValueError(f"timesteps are {list(timesteps)}, but must be one or more from 0 to {limit - 1}.")
+    if not timesteps or not all(is_count(t, 0) and t < limit for t in timesteps):
+        raise ValueError(f"timesteps are {list(timesteps)}, but must be one or more integers from 0 to {limit - 1}.")
 
 
 def check_evaluation_mode(unet: nn.Module) -> None:

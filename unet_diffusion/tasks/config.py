@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each
+from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each, set_plain
 from unet_diffusion.diffusion.config import PredictionType, check_condition_noise, check_scale
 from unet_diffusion.network.config import check_recipe
+from unet_diffusion.unused_options import check_used
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 LossName = Literal["cross_entropy", "dice", "both"]
 LearningPart = Literal["everything", "decoder", "head", "pixel_classifier"]
-RECIPES: dict[str, dict[str, Any]] = {  # Ho et al. 2020, sections 3.4 and 4
+RECIPES: dict[str | None, dict[str, Any]] = {
+    # Ho et al. 2020, sections 3.4 and 4
     "ddpm": {"prediction_type": "epsilon", "min_snr_gamma": None, "beta_schedule": "linear"},
+    None: {"prediction_type": "v_prediction", "min_snr_gamma": 5.0, "beta_schedule": "squaredcos_cap_v2"},
 }
 
 
@@ -24,15 +27,17 @@ class DiffusionConfig:
     """The prediction of the network, and how noise is added."""
 
     recipe: Literal["ddpm"] | None = None
-    """"ddpm" is the classic recipe: predict the noise, weigh all timesteps alike, linear betas. It sets
-    prediction_type, min_snr_gamma and beta_schedule; by default each has its own option."""
-    prediction_type: PredictionType = "v_prediction"
-    """"epsilon" (the noise, as in DDPM), "v_prediction" or "sample" (the clean image)."""
-    min_snr_gamma: float | None = 5.0
-    """Gamma of the Min-SNR weights of the timesteps; None weighs them alike, as in DDPM. With zero_terminal_snr, the
-    weights of the noisiest timesteps do not go to 0."""
-    beta_schedule: BetaSchedule = "squaredcos_cap_v2"
-    """"linear" (DDPM), "scaled_linear" or "squaredcos_cap_v2" (the cosine schedule)."""
+    """"ddpm" is the classic recipe: predict the noise, weigh all timesteps alike, linear betas. It is what "auto" means
+    in the next three options; no other value goes with it."""
+    prediction_type: PredictionType | Literal["auto"] = "auto"
+    """"epsilon" (the noise, as in DDPM), "v_prediction" or "sample" (the clean image); "auto" is "v_prediction" without
+    a recipe."""
+    min_snr_gamma: float | Literal["auto"] | None = "auto"
+    """Gamma of the Min-SNR weights of the timesteps; None weighs them alike, as in DDPM; "auto" is 5 without a recipe.
+    With zero_terminal_snr, the weights of the noisiest timesteps do not go to 0."""
+    beta_schedule: BetaSchedule | Literal["auto"] = "auto"
+    """"linear" (DDPM), "scaled_linear" or "squaredcos_cap_v2" (the cosine schedule), which is "auto" without a
+    recipe."""
     zero_terminal_snr: bool = False
     """Rescale the betas so that the last timestep is pure noise (Lin et al. 2023); needs v_prediction or sample."""
     num_train_timesteps: int = 1000
@@ -47,12 +52,17 @@ class DiffusionConfig:
     """Images in a preview and in the model card."""
 
     def __post_init__(self) -> None:
-        self._follow_recipe()
+        set_plain(self)
+        require_choice("recipe", self.recipe, tuple(RECIPES))
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) == "auto":
+                setattr(self, name, value)
         require_choice("prediction_type", self.prediction_type, get_args(PredictionType))
         require_choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
         gamma, dropout = self.min_snr_gamma, self.label_dropout
-        require(gamma is None or gamma > 0, "min_snr_gamma", gamma, "must be above 0, or None for equal weights")
-        require(0 <= dropout < 1, "label_dropout", dropout, "must be at least 0 and below 1")
+        positive = gamma is None or (not isinstance(gamma, str) and is_number(gamma) and gamma > 0)
+        require(positive, "min_snr_gamma", gamma, "must be above 0, or None for equal weights")
+        require(is_number(dropout) and 0 <= dropout < 1, "label_dropout", dropout, "must be at least 0 and below 1")
         counts = ("num_train_timesteps", "validation_images", "preview_images")
         require_each(self, counts, is_count, "must be an integer of at least 1")
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
@@ -60,18 +70,7 @@ class DiffusionConfig:
                 "zero_terminal_snr is set and prediction_type is 'epsilon', but pure noise says nothing about the "
                 "image; use prediction_type='v_prediction'."
             )
-
-    def _follow_recipe(self) -> None:
-        if self.recipe is None:
-            return
-        require_choice("recipe", self.recipe, (*RECIPES, None))
-        for name, value in RECIPES[self.recipe].items():
-            given = getattr(self, name)
-            if given not in (type(self).__dataclass_fields__[name].default, value):
-                raise ValueError(
-                    f"{name} is {given!r}, but the recipe {self.recipe!r} has {value!r}; leave one of them out."
-                )
-            setattr(self, name, value)
+        check_used(self, **({} if self.recipe is None else {"settings": RECIPES[self.recipe]}))
 
     def make_scheduler(self) -> "DDPMScheduler":
         """Returns the forward process as a diffusers scheduler, which is saved with the run."""
@@ -98,6 +97,7 @@ class SuperResolutionConfig:
     such as compressed ones. 0 adds none."""
 
     def __post_init__(self) -> None:
+        set_plain(self)
         if self.scale is not None:
             check_scale(self.scale)
         check_condition_noise(self.condition_noise)
@@ -126,15 +126,13 @@ class SegmentationConfig:
     """Validation images in a preview."""
 
     def __post_init__(self) -> None:
+        set_plain(self)
         require_choice("loss", self.loss, get_args(LossName))
         require_choice("learn", self.learn, get_args(LearningPart))
-        if self.loss == "dice" and self.balance_classes:
-            raise ValueError("loss is 'dice', which takes no class weights; set loss='both', or leave balance_classes.")
         rate, rule = self.trunk_rate, "must be above 0 and at most 1; to freeze the trunk, set learn='head'"
-        require(0 < rate <= 1, "trunk_rate", rate, rule)
-        moves = self.learn != "head" or rate == 1
-        require(moves, "trunk_rate", rate, "learn='head' freezes the trunk; leave it out")
+        require(is_number(rate) and 0 < rate <= 1, "trunk_rate", rate, rule)
         require_each(self, ("patience", "preview_images"), is_count, "must be an integer of at least 1")
+        check_used(self)
 
 
 @dataclass
@@ -151,6 +149,7 @@ class FrozenFeaturesConfig:
 
     def __post_init__(self) -> None:
         """Checks every value; those that depend on the network are checked when it is known."""
+        set_plain(self)
         check_recipe(self.timesteps, self.hidden, self.stages)
 
 
@@ -172,15 +171,13 @@ class JointConfig:
     held out for validation are left out."""
 
     def __post_init__(self) -> None:
+        set_plain(self)
         weights = ("denoising_weight", "self_training_weight")
-        require_each(self, weights, lambda weight: 0 <= weight < math.inf, "must be a number of at least 0")
+        rule = "must be a number of at least 0"
+        require_each(self, weights, lambda weight: is_number(weight) and 0 <= weight < math.inf, rule)
         valid = is_number(self.confidence) and 0 < self.confidence < 1
         require(valid, "confidence", self.confidence, "must be a probability above 0 and below 1")
-        if self.unlabelled is not None and self.self_training_weight is not None and not self.needs_images:
-            raise ValueError(
-                f"unlabelled is {self.unlabelled!r}, but denoising_weight and self_training_weight are 0, so nothing "
-                "learns from these images; set one of them above 0, or leave unlabelled out."
-            )
+        check_used(self)
 
     @property
     def needs_images(self) -> bool:

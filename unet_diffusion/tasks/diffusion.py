@@ -24,6 +24,7 @@ from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.training.run_folder import current_names
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
+from unet_diffusion.unused_options import without_unused
 
 PREVIEW_STEPS = 20  # of the fast sampler
 VALIDATION_BATCH = 64  # images at once
@@ -56,7 +57,7 @@ def saved_objective(run: Path, unet: UNet, scheduler: DDPMScheduler) -> Diffusio
     path = run / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8")).get("diffusion") if path.is_file() else None
     if saved is not None:
-        return DiffusionConfig(**current_names(saved))
+        return DiffusionConfig(**without_unused(current_names(saved)))
     return DiffusionConfig(
         prediction_type=scheduler.config.prediction_type,
         beta_schedule=scheduler.config.beta_schedule,
@@ -129,6 +130,7 @@ class DiffusionTask(Task):
         """Returns the weighted loss; noise and timesteps may be on the CPU."""
         noise, timesteps = (x.to(clean.device, non_blocking=True) for x in (noise, timesteps))
         gamma = self.config.min_snr_gamma
+        assert not isinstance(gamma, str)  # "auto", which the config has replaced
         return noise_prediction_loss(network, self.scheduler, clean, noise, timesteps, labels, gamma, condition)
 
     def condition(self, clean: Tensor, generators: Sequence[torch.Generator] = ()) -> Tensor | None:

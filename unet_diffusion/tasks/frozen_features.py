@@ -14,6 +14,7 @@ from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches
 from unet_diffusion.unet import UNet
+from unet_diffusion.unused_options import check_used
 
 
 class FrozenFeaturesTask(SegmentationTask):
@@ -43,11 +44,7 @@ class FrozenFeaturesTask(SegmentationTask):
         scheduler: DDPMScheduler | None = None,
         num_workers: int = 0,
     ) -> None:
-        if config.timestep is not None or config.trunk_rate != 1:
-            raise ValueError(
-                f"timestep is {config.timestep} and trunk_rate {config.trunk_rate}, but a pixel classifier has "
-                "timesteps of its own and a trunk that does not learn; leave both out."
-            )
+        check_used(config, learn="pixel_classifier")
         classifier = PixelClassifier.beside(
             unet, data.num_classes, features.timesteps, features.hidden, features.stages
         )

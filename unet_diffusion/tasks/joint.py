@@ -66,6 +66,7 @@ class JointTask(Task):
         segmentation.frozen.remove(network.noise_head.requires_grad_(True))
         self.network, self.denoising_weight = network, denoising_weight
         self.best_by, self.patience = segmentation.best_by, segmentation.patience
+        self.train = segmentation.train
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Returns the groups of `SegmentationTask`; the noise head belongs to the trunk."""

@@ -24,6 +24,7 @@ from unet_diffusion.training.accelerator import sum_over_processes
 from unet_diffusion.training.model_cards import Card, parameters
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
+from unet_diffusion.unused_options import check_used
 
 PREVIEW_COLUMNS = 3  # image, mask, prediction
 HEAD = ("segmentation_head.",)
@@ -79,11 +80,7 @@ class SegmentationTask(Task):
         self.num_classes, self.class_names, self.palette = data.num_classes, data.class_names, data.palette
         self.config, self.augmentation, self.patience = config, augmentation, config.patience
         self.best_by = None if data.validation is None else "mean_iou"
-        if data.validation is None and config.patience is not None:
-            raise ValueError(
-                f"patience is {config.patience}, but no image is held out, so that no validation could end the run; "
-                "leave it out, or hold images out."
-            )
+        check_used(config, held_out=data.validation is not None, border_weights=data.train.weights is not None)
         self.scheduler, self.num_workers = scheduler, num_workers
         self.class_weights = class_weights_from_counts(data.train.class_counts()) if config.balance_classes else None
         self.network = network
@@ -93,10 +90,7 @@ class SegmentationTask(Task):
         """Makes the network ready to learn; returns the modules in which nothing learns."""
         network, timestep = self.network.to_segmentation(), self.config.timestep
         if timestep is not None:
-            if network.time_embed is None:
-                raise ValueError(
-                    f"timestep is {timestep}, but the network takes none (time_embedding is None); leave it out."
-                )
+            check_used(self.config, takes_timesteps=network.time_embed is not None)
             network.register_to_config(segmentation_timestep=timestep)
         if network.config.get("padding") == "valid":  # so that its output covers images to their border, as in 2015
             self.train = self.train.mirrored(Tiling.of(network).margin)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from unet_diffusion.checks import is_count, require, require_choice, require_each
+from unet_diffusion.checks import is_count, is_integer, is_number, require, require_choice, require_each, set_plain
+from unet_diffusion.unused_options import check_used
 
 Schedule = Literal["cosine", "constant"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -64,12 +65,18 @@ class TrainingConfig:
     """Resume although the data have changed since the run was started. Images that it held out are still held out."""
 
     def __post_init__(self) -> None:
+        set_plain(self)
         counts = ("steps", "batch_size", "accumulate", "max_skipped_steps", "keep_checkpoints", *EVERY)
         require_each(self, counts, is_count, "must be an integer of at least 1")
-        require_each(self, ("warmup_steps", "weight_decay"), lambda value: value >= 0, "must be a number of at least 0")
-        require_each(self, ("learning_rate", "max_grad_norm"), lambda value: value > 0, "must be a number above 0")
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be at least 0 and below 1")
+        require(is_count(self.warmup_steps, 0), "warmup_steps", self.warmup_steps, "must be an integer of at least 0")
+        require(is_integer(self.seed), "seed", self.seed, "must be an integer")
+        not_negative, positive = "must be a number of at least 0", "must be a number above 0"
+        require_each(self, ("weight_decay",), lambda value: is_number(value) and value >= 0, not_negative)
+        require_each(self, ("learning_rate", "max_grad_norm"), lambda value: is_number(value) and value > 0, positive)
+        decays = is_number(self.ema_decay) and 0 <= self.ema_decay < 1
+        require(decays, "ema_decay", self.ema_decay, "must be at least 0 and below 1")
         named = not isinstance(self.trackers, str)
         require(named, "trackers", self.trackers, "must be a tuple of names; write ('NAME',) for one")
         require_choice("schedule", self.schedule, get_args(Schedule))
         require_choice("mixed_precision", self.mixed_precision, get_args(Precision))
+        check_used(self)

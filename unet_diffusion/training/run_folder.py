@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from unet_diffusion.data.record import DataRecord, resolved_place
 from unet_diffusion.files import remove_leftovers, write_json
 from unet_diffusion.training.config import FREE_TO_CHANGE
+from unet_diffusion.unused_options import unused_among
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +57,18 @@ def only_run_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = None) -> None:
+def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = None, **facts: Any) -> None:
     """Writes the whole configuration of a run as `config.json`, after checking that it equals an existing one.
 
     Options that name files are equal if they name the same ones, however they are written. Where the data lie, and how
-    images and masks are found there, does not matter if their content is the same. Files that a killed run left half
-    written are removed.
+    images and masks are found there, does not matter if their content is the same, and neither do former values of
+    options that decide nothing. Files that a killed run left half written are removed.
 
     Args:
         folder: of the run.
         resolved: the configuration.
         record: what is known about the data, written as `data.json`.
+        facts: for `unused_among`.
 
     Raises:
         ValueError: the folder holds a run of another configuration or, unless `allow_changed_data` is set, of other
@@ -78,8 +80,10 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
         earlier = None if record is None else DataRecord.read(folder)
         if record is not None and earlier is None:
             logger.warning("the run in %s has no data.json, so whether its data have changed is not checked", folder)
+        if record is not None:
+            facts["held_out"] = bool(record.held_out)
         known = earlier is not None and (earlier.trained or now.get("allow_changed_data"))  # not for a stream
-        _check_options(folder, before, now, FREE_TO_CHANGE | PLACES | FINDING if known else FREE_TO_CHANGE)
+        _check_options(folder, before, now, FREE_TO_CHANGE | PLACES | FINDING if known else FREE_TO_CHANGE, facts)
         if record is not None and earlier is not None:
             if record.fingerprint != earlier.fingerprint and not now.get("allow_changed_data"):
                 moved = [
@@ -99,9 +103,12 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
     write_json(path, resolved)
 
 
-def _check_options(folder: Path, before: dict[str, Any], now: dict[str, Any], free: Set[str]) -> None:
+def _check_options(
+    folder: Path, before: dict[str, Any], now: dict[str, Any], free: Set[str], facts: dict[str, Any]
+) -> None:
     for key, value in now.items():
-        if key not in free and _differs(key, before, now):
+        differs = key not in free and _differs(key, before, now)
+        if differs and key not in unused_among({**facts, **now, key: before.get(key)}):
             raise ValueError(
                 f"{key} is {value!r}, but the run in {folder} was started with {before.get(key)!r}; "
                 "use the same value to resume it, or another output folder."

@@ -286,7 +286,7 @@ class Trainer:
     def _start(self) -> None:
         """Resumes from the newest checkpoint, or starts."""
         if self.accelerator.is_main_process:
-            claim(self.output, self.resolved, self.record)
+            claim(self.output, self.resolved, self.record, image_channels=self.task.train.channels)
         self.accelerator.wait_for_everyone()
         checkpoint = load_latest(self.output / "checkpoints")
         if checkpoint:

@@ -166,11 +166,9 @@ class LabelEfficiency:
 
     def joint(self, method: str) -> JointConfig:
         """The losses on images without masks."""
-        return JointConfig(
-            self.denoising_weight if method == "joint" else 0.0,
-            self.self_training_weight if method in SELF_TRAINED else 0.0,
-            self.confidence,
-        )
+        if method in SELF_TRAINED:
+            return JointConfig(self_training_weight=self.self_training_weight, confidence=self.confidence)
+        return JointConfig(self.denoising_weight if method == "joint" else 0.0, self_training_weight=0.0)
 
     def augmentation_of(self, name: str) -> AugmentationConfig:
         """The augmentation of the training images of a set."""

@@ -299,7 +299,7 @@ def test_the_command_takes_subfolders_for_classes_if_told_so(tmp_path):
         doctor(tyro.cli(Doctor, args=arguments))
     told = doctor(tyro.cli(Doctor, args=[*arguments, "--label-column", "label"]))
     assert "  the subfolders are the classes: images (1 image), masks (1)" in told.summary.lines()
-    with pytest.raises(ValueError, match="label_column is 'label', but is for images without masks; add plain"):
+    with pytest.raises(ValueError, match="label_column is 'label', but it is for images without masks; add plain"):
         Doctor(data=str(tmp_path), label_column="label")
 
 

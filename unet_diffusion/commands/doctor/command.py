@@ -18,12 +18,14 @@ def doctor(options: Doctor) -> Report:
 
     config: DataConfig | MaskedDataConfig = options
     if options.plain:
-        shared = {field.name: getattr(options, field.name) for field in fields(ImageOptions)}
+        # training on images alone has another default of validation_fraction
+        names = [field.name for field in fields(ImageOptions) if field.name != "validation_fraction"]
+        shared = {name: getattr(options, name) for name in names}
         config = DataConfig(
             **shared,
             label_column=options.label_column,
             crop_size=options.crop_size,
             max_images=options.max_labels,
         )
-        config.validation_fraction = 0.0  # training on images alone has a default of its own
+        config.validation_fraction = 0.0  # so that nothing is said about it
     return examine(config, options.errors_only)

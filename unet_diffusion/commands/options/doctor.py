@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from unet_diffusion.checks import require
 from unet_diffusion.data.config import Data
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.unused_options import check_used
 
 
 @dataclass
@@ -26,8 +26,7 @@ class Doctor(MaskedDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        alone = self.plain or self.label_column is None
-        require(alone, "label_column", self.label_column, "is for images without masks; add plain")
+        check_used(self)
 
     def check_paths(self) -> None:
         """Raises a ValueError for a set that does not exist."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from unet_diffusion.checks import set_plain
 from unet_diffusion.data.config import SourceOptions
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import MaskedOptions
@@ -58,6 +59,9 @@ class Evaluate:
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
     overwrite: bool = False
     """Replace an evaluation that is already there."""
+
+    def __post_init__(self) -> None:
+        set_plain(self)
 
     @property
     def files(self) -> tuple[Path, Path]:

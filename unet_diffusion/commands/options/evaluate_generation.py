@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unet_diffusion.checks import require
+from unet_diffusion.checks import is_count, require, set_plain
 from unet_diffusion.commands.options.evaluate import check_alone
 from unet_diffusion.commands.options.generation import GenerationOptions
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.files import check_absent, check_output
 from unet_diffusion.saved_index import check_run_for
+from unet_diffusion.unused_options import check_used
 
 
 @dataclass
@@ -47,7 +48,9 @@ class EvaluateGeneration(GenerationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.training_images >= 1, "training_images", self.training_images, "must be at least 1")
+        set_plain(self)
+        require(is_count(self.training_images), "training_images", self.training_images, "must be at least 1")
+        check_used(self)
 
     @property
     def files(self) -> tuple[Path, Path]:

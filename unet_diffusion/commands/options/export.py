@@ -9,6 +9,7 @@ from tyro.conf import Positional
 from unet_diffusion.checks import require_choice
 from unet_diffusion.files import check_output
 from unet_diffusion.saved_index import check_run
+from unet_diffusion.unused_options import check_used
 
 ExportFormat = Literal["self-contained", "onnx", "torch-export", "safetensors-single"]
 
@@ -33,8 +34,7 @@ class Export:
 
     def __post_init__(self) -> None:
         require_choice("format", self.format, get_args(ExportFormat))
-        if self.head is not None and self.format not in GRAPHS:
-            raise ValueError(f"head is {self.head!r}, but {self.format!r} writes all of a run; leave head out.")
+        check_used(self)
         if self.format == "safetensors-single" and self.target.suffix != ".safetensors":
             raise ValueError(f"target is {self.target}, but must be a file ending in .safetensors; name it so.")
 

@@ -3,10 +3,26 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unet_diffusion.checks import set_plain
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.folders import check_outside, check_sources
 from unet_diffusion.files import check_output
 from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.unused_options import check_used
+
+
+@dataclass
+class ClassifierTraining(TrainingConfig):
+    """The options of the training loop, with defaults for classes of whole images."""
+
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    learning_rate: float = 1e-2
+    """Learning rate of AdamW at its peak."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises from 0."""
+    validate_every: int = 250
+    """Steps between validations."""
 
 
 @dataclass
@@ -20,9 +36,11 @@ class TrainClassifier:
     dropout: float = 0.1
     """Share of the features dropped in training before the last layer."""
     data: DataConfig = field(default_factory=DataConfig)
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(steps=1000, learning_rate=1e-2, warmup_steps=100, validate_every=250)
-    )
+    training: TrainingConfig = field(default_factory=ClassifierTraining)
+
+    def __post_init__(self) -> None:
+        set_plain(self)
+        check_used(self, held_out=self.data.holds_out)
 
     def check_paths(self) -> None:
         """Raises a ValueError for data that do not exist, or an output that cannot be written."""

@@ -12,6 +12,7 @@ from unet_diffusion.files import check_output
 from unet_diffusion.network.config import check_model
 from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
 from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.unused_options import check_used
 
 TaskName = Literal["generation", "super-resolution"]
 
@@ -33,12 +34,8 @@ class TrainDDPM:
 
     def __post_init__(self) -> None:
         require_choice("task", self.task, get_args(TaskName))
+        check_used(self, held_out=self.data.holds_out)
         scale = self.super_resolution.scale
-        if self.task == "generation" and self.super_resolution != SuperResolutionConfig():
-            raise ValueError(
-                f"scale is {scale} and condition_noise {self.super_resolution.condition_noise}, but task is "
-                "'generation', which starts from noise alone; set task to super-resolution, or leave them out."
-            )
         if self.task == "super-resolution":
             if scale is None:
                 raise ValueError("task is 'super-resolution', but there is no scale; set it to 2 or 4.")

@@ -10,6 +10,21 @@ from unet_diffusion.files import check_output
 from unet_diffusion.network.config import check_model
 from unet_diffusion.tasks.config import FrozenFeaturesConfig, JointConfig, SegmentationConfig
 from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.unused_options import check_used
+
+
+@dataclass
+class SegmentationTraining(TrainingConfig):
+    """The options of the training loop, with defaults for masks."""
+
+    steps: int = 2000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 8
+    """Images per process and forward pass."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises from 0."""
+    validate_every: int = 100
+    """Steps between validations."""
 
 
 @dataclass
@@ -28,9 +43,10 @@ class TrainSegmentation:
     augment: bool = True
     """Vary images and masks in training, as the next options say."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(steps=2000, batch_size=8, warmup_steps=100, validate_every=100)
-    )
+    training: TrainingConfig = field(default_factory=SegmentationTraining)
+
+    def __post_init__(self) -> None:
+        check_used(self, held_out=self.data.holds_out, image_channels=self.data.channels)
 
     def check_paths(self) -> None:
         """Raises a ValueError for data or a model that does not exist, or an output that cannot be written."""

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each
-from unet_diffusion.data.config import Data, ImageOptions, SourceOptions
+from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each, set_plain
+from unet_diffusion.data.config import Data, ImageOptions, InMemory, SourceOptions
 from unet_diffusion.data.masked.encoding import check_encoding, parse_colours
 from unet_diffusion.data.masked.labelmap import LabelMap, find_class_list, find_labelmap
 from unet_diffusion.images.masks import Colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.resizing import Preparation
+from unet_diffusion.unused_options import check_used
 
 Reading: TypeAlias = Literal["values", "colours", "brightness", "instances"]  # of mask files
 READINGS: dict[str, Reading] = {
@@ -62,12 +63,9 @@ class MaskedOptions(SourceOptions):
         require_each(self, affixes, lambda affix: affix != "" and "/" not in affix, part)
         require_choice("masks_per_image", self.masks_per_image, tuple(SEVERAL))
         self.mask_encoding = self._encoding_of_several()
-        if self.mask_encoding == "instances" and self.instances_column is not None:
-            raise ValueError(
-                "mask_encoding is 'instances', so the masks are the instance maps; leave out instances_column."
-            )
         above = "must be a value above 0"
         require_each(self, ["mask_threshold"], lambda value: is_number(value) and 0 < value < math.inf, above)
+        check_used(self, masks_in_memory=isinstance(self.masks, InMemory))
         check_encoding(self.mask_encoding, self.colours, self.mask_threshold)
 
     def _encoding_of_several(self) -> str:
@@ -200,6 +198,7 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         """Checks every value."""
+        set_plain(self)
         strengths = ("elastic", "rotation", "brightness", "contrast", "gamma", "noise", "colour")
         require_each(self, strengths, lambda value: is_number(value) and value >= 0, "must be 0 (off) or positive")
         grid = is_count(self.elastic_grid, 2)
@@ -207,7 +206,9 @@ class AugmentationConfig:
         share = is_number(self.invert) and 0 <= self.invert <= 1
         require(share, "invert", self.invert, "must be a share of the samples, from 0 (off) to 1")
         low, high = self.scale
-        require(0 < low <= high, "scale", self.scale, "must be (smallest, largest) with 0 < smallest <= largest")
+        ordered = is_number(low) and is_number(high) and 0 < low <= high
+        require(ordered, "scale", self.scale, "must be (smallest, largest) with 0 < smallest <= largest")
+        check_used(self)
 
     def elastic_pixels(self, height: int, width: int) -> float:
         """Returns the standard deviation of the displacements, in pixels, in images of a size.
