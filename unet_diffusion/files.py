@@ -103,6 +103,15 @@ def remove_leftovers(folder: Path) -> None:
         remove(leftover)
 
 
+def remove_leftovers_of(*paths: Path) -> None:
+    """Deletes what a killed process left half written of these files; no other process may be writing them."""
+    for folder in {path.parent for path in paths if path.parent.is_dir()}:
+        ends = tuple(f"-{path.name}" for path in paths if path.parent == folder)
+        for name in os.listdir(folder):
+            if name.startswith(PREFIX) and name.endswith(ends):
+                remove(folder / name)
+
+
 def flush_to_disk(path: Path, recursive: bool = True) -> None:
     """Waits until the operating system has stored a file, or a folder with its contents."""
     if recursive and path.is_dir():
