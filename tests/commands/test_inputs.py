@@ -59,7 +59,15 @@ def test_results_are_not_taken_for_inputs(tmp_path):
 
 
 def test_masks_in_a_folder_of_inputs_are_left_out_unless_they_are_named(tmp_path):
-    names = {"a.png", "a_mask.png", "b/images/c.png", "b/masks/c.tif", "b/Labels/c_seg.png", "gt/only.png", "d_mask.png"}
+    names = {
+        "a.png",
+        "a_mask.png",
+        "b/images/c.png",
+        "b/masks/c.tif",
+        "b/Labels/c_seg.png",
+        "gt/only.png",
+        "d_mask.png",
+    }
     filled(tmp_path, *names)
 
     def found(*given: Path) -> tuple[set[str], int]:

@@ -80,7 +80,8 @@ class _Search:
         if os.path.exists(path):
             root, matches = os.path.dirname(path), [path]
         else:
-            root = os.path.dirname(path[: match.start()] if (match := WILDCARD.search(path)) else path)
+            wildcard = WILDCARD.search(path)
+            root = os.path.dirname(path[: wildcard.start()] if wildcard else path)
             matches = sorted(glob.glob(path, recursive=True))
         found = []
         for match in matches:

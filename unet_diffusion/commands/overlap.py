@@ -7,7 +7,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 WRITERS = 4
 MOST_BYTES = 256 * 2**20  # of decoded images between reading and writing

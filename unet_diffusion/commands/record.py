@@ -193,7 +193,9 @@ class Record:
             return
         real, home = os.path.realpath(folder), os.path.realpath(self.folder)
         if os.path.commonpath([real, home]) != home:
-            raise ValueError(f"{folder} is a link out of the output {self.folder}; remove it, or choose another output.")
+            raise ValueError(
+                f"{folder} is a link out of the output {self.folder}; remove it, or choose another output."
+            )
         self._real_folders.add(folder)
 
     def write(self, result: Result, files: Mapping[str, bytes]) -> Result:
@@ -225,7 +227,6 @@ class Record:
                 file.write(_line(asdict(result)))
             if table is not None:
                 file.write(_line({"table": sha256(table.read_bytes())}))
-
 
     def _former(self, result: Result) -> Iterator[tuple[str, str]]:
         """Yields the outputs that a failed image may still have from before, with their sha256."""

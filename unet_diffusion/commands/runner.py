@@ -1,4 +1,4 @@
-"""Works through many image files: reads ahead, computes one after the other, writes behind, and goes on after a stop."""
+"""Works through many image files: reads ahead, computes in order, writes behind, and goes on after a stop."""
 
 import errno
 import hashlib
@@ -121,7 +121,7 @@ class _Job:
         self.others = self._others()
 
     def _others(self) -> list[str]:
-        """Returns the images of earlier calls whose outputs are still there, unless they are among these by any name."""
+        """Returns the images of earlier calls whose outputs are still there, unless they are among these."""
         names = {item.name for item in self.items}
         return [
             name
@@ -139,12 +139,12 @@ class _Job:
         if self.table is not None:
             self.table.open()
         try:
-            with progress_bar(total=len(todo)) as progress, Behind() as behind:
-                with Ahead(self._prepare, todo, self.room) as ahead:
-                    for item, read in ahead:
-                        if read is not None:
-                            self._compute(item, read, behind)
-                        progress.update()
+            ahead = Ahead(self._prepare, todo, self.room)
+            with progress_bar(total=len(todo)) as progress, Behind() as behind, ahead:
+                for item, read in ahead:
+                    if read is not None:
+                        self._compute(item, read, behind)
+                    progress.update()
         except KeyboardInterrupt:
             self._end()
             finished = sum(self._is_finished(item) for item in self.items)

@@ -21,8 +21,8 @@ def upscale(options: Upscale) -> Path:
 
     NAME is the place of the image below the folder that was named, without its suffix. Images that would share a name
     keep their suffix. Large images have the training data's channels and depth. With channels that PNG does not
-    support, or floats, they are `.npy` arrays (H, W, C). What was made before, as `upscale.jsonl` in the folder says, is
-    not made again unless the image, the run or an option has changed.
+    support, or floats, they are `.npy` arrays (H, W, C). What was made before, as `upscale.jsonl` in the folder says,
+    is not made again unless the image, the run or an option has changed.
 
     Raises:
         ValueError: no super-resolution run, an option that does not fit it, or no image at all.

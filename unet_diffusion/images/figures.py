@@ -49,7 +49,9 @@ def encoded_image(image: Image.Image) -> bytes:
 
 def encoded_stored(image: Tensor, suffix: str) -> bytes:
     """Returns the content of a file of stored values (C, H, W): ".png", or ".npy" with an array (H, W, C)."""
-    return encoded_image(stored_image(image)) if suffix == ".png" else encoded_array(image.permute(1, 2, 0).cpu().numpy())
+    return (
+        encoded_image(stored_image(image)) if suffix == ".png" else encoded_array(image.permute(1, 2, 0).cpu().numpy())
+    )
 
 
 def encoded_array(array: np.ndarray) -> bytes:
