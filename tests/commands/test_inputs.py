@@ -33,6 +33,7 @@ def names_of(*places: str, root: str = "/data") -> dict[str, str]:
         (["in/*"], ["a/b/cell.tif", "a/cell.png", "cell.png", "notes.txt"]),
         (["in/*/cell.png"], ["a/cell.png"]),
         (["in/**/cell.*"], ["a/b/cell.tif", "a/cell.png", "cell.png"]),
+        (["in/a/b/../cell.png", "in/a/cell.png"], ["cell.png"]),
         (["in/a/*/../cell.png"], ["b/cell.png"]),
         (["in/a", "in/cell.png", "in"], ["b/cell.tif", "cell.png", "cell.png"]),  # each once, as it was first named
     ],

@@ -178,8 +178,10 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_call_does_the_rest(command, 
         if key == "b/c/x":
             os.kill(os.getpid(), signal.SIGINT)
 
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.raises(KeyboardInterrupt, match="2 of 4 images are finished, and the same command goes on"):
         replace(command, during=interrupt).run()
+    signal.signal(signal.SIGINT, handler)
     assert [row["image"] for row in command.rows()] == ["a/x.png", "a/y.png"]
     assert command.run() == ["b/c/x", "b/x"]
     assert tree(command.output) == undisturbed

@@ -50,6 +50,7 @@ def job(command: str, runs: Path, output: Path) -> Callable[[], None]:
     arguments = ["--run", str(runs / command), "--output", str(output), "--device", "cpu", *inputs, *COMMANDS[command]]
 
     def work() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         try:
             run(command, arguments)
         except SystemExit as ended:

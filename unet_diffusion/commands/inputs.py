@@ -75,6 +75,8 @@ class _Search:
     def matches(self, given: str) -> list[tuple[str, str]]:
         """Returns the absolute paths of the images behind one input, with their places."""
         path = str(Path(given).expanduser().absolute())
+        if ".." in Path(given).parts and os.path.exists(path):
+            path = os.path.realpath(path)  # so that a file is known that was named in another way too
         if os.path.isdir(path):
             return [(file, _place(file, path)) for file in self.folder(path)]
         if os.path.exists(path):

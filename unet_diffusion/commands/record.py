@@ -6,6 +6,7 @@ an image counts.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -52,6 +53,9 @@ class Result:
     error: str = ""
 
 
+KINDS = {each.name: str for each in fields(Result)} | {"state": list, "rows": list, "outputs": dict, "whole": dict}
+
+
 class Record:
     """The results of a command in a folder.
 
@@ -65,6 +69,7 @@ class Record:
 
     def __init__(self, folder: Path, command: str) -> None:
         self.folder, self.path = folder, record_path(folder, command)
+        self._place = str(folder)
         self.results: dict[str, Result] = {}
         self.made: dict[str, set[str]] = {}  # every sha256 that an output had
         self.table = AT_WORK  # or the sha256 of the table that the last call left
@@ -153,7 +158,7 @@ class Record:
         return all(self._is_as_made(result, name + ending) for ending in endings)
 
     def _is_as_made(self, result: Result, output: str) -> bool:
-        path = self.folder / output
+        path = f"{self._place}{os.sep}{output}"  # since pathlib is slow for many
         try:
             found = os.lstat(path)
         except OSError:
@@ -161,7 +166,7 @@ class Record:
         if output not in result.whole or not stat.S_ISREG(found.st_mode):
             return False
         same = (found.st_size, found.st_mtime_ns) == result.whole[output]
-        return same or sha256(path.read_bytes()) == result.outputs.get(output)
+        return same or sha256(Path(path).read_bytes()) == result.outputs.get(output)
 
     def is_own(self, output: str) -> bool:
         """Returns whether an output that exists is as a call of the command made it."""
@@ -269,14 +274,13 @@ def _line(values: Mapping[str, Any]) -> bytes:
 
 def _result(values: dict[str, Any]) -> Result:
     """Returns the result that a line of the record holds; a TypeError or ValueError for any other line."""
-    kinds = {"state": list, "rows": list, "outputs": dict, "whole": dict}
     for name, value in values.items():
-        if not isinstance(value, kinds.get(name, str)):
+        if not isinstance(value, KINDS[name]):
             raise TypeError(name)
-    texts = [*values.get("outputs", {}).values(), *(cell for row in values.get("rows", []) for cell in row)]
-    if not all(isinstance(text, str) for text in texts) or set(values) - {each.name for each in fields(Result)}:
+    rows = tuple(map(tuple, values.get("rows", ())))
+    texts = [*values.get("outputs", {}).values(), *itertools.chain(*rows)]
+    if set(map(type, texts)) - {str}:
         raise TypeError("outputs or rows")
-    values["rows"] = tuple(map(tuple, values.get("rows", [])))
-    values["state"] = tuple(values.get("state", []))
+    values["rows"], values["state"] = rows, tuple(values.get("state", ()))
     values["whole"] = {output: tuple(state) for output, state in values.get("whole", {}).items()}
     return Result(**values)
