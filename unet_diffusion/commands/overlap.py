@@ -90,6 +90,7 @@ class Behind:
     def __init__(self, threads: int = WRITERS) -> None:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="writing")
         self.error: BaseException | None = None
+        self.is_done = False  # true after the block, unless Ctrl-C has ended the waiting too
 
     def do(self, job: Callable[[], Any]) -> None:
         """Has a job done soon."""
@@ -112,5 +113,6 @@ class Behind:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.pool.shutdown(wait=True, cancel_futures=isinstance(error, Exception))
+        self.is_done = True
         if error is None:
             self.raise_error()

@@ -69,22 +69,21 @@ class Record:
 
     def __init__(self, folder: Path, command: str) -> None:
         self.folder, self.path = folder, record_path(folder, command)
-        self._place = str(folder)
-        self.results: dict[str, Result] = {}
-        self.made: dict[str, set[str]] = {}  # every sha256 that an output had
-        self.table = AT_WORK  # or the sha256 of the table that the last call left
+        self._place = str(folder)  # since pathlib is slow for many
         self.lock = threading.RLock()
-        self.whole_length = 0  # without a line that a kill has cut
         self._descriptor = -1
         self._real_folders: set[Path] = set()
         self._read()
 
     def _read(self) -> None:
+        self.results: dict[str, Result] = {}
+        self.made: dict[str, set[str]] = {}  # every sha256 that an output had
+        self.table = AT_WORK  # or the sha256 of the table that the last call left
         if self.path.is_symlink():
             raise ValueError(f"{self.path} is a link, but must be a file that the command writes; remove the link.")
-        self.existed = self.path.exists()
+        self._seen = self._state()
         content = self.path.read_bytes() if self.existed else b""
-        self.whole_length = content.rfind(b"\n") + 1
+        self.whole_length = content.rfind(b"\n") + 1  # without a line that a kill has cut
         for number, line in enumerate(content[: self.whole_length].splitlines(), start=1):
             try:
                 values = json.loads(line)
@@ -97,6 +96,14 @@ class Record:
                     f"line {number} of {self.path} is not one that the command writes; remove the line, and its image "
                     "is made again."
                 ) from error
+
+    @property
+    def existed(self) -> bool:
+        """Returns whether there was a record before this call."""
+        return self._seen is not None
+
+    def _state(self) -> State | None:
+        return state_of(self.path) if self.path.exists() else None
 
     def _keep(self, result: Result) -> None:
         self.results[result.image] = result
@@ -117,8 +124,9 @@ class Record:
         except Timeout:
             raise RuntimeError(f"another process is writing in {self.folder}; choose another output.") from None
         try:
-            cut = [output for result in self.results.values() if not result.whole for output in result.outputs]
-            remove_leftovers_of(*(self.folder / output for output in cut), self.path, *others)
+            if self._state() != self._seen:  # another process was still at work when it was read
+                self._read()
+            self._remove_leftovers(others)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
             self._descriptor = os.open(self.path, flags, 0o666)
             os.ftruncate(self._descriptor, self.whole_length)
@@ -126,10 +134,18 @@ class Record:
                 self._append({"table": AT_WORK})
             yield self
         finally:
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-            self._descriptor = -1
+            with self.lock:
+                if self._descriptor >= 0:
+                    os.close(self._descriptor)
+                self._descriptor = -1
             lock.release()
+
+    def _remove_leftovers(self, others: Iterable[Path]) -> None:
+        cut = [result for result in self.results.values() if not result.whole]
+        paths = [self.folder / output for result in cut for output in result.outputs]
+        for path in paths:
+            self._check_inside(path.parent)
+        remove_leftovers_of(*paths, self.path, *others)
 
     def add(self, result: Result, to_disk: bool = False) -> None:
         """Writes a line, and waits until the disk has it if asked to."""

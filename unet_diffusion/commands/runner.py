@@ -80,9 +80,9 @@ def work_through(inputs: Inputs, folder: Path, work: Work, overwrite: bool, prog
     items = [_Item(i, path, name, key) for i, (path, name, key) in enumerate(zip(inputs.paths, names, keys))]
     record = Record(folder, work.command)
     table = None if work.table is None else Table(folder / work.table[0], work.table[1], work.wanted[0], record)
-    if table is not None:
-        table.check(overwrite)
     with record.opened(*([table.path] if table is not None else [])):
+        if table is not None:
+            table.check(overwrite)
         job = _Job(work, items, record, table, overwrite)
         job.run(progress_bar)
     failures = [*inputs.missing, *(job.failures[index] for index in sorted(job.failures))]
@@ -138,14 +138,16 @@ class _Job:
         self._write_table([item.name for item in self.items if item.name not in left])
         if self.table is not None:
             self.table.open()
+        ahead, behind = Ahead(self._prepare, todo, self.room), Behind()
         try:
-            ahead = Ahead(self._prepare, todo, self.room)
-            with progress_bar(total=len(todo)) as progress, Behind() as behind, ahead:
+            with progress_bar(total=len(todo)) as progress, behind, ahead:
                 for item, read in ahead:
                     if read is not None:
                         self._compute(item, read, behind)
                     progress.update()
         except KeyboardInterrupt:
+            if not behind.is_done:  # it was pressed again
+                raise
             self._end()
             finished = sum(self._is_finished(item) for item in self.items)
             raise KeyboardInterrupt(

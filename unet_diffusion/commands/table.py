@@ -56,7 +56,9 @@ class Table:
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._descriptor)
+        with self.lock:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _lines_of(self, result: Result) -> bytes:
         file = readable(result.source)
