@@ -140,6 +140,16 @@ def test_results_are_not_overwritten_unless_asked(tmp_path):
         segment(Segment(inputs=(str(images / "b"),), **options))
 
 
+def test_overlays_can_be_left_out(tmp_path):
+    saved(tmp_path / "run")
+    images = folder_of_images(tmp_path / "images")
+    options = Segment(run=tmp_path / "run", output=tmp_path / "out", device="cpu", inputs=(str(images),))
+    both = segment(options)
+    plain = segment(replace(options, output=tmp_path / "plain", overlays=False))
+    assert files_in(plain) == {name for name in files_in(both) if not name.endswith("-overlay.png")}
+    assert all((plain / name).read_bytes() == (both / name).read_bytes() for name in files_in(plain) if "/" in name)
+
+
 def test_a_table_that_was_changed_is_not_replaced_unless_asked(tmp_path):
     saved(tmp_path / "run")
     images = folder_of_images(tmp_path / "images")
