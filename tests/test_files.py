@@ -10,6 +10,7 @@ from unet_diffusion.files import (
     merged_into,
     remove_at_once,
     remove_leftovers,
+    remove_leftovers_of,
     write_json,
     write_text,
     written_aside,
@@ -131,3 +132,14 @@ def test_existing_files_are_named_unless_they_may_be_overwritten(tmp_path):
     check_absent(absent, existing, overwrite=True)
     with pytest.raises(ValueError, match="b.json exists already; set overwrite, or choose another output"):
         check_absent(absent, existing, overwrite=False)
+
+
+def test_the_longest_names_are_written_aside_and_their_leftovers_removed(tmp_path):
+    for name in ("n" * 251 + ".png", "é" * 125 + ".npy", "short.png"):
+        with written_aside(tmp_path / name) as aside:
+            aside.write_text(name)
+            assert aside.suffix == Path(name).suffix
+        (tmp_path / aside.name.replace(str(os.getpid()), "1")).touch()
+        remove_leftovers_of(tmp_path / name)
+        assert [path.read_text() for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()

@@ -3,6 +3,7 @@
 A reader sees the old file or the new one, never half of one.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 PREFIX = ".writing-"
+MOST_BYTES = 200  # of a name that a prefix is added to
 INDEX = "model_index.json"  # a folder that has it counts as a whole pipeline
 
 
@@ -29,7 +31,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         OSError: it could not be written, for example because the disk is full; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")
+    aside = path.with_name(f"{PREFIX}{os.getpid()}-{_shortened(path.name)}")
     remove(aside)  # left by a killed process of the same number, which is common in containers
     try:
         with named_errors(path):
@@ -40,6 +42,12 @@ def written_aside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             remove(aside)
+
+
+def _shortened(name: str) -> str:
+    """Returns a name that stays within the 255 bytes of file systems when a prefix is added; the suffix stays."""
+    content = os.fsencode(name)
+    return name if len(content) <= MOST_BYTES else hashlib.sha256(content).hexdigest() + Path(name).suffix
 
 
 @contextmanager
@@ -101,6 +109,15 @@ def remove_leftovers(folder: Path) -> None:
     """Deletes files that a killed process left half written under `folder`; no other process may be writing there."""
     for leftover in list(folder.rglob(f"{PREFIX}*")):
         remove(leftover)
+
+
+def remove_leftovers_of(*paths: Path) -> None:
+    """Deletes what a killed process left half written of these files; no other process may be writing them."""
+    for folder in {path.parent for path in paths if path.parent.is_dir()}:
+        ends = tuple(f"-{_shortened(path.name)}" for path in paths if path.parent == folder)
+        for name in os.listdir(folder):
+            if name.startswith(PREFIX) and name.endswith(ends):
+                remove(folder / name)
 
 
 def flush_to_disk(path: Path, recursive: bool = True) -> None:

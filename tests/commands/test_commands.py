@@ -57,6 +57,44 @@ def test_sample_overwrites_nothing_unless_asked(run, tmp_path):
     assert Image.open(tmp_path / "00000.png").size == (8, 8)
 
 
+def test_sample_goes_on_after_a_batch_and_makes_again_what_other_options_made(run, tmp_path, caplog):
+    arguments = ["--run", str(run), "--steps", "2", "--count", "5", "--max-batch", "2", "--output", str(tmp_path)]
+    cli.run("sample", arguments)
+    whole = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert len(whole) == 6
+    for name in ("00003.png", "00004.png", "grid.png"):  # as a kill in the second batch leaves it
+        (tmp_path / name).unlink()
+    kept = {path: path.stat().st_ino for path in tmp_path.glob("*.png")}
+    cli.run("sample", arguments)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == whole
+    assert all(path.stat().st_ino == number for path, number in kept.items())
+    assert caplog.messages == []
+
+    cli.run("sample", [*arguments, "--seed", "1"])
+    assert all((tmp_path / name).read_bytes() != content for name, content in whole.items())
+    assert caplog.messages == ["5 images were made by another run or with other options, and are made again"]
+    (tmp_path / "00001.png").write_bytes(b"mine")
+    with pytest.raises(SystemExit, match="00001.png exists already; set overwrite"):
+        cli.run("sample", arguments)
+    assert (tmp_path / "00001.png").read_bytes() == b"mine"
+    cli.run("sample", [*arguments, "--overwrite"])
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == whole
+
+
+def test_a_batch_of_sample_that_exceeds_the_memory_is_a_failure(run, tmp_path):
+    """Images of 2**24 pixels a side take more than any machine has."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((copy / "unet" / "config.json").read_text())
+    (copy / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": 2**24}))
+    with pytest.raises(SystemExit, match=r"(?s)2 of 2 images failed.*out of memory: .*; set max_batch to less than 2"):
+        cli.run("sample", ["--run", str(copy), "--count", "2", "--steps", "1", "--output", str(tmp_path / "out")])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "sample.jsonl").read_text().splitlines()]
+    assert [(line["image"], line["error"][:13]) for line in lines] == [
+        ("00000", "out of memory"),
+        ("00001", "out of memory"),
+    ]
+
+
 def test_generated_images_are_compared_with_real_ones_and_with_the_counts(run, tmp_path, capsys):
     arguments = ["--run", str(run), "--steps", "1", "--count", "64", "--data", "mnist-5000", "--image-size", "8"]
     arguments += ["--output", str(tmp_path / "figures.json")]

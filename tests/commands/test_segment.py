@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from PIL import Image
 
 from tests.support.segmentation import image, network, pipeline, saved
 from unet_diffusion.cli import run
-from unet_diffusion.commands.inputs import Inputs, find_inputs
 from unet_diffusion.commands.options.segment import Segment
 from unet_diffusion.commands.segment import segment
 from unet_diffusion.images.large_images import open_image
@@ -76,6 +76,10 @@ def test_a_failed_run_leaves_no_file(tmp_path):
 # --- the command ---
 
 
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def folder_of_images(folder: Path) -> Path:
     for name, seed in (("a/x.png", 0), ("b/x.png", 1), ("b/y.png", 2)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,11 +97,13 @@ def test_the_command_writes_masks_overlays_and_areas_and_goes_on_after_a_bad_fil
         SystemExit, match=r"(?s)1 of 4 inputs failed.*broken.png cannot be decoded"
     ):  # a message makes the exit status 1
         run("segment", [str(argument) for argument in arguments])
-    stems = ("x", "x-2", "y")
-    assert sorted(path.name for path in output.iterdir()) == sorted(
-        ["areas.csv", *(f"{stem}.png" for stem in stems), *(f"{stem}-overlay.png" for stem in stems)]
-    )
-    for stem, name in zip(stems, ("a/x.png", "b/x.png", "b/y.png")):
+    stems = ("a/x", "b/x", "b/y")
+    assert files_in(output) == {
+        *(".lock", "areas.csv", "segment.jsonl"),
+        *(f"{stem}{ending}.png" for stem in stems for ending in ("", "-overlay")),
+    }
+    for stem in stems:
+        name = f"{stem}.png"
         expected = np.asarray(pipe(images / name).masks[0])
         assert np.array_equal(np.asarray(Image.open(output / f"{stem}.png")), expected)
         rows = [
@@ -109,6 +115,10 @@ def test_the_command_writes_masks_overlays_and_areas_and_goes_on_after_a_bad_fil
         assert [int(row["pixels"]) for row in rows] == np.bincount(expected.ravel(), minlength=3).tolist()
         assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=2e-6)
         assert {row["file"] for row in rows} == {str(images / name)}
+        assert {row["error"] for row in rows} == {""}
+    (failed,) = (row for row in csv.DictReader(io.StringIO((output / "areas.csv").read_text())) if row["error"])
+    assert failed["file"] == str(images / "b" / "broken.png") and "cannot be decoded" in failed["error"]
+    assert [failed[name] for name in ("mask", "class", "pixels", "share")] == [""] * 4
 
 
 def test_results_are_not_overwritten_unless_asked(tmp_path):
@@ -121,24 +131,39 @@ def test_results_are_not_overwritten_unless_asked(tmp_path):
         segment(Segment(inputs=(str(images / "b"),), **options))
     assert (tmp_path / "out" / "y.png").read_bytes() == b"mine"
     assert (tmp_path / "out" / "x.png").exists()
-    with pytest.raises(ValueError, match="areas.csv exists already"):
-        segment(Segment(inputs=(str(images / "a"),), **options))
     segment(Segment(inputs=(str(images / "b" / "*.png"),), overwrite=True, **options))
     assert Image.open(tmp_path / "out" / "y.png").mode == "P"
+    with pytest.raises(RuntimeError, match=f"x.png holds the result of {images / 'b' / 'x.png'}"):
+        segment(Segment(inputs=(str(images / "a"),), **options))
+    (tmp_path / "out" / "segment.jsonl").unlink()
+    with pytest.raises(ValueError, match="areas.csv exists already"):
+        segment(Segment(inputs=(str(images / "b"),), **options))
 
 
-def test_images_in_the_output_folder_are_not_taken_for_inputs(tmp_path):
-    images = folder_of_images(tmp_path)
-    found = find_inputs([str(images)], output=images / "a")
-    assert [path.name for path in found.paths] == ["x.png", "y.png"]
+def test_overlays_can_be_left_out(tmp_path):
+    saved(tmp_path / "run")
+    images = folder_of_images(tmp_path / "images")
+    options = Segment(run=tmp_path / "run", output=tmp_path / "out", device="cpu", inputs=(str(images),))
+    both = segment(options)
+    plain = segment(replace(options, output=tmp_path / "plain", overlays=False))
+    assert files_in(plain) == {name for name in files_in(both) if not name.endswith("-overlay.png")}
+    assert all((plain / name).read_bytes() == (both / name).read_bytes() for name in files_in(plain) if "/" in name)
 
 
-def test_outputs_have_different_names():
-    paths = tuple(Path(name) for name in ("a/x.png", "b/x.tif", "x-overlay.png", "X.png", "x-2.png", "..png"))
-    names = Inputs(paths, ()).names()
-    files = [f"{name}{end}".casefold() for name in names.values() for end in (".png", "-overlay.png")]
-    assert len(set(files)) == len(files)
-    assert all("/" not in name for name in names.values())
+def test_a_table_that_was_changed_is_not_replaced_unless_asked(tmp_path):
+    saved(tmp_path / "run")
+    images = folder_of_images(tmp_path / "images")
+    options = Segment(run=tmp_path / "run", output=tmp_path / "out", device="cpu", inputs=(str(images),))
+    table = segment(options) / "areas.csv"
+    whole = table.read_bytes()
+    segment(options)
+    assert table.read_bytes() == whole
+    table.write_text("mine")
+    with pytest.raises(ValueError, match="areas.csv was changed after it was written"):
+        segment(options)
+    assert table.read_text() == "mine"
+    segment(replace(options, overwrite=True))
+    assert table.read_bytes() == whole
 
 
 def test_inputs_that_are_missing_are_named(tmp_path):
@@ -149,40 +174,3 @@ def test_inputs_that_are_missing_are_named(tmp_path):
         Segment()
     with pytest.raises(ValueError, match="no model_index.json"):
         segment(Segment(run=tmp_path, inputs=("x",)))
-
-
-def test_masks_in_a_folder_of_inputs_are_left_out_unless_they_are_named(tmp_path, caplog):
-    names = [
-        "a.png",
-        "a_mask.png",
-        "b/images/c.png",
-        "b/masks/c.tif",
-        "b/Labels/c_seg.png",
-        "gt/only.png",
-        "d_mask.png",
-    ]
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-
-    def found(*given: Path) -> set[str]:
-        inputs = find_inputs(map(str, given), tmp_path / "out")
-        inputs.work_through(inputs.paths, lambda path: None)
-        return {str(path.relative_to(tmp_path)) for path in inputs.paths}
-
-    assert found(tmp_path) == {"a.png", "b/images/c.png", "gt/only.png", "d_mask.png"}
-    (said,) = caplog.messages
-    assert said.startswith(
-        f"3 files look like masks of the others, such as {tmp_path / 'a_mask.png'}, and are left out"
-    )
-    assert found(tmp_path / "**" / "*.*") == set(names)
-    assert found(tmp_path / "b" / "masks") == {"b/masks/c.tif"}
-    assert len(caplog.messages) == 1
-    assert found(tmp_path, tmp_path / "a_mask.png") == {
-        "a.png",
-        "a_mask.png",
-        "b/images/c.png",
-        "gt/only.png",
-        "d_mask.png",
-    }
-    assert caplog.messages[-1].startswith("2 files look")

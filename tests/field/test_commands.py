@@ -250,7 +250,7 @@ def test_the_card_of_a_run_names_the_classes_that_load_it(kind, tmp_path):
     (network_alone,) = re.findall(r"unet_diffusion\.(UNet\.from_pretrained\(.*?\))`", use)
     assert isinstance(eval(network_alone), UNet)
     for other in (SEGMENTATION_USE, ENLARGING_USE):
-        assert "DiffusionPipeline.from_pretrained` only looks for classes in diffusers" in other
+        assert "DiffusionPipeline.from_pretrained` looks for classes in diffusers only" in other
 
 
 def test_a_run_in_bfloat16_gives_float_images(tmp_path):

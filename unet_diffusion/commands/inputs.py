@@ -1,15 +1,17 @@
-"""Finds the image files that a command works through, names their outputs, and collects failures."""
+"""Finds the image files that a command works through, each with its place below what the user named."""
 
 import glob
-import logging
-from collections.abc import Callable, Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from unet_diffusion.data.folders import IMAGE_SUFFIXES, masks_among
 from unet_diffusion.files import readable
 
-logger = logging.getLogger(__name__)
+WILDCARD = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
@@ -18,98 +20,120 @@ class Inputs:
 
     Attributes:
         paths: absolute, each once, in the order in which they were named.
-        missing: a sentence for each input without an image.
+        places: of each path below the folder that was named, below the part of a pattern before its first wildcard, or
+            its name where the file itself was named; with slashes, and never with `..`.
+        missing: a sentence for each input without an image, and for each folder that cannot be listed.
         masks: files of folders that are left out, since they look like masks of the others.
     """
 
     paths: tuple[Path, ...]
-    missing: tuple[str, ...]
+    places: tuple[str, ...]
+    missing: tuple[str, ...] = ()
     masks: tuple[Path, ...] = ()
-
-    def names(self) -> dict[Path, str]:
-        """Returns a name for the outputs of each image: its stem, and a number where several images share it.
-
-        No two of `NAME.png` and `NAME-overlay.png` are equal, in any case of their letters.
-        """
-        taken: set[str] = set()
-        names = {}
-        for path in self.paths:
-            number, name = 1, path.stem
-            while not taken.isdisjoint(_outputs(name)):
-                number += 1
-                name = f"{path.stem}-{number}"
-            taken.update(_outputs(name))
-            names[path] = name
-        return names
-
-    def work_through(self, paths: Iterable[Path], work: Callable[[Path], None]) -> list[str]:
-        """Calls `work` for each path; returns a sentence for each that failed, missing inputs included.
-
-        A failure is logged at once, and the others go on. The paths may be wrapped in a progress bar.
-        """
-        if self.masks:
-            logger.warning(
-                "%d files look like masks of the others, such as %s, and are left out; name them by a pattern to take "
-                "them",
-                len(self.masks),
-                readable(str(self.masks[0])),
-            )
-        failures = list(self.missing)
-        for path in paths:
-            try:
-                work(path)
-            except (ValueError, OSError, ImportError, MemoryError) as error:
-                named = str(path) in str(error)
-                failures.append(readable(str(error) if named else f"{path}: {error}"))
-                logger.warning("%s", failures[-1])
-        return failures
-
-    def report(self, failures: list[str], output: Path) -> None:
-        """Raises a RuntimeError that lists the failures, if there are any."""
-        if failures:
-            listed = "\n".join(failures)
-            raise RuntimeError(
-                f"{len(failures)} of {len(self.paths)} inputs failed, the others are in {output}:\n{listed}"
-            )
 
 
 def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
     """Finds the image files behind files, folders (with their subfolders) and globs.
 
-    A named file is taken whatever its suffix; of a folder, the files with the suffix of an image format. Files of the
-    output folder are left out, and so are those of a folder that look like masks of its other files.
+    A named file is taken whatever its suffix; of a folder, the files with the suffix of an image format. Files in the
+    output folder are left out, unless what was named lies in one of its subfolders. So are those of a folder that look
+    like masks of its other files.
 
     Raises:
         ValueError: no image at all.
     """
-    masks: list[Path] = []
-    found = {given: _matches(given, output, masks) for given in inputs}
-    paths = tuple(dict.fromkeys(path for matches in found.values() for path in matches))
-    if not paths:
-        raise ValueError(f"inputs are {', '.join(found)}, but there is no image outside of {output}.")
-    missing = [f"{given}: there is no such file, and no image in it" for given, matches in found.items() if not matches]
-    left_out = {mask.absolute(): None for mask in masks}.keys() - set(paths)
-    return Inputs(paths, tuple(missing), tuple(sorted(left_out)))
+    search = _Search(os.path.realpath(output))
+    found: dict[str, str] = {}
+    missing, names = [], list(inputs)
+    for given in names:
+        before = len(search.unlisted)
+        matches = search.matches(given)
+        for path, place in matches:
+            found.setdefault(path, place)
+        if not matches and len(search.unlisted) == before:
+            missing.append(f"{given}: there is no such file, and no image in it")
+    if not found:
+        raise ValueError(f"inputs are {', '.join(names)}, but there is no image outside of {output}.")
+    left_out = dict.fromkeys(mask for mask in search.masks if mask not in found)
+    return Inputs(
+        tuple(map(Path, found)),
+        tuple(found.values()),
+        (*missing, *search.unlisted),
+        tuple(map(Path, sorted(left_out))),
+    )
 
 
-def _matches(given: str, output: Path, masks: list[Path]) -> list[Path]:
-    """Returns the images behind one input; adds those of folders that look like masks to `masks`."""
-    path = Path(given).expanduser()
-    matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-    files = []
-    for match in matches:
-        if match.is_dir():
-            inside = sorted(file for file in match.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            inside = [file for file in inside if file.is_file() and not file.name.startswith(".")]
-            of_others = masks_among(match, inside)
-            masks += of_others
-            left_out = set(of_others)
-            files += [file for file in inside if file not in left_out]
+class _Search:
+    """Looks for images; no path is resolved but those of folders that were named, and of links."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output  # resolved
+        self.masks: list[str] = []
+        self.unlisted: list[str] = []
+        self.real = lru_cache(maxsize=None)(os.path.realpath)
+
+    def matches(self, given: str) -> list[tuple[str, str]]:
+        """Returns the absolute paths of the images behind one input, with their places."""
+        path = str(Path(given).expanduser().absolute())
+        if ".." in Path(given).parts and os.path.exists(path):
+            path = os.path.realpath(path)  # so that a file is known that was named in another way too
+        if os.path.isdir(path):
+            return [(file, _place(file, path)) for file in self.folder(path)]
+        if os.path.exists(path):
+            root, matches = os.path.dirname(path), [path]
         else:
-            files.append(match)
-    results = output.resolve()
-    return [file.absolute() for file in files if file.resolve().parent != results]
+            wildcard = WILDCARD.search(path)
+            root = os.path.dirname(path[: wildcard.start()] if wildcard else path)
+            matches = sorted(glob.glob(path, recursive=True))
+        found = []
+        for match in matches:
+            if os.path.isdir(match):
+                found += [(file, _place(file, root)) for file in self.folder(match.rstrip(os.sep))]
+            elif not self.is_result(self.real(os.path.dirname(match)), self.real(root)):
+                found.append((match, _place(match, root)))
+        return found
+
+    def folder(self, folder: str) -> list[str]:
+        """Returns the images of a folder and its subfolders, sorted; keeps those that look like masks of others."""
+        real = self.real(folder)
+        files = list(self.below(folder, real, real))
+        masks = set(masks_among(folder, files))
+        self.masks += [file for file in files if file in masks]
+        return [file for file in files if file not in masks] if masks else files
+
+    def below(self, folder: str, real: str, root: str) -> Iterator[str]:
+        """Yields the images of a folder, whose resolved path is `real`, below the resolved `root` that was named."""
+        if self.is_result(real, root):
+            return
+        try:
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            self.unlisted.append(readable(f"{folder} cannot be listed: {error.strerror}; make it readable"))
+            return
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from self.below(entry.path, os.path.join(real, entry.name), root)
+            elif _is_image(entry) and not (
+                entry.is_symlink() and self.is_result(os.path.dirname(os.path.realpath(entry.path)), root)
+            ):
+                yield entry.path
+
+    def is_result(self, folder: str, root: str) -> bool:
+        """Returns whether a folder is the output or lies in it, where the named root does not lie deeper in it."""
+        return folder == self.output or (_lies_in(folder, self.output) and not _lies_in(root, self.output))
 
 
-def _outputs(name: str) -> set[str]:
-    return {name.casefold(), f"{name}-overlay".casefold()}
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    return suffix in IMAGE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+
+
+def _lies_in(folder: str, other: str) -> bool:
+    return folder.startswith(other.rstrip(os.sep) + os.sep)
+
+
+def _place(file: str, root: str) -> str:
+    """Returns the part of a path below a folder; `..` in the matches of a pattern is left out."""
+    parts = file[len(root) :].split(os.sep)
+    return "/".join(part for part in parts if part not in ("", ".", ".."))

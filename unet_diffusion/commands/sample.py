@@ -1,5 +1,7 @@
 """Generates images with a finished run, and writes them as files."""
 
+import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,34 +10,39 @@ import torch
 from PIL import Image
 
 from unet_diffusion.commands.options.generation import GenerationOptions
-from unet_diffusion.commands.options.sample import Sample
+from unet_diffusion.commands.options.sample import GRID, Sample
+from unet_diffusion.commands.overlap import Behind
+from unet_diffusion.commands.record import Record, Result
+from unet_diffusion.commands.runner import digest, is_out_of_memory, reason_of
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.files import written_aside
 from unet_diffusion.images.conversion import has_png
-from unet_diffusion.images.figures import grid, save_image
+from unet_diffusion.images.figures import encoded_array, encoded_image, grid
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import best_device, load_pipeline
 
+logger = logging.getLogger(__name__)
+
+MOST_IN_GRID = 256
+
 
 def sample(options: Sample) -> Path:
-    """Writes `00000.png`, ... and `grid.png`, and returns their folder.
+    """Writes `00000.png`, ... as their batches are made, and then `grid.png`; returns their folder.
 
     Images have the training data's channels and depth. With channels that PNG does not support they are `.npy` arrays
-    (C, H, W) of stored values.
+    (C, H, W) of stored values. What was made before, as `sample.jsonl` in the folder says, is not made again unless the
+    run or an option has changed.
 
     Raises:
         ValueError: an option that does not fit the run, or images that would be overwritten.
+        RuntimeError: after the last batch, if some did not fit into the memory.
     """
     options.check_paths()
     pipe = generation_pipeline(options)
-    as_png = has_png(pipe.unet.config.in_channels, pipe.pixel_range)
-    images = generate(options, pipe, "pil" if as_png else "stored")
-    for i, image in enumerate(images):
-        with written_aside(options.folder / f"{i:05d}{'.png' if as_png else '.npy'}") as aside:
-            image.save(aside) if as_png else np.save(aside, image.cpu().numpy())
-    shown = images if as_png else [Image.fromarray(image[0].float().cpu().numpy()) for image in images]
-    save_image(grid(shown[:256]), options.folder / "grid.png")
+    suffix = ".png" if has_png(pipe.unet.config.in_channels, pipe.pixel_range) else ".npy"
+    job = _Job(options, pipe, suffix, Record(options.folder, "sample"))
+    with job.record.opened(options.folder / GRID):
+        job.run()
     return options.folder
 
 
@@ -46,17 +53,107 @@ def generation_pipeline(options: GenerationOptions) -> ImageGenerationPipeline:
     return pipe
 
 
-def generate(options: GenerationOptions, pipe: ImageGenerationPipeline, output_type: str) -> Any:
-    """Generates all images, as the pipeline's `output_type`."""
-    labels = options.class_labels
+def generate(
+    options: GenerationOptions, pipe: ImageGenerationPipeline, output_type: str, part: range | None = None
+) -> Any:
+    """Generates all images, or those of `part`, as the pipeline's `output_type`."""
+    labels, part = options.class_labels, range(options.count) if part is None else part
     (images,) = pipe(
-        batch_size=options.count,
+        batch_size=len(part),
         num_inference_steps=options.steps,
-        class_labels=[labels[i % len(labels)] for i in range(options.count)] if labels else None,
+        class_labels=[labels[i % len(labels)] for i in part] if labels else None,
         guidance_scale=options.guidance_scale,
-        generator=[torch.Generator().manual_seed(keyed_seed(options.seed, "image", i)) for i in range(options.count)],
+        generator=[torch.Generator().manual_seed(keyed_seed(options.seed, "image", i)) for i in part],
         max_batch=options.max_batch,
         output_type=output_type,
         return_dict=False,
     )
     return images
+
+
+class _Job:
+    """One call of the command."""
+
+    def __init__(self, options: Sample, pipe: ImageGenerationPipeline, suffix: str, record: Record) -> None:
+        self.options, self.pipe, self.suffix, self.record = options, pipe, suffix, record
+        self.names = [f"{i:05d}" for i in range(options.count)]
+
+    def run(self) -> None:
+        """Generates the batches that are not there, then the grid.
+
+        The batches are those of an undisturbed call, since one of another size may round differently.
+        """
+        options = self.options
+        starts = range(0, options.count, options.max_batch)
+        batches = [range(start, min(start + options.max_batch, options.count)) for start in starts]
+        common = self._digest()
+        made_by = {batch: f"{common}, images {batch.start} to {batch.stop - 1}" for batch in batches}
+        todo = {batch: missing for batch in batches if (missing := self._missing(batch, made_by[batch]))}
+        self._check_free(todo, made_by)
+        failures = {}
+        with self.pipe.progress_bar(total=len(todo)) as progress, Behind() as behind:
+            self.pipe.set_progress_bar_config(leave=False)  # the bar of a batch, below that of all
+            for batch, missing in todo.items():
+                try:
+                    images = generate(options, self.pipe, "pil" if self.suffix == ".png" else "stored", batch)
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    failures[batch] = f"{reason_of(error)}; set max_batch to less than {len(batch)}."
+                    self._note(missing, failures[batch])
+                else:
+                    for i in missing:
+                        behind.do(partial(self._write, self.names[i], made_by[batch], images[i - batch.start]))
+                progress.update()
+        if failures:
+            self.record.end(self.names)
+            count = sum(map(len, (todo[batch] for batch in failures)))
+            raise RuntimeError(
+                f"{count} of {options.count} images failed, the others are in {options.folder}: "
+                f"{next(iter(failures.values()))}"
+            )
+        self._write(GRID.removesuffix(".png"), "", self._grid(), ".png")
+        self.record.end([*self.names, GRID.removesuffix(".png")])
+
+    def _digest(self) -> str:
+        options = self.options
+        return digest(
+            options.run,
+            sampler=options.sampler,
+            steps=options.steps,
+            seed=options.seed,
+            class_labels=options.class_labels,
+            guidance_scale=options.guidance_scale,
+        )
+
+    def _missing(self, batch: range, made_by: str) -> list[int]:
+        return [i for i in batch if not self.record.is_whole(self.names[i], [self.suffix], made_by)]
+
+    def _check_free(self, todo: dict[range, list[int]], made_by: dict[range, str]) -> None:
+        """Raises a ValueError for a file that is not our own; says if images of other options are made again."""
+        changed = 0
+        for batch, missing in todo.items():
+            for name in (self.names[i] for i in missing):
+                before = self.record.results.get(name)
+                changed += before is not None and before.made_by not in ("", made_by[batch])
+                self.record.check_free(Result(name), [name + self.suffix], self.options.overwrite)
+        self.record.check_free(Result("grid"), [GRID], self.options.overwrite)
+        if changed:
+            logger.warning("%d images were made by another run or with other options, and are made again", changed)
+
+    def _write(self, name: str, made_by: str, image: Any, suffix: str | None = None) -> None:
+        content = encoded_image(image) if isinstance(image, Image.Image) else encoded_array(image.cpu().numpy())
+        result = Result(name, made_by=made_by)
+        self.record.add(self.record.write(result, {name + (suffix or self.suffix): content}))
+
+    def _note(self, missing: list[int], error: str) -> None:
+        logger.warning("images %d to %d: %s", missing[0], missing[-1], error)
+        for name in (self.names[i] for i in missing):
+            self.record.note_failure(name, "", error)
+
+    def _grid(self) -> Image.Image:
+        """Returns the first images in a grid, read again, since an earlier call may have made them."""
+        paths = [self.options.folder / (name + self.suffix) for name in self.names[:MOST_IN_GRID]]
+        if self.suffix == ".png":
+            return grid([Image.open(path) for path in paths])
+        return grid([Image.fromarray(np.load(path)[0].astype(np.float32)) for path in paths])

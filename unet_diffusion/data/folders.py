@@ -10,13 +10,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from unet_diffusion.data.annotations import refuse_annotations
 from unet_diffusion.data.config import SOURCES, InMemory, SourceOptions
 from unet_diffusion.files import readable
 from unet_diffusion.images.axes import counted
 from unet_diffusion.saved_index import read_object
+
+AnyPath = TypeVar("AnyPath", str, Path)
 
 DIGITS = "mnist-5000"
 FILE_READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -296,17 +298,28 @@ def check_no_masks_among(home: Path, files: list[Path]) -> None:
     raise ValueError(f"data is {home}, but {masks} looks like masks of the images in {images}. {advice}")
 
 
-def masks_among(home: Path, files: Collection[Path]) -> list[Path]:
-    """Returns the files that look like masks of others: `a_mask.png` beside `a.png`, or `masks/a.png` and `a.jpg`."""
-    stems = {(file.parent, file.stem) for file in files}
-    in_masks = {folder: any(map(looks_like_masks, folder.relative_to(home).parts)) for folder, _ in stems}
-    of_images = {stem for folder, stem in stems if not in_masks[folder]}
+def masks_among(home: str | Path, files: Sequence[AnyPath]) -> list[AnyPath]:
+    """Returns the files that look like masks of others: `a_mask.png` beside `a.png`, or `masks/a.png` and `a.jpg`.
 
-    def is_mask(file: Path) -> bool:
-        base, suffix = _split_suffix(file.stem)
-        return (suffix != "" and (file.parent, base) in stems) or (in_masks[file.parent] and base in of_images)
+    The files lie below `home`. Paths are compared as text, since there may be a hundred thousand.
+    """
+    depth, names_masks = len(os.fspath(home)), lru_cache(maxsize=None)(looks_like_masks)
+    stems = [_folder_and_stem(os.fspath(file)) for file in files]
+    here = set(stems)
+    in_masks = {folder: any(map(names_masks, folder[depth:].split(os.sep))) for folder, _ in here}
+    of_images = {stem for folder, stem in here if not in_masks[folder]}
 
-    return [file for file in files if is_mask(file)]
+    def is_mask(folder: str, stem: str) -> bool:
+        base, suffix = _split_suffix(stem)
+        return (suffix != "" and (folder, base) in here) or (in_masks[folder] and base in of_images)
+
+    return [file for file, stem in zip(files, stems) if is_mask(*stem)]
+
+
+def _folder_and_stem(file: str) -> tuple[str, str]:
+    folder, _, name = file.rpartition(os.sep)
+    dot = name.rfind(".")
+    return folder, name[:dot] if 0 < dot < len(name) - 1 else name
 
 
 def check_no_splits_among(home: Path, names: Sequence[str]) -> None:

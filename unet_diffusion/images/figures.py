@@ -1,5 +1,6 @@
 """Images to look at: grids of samples, written as PNG."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,16 +31,34 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
 def save_image(image: Image.Image, path: Path) -> None:
     """Writes a PNG aside and renames it."""
     with written_aside(path) as aside:
-        image.save(aside, optimize=True)
+        aside.write_bytes(encoded_image(image))
 
 
 def save_stored(image: Tensor, path: Path) -> None:
     """Writes stored values (C, H, W) aside and renames them: as PNG if the suffix says so, else as array (H, W, C)."""
-    if path.suffix == ".png":
-        save_image(stored_image(image), path)
-    else:
-        with written_aside(path) as aside:
-            np.save(aside, image.permute(1, 2, 0).cpu().numpy())
+    with written_aside(path) as aside:
+        aside.write_bytes(encoded_stored(image, path.suffix))
+
+
+def encoded_image(image: Image.Image) -> bytes:
+    """Returns the content of an image's PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def encoded_stored(image: Tensor, suffix: str) -> bytes:
+    """Returns the content of a file of stored values (C, H, W): ".png", or ".npy" with an array (H, W, C)."""
+    return (
+        encoded_image(stored_image(image)) if suffix == ".png" else encoded_array(image.permute(1, 2, 0).cpu().numpy())
+    )
+
+
+def encoded_array(array: np.ndarray) -> bytes:
+    """Returns the content of an array's `.npy` file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def array_images(images: np.ndarray) -> list[Image.Image]:

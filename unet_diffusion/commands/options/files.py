@@ -1,7 +1,7 @@
 """The options that commands share which work through image files."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unet_diffusion.commands.inputs import Inputs
@@ -25,7 +25,8 @@ class FileOptions(ABC):
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
     overwrite: bool = False
-    """Replace files that are already there."""
+    """Replace files that the command has not made; what it has made is only made again if it has to change."""
+    _found: Inputs | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -37,7 +38,12 @@ class FileOptions(ABC):
 
     def check_paths(self) -> None:
         """Raises the errors of `checked_inputs`."""
-        self.checked_inputs()
+        self._found = self.checked_inputs()
+
+    def take_inputs(self) -> Inputs:
+        """Returns the images that `check_paths` has just found, since to find many takes seconds, or finds them."""
+        found, self._found = self._found, None
+        return found or self.checked_inputs()
 
 
 def check_results(run: Path, pipeline: str, output: Path) -> None:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from unet_diffusion.commands.options.files import check_results
 from unet_diffusion.commands.options.generation import GenerationOptions
+from unet_diffusion.commands.record import Record
 from unet_diffusion.files import check_absent
+
+GRID = "grid.png"
 
 
 @dataclass
@@ -15,7 +18,7 @@ class Sample(GenerationOptions):
     output: Path | None = None
     """Folder for the images; by default `samples` in the run's folder."""
     overwrite: bool = False
-    """Replace images that are already there."""
+    """Replace files that the command has not made; what it has made is only made again if it has to change."""
 
     @property
     def folder(self) -> Path:
@@ -25,4 +28,6 @@ class Sample(GenerationOptions):
     def check_paths(self) -> None:
         """Raises a ValueError for a missing run, or an output that cannot be written or holds images."""
         check_results(self.run, "ImageGenerationPipeline", self.folder)
-        check_absent(*sorted(self.folder.glob("[0-9]*.*")), overwrite=self.overwrite)
+        made = Record(self.folder, "sample").made
+        found = [*sorted(self.folder.glob("[0-9]*.*")), self.folder / GRID]
+        check_absent(*(file for file in found if file.name not in made), overwrite=self.overwrite)

@@ -6,7 +6,10 @@ from pathlib import Path
 from unet_diffusion.checks import require
 from unet_diffusion.commands.inputs import Inputs, find_inputs
 from unet_diffusion.commands.options.files import FileOptions, check_results
+from unet_diffusion.commands.record import record_path
 from unet_diffusion.files import check_absent
+
+TABLE = "areas.csv"
 
 
 @dataclass
@@ -25,8 +28,10 @@ class Segment(FileOptions):
     """Noisy versions per timestep."""
     opacity: float = 0.5
     """Opacity of the colours in the overlays, from 0 to 1."""
+    overlays: bool = True
+    """Write an overlay for each image, beside its mask."""
     seed: int = 0
-    """Seed of the noise."""
+    """Seed of the noise, together with the place of each image among the inputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,7 +43,8 @@ class Segment(FileOptions):
         return self.output or self.run / "masks"
 
     def checked_inputs(self) -> Inputs:
-        """Returns the images; a ValueError for a missing run, no image, or an output that exists or is not writable."""
+        """Returns the images; a ValueError for a missing run, no image, or an output that is not ours or writable."""
         check_results(self.run, "SegmentationPipeline", self.folder)
-        check_absent(self.folder / "areas.csv", overwrite=self.overwrite)
+        if not record_path(self.folder, "segment").exists():
+            check_absent(self.folder / TABLE, overwrite=self.overwrite)
         return find_inputs(self.inputs, self.folder)

@@ -21,7 +21,7 @@ class Upscale(FileOptions):
     steps: int = 20
     """Steps of the sampler."""
     seed: int = 0
-    """Seed of the noise, together with the name of each output."""
+    """Seed of the noise, together with the place of each image among the inputs."""
     condition_noise: float = 0.0
     """Standard deviation of noise that is added to the enlarged image, whose values lie in [-1, 1]; for images of lower
     quality than those of the training, such as compressed ones."""

@@ -1,0 +1,73 @@
+"""A table of results that is whole at any moment: lines are added as images are finished, and sorted at the end."""
+
+import csv
+import io
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from unet_diffusion.commands.record import AT_WORK, Record, Result, append, sha256
+from unet_diffusion.files import named_errors, readable, written_aside
+
+
+class Table:
+    """A CSV file with the lines of each image, beside the record that they come from.
+
+    Its columns are the file, the output, those of the command, and the error of an image that failed.
+
+    Args:
+        path: of the file.
+        columns: the header.
+        ending: of the output that is named in each line.
+        record: of the command.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], ending: str, record: Record) -> None:
+        self.path, self.columns, self.ending, self.record = path, columns, ending, record
+        self.lock, self._descriptor = threading.Lock(), -1
+
+    def check(self, overwrite: bool) -> None:
+        """Raises a ValueError for a table that the command did not leave as it is, unless it may be overwritten."""
+        if overwrite or not os.path.lexists(self.path):
+            return
+        if not self.record.existed or self.path.is_symlink():
+            raise ValueError(f"{self.path} exists already; set overwrite, or choose another output.")
+        if self.record.table not in (AT_WORK, sha256(self.path.read_bytes())):
+            raise ValueError(f"{self.path} was changed after it was written; move it, or set overwrite.")
+
+    def write(self, names: Iterable[str]) -> None:
+        """Writes the lines of the images with these names, in their order."""
+        with written_aside(self.path) as aside, open(aside, "wb") as file:
+            file.write(_lines([self.columns]))
+            for name in names:
+                if (result := self.record.results.get(name)) is not None:
+                    file.write(self._lines_of(result))
+
+    def open(self) -> None:
+        """Opens the file for more lines."""
+        flags = os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(self.path, flags)
+
+    def add(self, result: Result) -> None:
+        """Adds the lines of an image."""
+        with self.lock, named_errors(self.path):
+            append(self._descriptor, self._lines_of(result))
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self.lock:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _lines_of(self, result: Result) -> bytes:
+        file = readable(result.source)
+        if result.error:
+            return _lines([(file, *[""] * (len(self.columns) - 2), result.error)])
+        return _lines([(file, readable(result.image + self.ending), *row, "") for row in result.rows])
+
+
+def _lines(rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
