@@ -196,6 +196,7 @@ EXAMPLES: list[tuple[str, type, dict[str, Any], dict[str, Any]]] = [
     ("guidance_scale", Sample, {"guidance_scale": 2, "class_labels": ("1",)}, {"class_labels": ()}),
     ("num_draws", Segment, {"inputs": ("x",), "num_draws": 2, "timesteps": (5,)}, {"timesteps": ()}),
     ("seed", Segment, {"inputs": ("x",), "seed": 2, "timesteps": (5,)}, {"timesteps": ()}),
+    ("opacity", Segment, {"inputs": ("x",), "opacity": 0.3}, {"overlays": False}),
     ("head", Export, {"run": "x", "target": "y", "head": "noise", "format": "onnx"}, {"format": "self-contained"}),
 ]
 

@@ -288,6 +288,12 @@ TABLE = (
         "give timesteps, or leave {option} out",
     ),
     Unused(
+        ("opacity",),
+        lambda overlays: not overlays,
+        "overlays are left out",
+        zero_is_off=False,
+    ),
+    Unused(
         ("head",),
         lambda format: format not in ("onnx", "torch-export"),
         "{format!r} writes all of a run",

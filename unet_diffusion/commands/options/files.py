@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unet_diffusion.checks import set_plain
 from unet_diffusion.commands.inputs import Inputs
 from unet_diffusion.data.folders import check_outside, sources_of_run
 from unet_diffusion.files import check_output
 from unet_diffusion.saved_index import check_run_for
+from unet_diffusion.unused_options import check_used
 
 
 @dataclass
@@ -29,8 +31,10 @@ class FileOptions(ABC):
     _found: Inputs | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        set_plain(self)
         if not self.inputs:
             raise ValueError("inputs is empty; give image files, folders or globs.")
+        check_used(self)
 
     @abstractmethod
     def checked_inputs(self) -> Inputs:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_diffusion.checks import require
+from unet_diffusion.checks import is_count, require_each, set_plain
 from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.unused_options import check_used
 
 
 @dataclass
@@ -31,4 +32,7 @@ class GenerationOptions:
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
 
     def __post_init__(self) -> None:
-        require(self.count >= 1, "count", self.count, "must be at least 1")
+        set_plain(self)
+        counts = ("count", "steps", "max_batch")
+        require_each(self, counts, is_count, "must be an integer of at least 1")
+        check_used(self)
