@@ -259,6 +259,8 @@ def test_streams_that_cannot_continue_say_why(tmp_path, caplog):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="no usable image"):
         stream(write(tmp_path / "none", [broken] * 3))
+    with pytest.raises(ValueError, match="group_column is 'label', but nothing of a stream is held out"):
+        stream(source, group_column="label")
 
 
 def test_a_stream_that_breaks_off_is_named(tmp_path):

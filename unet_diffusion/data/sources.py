@@ -132,27 +132,27 @@ def open_with_notes(
     `group_column` adds a column `group` of text: the values of that column, or, for "folder" and a folder of images,
     the folder of each image.
     """
+    if streaming and group_column is not None:
+        raise ValueError(f"group_column is {group_column!r}, but nothing of a stream is held out; leave it out.")
     source = as_source(source)
     cache = None if cache_dir is None else str(cache_dir)
     opened = open_all_columns(source, split, streaming, cache, trust_classes=label_column is not None)
     selected = _select_columns(opened, source, image_column, label_column, group_column)
     if group_column is not None:
+        assert isinstance(opened.rows, Dataset) and isinstance(selected.rows, Dataset)
         groups = groups_of(opened.rows, group_column, source)
-        assert isinstance(selected.rows, Dataset)
         notes = (*selected.notes, note_on_groups(groups, group_column))
         return replace(selected, rows=with_groups(selected.rows, groups), notes=notes)
     return selected
 
 
-def groups_of(rows: Dataset | IterableDataset, column: str, source: str) -> list[str]:
+def groups_of(rows: Dataset, column: str, source: str) -> list[str]:
     """Returns the name of each row's group: the value of a column, or for "folder" the folder of its image.
 
     Raises:
-        ValueError: a stream; there is no such column; it holds anything but text and integers, or has empty values; or
+        ValueError: there is no such column; it holds anything but text and integers, or has empty values; or
             "folder" for images that are no files of a folder.
     """
-    if not isinstance(rows, Dataset):
-        raise ValueError(f"group_column is {column!r}, but nothing of a stream is held out; leave it out.")
     if column == FOLDER and column not in rows.features:
         return _folders_of(rows, source)
     kind = rows.features[stated_column(rows.features, "group_column", column, source)]
