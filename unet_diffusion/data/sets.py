@@ -124,7 +124,7 @@ def open_part(config: DataConfig, part: Literal["train", "validation"], streamin
         rows = rows.select(range(min(most, len(rows)))) if isinstance(rows, Dataset) else rows.take(most)
         groups = None if groups is None else groups.first(most)
     if isinstance(rows, IterableDataset) and groups is None:
-        notes += (f"without an index: each image is drawn from a buffer of {config.shuffle_buffer}",)
+        notes += (f"streamed without an index: each image is drawn from a buffer of {config.shuffle_buffer} images",)
     return Part(rows, part_name(source, split), notes, row_groups=groups)
 
 
