@@ -20,10 +20,10 @@ from torch import Tensor
 from scripts import NETWORKS
 from scripts.benchmarks.result_row import Row
 from scripts.benchmarks.timing import ratio, synchronise
-from unet_diffusion.commands.evaluate_generation import drawn
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.drawn_images import drawn
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import sampler

@@ -15,15 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator
 
 from scripts.reports import label_ticks, markdown_table, save_figure
 from unet_diffusion.checks import require, require_choice
-from unet_diffusion.commands.evaluate_generation import RealImages, evaluate_generation, load_real
+from unet_diffusion.commands.evaluate_generation import (
+    RealImages,
+    evaluate_generation,
+    generated_batches,
+    load_real,
+)
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
-from unet_diffusion.commands.sample import generate, generation_pipeline
+from unet_diffusion.commands.sample import generation_pipeline
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.files import write_text
@@ -132,14 +138,14 @@ def measure(options: CompareSamplers, case: Case, path: Path, real: dict[str, Re
         output=path,
         overwrite=True,
     )
-    channels = read_object(case.run / "unet" / "config.json")["in_channels"]
-    key = json.dumps([data, channels])
+    pipe = generation_pipeline(evaluation)
+    key = json.dumps([data, pipe.unet.config.in_channels, pipe.unet.config.sample_size])
     if key not in real:
-        real[key] = load_real(evaluation, channels)
-    images = generate(evaluation, generation_pipeline(evaluation), "pt")
-    first = array_images(images[:GRID].permute(0, 2, 3, 1).cpu().numpy())
+        real[key] = load_real(evaluation, pipe.unet)
+    batches = [*generated_batches(evaluation, pipe)]
+    first = array_images(torch.cat(batches)[:GRID].permute(0, 2, 3, 1).cpu().numpy())
     save_image(grid(first), path.with_name(f"{path.stem}-samples.png"))
-    evaluate_generation(evaluation, real[key], images)
+    evaluate_generation(evaluation, real[key], batches)
 
 
 def table(found: dict[Case, dict[str, Any]]) -> str:

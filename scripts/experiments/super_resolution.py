@@ -31,10 +31,10 @@ from scripts.experiments.regression_task import RegressionTask, regressed
 from scripts.reports import markdown_table
 from unet_diffusion import UNet
 from unet_diffusion.checks import is_count, require_each
-from unet_diffusion.commands.evaluate_generation import drawn
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.drawn_images import drawn
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.config import SamplerName, check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
@@ -113,7 +113,7 @@ def compare(options: Comparison) -> str:
     check_sides(test.height, test.width, options.scale)
     features = feature_network(FEATURES).to(best_device(options.device))
     features.check_channels(test.channels)
-    clean = drawn(test, options.test_images)
+    clean = drawn(test, options.test_images)[:]
     small = shrunk(clean, options.scale, test.pixel_range)
     methods = make_methods(options, test.pixel_range)
     scores = {name: scored(options, name, methods[name], small, clean, features, test.pixel_range) for name in methods}

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unet_diffusion import cli
+from unet_diffusion.commands import evaluate_generation
+from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
+from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.evaluation.classifier import ImageClassifier
 
 SHORT = ["--max-images", "40", "--validation-fraction", "0.1", "--image-size", "8", "--preview-images", "4"]
@@ -118,11 +122,37 @@ def test_generated_images_are_compared_with_real_ones_and_with_the_counts(run, t
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "new.json"), "--features", "absent"])
 
 
-def test_real_images_of_other_channels_are_refused(run, tmp_path):
-    arguments = ["--run", str(run), "--count", "64", "--data", "mnist-5000", "--image-size", "8", "--channels", "3"]
-    arguments += ["--max-images", "80"]
-    with pytest.raises(SystemExit, match="the real images have 3 channels, but the run generates 1; set channels"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--channels 3", "the real images have 3 channels, but the run generates 1; set channels"),
+        ("--image-size 16", "the real images have 16x16 pixels, but the run generates 8x8; set image_size"),
+        ("--max-images 66", "real images, but fewer than 64"),
+        ("--count 63", "count is 63, but must be at least 64"),
+    ],
+)
+def test_real_images_that_do_not_fit_are_refused_before_any_is_generated(run, tmp_path, monkeypatch, options, message):
+    arguments = ["--run", str(run), "--count", "64", "--data", "mnist-5000", "--image-size", "8", "--max-images", "80"]
+    arguments += ["--validation-fraction", "0.1", *options.split()]
+    monkeypatch.setattr(evaluate_generation, "generated_batches", lambda *_: pytest.fail("generated"))
+    with pytest.raises(SystemExit, match=message):
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "figures.json")])
+
+
+def test_a_run_whose_held_out_images_are_gone_asks_for_data(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((copy / "data.json").read_text())
+    (copy / "data.json").write_text(json.dumps({**record, "held_out": ["0" * 32]}))
+    with pytest.raises(SystemExit, match="none of the images that the run in .* held out is there; give data"):
+        cli.run("evaluate-generation", ["--run", str(copy), "--count", "64"])
+
+
+def test_batches_of_generated_images_are_those_of_one_call(run):
+    options = EvaluateGeneration(run=run, count=5, steps=2, max_batch=2, class_labels=("3", "7"), guidance_scale=2.0)
+    pipe = generation_pipeline(options)
+    batches = [*evaluate_generation.generated_batches(options, pipe)]
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat(batches), generate(options, pipe, "pt"))
 
 
 def test_images_are_compared_through_a_classifier_of_their_own(run, tmp_path, capsys):

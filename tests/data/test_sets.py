@@ -352,7 +352,6 @@ def test_worker_processes_read_the_same_items(tmp_path, load):
         {"max_images": 0},
         {"shuffle_buffer": 0},
         {"num_workers": -1},
-        {"streaming": True, "image_size": 8, "num_workers": 2},
         {"value_range": (1.0, 1.0)},
         {"percentiles": (50.0, 101.0)},
         {"value_range": (0.0, 1.0), "percentiles": (0.0, 99.0)},

@@ -1,36 +1,62 @@
-"""A stream is the same for any number of processes, resumes exactly, and survives broken images."""
+"""A stream is the same for any number of processes, resumes exactly, mixes classes, and survives broken images."""
 
 import io
+import itertools
+import tarfile
 from itertools import islice
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from unet_diffusion.data import streaming
+from unet_diffusion.data import shuffled_rows
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import to_batch
 from unet_diffusion.data.sets import load_images
+from unet_diffusion.data.shuffled_rows import BufferedRows, IndexedRows, RowsOfGroups
+from unet_diffusion.data.tables import RowGroups
 from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.randomness import keyed_permutation
 
 datasets.disable_progress_bars()
+
+KINDS = ("arrow", "parquet", "tar")  # read by index, by row groups, and in their order through a buffer
 
 
 def png(value: int) -> dict:
     file = io.BytesIO()
-    np.save(file, np.full((4, 6), value, dtype=np.uint8))
-    return {"bytes": file.getvalue(), "path": f"{value}.npy"}
+    Image.fromarray(np.full((4, 6), value, dtype=np.uint8)).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": f"{value}.png"}
 
 
-def arrow(folder, images, files=1) -> str:
-    features = Features({"image": datasets.Image(decode=False), "label": ClassLabel(names=["even", "odd"])})
-    rows = Dataset.from_dict({"image": images, "label": [i % 2 for i in range(len(images))]}, features=features)
-    rows.save_to_disk(folder / "saved", num_shards=files)
-    return str(folder / "saved" / "*.arrow")
+def write(folder, images, kind="arrow", sizes=None, labels=None) -> str:
+    """Writes images, each with the label 0 or 1 in turn unless others are given, as files of these sizes."""
+    labels = [i % 2 for i in range(len(images))] if labels is None else labels
+    names = ["even", "odd", *map(str, range(2, max(labels) + 1))]
+    features = Features({"image": datasets.Image(decode=False), "label": ClassLabel(names=names)})
+    rows = Dataset.from_dict({"image": images, "label": labels}, features=features)
+    ends = np.cumsum(sizes or [len(images)]).tolist()
+    for file, (first, end) in enumerate(itertools.pairwise([0, *ends])):
+        part = rows.select(range(first, end))
+        if kind == "arrow":
+            part.save_to_disk(folder / f"{file}")
+        elif kind == "parquet":
+            part.to_parquet(folder / f"{file}.parquet", batch_size=4)
+        else:
+            tar(folder / f"{file}.tar", images[first:end], first)
+    return str(folder / {"arrow": "*/*.arrow", "parquet": "*.parquet", "tar": "*.tar"}[kind])
+
+
+def tar(path, images, first):
+    with tarfile.open(path, "w") as file:
+        for number, image in enumerate(images, start=first):
+            info = tarfile.TarInfo(f"{number:04d}.png")
+            info.size = len(image["bytes"])
+            file.addfile(info, io.BytesIO(image["bytes"]))
 
 
 def stream(source, process_index=0, num_processes=1, seed=0, **options):
@@ -42,14 +68,11 @@ def numbers(images, count) -> list[int]:
     return [int(item["image"].max()) for item in islice(images, count)]
 
 
-@pytest.mark.parametrize("sizes", [(20,), (7, 13), (2, 5, 13)])  # of the files
-def test_processes_see_disjoint_images_and_together_all(tmp_path, sizes):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(20,), (2, 5, 13)])  # of the files
+def test_processes_see_disjoint_images_and_together_all(tmp_path, kind, sizes):
     """Also where files hold unequal numbers of rows and an epoch ends within a batch."""
-    ends = np.cumsum(sizes)
-    for file, (end, size) in enumerate(zip(ends, sizes)):
-        (tmp_path / str(file)).mkdir()
-        arrow(tmp_path / str(file), [png(value) for value in range(end - size, end)])
-    source = str(tmp_path / "*" / "saved" / "*.arrow")
+    source = write(tmp_path, [png(value) for value in range(20)], kind, sizes)
     whole = numbers(stream(source), 48)
     for start in (0, 20):
         assert sorted(whole[start : start + 20]) == list(range(20))
@@ -68,40 +91,44 @@ def test_processes_see_disjoint_images_and_together_all(tmp_path, sizes):
         assert together[:48] == whole
 
 
-def test_a_broken_image_has_the_same_substitute_in_every_process(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_image_has_the_same_substitute_in_every_process(tmp_path, kind):
     images = [png(value) for value in range(12)]
     images[4] = images[5] = {"bytes": b"", "path": "broken.png"}
-    source, options = arrow(tmp_path, images), {"crop_size": 4, "flip": True, "max_broken": 0.1}
+    source, options = write(tmp_path, images, kind), {"crop_size": 4, "flip": True, "max_broken": 0.1}
     whole = [item["image"] for item in islice(stream(source, **options), 30)]
     parts = [iter(stream(source, rank, 3, **options)) for rank in range(3)]
     for place, image in enumerate(whole):
         assert torch.equal(next(parts[place % 3])["image"], image)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_resuming_equals_the_undisturbed_stream_with_a_worker_process_or_without(tmp_path, workers):
+@pytest.mark.parametrize(
+    ("kind", "workers"), [*((kind, workers) for kind in KINDS for workers in (0, 1)), ("arrow", 2), ("parquet", 2)]
+)
+def test_resuming_equals_the_undisturbed_stream_with_worker_processes_or_without(tmp_path, kind, workers):
     images = [png(value) for value in range(12)]
     images[4] = {"bytes": b"", "path": "four.png"}  # another image takes its place
-    source = arrow(tmp_path, images)
+    source = write(tmp_path, images, kind, (5, 7))
     options = {"crop_size": 4, "flip": True, "max_broken": 0.1}
 
-    def seen(start: int, batches: int) -> list[tuple[int, int]]:
-        streamed = stream(source, **options)
-        streamed.start = start
-        loader = DataLoader(streamed, batch_size=3, collate_fn=to_batch, num_workers=workers if start else 0)
+    def seen(start: int, batches: int, workers: int = 0) -> list[tuple[int, int]]:
+        streamed = stream(source, num_workers=workers, **options)
+        streamed.start, streamed.batch_size = start, 3
+        loader = DataLoader(streamed, batch_size=3, collate_fn=to_batch, num_workers=workers)
         pairs = (zip(batch["image"].amax((1, 2, 3)).tolist(), batch["label"].tolist()) for batch in loader)
         return [pair for batch in islice(pairs, batches) for pair in batch]
 
-    undisturbed = seen(0, batches=13)
-    assert set(undisturbed) == {(value, value % 2) for value in range(12) if value != 4}
-    for start in (1, 7, 13, 25):
-        assert seen(start, batches=4) == undisturbed[start : start + 12]
+    undisturbed = seen(0, batches=16)
+    assert {image for image, _ in undisturbed} == {*range(12)} - {4}
+    assert kind == "tar" or all(label == image % 2 for image, label in undisturbed)
+    for start in (3, 27):
+        assert seen(start, 6, workers) == undisturbed[start : start + 18]
 
 
 def test_cuts_are_resumed_too(tmp_path):
     ramp = io.BytesIO()
     np.save(ramp, np.tile(np.arange(30, dtype=np.uint8), (4, 1)))
-    source = arrow(tmp_path, [{"bytes": ramp.getvalue(), "path": None}] * 6)
+    source = write(tmp_path, [{"bytes": ramp.getvalue(), "path": None}] * 6)
     undisturbed = [item["image"] for item in islice(stream(source, crop_size=4, flip=True), 20)]
     assert len({int(image.min()) for image in undisturbed}) > 5
     resumed = stream(source, crop_size=4, flip=True)
@@ -109,8 +136,105 @@ def test_cuts_are_resumed_too(tmp_path):
     assert all(torch.equal(a["image"], b) for a, b in zip(resumed, undisturbed[8:]))
 
 
+# order
+
+
+def mean_classes(images, batches: int, batch_size: int) -> float:
+    labels = [item["label"] for item in islice(images, batches * batch_size)]
+    return np.mean([len({*labels[first : first + batch_size]}) for first in range(0, len(labels), batch_size)])
+
+
+@pytest.mark.parametrize("kind", ["folder", "arrow", "parquet"])
+def test_sorted_classes_are_mixed_from_the_first_batch(tmp_path, kind):
+    """A batch drawn from all rows holds 10 (1 - 0.9^16) = 8.1 of 10 classes; the buffer holds two of them."""
+    labels = np.repeat(range(10), 40).tolist()
+    if kind == "folder":
+        for number, label in enumerate(labels):
+            (tmp_path / f"{label}").mkdir(exist_ok=True)
+            (tmp_path / f"{label}" / f"{number}.png").write_bytes(png(label)["bytes"])
+        source = str(tmp_path)
+    else:
+        source = write(tmp_path, [png(label) for label in labels], kind, labels=labels)
+    images = stream(source, shuffle_buffer=80)
+    # a window of Parquet rows holds 10 pieces, a row group of 4 each at most, so it too comes from all places
+    assert mean_classes(images, 25, 16) == pytest.approx(10 * (1 - 0.9**16), abs=0.4)
+
+
+def test_with_an_index_an_epoch_is_the_permutation_that_stored_images_have(tmp_path):
+    images = stream(write(tmp_path, [png(value) for value in range(9)]), seed=3)
+    orders = [keyed_permutation(9, 3, "order", epoch).tolist() for epoch in range(2)]
+    assert numbers(images, 18) == orders[0] + orders[1]
+
+
+def test_resuming_with_an_index_reads_nothing_before_its_place(tmp_path, monkeypatch):
+    read = []
+    row = IndexedRows._read
+    monkeypatch.setattr(IndexedRows, "_read", lambda rows, index: read.append(index) or row(rows, index))
+    images = stream(write(tmp_path, [png(value) for value in range(20)]), process_index=1, num_processes=2)
+    images.start, images.batch_size = 50, 5
+    assert numbers(images, 5) == read == keyed_permutation(20, 0, "order", 2).tolist()[15:20]  # its own alone
+
+
+def test_resuming_by_row_groups_reads_one_window(tmp_path, monkeypatch):
+    read = []
+    group = RowGroups.read
+    monkeypatch.setattr(RowGroups, "read", lambda rows, *piece: read.append(piece) or group(rows, *piece))
+    source = write(tmp_path, [png(value) for value in range(60)], "parquet", (20, 40))
+    images = stream(source, shuffle_buffer=20)  # 3 windows of 10 pieces of 2 rows
+    images.start = 25
+    numbers(images, 15)
+    assert sum(len(rows) for _, rows in read) == 20
+
+
+def test_earlier_epochs_are_not_read_again_without_an_index(tmp_path, monkeypatch, caplog):
+    read = []
+    source = write(tmp_path, [png(value) for value in range(8)], "tar")
+    images = stream(source)
+    whole = numbers(images, 70)
+    rows_of = shuffled_rows.rows_of
+    monkeypatch.setattr(shuffled_rows, "rows_of", lambda *args: (read.append(1) or row for row in rows_of(*args)))
+    images.start = 60
+    assert numbers(images, 4) == whole[60:64]
+    assert len(read) == 8 + 8  # to count them, and the epoch of place 60
+    assert "has no index, so that its rows are read again" in caplog.text
+
+
+@pytest.mark.parametrize(("labels", "warns"), [(np.repeat(range(10), 40), True), (np.tile(range(10), 40), False)])
+def test_a_buffer_that_hardly_mixes_the_classes_is_warned_of(labels, warns, caplog):
+    features = Features({"image": datasets.Image(decode=False), "label": ClassLabel(num_classes=10)})
+    rows = Dataset.from_dict({"image": [png(0)] * 400, "label": labels.tolist()}, features=features)
+    list(islice(BufferedRows(rows.to_iterable_dataset(), "here", 0, 40).after(0), 30))
+    expected = "the first 20 rows of here hold 1 of its 10 classes, as if they were sorted"
+    assert (expected in caplog.text) == warns == bool(caplog.text)
+
+
+def test_each_kind_of_source_is_read_by_the_best_index_that_it_has(tmp_path):
+    images = [png(value) for value in range(12)]
+    for kind, expected in zip(KINDS, (IndexedRows, RowsOfGroups, BufferedRows)):
+        (tmp_path / kind).mkdir()
+        source = write(tmp_path / kind, images, kind)
+        few = stream(source, max_images=5)
+        assert isinstance(few.rows, expected)
+        assert {*numbers(few, 20)} == {*range(5)}
+        if expected is BufferedRows:
+            with pytest.raises(ValueError, match="num_workers is 2, but must be 0 or 1 for .* has no index"):
+                stream(source, num_workers=2)
+    # of files with other columns, those of the first count, which only a stream converts
+    Dataset.from_dict({"image": images[:1], "label": [1.0]}).to_parquet(tmp_path / "parquet" / "1.parquet")
+    assert isinstance(stream(str(tmp_path / "parquet" / "*.parquet")).rows, BufferedRows)
+
+
+def test_integer_labels_are_classes_where_any_row_can_be_read(tmp_path):
+    features = Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
+    rows = Dataset.from_dict({"image": [png(value) for value in range(4)], "label": [7, 3, 7, 3]}, features=features)
+    rows.save_to_disk(tmp_path / "rows")
+    images = stream(str(tmp_path / "rows" / "*.arrow"))
+    assert images.class_names == ("3", "7")
+    assert all(item["label"] == 1 - int(item["image"].max()) % 2 for item in islice(images, 8))
+
+
 def test_a_stream_has_the_attributes_of_a_set(tmp_path):
-    source = arrow(tmp_path, [png(value) for value in range(4)])
+    source = write(tmp_path, [png(value) for value in range(4)])
     images = stream(source)
     assert (images.channels, images.height, images.width) == (1, 4, 4)
     assert images.pixel_range == PixelRange.full("uint8")
@@ -121,21 +245,22 @@ def test_a_stream_has_the_attributes_of_a_set(tmp_path):
         DataConfig(data=source, streaming=True, image_size=4, validation_data=source, cache_dir=str(tmp_path / "cache"))
     )
     assert len(sets.validation) == 4
+    write(tmp_path / "0", [png(4)])
+    (tmp_path / "0" / "0").rename(tmp_path / "1")
+    assert stream(source).fingerprint != images.fingerprint  # of more rows, the order is another
 
 
-def test_streams_that_cannot_continue_say_why(tmp_path, caplog, monkeypatch):
+def test_streams_that_cannot_continue_say_why(tmp_path, caplog):
     broken = {"bytes": b"", "path": "broken.png"}
-    source = arrow(tmp_path, [png(1), broken, broken, png(2)])
+    source = write(tmp_path, [png(1), broken, broken, png(2)])
     with pytest.raises(ValueError, match="max_broken=0.01"):
         numbers(stream(source), 4)
     assert "broken.png is empty" in caplog.text
-    with monkeypatch.context() as context:  # a real loader takes 10 seconds to notice that its workers failed
-        context.setattr(streaming, "get_worker_info", lambda: SimpleNamespace(num_workers=2))
-        with pytest.raises(ValueError, match="num_workers is 2"):
-            numbers(stream(source), 1)
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="no usable image"):
-        stream(arrow(tmp_path / "none", [broken] * 3))
+        stream(write(tmp_path / "none", [broken] * 3))
+    with pytest.raises(ValueError, match="group_column is 'label', but nothing of a stream is held out"):
+        stream(source, group_column="label")
 
 
 def test_a_stream_that_breaks_off_is_named(tmp_path):
@@ -151,8 +276,20 @@ def test_a_stream_that_breaks_off_is_named(tmp_path):
         numbers(stream(str(tmp_path / "*.parquet")), 40)
 
 
+def test_offsets_out_of_a_mapped_file_are_not_followed(tmp_path):
+    images = [png(value) for value in range(4)]
+    source = write(tmp_path, images)
+    (file,) = tmp_path.glob("*/*.arrow")
+    ends = np.cumsum([len(image["bytes"]) for image in images]).astype(np.int32)  # of the images in their column
+    content = file.read_bytes()
+    assert content.count(ends.tobytes()) == 1
+    file.write_bytes(content.replace(ends.tobytes(), (ends * 10**6).tobytes()))
+    with pytest.raises(ValueError, match="It is damaged or incomplete; get it again"):
+        stream(source)
+
+
 def test_a_label_beyond_the_classes_is_refused(tmp_path):
-    images = stream(arrow(tmp_path, [png(value) for value in range(8)]))
+    images = stream(write(tmp_path, [png(value) for value in range(8)]))
     images.class_names = ("even",)
     with pytest.raises(ValueError, match="a label of .* is 1, but there are 1 classes"):
         numbers(images, 8)

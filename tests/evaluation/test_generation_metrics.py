@@ -217,12 +217,48 @@ def test_nearest_neighbours_are_sorted_by_their_distance():
 
 def test_chunks_change_nothing(monkeypatch):
     real, generated = gaussian(70, 4, seed=1), gaussian(80, 4, seed=2, mean=0.3)
-    whole = precision_recall(real, generated), nearest_neighbours(generated, real, k=2)
+    whole = precision_recall(real, generated)
     monkeypatch.setattr(generation_metrics, "LARGEST_CHUNK", 7 * 80)
-    chunked = precision_recall(real, generated), nearest_neighbours(generated, real, k=2)
-    assert chunked[0] == whole[0]
-    assert torch.equal(chunked[1].indices, whole[1].indices)
-    torch.testing.assert_close(chunked[1].distances, whole[1].distances)
+    assert precision_recall(real, generated) == whole
+
+
+class Parts:
+    """Rows that note how many of them are read at once."""
+
+    def __init__(self, rows):
+        self.rows, self.shape, self.sizes = rows, rows.shape, []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, part):
+        self.sizes.append(len(self.rows[part]))
+        return self.rows[part]
+
+
+@pytest.mark.parametrize(("shape", "largest"), [((4,), 49), ((3, 8, 8), 7 * 192)])  # by distances, and by values
+@pytest.mark.parametrize("k", [1, 9])
+def test_nearest_neighbours_in_parts_of_both_sides_are_those_of_the_whole(shape, largest, k, monkeypatch):
+    """The reference takes differences in float64; matrix products round squares of norms, here to 1e-7 of them."""
+    width = math.prod(shape)
+    training, generated = gaussian(150, width, seed=1), gaussian(40, width, seed=2, mean=0.3)
+    generated[11] = training[140]
+    distances = torch.cdist(generated, training, compute_mode="donot_use_mm_for_euclid_dist")
+    expected = distances.topk(k, dim=1, largest=False)
+    monkeypatch.setattr(generation_metrics, "LARGEST_CHUNK", largest)
+    parts = [Parts(x.unflatten(1, shape).float().double()) for x in (generated, training)]
+    found = nearest_neighbours(*parts, k=k)
+    assert torch.equal(found.indices, expected.indices)
+    torch.testing.assert_close(found.distances, expected.values, atol=1e-5, rtol=1e-5)
+    assert found.distances[11, 0] == 0
+    assert max(parts[0].sizes) == max(parts[1].sizes) == 7
+    again = nearest_neighbours(*parts, k=k)
+    assert torch.equal(again.distances, found.distances)
+
+
+def test_nearest_neighbours_refuses_images_of_other_sizes():
+    with pytest.raises(ValueError, match=r"shapes \(2, 3, 8, 8\) and \(5, 3, 4, 4\).*images of one size"):
+        nearest_neighbours(torch.zeros(2, 3, 8, 8), torch.zeros(5, 3, 4, 4))
 
 
 def test_the_same_seed_gives_the_same_scores_and_another_seed_another_error():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from unet_diffusion.evaluation.memorisation import memorisation
+from unet_diffusion.evaluation import memorisation as module
+from unet_diffusion.evaluation.memorisation import CopySearch, memorisation
 
 
 def noise(count: int, seed: int) -> torch.Tensor:
@@ -60,3 +61,19 @@ def test_without_held_out_images_nothing_is_compared(held_out):
     figures, _ = memorisation(noise(4, seed=6), noise(5, seed=7), held_out)
     assert figures.held_out is None and figures.near is None
     assert "none were held out" in str(figures)
+
+
+@pytest.mark.parametrize("waiting", [1, 30])  # images that are compared at once
+def test_batches_give_the_scores_and_pairs_of_the_whole(waiting, monkeypatch):
+    generated, training, held_out = noise(100, seed=1), noise(50, seed=2), noise(70, seed=3)
+    generated[[70, 3, 95]] = training[[7, 30, 49]]
+    whole, pairs = memorisation(generated, training, held_out, pairs=5)
+    monkeypatch.setattr(module, "LARGEST_CHUNK", waiting * 15)
+    search = CopySearch(training, pairs=5)
+    for batch in generated.split(8):
+        search.add(batch)
+        assert len(search.shown) <= 5 and sum(map(len, search._waiting)) < max(waiting, 8)
+    scores, shown = search.scores(held_out)
+    assert np.array_equal(shown, pairs)
+    assert str(scores) == str(whole)
+    assert scores.generated == pytest.approx(whole.generated, rel=1e-12)

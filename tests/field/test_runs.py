@@ -535,7 +535,7 @@ def test_evaluate_scores_the_images_that_the_run_held_out_and_counts_those_it_le
 
 
 @pytest.mark.slow
-def test_evaluate_generation_compares_with_the_images_of_the_run(monkeypatch):
+def test_evaluate_generation_compares_with_the_images_of_the_run():
     draw("in", 160)
     run = train_ddpm(ddpm("in", validation_fraction=0.2))
     record = DataRecord.read(run)
@@ -550,10 +550,6 @@ def test_evaluate_generation_compares_with_the_images_of_the_run(monkeypatch):
     found = json.loads(Path("other.json").read_text())["memorisation"]
     assert found["held_out_count"] == len(record.held_out)
     assert f"on {len(theirs) - len(record.held_out)} of the {len(theirs)} images that these data hold out" in text
-
-    monkeypatch.setattr("unet_diffusion.commands.evaluate_generation.generate", lambda *_: pytest.fail("generated"))
-    with pytest.raises(ValueError, match="63 real images, but fewer than 64"):  # before others are generated
-        evaluate_generation(replace(options, count=63, overwrite=True))
 
 
 @pytest.mark.slow

@@ -1,31 +1,38 @@
 """Compares the images of a finished run with real ones, and writes the figures as files."""
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from unet_diffusion.checks import require
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
-from unet_diffusion.commands.run_data import learnt_from, own_images
-from unet_diffusion.commands.sample import generate, generation_pipeline
+from unet_diffusion.commands.run_data import learnt_from, own_images, own_record
+from unet_diffusion.commands.sample import generation_pipeline
 from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.drawn_images import DrawnImages, drawn
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import load_images
-from unet_diffusion.data.streaming import StreamingImages
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import (
+    SMALLEST_SAMPLE,
     Measurement,
     check_enough,
     frechet_distance,
     kernel_distance,
     precision_recall,
 )
-from unet_diffusion.evaluation.memorisation import memorisation
+from unet_diffusion.evaluation.memorisation import CopySearch
 from unet_diffusion.files import write_json
+from unet_diffusion.images.axes import counted
 from unet_diffusion.images.figures import save_image
+from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
+from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import best_device
+from unet_diffusion.unet import UNet
 
 logger = logging.getLogger(__name__)
 
@@ -36,37 +43,59 @@ class RealImages:
 
     Attributes:
         network: computes the features.
-        training: images (N, C, H, W) in [-1, 1] of the training rows, among which copies are looked for.
+        training: images of the training rows, among which copies are looked for.
         features: of the first `count` of them, (count, D).
         held_out: images that were held out of training; None where there are none.
         note: a sentence about images that the run was trained on although the data hold them out, or "".
     """
 
     network: FeatureNetwork
-    training: Tensor
+    training: DrawnImages
     features: Tensor
-    held_out: Tensor | None
+    held_out: DrawnImages | None
     note: str = ""
 
 
-def load_real(options: EvaluateGeneration, channels: int) -> RealImages:
-    """Returns the real images for runs that generate images with these channels.
+def load_real(options: EvaluateGeneration, unet: UNet) -> RealImages:
+    """Returns the real images for runs whose networks generate such images as this one.
 
     Without `data`, they are those of the run of the options, divided as it divided them. Of other data, images that
     this run was trained on are not held out.
+
+    Raises:
+        ValueError: too few images, images of another size or other channels than the network generates, or none of
+            those that the run held out.
     """
     network = feature_network(options.features).to(best_device(options.device))
-    network.check_channels(channels)
-    images = own_images(options.run) if options.data.data is None else load_images(options.data)
-    training = drawn(images.train, max(options.count, options.training_images))
-    if training.shape[1] != channels:
+    network.check_channels(unet.config.in_channels)
+    own = options.data.data is None
+    images = own_images(options.run) if own else load_images(options.data)
+    if own and images.validation is None and own_record(options.run).held_out:
         raise ValueError(
-            f"the real images have {training.shape[1]} channels, but the run generates {channels}; set channels."
+            f"data is not given, and none of the images that the run in {options.run} held out is there; give data."
         )
+    training = drawn(images.train, max(options.count, options.training_images))
+    check_same_images(training, unet)
+    first = training.first(options.count)
+    check_enough(len(first), options.count)
     new, note = untrained(images.validation, options.run)
     held_out = None if new is None else drawn(new, options.count)
-    features = features_of(network, training[: options.count])
-    return RealImages(network, training, features, held_out, note)
+    return RealImages(network, training, features_of(network, first), held_out, note)
+
+
+def check_same_images(real: DrawnImages, unet: UNet) -> None:
+    """Raises a ValueError unless real images have the channels and the size of those that a network generates."""
+    channels, size = unet.config.in_channels, unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if real.shape[1] != channels:
+        raise ValueError(
+            f"the real images have {counted(real.shape[1], 'channel')}, but the run generates {channels}; set channels."
+        )
+    if real.shape[2:] != (height, width):
+        raise ValueError(
+            f"the real images have {real.shape[3]}x{real.shape[2]} pixels, but the run generates {width}x{height}; set "
+            "image_size, and crop_size if the run was trained on crops."
+        )
 
 
 def untrained(validation: ImageDataset | None, run: Path) -> tuple[ImageDataset | None, str]:
@@ -88,30 +117,37 @@ def untrained(validation: ImageDataset | None, run: Path) -> tuple[ImageDataset 
 
 
 def evaluate_generation(
-    options: EvaluateGeneration, real: RealImages | None = None, generated: Tensor | None = None
+    options: EvaluateGeneration, real: RealImages | None = None, generated: Iterable[Tensor] | None = None
 ) -> str:
     """Writes the figures as JSON and the pairs as PNG, and returns the figures as Markdown.
+
+    The images are generated, turned into features and compared with the training images batch by batch.
 
     Args:
         options: the run, and how it is measured.
         real: as `load_real` gives it for these options; by default it is loaded.
-        generated: the images that the run generates with these options, (N, C, H, W) in [0, 1]; by default they are
-            generated.
+        generated: the images that the run generates with these options, in batches (B, C, H, W) in [0, 1]; by default
+            they are generated.
 
     Raises:
         ValueError: an option that does not fit the run, a feature network that does not take its images, images of
-            other channels than the run's, too few images, or figures that would be overwritten.
+            another size or other channels than the run's, too few images, or figures that would be overwritten.
         ImportError: without the extra that the feature network needs.
     """
     options.check_paths()
+    enough = f"must be at least {SMALLEST_SAMPLE}, since fewer say nothing about a distribution"
+    require(options.count >= SMALLEST_SAMPLE, "count", options.count, enough)
     figures_file, pairs_file = options.files
     if real is None or generated is None:
         pipe = generation_pipeline(options)
-        real = real or load_real(options, pipe.unet.config.in_channels)
-        check_enough(len(real.features), options.count)  # before the images are generated, which takes long
-        generated = generate(options, pipe, "pt") if generated is None else generated
-    generated = generated.cpu() * 2 - 1
-    ours, theirs = features_of(real.network, generated), real.features
+        real = real or load_real(options, pipe.unet)
+        generated = generated_batches(options, pipe) if generated is None else generated
+    features, copies = [], CopySearch(real.training.first(options.training_images))
+    for batch in generated:
+        images = batch.cpu() * 2 - 1
+        features.append(features_of(real.network, images))
+        copies.add(images)
+    ours, theirs = torch.cat(features), real.features
     precision, recall = precision_recall(theirs, ours)
     figures = {
         "kernel distance": kernel_distance(theirs, ours),
@@ -119,20 +155,34 @@ def evaluate_generation(
         "precision": precision,
         "recall": recall,
     }
-    copies, pairs = memorisation(generated, real.training[: options.training_images], real.held_out)
+    scores, pairs = copies.scores(real.held_out)
     save_image(pairs, pairs_file)
     measured = {name: asdict(figure) for name, figure in figures.items()}
     results = {"features": real.network.name, "options": asdict(options), "figures": measured}
-    write_json(figures_file, {**results, "memorisation": asdict(copies), "note": real.note})
-    return "\n".join([table(figures, real.network.name), str(copies), *([real.note] if real.note else [])])
+    write_json(figures_file, {**results, "memorisation": asdict(scores), "note": real.note})
+    return "\n".join([table(figures, real.network.name), str(scores), *([real.note] if real.note else [])])
 
 
-def drawn(images: ImageDataset | StreamingImages, count: int) -> Tensor:
-    """Returns at most `count` images in a fixed random order, float32 (N, C, H, W) in [-1, 1]."""
-    if not isinstance(images, ImageDataset):
-        raise ValueError("streaming is set, but real images are drawn from the whole set; leave it out.")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
-    return images.pixel_range.to_model(torch.stack([images[index]["image"] for index in order]))
+def generated_batches(options: EvaluateGeneration, pipe: ImageGenerationPipeline) -> Iterator[Tensor]:
+    """Generates the images that `generate` does, `max_batch` at a time, (B, C, H, W) in [0, 1]."""
+    labels = options.class_labels
+    starts = range(0, options.count, options.max_batch)
+    with pipe.progress_bar(total=len(starts)) as progress:
+        pipe.set_progress_bar_config(leave=False)  # the bar of a batch, below that of all
+        for start in starts:
+            part = range(start, min(start + options.max_batch, options.count))
+            (images,) = pipe(
+                batch_size=len(part),
+                num_inference_steps=options.steps,
+                class_labels=[labels[i % len(labels)] for i in part] if labels else None,
+                guidance_scale=options.guidance_scale,
+                generator=[torch.Generator().manual_seed(keyed_seed(options.seed, "image", i)) for i in part],
+                max_batch=options.max_batch,
+                output_type="pt",
+                return_dict=False,
+            )
+            yield images
+            progress.update()
 
 
 def table(figures: dict[str, Measurement], network: str) -> str:

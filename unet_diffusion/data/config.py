@@ -160,15 +160,15 @@ class DataConfig(ImageOptions):
     streaming: bool = False
     """Read the images while training, instead of decoding them once into the cache."""
     shuffle_buffer: int = 10_000
-    """Number of images from which the next one is drawn while streaming."""
+    """Number of images that are mixed at a time while streaming from Parquet files, tar files or the Hub. Folders of
+    images and Arrow files are mixed as a whole."""
     num_workers: int = 0
-    """Processes that load batches ahead; stored images rarely need any, and streamed ones allow at most 1."""
+    """Processes that load batches ahead; stored images rarely need any, and tar files and the Hub, while streaming,
+    allow at most 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_each(self, ["crop_size", "max_images", "shuffle_buffer"], is_count, "must be at least 1")
-        in_order = not self.streaming or self.num_workers <= 1
-        require(in_order, "num_workers", self.num_workers, "must be 0 or 1 while streaming")
         if self.streaming and self.image_size is None and self.crop_size is None:
             raise ValueError(
                 "image_size is not given, but streamed images are resized as they come; give image_size or crop_size."

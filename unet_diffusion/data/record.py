@@ -31,7 +31,7 @@ class DataRecord:
     Attributes:
         summary: what was understood, as the lines that are printed before any work.
         fingerprint: hash of the content of all images (and masks) and of how they are prepared; it does not depend on
-            where the files lie. For a stream, of its name or place alone.
+            where the files lie. For a stream, of its name or place, and of the number of its rows if an index says it.
         trained: content hash of each image that is trained on.
         held_out: content hash of each image that is held out for validation.
         unlabelled: content hash of each image that is learnt from without its mask, where a run learns masks too.

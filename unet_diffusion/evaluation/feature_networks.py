@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet_diffusion.evaluation.classifier import CLASSIFIER_FOLDER, ImageClassifier
+from unet_diffusion.evaluation.rows import Rows, parts
 from unet_diffusion.saved_index import read_object
 from unet_diffusion.saved_runs import load_weights
 
@@ -215,15 +216,15 @@ def tensors_only() -> Iterator[None]:
 
 
 @torch.no_grad()
-def features_of(network: FeatureNetwork, images: Tensor, batch_size: int | None = None) -> Tensor:
+def features_of(network: FeatureNetwork, images: Rows, batch_size: int | None = None) -> Tensor:
     """Returns the features, float64 (N, D) on the CPU, of images (N, C, H, W) in [-1, 1], one or more.
 
-    The images are moved to the device of the network in batches, by default of 256. On a CPU it is 16, which is faster
-    than 64, whose maps do not fit the cache.
+    The images are read and moved to the device of the network in batches, by default of 256. On a CPU it is 16, which
+    is faster than 64, whose maps do not fit the cache.
 
     Raises:
         ValueError: as in `FeatureNetwork`.
     """
     device = next(network.parameters()).device
     batch_size = batch_size or (16 if device.type == "cpu" else 256)
-    return torch.cat([network(batch.to(device)).to("cpu", torch.float64) for batch in images.split(batch_size)])
+    return torch.cat([network(batch.to(device)).to("cpu", torch.float64) for batch in parts(images, batch_size)])

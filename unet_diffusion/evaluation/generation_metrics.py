@@ -4,6 +4,7 @@ Features are matrices (N, D), one row an image, as from `feature_networks.featur
 float64. The same features and seed give the same numbers.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +14,12 @@ from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
 from unet_diffusion.checks import require
+from unet_diffusion.evaluation.rows import Rows, parts
 from unet_diffusion.randomness import keyed_generator, keyed_permutation
 
 SMALLEST_SAMPLE = 64  # below it the standard deviation of a single feature is not known to 10%: 1 / sqrt(2 (N - 1))
 SUBSAMPLES = 20  # give a standard error that is itself known to about 16%: 1 / sqrt(2 (20 - 1))
-LARGEST_CHUNK = 2**22  # distances held at once: 32 MiB
+LARGEST_CHUNK = 2**22  # distances, or values of the rows that they are between, held at once: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -175,39 +177,63 @@ def _covered_share(judged: Tensor, covering: Tensor, k: int) -> float:
     return torch.cat(hits).double().mean().item()
 
 
-def nearest_neighbours(generated: Tensor, training: Tensor, k: int = 1) -> Neighbours:
+def nearest_neighbours(generated: Rows, training: Rows, k: int = 1) -> Neighbours:
     """Finds the training images that are nearest to each generated one, to see whether training images were memorised.
 
     Distances have no scale of their own: compare them with those of real images that were not trained on
     (`nearest_neighbours(held_out, training)`). Images of a generator that memorised are nearer to the training images
     than these are. Equal features have the distance 0.
 
+    Both sets are read in parts, so that neither they nor all distances need fit into memory.
+
     Args:
-        generated: (M, D).
-        training: (N, D).
+        generated: features (M, D), or images (M, C, H, W).
+        training: the same of N training images.
         k: neighbours of each image.
 
     Raises:
-        ValueError: a k that is not in 1..N, matrices of different widths, or values that are not finite.
+        ValueError: a k that is not in 1..N, sets of different widths or sizes, or values that are not finite.
     """
-    training, generated = _matrices(training, generated)
-    count = len(training)
-    require(1 <= k <= count, "k", k, f"must be in 1..{count}, the number of training images")
-    nearest = [chunk.topk(k, dim=1, largest=False) for chunk in _distances(generated, training)]
-    return Neighbours(torch.cat([x.values for x in nearest]), torch.cat([x.indices for x in nearest]))
+    require(1 <= k <= len(training), "k", k, f"must be in 1..{len(training)}, the number of training images")
+    if tuple(generated.shape[1:]) != tuple(training.shape[1:]):
+        raise ValueError(
+            f"the sets have shapes {tuple(generated.shape)} and {tuple(training.shape)}, but must be equal apart from "
+            "their number; take features from one network, and images of one size."
+        )
+    size = max(1, min(LARGEST_CHUNK // math.prod(training.shape[1:]), math.isqrt(LARGEST_CHUNK)))
+    centre = _matrix(training[:size]).mean(dim=0)
+    found = [_nearest_of(_matrix(part), training, size, centre, k) for part in parts(generated, size)]
+    return Neighbours(torch.cat([x.distances for x in found]), torch.cat([x.indices for x in found]))
+
+
+def _nearest_of(rows: Tensor, training: Rows, size: int, centre: Tensor, k: int) -> Neighbours:
+    """Returns the nearest training images of rows (m, D), of which those so far are kept."""
+    distances, indices = torch.empty(len(rows), 0, dtype=torch.float64), torch.empty(len(rows), 0, dtype=torch.int64)
+    for number, part in enumerate(parts(training, size)):
+        here = _distances_between(rows, _matrix(part), centre)
+        both = torch.cat([distances, here], dim=1)
+        places = torch.arange(number * size, number * size + len(part)).expand_as(here)
+        distances, kept = both.topk(min(k, both.shape[1]), dim=1, largest=False)
+        indices = torch.cat([indices, places], dim=1).gather(1, kept)
+    return Neighbours(distances, indices)
 
 
 def _distances(rows: Tensor, reference: Tensor) -> Iterator[Tensor]:
-    """Yields Euclidean distances of `rows` (M, D) to `reference` (N, D), in chunks (m, N) of bounded size.
+    """Yields Euclidean distances of `rows` (M, D) to `reference` (N, D), in chunks (m, N) of bounded size."""
+    centre = reference.mean(dim=0)
+    for chunk in rows.split(max(1, LARGEST_CHUNK // len(reference))):
+        yield _distances_between(chunk, reference, centre)
+
+
+def _distances_between(rows: Tensor, reference: Tensor, centre: Tensor) -> Tensor:
+    """Returns Euclidean distances (m, n) of `rows` (m, D) to `reference` (n, D), which lie around `centre` (D,).
 
     They come from matrix products, which leave equal rows a little apart; distances within the rounding are set to 0.
     """
-    centre = reference.mean(dim=0)
     rows, reference = rows - centre, reference - centre
-    rounding = 1e-6 * max(rows.norm(dim=1).max(), reference.norm(dim=1).max())
-    for chunk in rows.split(max(1, LARGEST_CHUNK // len(reference))):
-        distances = torch.cdist(chunk, reference)
-        yield distances.masked_fill_(distances < rounding, 0)
+    rounding = 1e-6 * torch.maximum(rows.norm(dim=1)[:, None], reference.norm(dim=1))
+    distances = torch.cdist(rows, reference)
+    return distances.masked_fill_(distances < rounding, 0)
 
 
 def standard_error(statistic: Callable[..., float], samples: Sequence[Tensor], seed: int) -> float:
@@ -251,7 +277,12 @@ def _matrices(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
             f"features have shapes {tuple(real.shape)} and {tuple(generated.shape)}, but must be (N, D) and (M, D); "
             "take both from one feature network."
         )
-    real, generated = (x.detach().to("cpu", torch.float64) for x in (real, generated))
-    if not (real.isfinite().all() and generated.isfinite().all()):
-        raise ValueError("features hold NaN or infinite values; look at the images that they come from.")
-    return real, generated
+    return _matrix(real), _matrix(generated)
+
+
+def _matrix(rows: Tensor) -> Tensor:
+    """Returns features or images as a matrix (N, D), float64 on the CPU, after checking that they are finite."""
+    matrix = rows.detach().to("cpu", torch.float64).flatten(1)
+    if not matrix.isfinite().all():
+        raise ValueError("features or images hold NaN or infinite values; look at the images that they come from.")
+    return matrix

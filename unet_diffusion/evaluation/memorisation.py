@@ -1,5 +1,6 @@
 """Scores that show whether generated images are copies of training images."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,7 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.evaluation.generation_metrics import SMALLEST_SAMPLE, nearest_neighbours, standard_error
+from unet_diffusion.evaluation.generation_metrics import (
+    LARGEST_CHUNK,
+    SMALLEST_SAMPLE,
+    nearest_neighbours,
+    standard_error,
+)
+from unet_diffusion.evaluation.rows import Rows
 from unet_diffusion.images.figures import array_images, grid
 
 LEVEL = 0.05  # share of the held-out images whose distances count as near
@@ -69,7 +76,7 @@ def with_error(value: float, error: float | None) -> str:
 
 
 def memorisation(
-    generated: Tensor, training: Tensor, held_out: Tensor | None = None, pairs: int = 16
+    generated: Tensor, training: Rows, held_out: Rows | None = None, pairs: int = 16
 ) -> tuple[Memorisation, Image.Image]:
     """Returns the scores, and a grid of the generated images nearest to a training image, each beside that image.
 
@@ -82,14 +89,52 @@ def memorisation(
     Raises:
         ValueError: images of different sizes or channels.
     """
-    nearest = nearest_neighbours(generated.flatten(1), training.flatten(1))
-    pixels = generated[0].numel() ** 0.5
-    distances = nearest.distances[:, 0] / pixels
-    counts = (len(generated), 0 if held_out is None else len(held_out), len(training))
-    if held_out is None or not len(held_out):
-        scores = Memorisation(_median(distances), None, None, *counts, _error(_median, distances))
-    else:
-        controls = nearest_neighbours(held_out.flatten(1), training.flatten(1)).distances[:, 0] / pixels
+    search = CopySearch(training, pairs)
+    search.add(generated)
+    return search.scores(held_out)
+
+
+class CopySearch:
+    """`memorisation` of generated images that come in batches, of which only the nearest ones are kept.
+
+    Args:
+        training: as in `memorisation`.
+        pairs: as in `memorisation`.
+    """
+
+    def __init__(self, training: Rows, pairs: int = 16) -> None:
+        self.training = training
+        self.pairs = pairs
+        self.distances = torch.empty(0, dtype=torch.float64)  # (M,)
+        self.nearest = torch.empty(0, dtype=torch.int64)  # (M,): training images
+        self.shown: dict[int, Tensor] = {}  # the images of the smallest distances, by their place
+        self._waiting: list[Tensor] = []  # since the training images are read once for all that wait
+        self._values = math.prod(training.shape[1:])  # of an image
+
+    def add(self, generated: Tensor) -> None:
+        """Compares further images (B, C, H, W) in [-1, 1] with the training images."""
+        self._waiting.append(generated)
+        if sum(map(len, self._waiting)) * self._values >= LARGEST_CHUNK:
+            self._search()
+
+    def _search(self) -> None:
+        generated, first = torch.cat(self._waiting), len(self.distances)
+        self._waiting.clear()
+        found = nearest_neighbours(generated, self.training)
+        self.distances = torch.cat([self.distances, found.distances[:, 0] / self._values**0.5])
+        self.nearest = torch.cat([self.nearest, found.indices[:, 0]])
+        nearest = self.distances.argsort(stable=True)[: self.pairs].tolist()
+        self.shown = {n: generated[n - first].clone() if n >= first else self.shown[n] for n in nearest}
+
+    def scores(self, held_out: Rows | None = None) -> tuple[Memorisation, Image.Image]:
+        """Returns what `memorisation` does of the images so far, one or more."""
+        if self._waiting:
+            self._search()
+        distances, training = self.distances, self.training
+        counts = (len(distances), 0 if held_out is None else len(held_out), len(training))
+        if held_out is None or not len(held_out):
+            return Memorisation(_median(distances), None, None, *counts, _error(_median, distances)), self._grid()
+        controls = nearest_neighbours(held_out, training).distances[:, 0] / self._values**0.5
         values = (_median(distances), _median(controls), _share_below(distances, controls))
         flag = ""
         if len(controls) < SMALLEST_SAMPLE:
@@ -98,11 +143,13 @@ def memorisation(
                 f"out {SMALLEST_SAMPLE} or more."
             )
         errors = (_error(_median, distances), _error(_median, controls), _error(_share_below, distances, controls))
-        scores = Memorisation(*values, *counts, *errors, flag=flag)
-    shown = distances.argsort()[:pairs]
-    both = torch.stack([generated[shown], training[nearest.indices[shown, 0]]], dim=1).flatten(0, 1)
-    images = array_images((both / 2 + 0.5).permute(0, 2, 3, 1).numpy())
-    return scores, grid(images, columns=min(8, len(images)))
+        return Memorisation(*values, *counts, *errors, flag=flag), self._grid()
+
+    def _grid(self) -> Image.Image:
+        nearest = self.training[self.nearest[list(self.shown)]]
+        both = torch.stack([torch.stack([*self.shown.values()]), nearest], dim=1).flatten(0, 1)
+        images = array_images((both / 2 + 0.5).permute(0, 2, 3, 1).numpy())
+        return grid(images, columns=min(8, len(images)))
 
 
 def _median(distances: Tensor) -> float:

@@ -43,11 +43,11 @@ from scripts.experiments.time_to_quality.training import (
     train_ours,
 )
 from unet_diffusion.checks import require
-from unet_diffusion.commands.evaluate_generation import drawn
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import make_unet
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import ImageDataset
+from unet_diffusion.data.drawn_images import drawn
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.files import write_json, write_text

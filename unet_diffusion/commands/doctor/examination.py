@@ -6,7 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from datasets import IterableDataset
+from datasets import Dataset
 
 from unet_diffusion.commands.doctor.findings import SEVERITIES, Finding, Report, about, judged
 from unet_diffusion.commands.doctor.image_findings import duplicate_findings, image_findings
@@ -98,11 +98,12 @@ def _open(config: DataConfig | MaskedDataConfig, part: PartName) -> Examined:
         return Examined(
             part, of_masks.name, of_masks.notes, facts, orphans=of_masks.orphans, class_names=of_masks.class_names
         )
-    opened = sets.open_part(config, part, streaming=config.streaming and part == "train")
-    if isinstance(opened.rows, IterableDataset):
-        return Examined(
-            part, opened.name, opened.notes, facts_of_stream(opened.rows, opened.name, config.axes), streamed=True
-        )
+    streamed = config.streaming and part == "train"
+    opened = sets.open_part(config, part, streamed)
+    if streamed:
+        facts = facts_of_stream(opened.rows, opened.name, config.axes)
+        return Examined(part, opened.name, opened.notes, facts, streamed=True)
+    assert isinstance(opened.rows, Dataset)
     return Examined(part, opened.name, opened.notes, gather_facts(opened.rows, None, config.cache_dir, config.axes))
 
 

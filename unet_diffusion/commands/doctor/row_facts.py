@@ -18,8 +18,8 @@ from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.data.masked.parts import is_missing
 from unet_diffusion.data.masked.questions import MANY_CLASSES
 from unet_diffusion.data.masked.reading import read_labels
+from unet_diffusion.data.shuffled_rows import rows_of
 from unet_diffusion.data.sources import image_reader
-from unet_diffusion.data.streaming import rows_of
 from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
@@ -104,7 +104,9 @@ def gather_facts(
     return [RowFacts(**values) for values in json.loads(text)]
 
 
-def facts_of_stream(stream: datasets.IterableDataset, name: str, axes: AxisOrder | None) -> list[RowFacts]:
+def facts_of_stream(
+    stream: datasets.Dataset | datasets.IterableDataset, name: str, axes: AxisOrder | None
+) -> list[RowFacts]:
     """Gathers the facts about the first rows of a stream of images, which are kept nowhere."""
     return _numbered(map(_examiner(stream, None, axes), islice(rows_of(stream, name), STREAMED)))
 
