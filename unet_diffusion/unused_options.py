@@ -108,6 +108,11 @@ TABLE = (
         "set streaming, or leave shuffle_buffer out",
     ),
     Unused(
+        ("shuffle_buffer",),
+        lambda indexed: indexed,
+        "each image of this source can be read alone, so that all of them are shuffled",
+    ),
+    Unused(
         ("crop_size",),
         lambda crop_size, image_size: None not in (crop_size, image_size) and crop_size > image_size,
         "image_size makes the shorter side {image_size} pixels first, so every square would be filled up with its "

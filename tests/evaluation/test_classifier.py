@@ -144,7 +144,7 @@ def test_classes_that_differ_are_learnt(kind, tmp_path):
     if kind == "16 bit":
         held_out = str(images(tmp_path / "held out", count=4, kind=kind))
         named = {"validation_data": held_out, "validation_fraction": 0}
-        config.data = replace(config.data, streaming=True, image_size=5, shuffle_buffer=24, **named)
+        config.data = replace(config.data, streaming=True, image_size=5, **named)
     network = ImageClassifier.from_pretrained(train_classifier(config) / CLASSIFIER_FOLDER)
     assert network.config.accuracy == 1
     assert network.config.in_channels == (3 if kind == "colour" else 1)

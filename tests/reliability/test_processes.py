@@ -157,9 +157,7 @@ def test_each_image_once_an_epoch_also_after_step_5(kind, inputs, record_propert
     """The order is the same in any number of processes and micro-batches, and from wherever a run is resumed."""
     images = inputs.folder / "data" / "images"
     source = {"data": inputs.files, "streaming": True} if kind == "stream" else {"data": str(images)}
-    data = DataConfig(
-        **source, image_size=16, shuffle_buffer=5, validation_fraction=0.0, cache_dir=str(inputs.folder / "cache")
-    )
+    data = DataConfig(**source, image_size=16, validation_fraction=0.0, cache_dir=str(inputs.folder / "cache"))
     steps, orders = 12, []
     for processes, accumulate in ((1, 1), (2, 1), (4, 1), (2, 2), (1, 4)):
         config = TrainingConfig(batch_size=PER_STEP // processes // accumulate, accumulate=accumulate)

@@ -251,7 +251,7 @@ def test_a_stream_trains_and_resumes_where_it_stopped(options, tmp_path):
     images = [Image.fromarray(np.full((8, 8), 10 * i, dtype=np.uint8)) for i in range(20)]
     Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()})).save_to_disk(tmp_path / "arrow")
     (arrow,) = (tmp_path / "arrow").glob("*.arrow")
-    options.data = DataConfig(data=str(arrow), streaming=True, image_size=8, shuffle_buffer=8)
+    options.data = DataConfig(data=str(arrow), streaming=True, image_size=8)
     options.training = replace(options.training, schedule="constant")
     whole = train_ddpm(replace(options, output=tmp_path / "whole"))
     train_ddpm(replace(options, training=replace(options.training, steps=3)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from unet_diffusion.checks import require
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
 from unet_diffusion.commands.run_data import learnt_from, own_images, own_record
-from unet_diffusion.commands.sample import generation_pipeline
+from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.drawn_images import DrawnImages, drawn
 from unet_diffusion.data.record import DataRecord
@@ -30,7 +30,6 @@ from unet_diffusion.files import write_json
 from unet_diffusion.images.axes import counted
 from unet_diffusion.images.figures import save_image
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
-from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import best_device
 from unet_diffusion.unet import UNet
 
@@ -165,23 +164,11 @@ def evaluate_generation(
 
 def generated_batches(options: EvaluateGeneration, pipe: ImageGenerationPipeline) -> Iterator[Tensor]:
     """Generates the images that `generate` does, `max_batch` at a time, (B, C, H, W) in [0, 1]."""
-    labels = options.class_labels
     starts = range(0, options.count, options.max_batch)
     with pipe.progress_bar(total=len(starts)) as progress:
         pipe.set_progress_bar_config(leave=False)  # the bar of a batch, below that of all
         for start in starts:
-            part = range(start, min(start + options.max_batch, options.count))
-            (images,) = pipe(
-                batch_size=len(part),
-                num_inference_steps=options.steps,
-                class_labels=[labels[i % len(labels)] for i in part] if labels else None,
-                guidance_scale=options.guidance_scale,
-                generator=[torch.Generator().manual_seed(keyed_seed(options.seed, "image", i)) for i in part],
-                max_batch=options.max_batch,
-                output_type="pt",
-                return_dict=False,
-            )
-            yield images
+            yield generate(options, pipe, "pt", range(start, min(start + options.max_batch, options.count)))
             progress.update()
 
 

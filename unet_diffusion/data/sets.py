@@ -26,6 +26,7 @@ from unet_diffusion.images.decoding import LARGEST, DTypeName
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_permutation, keyed_seed
+from unet_diffusion.unused_options import check_used
 
 logger = logging.getLogger(__name__)
 
@@ -324,6 +325,7 @@ def _stream_images(config: DataConfig, seed: int, process_index: int, num_proces
     part = open_part(config, "train", streaming=True)
     first = first_usable(part.rows, config.preparation, part.name)
     rows = shuffled(part, seed, config.shuffle_buffer)
+    check_used(config, indexed=isinstance(rows, IndexedRows))
     if isinstance(rows, BufferedRows) and config.num_workers > 1:
         raise ValueError(
             f"num_workers is {config.num_workers}, but must be 0 or 1 for {part.name}, which has no index, so that "
