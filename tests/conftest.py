@@ -4,6 +4,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 
+import gc  # noqa: E402
 import importlib.util  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -16,6 +17,12 @@ import torch  # noqa: E402
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SHARED_DATA = SHARED / "data"
 FIELD_CASES = SHARED / "field" / "make.py"
+
+
+def pytest_collection_finish() -> None:
+    """Takes all that was imported out of the search for garbage, which each training makes at its end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
