@@ -33,9 +33,7 @@ def test_normalisation_and_condition_in_one_pass_equal_the_two_layers(channels_l
     def in_one_pass(condition, norm, x, e):
         return norm_scale_shift(norm, x, *condition.linear(e).chunk(2, dim=1))
 
-    fused = outputs_and_gradients(
-        in_one_pass if always else lambda condition, norm, x, e: condition.after(norm, x, e)
-    )
+    fused = outputs_and_gradients(in_one_pass if always else lambda condition, norm, x, e: condition.after(norm, x, e))
     assert fused[0].stride() == x.stride()
     apart = outputs_and_gradients(lambda condition, norm, x, e: condition(norm(x), e))
     for one, other in zip(fused, apart, strict=True):
