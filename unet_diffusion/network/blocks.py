@@ -84,8 +84,8 @@ class ScaleShift(nn.Module):
 
         In training, GroupNorm does both in one pass, which keeps one map less for the backward pass: the images, each
         with its own weights, are treated as one image of B * C channels. Otherwise the layers are called: offloading
-        hooks into them, and a graph is for any batch. A map with channels last has no view of this shape, so a CPU calls
-        the layers for it too. Elsewhere GroupNorm copies such a map anyway, twice if it is to learn.
+        hooks into them, and a graph is for any batch. A map with channels last has no view of this shape, so a CPU
+        calls the layers for it too. Elsewhere GroupNorm copies such a map anyway, twice in training.
         """
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if eager and isinstance(norm, nn.GroupNorm) and (x.is_contiguous() or x.device.type != "cpu"):

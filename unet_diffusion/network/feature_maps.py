@@ -35,6 +35,6 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 def in_layout_of(x: Tensor, like: Tensor) -> Tensor:
-    """Returns `x` (B, C, H, W) with channels last if `like`, of the same shape, has them last; copied only if needed."""
+    """Returns `x` (B, C, H, W) with channels last if `like`, of the same shape, has them last; a copy if need be."""
     last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     return x.contiguous(memory_format=torch.channels_last) if last else x
