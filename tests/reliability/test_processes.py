@@ -266,8 +266,8 @@ def test_SIGTERM_to_two_processes(task, processes, full, inputs, single, tmp_pat
 
 
 def refusal(launch: Launch, sentence: str) -> str:
-    """Checks that a launch ends soon, with an error that says why, and leaves no process."""
-    status, said = launch.end(DEATH)
+    """Checks that a launch ends by itself, with an error that says why, and leaves no process."""
+    status, said = launch.end()
     seconds = time.monotonic() - launch.started
     assert status
     assert sentence in said
