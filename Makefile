@@ -32,7 +32,7 @@ lint: $(INSTALLED)  ## ruff, mypy and import-linter
 	$(RUN) -m ruff format --check .
 	rm -rf build/checked
 	$(RUN) -c "import setuptools; setuptools.setup()" --quiet build_py --build-lib build/checked
-	cd build/checked && ../../$(RUN) -m mypy --config-file ../../pyproject.toml
+	cd build/checked && ../../$(RUN) -m mypy --cache-dir ../../.mypy_cache --config-file ../../pyproject.toml
 	cd build/checked && PYTHONPATH=. ../../$(VENV)/bin/lint-imports --no-cache ../../pyproject.toml
 
 label-efficiency-small: $(INSTALLED)  ## masks from 2 and 10 labels by all methods, one set, one seed; DATA is the folder of the sets

@@ -40,6 +40,8 @@ class Quickstart:
     """Optimizer steps of noise prediction."""
     segmentation_steps: int = 350
     """Optimizer steps of segmentation."""
+    sampling_steps: int = 20
+    """Steps in which the samples are drawn."""
     max_images: int | None = None
     """Use only this many digits, for a quick test."""
 
@@ -90,7 +92,7 @@ def learn_to_generate(options: Quickstart) -> Path:
     )
 
 
-def draw_samples(run: Path) -> Image.Image:
+def draw_samples(run: Path, steps: int) -> Image.Image:
     """Samples of the saved run by a fast solver: six of each digit and four without a label."""
     import torch
 
@@ -102,8 +104,8 @@ def draw_samples(run: Path) -> Image.Image:
     pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
     generator = torch.Generator().manual_seed(0)
     labels = [i // 6 for i in range(60)]
-    images = pipe(60, class_labels=labels, guidance_scale=2.0, generator=generator).images
-    images += pipe(4, generator=generator).images
+    images = pipe(60, steps, class_labels=labels, guidance_scale=2.0, generator=generator).images
+    images += pipe(4, steps, generator=generator).images
     return grid(images, columns=8, scale=3)
 
 
@@ -137,7 +139,7 @@ def quickstart(options: Quickstart) -> dict[str, float]:
 
     started = time.monotonic()
     ddpm = learn_to_generate(options)
-    save_image(draw_samples(ddpm), options.output / "samples.png")
+    save_image(draw_samples(ddpm, options.sampling_steps), options.output / "samples.png")
     generated = time.monotonic()
     segmentation = learn_to_segment(options, ddpm)
     masks = Image.open(segmentation / "masks.png")

@@ -4,6 +4,9 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 
+# Fixtures import torch: the process that hands tests to others needs none, and would keep them waiting.
+
+import gc  # noqa: E402
 import importlib.util  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -11,15 +14,22 @@ from types import ModuleType  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SHARED_DATA = SHARED / "data"
 FIELD_CASES = SHARED / "field" / "make.py"
 
 
+def pytest_collection_finish() -> None:
+    """Takes all that was imported out of the search for garbage, which each training makes at its end."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -54,8 +64,11 @@ def field(field_cases, tmp_path) -> Callable[[str], tuple[Path, dict[str, Any]]]
     return build
 
 
-@pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-def layout(request, monkeypatch) -> torch.memory_format:
-    """Makes training use each layout of weights: those of a CPU and of CUDA."""
-    monkeypatch.setattr("unet_diffusion.training.trainer.memory_layout", lambda device: request.param)
-    return request.param
+@pytest.fixture(params=["contiguous_format", "channels_last"])
+def layout(request, monkeypatch) -> Any:
+    """Makes training use each layout of weights, a `torch.memory_format`: those of a CPU and of CUDA."""
+    import torch
+
+    memory_format = getattr(torch, request.param)
+    monkeypatch.setattr("unet_diffusion.training.trainer.memory_layout", lambda device: memory_format)
+    return memory_format

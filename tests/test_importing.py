@@ -28,7 +28,10 @@ def test_importing_the_package_imports_neither_torch_nor_diffusers():
 
 @pytest.mark.parametrize("first", ["", "import torch, diffusers"])
 def test_threads_that_start_at_once_get_the_classes_of_the_modules_whatever_was_imported_first(first):
-    """While torch is imported, it inspects all imported modules, also those that have not run yet."""
+    """While torch is imported, it inspects all imported modules, also those that have not run yet.
+
+    The package can then be reloaded, and lists its names.
+    """
     code = f"""
 {first}
 import threading, unet_diffusion, torch, diffusers
@@ -42,6 +45,14 @@ import unet_diffusion.stock_unet as module
 assert "UNet2DAdapter" in vars(module) and type(module).__name__ == "module"
 from unet_diffusion.adapters import *
 print(unet_diffusion.UNet.__module__, unet_diffusion.UNet2DAdapter.__module__, PixelClassifier.__module__)
+
+import importlib, pickle, sys
+UNet = unet_diffusion.UNet
+importlib.reload(unet_diffusion)
+assert unet_diffusion.UNet is UNet and pickle.loads(pickle.dumps(UNet)) is UNet
+from unet_diffusion.pipelines import SegmentationPipeline
+assert sum(type(finder).__name__ == "FormerNames" for finder in sys.meta_path) == 1
+assert set(unet_diffusion.__all__) <= set(dir(unet_diffusion))
 """
     assert in_a_new_process(code) == "unet_diffusion.unet unet_diffusion.stock_unet unet_diffusion.adapters"
 
@@ -54,20 +65,6 @@ def test_a_late_module_that_fails_says_so_each_time(tmp_path, monkeypatch):
     for _ in range(2):
         with pytest.raises(RuntimeError, match="broken"):
             module.value  # noqa: B018
-
-
-def test_the_package_can_be_reloaded_and_lists_its_names():
-    code = (
-        "import importlib, pickle, unet_diffusion\n"
-        "UNet = unet_diffusion.UNet\n"
-        "importlib.reload(unet_diffusion)\n"
-        "assert unet_diffusion.UNet is UNet and pickle.loads(pickle.dumps(UNet)) is UNet\n"
-        "from unet_diffusion.pipelines import SegmentationPipeline\n"
-        "import sys\n"
-        "print(sum(type(finder).__name__ == 'FormerNames' for finder in sys.meta_path), set(unet_diffusion.__all__) <= "
-        "set(dir(unet_diffusion)))"
-    )
-    assert in_a_new_process(code) == "1 True"
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -6,6 +6,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from torch import nn
 
 from tests.support import tiny
+from tests.support.layouts import count_other_layouts, group_norm_like_cuda
 from unet_diffusion import UNet
 from unet_diffusion.network.attention import SelfAttention, SelfAttentionProcessor
 
@@ -139,20 +140,16 @@ def test_attention_processors_can_be_replaced():
     assert torch.equal(prediction(unet), expected)
 
 
-def test_no_layer_changes_the_layout_of_a_map_with_channels_last():
-    """On a CPU; on CUDA, GroupNorm of PyTorch 2.13 returns contiguous maps."""
-    unet, flips = network(channels=(16, 32)).to(memory_format=torch.channels_last), []
+NETWORKS = [{}, {"downsample": "conv", "upsample": "nearest"}, {"block": "plain"}, {"padding": "valid"}]
 
-    def look(name: str):
-        def hook(module, inputs, output):
-            maps = [x for x in (*inputs, output) if isinstance(x, torch.Tensor) and x.ndim == 4]
-            flips.extend([name] * (len(maps) == 2 and len({x.is_contiguous() for x in maps}) == 2))
 
-        return hook
-
-    for name, module in unet.named_modules():
-        if not list(module.children()):
-            module.register_forward_hook(look(name))
-    sample = torch.randn(2, 3, 16, 16)
-    unet(sample, 3).sample.sum().backward()
-    assert set(flips) <= {"stem"}  # which gets the image as it comes
+@pytest.mark.parametrize("options", NETWORKS)
+@pytest.mark.parametrize("like_cuda", [False, True])
+def test_the_maps_of_all_layers_have_their_channels_last(options, like_cuda, monkeypatch):
+    if like_cuda:
+        group_norm_like_cuda(monkeypatch)
+    unet = network(channels=(16, 32), num_classes=2, **options).to(memory_format=torch.channels_last)
+    others = count_other_layouts(unet)
+    sample = torch.randn(2, 3, 29, 26).contiguous(memory_format=torch.channels_last)
+    unet(sample, 3, head="both")
+    assert others and not others.total(), others

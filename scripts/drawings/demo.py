@@ -22,6 +22,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 PATIENCE = 90  # seconds for a run to load and for a job to end, on a busy machine
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # commands, the first that is installed is used
 COLOURS = 256  # of a screenshot, so that it stays small
 
 
@@ -69,6 +70,11 @@ def served(run: Path, *arguments: str) -> Iterator[str]:
             process.wait(timeout=PATIENCE)
 
 
+def installed_browser() -> str | None:
+    """Returns the path of Chromium, or of a browser that is built on it, or None."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 @contextmanager
 def browser(downloads: Path, width: int = 1240, height: int = 900) -> Iterator[webdriver.Chrome]:
     """Yields a headless Chromium of this machine, which records each request in its performance log.
@@ -79,7 +85,7 @@ def browser(downloads: Path, width: int = 1240, height: int = 900) -> Iterator[w
         height: height of the window in pixels.
     """
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
+    options.binary_location = installed_browser() or ""
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={width},{height}"):
         options.add_argument(argument)
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})

@@ -6,17 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from unet_diffusion.network.blocks import ScaleShift
+from tests.support.layouts import group_norm_like_cuda
+from unet_diffusion.network.blocks import GroupNorm, ScaleShift, norm_scale_shift
+
+LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_normalisation_and_condition_in_one_pass_equal_the_two_layers(channels_last):
+@pytest.mark.parametrize("always", [False, True])  # in one pass, also where a CPU calls the layers
+def test_normalisation_and_condition_in_one_pass_equal_the_two_layers(channels_last, always):
     torch.manual_seed(0)
     norm, condition = nn.GroupNorm(3, 6).double(), ScaleShift(6, 5).double()
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
     x, embedding = torch.randn(2, 6, 7, 4).double(), torch.randn(2, 5).double()
-    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    x = x.contiguous(memory_format=LAYOUTS[channels_last])
     weight_of_output = torch.randn_like(x)
 
     def outputs_and_gradients(compute):
@@ -26,23 +30,54 @@ def test_normalisation_and_condition_in_one_pass_equal_the_two_layers(channels_l
         tensors = [*inputs, *layers.parameters()]
         return [output, *torch.autograd.grad((output * weight_of_output).sum(), tensors)]
 
-    fused = outputs_and_gradients(lambda condition, norm, x, e: condition.after(norm, x, e))
+    def in_one_pass(condition, norm, x, e):
+        return norm_scale_shift(norm, x, *condition.linear(e).chunk(2, dim=1))
+
+    fused = outputs_and_gradients(in_one_pass if always else lambda condition, norm, x, e: condition.after(norm, x, e))
+    assert fused[0].stride() == x.stride()
     apart = outputs_and_gradients(lambda condition, norm, x, e: condition(norm(x), e))
     for one, other in zip(fused, apart, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_training_keeps_one_map_less_for_the_backward_pass():
-    norm, condition = nn.GroupNorm(2, 4), ScaleShift(4, 3)
-    x, embedding = torch.randn(1, 4, 50, 50, requires_grad=True), torch.randn(1, 3)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # meta tensors stand for those of an accelerator
+def test_training_keeps_one_map_less_for_the_backward_pass(device, channels_last):
+    norm, condition = GroupNorm(2, 4).to(device), ScaleShift(4, 3).to(device)
+    x, embedding = torch.randn(2, 4, 50, 50, requires_grad=True), torch.randn(2, 3)
+    x, embedding = x.to(device).contiguous(memory_format=LAYOUTS[channels_last]), embedding.to(device)
 
     def kept(compute) -> int:
         maps = set()
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: maps.add(tensor.data_ptr()) if tensor.numel() == x.numel() else None, lambda _: None
+            lambda tensor: maps.add(tensor.untyped_storage()._cdata) if tensor.numel() == x.numel() else None,
+            lambda _: None,
         ):
             output = compute()
         return len(maps) if output.requires_grad else 0
 
-    assert kept(lambda: condition.after(norm, x, embedding)) == 1
+    layers = device == "cpu" and channels_last
+    assert kept(lambda: condition.after(norm, x, embedding)) == (2 if layers else 1)
     assert kept(lambda: condition(norm(x), embedding)) == 2
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_group_norm_is_that_of_pytorch_in_both_layouts(channels_last, monkeypatch):
+    """Bit for bit on a CPU; and if GroupNorm returns contiguous maps, as on CUDA, the layout is that of the input."""
+    norm, theirs = GroupNorm(3, 6).double(), nn.GroupNorm(3, 6).double()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    theirs.load_state_dict(norm.state_dict())  # the same names
+    x = torch.randn(2, 6, 3, 2).double().contiguous(memory_format=LAYOUTS[channels_last]).requires_grad_()
+    assert torch.equal(norm(x), theirs(x)) and norm(x).stride() == x.stride()
+    groups = x.detach().view(2, 3, 2, 3, 2)  # Wu & He 2018, equations 1 and 2, written out
+    mean, variance = groups.mean((2, 3, 4), keepdim=True), groups.var((2, 3, 4), correction=0, keepdim=True)
+    expected = ((groups - mean) / (variance + norm.eps).sqrt()).view(2, 6, 3, 2)
+    expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
+    for contiguous in (False, True):
+        if contiguous:
+            group_norm_like_cuda(monkeypatch)
+            assert theirs(x).is_contiguous()
+        torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=1e-12)
+        assert norm(x).stride() == x.stride()
+        torch.autograd.gradcheck(norm, x)

@@ -167,8 +167,7 @@ def checkpoint(name: str) -> Attempt:
     """Replaces a part of a checkpoint by a pickle, with the right checksums."""
 
     def attempt(sandbox: Sandbox) -> None:
-        images = sandbox.images() / "images"
-        sandbox.train(images)
+        images = sandbox.trained()
         (folder,) = saved_checkpoints(sandbox.folder / "run" / "checkpoints")
         (folder / name).write_bytes(raw(sandbox))
         files = [file for file in folder.iterdir() if file.name != "checksums.json"]

@@ -57,6 +57,14 @@ class Sandbox:
         """Copies a saved pipeline, to be damaged."""
         return Path(shutil.copytree(self.models / kind, self.folder / kind))
 
+    def trained(self) -> Path:
+        """Copies a run of one step and its images; returns the folder of these."""
+        whole = Sandbox(self.models / "trained", self.models)
+        if not whole.folder.exists():
+            whole.train(whole.images() / "images")
+        shutil.copytree(whole.folder, self.folder, dirs_exist_ok=True)
+        return self.folder / "data" / "images"
+
     def write(self, name: str, content: bytes | str) -> Path:
         """Writes a file."""
         path = self.folder / name

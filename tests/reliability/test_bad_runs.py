@@ -75,18 +75,12 @@ def _model_file(text: str) -> Attempt:
 def resumed(*options: object) -> Attempt:
     """Resumes a run of one step with other options."""
 
-    def attempt(sandbox: Sandbox) -> None:
-        images = sandbox.images() / "images"
-        sandbox.train(images, "--warmup-steps", 0)
-        sandbox.train(images, "--warmup-steps", 0, *options)
-
-    return attempt
+    return lambda sandbox: sandbox.train(sandbox.trained(), *options)
 
 
 def _later_checkpoint(sandbox: Sandbox) -> None:
     """Resumes a run whose checkpoint was written by a later version."""
-    images = sandbox.images() / "images"
-    sandbox.train(images)
+    images = sandbox.trained()
     (checkpoint,) = saved_checkpoints(sandbox.folder / "run" / "checkpoints")
     state = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "state.json").write_text(json.dumps({**state, "format": 99}))

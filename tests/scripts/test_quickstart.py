@@ -5,8 +5,10 @@ from PIL import Image
 from scripts import quickstart
 
 
-def test_the_quickstart_leaves_its_images_and_figures(tmp_path):
-    options = quickstart.Quickstart(tmp_path / "quickstart", diffusion_steps=2, segmentation_steps=2, max_images=40)
+def test_the_quickstart_leaves_its_images_and_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr("unet_diffusion.tasks.diffusion.PREVIEW_STEPS", 2)
+    steps = {"diffusion_steps": 2, "segmentation_steps": 2, "sampling_steps": 2}
+    options = quickstart.Quickstart(tmp_path / "quickstart", **steps, max_images=40)
     figures = quickstart.quickstart(options)
     for name in ("samples.png", "masks.png", "curves.png"):
         assert Image.open(options.output / name).size[0] > 100

@@ -1,6 +1,6 @@
-import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,8 +52,7 @@ def network(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.fixture
-def options(tmp_path, network) -> TrainDDPM:
+def options_of(output: Path, network: str) -> TrainDDPM:
     training = TrainingConfig(
         steps=6,
         batch_size=4,
@@ -65,12 +64,23 @@ def options(tmp_path, network) -> TrainDDPM:
         trackers=(),
     )
     return TrainDDPM(
-        output=tmp_path / "run",
+        output=output,
         model=network,
         data=DataConfig(max_images=60, validation_fraction=0.1, image_size=8),
         diffusion=DiffusionConfig(preview_images=4),
         training=training,
     )
+
+
+@pytest.fixture
+def options(tmp_path, network) -> TrainDDPM:
+    return options_of(tmp_path / "run", network)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, network) -> Path:
+    """A run by the options that all these tests begin with; to be read or copied, not changed."""
+    return train_ddpm(options_of(tmp_path_factory.mktemp("finished") / "run", network))
 
 
 def without_dropout(network: str, folder: Path) -> str:
@@ -80,8 +90,8 @@ def without_dropout(network: str, folder: Path) -> str:
     return str(path)
 
 
-def test_a_run_is_a_pipeline_folder_with_images_and_numbers(options):
-    run = train_ddpm(options)
+def test_a_run_is_a_pipeline_folder_with_images_and_numbers(finished):
+    run = finished
     for name in ("README.md", "curves.png", "samples.png", "config.json", "previews/step-00000006.png"):
         assert (run / name).stat().st_size > 0
     assert [row["step"] for row in metrics(run)] == [2, 3, 4, 6, 6]
@@ -89,25 +99,28 @@ def test_a_run_is_a_pipeline_folder_with_images_and_numbers(options):
     assert ImageGenerationPipeline.from_pretrained(run).pixel_range.high == (255.0,)
 
 
-@pytest.mark.parametrize("pipeline", ["diffusers.DDPMPipeline", "unet_diffusion.pipelines.ImageGenerationPipeline"])
-def test_a_new_process_makes_bit_equal_images(options, tmp_path, pipeline):
+def test_a_new_process_makes_bit_equal_images(options, tmp_path):
     """Images made before saving equal those of a new process that imports only `unet_diffusion`."""
-    unet, scheduler = UNet.from_preset("tiny", sample_size=12), options.diffusion.make_scheduler()
-    module, name = pipeline.rsplit(".", 1)
-    pipe = getattr(importlib.import_module(module), name)(unet.eval(), scheduler)
-    before = pipe(batch_size=3, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
-    pipe.save_pretrained(tmp_path / "saved")
+    before = []
+    for kind in (DDPMPipeline, ImageGenerationPipeline):
+        unet, scheduler = UNet.from_preset("tiny", sample_size=12), options.diffusion.make_scheduler()
+        pipe = kind(unet.eval(), scheduler)
+        before.append(pipe(3, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images)
+        pipe.save_pretrained(tmp_path / kind.__name__)
     code = f"""
 import numpy, torch, unet_diffusion
-from {module} import {name}
+from diffusers import DDPMPipeline
+from unet_diffusion.pipelines import ImageGenerationPipeline
 torch.set_num_threads({torch.get_num_threads()})
-pipe = {name}.from_pretrained({str(tmp_path / "saved")!r})
-images = pipe(batch_size=3, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
-numpy.save({str(tmp_path / "after.npy")!r}, images)
+for kind in (DDPMPipeline, ImageGenerationPipeline):
+    pipe = kind.from_pretrained({str(tmp_path)!r} + "/" + kind.__name__)
+    images = pipe(3, num_inference_steps=4, generator=torch.manual_seed(1), output_type="np").images
+    numpy.save({str(tmp_path)!r} + f"/{{kind.__name__}}.npy", images)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert before.std() > 0
-    assert np.array_equal(before, np.load(tmp_path / "after.npy"))
+    for kind, images in zip((DDPMPipeline, ImageGenerationPipeline), before):
+        assert images.std() > 0
+        assert np.array_equal(images, np.load(tmp_path / f"{kind.__name__}.npy"))
 
 
 def test_the_saved_weights_are_the_moving_average(options, layout):
@@ -146,10 +159,9 @@ def test_fewer_steps_than_are_done_end_a_stopped_run_where_it_is(options, log_ev
     ImageGenerationPipeline.from_pretrained(run)
 
 
-def test_loader_processes_change_nothing(options, tmp_path):
+def test_loader_processes_change_nothing(options, finished, tmp_path):
     with_workers = replace(options, output=tmp_path / "workers", data=replace(options.data, num_workers=1))
-    a, b = train_ddpm(options), train_ddpm(with_workers)
-    assert_same_run(a, b, 6)
+    assert_same_run(finished, train_ddpm(with_workers), 6)
 
 
 def test_a_run_can_be_extended_but_not_changed(options):
@@ -173,11 +185,10 @@ def test_a_resumed_run_may_divide_a_step_differently_but_not_change_its_size(opt
         train_ddpm(replace(options, training=replace(options.training, batch_size=8)))
 
 
-def test_a_finished_run_is_not_trained_again(options):
-    run = train_ddpm(options)
-    before = metrics(run)
+def test_a_finished_run_is_not_trained_again(options, finished):
+    before = metrics(shutil.copytree(finished, options.output))
     train_ddpm(options)
-    assert metrics(run) == before
+    assert metrics(options.output) == before
 
 
 def test_a_second_run_in_the_folder_is_refused(options, monkeypatch):
@@ -218,9 +229,9 @@ def test_training_lowers_the_loss(options):
 
 
 @pytest.mark.parametrize("precision", ["bf16"])
-def test_half_precision_stays_near_the_full_loss(options, tmp_path, precision):
+def test_half_precision_stays_near_the_full_loss(options, finished, tmp_path, precision):
     half = replace(options, output=tmp_path / precision, training=replace(options.training, mixed_precision=precision))
-    losses = [series(metrics(train_ddpm(each)), "loss")[1] for each in (options, half)]
+    losses = [series(metrics(run), "loss")[1] for run in (finished, train_ddpm(half))]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
@@ -280,9 +291,10 @@ def test_labels_that_are_dropped_or_missing_are_the_null_class(options):
     assert labels.tolist() == [4, 10, 10]
 
 
-def test_a_run_can_start_from_the_weights_of_another(options, tmp_path):
-    run = train_ddpm(options)
-    second = replace(options, output=tmp_path / "second", model=str(run), training=replace(options.training, steps=1))
+def test_a_run_can_start_from_the_weights_of_another(options, finished, tmp_path):
+    second = replace(
+        options, output=tmp_path / "second", model=str(finished), training=replace(options.training, steps=1)
+    )
     train_ddpm(second)
     with pytest.raises(ValueError, match="in_channels is 3 for these data .* has 1"):
         train_ddpm(replace(second, output=tmp_path / "third", data=replace(options.data, channels=3)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.network.attention import SelfAttention
 from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
-from unet_diffusion.network.feature_maps import fit
+from unet_diffusion.network.feature_maps import fit, in_layout_of
 
 MAX_GROUPS = 32  # of GroupNorm (Wu & He 2018)
 
@@ -37,7 +37,7 @@ class BlockStyle:
     def make_norm(self, channels: int) -> nn.Module:
         """The normalisation over a map of `channels` channels."""
         if self.norm == "group":
-            return nn.GroupNorm(group_count(channels), channels)
+            return GroupNorm(group_count(channels), channels)
         return nn.BatchNorm2d(channels) if self.norm == "batch" else nn.Identity()
 
     def make_activation(self) -> nn.Module:
@@ -51,6 +51,20 @@ def group_count(channels: int) -> int:
     Two, because at 1x1 pixel a group of one channel has a single value, which cannot be normalised.
     """
     return max(groups for groups in range(1, MAX_GROUPS + 1) if channels % groups == 0 and 2 * groups <= channels)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu & He 2018) that returns a map in the layout of its input, as PyTorch's does on a CPU.
+
+    On CUDA, PyTorch up to 2.13 returns contiguous maps. The next convolution would bring their channels last again, in
+    the forward pass and in the backward pass, and the activation between them would meet gradients in another layout.
+    Here they are brought last once. A compiler chooses layouts itself.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to a map of the same shape."""
+        normalised = super().forward(x)
+        return normalised if torch.compiler.is_compiling() else in_layout_of(normalised, x)
 
 
 class ScaleShift(nn.Module):
@@ -70,21 +84,23 @@ class ScaleShift(nn.Module):
 
         In training, GroupNorm does both in one pass, which keeps one map less for the backward pass: the images, each
         with its own weights, are treated as one image of B * C channels. Otherwise the layers are called: offloading
-        hooks into them, a graph is for any batch, and a map with channels last has no view of this shape.
+        hooks into them, and a graph is for any batch. A map with channels last has no view of this shape, so a CPU
+        calls the layers for it too. Elsewhere GroupNorm copies such a map anyway, twice in training.
         """
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if eager and x.is_contiguous() and isinstance(norm, nn.GroupNorm):
+        if eager and isinstance(norm, nn.GroupNorm) and (x.is_contiguous() or x.device.type != "cpu"):
             scale, shift = self.linear(embedding).chunk(2, dim=1)  # (B, C) each
             return norm_scale_shift(norm, x, scale, shift)
         return self(norm(x), embedding)
 
 
 def norm_scale_shift(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """`norm(x) * (1 + scale) + shift` of contiguous maps (B, C, H, W) in one pass; scale and shift (B, C)."""
+    """`norm(x) * (1 + scale) + shift` of maps (B, C, H, W) in one pass, in the layout of x; scale and shift (B, C)."""
     batch, channels, height, width = x.shape
     weight, bias = norm.weight * (1 + scale), torch.addcmul(shift, norm.bias, 1 + scale)  # (B, C) each
-    joined = x.view(1, batch * channels, height, width)
-    return F.group_norm(joined, batch * norm.num_groups, weight.view(-1), bias.view(-1), norm.eps).view_as(x)
+    joined = x.contiguous().view(1, batch * channels, height, width)
+    result = F.group_norm(joined, batch * norm.num_groups, weight.view(-1), bias.view(-1), norm.eps)
+    return in_layout_of(result.view(x.shape), x)
 
 
 class PlainBlock(nn.Module):

@@ -32,3 +32,9 @@ def channels_last(images: Tensor) -> Tensor:
     count, channels, height, width = images.shape
     strides = (height * width * channels, 1, width * channels, channels)
     return torch.empty_strided(images.shape, strides, dtype=images.dtype, device=images.device).copy_(images)
+
+
+def in_layout_of(x: Tensor, like: Tensor) -> Tensor:
+    """Returns `x` (B, C, H, W) with channels last if `like`, of the same shape, has them last; a copy if need be."""
+    last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    return x.contiguous(memory_format=torch.channels_last) if last else x

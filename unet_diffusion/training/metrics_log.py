@@ -66,7 +66,9 @@ def save_curves(rows: list[dict[str, Any]], path: Path, panels: Mapping[str, Seq
 
     panels = {title: [name for name in names if series(rows, name)[0]] for title, names in panels.items()}
     panels = {title: names for title, names in panels.items() if names}
-    figure = Figure(figsize=(5 * max(len(panels), 1), 3.2), layout="constrained")
+    width = 5 * max(len(panels), 1)  # in inches; so are the borders, since a search for them draws everything twice
+    figure = Figure(figsize=(width, 3.2))
+    figure.subplots_adjust(left=0.65 / width, right=1 - 0.1 / width, bottom=0.15, top=0.91, wspace=0.18)
     for position, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), position)
         if all(name.endswith("loss") for name in names):

@@ -18,10 +18,8 @@ from unet_diffusion.saved_runs import load_pipeline
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 pytest.importorskip("selenium", reason="selenium is not installed")
-MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"there is no {' and no '.join(MISSING)}"),
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # a warning of diffusers about NumPy 2
 ]
 
@@ -31,6 +29,8 @@ def visit():
     """Serves a page and uses it."""
     from scripts.drawings import demo  # not before it is known that selenium is there
 
+    if not (demo.installed_browser() and shutil.which("chromedriver")):
+        pytest.skip("there is no Chromium with its driver")
     return demo
 
 
