@@ -200,6 +200,9 @@ def test_saving_and_loading_gives_the_same_classifier(tmp_path):
     features = [random_maps((8, 8)) for _ in range(2)]
     torch.testing.assert_close(loaded(features, (8, 8)), network(features, (8, 8)), rtol=0, atol=1e-6)
     config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("down_block_types") == [
+        "these weights are loaded with PixelClassifier.from_pretrained, of unet_diffusion"
+    ]
     assert {key: value for key, value in config.items() if not key.startswith("_")} == {
         "channels": [8, 6, 4],
         "strides": [4, 2, 1],

@@ -32,7 +32,7 @@ HELP = [[], ["--help"], *([name, "--help"] for name in cli.COMMANDS)]
 MISTAKES = {
     "an option that does not exist": (["sample", "--stepz", "3"], "--stepz"),
     "a command that does not exist": (["train-dpm"], "train-dpm"),
-    "a value that cannot be": (["sample", "--count", "0"], "count is 0, but must be at least 1"),
+    "a value that cannot be": (["sample", "--count", "0"], "count is 0, but must be an integer of at least 1"),
     "a run that does not exist": (["sample", "--run", "no/run"], "run is no/run, but there is no model_index.json"),
     "a run to segment with": (["segment", "--run", "no/run", "--inputs", "a.png"], "there is no model_index.json"),
     "a run to show": (["demo", "no/run"], "there is no model_index.json"),

@@ -96,6 +96,9 @@ class NoisePredictor(nn.Module):
         """Returns itself, since it has no other head."""
         return self
 
+    def register_to_config(self, **values: Any) -> None:
+        """Does nothing, since it has no config."""
+
 
 class LossAlone(DiffusionTask):
     """Noise prediction without previews and without a saved pipeline."""

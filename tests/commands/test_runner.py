@@ -174,6 +174,8 @@ def test_a_command_killed_before_any_of_its_writes_goes_on_and_ends_like_an_undi
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_next_call_does_the_rest(command, undisturbed):
+    threads = threading.enumerate()
+
     def interrupt(key: str) -> None:
         if key == "b/c/x":
             os.kill(os.getpid(), signal.SIGINT)
@@ -185,7 +187,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_call_does_the_rest(command, 
     assert [row["image"] for row in command.rows()] == ["a/x.png", "a/y.png"]
     assert command.run() == ["b/c/x", "b/x"]
     assert tree(command.output) == undisturbed
-    assert threading.active_count() == 1
+    assert threading.enumerate() == threads
 
 
 def test_the_table_has_whole_rows_of_all_finished_images_at_any_moment(command):
@@ -314,6 +316,8 @@ def test_an_image_that_fails_is_a_row_and_is_tried_again(command, undisturbed):
 
 
 def test_an_error_that_is_not_of_an_image_ends_the_command(command):
+    threads = threading.enumerate()
+
     def fail(key: str) -> None:
         if key == "a/y":
             raise RuntimeError("an illegal memory access")
@@ -321,7 +325,7 @@ def test_an_error_that_is_not_of_an_image_ends_the_command(command):
     with pytest.raises(RuntimeError, match="^an illegal memory access$"):
         replace(command, during=fail).run()
     assert command.run()[:1] == ["a/y"]
-    assert threading.active_count() == 1
+    assert threading.enumerate() == threads
 
 
 def test_a_full_disk_ends_the_command_which_then_goes_on(command, undisturbed):

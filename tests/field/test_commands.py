@@ -31,7 +31,6 @@ from tests.package.documentation import DOCUMENTS, blocks
 from tests.support.tiny import network
 from unet_diffusion import PixelClassifier, UNet, UNet2DAdapter, cli
 from unet_diffusion.diffusion.config import SamplerName
-from unet_diffusion.diffusion.objectives import prediction_target
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.classifier import ImageClassifier
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
@@ -276,25 +275,3 @@ def test_documents_make_no_scheduler_without_the_settings_of_the_run():
         if re.search(r"Scheduler\(\)", line)
     ]
     assert [name for name, line in made if "that of the stock network" not in line] == []
-
-
-def inpainting() -> dict:
-    """The names that the block on inpainting in docs/diffusers.md defines, without running the pipeline in it."""
-    (text,) = [block.text for document in DOCUMENTS for block in blocks(document) if "def returns_noise" in block.text]
-    names: dict = {}
-    exec(text.partition("keep = ")[0], names)
-    return names
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_inpainting_gets_the_noise_from_every_prediction(kind):
-    """The head is made to answer as one that knows the image and the noise."""
-    scheduler = DiffusionConfig(prediction_type=kind).make_scheduler()
-    clean, noise, timestep = torch.rand(1, 1, 8, 8), torch.randn(1, 1, 8, 8), torch.tensor([400])
-    noisy = scheduler.add_noise(clean, noise, timestep)
-    unet = network()
-    unet.noise_head.register_forward_hook(lambda *_: prediction_target(scheduler, clean, noise, timestep))
-    conversion = inpainting()["returns_noise"](unet, scheduler)
-    torch.testing.assert_close(unet(noisy, timestep[0]).sample, noise, atol=1e-4, rtol=1e-4)
-    conversion.remove()
-    torch.testing.assert_close(unet(noisy, 400).sample, prediction_target(scheduler, clean, noise, timestep))

@@ -53,7 +53,9 @@ def ddpm(data: object, output: str = "run", steps: int = 2, allow: bool = False,
         model="network.json",
         data=DataConfig(data=str(data), cache_dir="cache", **options),
         diffusion=DiffusionConfig(preview_images=2),
-        training=training(steps, options.get("validation_fraction", 1), allow_changed_data=allow),
+        training=training(
+            steps, not options.get("streaming") and options.get("validation_fraction", 1), allow_changed_data=allow
+        ),
     )
 
 

@@ -56,7 +56,9 @@ def belong_together(item) -> bool:
 @pytest.fixture
 def load(tmp_path):
     def load(data, seed=0, **options):
-        options = {"validation_fraction": 0.2, "cache_dir": str(tmp_path / "cache"), **options}
+        named = {"validation_data", "validation_split"} & set(options)
+        fraction = {} if named else {"validation_fraction": 0.2}
+        options = {**fraction, "cache_dir": str(tmp_path / "cache"), **options}
         return load_masked(MaskedDataConfig(data=data, **options), seed)
 
     return load
@@ -417,8 +419,8 @@ def test_named_splits(tmp_path, load):
         ({"class_names": ("a",)}, "must name at least 2 classes"),
         ({"mask_suffix": ""}, "mask_suffix is ''"),
         ({"mask_encoding": "colour"}, "mask_encoding is 'colour'"),
-        ({"mask_encoding": "binary", "mask_colours": {"red": 1}}, "mask_colours are given"),
-        ({"mask_encoding": "instances", "instances_column": "cells"}, "leave out instances_column"),
+        ({"mask_encoding": "binary", "mask_colours": {"red": 1}}, "mask_colours is .* only a palette has colours"),
+        ({"mask_encoding": "instances", "instances_column": "cells"}, "leave instances_column out"),
         ({"masks": "m", "validation_data": "v"}, "validation_masks is None"),
         ({"validation_masks": "m"}, "validation_masks is 'm'"),
         ({"channels": 2}, "channels is 2"),
