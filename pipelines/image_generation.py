@@ -23,7 +23,9 @@ from unet_diffusion.diffusion.sampling import (
     start_sampling,
 )
 from unet_diffusion.images.conversion import as_output, check_output_type
+from unet_diffusion.network.config import Precision
 from unet_diffusion.network.feature_maps import channels_last
+from unet_diffusion.network.precision import autocast, settled_precision
 from unet_diffusion.pipelines.base import (
     Generators,
     PrivateArguments,
@@ -171,6 +173,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["ImageGenerationPipeline", int, Any, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        mixed_precision: Precision = "no",
     ) -> ImageGenerationOutput | tuple:
         """Generates `batch_size` images.
 
@@ -196,6 +199,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step of each batch; returns
                 the tensors to go on with.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback gets.
+            mixed_precision: "no", "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has
+                it. The rest stays in float32.
 
         Raises:
             ValueError: an argument that does not fit the others, the network or the scheduler.
@@ -217,6 +222,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         check_classes(config, batch_size, labels, guidance_scale, guidance_interval)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
+        self._precision = settled_precision(mixed_precision, device)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
         noise = self.prepare_latents(shape, device, generator, latents)
@@ -264,7 +270,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     def _run(self, sample: Tensor, timestep: Any, classes: Tensor | None) -> Tensor:
         """One evaluation of the network, float32 (B, C, H, W)."""
-        prediction = self.unet(channels_last(sample), timestep, class_labels=classes, head="noise").sample
+        with autocast(sample.device, self._precision):
+            prediction = self.unet(channels_last(sample), timestep, class_labels=classes, head="noise").sample
         return prediction.float().contiguous()  # as schedulers and callers expect
 
     def _class_indices(self, class_labels: Any, batch_size: int) -> list[int] | None:

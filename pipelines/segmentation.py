@@ -22,6 +22,8 @@ from unet_diffusion.images.conversion import check_image, stored_images
 from unet_diffusion.images.large_images import create_mask, open_image
 from unet_diffusion.images.palette import mask_image, overlay
 from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.network.config import Precision
+from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.network.tiling import Read, Tiling
 from unet_diffusion.pipelines.base import (
     Generators,
@@ -166,6 +168,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         output_type: str = "pil",
         return_probabilities: bool = True,
         return_dict: bool = True,
+        mixed_precision: Precision = "no",
     ) -> SegmentationOutput | tuple:
         """Segments one or more images, each at its own size.
 
@@ -186,6 +189,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             output_type: "pil": PIL masks of mode P with the palette; "np": uint8 masks; "pt": int64 masks, on the CPU.
             return_probabilities: whether to return probabilities and uncertainty, 4 (K + 1) bytes per pixel.
             return_dict: whether to return a `SegmentationOutput`, or else a tuple.
+            mixed_precision: "no", "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has
+                it. The rest stays in float32.
 
         Raises:
             ValueError: an image or an argument does not fit the network; the message gives the fix.
@@ -196,7 +201,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         if generator is not None and not isinstance(generator, torch.Generator):  # one per image, which are counted
             images = list(images)
             generator = generators_for(generator, len(images))
-        segmenter = self._segmenter(tile_size, num_draws, timesteps, augment)
+        segmenter = self._segmenter(tile_size, num_draws, timesteps, augment, mixed_precision)
         masks: list[Tensor] = []
         probabilities: list[Tensor] = []
         uncertainty: list[Tensor] = []
@@ -247,6 +252,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         timesteps: Sequence[int] | None = None,
         augment: bool = False,
         generator: torch.Generator | None = None,
+        mixed_precision: Precision = "no",
     ) -> None:
         """Segments an image that may be larger than memory: it is read, and its mask written, in windows.
 
@@ -259,6 +265,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             timesteps: as in `__call__`.
             augment: as in `__call__`.
             generator: as in `__call__`.
+            mixed_precision: as in `__call__`.
 
         Raises:
             ValueError: an image or an argument does not fit the network, or the target exists.
@@ -269,7 +276,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         size = image.shape[:2]
         dtype = "float32" if image.dtype.kind == "f" else image.dtype.name
         check_image(self.channels, self.pixel_range, image.shape[2], dtype)
-        segmenter = self._segmenter(tile_size, num_draws, timesteps, augment)
+        segmenter = self._segmenter(tile_size, num_draws, timesteps, augment, mixed_precision)
 
         def read(rows: slice, columns: slice) -> Tensor:
             return torch.from_numpy(image.read(rows, columns)).permute(2, 0, 1)[None]
@@ -320,7 +327,12 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         return mask.numpy() if output_type == "np" else mask_image(mask.numpy(), self.palette)
 
     def _segmenter(
-        self, tile_size: int | None, num_draws: int, timesteps: Sequence[int] | None, augment: bool
+        self,
+        tile_size: int | None,
+        num_draws: int,
+        timesteps: Sequence[int] | None,
+        augment: bool,
+        mixed_precision: Precision,
     ) -> Segmenter:
         tiling = Tiling.of(self.unet, tile_size, symmetric=augment)
         levels = tuple(t for t in timesteps or () for _ in range(num_draws))
@@ -328,7 +340,9 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             levels = tuple(self.classifier.config.timesteps)
             tiling = tiling if tile_size is not None else tiling_for_classifier(tiling, self.classifier)
         turns, device = TURNS if augment else TURNS[:1], self._execution_device
-        return Segmenter(self.unet, self.pixel_range, tiling, device, turns, self.scheduler, levels, self.classifier)
+        precision = settled_precision(mixed_precision, device)
+        parts = (self.unet, self.pixel_range, tiling, device, turns, self.scheduler, levels, self.classifier)
+        return Segmenter(*parts, precision)
 
     def _regions(
         self,

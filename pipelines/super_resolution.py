@@ -23,7 +23,9 @@ from unet_diffusion.diffusion.sampling import (
     start_sampling,
 )
 from unet_diffusion.images.conversion import as_output, check_output_type
+from unet_diffusion.network.config import Precision
 from unet_diffusion.network.feature_maps import channels_last
+from unet_diffusion.network.precision import autocast, settled_precision
 from unet_diffusion.network.tiling import Tiling, tiled
 from unet_diffusion.pipelines.base import (
     Generators,
@@ -138,6 +140,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         tile_size: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        mixed_precision: Precision = "no",
     ) -> SuperResolutionOutput | tuple:
         """Enlarges one or more images, each from its own size.
 
@@ -156,12 +159,15 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                 tensors (C, H, W) in [0, 1]; "stored": tensors (C, H, W) in the data type and values of the training
                 files.
             return_dict: whether to return a `SuperResolutionOutput`, or else a tuple.
+            mixed_precision: "no", "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has
+                it. The rest stays in float32.
 
         Raises:
             ValueError: an image or an argument does not fit the network or the scheduler; the message gives the fix.
         """
         num_inference_steps, condition_noise = plain(num_inference_steps), plain(condition_noise)
         self.check_inputs(num_inference_steps, condition_noise, output_type)
+        self._precision = settled_precision(mixed_precision, self._execution_device)
         tiling = Tiling.of(self.unet, tile_size)
         inputs = list(self.read_images(image))
         given = generators_for(generator, len(inputs))
@@ -197,7 +203,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         seen = torch.cat([scaled_input(self.scheduler, large, timestep), condition], dim=1)  # (B, 2C, H, W)
 
         def predict(window: Tensor) -> Tensor:
-            return self.unet(channels_last(window.to(self.unet.dtype)), timestep, head="noise").sample.float()
+            with autocast(window.device, self._precision):
+                return self.unet(channels_last(window.to(self.unet.dtype)), timestep, head="noise").sample.float()
 
         prediction, size = torch.empty_like(large), (large.shape[2], large.shape[3])
         windows = tiled(predict, lambda rows, columns: seen[..., rows, columns], size, tiling)

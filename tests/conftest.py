@@ -3,6 +3,7 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
+os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # what "auto" stands for, on every machine
 
 # Fixtures import torch: the process that hands tests to others needs none, and would keep them waiting.
 

@@ -231,8 +231,14 @@ def test_training_lowers_the_loss(options):
 @pytest.mark.parametrize("precision", ["bf16"])
 def test_half_precision_stays_near_the_full_loss(options, finished, tmp_path, precision):
     half = replace(options, output=tmp_path / precision, training=replace(options.training, mixed_precision=precision))
-    losses = [series(metrics(run), "loss")[1] for run in (finished, train_ddpm(half))]
-    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    run = train_ddpm(half)
+    losses = [series(metrics(each), "loss")[1] for each in (finished, run)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
+    with power_cut(DiffusionTask, 5):
+        train_ddpm(replace(half, output=options.output))
+    told = replace(half.training, mixed_precision="auto")  # which is what the run was started with
+    assert_same_run(train_ddpm(replace(half, output=options.output, training=told)), run, 6)
+    assert json.loads((options.output / "config.json").read_text())["mixed_precision"] == precision
 
 
 def test_fp16_needs_a_gpu_and_says_so(options):
@@ -333,7 +339,7 @@ def test_signals_are_left_alone_outside_the_main_thread(options):
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"schedule": "step"}, "one of 'cosine', 'constant'"),
-        ({"mixed_precision": "fp8"}, "one of 'no', 'bf16', 'fp16'"),
+        ({"mixed_precision": "fp8"}, "one of 'auto', 'no', 'bf16', 'fp16'"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
     ],
 )

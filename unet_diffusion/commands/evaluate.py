@@ -55,6 +55,7 @@ def evaluate(options: Evaluate) -> str:
                 output_type="pt",
                 return_probabilities=False,
                 return_dict=False,
+                mixed_precision=options.mixed_precision,
             )[0]
             progress.update()
             return mask

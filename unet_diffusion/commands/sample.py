@@ -17,6 +17,7 @@ from unet_diffusion.commands.runner import digest, is_out_of_memory, reason_of
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import encoded_array, encoded_image, grid
+from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import best_device, load_pipeline
@@ -67,6 +68,7 @@ def generate(
         max_batch=options.max_batch,
         output_type=output_type,
         return_dict=False,
+        mixed_precision=options.mixed_precision,
     )
     return images
 
@@ -124,6 +126,7 @@ class _Job:
             seed=options.seed,
             class_labels=options.class_labels,
             guidance_scale=options.guidance_scale,
+            mixed_precision=settled_precision(options.mixed_precision, self.pipe.device),
         )
 
     def _missing(self, batch: range, made_by: str) -> list[int]:

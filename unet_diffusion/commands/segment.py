@@ -9,6 +9,7 @@ from torch import Tensor
 from unet_diffusion.commands.options.segment import TABLE, Segment
 from unet_diffusion.commands.runner import Rows, Work, digest, work_through
 from unet_diffusion.images.figures import encoded_image
+from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import best_device, load_pipeline
@@ -30,6 +31,7 @@ def segment(options: Segment) -> Path:
     """
     inputs = options.take_inputs()
     pipe = load_pipeline(SegmentationPipeline, options.run).to(best_device(options.device))
+    precision = settled_precision(options.mixed_precision, pipe.device)
     pipe.check_inputs(options.tile_size, options.num_draws, options.timesteps or None)
     labels = pipe.class_names or [str(label) for label in range(pipe.num_classes)]
 
@@ -43,6 +45,7 @@ def segment(options: Segment) -> Path:
             generator=keyed_generator(options.seed, "segment", key),
             return_probabilities=False,
             return_dict=False,
+            mixed_precision=precision,
         )[0][0]
 
     def encode(image: Tensor, mask: Image.Image) -> tuple[list[bytes], Rows]:
@@ -54,6 +57,7 @@ def segment(options: Segment) -> Path:
         made_by=digest(
             options.run,
             tile_size=options.tile_size,
+            mixed_precision=precision,
             augment=options.augment,
             timesteps=options.timesteps,
             num_draws=options.num_draws,

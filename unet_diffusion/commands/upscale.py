@@ -10,6 +10,7 @@ from unet_diffusion.commands.runner import Rows, Work, digest, work_through
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import encoded_stored
+from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
@@ -30,6 +31,7 @@ def upscale(options: Upscale) -> Path:
     """
     inputs = options.take_inputs()
     pipe = load_pipeline(SuperResolutionPipeline, options.run).to(best_device(options.device))
+    precision = settled_precision(options.mixed_precision, pipe.device)
     pipe.scheduler = sampler(options.sampler, pipe.scheduler)
     suffix = ".png" if has_png(pipe.channels, pipe.pixel_range) else ".npy"
     pipe.check_inputs(options.steps, options.condition_noise, "stored")
@@ -44,6 +46,7 @@ def upscale(options: Upscale) -> Path:
             tile_size=options.tile_size,
             output_type="stored",
             return_dict=False,
+            mixed_precision=precision,
         )[0][0].cpu()
 
     def encode(image: Tensor, large: Tensor) -> tuple[list[bytes], Rows]:
@@ -61,6 +64,7 @@ def upscale(options: Upscale) -> Path:
         seed=options.seed,
         condition_noise=options.condition_noise,
         tile_size=options.tile_size,
+        mixed_precision=precision,
     )
     work = Work("upscale", made_by, (suffix,), (suffix,), pipe.read_images, compute, encode)
     work_through(inputs, options.folder, work, options.overwrite, progress_bar)

@@ -5,10 +5,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unet_diffusion.checks import is_count, is_number, require, require_choice
 
+Precision = Literal["auto", "no", "bf16", "fp16"]
 CONVOLUTIONS_PER_BLOCK = 2
 HEADS = ("noise", "segmentation", "both", "features")
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.network.config import Precision
 from unet_diffusion.network.feature_maps import channels_last
+from unet_diffusion.network.precision import autocast
 from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
 from unet_diffusion.unet import UNet
 
@@ -38,6 +40,7 @@ class Segmenter:
     scheduler: SchedulerMixin | None  # its `add_noise` makes the noisy versions; None without levels
     levels: tuple[int, ...]  # timesteps of the noisy versions; empty for the clean image at the network's own timestep
     classifier: PixelClassifier | None
+    precision: Precision = "no"  # in which the networks compute
 
     def seeds(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:
         """A seed for the noise of each of `count` images: from the generator, or always the same for a classifier.
@@ -94,7 +97,9 @@ class Segmenter:
         """The scores of the classifier, or of the segmentation head for each noisy version."""
         if self.classifier is not None:
             features = self.classifier.features(self.unet, self.scheduler, clean, noises)
-            yield self.classifier(features, clean.shape[2:])
+            with autocast(clean.device, self.precision):  # left before each yield, since it holds for the caller too
+                scores = self.classifier(features, clean.shape[2:])
+            yield scores
             return
         versions: list[tuple[int | None, Tensor]] = [(None, clean)]
         if self.levels:
@@ -103,7 +108,9 @@ class Segmenter:
             noisy = [self.scheduler.add_noise(clean, noise, step) for noise, step in zip(noises, steps)]
             versions = list(zip(self.levels, noisy))
         for timestep, images in versions:
-            yield self.unet(channels_last(images.to(self.unet.dtype)), timestep, head="segmentation").logits
+            with autocast(clean.device, self.precision):
+                scores = self.unet(channels_last(images.to(self.unet.dtype)), timestep, head="segmentation").logits
+            yield scores
 
 
 def tiling_for_classifier(tiling: Tiling, classifier: PixelClassifier) -> Tiling:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration, gather_object
 from torch import Tensor
 
+from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.run_folder import started_with
 
 T = TypeVar("T", float, Tensor)
 
@@ -41,14 +43,13 @@ def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
     """
     check_trackers(config.trackers)
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
+    started = started_with(output).get("mixed_precision") if config.mixed_precision == "auto" else None
     accelerator = Accelerator(
         gradient_accumulation_steps=config.accumulate,
-        mixed_precision=config.mixed_precision,
+        mixed_precision=settled_precision(started or config.mixed_precision, PartialState().device),
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
     )
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("mixed_precision is 'fp16', but there is only a CPU, which has no fp16; use 'bf16' or 'no'.")
     if accelerator.distributed_type in SHARDED:
         raise ValueError(
             f"distributed_type is {accelerator.distributed_type.value}, but the moving average and the checkpoints "

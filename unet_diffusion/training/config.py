@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from unet_diffusion.checks import is_count, is_integer, is_number, require, require_choice, require_each, set_plain
+from unet_diffusion.network.config import Precision
 from unet_diffusion.unused_options import check_used
 
 Schedule = Literal["cosine", "constant"]
-Precision = Literal["no", "bf16", "fp16"]
 EVERY = ("log_every", "validate_every", "preview_every", "checkpoint_every")
 FREE_TO_CHANGE = {  # when a run is resumed; images_per_step, which follows from three of them, must stay
     *EVERY,
@@ -42,8 +42,9 @@ class TrainingConfig:
     no weight."""
     ema_decay: float = 0.999
     """Decay of the moving average of the weights. The pipeline is saved with this average."""
-    mixed_precision: Precision = "no"
-    """"no", "bf16" or "fp16"; noise and losses stay in float32."""
+    mixed_precision: Precision = "auto"
+    """"no" (float32), "bf16" or "fp16"; noise and losses stay in float32. "auto" is what `accelerate launch` was told,
+    or else bf16 where the GPU or the processor has it (AVX512-BF16, AMX). A resumed run keeps its precision."""
     compile: bool = False
     """Compile the network's blocks (pays on CUDA, not on a CPU)."""
     seed: int = 0

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from unet_diffusion.data.record import DataRecord, resolved_place
 from unet_diffusion.files import remove_leftovers, write_json
+from unet_diffusion.saved_index import read_object
 from unet_diffusion.training.config import FREE_TO_CHANGE
 from unet_diffusion.unused_options import unused_among
 
@@ -101,6 +102,12 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
     if record is not None:
         record.write(folder)
     write_json(path, resolved)
+
+
+def started_with(folder: Path) -> dict[str, Any]:
+    """Returns the options that a run was started with, by their own names; none if there is no run."""
+    path = folder / "config.json"
+    return flat(read_object(path)) if path.exists() else {}
 
 
 def _check_options(

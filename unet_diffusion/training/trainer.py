@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from unet_diffusion.data.record import DataRecord
+from unet_diffusion.network.precision import NAMES
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.training.accelerator import RunContext, choose_kernels, memory_layout, steps_ahead
 from unet_diffusion.training.checkpoints import (
@@ -65,7 +66,11 @@ class Trainer:
     ) -> None:
         self.task, self.config, self.output, self.accelerator = task, config, output, accelerator
         self.context = RunContext(config, accelerator)
-        facts = {"processes": accelerator.num_processes, "images_per_step": self.context.images_per_step}
+        facts: dict[str, Any] = {
+            "processes": accelerator.num_processes,
+            "images_per_step": self.context.images_per_step,
+        }
+        facts["mixed_precision"] = accelerator.mixed_precision  # beside the options, of which one may say "auto"
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
         self.record = record
         self.step = 0
@@ -94,7 +99,14 @@ class Trainer:
             self._start()
             loading = closing(self.task.batches(self.context, self.step))  # ends the data workers
             hidden = not self.accelerator.is_main_process
-            progress = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
+            progress = tqdm(
+                total=self.config.steps,
+                initial=self.step,
+                unit="step",
+                desc=NAMES[self.accelerator.mixed_precision],
+                disable=hidden,
+                dynamic_ncols=True,
+            )
             with loading as batches, progress as bar:
                 while self.step < self.config.steps and not self.best.exhausted:
                     self._train_step(batches)

@@ -165,7 +165,7 @@ def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report
     height, width = pixels.shape[:2]
     fits = height * width * pipe.num_classes <= MAX_PROBABILITIES
     own = _own_copy(pipe, report)
-    (mask,), _, uncertainty = own(pixels, return_probabilities=fits, return_dict=False)
+    (mask,), _, uncertainty = own(pixels, return_probabilities=fits, return_dict=False, mixed_precision="auto")
     counts = np.bincount(np.asarray(mask).ravel(), minlength=pipe.num_classes)
     names = pipe.class_names or [f"class {label}" for label in range(pipe.num_classes)]
     colours = [(red, green, blue) for red, green, blue in pipe.palette or map(colour, range(pipe.num_classes))]
@@ -203,7 +203,7 @@ def enlarge_image(
     own = _own_copy(pipe, report)
     own.scheduler = sampler(sampler_name, pipe.scheduler)
     generator = keyed_generator(seed, "upscale", source.stem)
-    ((stored,),) = own(small, steps, generator, output_type="stored", return_dict=False)
+    ((stored,),) = own(small, steps, generator, output_type="stored", return_dict=False, mixed_precision="auto")
     suffix = ".png" if has_png(pipe.channels, pipe.pixel_range) else ".npy"
     file = Path(mkdtemp(dir=folder)) / f"{source.stem}-large{suffix}"
     save_stored(stored, file)

@@ -8,6 +8,7 @@ from unet_diffusion.data.config import SourceOptions
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.files import check_absent, check_output
+from unet_diffusion.network.config import Precision
 from unet_diffusion.saved_index import check_run_for
 
 
@@ -57,6 +58,8 @@ class Evaluate:
     by adapted Rand error and variation of information. Instances are always scored where the set has them."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
+    mixed_precision: Precision = "auto"
+    """"no" (float32), "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has it."""
     overwrite: bool = False
     """Replace an evaluation that is already there."""
 

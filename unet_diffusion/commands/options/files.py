@@ -8,6 +8,7 @@ from unet_diffusion.checks import set_plain
 from unet_diffusion.commands.inputs import Inputs
 from unet_diffusion.data.folders import check_outside, sources_of_run
 from unet_diffusion.files import check_output
+from unet_diffusion.network.config import Precision
 from unet_diffusion.saved_index import check_run_for
 from unet_diffusion.unused_options import check_used
 
@@ -26,6 +27,8 @@ class FileOptions(ABC):
     """Output pixels a side of a tile of large images; by default a tile takes about 64 MiB."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
+    mixed_precision: Precision = "auto"
+    """"no" (float32), "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has it."""
     overwrite: bool = False
     """Replace files that the command has not made; what it has made is only made again if it has to change."""
     _found: Inputs | None = field(default=None, init=False, repr=False, compare=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from unet_diffusion.checks import is_count, require_each, set_plain
 from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.network.config import Precision
 from unet_diffusion.unused_options import check_used
 
 
@@ -30,6 +31,8 @@ class GenerationOptions:
     """Images generated at once."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
+    mixed_precision: Precision = "auto"
+    """"no" (float32), "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has it."""
 
     def __post_init__(self) -> None:
         set_plain(self)
