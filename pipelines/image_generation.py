@@ -22,6 +22,7 @@ from unet_diffusion.diffusion.sampling import (
     scaled_input,
     start_sampling,
     warn_of_other_noise,
+    warn_of_steps,
 )
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
@@ -62,9 +63,10 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         label_names: names of the classes that images are generated of, in the order of their indices.
         trained_with: settings of the scheduler that the network was trained with, to warn of another scheduler in its
             place; None takes them from `scheduler`.
+        few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it did not.
 
     Raises:
-        ValueError: the network cannot turn noise into images, or the pixel range is bad.
+        ValueError: the network cannot turn noise into images, or the pixel range or the number of steps is bad.
     """
 
     model_cpu_offload_seq = "unet"
@@ -77,21 +79,30 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         pixel_range: dict | None = None,
         label_names: list[str] | None = None,
         trained_with: dict | None = None,
+        few_steps: int | None = None,
     ) -> None:
         super().__init__()
         check_noise_predictor(unet, 1, "generation needs as many channels out as in")
         saved_range(pixel_range)
+        rule = "must be an integer of at least 1, or None for a network that was not tuned"
+        require(few_steps is None or is_count(few_steps), "few_steps", few_steps, rule)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
             _pixel_range=pixel_range,
             _label_names=label_names,
             _trained_with=trained_settings(trained_with, scheduler),
+            _few_steps=few_steps,
         )
 
     @property
     def label_names(self) -> list[str] | None:
         """Names of the class labels, in the order of their indices."""
         return self.config["_label_names"]
+
+    @property
+    def few_steps(self) -> int | None:
+        """The largest number of steps that `tune-few-steps` tuned the network for; None if it did not."""
+        return self.config["_few_steps"]
 
     @property
     def guidance_scale(self) -> float:
@@ -116,6 +127,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         eta: float | None,
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
+        num_inference_steps: int,
+        guidance_scale: float,
     ) -> None:
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
         batch_size, channels, _, _ = shape
@@ -125,7 +138,13 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
         check_scheduler(self.scheduler, eta)
+        rule = (
+            "the network was tuned for a few steps: it gives one image of a class, which guidance would leave, not the "
+            "mean that guidance moves; set it to 1, or guide the run that it was tuned from"
+        )
+        require(self.few_steps is None or guidance_scale == 1, "guidance_scale", guidance_scale, rule)
         warn_of_other_noise(self.scheduler, self.config["_trained_with"])
+        warn_of_steps(self.scheduler, num_inference_steps, self.few_steps)
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(
@@ -203,7 +222,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         for name, count in {**counts, "height": height, "width": width}.items():
             require(is_count(count), name, count, "must be an integer of at least 1")
         shape = (batch_size, config.in_channels, height, width)
-        self.check_inputs(shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
+        given = (shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
+        self.check_inputs(*given, num_inference_steps, guidance_scale)
         check_classes(config, batch_size, labels, guidance_scale, guidance_interval)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device

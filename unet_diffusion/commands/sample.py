@@ -42,7 +42,7 @@ def sample(options: Sample) -> Path:
 def generation_pipeline(options: GenerationOptions) -> ImageGenerationPipeline:
     """Loads the run's pipeline with the sampler, on the device."""
     pipe = load_pipeline(ImageGenerationPipeline, options.run).to(best_device(options.device))
-    pipe.scheduler = sampler(options.sampler, pipe.scheduler)
+    pipe.scheduler = sampler(options.sampling[0], pipe.scheduler)
     return pipe
 
 
@@ -51,7 +51,7 @@ def generate(options: GenerationOptions, pipe: ImageGenerationPipeline, output_t
     labels = options.class_labels
     (images,) = pipe(
         batch_size=options.count,
-        num_inference_steps=options.steps,
+        num_inference_steps=options.sampling[1],
         class_labels=[labels[i % len(labels)] for i in range(options.count)] if labels else None,
         guidance_scale=options.guidance_scale,
         generator=[torch.Generator().manual_seed(keyed_seed(options.seed, "image", i)) for i in range(options.count)],
