@@ -1,8 +1,8 @@
 """Consistency tuning against Gaussian data, for which the consistency function and its loss have closed forms.
 
-Data N(m, d^2), independent per pixel. The level s = sigma / alpha gives y = x / alpha - m = (x0 - m) + s eps, of variance
-d^2 + s^2, and the probability-flow trajectories keep y / sqrt(d^2 + s^2). So the clean end of the one through x is
-f = m + g y with g(s) = d / sqrt(d^2 + s^2), and the velocity that stands for it is (alpha x - f) / sigma.
+Data N(m, d^2), independent per pixel. At the level s = sigma / alpha, y = x / alpha - m = (x0 - m) + s eps has the
+variance d^2 + s^2, and the probability-flow trajectories keep y / sqrt(d^2 + s^2). So the clean end of the one through
+x is f = m + g y with g(s) = d / sqrt(d^2 + s^2), and the velocity that stands for it is (alpha x - f) / sigma.
 """
 
 import math
@@ -12,13 +12,12 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, LCMScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from torch import Tensor, nn
+from torch import nn
 
 from unet_diffusion import UNetOutput
 from unet_diffusion.diffusion.consistency import (
     CLEAN,
     FINEST,
-    HIGHEST,
     HUBER,
     LAST_SHARE,
     LOG_MEAN,
@@ -237,7 +236,7 @@ def test_lcm_takes_any_table_of_timesteps():
 
 
 def test_stock_pipelines_generate_from_a_consistency_function():
-    """As the model card says: DDIM in one step, LCM in two to four, from the saved scheduler with trailing timesteps."""
+    """As the model card says: DDIM in one step, LCM in two to four, from a scheduler with trailing timesteps."""
     scheduler = scheduler_of()
     scheduler.register_to_config(timestep_spacing="trailing")
     unet = gaussian_ends(scheduler)

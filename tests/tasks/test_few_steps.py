@@ -88,7 +88,7 @@ def test_the_noise_and_the_held_out_images_are_those_of_the_run(base, tuned):
 
 
 def test_an_interrupted_tuning_ends_as_an_undisturbed_one(base, tuned, tmp_path):
-    """The loss raises in the second micro-batch of step 3, after the checkpoint of step 2 and the change of the stage."""
+    """The loss raises in the second half of step 3, after the checkpoint of step 2 and the change of the stage."""
     options = tuning(base, tmp_path / "cut")
     with power_cut(FewStepsTask, 6):
         tune_few_steps(options)
@@ -129,7 +129,9 @@ def test_sample_takes_two_steps_of_lcm_by_default(base, tuned, tmp_path):
         warnings.simplefilter("error", UserWarning)
         for steps in ([], ["--steps", "1"]):
             output = tmp_path / "-".join(["images", *steps])
-            cli.run("sample", ["--run", str(tuned), "--count", "2", "--output", str(output), "--class-labels", "7", *steps])
+            cli.run(
+                "sample", ["--run", str(tuned), "--count", "2", "--output", str(output), "--class-labels", "7", *steps]
+            )
             assert len(list(output.glob("0*.png"))) == 2
 
 
@@ -164,7 +166,9 @@ def test_many_steps_of_a_tuned_run_are_warned_of(tuned):
     pipe = load_pipeline(ImageGenerationPipeline, tuned)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
-    with pytest.warns(UserWarning, match="DPMSolverMultistepScheduler with num_inference_steps 20, but .* sampler..lcm"):
+    with pytest.warns(
+        UserWarning, match="DPMSolverMultistepScheduler with num_inference_steps 20, but .* sampler..lcm"
+    ):
         pipe(num_inference_steps=20)
 
 
@@ -207,10 +211,16 @@ def change_kind(name: str):
     ("change", "message"),
     [
         (change_scheduler, "prediction_type is 'epsilon', but a network that predicts noise"),
-        (change_kind("SuperResolutionPipeline"), "a super-resolution run, but tune-few-steps is for runs that generate"),
+        (
+            change_kind("SuperResolutionPipeline"),
+            "a super-resolution run, but tune-few-steps is for runs that generate",
+        ),
         (change_kind("SegmentationPipeline"), "a run that gives masks, but tuning changes the layers"),
         (lambda run: shutil.rmtree(run / "scheduler"), "there is no scheduler in it"),
-        (lambda run: (run / "model_index.json").unlink(), "there is no model_index.json; give the folder of a finished"),
+        (
+            lambda run: (run / "model_index.json").unlink(),
+            "there is no model_index.json; give the folder of a finished",
+        ),
     ],
 )
 def test_runs_that_cannot_be_tuned_are_refused_before_an_image_is_read(base, tmp_path, change, message):

@@ -16,8 +16,8 @@ def load_examined(
 ) -> tuple[ImageSets, Summary]:
     """Prints what is understood of the images of a run, loads them, and returns both.
 
-    Images stay on the side of the hold-out on which the run in `output` had them, or else the run in `earlier`, if there
-    is one. Raises the errors of `present` and `load_images`.
+    Images stay on the side of the hold-out on which the run in `output` had them, or else the run in `earlier`, if
+    there is one. Raises the errors of `present` and `load_images`.
     """
     summary = present(config, quiet=not accelerator.is_main_process)
     before = DataRecord.before(output) or (None if earlier is None else DataRecord.before(earlier))

@@ -44,8 +44,12 @@ def tune_few_steps(options: TuneFewSteps) -> Path:
 
 def run_images(run: Path, given: DataConfig) -> DataConfig:
     """Returns the options of the images that a run learnt from, loaded as the given options say."""
+    if not (run / "config.json").is_file():
+        raise ValueError(f"data is not given, and {run} has no config.json that says what it learnt from; give data.")
     loading = {"num_workers": given.num_workers}
-    return own_options(run, DataConfig, loading if given.cache_dir is None else loading | {"cache_dir": given.cache_dir})
+    return own_options(
+        run, DataConfig, loading if given.cache_dir is None else loading | {"cache_dir": given.cache_dir}
+    )
 
 
 def make_task(options: TuneFewSteps, data: ImageSets) -> FewStepsTask:

@@ -13,8 +13,8 @@ def check_tunable(prediction_type: Any) -> None:
     """Raises a ValueError unless a network with this prediction can be tuned to generate in a few steps."""
     if prediction_type not in ("v_prediction", "sample"):
         raise ValueError(
-            f"prediction_type is {prediction_type!r}, but a network that predicts noise gives the image at the noisy end "
-            "only as a small difference of large numbers, so it cannot be tuned for a few steps; train one with "
+            f"prediction_type is {prediction_type!r}, but a network that predicts noise gives the image at the noisy "
+            "end only as a small difference of large numbers, so it cannot be tuned for a few steps; train one with "
             "'v_prediction', the default of train-ddpm."
         )
 

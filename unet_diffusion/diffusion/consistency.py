@@ -1,16 +1,16 @@
 """Consistency tuning: the loss by which a noise predictor learns to generate in a few evaluations.
 
 The method is ECT, "Easy Consistency Tuning" (Geng et al. 2024, "Consistency Models Made Easy", arXiv 2406.14548; its
-public code is github.com/locuslab/ect, class `ECMLoss`), for networks that take the timesteps of a table.
+public code is `ECMLoss` of github.com/locuslab/ect), for networks that take the timesteps of a table.
 
 A noisy image is x = alpha x0 + sigma eps. With the noise level s = sigma / alpha, x / alpha = x0 + s eps is the noisy
-image of ECT, whose times t and r are the levels s_t and s_r here. The consistency function f(x, t) is the clean image at
-the end of the probability-flow trajectory through x. From the velocity it is alpha x - sigma v, in which x has the
-weight alpha, and v the weight sigma: at s = 0 it is x itself, whatever the network says. (This is the preconditioning
-of EDM, which ECT uses, for data of deviation 1.) So each velocity predictor is a valid start. A network that predicts
-the clean image is one too; there the boundary is learnt, as r = 0 gives the clean image as the target. From the noise it
-would be x / alpha - s eps, which multiplies the network's errors by s: 158 at the end of the linear schedule, 20,000 at
-that of the cosine schedule, infinite at zero terminal SNR. So noise predictors are refused.
+image of ECT, whose times t and r are the levels s_t and s_r here. The consistency function f(x, t) is the clean end of
+the probability-flow trajectory through x. From the velocity it is alpha x - sigma v: at s = 0 it is x itself, whatever
+the network says. (This is the preconditioning of EDM, which ECT uses, for data of deviation 1.) So every velocity
+predictor is a valid start. A network that predicts the clean image is one too; the target at r = 0, the clean image,
+teaches it the boundary. From the noise f would be x / alpha - s eps, which multiplies the errors of the network by s:
+158 at the end of the linear schedule, 20,000 at that of the cosine schedule, infinite at zero terminal SNR. So noise
+predictors are refused.
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,18 @@ CLEAN = -1  # the timestep of the clean image, before the first of the table
 LOG_MEAN, LOG_STD = -1.1, 2.0  # of ln s; P_mean and P_std of ECT's code
 NEARNESS = 8.0  # ECT's k: small levels start with r = 0, and r is up to 1 + k / 2 times as far from t as large levels
 FINEST = 256  # ECT's smallest step s_t - s_r is s_t / 256: q = 2 in 8 stages, 4 in 4, or 256 in one
-HIGHEST = 80.0  # from this level on images are pure noise; sigma_max of EDM (Karras et al. 2022), where ECT samples from
+HIGHEST = (
+    80.0  # from this level on images are pure noise; sigma_max of EDM (Karras et al. 2022), where ECT samples from
+)
 LAST_SHARE = 0.05  # of the draws are the last timestep, where sampling starts; ln s reaches it too rarely
 HUBER = 0.00054  # c of the pseudo-Huber loss of a root mean square (iCT, Song & Dhariwal 2024, section 3.3)
 
 
 class NoiseLevels:
-    """The noise levels s = sigma / alpha of a table of timesteps, and the pairs of them that consistency tuning compares.
+    """The noise levels s = sigma / alpha of a table of timesteps, and the pairs of them that tuning compares.
 
-    Timesteps are whole numbers, since the network has learnt no others and samplers use no others. A level stands for
-    the timestep whose level is nearest. Levels above `HIGHEST` count as `HIGHEST`, since there alpha is below 1 / 80 and
+    Timesteps are whole numbers, since the network has learnt no others and samplers use no others. A level that is
+    wanted becomes the nearest one of the table. Levels above `HIGHEST` count as `HIGHEST`, since there alpha is below 1 / 80 and
     f hardly changes; the weights stay finite.
 
     Args:

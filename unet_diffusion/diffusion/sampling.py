@@ -165,9 +165,9 @@ def warn_of_steps(scheduler: SchedulerMixin, steps: int, few_steps: int | None) 
         )
     elif few_steps is not None and not jumps and steps > 1:
         problem = (
-            f"the scheduler is {kind} with num_inference_steps {steps}, but the network was tuned to reach the image in "
-            f"one step from any noise, and such samplers expect the mean of the images instead. Take 1 to {few_steps} "
-            'steps of sampler("lcm", pipe.scheduler), or the run that it was tuned from.'
+            f"the scheduler is {kind} with num_inference_steps {steps}, but the network was tuned to reach one image "
+            "from any noise, and such samplers expect the mean of all that are likely. Take 1 to "
+            f'{few_steps} steps of sampler("lcm", pipe.scheduler), or the run that it was tuned from.'
         )
     if problem:
         warnings.warn(problem, stacklevel=5)  # the line that calls a pipeline, whose check_inputs calls this

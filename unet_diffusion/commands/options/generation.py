@@ -7,7 +7,6 @@ from unet_diffusion.checks import require
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.saved_index import is_tuned
 
-
 SAMPLING: tuple[SamplerName, int] = ("dpm-solver++", 20)
 FEW_STEPS_SAMPLING: tuple[SamplerName, int] = ("lcm", 2)  # of runs of tune-few-steps
 
