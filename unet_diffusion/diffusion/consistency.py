@@ -36,8 +36,8 @@ class NoiseLevels:
     """The noise levels s = sigma / alpha of a table of timesteps, and the pairs of them that tuning compares.
 
     Timesteps are whole numbers, since the network has learnt no others and samplers use no others. A level that is
-    wanted becomes the nearest one of the table. Levels above `HIGHEST` count as `HIGHEST`, since there alpha is below 1 / 80 and
-    f hardly changes; the weights stay finite.
+    wanted becomes the nearest one of the table. Levels above `HIGHEST` count as `HIGHEST`, since there alpha is below
+    1 / 80 and f hardly changes; the weights stay finite.
 
     Args:
         scheduler: with `alphas_cumprod`, a diffusers `DDPMScheduler`.

@@ -42,8 +42,8 @@ pipe(num_inference_steps=2, generator=torch.manual_seed(0)).images[0].save("samp
 ```
 
 or `unet-diffusion sample --run {name} --steps 2`. `ImageGenerationPipeline` from `unet_diffusion.pipelines`, with
-`sampler("lcm", pipe.scheduler)`, also takes classes. Other samplers and guidance are for the run that this one was tuned
-from.
+`sampler("lcm", pipe.scheduler)`, also takes classes. Other samplers and guidance are for the run that this one was
+tuned from.
 """
 
 
@@ -128,6 +128,7 @@ class FewStepsTask(DiffusionTask):
         summary = (
             f"A U-Net with {parameters(network)} parameters that generates images of {size(network)} pixels with "
             f"{network.config.in_channels} channel(s) in 1 to {FEW_STEPS} steps. It is a noise predictor (DDPM) that "
-            "was then tuned with {version} to be consistent along each path from noise to image (ECT, Geng et al. 2024)."
+            "was then tuned with {version} to be consistent along the paths from noise to image (ECT, Geng et al. "
+            "2024)."
         )
         return Card("unconditional-image-generation", summary, {"samples.png": SAMPLES}, USE)
