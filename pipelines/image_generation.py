@@ -16,13 +16,13 @@ from torch import Tensor
 from unet_diffusion.checks import class_index, is_count, require
 from unet_diffusion.diffusion.sampling import (
     check_classes,
+    check_few_steps,
     check_has_classes,
     check_scheduler,
     denoised,
     scaled_input,
     start_sampling,
     warn_of_other_noise,
-    warn_of_steps,
 )
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.feature_maps import channels_last
@@ -127,8 +127,6 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         eta: float | None,
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
-        num_inference_steps: int,
-        guidance_scale: float,
     ) -> None:
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
         batch_size, channels, _, _ = shape
@@ -138,13 +136,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
         check_scheduler(self.scheduler, eta)
-        rule = (
-            "the network was tuned for a few steps: it gives one image of a class, which guidance would leave, not the "
-            "mean that guidance moves; set it to 1, or guide the run that it was tuned from"
-        )
-        require(self.few_steps is None or guidance_scale == 1, "guidance_scale", guidance_scale, rule)
         warn_of_other_noise(self.scheduler, self.config["_trained_with"])
-        warn_of_steps(self.scheduler, num_inference_steps, self.few_steps)
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(
@@ -222,8 +214,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         for name, count in {**counts, "height": height, "width": width}.items():
             require(is_count(count), name, count, "must be an integer of at least 1")
         shape = (batch_size, config.in_channels, height, width)
-        given = (shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
-        self.check_inputs(*given, num_inference_steps, guidance_scale)
+        self.check_inputs(shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
+        check_few_steps(self.few_steps, self.scheduler, num_inference_steps, guidance_scale)
         check_classes(config, batch_size, labels, guidance_scale, guidance_interval)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device

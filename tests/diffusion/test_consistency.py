@@ -83,8 +83,9 @@ def test_r_is_before_t_and_nearest_to_the_formula(settings):
         limit = torch.where(s < 80, timesteps, (s < 80).sum())  # the first timestep whose level does not count as less
         best = torch.minimum((table[None] - wanted[:, None]).abs().argmin(dim=1) - 1, limit - 1)
         assert torch.equal(earlier, best)
-        weights = levels.weights(timesteps, earlier)
-        torch.testing.assert_close(weights, (1 / (s - table[earlier + 1])).float())
+        weights = levels.weights(timesteps, earlier, 2.0 ** -(stage + 1))
+        alpha = 1 / (1 + s**2).sqrt()
+        torch.testing.assert_close(weights, (2.0 ** -(stage + 1) / (alpha * (s - table[earlier + 1]))).float())
         assert weights.isfinite().all() and (weights > 0).all()
 
 
@@ -127,12 +128,13 @@ def test_the_loss_and_its_gradient_at_the_consistency_function_have_their_closed
     clean = MEAN + STD * torch.randn(1, 1, SIDE, SIDE, generator=generator)
     noise = torch.randn(1, 1, SIDE, SIDE, generator=generator)
     loss = consistency_loss(unet, scheduler, levels, clean, noise, t, step)
-    assert loss.item() * (s_t - s_r) == pytest.approx((distance**2 + HUBER**2) ** 0.5 - HUBER, rel=0.04)
+    weight = step * (1 + s_t**2) ** 0.5 / (s_t - s_r)
+    assert loss.item() / weight == pytest.approx((distance**2 + HUBER**2) ** 0.5 - HUBER, rel=0.04)
     loss.backward()
-    slope = (g_t**2 * v_t - g_t * g_r * (STD**2 + s_t * s_r)) / distance / (s_t - s_r)
-    spread = g_t * v_t**0.5 / (s_t - s_r) / SIDE  # of the mean of unit-variance products
-    assert unet.gain.grad.item() == pytest.approx(slope, abs=4 * spread)
-    assert abs(slope) < (s_t - s_r) / (distance * STD)  # second order over the distance, which is of first order
+    slope = (g_t**2 * v_t - g_t * g_r * (STD**2 + s_t * s_r)) / distance  # the last factor is of the first order
+    spread = g_t * v_t**0.5 / SIDE  # of the mean of products with f_t - f_r over the distance, of unit variance
+    assert unet.gain.grad.item() / weight == pytest.approx(slope, abs=4 * spread)
+    assert abs(slope) * distance < ((s_t - s_r) * g_t) ** 2
 
 
 def test_the_gradient_flows_through_t_alone_and_the_clean_image_is_the_target_at_r_zero():
@@ -148,7 +150,7 @@ def test_the_gradient_flows_through_t_alone_and_the_clean_image_is_the_target_at
         ends.append(consistency_function(scheduler, noisy, which, unet(noisy, which).sample))
     difference = ends[0] - torch.cat([clean[:1], ends[1][1:]]).detach()
     distances = (difference.square().mean(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER
-    expected = (levels.weights(timesteps, earlier) * distances).mean()
+    expected = (levels.weights(timesteps, earlier, 1 / 8) * distances).mean()
     (gradient,) = torch.autograd.grad(expected, unet.gain)
     loss = consistency_loss(unet, scheduler, levels, clean, noise, timesteps, 1 / 8)
     loss.backward()

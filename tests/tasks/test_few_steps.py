@@ -136,7 +136,7 @@ def test_sample_takes_two_steps_of_lcm_by_default(base, tuned, tmp_path):
 
 
 def test_guidance_is_refused_with_the_reason(tuned):
-    with pytest.raises(SystemExit, match="guidance_scale is 2.0, but the network was tuned for a few steps: .* set it"):
+    with pytest.raises(SystemExit, match="guidance_scale is 2.0, but the network was tuned to .*; set it to 1"):
         arguments = ["--run", str(tuned), "--class-labels", "7", "--guidance-scale", "2", "--output", str(tuned / "x")]
         cli.run("sample", arguments)
 

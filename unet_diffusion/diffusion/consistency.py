@@ -75,10 +75,22 @@ class NoiseLevels:
         before = torch.minimum(self.nearest(wanted), timesteps.clamp(max=self.top) - 1)
         return torch.where(wanted < self.levels[0] / 2, CLEAN, before)
 
-    def weights(self, timesteps: Tensor, earlier: Tensor) -> Tensor:
-        """Returns the weights 1 / (s_t - s_r) of ECT, float32 (B,)."""
+    def weights(self, timesteps: Tensor, earlier: Tensor, step: float) -> Tensor:
+        """Returns the weights step / (alpha_t (s_t - s_r)), float32 (B,).
+
+        ECT has 1 / (s_t - s_r). An error of the velocity is sigma_t as large in f, so it counts there as
+        sigma_t / (s_t - s_r), which is about alpha_t / step: hardly at the end of the table, where sampling starts.
+        Divided by alpha_t, errors of the velocity count alike at all levels of equal s_r / s_t. For small levels this
+        is ECT's weight, but for the factor `step`, which keeps the size of the gradients from stage to stage.
+
+        Args:
+            timesteps: t, int64 (B,).
+            earlier: r, int64 (B,).
+            step: as for `earlier`.
+        """
+        levels = self.levels[timesteps]
         before = torch.where(earlier == CLEAN, 0.0, self.levels[earlier.clamp(min=0)])
-        return (1 / (self.levels[timesteps] - before)).float()
+        return (step * (1 + levels**2).sqrt() / (levels - before)).float()
 
 
 def stage_step(progress: float, stages: int) -> float:
@@ -156,4 +168,4 @@ def consistency_loss(
         target = torch.where(is_clean[:, None, None, None], clean, before)
     difference = estimate(timesteps.to(device, non_blocking=True)) - target
     distance = (difference.square().mean(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER
-    return (levels.weights(timesteps, earlier).to(device, non_blocking=True) * distance).mean()
+    return (levels.weights(timesteps, earlier, step).to(device, non_blocking=True) * distance).mean()

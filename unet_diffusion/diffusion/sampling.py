@@ -146,14 +146,23 @@ def warn_of_other_noise(
         )
 
 
-def warn_of_steps(scheduler: SchedulerMixin, steps: int, few_steps: int | None) -> None:
+def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int, guidance_scale: float) -> None:
     """Warns if a network generates in a number of steps, or with a sampler, that it was not trained for.
 
     Args:
+        few_steps: up to how many steps the network was tuned for; None if it was not tuned.
         scheduler: the sampler of a pipeline.
         steps: of the sampler.
-        few_steps: up to how many steps the network was tuned for; None if it was not tuned.
+        guidance_scale: of classifier-free guidance.
+
+    Raises:
+        ValueError: a tuned network and guidance.
     """
+    rule = (
+        "the network was tuned to reach one image of a class from any noise, while guidance moves the mean of all that "
+        "are likely; set it to 1, or guide the run that it was tuned from"
+    )
+    require(few_steps is None or guidance_scale == 1, "guidance_scale", guidance_scale, rule)
     kind, jumps = type(scheduler).__name__, isinstance(scheduler, LCMScheduler)
     problem = ""
     if few_steps is None and (jumps or steps <= MEANS):
@@ -170,7 +179,7 @@ def warn_of_steps(scheduler: SchedulerMixin, steps: int, few_steps: int | None) 
             f'{few_steps} steps of sampler("lcm", pipe.scheduler), or the run that it was tuned from.'
         )
     if problem:
-        warnings.warn(problem, stacklevel=5)  # the line that calls a pipeline, whose check_inputs calls this
+        warnings.warn(problem, stacklevel=4)  # the line that calls a pipeline
 
 
 def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
