@@ -76,12 +76,12 @@ class NoiseLevels:
         return torch.where(wanted < self.levels[0] / 2, CLEAN, before)
 
     def weights(self, timesteps: Tensor, earlier: Tensor, step: float) -> Tensor:
-        """Returns the weights step / (alpha_t (s_t - s_r)), float32 (B,).
+        """Returns the weights step / (s_t - s_r), for the last timestep divided by alpha_t too, float32 (B,).
 
-        ECT has 1 / (s_t - s_r). An error of the velocity is sigma_t as large in f, so it counts there as
-        sigma_t / (s_t - s_r), which is about alpha_t / step: hardly at the end of the table, where sampling starts.
-        Divided by alpha_t, errors of the velocity count alike at all levels of equal s_r / s_t. For small levels this
-        is ECT's weight, but for the factor `step`, which keeps the size of the gradients from stage to stage.
+        1 / (s_t - s_r) is ECT's; the factor `step` keeps the size of the gradients from stage to stage. At the last
+        timestep, from which sampling starts, an error of the velocity is as large in f, and ECT's weight about
+        1 / (step s_t) lets it count for next to nothing. Divided by alpha_t, which is about 1 / s_t there, it counts as
+        much as that of a middle level.
 
         Args:
             timesteps: t, int64 (B,).
@@ -90,7 +90,8 @@ class NoiseLevels:
         """
         levels = self.levels[timesteps]
         before = torch.where(earlier == CLEAN, 0.0, self.levels[earlier.clamp(min=0)])
-        return (step * (1 + levels**2).sqrt() / (levels - before)).float()
+        factor = torch.where(timesteps == self.last, (1 + levels**2).sqrt(), 1.0)
+        return (step * factor / (levels - before)).float()
 
 
 def stage_step(progress: float, stages: int) -> float:
