@@ -9,7 +9,7 @@ INDEX = "model_index.json"
 STOCK_PIPELINE = "DDPMPipeline"  # the class that model_index.json names for a run that generates images
 OWN_PIPELINE = "_pipeline"  # its key for the class of ours that saved such a run
 GENERATES = "_label_names"  # a key that only runs have which generate images
-FEW_STEPS = "_few_steps"  # its key for up to how many steps a network was tuned for
+TUNED = "_few_steps"  # its key for up to how many steps a network was tuned for
 SUPER_RESOLUTION = "SuperResolutionPipeline"  # the class that model_index.json names for a run that enlarges images
 
 
@@ -61,7 +61,7 @@ def pipeline_name(index: Mapping[str, Any]) -> Any:
 def is_tuned(run: Path) -> bool:
     """Whether the network of a saved pipeline was tuned to generate in a few steps."""
     index = run / INDEX
-    return index.is_file() and read_object(index).get(FEW_STEPS) is not None
+    return index.is_file() and read_object(index).get(TUNED) is not None
 
 
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:

@@ -6,7 +6,7 @@ from unet_diffusion.checks import is_count, is_number, require
 
 SamplerName = Literal["dpm-solver++", "sde-dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm", "lcm"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
-FEW_STEPS = 4  # that tune-few-steps tunes for; every number from 1 on works, and more than 4 gain little
+FEW_STEPS = 4  # the largest number that tune-few-steps tunes for
 
 
 def check_tunable(prediction_type: Any) -> None:

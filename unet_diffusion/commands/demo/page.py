@@ -22,7 +22,7 @@ from unet_diffusion.commands.demo.jobs import (
     generate_images,
     segment_image,
 )
-from unet_diffusion.commands.options.generation import FEW_STEPS_SAMPLING, SAMPLING
+from unet_diffusion.commands.options.generation import SAMPLING, TUNED_SAMPLING
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
@@ -117,8 +117,8 @@ def _sampling_fields(pipe: ImageGenerationPipeline | SuperResolutionPipeline) ->
     """Steps, sampler and seed."""
     largest = min(MAX_STEPS, pipe.scheduler.config.num_train_timesteps)
     tuned = getattr(pipe, "few_steps", None) is not None
-    name, steps = FEW_STEPS_SAMPLING if tuned else SAMPLING
-    names = [each for each in get_args(SamplerName) if (each == FEW_STEPS_SAMPLING[0]) == tuned]
+    name, steps = TUNED_SAMPLING if tuned else SAMPLING
+    names = [each for each in get_args(SamplerName) if (each == TUNED_SAMPLING[0]) == tuned]
     return [
         gr.Number(min(steps, largest), label="Steps", precision=0, minimum=1, maximum=largest, elem_id="steps"),
         gr.Dropdown(names, value=name, label="Sampler", elem_id="sampler"),

@@ -8,7 +8,7 @@ from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.saved_index import is_tuned
 
 SAMPLING: tuple[SamplerName, int] = ("dpm-solver++", 20)
-FEW_STEPS_SAMPLING: tuple[SamplerName, int] = ("lcm", 2)  # of runs of tune-few-steps
+TUNED_SAMPLING: tuple[SamplerName, int] = ("lcm", 2)  # of runs of tune-few-steps
 
 
 @dataclass
@@ -41,5 +41,5 @@ class GenerationOptions:
     @property
     def sampling(self) -> tuple[SamplerName, int]:
         """The sampler and its steps, with the defaults for the run."""
-        sampler, steps = FEW_STEPS_SAMPLING if is_tuned(self.run) else SAMPLING
+        sampler, steps = TUNED_SAMPLING if is_tuned(self.run) else SAMPLING
         return self.sampler or sampler, steps if self.steps is None else self.steps
