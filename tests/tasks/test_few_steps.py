@@ -172,6 +172,16 @@ def test_many_steps_of_a_tuned_run_are_warned_of(tuned):
         pipe(num_inference_steps=20)
 
 
+def test_an_export_says_how_a_tuned_run_generates(base, tuned, tmp_path):
+    for run, said, left_out in (
+        (tuned, ("pipe(num_inference_steps=1)", "1 to 4 steps of LCMScheduler"), "guidance"),
+        (base, ("pipe().images", "any scheduler, classes and guidance"), "LCMScheduler"),
+    ):
+        cli.run("export", [str(run), str(tmp_path / run.name)])
+        text = (tmp_path / run.name / "README.md").read_text()
+        assert all(each in text for each in said) and left_out not in text
+
+
 def test_a_tuned_run_still_segments(tuned):
     unet = load_unet(str(tuned), {"in_channels": 1}).to_segmentation(3).eval()
     assert unet(torch.zeros(1, 1, 8, 8)).logits.shape == (1, 3, 8, 8)
