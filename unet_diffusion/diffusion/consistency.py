@@ -25,11 +25,9 @@ CLEAN = -1  # the timestep of the clean image, before the first of the table
 LOG_MEAN, LOG_STD = -1.1, 2.0  # of ln s; P_mean and P_std of ECT's code
 NEARNESS = 8.0  # ECT's k: small levels start with r = 0, and r is up to 1 + k / 2 times as far from t as large levels
 FINEST = 256  # ECT's smallest step s_t - s_r is s_t / 256: q = 2 in 8 stages, 4 in 4, or 256 in one
-HIGHEST = (
-    80.0  # from this level on images are pure noise; sigma_max of EDM (Karras et al. 2022), where ECT samples from
-)
+HIGHEST = 80.0  # from this level on images are pure noise; sigma_max of EDM (Karras et al. 2022), and of ECT's sampler
 LAST_SHARE = 0.05  # of the draws are the last timestep, where sampling starts; ln s reaches it too rarely
-HUBER = 0.00054  # c of the pseudo-Huber loss of a root mean square (iCT, Song & Dhariwal 2024, section 3.3)
+HUBER = 0.00054  # c of the pseudo-Huber loss: 0.06 in ECT's code for ImageNet, over the root of 64 x 64 x 3 values
 
 
 class NoiseLevels:
@@ -78,10 +76,10 @@ class NoiseLevels:
     def weights(self, timesteps: Tensor, earlier: Tensor, step: float) -> Tensor:
         """Returns the weights step / (s_t - s_r), for the last timestep divided by alpha_t too, float32 (B,).
 
-        1 / (s_t - s_r) is ECT's; the factor `step` keeps the size of the gradients from stage to stage. At the last
-        timestep, from which sampling starts, an error of the velocity is as large in f, and ECT's weight about
-        1 / (step s_t) lets it count for next to nothing. Divided by alpha_t, which is about 1 / s_t there, it counts as
-        much as that of a middle level.
+        1 / (s_t - s_r) is ECT's (for CIFAR-10; its code for ImageNet has 1 / s_t^2 + 1 / sigma_data^2). The factor
+        `step` keeps the size of the gradients from stage to stage. At the last timestep, from which sampling starts, an
+        error of the velocity is as large in f, and ECT's weight, at most about 1 / (step s_t), lets it count for next
+        to nothing. Divided by alpha_t, about 1 / s_t there, it counts as much as that of a middle level.
 
         Args:
             timesteps: t, int64 (B,).
@@ -132,9 +130,8 @@ def consistency_loss(
 ) -> Tensor:
     """The weighted distance of f(x_t, t) from f(x_r, r), which is not differentiated; both have the same noise.
 
-    The distance is the root mean square over an image, as the pseudo-Huber loss sqrt(d^2 + c^2) - c. It is ECT's norm
-    (with its c of 0.06 for 64 x 64 x 3 values) divided by the root of the number of values. In training both passes
-    drop the same activations.
+    The distance is the root mean square d over an image, as the pseudo-Huber loss sqrt(d^2 + c^2) - c. It is ECT's norm
+    over the root of the number of values. In training both passes drop the same activations.
 
     Args:
         unet: called as `unet(noisy, timesteps, class_labels, head="noise").sample`.
