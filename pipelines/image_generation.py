@@ -16,6 +16,7 @@ from torch import Tensor
 from unet_diffusion.checks import class_index, is_count, is_number, plain, require
 from unet_diffusion.diffusion.sampling import (
     check_classes,
+    check_few_steps,
     check_has_classes,
     check_scheduler,
     denoised,
@@ -70,9 +71,10 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         label_names: names of the classes that images are generated of, in the order of their indices.
         trained_with: settings of the scheduler that the network was trained with, so that another one in its place is
             refused; None takes them from `scheduler`.
+        few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it did not.
 
     Raises:
-        ValueError: the network cannot turn noise into images, or the pixel range is bad.
+        ValueError: the network cannot turn noise into images, or the pixel range or the number of steps is bad.
     """
 
     model_cpu_offload_seq = "unet"
@@ -85,15 +87,19 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         pixel_range: dict | None = None,
         label_names: list[str] | None = None,
         trained_with: dict | None = None,
+        few_steps: int | None = None,
     ) -> None:
         super().__init__()
         check_noise_predictor(unet, 1, "generation needs as many channels out as in")
         saved_range(pixel_range)
+        rule = "must be an integer of at least 1, or None for a network that was not tuned"
+        require(few_steps is None or is_count(few_steps), "few_steps", few_steps, rule)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
             _pixel_range=plain(pixel_range),
             _label_names=plain(label_names),
             _trained_with=trained_settings(trained_with, scheduler),
+            _few_steps=few_steps,
         )
         self.check_noise_settings()
 
@@ -101,6 +107,11 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
     def label_names(self) -> list[str] | None:
         """Names of the class labels, in the order of their indices."""
         return self.config["_label_names"]
+
+    @property
+    def few_steps(self) -> int | None:
+        """The largest number of steps that `tune-few-steps` tuned the network for; None if it did not."""
+        return self.config["_few_steps"]
 
     @property
     def guidance_scale(self) -> float:
@@ -219,6 +230,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         generator = generators_for(generator, batch_size)
         shape = (batch_size, config.in_channels, height, width)
         self.check_inputs(shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
+        check_few_steps(self.few_steps, self.scheduler, num_inference_steps, guidance_scale)
         check_classes(config, batch_size, labels, guidance_scale, guidance_interval)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device

@@ -22,6 +22,7 @@ from unet_diffusion.commands.options.segment import Segment
 from unet_diffusion.commands.options.train_classifier import TrainClassifier
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
+from unet_diffusion.commands.options.tune_few_steps import TuneFewSteps
 from unet_diffusion.commands.options.upscale import Upscale
 from unet_diffusion.unused_options import check_used
 from unet_diffusion.version import __version__
@@ -29,6 +30,7 @@ from unet_diffusion.version import __version__
 COMMANDS: dict[str, tuple[type, str]] = {  # the options of each, and the module with a function of the command's name
     "train-ddpm": (TrainDDPM, "train_ddpm"),
     "sample": (Sample, "sample"),
+    "tune-few-steps": (TuneFewSteps, "tune_few_steps"),
     "upscale": (Upscale, "upscale"),
     "train-segmentation": (TrainSegmentation, "train_segmentation"),
     "segment": (Segment, "segment"),

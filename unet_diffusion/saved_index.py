@@ -10,6 +10,7 @@ STOCK_PIPELINE = "DDPMPipeline"  # the class that model_index.json names for a r
 OWN_PIPELINE = "_pipeline"  # its key for the class of ours that saved such a run
 OWN_PIPELINES = "unet_diffusion.pipelines."  # before the class that model_index.json names for any other run of ours
 GENERATES = "_label_names"  # a key that only runs have which generate images
+TUNED = "_few_steps"  # its key for up to how many steps a network was tuned for
 SUPER_RESOLUTION = "SuperResolutionPipeline"  # the class that model_index.json names for a run that enlarges images
 
 
@@ -58,6 +59,12 @@ def pipeline_name(index: Mapping[str, Any]) -> Any:
     if name == STOCK_PIPELINE:
         return index.get(OWN_PIPELINE, name)
     return name.removeprefix(OWN_PIPELINES) if isinstance(name, str) else name
+
+
+def is_tuned(run: Path) -> bool:
+    """Whether the network of a saved pipeline was tuned to generate in a few steps."""
+    index = run / INDEX
+    return index.is_file() and read_object(index).get(TUNED) is not None
 
 
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:

@@ -68,7 +68,8 @@ class CompareSamplers:
         for name in self.samplers:
             require_choice("samplers", name, get_args(SamplerName))
         for number in self.evaluations:
-            require(number >= 3, "evaluations", number, "each must be at least 3, two steps of Heun's method")
+            rule = "each must be at least 3, two steps of Heun's method; take fewer without heun"
+            require(number >= (3 if "heun" in self.samplers else 1), "evaluations", number, rule)
 
     def cases(self) -> "Iterator[Case]":
         """All cases, those of few evaluations first."""

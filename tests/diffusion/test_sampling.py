@@ -135,7 +135,7 @@ def test_step_gets_only_arguments_that_it_takes(name):
     scheduler.set_timesteps(3)
     arguments = step_arguments(scheduler, 0, torch.Generator(), None)
     assert set(arguments) <= set(inspect.signature(scheduler.step).parameters)
-    assert ("generator" in arguments) == (name in ("dpm-solver++", "sde-dpm-solver++", "euler", "ddim", "ddpm"))
+    assert ("generator" in arguments) == (name in ("dpm-solver++", "sde-dpm-solver++", "euler", "ddim", "ddpm", "lcm"))
 
 
 def test_classes_are_checked_against_the_network():

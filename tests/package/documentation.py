@@ -57,6 +57,7 @@ ADDED = {
     "train-ddpm": f"--image-size 16 --preview-images 4 {TRAINING}",
     "train-classifier": f"--image-size 16 --widths 4 8 {TRAINING}",
     "train-segmentation": TRAINING,
+    "tune-few-steps": TRAINING,
     "evaluate-generation": "--image-size 16 --count 64 --steps 2",
     "sample": "--steps 2",
 }

@@ -22,8 +22,8 @@ from unet_diffusion.training.checkpoints import saved_checkpoints
 
 PROMISE = "Nothing lost"
 SEED = 0
-KILLS = {"ddpm": 20, "segmentation": 5, "joint": 5}
-FEW_KILLS = {"ddpm": 2, "segmentation": 1, "joint": 1}
+KILLS = {"ddpm": 20, "segmentation": 5, "joint": 5, "few_steps": 5}
+FEW_KILLS = {"ddpm": 2, "segmentation": 1, "joint": 1, "few_steps": 1}
 COMMANDS = 3  # kills of the real command
 COMMAND_STEPS = 400  # some seconds on a fast machine, so that no run ends before it is killed
 WORKERS_END = 8.0  # seconds within which orphaned data workers end; those of torch check every 5

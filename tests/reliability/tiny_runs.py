@@ -6,19 +6,23 @@ from pathlib import Path
 
 from tests.support.runs import metrics
 from tests.support.tiny import squares
+from unet_diffusion import UNet
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
+from unet_diffusion.commands.options.tune_few_steps import TuneFewSteps
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import train_segmentation
+from unet_diffusion.commands.tune_few_steps import tune_few_steps
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.files import PREFIX
-from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig
+from unet_diffusion.pipelines import ImageGenerationPipeline
+from unet_diffusion.tasks.config import DiffusionConfig, FewStepsConfig, JointConfig, SegmentationConfig
 from unet_diffusion.training.checkpoints import load_checkpoint, same_bits, saved_checkpoints
 from unet_diffusion.training.config import TrainingConfig
 
-Options = TrainDDPM | TrainSegmentation
-TASKS = ("ddpm", "segmentation", "joint")
+Options = TrainDDPM | TrainSegmentation | TuneFewSteps
+TASKS = ("ddpm", "segmentation", "joint", "few_steps")
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 EXPORTED = (WEIGHTS, Path("unet/config.json"), Path("model_index.json"))
 
@@ -60,7 +64,10 @@ def tiny_runs(work: Path, steps: int = 12) -> dict[str, Options]:
         training=training,
     )
     joint = replace(segmentation, joint=JointConfig(denoising_weight=0.3))
-    return dict(zip(TASKS, (ddpm, segmentation, joint)))
+    base = UNet(sample_size=16, in_channels=1, out_channels=1, channels=(8, 16), head_channels=8, dropout=0.1)
+    ImageGenerationPipeline(base, ddpm.diffusion.make_scheduler()).save_pretrained(work / "base")
+    few_steps = TuneFewSteps(work / "base", data=ddpm.data, few_steps=FewStepsConfig(stages=2), training=training)
+    return dict(zip(TASKS, (ddpm, segmentation, joint, few_steps)))
 
 
 def into(options: Options, output: Path, num_workers: int = 0) -> Options:
@@ -72,6 +79,8 @@ def train(options: Options) -> None:
     """Trains as the command does."""
     if isinstance(options, TrainDDPM):
         train_ddpm(options)
+    elif isinstance(options, TuneFewSteps):
+        tune_few_steps(options)
     else:
         train_segmentation(options)
 

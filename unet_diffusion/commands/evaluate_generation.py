@@ -157,7 +157,9 @@ def evaluate_generation(
     scores, pairs = copies.scores(real.held_out)
     save_image(pairs, pairs_file)
     measured = {name: asdict(figure) for name, figure in figures.items()}
-    results = {"features": real.network.name, "options": asdict(options), "figures": measured}
+    sampler, steps = options.sampling
+    resolved = asdict(options) | {"sampler": sampler, "steps": steps}
+    results = {"features": real.network.name, "options": resolved, "figures": measured}
     write_json(figures_file, {**results, "memorisation": asdict(scores), "note": real.note})
     return "\n".join([table(figures, real.network.name), str(scores), *([real.note] if real.note else [])])
 

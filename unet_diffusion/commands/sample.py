@@ -50,7 +50,7 @@ def sample(options: Sample) -> Path:
 def generation_pipeline(options: GenerationOptions) -> ImageGenerationPipeline:
     """Loads the run's pipeline with the sampler, on the device."""
     pipe = load_pipeline(ImageGenerationPipeline, options.run).to(best_device(options.device))
-    pipe.scheduler = sampler(options.sampler, pipe.scheduler)
+    pipe.scheduler = sampler(options.sampling[0], pipe.scheduler)
     return pipe
 
 
@@ -61,7 +61,7 @@ def generate(
     labels, part = options.class_labels, range(options.count) if part is None else part
     (images,) = pipe(
         batch_size=len(part),
-        num_inference_steps=options.steps,
+        num_inference_steps=options.sampling[1],
         class_labels=[labels[i % len(labels)] for i in part] if labels else None,
         guidance_scale=options.guidance_scale,
         generator=[torch.Generator().manual_seed(keyed_seed(options.seed, "image", i)) for i in part],
@@ -121,8 +121,7 @@ class _Job:
         options = self.options
         return digest(
             options.run,
-            sampler=options.sampler,
-            steps=options.steps,
+            sampling=options.sampling,
             seed=options.seed,
             class_labels=options.class_labels,
             guidance_scale=options.guidance_scale,

@@ -11,13 +11,15 @@ from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import ImageSets, load_images
 
 
-def load_examined(config: DataConfig, seed: int, output: Path, accelerator: Accelerator) -> tuple[ImageSets, Summary]:
+def load_examined(
+    config: DataConfig, seed: int, output: Path, accelerator: Accelerator, earlier: Path | None = None
+) -> tuple[ImageSets, Summary]:
     """Prints what is understood of the images of a run, loads them, and returns both.
 
-    Images stay on the side of the hold-out on which the run in `output` had them, if there is one. Raises the errors of
-    `present` and `load_images`.
+    Images stay on the side of the hold-out on which the run in `output` had them, or else the run in `earlier`, if
+    there is one. Raises the errors of `present` and `load_images`.
     """
     summary = present(config, quiet=not accelerator.is_main_process)
-    before = DataRecord.before(output)
+    before = DataRecord.before(output) or (None if earlier is None else DataRecord.before(earlier))
     data = load_images(config, seed, accelerator.process_index, accelerator.num_processes, before=before)
     return data, summary

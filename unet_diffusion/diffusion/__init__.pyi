@@ -1,3 +1,6 @@
+from .consistency import NoiseLevels as NoiseLevels
+from .consistency import consistency_function as consistency_function
+from .consistency import consistency_loss as consistency_loss
 from .low_resolution import enlarged as enlarged
 from .low_resolution import shrunk as shrunk
 from .low_resolution import with_noise as with_noise

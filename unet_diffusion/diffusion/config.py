@@ -4,8 +4,19 @@ from typing import Any, Literal
 
 from unet_diffusion.checks import is_count, is_number, require
 
-SamplerName = Literal["dpm-solver++", "sde-dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm"]
+SamplerName = Literal["dpm-solver++", "sde-dpm-solver++", "unipc", "heun", "euler", "ddim", "ddpm", "lcm"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
+FEW_STEPS = 4  # the largest number that tune-few-steps tunes for
+
+
+def check_tunable(prediction_type: Any) -> None:
+    """Raises a ValueError unless a network with this prediction can be tuned to generate in a few steps."""
+    if prediction_type not in ("v_prediction", "sample"):
+        raise ValueError(
+            f"prediction_type is {prediction_type!r}, but a network that predicts noise gives the image at the noisy "
+            "end only as a small difference of large numbers, so it cannot be tuned for a few steps; train one with "
+            "'v_prediction', the default of train-ddpm."
+        )
 
 
 def check_scale(scale: Any) -> None:

@@ -10,6 +10,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -34,6 +35,7 @@ SETTINGS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, SOLVER),
     "ddim": (DDIMScheduler, {"set_alpha_to_one": True}),
     "ddpm": (DDPMScheduler, {}),
+    "lcm": (LCMScheduler, {"timestep_scaling": 1e4}),  # the larger, the less of the noisy image is mixed in: here none
 }
 NOISE_SETTINGS = {  # of schedulers, for which a network is trained, and the values of those that lack them
     "prediction_type": "epsilon",
@@ -41,6 +43,7 @@ NOISE_SETTINGS = {  # of schedulers, for which a network is trained, and the val
     "trained_betas": None,
     "rescale_betas_zero_snr": False,
 }
+MEANS = 2  # steps after which an image is still near the mean of many
 STEP_ARGUMENTS = {"self", "model_output", "timestep", "sample"}  # every scheduler's step gets these
 
 
@@ -51,7 +54,8 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
         name: "dpm-solver++" (Lu et al. 2022; 20 steps are enough), "sde-dpm-solver++" (the same with fresh noise in
             each step, which makes up for errors of the network as DDPM's does; 15 to 20), "unipc" (Zhao et al. 2023;
             20), "euler" and "heun" (Karras et al. 2022; heun runs the network twice a step), "ddim" (Song et al. 2020;
-            50 to 100) or "ddpm" (Ho et al. 2020; 1000).
+            50 to 100), "ddpm" (Ho et al. 2020; 1000), or, for networks that `tune-few-steps` has tuned, "lcm" (Song et
+            al. 2023, algorithm 1; 1 to 4 steps, each to a clean image to which noise is added again).
         scheduler: the training's scheduler, or one made from it; it does not change.
 
     Raises:
@@ -78,6 +82,8 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
     if name != "ddpm":
         key = "clip_sample" if "clip_sample" in known else "thresholding"
         config[key] = bool(clips and config["prediction_type"] == "epsilon")
+    if name == "lcm":  # steps are spaced evenly among these, which must not be more than the timesteps
+        config["original_inference_steps"] = config["num_train_timesteps"]
     config.pop("_use_default_values", None)  # otherwise from_config replaces these values by the new defaults
     return kind.from_config(config, timestep_spacing="trailing", **fixed)
 
@@ -151,6 +157,42 @@ def check_noise(
 def listed(settings: Mapping[str, Any], names: Sequence[str] = ("prediction_type", "beta_schedule")) -> str:
     """The settings of these names that are there, as in a call."""
     return ", ".join(f"{name}={settings[name]!r}" for name in names if name in settings)
+
+
+def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int, guidance_scale: float) -> None:
+    """Warns if a network generates in a number of steps, or with a sampler, that it was not trained for.
+
+    Args:
+        few_steps: up to how many steps the network was tuned for; None if it was not tuned.
+        scheduler: the sampler of a pipeline.
+        steps: of the sampler.
+        guidance_scale: of classifier-free guidance.
+
+    Raises:
+        ValueError: a tuned network and guidance.
+    """
+    rule = (
+        "the network was tuned to reach one image of a class from any noise, while guidance moves the mean of all that "
+        "are likely; set it to 1, or guide the run that it was tuned from"
+    )
+    require(few_steps is None or guidance_scale == 1, "guidance_scale", guidance_scale, rule)
+    kind, jumps = type(scheduler).__name__, isinstance(scheduler, LCMScheduler)
+    problem = ""
+    if few_steps is None and (jumps or steps <= MEANS):
+        what = f"the scheduler is {kind}" if jumps else f"num_inference_steps is {steps}"
+        problem = (
+            f"{what}, but the network was not tuned for a few steps, so the images are blurred or noise. Tune it: "
+            "`unet-diffusion tune-few-steps --model RUN --output TUNED`, or take 20 steps of "
+            'sampler("dpm-solver++", pipe.scheduler).'
+        )
+    elif few_steps is not None and not jumps and steps > 1:
+        problem = (
+            f"the scheduler is {kind} with num_inference_steps {steps}, but the network was tuned to reach one image "
+            "from any noise, and such samplers expect the mean of all that are likely. Take 1 to "
+            f'{few_steps} steps of sampler("lcm", pipe.scheduler), or the run that it was tuned from.'
+        )
+    if problem:
+        warnings.warn(problem, stacklevel=4)  # the line that calls a pipeline
 
 
 def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:

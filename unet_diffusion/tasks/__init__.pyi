@@ -1,10 +1,12 @@
 from .classification import ClassificationTask as ClassificationTask
 from .config import DiffusionConfig as DiffusionConfig
+from .config import FewStepsConfig as FewStepsConfig
 from .config import FrozenFeaturesConfig as FrozenFeaturesConfig
 from .config import JointConfig as JointConfig
 from .config import SegmentationConfig as SegmentationConfig
 from .config import SuperResolutionConfig as SuperResolutionConfig
 from .diffusion import DiffusionTask as DiffusionTask
+from .few_steps import FewStepsTask as FewStepsTask
 from .frozen_features import FrozenFeaturesTask as FrozenFeaturesTask
 from .joint import JointTask as JointTask
 from .segmentation import SegmentationTask as SegmentationTask

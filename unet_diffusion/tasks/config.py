@@ -86,6 +86,19 @@ class DiffusionConfig:
 
 
 @dataclass
+class FewStepsConfig:
+    """How consistency tuning approaches its end."""
+
+    stages: int = 8
+    """Stages of equal length. In each the compared noise levels are nearer to each other by the same factor, and in the
+    last one a 256th apart; the paper (ECT) has 8, 4 and, for short tunings, 1."""
+
+    def __post_init__(self) -> None:
+        set_plain(self)
+        require(is_count(self.stages), "stages", self.stages, "must be an integer of at least 1")
+
+
+@dataclass
 class SuperResolutionConfig:
     """How small the images are that the network learns to enlarge."""
 

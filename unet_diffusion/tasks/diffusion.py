@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.data.dataset import to_batch
 from unet_diffusion.data.sets import ImageSets
+from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.figures import array_images, grid, save_image
@@ -181,14 +182,16 @@ class DiffusionTask(Task):
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def sample(self, unet: UNet, count: int) -> list[Image.Image]:
-        """Generates images with the fast sampler, from the same noise at every call."""
+    def sample(
+        self, unet: UNet, count: int, name: SamplerName = "dpm-solver++", steps: int = PREVIEW_STEPS
+    ) -> list[Image.Image]:
+        """Generates images with a sampler, by default the fast one, from the same noise at every call."""
         pipe = self.pipeline(unet)
-        pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
+        pipe.scheduler = sampler(name, pipe.scheduler)
         classes = unet.config.num_class_embeds
         (images,) = pipe(
             batch_size=count,
-            num_inference_steps=PREVIEW_STEPS,
+            num_inference_steps=steps,
             class_labels=[i % classes for i in range(count)] if self.config.class_conditional else None,
             generator=[torch.Generator(unet.device).manual_seed(keyed_seed(0, "preview", i)) for i in range(count)],
             output_type="np",

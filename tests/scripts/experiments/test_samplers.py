@@ -40,8 +40,13 @@ def features(monkeypatch):
     monkeypatch.setattr(evaluate_generation, "feature_network", lambda name: FeatureNetwork(name, Blocks()))
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "sde-dpm-solver++", "heun"])
-@pytest.mark.parametrize("wanted", [4, 9])
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        *((name, wanted) for name in ("ddim", "dpm-solver++", "sde-dpm-solver++", "heun") for wanted in (4, 9)),
+        ("lcm", 1),
+    ],
+)
 def test_evaluations_are_those_of_the_network(run, name, wanted):
     (case,) = samplers.CompareSamplers((run,), run, samplers=(name,), evaluations=(wanted,)).cases()
     pipe = load_pipeline(ImageGenerationPipeline, run)

@@ -118,12 +118,17 @@ def class_choices(pipe: ImageGenerationPipeline) -> list[tuple[str, str]]:
     if classes is None:
         return []
     names = pipe.label_names or [f"class {label}" for label in range(classes)]
-    free = [("without a class", NO_CLASS)] if can_guide(pipe) else []
+    free = [("without a class", NO_CLASS)] if may_omit_class(pipe) else []
     return [("each in turn", EVERY_CLASS), *free, *((name, str(label)) for label, name in enumerate(names))]
 
 
 def can_guide(pipe: ImageGenerationPipeline) -> bool:
-    """Returns whether the network was also trained without classes, which guidance needs."""
+    """Returns whether a class can guide the images, which a network that is tuned for a few steps does not support."""
+    return may_omit_class(pipe) and pipe.few_steps is None
+
+
+def may_omit_class(pipe: ImageGenerationPipeline) -> bool:
+    """Returns whether the network was also trained without classes."""
     return pipe.unet.config.num_class_embeds is not None and pipe.unet.config.get("label_dropout", 0) > 0
 
 
@@ -147,6 +152,7 @@ def generate_images(
     labels = {str(index): name for index, name in enumerate(names)}
     options = GenerationOptions(
         count=count,
+        sampler=sampler_name,
         steps=steps,
         seed=seed,
         class_labels=() if choice == NO_CLASS else names if choice == EVERY_CLASS else (labels.get(choice, choice),),

@@ -22,6 +22,7 @@ from unet_diffusion.commands.demo.jobs import (
     generate_images,
     segment_image,
 )
+from unet_diffusion.commands.options.generation import SAMPLING, TUNED_SAMPLING
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
@@ -115,9 +116,12 @@ def _report(progress: gr.Progress, what: str) -> Callable[[int, int], None]:
 def _sampling_fields(pipe: ImageGenerationPipeline | SuperResolutionPipeline) -> list[gr.components.Component]:
     """Steps, sampler and seed."""
     largest = min(MAX_STEPS, pipe.scheduler.config.num_train_timesteps)
+    tuned = getattr(pipe, "few_steps", None) is not None
+    name, steps = TUNED_SAMPLING if tuned else SAMPLING
+    names = [each for each in get_args(SamplerName) if (each == TUNED_SAMPLING[0]) == tuned]
     return [
-        gr.Number(min(20, largest), label="Steps", precision=0, minimum=1, maximum=largest, elem_id="steps"),
-        gr.Dropdown(list(get_args(SamplerName)), label="Sampler", elem_id="sampler"),
+        gr.Number(min(steps, largest), label="Steps", precision=0, minimum=1, maximum=largest, elem_id="steps"),
+        gr.Dropdown(names, value=name, label="Sampler", elem_id="sampler"),
         gr.Number(0, label="Seed", precision=0, elem_id="seed"),
     ]
 

@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from unet_diffusion import pipelines
 from unet_diffusion.commands.export.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.files import PREFIX
-from unet_diffusion.saved_index import INDEX, STOCK_PIPELINE, pipeline_name, read_object, saved_components
+from unet_diffusion.saved_index import INDEX, STOCK_PIPELINE, TUNED, pipeline_name, read_object, saved_components
 from unet_diffusion.saved_runs import load_weights
 from unet_diffusion.version import __version__
 
@@ -52,7 +52,7 @@ STOCK = """\
 from diffusers import {pipeline}
 
 pipe = {pipeline}.from_pretrained("{name}", trust_remote_code=True)  # this folder
-pipe().images[0].save("sample.png")"""
+pipe({steps}).images[0].save("sample.png")"""
 OWN = """\
 from diffusers import DiffusionPipeline
 
@@ -65,7 +65,7 @@ RESULTS = {
 BOTH = f"""\
 {STOCK}
 
-# with any scheduler, classes and guidance
+# with {{choices}}
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained(
@@ -109,7 +109,11 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
         index["_class_name"], loading = [code, own.__name__], OWN
     write_sorted(target / INDEX, index)
     result = "" if own is None else RESULTS.get(own.__name__, "")
-    loading = loading.format(name=name, pipeline=index["_class_name"], code=code, result=result)
+    steps, choices = "", "any scheduler, classes and guidance"
+    if index.get(TUNED) is not None:
+        steps, choices = "num_inference_steps=1", f"classes, and 1 to {index[TUNED]} steps of LCMScheduler"
+    facts = {"pipeline": index["_class_name"], "code": code, "result": result, "steps": steps, "choices": choices}
+    loading = loading.format(name=name, **facts)
     readme = README.format(name=name, version=__version__, loading=loading)
     (target / "README.md").write_text(readme, encoding="utf-8")
 

@@ -6,7 +6,11 @@ from pathlib import Path
 from unet_diffusion.checks import is_count, require_each, set_plain
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.network.config import Precision
+from unet_diffusion.saved_index import is_tuned
 from unet_diffusion.unused_options import check_used
+
+SAMPLING: tuple[SamplerName, int] = ("dpm-solver++", 20)
+TUNED_SAMPLING: tuple[SamplerName, int] = ("lcm", 2)  # of runs of tune-few-steps
 
 
 @dataclass
@@ -17,10 +21,11 @@ class GenerationOptions:
     """Folder of the run, or of any saved pipeline with a UNet."""
     count: int = 16
     """Number of images."""
-    sampler: SamplerName = "dpm-solver++"
-    """How the noise is removed; "ddpm" is the original, with --steps 1000."""
-    steps: int = 20
-    """Steps of the sampler."""
+    sampler: SamplerName | None = None
+    """How the noise is removed, by default "dpm-solver++", or "lcm" for a run of tune-few-steps; "ddpm" is the
+    original, with --steps 1000."""
+    steps: int | None = None
+    """Steps of the sampler, by default 20, or 2 for a run of tune-few-steps."""
     seed: int = 0
     """Seed of everything random."""
     class_labels: tuple[str, ...] = ()
@@ -39,3 +44,9 @@ class GenerationOptions:
         counts = ("count", "steps", "max_batch")
         require_each(self, counts, is_count, "must be an integer of at least 1")
         check_used(self)
+
+    @property
+    def sampling(self) -> tuple[SamplerName, int]:
+        """The sampler and its steps, with the defaults for the run."""
+        sampler, steps = TUNED_SAMPLING if is_tuned(self.run) else SAMPLING
+        return self.sampler or sampler, steps if self.steps is None else self.steps

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from unet_diffusion.checks import require
 from unet_diffusion.commands.inputs import Inputs, find_inputs
 from unet_diffusion.commands.options.files import FileOptions, check_results
 from unet_diffusion.diffusion.config import SamplerName
@@ -25,6 +26,11 @@ class Upscale(FileOptions):
     condition_noise: float = 0.0
     """Standard deviation of noise that is added to the enlarged image, whose values lie in [-1, 1]; for images of lower
     quality than those of the training, such as compressed ones."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = 'it is for runs of tune-few-steps, which enlarge nothing; take another one, such as "dpm-solver++"'
+        require(self.sampler != "lcm", "sampler", self.sampler, rule)
 
     @property
     def folder(self) -> Path:

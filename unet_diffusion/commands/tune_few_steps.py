@@ -1,0 +1,76 @@
+"""Tunes a finished run to generate in a few steps, from options to a folder that diffusers loads."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from diffusers import DDPMScheduler
+
+from unet_diffusion.commands.options.tune_few_steps import TuneFewSteps
+from unet_diffusion.commands.run_data import own_options
+from unet_diffusion.commands.training_images import load_examined
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.record import make_record
+from unet_diffusion.data.sets import ImageSets
+from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
+from unet_diffusion.saved_index import scheduler_folder
+from unet_diffusion.saved_runs import load_pipeline, load_unet
+from unet_diffusion.tasks.diffusion import saved_objective
+from unet_diffusion.tasks.few_steps import FewStepsTask
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.trainer import Trainer
+
+
+def tune_few_steps(options: TuneFewSteps) -> Path:
+    """Tunes, or resumes a stopped tuning, and returns the folder of the tuned run.
+
+    The folder holds what `train_ddpm` writes. By default the images are those of the run, with the same ones held out.
+
+    Raises:
+        ValueError: an option, images or a run that cannot be used, or a question that has to be answered, before
+            training starts.
+        RuntimeError: another process is training in the folder.
+    """
+    options.check_paths()
+    accelerator = make_accelerator(options.training, options.output)
+    own = options.data.data is None
+    options = replace(options, data=run_images(options.model, options.data) if own else options.data)
+    earlier = options.model if own else None
+    data, summary = load_examined(options.data, options.training.seed, options.output, accelerator, earlier)
+    task = make_task(options, data)
+    resolved = asdict(options) | {"diffusion": asdict(task.config)}
+    record = make_record(data, options.data.preparation, summary=summary.lines())
+    return Trainer(task, options.training, options.output, resolved, accelerator, record).run()
+
+
+def run_images(run: Path, given: DataConfig) -> DataConfig:
+    """Returns the options of the images that a run learnt from, loaded as the given options say."""
+    if not (run / "config.json").is_file():
+        raise ValueError(f"data is not given, and {run} has no config.json that says what it learnt from; give data.")
+    loading = {"num_workers": given.num_workers}
+    return own_options(
+        run, DataConfig, loading if given.cache_dir is None else loading | {"cache_dir": given.cache_dir}
+    )
+
+
+def make_task(options: TuneFewSteps, data: ImageSets) -> FewStepsTask:
+    """Returns the task of the options; a ValueError names images that the run to tune does not generate."""
+    run, train = options.model, data.train
+    size = train.height if train.height == train.width else (train.height, train.width)
+    pipe = load_pipeline(ImageGenerationPipeline, run)
+    unet = load_unet(str(run), {"sample_size": size, "in_channels": train.channels, "out_channels": train.channels})
+    folder = scheduler_folder(run)
+    assert folder is not None  # as `check_paths` has found
+    scheduler = DDPMScheduler.from_pretrained(folder)
+    config = saved_objective(run, unet, scheduler)
+    if train.pixel_range != pipe.pixel_range:
+        raise ValueError(
+            f"the run in {run} learnt from {pipe.pixel_range}, but these images are mapped by {train.pixel_range}; set "
+            "value_range to what the run had, or leave data out."
+        )
+    names = None if train.class_names is None else list(train.class_names)
+    if config.class_conditional and names != pipe.label_names:
+        raise ValueError(
+            f"the classes of the run in {run} are {pipe.label_names}, but those of these images are {names}; name the "
+            "column of the same classes by label_column, or leave data out."
+        )
+    return FewStepsTask(unet, data, config, options.few_steps, scheduler, options.data.num_workers)

@@ -1,0 +1,169 @@
+"""Consistency tuning: the loss by which a noise predictor learns to generate in a few evaluations.
+
+The method is ECT, "Easy Consistency Tuning" (Geng et al. 2024, "Consistency Models Made Easy", arXiv 2406.14548; its
+public code is `ECMLoss` of github.com/locuslab/ect), for networks that take the timesteps of a table.
+
+A noisy image is x = alpha x0 + sigma eps. With the noise level s = sigma / alpha, x / alpha = x0 + s eps is the noisy
+image of ECT, whose times t and r are the levels s_t and s_r here. The consistency function f(x, t) is the clean end of
+the probability-flow trajectory through x. From the velocity it is alpha x - sigma v: at s = 0 it is x itself, whatever
+the network says. (This is the preconditioning of EDM, which ECT uses, for data of deviation 1.) So every velocity
+predictor is a valid start. A network that predicts the clean image is one too; the target at r = 0, the clean image,
+teaches it the boundary. From the noise f would be x / alpha - s eps, which multiplies the errors of the network by s:
+158 at the end of the linear schedule, 20,000 at that of the cosine schedule, infinite at zero terminal SNR. So noise
+predictors are refused.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor, nn
+
+from unet_diffusion.diffusion.config import check_tunable
+
+CLEAN = -1  # the timestep of the clean image, before the first of the table
+LOG_MEAN, LOG_STD = -1.1, 2.0  # of ln s; P_mean and P_std of ECT's code
+NEARNESS = 8.0  # ECT's k: small levels start with r = 0, and r is up to 1 + k / 2 times as far from t as large levels
+FINEST = 256  # ECT's smallest step s_t - s_r is s_t / 256: q = 2 in 8 stages, 4 in 4, or 256 in one
+HIGHEST = 80.0  # from this level on images are pure noise; sigma_max of EDM (Karras et al. 2022), and of ECT's sampler
+LAST_SHARE = 0.05  # of the draws are the last timestep, where sampling starts; ln s reaches it too rarely
+HUBER = 0.00054  # c of the pseudo-Huber loss: 0.06 in ECT's code for ImageNet, over the root of 64 x 64 x 3 values
+
+
+class NoiseLevels:
+    """The noise levels s = sigma / alpha of a table of timesteps, and the pairs of them that tuning compares.
+
+    Timesteps are whole numbers, since the network has learnt no others and samplers use no others. A level that is
+    wanted becomes the nearest one of the table. Levels above `HIGHEST` count as `HIGHEST`, since there alpha is below
+    1 / 80 and f hardly changes; the weights stay finite.
+
+    Args:
+        scheduler: with `alphas_cumprod`, a diffusers `DDPMScheduler`.
+    """
+
+    def __init__(self, scheduler: SchedulerMixin) -> None:
+        abar = scheduler.alphas_cumprod.double().cpu()
+        self.levels = ((1 - abar) / abar).sqrt().clamp(max=HIGHEST)  # (T,), ascending; zero terminal SNR is infinite
+        self.last = len(abar) - 1
+        self.top = int((self.levels < HIGHEST).sum())  # the first timestep of level HIGHEST, or T
+        self.borders = (self.levels[1:] + self.levels[:-1]) / 2
+
+    def nearest(self, levels: Tensor) -> Tensor:
+        """Returns the timesteps whose levels are nearest, int64, of any shape."""
+        return torch.bucketize(levels.double(), self.borders)
+
+    def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draws one timestep from each generator, int64 (B,): `LAST_SHARE` the last one, else ln s is normal."""
+        last = torch.stack([torch.rand((), generator=generator) for generator in generators]) < LAST_SHARE
+        normal = torch.stack([torch.randn((), generator=generator) for generator in generators])
+        return torch.where(last, self.last, self.nearest((LOG_MEAN + LOG_STD * normal).exp()))
+
+    def earlier(self, timesteps: Tensor, step: float) -> Tensor:
+        """Returns the timesteps r < t to compare with, int64 (B,); `CLEAN` for the clean image.
+
+        s_r = s_t max(0, 1 - step (1 + k sigmoid(-s_t))), `t_to_r_sigmoid` of ECT's code, and at least one timestep
+        before t.
+
+        Args:
+            timesteps: t, int64 (B,), on the CPU.
+            step: 1 / q^(stage + 1), the distance from t to r for large levels, as a share of s_t.
+        """
+        levels = self.levels[timesteps]
+        wanted = levels * (1 - step * (1 + NEARNESS * torch.sigmoid(-levels))).clamp(min=0)
+        before = torch.minimum(self.nearest(wanted), timesteps.clamp(max=self.top) - 1)
+        return torch.where(wanted < self.levels[0] / 2, CLEAN, before)
+
+    def weights(self, timesteps: Tensor, earlier: Tensor, step: float) -> Tensor:
+        """Returns the weights step / (s_t - s_r), for the last timestep divided by alpha_t too, float32 (B,).
+
+        1 / (s_t - s_r) is ECT's (for CIFAR-10; its code for ImageNet has 1 / s_t^2 + 1 / sigma_data^2). The factor
+        `step` keeps the size of the gradients from stage to stage. At the last timestep, from which sampling starts, an
+        error of the velocity is as large in f, and ECT's weight, at most about 1 / (step s_t), lets it count for next
+        to nothing. Divided by alpha_t, about 1 / s_t there, it counts as much as that of a middle level.
+
+        Args:
+            timesteps: t, int64 (B,).
+            earlier: r, int64 (B,).
+            step: as for `earlier`.
+        """
+        levels = self.levels[timesteps]
+        before = torch.where(earlier == CLEAN, 0.0, self.levels[earlier.clamp(min=0)])
+        factor = torch.where(timesteps == self.last, (1 + levels**2).sqrt(), 1.0)
+        return (step * factor / (levels - before)).float()
+
+
+def stage_step(progress: float, stages: int) -> float:
+    """Returns 1 / q^(stage + 1) of ECT, with q^stages = `FINEST`, after a share `progress` of the training."""
+    stage = min(int(progress * stages), stages - 1)
+    return FINEST ** (-(stage + 1) / stages)
+
+
+def consistency_function(scheduler: SchedulerMixin, noisy: Tensor, timesteps: Tensor, predicted: Tensor) -> Tensor:
+    """Returns the clean images that predictions stand for, float32 (B, C, H, W): alpha x - sigma v from velocities.
+
+    Args:
+        scheduler: of the training, for velocities or clean images.
+        noisy: x, (B, C, H, W).
+        timesteps: int64 (B,).
+        predicted: by the network, (B, C, H, W).
+
+    Raises:
+        ValueError: the scheduler is for noise.
+    """
+    check_tunable(scheduler.config.prediction_type)
+    if scheduler.config.prediction_type == "sample":
+        return predicted.float()
+    abar = scheduler.alphas_cumprod.to(noisy.device)[timesteps].float()[:, None, None, None]
+    return abar.sqrt() * noisy.float() - (1 - abar).sqrt() * predicted.float()
+
+
+def consistency_loss(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    levels: NoiseLevels,
+    clean: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    step: float,
+    class_labels: Tensor | None = None,
+    condition: Tensor | None = None,
+) -> Tensor:
+    """The weighted distance of f(x_t, t) from f(x_r, r), which is not differentiated; both have the same noise.
+
+    The distance is the root mean square d over an image, as the pseudo-Huber loss sqrt(d^2 + c^2) - c. It is ECT's norm
+    over the root of the number of values. In training both passes drop the same activations.
+
+    Args:
+        unet: called as `unet(noisy, timesteps, class_labels, head="noise").sample`.
+        scheduler: a diffusers `DDPMScheduler` for velocities or clean images.
+        levels: of this scheduler.
+        clean: images in [-1, 1], (B, C, H, W).
+        noise: standard normal, (B, C, H, W).
+        timesteps: t, int64 (B,), on the CPU.
+        step: as for `NoiseLevels.earlier`.
+        class_labels: class indices (B,), or None.
+        condition: channels that the network sees after those of the noisy image, (B, K, H, W); None for none.
+
+    Returns:
+        The mean over the batch, a float32 scalar.
+    """
+    clean, device, seed = clean.float(), clean.device, torch.initial_seed()
+    earlier = levels.earlier(timesteps, step)
+
+    def estimate(timesteps: Tensor) -> Tensor:
+        if unet.training:
+            torch.manual_seed(seed)  # of dropout
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        seen = noisy if condition is None else torch.cat([noisy, condition], dim=1)
+        predicted = unet(seen, timesteps, class_labels, head="noise").sample
+        return consistency_function(scheduler, noisy, timesteps, predicted)
+
+    target = clean
+    if (earlier != CLEAN).any():
+        with torch.no_grad():
+            before = estimate(earlier.clamp(min=0).to(device, non_blocking=True))
+        is_clean = (earlier == CLEAN).to(device, non_blocking=True)
+        target = torch.where(is_clean[:, None, None, None], clean, before)
+    difference = estimate(timesteps.to(device, non_blocking=True)) - target
+    distance = (difference.square().mean(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER
+    return (levels.weights(timesteps, earlier, step).to(device, non_blocking=True) * distance).mean()

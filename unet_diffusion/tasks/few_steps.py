@@ -1,0 +1,134 @@
+"""Tuning a finished noise predictor so that it generates in one to four evaluations."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from unet_diffusion.data.sets import ImageSets
+from unet_diffusion.diffusion.config import FEW_STEPS
+from unet_diffusion.diffusion.consistency import FINEST, NoiseLevels, consistency_loss, stage_step
+from unet_diffusion.images.figures import grid, save_image
+from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
+from unet_diffusion.tasks.config import DiffusionConfig, FewStepsConfig
+from unet_diffusion.tasks.diffusion import DiffusionTask
+from unet_diffusion.training.accelerator import RunContext
+from unet_diffusion.training.batches import Batches
+from unet_diffusion.training.model_cards import Card, parameters, size
+from unet_diffusion.unet import UNet
+
+STEP = "step"  # in a batch: 1 / q^(stage + 1), float64 (), on the CPU
+SAMPLES = "Samples: above in one step, below from the same noise in two"
+USE = """
+In one step, with a stock pipeline:
+
+```python
+import torch
+import unet_diffusion
+from diffusers import DDIMPipeline, DDPMPipeline, LCMScheduler
+
+pipe = DDIMPipeline.from_pretrained("{name}")  # this folder
+pipe(num_inference_steps=1, generator=torch.manual_seed(0)).images[0].save("sample.png")
+```
+
+In two to four steps:
+
+```python
+pipe = DDPMPipeline.from_pretrained("{name}")
+pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+pipe(num_inference_steps=2, generator=torch.manual_seed(0)).images[0].save("sample.png")
+```
+
+or `unet-diffusion sample --run {name} --steps 2`. `ImageGenerationPipeline` from `unet_diffusion.pipelines`, with
+`sampler("lcm", pipe.scheduler)`, also takes classes. Other samplers and guidance are for the run that this one was
+tuned from.
+"""
+
+
+class FewStepsTask(DiffusionTask):
+    """Consistency tuning of a finished noise predictor (`unet_diffusion.diffusion.consistency`), for the `Trainer`.
+
+    Arguments that are not listed are those of `DiffusionTask`.
+
+    Args:
+        unet: a trained network that predicts velocities or clean images.
+        config: the objective that it was trained for.
+        few_steps: the number of stages.
+        scheduler: that it was trained with. The pipeline is saved with its like, whose one step starts at the last
+            timestep.
+
+    Raises:
+        ValueError: a network that predicts noise.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        data: ImageSets,
+        config: DiffusionConfig,
+        few_steps: FewStepsConfig,
+        scheduler: DDPMScheduler,
+        num_workers: int = 0,
+    ) -> None:
+        trailing = DDPMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+        super().__init__(unet, data, config, num_workers, trailing)
+        self.stages, self.levels, self.step = few_steps.stages, NoiseLevels(trailing), 1 / FINEST
+
+    def batches(self, context: RunContext, start_step: int) -> Batches:
+        """Yields batches of `DiffusionTask` with the distance from t to r of their stage."""
+        config = context.config
+        for micro, batch in enumerate(super().batches(context, start_step)):
+            progress = (start_step + micro // config.accumulate) / config.steps
+            yield batch | {STEP: torch.tensor(stage_step(progress, self.stages), dtype=torch.float64)}
+
+    def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
+        """Returns the consistency loss of stored images `image` (B, C, H, W) and classes `label` (B,)."""
+        self.step = batch[STEP].item()
+        return super().loss(network, batch, generators)
+
+    def _loss(
+        self,
+        network: nn.Module,
+        clean: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        labels: Tensor | None,
+        condition: Tensor | None,
+    ) -> Tensor:
+        noise = noise.to(clean.device, non_blocking=True)
+        return consistency_loss(
+            network, self.scheduler, self.levels, clean, noise, timesteps, self.step, labels, condition
+        )
+
+    def _timesteps(self, generators: list[torch.Generator]) -> Tensor:
+        return self.levels.draw(generators)
+
+    def validate(self, network: UNet, accelerator: Accelerator) -> dict[str, float]:
+        """Returns the consistency loss of the last stage on held-out images, with noise that is always the same."""
+        self.step = 1 / FINEST
+        return super().validate(network, accelerator)
+
+    def pipeline(self, unet: UNet) -> ImageGenerationPipeline:
+        """Returns the pipeline that a run saves, which knows that it is tuned."""
+        pipe = super().pipeline(unet)
+        pipe.register_to_config(_few_steps=FEW_STEPS)
+        return pipe
+
+    def preview(self, network: UNet, path: Path) -> None:
+        """Writes a grid of images generated in one step, and below from the same noise in two."""
+        count = self.config.preview_images
+        columns = round(count**0.5)
+        rows = [image for steps in (1, 2) for image in self.sample(network, count // columns * columns, "lcm", steps)]
+        save_image(grid(rows, columns), path)
+
+    def card(self, network: UNet) -> Card:
+        """Returns the card of a network that generates in a few steps."""
+        summary = (
+            f"A U-Net with {parameters(network)} parameters that generates images of {size(network)} pixels with "
+            f"{network.config.in_channels} channel(s) in 1 to {FEW_STEPS} steps. It is a noise predictor (DDPM) that "
+            "was then tuned with {version} to be consistent along the paths from noise to image (ECT, Geng et al. "
+            "2024)."
+        )
+        return Card("unconditional-image-generation", summary, {"samples.png": SAMPLES}, USE)
