@@ -1,6 +1,7 @@
 """Samplers: schedulers of diffusers with settings that fit the training, and calls of their methods."""
 
 import inspect
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 

@@ -8,9 +8,9 @@ import torch
 from unet_diffusion.checks import require_choice
 from unet_diffusion.network.config import Precision
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-TOLD = "ACCELERATE_MIXED_PRECISION"  # in which `accelerate launch` hands on what its configuration says
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+ACCELERATE_PRECISION = "ACCELERATE_MIXED_PRECISION"  # in which `accelerate launch` hands on what its configuration says
 
 
 def settled_precision(name: Precision, device: torch.device) -> Precision:
@@ -23,8 +23,8 @@ def settled_precision(name: Precision, device: torch.device) -> Precision:
     """
     require_choice("mixed_precision", name, get_args(Precision))
     if name == "auto":
-        name = os.environ.get(TOLD) or ("bf16" if has_bfloat16(device) else "no")  # type: ignore[assignment]
-        require_choice(TOLD, name, tuple(NAMES))
+        name = os.environ.get(ACCELERATE_PRECISION) or ("bf16" if has_bfloat16(device) else "no")  # type: ignore[assignment]
+        require_choice(ACCELERATE_PRECISION, name, tuple(PRECISIONS))
     if name == "fp16" and device.type == "cpu":
         raise ValueError("mixed_precision is 'fp16', but there is only a CPU, which has no fp16; use 'bf16' or 'no'.")
     return name
@@ -40,4 +40,4 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, name: Precision) -> torch.autocast:
     """A context in which convolutions, matrix products and attention compute in a precision that is settled."""
-    return torch.autocast(device.type, dtype=DTYPES.get(name), enabled=name in DTYPES)
+    return torch.autocast(device.type, dtype=HALF.get(name), enabled=name in HALF)

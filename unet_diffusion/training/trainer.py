@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from unet_diffusion.data.record import DataRecord
-from unet_diffusion.network.precision import NAMES
+from unet_diffusion.network.precision import PRECISIONS
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.training.accelerator import RunContext, choose_kernels, memory_layout, steps_ahead
 from unet_diffusion.training.checkpoints import (
@@ -103,7 +103,7 @@ class Trainer:
                 total=self.config.steps,
                 initial=self.step,
                 unit="step",
-                desc=NAMES[self.accelerator.mixed_precision],
+                desc=PRECISIONS[self.accelerator.mixed_precision],
                 disable=hidden,
                 dynamic_ncols=True,
             )
