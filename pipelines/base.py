@@ -130,10 +130,15 @@ def generators_for(generator: Any, count: int) -> Generators:
 
 
 def check_noise_predictor(unet: UNet, images_in: int, rule: str) -> None:
-    """Raises a ValueError unless a network is padded, takes timesteps, and predicts the noise of one image.
+    """Raises a ValueError unless a network of ours is padded, takes timesteps, and predicts the noise of one image.
 
     It must take `images_in` images, joined in its input channels, as `rule` says in the message.
     """
+    if "head" not in inspect.signature(type(unet).forward).parameters:
+        raise ValueError(
+            f"the network is a {type(unet).__name__}, but must have the heads of a UNet; make one of a UNet2DModel by "
+            "UNet2DAdapter.from_stock, from unet_diffusion.adapters, or use a pipeline of diffusers."
+        )
     config = unet.config
     time_embedding, padding = config.get("time_embedding", "sinusoidal"), config.get("padding", "same")
     fits = config.out_channels is not None and config.in_channels == images_in * config.out_channels

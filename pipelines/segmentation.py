@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, plain, require, require_choice
+from unet_diffusion.diffusion.sampling import forward_process
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.conversion import check_image, stored_images
 from unet_diffusion.images.large_images import create_mask, open_image
@@ -341,7 +342,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             tiling = tiling if tile_size is not None else tiling_for_classifier(tiling, self.classifier)
         turns, device = TURNS if augment else TURNS[:1], self._execution_device
         precision = settled_precision(mixed_precision, device)
-        parts = (self.unet, self.pixel_range, tiling, device, turns, self.scheduler, levels, self.classifier)
+        noise = None if self.scheduler is None else forward_process(self.scheduler)
+        parts = (self.unet, self.pixel_range, tiling, device, turns, noise, levels, self.classifier)
         return Segmenter(*parts, precision)
 
     def _regions(

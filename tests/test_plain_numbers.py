@@ -243,3 +243,25 @@ def test_tuples_of_generators_work_as_lists_do_and_one_for_each_image_is_needed(
             calls(wrong)[name]()
     with pytest.raises(ValueError, match=r"generator is \[0, 1\], but must be a torch.Generator"):
         calls([0, 1])[name]()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(DataConfig, "flip"), (DiffusionConfig, "class_conditional")])
+@pytest.mark.parametrize("value", ["false", 0, None])
+def test_only_booleans_are_booleans(kind, name, value):
+    """Any text would count as True."""
+    with pytest.raises(ValueError, match=f"{name} is {value!r}, but must be True or False"):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value):
+    with pytest.raises(ValueError, match="learning_rate is "):
+        TrainingConfig(learning_rate=value)
+    with pytest.raises(ValueError, match="guidance_scale is "):
+        Sample(guidance_scale=value)
+    assert TrainingConfig(max_grad_norm=float("inf")).max_grad_norm > 1  # no clipping
+
+
+def test_a_string_is_one_input_and_one_class():
+    assert Segment(inputs="some/images").inputs == ("some/images",)
+    assert Sample(class_labels="cat").class_labels == ("cat",) and Sample(class_labels=3).class_labels == ("3",)

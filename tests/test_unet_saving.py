@@ -13,6 +13,7 @@ from accelerate.utils import compute_module_sizes
 from diffusers import AutoencoderKL, ControlNetModel, DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.training_utils import EMAModel
 from huggingface_hub.errors import EntryNotFoundError
+from peft import LoraConfig
 from safetensors.torch import load_file
 
 from tests.support.tiny import network, prediction
@@ -144,6 +145,26 @@ def test_no_class_of_diffusers_makes_random_weights_of_our_folders(tmp_path, kin
     loaded.save_pretrained(tmp_path / "again")
     first, again = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, tmp_path / "again"))
     assert again == {**first, "_name_or_path": str(tmp_path)}
+
+
+def test_missing_weights_are_refused(tmp_path):
+    """Those of layers with an adapter are saved under other names; diffusers would draw new ones."""
+    unet = network()
+    unet.add_adapter(LoraConfig(r=2, target_modules=["conv1"]))
+    unet.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"weights of the network are not in .*conv1.*, and would be random"):
+        UNet.from_pretrained(tmp_path)
+    loaded, info = UNet.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] and isinstance(loaded, UNet)
+
+
+def test_the_config_of_a_run_or_of_a_stock_network_is_not_that_of_a_network(tmp_path):
+    DDPMPipeline(network(), DDPMScheduler()).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"data": {}, "training": {}}')  # that of the run
+    with pytest.raises(ValueError, match="is the folder of a run or a pipeline"):
+        UNet.from_config(tmp_path)
+    with pytest.raises(ValueError, match="this is the config of a UNet2DModel"):
+        UNet.from_config({key: value for key, value in stock().config.items() if key[0] != "_"})
 
 
 def test_no_other_class_of_ours_loads_a_unet(tmp_path):

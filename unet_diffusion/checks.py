@@ -1,5 +1,6 @@
 """Checks of the values that a user gives: a `ValueError` names the value, the rule and, where it helps, the fix."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from functools import wraps
@@ -33,8 +34,8 @@ def is_integer(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether `value` is an integer or a float, also of NumPy (not a bool)."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Returns whether `value` is a finite integer or float, also of NumPy (not a bool)."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def plain(value: Any) -> Any:
@@ -53,9 +54,15 @@ def plain(value: Any) -> Any:
 
 
 def set_plain(options: Any) -> None:
-    """Replaces the values of a dataclass's fields, also of a frozen one, by what `plain` makes of them."""
+    """Replaces the values of a dataclass's fields, also of a frozen one, by what `plain` makes of them.
+
+    Raises:
+        ValueError: a field for a bool has another value, such as a string, which would count as True.
+    """
     for each in fields(options):
-        object.__setattr__(options, each.name, plain(getattr(options, each.name)))
+        value = plain(getattr(options, each.name))
+        require(each.type not in (bool, "bool") or isinstance(value, bool), each.name, value, "must be True or False")
+        object.__setattr__(options, each.name, value)
 
 
 def takes_plain(method: Method) -> Method:

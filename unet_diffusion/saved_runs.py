@@ -11,6 +11,7 @@ from torch import nn
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.network.config import check_keys, check_model
+from unet_diffusion.network.own_config import FOREIGN
 from unet_diffusion.saved_index import (
     SUPER_RESOLUTION,
     check_run_for,
@@ -61,7 +62,7 @@ def load_unet(source: str, wanted: dict[str, Any]) -> UNet:
         unet.register_to_config(sample_size=wanted.get("sample_size", unet.config.sample_size))
         return unet
     if path.suffix == ".json":
-        values = {key: value for key, value in read_object(path).items() if not key.startswith("_")}
+        values = {key: value for key, value in read_object(path).items() if not key.startswith("_") and key != FOREIGN}
         check_keys(values, UNet._get_init_keys(UNet) - {"self"})
         return UNet(**{**values, **wanted})
     return UNet.from_preset(source, **wanted)
@@ -127,6 +128,11 @@ def load_pipeline(kind: type[T], run: Path) -> T:
             make a pipeline of this kind; or just one of run and pipeline is for super-resolution.
     """
     check_run_for(run, kind.__name__)
+    if kind.__name__ == "ImageGenerationPipeline" and "scheduler" not in saved_components(run):
+        raise ValueError(
+            f"{run} holds a {saved_kind(run)} without a scheduler, which generates nothing; segment images with it, or "
+            "give the folder of a run of train-ddpm."
+        )
     taken = signature(kind).parameters
     networks: dict[str, Any] = {
         name: load_weights(NETWORKS[entry], run / name)

@@ -346,7 +346,7 @@ def _flat(options: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def _is_given(value: Any, default: Any) -> bool:
-    return default is not MISSING and value != default
+    return default is not MISSING and (tuple(value) if isinstance(value, list) else value) != default
 
 
 def _is_off(value: Any) -> bool:

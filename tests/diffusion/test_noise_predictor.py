@@ -5,6 +5,7 @@ import torch
 from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
+    DDPMScheduler,
     EDMEulerScheduler,
     PNDMPipeline,
     PNDMScheduler,
@@ -64,6 +65,18 @@ def test_stock_pipelines_with_a_scheduler_for_noise_make_the_images_of_the_run(k
     torch.testing.assert_close(*map(torch.from_numpy, images), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_half_precision_does_not_round_the_noise_levels(kind):
+    """Rounded to 8 bits, the signal of the first timesteps would be 1, and their noise 0."""
+    scheduler = DiffusionConfig(prediction_type=kind).make_scheduler()
+    unet = UNet.from_preset("tiny", sample_size=8).eval()
+    sample = torch.randn(1, 1, 8, 8, generator=torch.manual_seed(0))
+    expected = NoisePredictor(unet, scheduler)(sample, 1).sample
+    half = NoisePredictor(unet, scheduler).to(torch.bfloat16)(sample.bfloat16(), 1).sample
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - expected).norm() < 0.05 * expected.norm()
+
+
 def test_it_works_in_pipelines_for_noise_only_and_shares_the_weights():
     unet, scheduler = UNet.from_preset("tiny", sample_size=8).eval(), DiffusionConfig().make_scheduler()
     predictor = NoisePredictor(unet, scheduler)
@@ -91,6 +104,10 @@ def test_what_it_cannot_turn_into_noise_is_refused():
         NoisePredictor(unet, EDMEulerScheduler())
     with pytest.raises(ValueError, match="ends at zero signal"):
         NoisePredictor(unet, DiffusionConfig(zero_terminal_snr=True).make_scheduler())
+    with pytest.raises(ValueError, match="DDPMScheduler with prediction_type='epsilon', but the network was trained"):
+        NoisePredictor(UNet.from_preset("tiny", prediction_type="v_prediction"), DDPMScheduler())
+    with pytest.raises(ValueError, match="out_channels is None, but the network needs a noise head"):
+        NoisePredictor(UNet.from_preset("tiny", out_channels=None, num_classes=2), scheduler)
     with pytest.raises(ValueError, match=r"timestep is 3.5, but must be one of the schedule, an integer"):
         NoisePredictor(unet, scheduler)(torch.zeros(1, 1, 8, 8), 3.5)
 

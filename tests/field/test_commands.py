@@ -20,6 +20,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    IPNDMScheduler,
     KDPM2DiscreteScheduler,
     PNDMScheduler,
     UnCLIPScheduler,
@@ -108,7 +109,8 @@ def test_a_scheduler_of_another_prediction_in_place_of_the_runs_is_refused(tmp_p
         generate(pipe)
     message = str(caught.value)
     assert "a DPMSolverMultistepScheduler with prediction_type='epsilon', beta_schedule='linear', but" in message
-    assert "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)." in message
+    own = "pipe.scheduler.config, prediction_type='v_prediction', beta_schedule='squaredcos_cap_v2'"
+    assert f"DPMSolverMultistepScheduler.from_config({own})" in message
     pipe.save_pretrained(tmp_path / "wrong")  # the scheduler is saved as it is, and stays another one
     with pytest.raises(ValueError, match=REPLACED):
         generate(ImageGenerationPipeline.from_pretrained(tmp_path / "wrong"))
@@ -137,8 +139,9 @@ def test_each_setting_that_the_network_was_trained_for_is_compared(change):
 
 def test_a_scheduler_without_betas_is_refused():
     pipe = noise_predictor()
-    for kind in (FlowMatchEulerDiscreteScheduler, EDMEulerScheduler):
-        pipe.scheduler = kind()
+    saved = pipe.scheduler.config  # `from_config` keeps its betas in the config of classes that ignore them
+    for kind in (FlowMatchEulerDiscreteScheduler, EDMEulerScheduler, IPNDMScheduler):
+        pipe.scheduler = kind.from_config(saved)
         with pytest.raises(
             ValueError,
             match=f"a {kind.__name__}, which has no betas, but the network was trained with prediction_type='v_pred",
@@ -179,6 +182,42 @@ def test_pipelines_that_do_not_say_what_their_network_was_trained_for_are_accept
         path.write_text(json.dumps({**index, "_trained_with": damaged}))
         with pytest.raises(ValueError, match="trained_with is .*, but must hold prediction_type, num_train_timesteps"):
             ImageGenerationPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, DEISMultistepScheduler, HeunDiscreteScheduler])
+def test_schedulers_that_ignore_zero_terminal_snr_are_refused(kind):
+    pipe = noise_predictor(zero_terminal_snr=True)
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="with rescale_betas_zero_snr=False, but the network was trained with"):
+        pipe.check_inputs((1, 3, 8, 8), None, None, None, "pil", [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (DPMSolverMultistepScheduler, {"use_flow_sigmas": True}),
+        (EulerDiscreteScheduler, {"timestep_type": "continuous"}),
+    ],
+)
+def test_settings_that_give_the_network_other_timesteps_are_refused(kind, change):
+    pipe = noise_predictor()
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **change)
+    with pytest.raises(ValueError, match=f"{next(iter(change))} is .*, but the network knows the timesteps of its"):
+        pipe.check_inputs((1, 3, 8, 8), None, None, None, "pil", [])
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler])
+def test_the_noise_of_masks_does_not_depend_on_the_sampler(kind):
+    unet = network(num_classes=2, time_embedding="sinusoidal")
+    masks, image = SegmentationPipeline(unet, DiffusionConfig().make_scheduler()), np.zeros((8, 8, 3), dtype=np.uint8)
+
+    def probabilities():
+        return masks(image, timesteps=[500], generator=torch.manual_seed(0), output_type="pt").probabilities[0]
+
+    expected = probabilities()
+    masks.scheduler = kind.from_config(masks.scheduler.config)
+    generate(ImageGenerationPipeline(unet, masks.scheduler))  # which leaves its steps in the scheduler
+    assert torch.equal(probabilities(), expected)
 
 
 def test_super_resolution_and_noisy_segmentation_are_refused_too():

@@ -67,7 +67,7 @@ class Inputs:
         """Returns the command of a run: "ddpm", "segmentation" (with augmentation), "joint", or "stream" (of DDPM)."""
         masked = task in ("segmentation", "joint")
         images = str(self.folder / "data" / "images")
-        stream = ["--streaming", "--image-size", "16", "--shuffle-buffer", "5", "--validation-data", images]
+        stream = ["--streaming", "--image-size", "16", "--validation-data", images]
         return [
             str(SCRIPTS / ("train_segmentation.py" if masked else "train_ddpm.py")),
             *("--data", self.files if task == "stream" else images),

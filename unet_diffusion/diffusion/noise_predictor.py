@@ -7,6 +7,8 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
+from unet_diffusion.checks import require
+from unet_diffusion.diffusion.sampling import check_noise, noise_settings
 from unet_diffusion.unet import UNet, UNetOutput
 
 
@@ -35,26 +37,26 @@ class NoisePredictor(nn.Module):
         scheduler: that of the run, which says what the network predicts at which noise level.
 
     Raises:
-        ValueError: the scheduler has no betas, or its schedule ends at zero signal, which such pipelines divide by.
+        ValueError: a network without a noise head, or a scheduler that has no betas, takes the prediction for
+            something else, or ends at zero signal, which such pipelines divide by.
     """
 
     def __init__(self, unet: UNet, scheduler: SchedulerMixin) -> None:
         super().__init__()
-        settings = scheduler.config
-        if "beta_schedule" not in settings or "prediction_type" not in settings:
-            raise ValueError(
-                f"{type(scheduler).__name__} has no betas or does not say what its network predicts; give the "
-                "scheduler of the run."
-            )
-        if scheduler.alphas_cumprod[-1] == 0 or settings.get("rescale_betas_zero_snr"):
+        settings = noise_settings(scheduler)
+        if settings is None:
+            raise ValueError(f"{type(scheduler).__name__} has no betas; give the scheduler of the run.")
+        check_noise(scheduler, None, unet.config.get("prediction_type"))
+        require(unet.config.out_channels is not None, "out_channels", None, "the network needs a noise head")
+        if scheduler.alphas_cumprod[-1] == 0 or settings["rescale_betas_zero_snr"]:
             raise ValueError(
                 "the noise schedule ends at zero signal (rescale_betas_zero_snr), which pipelines for noise prediction "
                 "divide by; sample it with ImageGenerationPipeline."
             )
-        self.unet, self.prediction_type = unet, settings.prediction_type
+        self.unet, self.prediction_type = unet, settings["prediction_type"]
         self.config = FrozenDict({**unet.config, "prediction_type": "epsilon"})
-        self.alphas_cumprod: Tensor
-        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.double(), persistent=False)
+        signal = scheduler.alphas_cumprod.double()
+        self.alphas, self.sigmas = signal.sqrt().float(), (1 - signal).sqrt().float()  # no buffers: always float32
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,8 +84,7 @@ class NoisePredictor(nn.Module):
         if steps.is_floating_point() and (steps != steps.round()).any():
             raise ValueError(f"timestep is {timestep}, but must be one of the schedule, an integer; use its scheduler.")
         predicted = self.unet(sample, timestep, class_labels, head="noise").sample
-        signal = self.alphas_cumprod.to(sample.device)[steps.long()]
-        alpha, sigma = signal.sqrt().float(), (1 - signal).sqrt().float()
+        alpha, sigma = (table.to(sample.device)[steps.long()] for table in (self.alphas, self.sigmas))
         noise = predicted
         if self.prediction_type == "v_prediction":
             noise = (sigma * sample + alpha * predicted).to(predicted.dtype)

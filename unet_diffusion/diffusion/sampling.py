@@ -45,6 +45,7 @@ NOISE_SETTINGS = {  # of schedulers, for which a network is trained, and the val
     "rescale_betas_zero_snr": False,
 }
 MEANS = 2  # steps after which an image is still near the mean of many
+OTHER_TIMES = {"use_flow_sigmas": True, "timestep_type": "continuous"}  # settings that give a network other timesteps
 STEP_ARGUMENTS = {"self", "model_output", "timestep", "sample"}  # every scheduler's step gets these
 
 
@@ -112,12 +113,22 @@ def check_schedule(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> Non
 
 def noise_settings(scheduler: SchedulerMixin | None) -> dict[str, Any] | None:
     """The settings of a scheduler that its network was trained for, as JSON holds them; None if it has no betas."""
-    config = getattr(scheduler, "config", {})
-    if "beta_schedule" not in config:
+    known = {} if scheduler is None else inspect.signature(type(scheduler)).parameters
+    if scheduler is None or "beta_schedule" not in known:  # not in its config, which keeps what the class ignores too
         return None
-    settings = {name: config.get(name, default) for name, default in NOISE_SETTINGS.items()}
+    config = scheduler.config
+    settings = {name: config[name] if name in known else default for name, default in NOISE_SETTINGS.items()}
     betas = settings["trained_betas"]
     return {**settings, "trained_betas": None if betas is None else [float(beta) for beta in betas]}
+
+
+def forward_process(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The scheduler that adds noise as a sampler's network was trained with.
+
+    The `add_noise` of some samplers depends on the steps that they took last, or adds to images that are not scaled.
+    """
+    settings = noise_settings(scheduler)
+    return scheduler if settings is None else DDPMScheduler.from_config(settings)
 
 
 def check_noise(
@@ -143,15 +154,18 @@ def check_noise(
         )
     if given is None:  # UnCLIP's betas have no settings
         given = {"prediction_type": scheduler.config.get("prediction_type")}
+    for name, value in OTHER_TIMES.items():
+        allowed = not expected or scheduler.config.get(name) != value
+        require(allowed, name, value, f"the network knows the timesteps of its training; leave it out of the {kind}")
     unused = {"beta_start", "beta_end"} if expected.get("beta_schedule") == "squaredcos_cap_v2" else set()
     compared = given.keys() & expected.keys() - {*left_out, *unused}
     names = [name for name in NOISE_SETTINGS if name in compared and given[name] != expected[name]]
     if names:
         raise ValueError(
             f"the scheduler is a {kind} with {listed(given, names)}, but the network was trained with "
-            f"{listed(expected, names)}, so its output would be misread. Load the pipeline with its own scheduler, "
-            "then replace it by one with the same settings: "
-            f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config)."
+            f"{listed(expected, names)}, so its output would be misread. Take one with the same settings: "
+            f"{kind}.from_config(pipe.scheduler.config, {listed(expected, names)}), of the pipeline of the run. "
+            "If you have trained the network anew, say so: unet.register_to_config(prediction_type=...)."
         )
 
 

@@ -39,6 +39,10 @@ class OwnConfig:
             fix = FIXES.get(name, "load it with that class")
             raise ValueError(f"this is the config of a {name}, but must be that of a {cls.__name__}; {fix}.")
         own = dict(config_dict)
+        if "block_out_channels" in own and "block_out_channels" not in cls._get_init_keys(cls):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"this is the config of a UNet2DModel, but must be that of a {cls.__name__}; {FIXES['UNet2DModel']}."
+            )
         if OWN in own:
             own[FOREIGN] = own.pop(OWN)
         elif FOREIGN not in cls._get_init_keys(cls):  # type: ignore[attr-defined]  # of ConfigMixin
@@ -58,10 +62,27 @@ class OwnConfig:
         """Loads a network as `ModelMixin.from_pretrained` does.
 
         Raises:
-            ValueError: the config names another class, or the folder is that of a pipeline.
+            ValueError: the config names another class, the folder is that of a pipeline, or weights are missing, unless
+                `ignore_mismatched_sizes` is set.
         """
         cls._check_folder(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        told = {**kwargs, "output_loading_info": True}
+        network, info = super().from_pretrained(pretrained_model_name_or_path, **told)  # type: ignore[misc]
+        asked = kwargs.get("output_loading_info")
+        if info["missing_keys"] and not asked and not kwargs.get("ignore_mismatched_sizes"):
+            names = sorted(map(str, info["missing_keys"]))
+            raise ValueError(
+                f"{len(names)} weights of the network are not in {pretrained_model_name_or_path}, such as {names[0]}, "
+                "and would be random; get the folder again, or save the network without adapters (unet.unload_lora())."
+            )
+        return (network, info) if asked else network
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """Builds a network as `ConfigMixin.from_config` does; raises the errors of `extract_init_dict`."""
+        if isinstance(config, (str, os.PathLike)):
+            cls._check_folder(Path(config, kwargs.get("subfolder") or ""))
+        return super().from_config(config, **kwargs)  # type: ignore[misc]  # of the class beside this mixin
 
     @classmethod
     def _check_folder(cls, folder: Path) -> None:

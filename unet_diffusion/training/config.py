@@ -1,5 +1,6 @@
 """The options of a training run."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -73,7 +74,9 @@ class TrainingConfig:
         require(is_integer(self.seed), "seed", self.seed, "must be an integer")
         not_negative, positive = "must be a number of at least 0", "must be a number above 0"
         require_each(self, ("weight_decay",), lambda value: is_number(value) and value >= 0, not_negative)
-        require_each(self, ("learning_rate", "max_grad_norm"), lambda value: is_number(value) and value > 0, positive)
+        require_each(self, ("learning_rate",), lambda value: is_number(value) and value > 0, positive)
+        norm = self.max_grad_norm  # infinite: no gradient is scaled down
+        require(norm == math.inf or (is_number(norm) and norm > 0), "max_grad_norm", norm, positive)
         decays = is_number(self.ema_decay) and 0 <= self.ema_decay < 1
         require(decays, "ema_decay", self.ema_decay, "must be at least 0 and below 1")
         named = not isinstance(self.trackers, str)

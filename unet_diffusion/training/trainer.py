@@ -5,6 +5,7 @@ accumulation, clipping, the learning rate, the moving average, precision, loggin
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ from unet_diffusion.training.moving_average import MovingAverage
 from unet_diffusion.training.run_folder import claim, only_run_in
 from unet_diffusion.training.stopping import BestWeights, SkippedSteps, stop_requests
 from unet_diffusion.training.task import Task
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -73,6 +76,13 @@ class Trainer:
         facts["mixed_precision"] = accelerator.mixed_precision  # beside the options, of which one may say "auto"
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
         self.record = record
+        if config.warmup_steps > config.steps and accelerator.is_main_process:
+            logger.warning(
+                "warmup_steps is %d, but the run has %d steps, so the learning rate never reaches its peak; lower "
+                "warmup_steps, or raise steps",
+                config.warmup_steps,
+                config.steps,
+            )
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last log line
         self.loss_count = 0  # steps in these sums

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_diffusion.checks import is_count, require_each, set_plain
+from unet_diffusion.checks import is_count, is_number, require, require_each, set_plain
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.network.config import Precision
 from unet_diffusion.saved_index import is_tuned
@@ -41,6 +41,9 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         set_plain(self)
+        if isinstance(self.class_labels, (str, int)):  # in Python; a string is not the sequence of its letters
+            self.class_labels = (str(self.class_labels),)
+        require(is_number(self.guidance_scale), "guidance_scale", self.guidance_scale, "must be a number; 1 is none")
         counts = ("count", "steps", "max_batch")
         require_each(self, counts, is_count, "must be an integer of at least 1")
         check_used(self)
