@@ -78,7 +78,7 @@ def test_results_of_other_calls_and_runs_are_left_out_unless_they_are_named(tmp_
     assert found(old / "x.png") == ({"a/old/x.png"}, ())
     assert found(tmp_path, old) == (plain | results, ())
     with pytest.raises(
-        ValueError, match=r"no image outside of .*out\. 1 folder left out, since each holds a run or res"
+        ValueError, match=r"no image outside of .*out\. 1 folder with a run or results of a command left out"
     ):
         find_inputs([str(tmp_path / "a" / "o*")], tmp_path / "out")
 
@@ -90,7 +90,7 @@ def test_links_to_folders_are_counted_and_not_followed(tmp_path):
     found = find_inputs([str(tmp_path / "in")], tmp_path / "out")
     assert found.places == ("a/y.png", "x.png")
     assert found.notes() == [
-        f"2 folders left out, since each is a link, such as {tmp_path}/in/a/loop; name such a folder itself to take it"
+        f"2 folders behind links left out, such as {tmp_path}/in/a/loop; name such a folder itself to take it"
     ]
     named = find_inputs([str(tmp_path / "in"), str(tmp_path / "in" / "link")], tmp_path / "out")
     assert named.places == ("a/y.png", "x.png", "z.png") and named.links == (tmp_path / "in" / "a" / "loop",)

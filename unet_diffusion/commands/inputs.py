@@ -40,13 +40,13 @@ class Inputs:
     def notes(self) -> list[str]:
         """Returns what is left out, in a sentence for each reason."""
         reasons = (
-            (self.masks, "file", "looks like a mask of the others", "name such files by a pattern to take them"),
-            (self.results, "folder", "holds a run or results of a command", "name such a folder itself to take it"),
-            (self.links, "folder", "is a link", "name such a folder itself to take it"),
+            (self.masks, "file", "named like masks of the others", "name such files by a pattern to take them"),
+            (self.results, "folder", "with a run or results of a command", "name such a folder itself to take it"),
+            (self.links, "folder", "behind links", "name such a folder itself to take it"),
         )
         return [
-            f"{counted(len(paths), noun)} left out, since each {why}, such as {readable(str(paths[0]))}; {fix}"
-            for paths, noun, why, fix in reasons
+            f"{counted(len(paths), noun)} {which} left out, such as {readable(str(paths[0]))}; {fix}"
+            for paths, noun, which, fix in reasons
             if paths
         ]
 
