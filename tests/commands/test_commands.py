@@ -85,6 +85,32 @@ def test_sample_goes_on_after_a_batch_and_makes_again_what_other_options_made(ru
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == whole
 
 
+def test_sample_keeps_batches_of_another_count_and_says_why_others_are_made_again(run, tmp_path, caplog):
+    arguments = ["--run", str(run), "--steps", "1", "--max-batch", "2", "--output"]
+
+    def sampled(*options: str) -> set[str]:
+        """Returns the images that are made."""
+        before = {path.name: path.stat().st_ino for path in tmp_path.glob("out/0*.png")}
+        caplog.clear()
+        cli.run("sample", [*arguments, str(tmp_path / "out"), *options])
+        return {path.name[4] for path in tmp_path.glob("out/0*.png") if before.get(path.name) != path.stat().st_ino}
+
+    def image(name: str) -> bytes:
+        return (tmp_path / name).read_bytes()
+
+    assert sampled("--count", "5") == set("01234")
+    assert sampled("--count", "7") == set("456")
+    assert [message[:38] for message in caplog.messages] == ["1 images were made in other batches, s"]
+    cli.run("sample", [*arguments, str(tmp_path / "fresh"), "--count", "7"])
+    assert all(image(f"out/0000{i}.png") == image(f"fresh/0000{i}.png") for i in range(7))
+    assert sampled("--count", "2") == set() and caplog.messages == []
+    assert sampled("--count", "3", "--seed", "1") == set("012")
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "3 images were made by another run or with other options",
+        f"4 images of another run or of other options are left in {tmp_path / 'out'}",
+    ]
+
+
 def test_a_batch_of_sample_that_exceeds_the_memory_is_a_failure(run, tmp_path):
     """Images of 2**24 pixels a side take more than any machine has."""
     copy = shutil.copytree(run, tmp_path / "run")

@@ -59,6 +59,43 @@ def test_results_are_not_taken_for_inputs(tmp_path):
         find_inputs([str(images / "out")], images / "out")
 
 
+@pytest.mark.parametrize("kind", ["segment.jsonl", "upscale.jsonl", "sample.jsonl", "model_index.json"])
+def test_results_of_other_calls_and_runs_are_left_out_unless_they_are_named(tmp_path, kind):
+    names = {"x.png", "a/x.png", f"a/old/{kind}", "a/old/x.png", "a/old/deep/x-overlay.png", f"out/{kind}", "out/x.png"}
+    filled(tmp_path, *names)
+    old = tmp_path / "a" / "old"
+
+    def found(*given: Path) -> tuple[set[str], tuple[Path, ...]]:
+        inputs = find_inputs(map(str, given), tmp_path / "out")
+        assert len(inputs.notes()) == len(inputs.results) and inputs.missing == ()
+        return {str(path.relative_to(tmp_path)) for path in inputs.paths}, inputs.results
+
+    plain, results = {"a/x.png", "x.png"}, {"a/old/x.png", "a/old/deep/x-overlay.png"}
+    assert found(tmp_path) == found(tmp_path / "*") == (plain, (old,))
+    assert found(tmp_path / "**" / "*.png") == (plain, (old,))
+    assert found(tmp_path / "a" / "*") == ({"a/x.png"}, (old,))
+    assert found(old) == found(old / "**" / "*.png") == (results, ())
+    assert found(old / "x.png") == ({"a/old/x.png"}, ())
+    assert found(tmp_path, old) == (plain | results, ())
+    with pytest.raises(
+        ValueError, match=r"no image outside of .*out\. 1 folder with a run or results of a command left out"
+    ):
+        find_inputs([str(tmp_path / "a" / "o*")], tmp_path / "out")
+
+
+def test_links_to_folders_are_counted_and_not_followed(tmp_path):
+    filled(tmp_path, "in/x.png", "in/a/y.png", "elsewhere/z.png")
+    (tmp_path / "in" / "a" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    found = find_inputs([str(tmp_path / "in")], tmp_path / "out")
+    assert found.places == ("a/y.png", "x.png")
+    assert found.notes() == [
+        f"2 folders behind links left out, such as {tmp_path}/in/a/loop; name such a folder itself to take it"
+    ]
+    named = find_inputs([str(tmp_path / "in"), str(tmp_path / "in" / "link")], tmp_path / "out")
+    assert named.places == ("a/y.png", "x.png", "z.png") and named.links == (tmp_path / "in" / "a" / "loop",)
+
+
 def test_masks_in_a_folder_of_inputs_are_left_out_unless_they_are_named(tmp_path):
     names = {
         "a.png",

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from unet_diffusion.data.folders import IMAGE_SUFFIXES, masks_among
+from unet_diffusion.commands.record import RECORDS
+from unet_diffusion.data.folders import IMAGE_SUFFIXES, is_run, masks_among
 from unet_diffusion.files import readable
+from unet_diffusion.images.axes import counted
 
 WILDCARD = re.compile(r"[*?[]")
 
@@ -24,12 +26,29 @@ class Inputs:
             its name where the file itself was named; with slashes, and never with `..`.
         missing: a sentence for each input without an image, and for each folder that cannot be listed.
         masks: files of folders that are left out, since they look like masks of the others.
+        results: folders that are left out, since they hold a run or what a command has made.
+        links: links to folders, which are not followed.
     """
 
     paths: tuple[Path, ...]
     places: tuple[str, ...]
     missing: tuple[str, ...] = ()
     masks: tuple[Path, ...] = ()
+    results: tuple[Path, ...] = ()
+    links: tuple[Path, ...] = ()
+
+    def notes(self) -> list[str]:
+        """Returns what is left out, in a sentence for each reason."""
+        reasons = (
+            (self.masks, "file", "named like masks of the others", "name such files by a pattern to take them"),
+            (self.results, "folder", "with a run or results of a command", "name such a folder itself to take it"),
+            (self.links, "folder", "behind links", "name such a folder itself to take it"),
+        )
+        return [
+            f"{counted(len(paths), noun)} {which} left out, such as {readable(str(paths[0]))}; {fix}"
+            for paths, noun, which, fix in reasons
+            if paths
+        ]
 
 
 def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
@@ -37,7 +56,7 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
 
     A named file is taken whatever its suffix; of a folder, the files with the suffix of an image format. Files in the
     output folder are left out, unless what was named lies in one of its subfolders. So are those of a folder that look
-    like masks of its other files.
+    like masks of its other files, and subfolders that are links, or hold a run or results of a command.
 
     Raises:
         ValueError: no image at all.
@@ -52,15 +71,15 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
             found.setdefault(path, place)
         if not matches and len(search.unlisted) == before:
             missing.append(f"{given}: there is no such file, and no image in it")
-    if not found:
-        raise ValueError(f"inputs are {', '.join(names)}, but there is no image outside of {output}.")
-    left_out = dict.fromkeys(mask for mask in search.masks if mask not in found)
-    return Inputs(
-        tuple(map(Path, found)),
-        tuple(found.values()),
-        (*missing, *search.unlisted),
-        tuple(map(Path, sorted(left_out))),
+    taken = {*found, *(str(_absolute(given)) for given in names)}
+    masks, results, links = (
+        tuple(map(Path, sorted({*paths} - taken))) for paths in (search.masks, search.results, search.links)
     )
+    images = Inputs(tuple(map(Path, found)), tuple(found.values()), (*missing, *search.unlisted), masks, results, links)
+    if not found:
+        notes = "".join(f" {note}." for note in images.notes())
+        raise ValueError(f"inputs are {', '.join(names)}, but there is no image outside of {output}.{notes}")
+    return images
 
 
 class _Search:
@@ -69,12 +88,15 @@ class _Search:
     def __init__(self, output: str) -> None:
         self.output = output  # resolved
         self.masks: list[str] = []
+        self.results: list[str] = []
+        self.links: list[str] = []
         self.unlisted: list[str] = []
         self.real = lru_cache(maxsize=None)(os.path.realpath)
+        self.holds_results = lru_cache(maxsize=None)(_holds_results)
 
     def matches(self, given: str) -> list[tuple[str, str]]:
         """Returns the absolute paths of the images behind one input, with their places."""
-        path = str(Path(given).expanduser().absolute())
+        path = str(_absolute(given))
         if ".." in Path(given).parts and os.path.exists(path):
             path = os.path.realpath(path)  # so that a file is known that was named in another way too
         if os.path.isdir(path):
@@ -87,11 +109,23 @@ class _Search:
             matches = sorted(glob.glob(path, recursive=True))
         found = []
         for match in matches:
-            if os.path.isdir(match):
-                found += [(file, _place(file, root)) for file in self.folder(match.rstrip(os.sep))]
-            elif not self.is_result(self.real(os.path.dirname(match)), self.real(root)):
-                found.append((match, _place(match, root)))
+            is_folder = os.path.isdir(match)
+            folder = match.rstrip(os.sep) if is_folder else os.path.dirname(match)
+            if self.is_result(self.real(folder), self.real(folder if is_folder else root)):
+                continue
+            if not self.is_in_results(folder, root):
+                files = self.folder(folder) if is_folder else [match]
+                found += [(file, _place(file, root)) for file in files]
         return found
+
+    def is_in_results(self, folder: str, root: str) -> bool:
+        """Returns whether a folder or one above it, but below `root`, holds results, and keeps that one."""
+        while len(folder) > len(root):
+            if self.holds_results(folder):
+                self.results.append(folder)
+                return True
+            folder = os.path.dirname(folder)
+        return False
 
     def folder(self, folder: str) -> list[str]:
         """Returns the images of a folder and its subfolders, sorted; keeps those that look like masks of others."""
@@ -105,6 +139,9 @@ class _Search:
         """Yields the images of a folder, whose resolved path is `real`, below the resolved `root` that was named."""
         if self.is_result(real, root):
             return
+        if real != root and self.holds_results(folder):
+            self.results.append(folder)
+            return
         try:
             with os.scandir(folder) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
@@ -114,6 +151,8 @@ class _Search:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from self.below(entry.path, os.path.join(real, entry.name), root)
+            elif entry.is_symlink() and entry.is_dir():
+                self.links.append(entry.path)
             elif _is_image(entry) and not (
                 entry.is_symlink() and self.is_result(os.path.dirname(os.path.realpath(entry.path)), root)
             ):
@@ -122,6 +161,15 @@ class _Search:
     def is_result(self, folder: str, root: str) -> bool:
         """Returns whether a folder is the output or lies in it, where the named root does not lie deeper in it."""
         return folder == self.output or (_lies_in(folder, self.output) and not _lies_in(root, self.output))
+
+
+def _absolute(given: str) -> Path:
+    return Path(given).expanduser().absolute()
+
+
+def _holds_results(folder: str) -> bool:
+    """Returns whether a folder holds the record of a command, or a run."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in RECORDS) or is_run(Path(folder))
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:

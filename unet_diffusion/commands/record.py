@@ -24,6 +24,7 @@ from unet_diffusion.files import named_errors, remove_leftovers_of, written_asid
 State = tuple[int, ...]
 
 AT_WORK = "at work"  # in place of the sha256 of a table
+RECORDS = frozenset(f"{command}.jsonl" for command in ("sample", "segment", "upscale"))
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Result:
         state: of the input: size, times of change and number on the disk; equal if it certainly has not changed.
         content: sha256 of the input's bytes, which decides if the state differs: files may be touched, or copied.
         made_by: digest of the run and the options.
-        outputs: sha256 of each output, by its path below the folder.
-        whole: size and time of change of each output, once all are written.
+        outputs: sha256 of each output, by its path below the folder, with those of an older state that are still there.
+        whole: size and time of change of each output of this state, once all are written.
         rows: lines of a table, without the file and the output.
         error: why it failed; empty if it did not.
     """
@@ -78,6 +79,7 @@ class Record:
     def _read(self) -> None:
         self.results: dict[str, Result] = {}
         self.made: dict[str, set[str]] = {}  # every sha256 that an output had
+        self.owners: dict[str, str] = {}  # the image that an output was last made of
         self.table = AT_WORK  # or the sha256 of the table that the last call left
         if self.path.is_symlink():
             raise ValueError(f"{self.path} is a link, but must be a file that the command writes; remove the link.")
@@ -109,6 +111,12 @@ class Record:
         self.results[result.image] = result
         for output, digest in result.outputs.items():
             self.made.setdefault(output, set()).add(digest)
+            owner = self.owners.get(output, result.image)
+            if owner != result.image:  # it was replaced
+                before = self.results[owner]
+                left = {name: digest for name, digest in before.outputs.items() if name != output}
+                self.results[owner] = replace(before, outputs=left)
+            self.owners[output] = result.image
 
     @contextmanager
     def opened(self, *others: Path) -> Iterator["Record"]:
@@ -154,9 +162,14 @@ class Record:
             self._keep(result)
 
     def note_failure(self, name: str, source: str, error: str) -> Result:
-        """Writes that an image failed, whose outputs of an earlier call may still be there."""
-        before = self.results.get(name, Result(name))
-        result = replace(before, source=source, made_by="", rows=(), error=" ".join(error.split()))
+        """Writes that an image failed, whose outputs of an earlier call may still be there; returns its result.
+
+        Nothing is written if the outputs are those of another input.
+        """
+        before, error = self.results.get(name, Result(name)), " ".join(error.split())
+        if before.outputs and _is_of_another(before, source):
+            return Result(name, source, error=error)
+        result = replace(before, source=source, made_by="", rows=(), error=error)
         self.add(result)
         return result
 
@@ -184,6 +197,10 @@ class Record:
         same = (found.st_size, found.st_mtime_ns) == result.whole[output]
         return same or sha256(Path(path).read_bytes()) == result.outputs.get(output)
 
+    def is_there(self, result: Result) -> bool:
+        """Returns whether an output of an image exists."""
+        return any(os.path.lexists(self.folder / output) for output in result.outputs)
+
     def is_own(self, output: str) -> bool:
         """Returns whether an output that exists is as a call of the command made it."""
         path = self.folder / output
@@ -194,9 +211,8 @@ class Record:
     def check_free(self, result: Result, outputs: Iterable[str], overwrite: bool) -> None:
         """Raises a ValueError for an output that lies outside of the folder or, unless `overwrite`, is not our own.
 
-        An output of another input is not replaced either.
+        An output of another input is not replaced either, as long as that input exists.
         """
-        before = self.results.get(result.image)
         for output in outputs:
             path = self.folder / output
             self._check_inside(path.parent)
@@ -204,10 +220,9 @@ class Record:
                 continue
             if not self.is_own(output):
                 raise ValueError(f"{path} exists already; set overwrite, or choose another output.")
-            if before is not None and before.source != result.source and before.content != result.content:
-                raise ValueError(
-                    f"{path} holds the result of {before.source}; set overwrite, or choose another output."
-                )
+            owner = self.results[self.owners[output]]
+            if owner.content != result.content and _is_of_another(owner, result.source):
+                raise ValueError(f"{path} holds the result of {owner.source}; set overwrite, or choose another output.")
 
     def _check_inside(self, folder: Path) -> None:
         if folder in self._real_folders:
@@ -222,19 +237,39 @@ class Record:
     def write(self, result: Result, files: Mapping[str, bytes]) -> Result:
         """Writes the outputs of an image, given as their content by their path; returns the result with their states.
 
-        `finish` has to be called next.
+        Other outputs of the image are kept if they are of the same state, and removed otherwise, unless the user has
+        edited them. `add` has to be called next.
         """
-        result = replace(result, outputs={output: sha256(content) for output, content in files.items()}, whole={})
-        self.add(result, to_disk=True)
+        before = self.results.get(result.image, Result(result.image))
+        others = {output: digest for output, digest in before.outputs.items() if self._is_other(result, output, files)}
+        is_same = (before.made_by, before.content) == (result.made_by, result.content)
+        kept = [output for output in others if is_same and self._is_as_made(before, output)]
+        made = {output: sha256(content) for output, content in files.items()}
+        self.add(replace(result, outputs=others | made, whole={}), to_disk=True)
+        for output in others.keys() - kept:
+            self._remove(output)
         for output, content in files.items():
             self._check_inside((self.folder / output).parent)
             with written_aside(self.folder / output) as aside:
                 aside.write_bytes(content)
         whole = {}
-        for output in files:
+        for output in (*kept, *files):
             found = os.stat(self.folder / output)
             whole[output] = (found.st_size, found.st_mtime_ns)
-        return replace(result, whole=whole)
+        others = {output: digest for output, digest in others.items() if os.path.lexists(self.folder / output)}
+        return replace(result, outputs=others | made, whole=whole)
+
+    def _is_other(self, result: Result, output: str, files: Mapping[str, bytes]) -> bool:
+        """Returns whether an earlier output of the image is still there, and is not one of the new files."""
+        return output not in files and self.owners[output] == result.image and os.path.lexists(self.folder / output)
+
+    def _remove(self, output: str) -> None:
+        """Removes an output unless the user has edited it."""
+        path = self.folder / output
+        self._check_inside(path.parent)
+        if self.is_own(output):
+            with named_errors(path):
+                path.unlink()
 
     def end(self, order: Iterable[str], table: Path | None = None) -> None:
         """Rewrites the file with one line for each image: those of other calls, then those named, in their order."""
@@ -259,6 +294,11 @@ class Record:
 def record_path(folder: Path, command: str) -> Path:
     """Returns the file of a command's record in a folder."""
     return folder / f"{command}.jsonl"
+
+
+def _is_of_another(result: Result, source: str) -> bool:
+    """Returns whether a result was made of another input than `source`, which still exists."""
+    return result.source != source and os.path.exists(result.source)
 
 
 def append(descriptor: int, content: bytes) -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from unet_diffusion.commands.overlap import Ahead, Behind, Room
 from unet_diffusion.commands.record import Record, Result, sha256, state_of
 from unet_diffusion.commands.table import Table
 from unet_diffusion.files import readable
+from unet_diffusion.images.axes import counted
 from unet_diffusion.images.fetching import read_bytes
 from unet_diffusion.saved_index import INDEX, saved_components
 
@@ -69,12 +71,8 @@ def work_through(inputs: Inputs, folder: Path, work: Work, overwrite: bool, prog
         KeyboardInterrupt: after Ctrl-C, with what is finished.
         OSError: a file could not be written, for example because the disk is full.
     """
-    if inputs.masks:
-        logger.warning(
-            "%d files look like masks of the others, such as %s, and are left out; name them by a pattern to take them",
-            len(inputs.masks),
-            readable(str(inputs.masks[0])),
-        )
+    for note in inputs.notes():
+        logger.warning("%s", note)
     names = output_names(inputs.paths, inputs.places, work.endings)
     keys = map(without_suffix, inputs.places)
     items = [_Item(i, path, name, key) for i, (path, name, key) in enumerate(zip(inputs.paths, names, keys))]
@@ -117,16 +115,17 @@ class _Job:
         self.room = Room()
         self.failures: dict[int, str] = {}
         self.is_whole: set[int] = set()  # items whose outputs are there, if the input has not changed
+        self.failed: dict[int, Result] = {}
         self.inputs = {str(item.path) for item in items}
-        self.others = self._others()
+        self.names = {item.name for item in items}
 
-    def _others(self) -> list[str]:
-        """Returns the images of earlier calls whose outputs are still there, unless they are among these."""
-        names = {item.name for item in self.items}
+    def _others(self) -> list[Result]:
+        """Returns the results of earlier calls that are still there, unless their inputs are among these or moved."""
         return [
-            name
+            result
             for name, result in self.record.results.items()
-            if name not in names and result.source not in self.inputs and not result.error
+            if result.source not in self.inputs and not result.error
+            if name not in self.names or os.path.exists(result.source)
             if (self.record.folder / (name + self.work.wanted[0])).exists()
         ]
 
@@ -134,8 +133,8 @@ class _Job:
         """Works through all items that are not finished."""
         todo = [item for item in self.items if not self._is_finished(item)]
         self._warn_of_others(todo)
-        left = {item.name for item in todo}
-        self._write_table([item.name for item in self.items if item.name not in left])
+        left = {item.index for item in todo}
+        self._write_table([item for item in self.items if item.index not in left])
         if self.table is not None:
             self.table.open()
         ahead, behind = Ahead(self._prepare, todo, self.room), Behind()
@@ -198,7 +197,8 @@ class _Job:
         if item.index in self.is_whole and (before := self.record.results[item.name]).content == result.content:
             return _Read(replace(before, source=result.source, state=state), None)
         outputs = [item.name + ending for ending in self.work.wanted]
-        for output in outputs:
+        before = self.record.results.get(item.name, Result(item.name))
+        for output in (*outputs, *before.outputs):
             if str(self.record.folder.absolute() / output) in self.inputs:
                 raise ValueError(f"{self.record.folder / output} would replace an input; choose another output.")
         self.record.check_free(result, outputs, self.overwrite)
@@ -240,18 +240,33 @@ class _Job:
         sentence = reason if readable(str(item.path)) in reason else readable(f"{item.path}: {reason}")
         self.failures[item.index] = sentence
         logger.warning("%s", sentence)
-        result = self.record.note_failure(item.name, str(item.path), reason)
+        result = self.failed[item.index] = self.record.note_failure(item.name, str(item.path), reason)
         if self.table is not None:
             self.table.add(result)
 
     def _end(self) -> None:
-        names = [item.name for item in self.items]
-        self._write_table(names)
-        self.record.end(names, None if self.table is None else self.table.path)
+        self._warn_of_rows(self._write_table(self.items))
+        self.record.end([item.name for item in self.items], None if self.table is None else self.table.path)
 
-    def _write_table(self, names: list[str]) -> None:
-        if self.table is not None:
-            self.table.write([*self.others, *names])
+    def _write_table(self, items: list[_Item]) -> list[Result]:
+        """Writes the rows of images of earlier calls, whose results are returned, and of these items."""
+        if self.table is None:
+            return []
+        found = ((item, self.failed.get(item.index) or self.record.results.get(item.name)) for item in items)
+        others = self._others()
+        self.table.write([*others, *(result for item, result in found if result and result.source == str(item.path))])
+        return others
+
+    def _warn_of_rows(self, others: list[Result]) -> None:
+        if others:
+            assert self.table is not None
+            logger.warning(
+                "%s keeps %s of %s not among these inputs, such as %s; remove their outputs to drop the rows",
+                self.table.path,
+                counted(sum(len(result.rows) for result in others), "row"),
+                counted(len(others), "image"),
+                readable(others[0].source),
+            )
 
 
 def is_out_of_memory(error: Exception) -> bool:

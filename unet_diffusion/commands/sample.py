@@ -25,6 +25,7 @@ from unet_diffusion.saved_runs import best_device, load_pipeline
 logger = logging.getLogger(__name__)
 
 MOST_IN_GRID = 256
+OF_BATCH = ", images "  # between the digest and the batch in what made an image
 
 
 def sample(options: Sample) -> Path:
@@ -89,9 +90,10 @@ class _Job:
         starts = range(0, options.count, options.max_batch)
         batches = [range(start, min(start + options.max_batch, options.count)) for start in starts]
         common = self._digest()
-        made_by = {batch: f"{common}, images {batch.start} to {batch.stop - 1}" for batch in batches}
+        made_by = {batch: f"{common}{OF_BATCH}{_shown(batch)}" for batch in batches}
         todo = {batch: missing for batch in batches if (missing := self._missing(batch, made_by[batch]))}
-        self._check_free(todo, made_by)
+        self._check_free(todo)
+        self._warn(todo, common)
         failures = {}
         with self.pipe.progress_bar(total=len(todo)) as progress, Behind() as behind:
             self.pipe.set_progress_bar_config(leave=False)  # the bar of a batch, below that of all
@@ -131,17 +133,39 @@ class _Job:
     def _missing(self, batch: range, made_by: str) -> list[int]:
         return [i for i in batch if not self.record.is_whole(self.names[i], [self.suffix], made_by)]
 
-    def _check_free(self, todo: dict[range, list[int]], made_by: dict[range, str]) -> None:
-        """Raises a ValueError for a file that is not our own; says if images of other options are made again."""
-        changed = 0
-        for batch, missing in todo.items():
-            for name in (self.names[i] for i in missing):
-                before = self.record.results.get(name)
-                changed += before is not None and before.made_by not in ("", made_by[batch])
-                self.record.check_free(Result(name), [name + self.suffix], self.options.overwrite)
+    def _check_free(self, todo: dict[range, list[int]]) -> None:
+        """Raises a ValueError for a file that is not our own."""
+        for name in (self.names[i] for missing in todo.values() for i in missing):
+            self.record.check_free(Result(name), [name + self.suffix], self.options.overwrite)
         self.record.check_free(Result("grid"), [GRID], self.options.overwrite)
-        if changed:
-            logger.warning("%d images were made by another run or with other options, and are made again", changed)
+
+    def _warn(self, todo: dict[range, list[int]], common: str) -> None:
+        """Says which images are made again, and why, and which of other options are left."""
+        again = {self.names[i]: batch for batch, missing in todo.items() for i in missing}
+        others, divided, left = 0, 0, []
+        for name, result in self.record.results.items():
+            made_by, of_batch, images = result.made_by.partition(OF_BATCH)
+            if name in again:
+                others += of_batch != "" and made_by != common
+                divided += made_by == common and images != _shown(again[name])
+            elif name != GRID.removesuffix(".png") and made_by != common and self.record.is_there(result):
+                left.append(name)
+        if others:
+            logger.warning("%d images were made by another run or with other options, and are made again", others)
+        if divided:
+            logger.warning(
+                "%d images were made in other batches, since count or max_batch was another, and are made again, since "
+                "they may round differently",
+                divided,
+            )
+        if left:
+            logger.warning(
+                "%d images of another run or of other options are left in %s, such as %s; remove them if they are not "
+                "to lie among these",
+                len(left),
+                self.options.folder,
+                left[0],
+            )
 
     def _write(self, name: str, made_by: str, image: Any, suffix: str | None = None) -> None:
         content = encoded_image(image) if isinstance(image, Image.Image) else encoded_array(image.cpu().numpy())
@@ -159,3 +183,7 @@ class _Job:
         if self.suffix == ".png":
             return grid([Image.open(path) for path in paths])
         return grid([Image.fromarray(np.load(path)[0].astype(np.float32)) for path in paths])
+
+
+def _shown(batch: range) -> str:
+    return f"{batch.start} to {batch.stop - 1}"

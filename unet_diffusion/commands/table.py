@@ -36,13 +36,12 @@ class Table:
         if self.record.table not in (AT_WORK, sha256(self.path.read_bytes())):
             raise ValueError(f"{self.path} was changed after it was written; move it, or set overwrite.")
 
-    def write(self, names: Iterable[str]) -> None:
-        """Writes the lines of the images with these names, in their order."""
+    def write(self, results: Iterable[Result]) -> None:
+        """Writes the lines of these results, in their order."""
         with written_aside(self.path) as aside, open(aside, "wb") as file:
             file.write(_lines([self.columns]))
-            for name in names:
-                if (result := self.record.results.get(name)) is not None:
-                    file.write(self._lines_of(result))
+            for result in results:
+                file.write(self._lines_of(result))
 
     def open(self) -> None:
         """Opens the file for more lines."""

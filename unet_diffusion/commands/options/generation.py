@@ -15,7 +15,7 @@ TUNED_SAMPLING: tuple[SamplerName, int] = ("lcm", 2)  # of runs of tune-few-step
 
 @dataclass
 class GenerationOptions:
-    """Which images to generate. Image i depends on the seed and i alone."""
+    """Which images to generate. Image i depends on the seed and i alone, up to rounding."""
 
     run: Path = Path("runs/ddpm")
     """Folder of the run, or of any saved pipeline with a UNet."""

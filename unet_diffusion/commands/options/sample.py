@@ -13,7 +13,7 @@ GRID = "grid.png"
 
 @dataclass
 class Sample(GenerationOptions):
-    """Generate images with a trained run. Image i depends on the seed and i alone."""
+    """Generate images with a trained run. Image i depends on the seed and i alone, up to rounding."""
 
     output: Path | None = None
     """Folder for the images; by default `samples` in the run's folder."""
