@@ -31,7 +31,7 @@ class DataRecord:
     Attributes:
         summary: what was understood, as the lines that are printed before any work.
         fingerprint: hash of the content of all images (and masks) and of how they are prepared; it does not depend on
-            where the files lie. For a stream, of its name or place, and of the number of its rows if an index says it.
+            where the files lie. For a stream, of the names and sizes of its files, or of its name if they are not here.
         trained: content hash of each image that is trained on.
         held_out: content hash of each image that is held out for validation.
         unlabelled: content hash of each image that is learnt from without its mask, where a run learns masks too.
@@ -85,6 +85,9 @@ class DataRecord:
 
     def changes(self, now: "DataRecord") -> str:
         """Describes how the data of another record differ from these."""
+        if not self.trained and not now.trained:  # streams, whose images nobody has looked at
+            validation = ", or the images for validation," if self.held_out or now.held_out else ""
+            return f"the files of the stream{validation} have changed"
         before, after = ({*record.learnt, *record.held_out} for record in (self, now))
         added, removed = len(after - before), len(before - after)
         if not added and not removed:
