@@ -83,9 +83,14 @@ class DataRecord:
         """Returns the content hashes of all images that are learnt from, with masks or without."""
         return (*self.trained, *self.unlabelled)
 
+    @property
+    def streamed(self) -> bool:
+        """Returns whether the images that are trained on were streamed, so that nobody knows which they were."""
+        return self.fingerprint != "" and not self.trained
+
     def changes(self, now: "DataRecord") -> str:
         """Describes how the data of another record differ from these."""
-        if not self.trained and not now.trained:  # streams, whose images nobody has looked at
+        if self.streamed and now.streamed:
             validation = ", or the images for validation," if self.held_out or now.held_out else ""
             return f"the files of the stream{validation} have changed"
         before, after = ({*record.learnt, *record.held_out} for record in (self, now))
