@@ -18,6 +18,8 @@ from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
 from unet_diffusion.checks import is_count, is_number, plain
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
+from unet_diffusion.commands.options.sample import Sample
+from unet_diffusion.commands.options.segment import Segment
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.evaluation.classifier import ImageClassifier

@@ -209,7 +209,7 @@ def test_settings_that_give_the_network_other_timesteps_are_refused(kind, change
 @pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler])
 def test_the_noise_of_masks_does_not_depend_on_the_sampler(kind):
     unet = network(num_classes=2, time_embedding="sinusoidal")
-    masks, image = SegmentationPipeline(unet, DiffusionConfig().make_scheduler()), np.zeros((8, 8, 3), dtype=np.uint8)
+    masks, image = SegmentationPipeline(unet, DiffusionConfig().make_scheduler()), np.zeros((8, 8), dtype=np.uint8)
 
     def probabilities():
         return masks(image, timesteps=[500], generator=torch.manual_seed(0), output_type="pt").probabilities[0]

@@ -113,11 +113,14 @@ def check_schedule(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> Non
 
 def noise_settings(scheduler: SchedulerMixin | None) -> dict[str, Any] | None:
     """The settings of a scheduler that its network was trained for, as JSON holds them; None if it has no betas."""
-    known = {} if scheduler is None else inspect.signature(type(scheduler)).parameters
-    if scheduler is None or "beta_schedule" not in known:  # not in its config, which keeps what the class ignores too
+    if scheduler is None:
         return None
-    config = scheduler.config
-    settings = {name: config[name] if name in known else default for name, default in NOISE_SETTINGS.items()}
+    known = inspect.signature(type(scheduler)).parameters  # its config keeps values that the class ignores, too
+    if "beta_schedule" not in known:
+        return None
+    settings: dict[str, Any] = {
+        name: scheduler.config[name] if name in known else default for name, default in NOISE_SETTINGS.items()
+    }
     betas = settings["trained_betas"]
     return {**settings, "trained_betas": None if betas is None else [float(beta) for beta in betas]}
 
