@@ -120,6 +120,7 @@ def open_part(config: DataConfig, part: Literal["train", "validation"], streamin
         image_column=config.image_column,
         label_column=config.label_column,
         group_column=None if part == "validation" else config.group_column,
+        max_images=most,
         streaming=streaming,
         cache_dir=config.cache_dir,
     )

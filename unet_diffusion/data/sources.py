@@ -125,10 +125,13 @@ def open_with_notes(
     image_column: str | None = None,
     label_column: str | None = None,
     group_column: str | None = None,
+    max_images: int | None = None,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Source:
     """Opens images as `open_source` does, with notes on what was understood.
+
+    The notes count the images of each class among the first `max_images`; all rows are returned.
 
     With `streaming`, rows of which any can be read alone are a `Dataset` all the same: those of folders of images, of
     `save_to_disk` and of Arrow files.
@@ -141,7 +144,7 @@ def open_with_notes(
     source = as_source(source)
     cache = None if cache_dir is None else str(cache_dir)
     opened = open_all_columns(source, split, streaming, cache, trust_classes=label_column is not None)
-    selected = _select_columns(opened, source, image_column, label_column, group_column)
+    selected = _select_columns(opened, source, image_column, label_column, group_column, max_images)
     if group_column is not None:
         assert isinstance(opened.rows, Dataset) and isinstance(selected.rows, Dataset)
         groups = groups_of(opened.rows, group_column, source)
@@ -444,7 +447,12 @@ def _notes_on_subfolders(names: list[str], parts: list[tuple[str, ...]], are_cla
 
 
 def _select_columns(
-    opened: Source, source: str, image_column: str | None, label_column: str | None, group_column: str | None
+    opened: Source,
+    source: str,
+    image_column: str | None,
+    label_column: str | None,
+    group_column: str | None,
+    max_images: int | None,
 ) -> Source:
     features = opened.rows.features
     if features is None:
@@ -461,7 +469,7 @@ def _select_columns(
     if label is not None:
         subfolders = "the subfolders are the classes"
         origin = subfolders if opened.subfolders_are_classes else f"the classes are in the column {label.name}"
-        dataset, on_labels = labelled(dataset, label, origin)
+        dataset, on_labels = labelled(dataset, label, origin, max_images)
         notes += on_labels
         columns |= {"label": label.column} if "label" in dataset.features else {}
     groups = None if opened.row_groups is None else replace(opened.row_groups, columns=columns)
