@@ -92,7 +92,7 @@ class DataRecord:
         """Describes how the data of another record differ from these."""
         if self.streamed and now.streamed:
             validation = ", or the images for validation," if self.held_out or now.held_out else ""
-            return f"the files of the stream{validation} have changed"
+            return f"the files of the stream{validation} have changed, or an earlier version started the run"
         before, after = ({*record.learnt, *record.held_out} for record in (self, now))
         added, removed = len(after - before), len(before - after)
         if not added and not removed:
