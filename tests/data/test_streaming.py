@@ -354,7 +354,7 @@ def test_a_run_goes_on_with_a_stream_that_was_moved_and_says_when_its_files_have
     with pytest.raises(ValueError, match="split is 'a', but the run in .* was started with 'train'"):
         claimed(str(tmp_path / "there"), split="a")
     rename(tmp_path / "there" / "a" / "0.png")
-    told = "changed since the run in .* was started: the files of the stream have changed, or .*; set allow_changed_data"
+    told = "changed since .* was started: the files of the stream have changed, or .*; set allow_changed_data"
     with pytest.raises(ValueError, match=told):
         claimed(str(tmp_path / "there"))
 
