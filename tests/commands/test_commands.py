@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from unet_diffusion import cli
 from unet_diffusion.commands import evaluate_generation
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
 from unet_diffusion.commands.sample import generate, generation_pipeline
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.data.record import make_record
+from unet_diffusion.data.sets import load_images
 from unet_diffusion.evaluation.classifier import ImageClassifier
 
 SHORT = ["--max-images", "40", "--validation-fraction", "0.1", "--image-size", "8", "--preview-images", "4"]
@@ -163,6 +167,26 @@ def test_real_images_that_do_not_fit_are_refused_before_any_is_generated(run, tm
     monkeypatch.setattr(evaluate_generation, "generated_batches", lambda *_: pytest.fail("generated"))
     with pytest.raises(SystemExit, match=message):
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "figures.json")])
+
+
+def test_of_a_streamed_run_it_is_said_that_nobody_knows_what_it_was_trained_on(tmp_path, caplog):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(8):
+        Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(folder / f"{number}.png")
+    stored = DataConfig(data=str(folder), validation_fraction=0.5, cache_dir=str(tmp_path / "cache"))
+    images = load_images(stored)
+    for streamed, known in ((True, False), (False, True)):
+        config = replace(stored, streaming=streamed, image_size=8, **({"validation_fraction": 0.0} if streamed else {}))
+        make_record(load_images(config), config.preparation).write(tmp_path)
+        held_out, note = evaluate_generation.untrained(images.validation, tmp_path)
+        assert held_out is images.validation
+        assert (note == "") == known and note in caplog.text
+    assert "not known whether it was trained on those that these data hold out (" in caplog.text
+    named = DataConfig(data="mnist-5000", streaming=True, image_size=8, validation_data=str(folder))
+    sets = load_images(named)
+    make_record(sets, named.preparation).write(tmp_path)
+    assert evaluate_generation.untrained(sets.validation, tmp_path) == (sets.validation, "")
 
 
 def test_a_run_whose_held_out_images_are_gone_asks_for_data(run, tmp_path):

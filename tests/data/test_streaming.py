@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import shutil
 import tarfile
+from dataclasses import asdict
 from itertools import islice
 
 import datasets
@@ -16,11 +18,13 @@ from torch.utils.data import DataLoader
 from unet_diffusion.data import shuffled_rows
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import to_batch
+from unet_diffusion.data.record import make_record
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.data.shuffled_rows import BufferedRows, IndexedRows, RowsOfGroups
 from unet_diffusion.data.tables import RowGroups
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_permutation
+from unet_diffusion.training.run_folder import claim
 
 datasets.disable_progress_bars()
 
@@ -249,6 +253,110 @@ def test_a_stream_has_the_attributes_of_a_set(tmp_path):
     write(tmp_path / "0", [png(4)])
     (tmp_path / "0" / "0").rename(tmp_path / "1")
     assert stream(source).fingerprint != images.fingerprint  # of more rows, the order is another
+
+
+# what a resumed run is told from
+
+
+def files_of_images(folder) -> None:
+    for value in range(6):  # of six sizes
+        (folder / "ab"[value % 2]).mkdir(exist_ok=True)
+        noise = np.random.default_rng(value).integers(0, 255, (4, 6 + value), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "ab"[value % 2] / f"{value}.png")
+
+
+def with_labels(folder) -> None:
+    files_of_images(folder)
+    lines = [f"{file.relative_to(folder)},{number % 2}" for number, file in enumerate(sorted(folder.glob("*/*")))]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines, ""]))
+
+
+def same_sizes(kind):
+    return lambda folder: write(folder, [png(value) for value in range(6)], kind, (2, 2, 2))
+
+
+SOURCES = {  # each writes a source of several files; a stream is opened from their folder
+    "folder": (files_of_images, "*/*.png"),
+    "metadata": (with_labels, "*/*.png"),
+    "parquet": (same_sizes("parquet"), "*.parquet"),
+    "tar": (same_sizes("tar"), "*.tar"),
+    "arrow": (same_sizes("arrow"), "*/*.arrow"),
+}
+
+
+def swap(first, second) -> None:
+    first.rename(first.with_name("kept"))
+    second.rename(first)
+    first.with_name("kept").rename(second)
+
+
+def remove_one_and_add_another(files) -> None:
+    files[0].unlink()
+    shutil.copy(files[2], files[0].with_stem(f"{files[0].stem}-new"))
+
+
+def rename(file) -> None:
+    file.rename(file.with_stem(f"{file.stem}-renamed"))
+
+
+CHANGES = {
+    "renamed": lambda files: rename(files[1]),
+    "exchanged": remove_one_and_add_another,
+    "replaced": lambda files: shutil.copy(files[0], files[1]),
+    "swapped": lambda files: swap(files[0], files[2]),
+}
+
+
+def fingerprint_of(folder, files: str, **options) -> str:
+    source = str(folder) if files.endswith(".png") else str(folder / files)
+    return stream(source, cache_dir=str(folder.parent / "cache"), **options).fingerprint
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_stream_is_told_by_its_files_wherever_they_lie(tmp_path, kind):
+    write_files, files = SOURCES[kind]
+    (tmp_path / "here").mkdir()
+    write_files(tmp_path / "here")
+    before = fingerprint_of(tmp_path / "here", files)
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)  # written later
+    assert fingerprint_of(tmp_path / "there", files) == before
+    assert fingerprint_of(tmp_path / "there", files, max_images=3) != before
+    for name, change in CHANGES.items():
+        if kind == "metadata" and name in ("renamed", "exchanged"):
+            continue  # which are refused: the table names files that are not there
+        shutil.copytree(tmp_path / "here", tmp_path / name)
+        change(sorted((tmp_path / name).glob(files)))
+        assert fingerprint_of(tmp_path / name, files) != before, name
+    if kind == "metadata":
+        table = tmp_path / "there" / "metadata.csv"
+        table.write_text(table.read_text().replace(",0", ",1", 1))
+        assert fingerprint_of(tmp_path / "there", files) != before
+
+
+def test_a_saved_set_is_told_by_its_files_too(tmp_path):
+    for folder, values in (("a", range(4)), ("b", range(4)), ("c", (0, 1, 3, 2))):
+        write(tmp_path / folder, [png(value) for value in values], labels=[0] * 4)
+    a, b, c = (stream(str(tmp_path / folder / "0")).fingerprint for folder in "abc")
+    assert a == b != c
+
+
+def test_a_run_goes_on_with_a_stream_that_was_moved_and_says_when_its_files_have_changed(tmp_path):
+    def claimed(source, **options) -> None:
+        config = DataConfig(data=source, streaming=True, image_size=4, **options)
+        sections = {"data": asdict(config), "training": {"allow_changed_data": False}}
+        claim(tmp_path / "run", sections, make_record(load_images(config), config.preparation))
+
+    (tmp_path / "here").mkdir()
+    files_of_images(tmp_path / "here")
+    claimed(str(tmp_path / "here"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    claimed(str(tmp_path / "there"))
+    with pytest.raises(ValueError, match="split is 'a', but the run in .* was started with 'train'"):
+        claimed(str(tmp_path / "there"), split="a")
+    rename(tmp_path / "there" / "a" / "0.png")
+    told = "changed since .* was started: the files of the stream have changed, or .*; set allow_changed_data"
+    with pytest.raises(ValueError, match=told):
+        claimed(str(tmp_path / "there"))
 
 
 def test_streams_that_cannot_continue_say_why(tmp_path, caplog):

@@ -25,7 +25,7 @@ def test_copies_are_found_and_shown_beside_their_originals():
 
 def test_distances_are_root_mean_squares_of_pixels():
     training = torch.zeros(3, 2, 4, 4)
-    figures, _ = memorisation(torch.full((1, 2, 4, 4), 0.5), training, torch.full((1, 2, 4, 4), -0.25))
+    figures, _ = memorisation(torch.full((1, 2, 4, 4), 0.5), training, torch.full((20, 2, 4, 4), -0.25))
     assert figures.generated == pytest.approx(0.5) and figures.held_out == pytest.approx(0.25)
     assert figures.near == 0
 
@@ -54,6 +54,16 @@ def test_too_few_held_out_images_are_flagged_and_have_no_error():
     assert str(figures).endswith(
         "63 held-out images are too few to measure how near the nearest 5 % of them are; hold out 64 or more."
     )
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 held-out image "), (2, "2 held-out images ")])
+def test_no_share_is_measured_against_less_than_one_image(count, words):
+    """5 % of 19 images are less than one, of 20 images one."""
+    figures, _ = memorisation(noise(100, seed=8), noise(50, seed=9), noise(count, seed=10))
+    assert figures.near is None and figures.held_out > 0
+    assert str(figures).count(words) == 2 and "nearer than" not in str(figures)
+    assert memorisation(noise(3, seed=8), noise(5, seed=9), noise(19, seed=10))[0].near is None
+    assert memorisation(noise(3, seed=8), noise(5, seed=9), noise(20, seed=10))[0].near is not None
 
 
 @pytest.mark.parametrize("held_out", [None, torch.zeros(0, 1, 3, 5)])

@@ -439,14 +439,17 @@ def test_how_the_same_masks_are_found_may_change():
         train_segmentation(segmentation(steps=4, data="in", masks="masks", mask_suffix="_mask", max_broken=0.2))
 
 
-def test_a_stream_resumes_from_the_same_place_only(tmp_path):
+def test_a_stream_resumes_wherever_its_files_lie_but_not_with_others(tmp_path):
     draw("in", 6)
     options = {"streaming": True, "image_size": 8}
     train_ddpm(ddpm("in", **options))
     train_ddpm(ddpm(tmp_path / "in", steps=3, **options))
     Path("in").rename("moved")
-    with pytest.raises(ValueError, match="data is 'moved', but the run in run was started with .*in'; use the same"):
-        train_ddpm(ddpm("moved", steps=4, **options))
+    train_ddpm(ddpm("moved", steps=4, **options))
+    draw("other", 5)
+    changed = "data is 'other' instead of 'moved', the files of the stream have changed, or .*; set allow_changed_data"
+    with pytest.raises(ValueError, match=changed):
+        train_ddpm(ddpm("other", steps=5, **options))
 
 
 # one cache

@@ -26,7 +26,7 @@ class Launch:
         self.mark = uuid.uuid4().hex  # in the environment of all its processes
         self.started = time.monotonic()
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "UNET_DIFFUSION_LAUNCH": self.mark}
+        environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "UNET_DIFFUSION_LAUNCH": self.mark}
         self.process = subprocess.Popen(
             [sys.executable, *torchrun, *command],
             env={**os.environ, **environment},

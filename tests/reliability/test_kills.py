@@ -182,4 +182,4 @@ def program() -> list[str]:
 
 def environment() -> dict[str, str]:
     """Returns the environment of commands: one thread, and the CPU."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

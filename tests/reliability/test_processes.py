@@ -95,7 +95,7 @@ class Inputs:
 
 
 def _run_alone(command: list[str]) -> None:
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     cli.run(Path(command[0]).stem.replace("_", "-"), command[1:])
 
 

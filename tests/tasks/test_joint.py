@@ -217,7 +217,7 @@ def test_two_processes_give_the_losses_of_one(options, tmp_path):
         words = [str(word) for name, value in arguments.items() for word in (f"--{name}", value)]
         return [str(ROOT / "scripts" / "train_segmentation.py"), *words, "--no-augment", "--trackers"]
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     runs = tmp_path / "one", tmp_path / "two"
     subprocess.run([sys.executable, *command(runs[0], 4)], check=True, env=environment)

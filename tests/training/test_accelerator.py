@@ -1,7 +1,12 @@
 """Settings that depend on the device; no device is needed to test them."""
 
+import multiprocessing
+import os
+import socket
+
 import pytest
 import torch
+from accelerate import PartialState
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unet_diffusion import UNet
@@ -36,6 +41,13 @@ def test_tensor_cores_and_trials_of_kernels_are_for_cuda_alone(kernels):
     assert kernels() == ("high", True)
 
 
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class WithoutFloat64(TorchDispatchMode):
     """Refuses float64 as Apple's devices do."""
 
@@ -53,3 +65,33 @@ def test_the_validation_loss_needs_no_float64(tmp_path):
     accelerator = make_accelerator(TrainingConfig(trackers=()), tmp_path)
     with torch.no_grad(), WithoutFloat64():
         assert task.validate(unet, accelerator)["validation_loss"] > 0
+
+
+def join_as(rank: int, port: int, folder) -> None:
+    """Makes the Accelerator of one of two processes as torchrun starts them, and writes what it knows of both."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ |= {name: str(value) for name, value in places.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    PartialState._reset_state()
+    accelerator = make_accelerator(TrainingConfig(trackers=()), folder / "run")
+    (folder / str(rank)).write_text(f"{accelerator.process_index} of {accelerator.num_processes}")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator")
+def test_processes_without_an_accelerator_are_one_run(tmp_path, free_port):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=join_as, args=(rank, free_port, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+        process.kill()
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["0 of 2", "1 of 2"]
+
+
+def test_processes_that_know_nothing_of_each_other_are_refused(tmp_path, monkeypatch):
+    """The state of Accelerate was made when this process was alone, or on one device that several would share."""
+    make_accelerator(TrainingConfig(trackers=()), tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"WORLD_SIZE is 2, but Accelerate counts 1 on .*; start them by torchrun"):
+        make_accelerator(TrainingConfig(trackers=()), tmp_path)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +46,8 @@ class RealImages:
         training: images of the training rows, among which copies are looked for.
         features: of the first `count` of them, (count, D).
         held_out: images that were held out of training; None where there are none.
-        note: a sentence about images that the run was trained on although the data hold them out, or "".
+        note: a sentence about images that the run was, or may have been, trained on although the data hold them out,
+            or "".
     """
 
     network: FeatureNetwork
@@ -100,11 +102,20 @@ def check_same_images(real: DrawnImages, unet: UNet) -> None:
 def untrained(validation: ImageDataset | None, run: Path) -> tuple[ImageDataset | None, str]:
     """Returns the held-out images without those that a run was trained on, and a sentence about these.
 
-    No image left is None.
+    No image left is None. Of a run that streamed its images all stay, with a sentence that says so.
     """
     if validation is None:
         return None, ""
-    known = learnt_from(validation, DataRecord.read(run))
+    record = DataRecord.read(run)
+    if record is not None and record.streamed and not np.isin(validation.ids(), record.held_out).all():
+        note = (
+            "the run streamed its images and kept no list of them, so it is not known whether it was trained on those "
+            f"that these data hold out ({counted(len(validation), 'image')}); if so, the comparison with held-out "
+            "images hides copies."
+        )
+        logger.warning(note)
+        return validation, note
+    known = learnt_from(validation, record)
     if not known.any():
         return validation, ""
     note = (

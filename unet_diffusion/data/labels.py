@@ -79,7 +79,7 @@ def _kind(feature: Any) -> str:
 
 
 def labelled(
-    dataset: Dataset | IterableDataset, label: LabelColumn, origin: str
+    dataset: Dataset | IterableDataset, label: LabelColumn, origin: str, max_images: int | None = None
 ) -> tuple[Dataset | IterableDataset, tuple[str, ...]]:
     """Returns a data set whose column `label` is a ClassLabel, or which has none, and notes on the classes.
 
@@ -91,6 +91,7 @@ def labelled(
         dataset: with the column of the labels.
         label: the column.
         origin: subject of the note on the classes, such as "the subfolders are the classes".
+        max_images: number of rows that will be used, the first ones, whose classes the note counts; all if None.
 
     Raises:
         ValueError: a stated column holds other values, or plain values while streaming.
@@ -115,8 +116,9 @@ def labelled(
         values = [None if value in (None, NO_LABEL) else label.feature.int2str(value) for value in values]
     elif isinstance(label.feature, ClassLabel):
         names = label.feature.names
-        counts = Counter(names[value] for value in values if value is not None and 0 <= value < len(names))
-        return _renamed(dataset, label), (_note(origin, names, counts, len(values)),)
+        used = values[:max_images]
+        counts = Counter(names[value] for value in used if value is not None and 0 <= value < len(names))
+        return _renamed(dataset, label), (_note(origin, names, counts, len(used)),)
     classes = sorted({value for value in values if not _is_none(value)})
     labels = len(values) - sum(map(_is_none, values))
     if not classes:
@@ -129,9 +131,10 @@ def labelled(
     names = [str(value) for value in classes]
     encoded = [NO_LABEL if _is_none(value) else indices[value] for value in values]
     kept = dataset.remove_columns(label.column)
-    counts = Counter(names[index] for index in encoded if index != NO_LABEL)
+    used = encoded[:max_images]
+    counts = Counter(names[index] for index in used if index != NO_LABEL)
     with_label = kept.add_column("label", encoded, feature=ClassLabel(names=names))
-    return with_label, (_note(origin, names, counts, len(values)),)
+    return with_label, (_note(origin, names, counts, len(used)),)
 
 
 def _column(features: Features, name: str) -> LabelColumn | None:

@@ -6,6 +6,7 @@ as its mask.
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ FILE_NAME = "file_name"
 LEADING_ZERO = r"^0\d"
 
 
-def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, ...]]:
-    """Opens the rows of a metadata file with undecoded columns of images, and returns them with notes.
+def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, ...], Callable[[], str]]:
+    """Opens the rows of a metadata file with undecoded columns of images.
+
+    Returns the rows, notes on them, and a function that returns a hash of the table and of the sizes of its images.
 
     `file_name` becomes the column `image`, and `NAME_file_name` the column `NAME`. Paths are relative to the metadata
     file. If it lies above the folder of a split, the rows whose image is in that folder are taken.
@@ -62,13 +65,14 @@ def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, .
     if others.column_names:
         rows = datasets.concatenate_datasets([rows, others], axis=1)
     used = {path for each in paths.values() for path in each if path is not None}
-    fingerprint = hash_of(table.to_pylist(), states_of(sorted(used)))
+    cells, states = table.to_pylist(), states_of(sorted(used))
+    fingerprint = hash_of(cells, states)
     rows = Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
     unlisted = len(set(images.files) - used)
     notes = [f"{file.name} names the images: {counted(len(rows), 'row')}"]
     if unlisted:
         notes.append(f"images that {file.name} does not name were left out: {unlisted}")
-    return rows, tuple(notes)
+    return rows, tuple(notes), partial(hash_of, cells, [state[1] for state in states])
 
 
 def _read(file: Path) -> pyarrow.Table:

@@ -31,7 +31,7 @@ class DataRecord:
     Attributes:
         summary: what was understood, as the lines that are printed before any work.
         fingerprint: hash of the content of all images (and masks) and of how they are prepared; it does not depend on
-            where the files lie. For a stream, of its name or place, and of the number of its rows if an index says it.
+            where the files lie. For a stream, of the names and sizes of its files, or of its name if they are not here.
         trained: content hash of each image that is trained on.
         held_out: content hash of each image that is held out for validation.
         unlabelled: content hash of each image that is learnt from without its mask, where a run learns masks too.
@@ -83,8 +83,16 @@ class DataRecord:
         """Returns the content hashes of all images that are learnt from, with masks or without."""
         return (*self.trained, *self.unlabelled)
 
+    @property
+    def streamed(self) -> bool:
+        """Returns whether the images that are trained on were streamed, so that nobody knows which they were."""
+        return self.fingerprint != "" and not self.trained
+
     def changes(self, now: "DataRecord") -> str:
         """Describes how the data of another record differ from these."""
+        if self.streamed and now.streamed:
+            validation = ", or the images for validation," if self.held_out or now.held_out else ""
+            return f"the files of the stream{validation} have changed, or an earlier version started the run"
         before, after = ({*record.learnt, *record.held_out} for record in (self, now))
         added, removed = len(after - before), len(before - after)
         if not added and not removed:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Literal, cast
 
@@ -17,7 +18,7 @@ from datasets import Dataset, IterableDataset
 from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
 from unet_diffusion.data.config import DataConfig, ImageOptions, part_name
 from unet_diffusion.data.dataset import ImageDataset
-from unet_diffusion.data.record import UNRECORDED, DataRecord, resolved_place
+from unet_diffusion.data.record import UNRECORDED, DataRecord
 from unet_diffusion.data.shuffled_rows import BufferedRows, IndexedRows, RowsOfGroups
 from unet_diffusion.data.sources import open_with_notes
 from unet_diffusion.data.streaming import StreamingImages, first_usable
@@ -52,12 +53,14 @@ class Part:
         name: of the source and the split, for messages.
         notes: what was understood about the files, as sentences for the summary of the data.
         row_groups: the rows once more, if they are streamed from Parquet files here.
+        identity: as in `Source`.
     """
 
     rows: Dataset | IterableDataset
     name: str
     notes: tuple[str, ...] = ()
     row_groups: RowGroups | None = field(default=None, kw_only=True)
+    identity: Callable[[], str] | None = field(default=None, kw_only=True)
 
 
 def load_images(
@@ -117,6 +120,7 @@ def open_part(config: DataConfig, part: Literal["train", "validation"], streamin
         image_column=config.image_column,
         label_column=config.label_column,
         group_column=None if part == "validation" else config.group_column,
+        max_images=most,
         streaming=streaming,
         cache_dir=config.cache_dir,
     )
@@ -126,7 +130,7 @@ def open_part(config: DataConfig, part: Literal["train", "validation"], streamin
         groups = None if groups is None else groups.first(most)
     if isinstance(rows, IterableDataset) and groups is None:
         notes += (f"streamed without an index: each image is drawn from a buffer of {config.shuffle_buffer} images",)
-    return Part(rows, part_name(source, split), notes, row_groups=groups)
+    return Part(rows, part_name(source, split), notes, row_groups=groups, identity=opened.identity)
 
 
 def shuffled(part: Part, seed: int, shuffle_buffer: int) -> IndexedRows | RowsOfGroups | BufferedRows:
@@ -332,8 +336,8 @@ def _stream_images(config: DataConfig, seed: int, process_index: int, num_proces
             "every worker would read all of it; give 0 or 1."
         )
     number = None if isinstance(rows, BufferedRows) else len(rows)  # of another number, the order is another
-    place = resolved_place(config.data)
-    key = json.dumps([place, config.split, config.max_images, asdict(config.preparation), number])
+    files = config.data if part.identity is None else part.identity()
+    key = json.dumps([files, config.split, config.max_images, asdict(config.preparation), number])
     assert config.side is not None
     train = StreamingImages(
         rows,

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,7 @@ from unet_diffusion.data.folders import (
     top_folders,
     unknown_source,
 )
+from unet_diffusion.data.identity import identity_of_images, identity_of_tables
 from unet_diffusion.data.labels import find_label, labelled, listing
 from unet_diffusion.data.memory import as_source
 from unet_diffusion.data.metadata import open_metadata
@@ -66,12 +68,14 @@ class Source:
         notes: sentences for the summary of the data, such as "34 files were left out: 34 .heic".
         subfolders_are_classes: whether the labels are the names of subfolders.
         row_groups: the rows once more, if they are streamed from Parquet files here.
+        identity: returns a hash that tells its files from others, wherever they lie, if they are streamed from here.
     """
 
     rows: Dataset | IterableDataset
     notes: tuple[str, ...] = ()
     subfolders_are_classes: bool = False
     row_groups: RowGroups | None = None
+    identity: Callable[[], str] | None = None
 
 
 def open_source(
@@ -121,10 +125,13 @@ def open_with_notes(
     image_column: str | None = None,
     label_column: str | None = None,
     group_column: str | None = None,
+    max_images: int | None = None,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Source:
     """Opens images as `open_source` does, with notes on what was understood.
+
+    The notes count the images of each class among the first `max_images`; all rows are returned.
 
     With `streaming`, rows of which any can be read alone are a `Dataset` all the same: those of folders of images, of
     `save_to_disk` and of Arrow files.
@@ -137,7 +144,7 @@ def open_with_notes(
     source = as_source(source)
     cache = None if cache_dir is None else str(cache_dir)
     opened = open_all_columns(source, split, streaming, cache, trust_classes=label_column is not None)
-    selected = _select_columns(opened, source, image_column, label_column, group_column)
+    selected = _select_columns(opened, source, image_column, label_column, group_column, max_images)
     if group_column is not None:
         assert isinstance(opened.rows, Dataset) and isinstance(selected.rows, Dataset)
         groups = groups_of(opened.rows, group_column, source)
@@ -228,9 +235,9 @@ def open_all_columns(
         if isinstance(saved, DatasetDict):
             if split not in saved:
                 raise ValueError(f"split is {split!r}, but {source} has {', '.join(saved)}.")
-            return Source(saved[split])
+            return _saved(saved[split])
         check_only_split(source, split)
-        return Source(saved)
+        return _saved(saved)
     if path.is_dir():
         tables = tables_in(path)
         if tables:
@@ -250,6 +257,12 @@ def open_all_columns(
     if is_hub_name(source):
         return _load(source, split, streaming, cache_dir, source)
     raise unknown_source(source, "there is no such file or folder")
+
+
+def _saved(rows: Dataset) -> Source:
+    """Returns the rows of a folder of `save_to_disk`."""
+    files = [each["filename"] for each in rows.cache_files]
+    return Source(rows, identity=partial(identity_of_tables, files) if files else None)
 
 
 def _load(
@@ -288,10 +301,12 @@ def _load(
 
 def _streamed(builder: datasets.DatasetBuilder, split: str) -> Source:
     """Returns a stream of local files; Arrow files as a `Dataset`, and Parquet files with their row groups."""
-    rows, files = builder.as_streaming_dataset(split), builder.config.data_files
+    rows, files = builder.as_streaming_dataset(split), builder.config.data_files[split]
+    identity = partial(identity_of_tables, list(files))
     if builder.name == "arrow":
-        return Source(mapped(files[split], rows) or rows)
-    return Source(rows, row_groups=row_groups(files[split], rows) if builder.name == "parquet" else None)
+        return Source(mapped(files, rows) or rows, identity=identity)
+    groups = row_groups(files, rows) if builder.name == "parquet" else None
+    return Source(rows, row_groups=groups, identity=identity)
 
 
 def _unopened(source: str, error: Exception, named: bool) -> ValueError:
@@ -392,10 +407,10 @@ def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
     parts = [parts_below(images.home, file) for file in images.files]
     are_classes = _are_classes(classes, parts)
     if images.metadata is not None:
-        rows, notes = open_metadata(images, images.metadata)
+        rows, notes, identity = open_metadata(images, images.metadata)
         if are_classes and len(classes) > 1 and "label" not in rows.features:
             notes += (f"the subfolders are not taken for classes beside {images.metadata.name}; add a column label",)
-        return Source(rows, (*images.notes, *notes))
+        return Source(rows, (*images.notes, *notes), identity=identity)
     if not trust_classes:
         check_no_masks_among(images.home, images.files)
         check_no_splits_among(images.home, classes)
@@ -406,7 +421,10 @@ def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
         indices = {name: index for index, name in enumerate(classes)}
         columns["label"] = [indices[part[0]] for part in parts]
     on_subfolders = map(readable, _notes_on_subfolders(classes, parts, are_classes))
-    return Source(of_files(columns, features, images.files), (*images.notes, *on_subfolders), are_classes)
+    states = states_of(images.files)
+    rows = of_files(columns, features, images.files, states)
+    identity = partial(identity_of_images, parts, states)
+    return Source(rows, (*images.notes, *on_subfolders), are_classes, identity=identity)
 
 
 def _are_classes(names: list[str], parts: list[tuple[str, ...]]) -> bool:
@@ -429,7 +447,12 @@ def _notes_on_subfolders(names: list[str], parts: list[tuple[str, ...]], are_cla
 
 
 def _select_columns(
-    opened: Source, source: str, image_column: str | None, label_column: str | None, group_column: str | None
+    opened: Source,
+    source: str,
+    image_column: str | None,
+    label_column: str | None,
+    group_column: str | None,
+    max_images: int | None,
 ) -> Source:
     features = opened.rows.features
     if features is None:
@@ -446,18 +469,26 @@ def _select_columns(
     if label is not None:
         subfolders = "the subfolders are the classes"
         origin = subfolders if opened.subfolders_are_classes else f"the classes are in the column {label.name}"
-        dataset, on_labels = labelled(dataset, label, origin)
+        dataset, on_labels = labelled(dataset, label, origin, max_images)
         notes += on_labels
         columns |= {"label": label.column} if "label" in dataset.features else {}
     groups = None if opened.row_groups is None else replace(opened.row_groups, columns=columns)
     return replace(opened, rows=dataset, notes=tuple(notes), row_groups=groups)
 
 
-def of_files(columns: dict[str, list[Any]], features: Features, files: list[Path]) -> Dataset:
-    """Returns a data set of paths, whose fingerprint changes with the place, size or times of any file."""
+def of_files(
+    columns: dict[str, list[Any]],
+    features: Features,
+    files: list[Path],
+    states: Sequence[tuple[Any, ...]] | None = None,
+) -> Dataset:
+    """Returns a data set of paths, whose fingerprint changes with the place, size or times of any file.
+
+    `states` are those of the files, from `states_of`, where they are known already.
+    """
     rows = Dataset.from_dict(columns, features=features)
     numbers = {stored_path(file): number for number, file in enumerate(files)}
-    fingerprint = hash_of(_numbered(columns, numbers), states_of(files))
+    fingerprint = hash_of(_numbered(columns, numbers), states_of(files) if states is None else states)
     return Dataset(rows.data, info=rows.info, fingerprint=fingerprint)
 
 

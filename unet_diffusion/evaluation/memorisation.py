@@ -15,9 +15,11 @@ from unet_diffusion.evaluation.generation_metrics import (
     standard_error,
 )
 from unet_diffusion.evaluation.rows import Rows
+from unet_diffusion.images.axes import counted
 from unet_diffusion.images.figures import array_images, grid
 
 LEVEL = 0.05  # share of the held-out images whose distances count as near
+FEWEST_HELD_OUT = round(1 / LEVEL)  # of fewer, this share is less than one image
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Memorisation:
         generated: the median over generated images of the distance to the nearest training image.
         held_out: the same for held-out images; None if there are none.
         near: share of generated images that are nearer to a training image than 95 % of the held-out images are; None
-            if there are none.
+            for fewer than 20 of these.
         generated_count: generated images.
         held_out_count: held-out images.
         training_count: training images that were compared.
@@ -57,16 +59,18 @@ class Memorisation:
     def __str__(self) -> str:
         """Returns one sentence, and the flag."""
         ours = with_error(self.generated, self.generated_error)
-        text = f"nearest of {self.training_count} training images: root mean square difference {ours}"
-        if self.held_out is None or self.near is None:
-            text += f" (median of {self.generated_count} generated images; none were held out to compare with)"
+        text = f"nearest of {counted(self.training_count, 'training image')}: root mean square difference {ours}"
+        if self.held_out is None:
+            generated = counted(self.generated_count, "generated image")
+            text += f" (median of {generated}; none were held out to compare with)"
         else:
-            error = "" if self.near_error is None else f" +- {self.near_error:.1%}"
             text += (
                 f" for {self.generated_count} generated and {with_error(self.held_out, self.held_out_error)} for "
-                f"{self.held_out_count} held-out images (medians); {self.near:.1%}{error} of the generated ones are "
-                "nearer than 95 % of the held-out ones"
+                f"{counted(self.held_out_count, 'held-out image')} (medians)"
             )
+        if self.near is not None:
+            error = "" if self.near_error is None else f" +- {self.near_error:.1%}"
+            text += f"; {self.near:.1%}{error} of the generated ones are nearer than 95 % of the held-out ones"
         return f"{text}\n{self.flag}" if self.flag else text
 
 
@@ -135,15 +139,13 @@ class CopySearch:
         if held_out is None or not len(held_out):
             return Memorisation(_median(distances), None, None, *counts, _error(_median, distances)), self._grid()
         controls = nearest_neighbours(held_out, training).distances[:, 0] / self._values**0.5
-        values = (_median(distances), _median(controls), _share_below(distances, controls))
+        near = None if len(controls) < FEWEST_HELD_OUT else _share_below(distances, controls)
         flag = ""
         if len(controls) < SMALLEST_SAMPLE:
-            flag = (
-                f"{len(controls)} held-out images are too few to measure how near the nearest 5 % of them are; hold "
-                f"out {SMALLEST_SAMPLE} or more."
-            )
+            few = "1 held-out image is" if len(controls) == 1 else f"{len(controls)} held-out images are"
+            flag = f"{few} too few to measure how near the nearest 5 % of them are; hold out {SMALLEST_SAMPLE} or more."
         errors = (_error(_median, distances), _error(_median, controls), _error(_share_below, distances, controls))
-        return Memorisation(*values, *counts, *errors, flag=flag), self._grid()
+        return Memorisation(_median(distances), _median(controls), near, *counts, *errors, flag=flag), self._grid()
 
     def _grid(self) -> Image.Image:
         nearest = self.training[self.nearest[list(self.shown)]]

@@ -1,5 +1,6 @@
 """The Accelerator of a run, and the context that tasks and data get."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,13 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration, gather_object
+from accelerate.utils import (
+    DistributedType,
+    LoggerType,
+    ProjectConfiguration,
+    gather_object,
+    parse_flag_from_env,
+)
 from torch import Tensor
 
 from unet_diffusion.network.precision import settled_precision
@@ -39,23 +46,40 @@ def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
 
     Raises:
         ValueError: a tracker that is unknown or not installed, which Accelerate would leave out; fp16 on a CPU, which
-            it would silently replace by float32; or weights that are sharded among processes.
+            it would silently replace by float32; weights that are sharded among processes; or processes that know
+            nothing of each other, each of which would train a run of its own.
     """
     check_trackers(config.trackers)
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
     started = started_with(output).get("mixed_precision") if config.mixed_precision == "auto" else None
+    cpu = _on_cpu()
+    device = PartialState(cpu=cpu).device
     accelerator = Accelerator(
+        cpu=cpu,
         gradient_accumulation_steps=config.accumulate,
-        mixed_precision=settled_precision(started or config.mixed_precision, PartialState().device),
+        mixed_precision=settled_precision(started or config.mixed_precision, device),
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
     )
+    launched = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"WORLD_SIZE is {launched}, but Accelerate counts {accelerator.num_processes} on {device.type}, so each "
+            "process would train a run of its own; start them by torchrun or accelerate launch with a device for each, "
+            "set ACCELERATE_USE_CPU=true to train on CPUs, or unset WORLD_SIZE for one process."
+        )
     if accelerator.distributed_type in SHARDED:
         raise ValueError(
             f"distributed_type is {accelerator.distributed_type.value}, but the moving average and the checkpoints "
             "need whole weights in each process; use plain data parallelism (MULTI_GPU)."
         )
     return accelerator
+
+
+def _on_cpu() -> bool:
+    """Returns whether Accelerate has to be told to use the CPU: else several processes there are a run each."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
 
 
 def check_trackers(trackers: Sequence[Any]) -> None:

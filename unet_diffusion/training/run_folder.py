@@ -83,8 +83,10 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
             logger.warning("the run in %s has no data.json, so whether its data have changed is not checked", folder)
         if record is not None:
             facts["held_out"] = bool(record.held_out)
-        known = earlier is not None and (earlier.trained or now.get("allow_changed_data"))  # not for a stream
-        _check_options(folder, before, now, FREE_TO_CHANGE | PLACES | FINDING if known else FREE_TO_CHANGE, facts)
+        free = FREE_TO_CHANGE if earlier is None else FREE_TO_CHANGE | PLACES
+        if earlier is not None and (earlier.trained or now.get("allow_changed_data")):
+            free |= FINDING  # but not of a stream, of which only the files are compared
+        _check_options(folder, before, now, free, facts)
         if record is not None and earlier is not None:
             if record.fingerprint != earlier.fingerprint and not now.get("allow_changed_data"):
                 moved = [

@@ -86,6 +86,29 @@ def test_images_are_counted_with_size_channels_and_values(tmp_path):
     )
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("labels", ["folders", "column"])
+def test_classes_are_counted_among_the_images_that_are_used(tmp_path, streaming, labels):
+    """`max_images` takes the first images, which in class folders are those of the first class."""
+    folder = Path(write(tmp_path / "set", [noise(number) for number in range(8)]))
+    if labels == "folders":
+        origin = "the subfolders are the classes"
+        for number in range(8):
+            (folder / "ab"[number // 4]).mkdir(exist_ok=True)
+            (folder / f"{number}.png").rename(folder / "ab"[number // 4] / f"{number}.png")
+    else:
+        origin = "the classes are in the column label"
+        rows = [f"{number}.png,{'ab'[number // 4]}" for number in range(8)]
+        (folder / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    options = {"image_size": 8, "cache_dir": str(tmp_path / "cache")} | ({"streaming": True} if streaming else {})
+    for most, counts, warned in ((3, "a (3 images), b (0)", True), (5, "a (4 images), b (1)", False)):
+        report = examine(DataConfig(data=str(folder), max_images=most, **options))
+        assert f"  {origin}: {counts}" in report.summary.lines()
+        found = [finding for finding in report.findings if "max_images" in finding.sentence]
+        assert [(finding.severity, finding.examples) for finding in found] == [("warning", ("b",))] * warned
+        assert not warned or "max_images is 3, but the first images of " in found[0].sentence
+
+
 def test_it_is_said_what_is_held_out(tmp_path):
     folder = Path(write(tmp_path / "videos", [noise(number) for number in range(4)]))
     for name in "ab":

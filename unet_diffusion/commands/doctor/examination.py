@@ -6,7 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from unet_diffusion.commands.doctor.findings import SEVERITIES, Finding, Report, about, judged
 from unet_diffusion.commands.doctor.image_findings import duplicate_findings, image_findings
@@ -21,6 +21,7 @@ from unet_diffusion.data.masked import sets as masked_sets
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.meaning import encoding_of_part
+from unet_diffusion.data.sources import class_names
 
 PartName = Literal["train", "validation"]
 TITLES = {"train": "data", "validation": "validation", "unlabelled": "unlabelled"}  # in the summary
@@ -37,6 +38,7 @@ class Examined:
     streamed: bool = False  # the facts are those of the first rows of a stream
     orphans: tuple[Path, ...] = ()  # masks without an image
     class_names: tuple[str, ...] = ()  # of the files of masks, if there is one for each class
+    found: tuple[Finding, ...] = ()  # on its classes
 
 
 def present(config: DataConfig | MaskedDataConfig, unlabelled: str | None = None, quiet: bool = False) -> Summary:
@@ -102,9 +104,26 @@ def _open(config: DataConfig | MaskedDataConfig, part: PartName) -> Examined:
     opened = sets.open_part(config, part, streamed)
     if streamed:
         facts = facts_of_stream(opened.rows, opened.name, config.axes)
-        return Examined(part, opened.name, opened.notes, facts, streamed=True)
-    assert isinstance(opened.rows, Dataset)
-    return Examined(part, opened.name, opened.notes, gather_facts(opened.rows, None, config.cache_dir, config.axes))
+    else:
+        assert isinstance(opened.rows, Dataset)
+        facts = gather_facts(opened.rows, None, config.cache_dir, config.axes)
+    cut = config.max_images is not None and part == "train"
+    found = _without_images(opened.rows, opened.name, config.max_images) if cut else []
+    return Examined(part, opened.name, opened.notes, facts, streamed, found=tuple(found))
+
+
+def _without_images(rows: Dataset | IterableDataset, name: str, max_images: int | None) -> list[Finding]:
+    """Finds classes without an image among the first ones; none in a stream that has to be read for that."""
+    names = class_names(rows)
+    if names is None or not isinstance(rows, Dataset):
+        return []
+    present = set(rows.select_columns(["label"])["label"][:])
+    absent = [each for index, each in enumerate(names) if index not in present]
+    sentence = (
+        f"max_images is {max_images}, but the first images of {name} leave out {len(absent)} of its {len(names)} "
+        "classes; raise max_images, or give data with fewer images of each class."
+    )
+    return about("warning", sentence, absent)
 
 
 def _open_unlabelled(config: DataConfig | MaskedDataConfig, source: str) -> Examined:
@@ -123,6 +142,7 @@ def _judge_images(
         any_size = isinstance(config, MaskedDataConfig) and each.part == "validation"
         one_size = config.image_size is None and config.crop_size is None and not any_size
         found += image_findings(each.facts, each.name, config, one_size)
+        found += each.found
     return sections, found
 
 
