@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
@@ -134,7 +135,7 @@ def check_noise_predictor(unet: UNet, images_in: int, rule: str) -> None:
 
     It must take `images_in` images, joined in its input channels, as `rule` says in the message.
     """
-    if "head" not in inspect.signature(type(unet).forward).parameters:
+    if isinstance(unet, UNet2DModel) and not isinstance(unet, UNet):
         raise ValueError(
             f"the network is a {type(unet).__name__}, but must have the heads of a UNet; make one of a UNet2DModel by "
             "UNet2DAdapter.from_stock, from unet_diffusion.adapters, or use a pipeline of diffusers."

@@ -333,7 +333,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         num_draws: int,
         timesteps: Sequence[int] | None,
         augment: bool,
-        mixed_precision: Precision,
+        mixed_precision: Precision = "no",
     ) -> Segmenter:
         tiling = Tiling.of(self.unet, tile_size, symmetric=augment)
         levels = tuple(t for t in timesteps or () for _ in range(num_draws))

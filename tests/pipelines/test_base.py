@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DModel
 
-from unet_diffusion import UNet
+from unet_diffusion import UNet, UNet2DAdapter
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 
 NAMES = ["paper", "ink"]
@@ -40,3 +40,16 @@ def test_runs_of_earlier_versions_load(tmp_path):
     index["_class_names"] = NAMES  # a plain list, as in early versions
     path.write_text(json.dumps(index))
     assert SegmentationPipeline.from_pretrained(tmp_path).class_names == NAMES
+
+
+def test_a_stock_network_is_refused_and_its_adapter_named():
+    stock = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    with pytest.raises(ValueError, match="the network is a UNet2DModel, but must have the heads of a UNet; make one"):
+        ImageGenerationPipeline(stock, DDPMScheduler())
+    ImageGenerationPipeline(UNet2DAdapter.from_stock(stock), DDPMScheduler())
