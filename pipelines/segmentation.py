@@ -342,7 +342,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             tiling = tiling if tile_size is not None else tiling_for_classifier(tiling, self.classifier)
         turns, device = TURNS if augment else TURNS[:1], self._execution_device
         precision = settled_precision(mixed_precision, device)
-        noise = None if self.scheduler is None else forward_process(self.scheduler)
+        noise = forward_process(self.scheduler) if levels and self.scheduler is not None else None
         parts = (self.unet, self.pixel_range, tiling, device, turns, noise, levels, self.classifier)
         return Segmenter(*parts, precision)
 

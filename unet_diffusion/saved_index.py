@@ -11,6 +11,7 @@ OWN_PIPELINE = "_pipeline"  # its key for the class of ours that saved such a ru
 OWN_PIPELINES = "unet_diffusion.pipelines."  # before the class that model_index.json names for any other run of ours
 GENERATES = "_label_names"  # a key that only runs have which generate images
 TUNED = "_few_steps"  # its key for up to how many steps a network was tuned for
+GENERATION = "ImageGenerationPipeline"  # the class of ours for runs that generate images
 SUPER_RESOLUTION = "SuperResolutionPipeline"  # the class that model_index.json names for a run that enlarges images
 
 
@@ -44,6 +45,11 @@ def check_run_for(run: Path, pipeline: str) -> None:
         raise ValueError(
             f"{run} holds a {saved}, which does not enlarge images; train one that does: train-ddpm --task "
             "super-resolution."
+        )
+    if pipeline == GENERATION and "scheduler" not in saved_components(run):
+        raise ValueError(
+            f"{run} holds a {saved} without a scheduler, which generates nothing; segment images with it, or give the "
+            "folder of a run of train-ddpm."
         )
 
 

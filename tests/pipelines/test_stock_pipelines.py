@@ -129,6 +129,12 @@ def test_the_generic_loader_names_the_pipeline_to_use_where_none_of_diffusers_se
     assert saved_kind(tmp_path) == name and isinstance(load_pipeline(type(loaded), tmp_path), type(loaded))
 
 
+def test_a_run_without_a_scheduler_is_not_asked_for_images(tmp_path):
+    SegmentationPipeline(network(num_classes=2)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a SegmentationPipeline without a scheduler, which generates nothing"):
+        load_pipeline(pipelines.ImageGenerationPipeline, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_fresh_process_needs_nothing_but_the_import_and_warns_of_nothing(tmp_path):
     names = [name for name in PIPELINES if " " not in name and name != "LDMSuperResolution"]  # which needs transformers

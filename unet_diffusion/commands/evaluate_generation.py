@@ -177,11 +177,10 @@ def evaluate_generation(
 
 def generated_batches(options: EvaluateGeneration, pipe: ImageGenerationPipeline) -> Iterator[Tensor]:
     """Generates the images that `generate` does, `max_batch` at a time, (B, C, H, W) in [0, 1]."""
-    starts = range(0, options.count, options.max_batch)
-    with pipe.progress_bar(total=len(starts)) as progress:
+    with pipe.progress_bar(total=len(options.batches)) as progress:
         pipe.set_progress_bar_config(leave=False)  # the bar of a batch, below that of all
-        for start in starts:
-            yield generate(options, pipe, "pt", range(start, min(start + options.max_batch, options.count)))
+        for batch in options.batches:
+            yield generate(options, pipe, "pt", batch)
             progress.update()
 
 

@@ -87,8 +87,7 @@ class _Job:
         The batches are those of an undisturbed call, since one of another size may round differently.
         """
         options = self.options
-        starts = range(0, options.count, options.max_batch)
-        batches = [range(start, min(start + options.max_batch, options.count)) for start in starts]
+        batches = options.batches
         common = self._digest()
         made_by = {batch: f"{common}{OF_BATCH}{_shown(batch)}" for batch in batches}
         todo = {batch: missing for batch in batches if (missing := self._missing(batch, made_by[batch]))}

@@ -1,7 +1,6 @@
 """The config of a `UNet`: its checks and those of `forward`, its presets and the sizes that follow from it."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -33,7 +32,7 @@ def check_num_classes(num_classes: Any) -> None:
 
 def check_segmentation_timestep(timestep: Any) -> None:
     """Raises a ValueError unless segmentation can run at the timestep, or noise level."""
-    valid = is_number(timestep) and 0 <= timestep < math.inf
+    valid = is_number(timestep) and timestep >= 0
     require(valid, "segmentation_timestep", timestep, "must be a finite number of at least 0")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 FOREIGN = "down_block_types"  # a key of diffusers' U-Nets, which show its value when they refuse it
 OWN = "own_down_block_types"  # where a class that has this key itself saves its value
+STOCK = "block_out_channels"  # a key that all of them have, and most of ours do not
 FIXES = {
     "UNet2DModel": "make a UNet of it: UNet2DAdapter.from_stock(UNet2DModel.from_pretrained(...)), with "
     "`from unet_diffusion.adapters import UNet2DAdapter`",
@@ -34,18 +35,16 @@ class OwnConfig:
         Raises:
             ValueError: the config names another class.
         """
-        name = config_dict.get("_class_name", cls.__name__)
+        known = cls._get_init_keys(cls)  # type: ignore[attr-defined]  # of ConfigMixin
+        unnamed = "UNet2DModel" if STOCK in config_dict and STOCK not in known else cls.__name__
+        name = config_dict.get("_class_name", unnamed)
         if name not in cls._own_names():
             fix = FIXES.get(name, "load it with that class")
             raise ValueError(f"this is the config of a {name}, but must be that of a {cls.__name__}; {fix}.")
         own = dict(config_dict)
-        if "block_out_channels" in own and "block_out_channels" not in cls._get_init_keys(cls):  # type: ignore[attr-defined]
-            raise ValueError(
-                f"this is the config of a UNet2DModel, but must be that of a {cls.__name__}; {FIXES['UNet2DModel']}."
-            )
         if OWN in own:
             own[FOREIGN] = own.pop(OWN)
-        elif FOREIGN not in cls._get_init_keys(cls):  # type: ignore[attr-defined]  # of ConfigMixin
+        elif FOREIGN not in known:
             own.pop(FOREIGN, None)
         return super().extract_init_dict(own, **kwargs)  # type: ignore[misc]  # of the class beside this mixin
 

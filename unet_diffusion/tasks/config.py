@@ -1,6 +1,5 @@
 """The options of the tasks, which need neither torch nor diffusers."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -187,7 +186,7 @@ class JointConfig:
         set_plain(self)
         weights = ("denoising_weight", "self_training_weight")
         rule = "must be a number of at least 0"
-        require_each(self, weights, lambda weight: is_number(weight) and 0 <= weight < math.inf, rule)
+        require_each(self, weights, lambda weight: is_number(weight) and weight >= 0, rule)
         valid = is_number(self.confidence) and 0 < self.confidence < 1
         require(valid, "confidence", self.confidence, "must be a probability above 0 and below 1")
         check_used(self)

@@ -49,6 +49,12 @@ class GenerationOptions:
         check_used(self)
 
     @property
+    def batches(self) -> list[range]:
+        """The images that are generated at once."""
+        starts = range(0, self.count, self.max_batch)
+        return [range(start, min(start + self.max_batch, self.count)) for start in starts]
+
+    @property
     def sampling(self) -> tuple[SamplerName, int]:
         """The sampler and its steps, with the defaults for the run."""
         sampler, steps = TUNED_SAMPLING if is_tuned(self.run) else SAMPLING
