@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from unet_diffusion.checks import require
+from unet_diffusion.checks import is_count, require
 from unet_diffusion.diffusion.sampling import NOISE_SETTINGS, check_noise, noise_settings
 from unet_diffusion.images.conversion import check_image, dtype_name, stored_images
 from unet_diffusion.images.pixel_range import PixelRange
@@ -128,6 +128,12 @@ def generators_for(generator: Any, count: int) -> Generators:
             "image."
         )
     return generators
+
+
+def check_tuned_steps(few_steps: Any) -> None:
+    """Raises a ValueError unless this is a number of steps that a network can have been tuned for, or None."""
+    rule = "must be an integer of at least 1, or None for a network that was not tuned"
+    require(few_steps is None or is_count(few_steps), "few_steps", few_steps, rule)
 
 
 def check_noise_predictor(unet: UNet, images_in: int, rule: str) -> None:

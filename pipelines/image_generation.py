@@ -31,6 +31,7 @@ from unet_diffusion.pipelines.base import (
     Generators,
     PrivateArguments,
     check_noise_predictor,
+    check_tuned_steps,
     generators_for,
     saved_range,
     trained_settings,
@@ -92,8 +93,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         super().__init__()
         check_noise_predictor(unet, 1, "generation needs as many channels out as in")
         saved_range(pixel_range)
-        rule = "must be an integer of at least 1, or None for a network that was not tuned"
-        require(few_steps is None or is_count(few_steps), "few_steps", few_steps, rule)
+        check_tuned_steps(few_steps)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
             _pixel_range=plain(pixel_range),

@@ -17,6 +17,7 @@ from unet_diffusion.checks import is_count, plain, require
 from unet_diffusion.diffusion.config import check_condition_noise, check_scale
 from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
 from unet_diffusion.diffusion.sampling import (
+    check_few_steps,
     check_scheduler,
     denoised,
     scaled_input,
@@ -31,6 +32,7 @@ from unet_diffusion.pipelines.base import (
     Generators,
     PrivateArguments,
     check_noise_predictor,
+    check_tuned_steps,
     generators_for,
     saved_range,
     trained_settings,
@@ -81,10 +83,11 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
         trained_with: settings of the scheduler that the network was trained with, so that another one in its place is
             refused; None takes them from `scheduler`.
+        few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it did not.
 
     Raises:
-        ValueError: the network cannot enlarge images, the scale is not an integer of at least 2, or the pixel range is
-            bad.
+        ValueError: the network cannot enlarge images, the scale is not an integer of at least 2, or the pixel range or
+            the number of steps is bad.
     """
 
     model_cpu_offload_seq = "unet"
@@ -96,6 +99,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         scale: int | None = None,
         pixel_range: dict | None = None,
         trained_with: dict | None = None,
+        few_steps: int | None = None,
     ) -> None:
         super().__init__()
         check_noise_predictor(unet, 2, "super-resolution needs twice as many channels in as out")
@@ -103,11 +107,13 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         require(classes is None, "num_class_embeds", classes, "super-resolution needs a network without classes")
         check_scale(scale)
         saved_range(pixel_range)
+        check_tuned_steps(few_steps)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
             _scale=plain(scale),
             _pixel_range=plain(pixel_range),
             _trained_with=trained_settings(trained_with, scheduler),
+            _few_steps=few_steps,
         )
         self.check_noise_settings()
 
@@ -120,6 +126,11 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
     def channels(self) -> int:
         """Channels of the images."""
         return self.unet.config.out_channels
+
+    @property
+    def few_steps(self) -> int | None:
+        """The largest number of steps that `tune-few-steps` tuned the network for; None if it did not."""
+        return self.config["_few_steps"]
 
     def check_inputs(self, num_inference_steps: int, condition_noise: float, output_type: str) -> None:
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
@@ -148,7 +159,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
                 values that are stored in files; or a list of these. An array is (C, H, W) if only this order has the
                 network's channels.
-            num_inference_steps: steps of the scheduler; about 20 for a fast solver.
+            num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1 or 2 of `LCMScheduler` for a
+                network that `tune-few-steps` has tuned.
             generator: one, or a list or tuple with one per image, so that an image does not depend on the others; None
                 for PyTorch's global one.
             condition_noise: deviation of the noise added to the enlarged image, whose values lie in [-1, 1]; for images
@@ -167,6 +179,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         """
         num_inference_steps, condition_noise = plain(num_inference_steps), plain(condition_noise)
         self.check_inputs(num_inference_steps, condition_noise, output_type)
+        check_few_steps(self.few_steps, self.scheduler, num_inference_steps)
         self._precision = settled_precision(mixed_precision, self._execution_device)
         tiling = Tiling.of(self.unet, tile_size)
         inputs = list(self.read_images(image))

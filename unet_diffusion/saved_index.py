@@ -67,10 +67,10 @@ def pipeline_name(index: Mapping[str, Any]) -> Any:
     return name.removeprefix(OWN_PIPELINES) if isinstance(name, str) else name
 
 
-def is_tuned(run: Path) -> bool:
-    """Whether the network of a saved pipeline was tuned to generate in a few steps."""
+def saved_few_steps(run: Path) -> int | None:
+    """Up to how many steps the network of a saved pipeline was tuned for; None if it was not tuned."""
     index = run / INDEX
-    return index.is_file() and read_object(index).get(TUNED) is not None
+    return read_object(index).get(TUNED) if index.is_file() else None
 
 
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:

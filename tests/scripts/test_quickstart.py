@@ -6,7 +6,7 @@ from scripts import quickstart
 
 
 def test_the_quickstart_leaves_its_images_and_figures(tmp_path, monkeypatch):
-    monkeypatch.setattr("unet_diffusion.tasks.diffusion.PREVIEW_STEPS", 2)
+    monkeypatch.setattr("unet_diffusion.tasks.diffusion.best_sampling", lambda *_: ("dpm-solver++", 2))
     steps = {"diffusion_steps": 2, "segmentation_steps": 2, "sampling_steps": 2}
     options = quickstart.Quickstart(tmp_path / "quickstart", **steps, max_images=40)
     figures = quickstart.quickstart(options)

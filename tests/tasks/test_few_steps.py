@@ -19,17 +19,19 @@ from unet_diffusion import cli
 from unet_diffusion.commands.options.generation import GenerationOptions
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.tune_few_steps import TuneFewSteps, TuningData
+from unet_diffusion.commands.options.upscale import Upscale
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.tune_few_steps import make_task, run_images, tune_few_steps
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.consistency import consistency_function
+from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.pipelines import ImageGenerationPipeline
+from unet_diffusion.pipelines import ImageGenerationPipeline, SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline, load_unet
-from unet_diffusion.tasks.config import DiffusionConfig, FewStepsConfig
+from unet_diffusion.tasks.config import DiffusionConfig, FewStepsConfig, SuperResolutionConfig
 from unet_diffusion.tasks.few_steps import STEP, FewStepsTask
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.config import TrainingConfig
@@ -125,6 +127,9 @@ def test_sample_takes_two_steps_of_lcm_by_default(base, tuned, tmp_path):
     assert GenerationOptions(tuned).sampling == ("lcm", 2)
     assert GenerationOptions(tuned, steps=1).sampling == ("lcm", 1)
     assert GenerationOptions(base).sampling == ("dpm-solver++", 20)
+    change_scheduler(run := shutil.copytree(base, tmp_path / "noise"))
+    assert GenerationOptions(run).sampling == ("sde-dpm-solver++", 20)
+    assert GenerationOptions(run, sampler="ddim").sampling == ("ddim", 20)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         for steps in ([], ["--steps", "1"]):
@@ -204,6 +209,76 @@ def test_timesteps_can_be_drawn_again_and_the_stage_follows_from_the_step(base):
     assert text.startswith(f"timesteps {', '.join(map(str, expected.tolist()))}; images")
 
 
+@pytest.fixture(scope="module")
+def enlarging(tmp_path_factory) -> Path:
+    """A run of super-resolution of four steps, and beside it the same run tuned for four more."""
+    folder = tmp_path_factory.mktemp("enlarging")
+    (folder / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8, "dropout": 0.1}))
+    run = train_ddpm(
+        TrainDDPM(
+            output=folder / "base",
+            task="super-resolution",
+            model=str(folder / "network.json"),
+            data=DataConfig(max_images=60, validation_fraction=0.1, image_size=8),
+            diffusion=DiffusionConfig(preview_images=4),
+            super_resolution=SuperResolutionConfig(scale=2, condition_noise=0.2),
+            training=TrainingConfig(steps=4, **TRAINING, **EVERY),
+        )
+    )
+    tune_few_steps(tuning(run, folder / "tuned"))
+    return folder
+
+
+def test_a_tuned_run_of_super_resolution_enlarges_in_two_steps(enlarging, tmp_path):
+    tuned, small = enlarging / "tuned", tmp_path / "small.png"
+    pipe = load_pipeline(SuperResolutionPipeline, tuned)
+    assert pipe.few_steps == 4 and pipe.scale == 2
+    config = json.loads((tuned / "config.json").read_text())
+    assert config["super_resolution"] == {"scale": 2, "condition_noise": 0.2}
+    card = (tuned / "README.md").read_text()
+    assert "2 times larger a side, in 1 to 4 steps" in card and "enlarged in 2 steps of `lcm`" in card
+    Image.new("L", (4, 5), 99).save(small)
+    options = {run: Upscale(enlarging / run, (str(small),)) for run in ("base", "tuned")}
+    assert {run: each.sampling for run, each in options.items()} == {"base": ("dpm-solver++", 20), "tuned": ("lcm", 2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        cli.run("upscale", ["--run", str(tuned), "--inputs", str(small), "--output", str(tmp_path / "large")])
+    assert Image.open(tmp_path / "large" / "small.png").size == (8, 10)
+    pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
+    with pytest.warns(UserWarning, match="with num_inference_steps 20, but the network was tuned"):
+        pipe(small)
+    untuned = load_pipeline(SuperResolutionPipeline, enlarging / "base")
+    with pytest.warns(UserWarning, match="num_inference_steps is 1, but the network was not tuned") as caught:
+        untuned(small, num_inference_steps=1)
+    assert caught[0].filename == __file__
+
+
+def test_one_step_of_a_tuned_run_of_super_resolution_is_the_consistency_function(enlarging):
+    pipe = load_pipeline(SuperResolutionPipeline, enlarging / "tuned")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = sampler("lcm", pipe.scheduler)
+    small = torch.randint(0, 256, (1, 1, 4, 4), dtype=torch.uint8, generator=torch.manual_seed(1))
+    (image,) = pipe(small, 1, torch.manual_seed(0), output_type="pt", return_dict=False)
+    noise = torch.randn(1, 1, 8, 8, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        seen = torch.cat([noise, enlarged(small, 2, pipe.pixel_range)], dim=1)
+        prediction = pipe.unet(seen, 999, head="noise").sample
+    end = consistency_function(pipe.scheduler, noise, torch.tensor([999]), prediction)
+    torch.testing.assert_close(image[0], (end[0] / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_both_passes_of_the_tuning_see_the_same_noisy_condition(enlarging):
+    options = tuning(enlarging / "base", enlarging / "unused")
+    task = make_task(options, load_images(run_images(options.model, DataConfig())))
+    batch = next(task.batches(RunContext(options.training, Accelerator(cpu=True)), 3))
+    seen = []
+    task.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0][:, 1:]))
+    task.loss(task.network, batch, [keyed_generator(0, i) for i in range(4)])
+    assert len(seen) == 2 and torch.equal(*seen)
+    clean = task.pixel_range.to_model(batch["image"])
+    assert not torch.equal(seen[0], task.condition(clean))  # which has no noise
+
+
 def change_scheduler(run: Path) -> None:
     path = run / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "epsilon"}))
@@ -221,10 +296,6 @@ def change_kind(name: str):
     ("change", "message"),
     [
         (change_scheduler, "prediction_type is 'epsilon', but a network that predicts noise"),
-        (
-            change_kind("SuperResolutionPipeline"),
-            "a super-resolution run, but tune-few-steps is for runs that generate",
-        ),
         (change_kind("SegmentationPipeline"), "a run that gives masks, but tuning changes the layers"),
         (lambda run: shutil.rmtree(run / "scheduler"), "there is no scheduler in it"),
         (

@@ -236,7 +236,7 @@ def test_images_that_no_png_holds_are_arrays(tmp_path):
     ("arguments", "message"),
     [
         ([], "inputs is empty"),
-        (["--inputs", __file__, "--steps", "0"], "num_inference_steps is 0"),
+        (["--inputs", __file__, "--steps", "0"], "steps is 0"),
         (["--inputs", __file__, "--tile-size", "0"], "tile_size is 0"),
         (["--inputs", __file__, "--condition-noise", "1"], "condition_noise is 1"),
         (["--inputs", "nowhere"], "there is no image outside of"),

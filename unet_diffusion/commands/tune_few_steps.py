@@ -12,10 +12,12 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.record import make_record
 from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
-from unet_diffusion.saved_index import scheduler_folder
+from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
+from unet_diffusion.saved_index import SUPER_RESOLUTION, saved_kind, scheduler_folder
 from unet_diffusion.saved_runs import load_pipeline, load_unet
 from unet_diffusion.tasks.diffusion import saved_objective
-from unet_diffusion.tasks.few_steps import FewStepsTask
+from unet_diffusion.tasks.few_steps import FewStepsSuperResolutionTask, FewStepsTask
+from unet_diffusion.tasks.super_resolution import saved_small_images
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.trainer import Trainer
 
@@ -38,6 +40,8 @@ def tune_few_steps(options: TuneFewSteps) -> Path:
     data, summary = load_examined(options.data, options.training.seed, options.output, accelerator, earlier)
     task = make_task(options, data)
     resolved = asdict(options) | {"diffusion": asdict(task.config)}
+    if isinstance(task, FewStepsSuperResolutionTask):
+        resolved["super_resolution"] = {"scale": task.scale, "condition_noise": task.condition_noise}
     record = make_record(data, options.data.preparation, summary=summary.lines())
     return Trainer(task, options.training, options.output, resolved, accelerator, record).run()
 
@@ -52,12 +56,16 @@ def run_images(run: Path, given: DataConfig) -> DataConfig:
     )
 
 
-def make_task(options: TuneFewSteps, data: ImageSets) -> FewStepsTask:
+def make_task(options: TuneFewSteps, data: ImageSets) -> FewStepsTask | FewStepsSuperResolutionTask:
     """Returns the task of the options; a ValueError names images that the run to tune does not generate."""
     run, train = options.model, data.train
     size = train.height if train.height == train.width else (train.height, train.width)
-    pipe = load_pipeline(ImageGenerationPipeline, run)
-    unet = load_unet(str(run), {"sample_size": size, "in_channels": train.channels, "out_channels": train.channels})
+    pipe: SuperResolutionPipeline | ImageGenerationPipeline
+    if saved_kind(run) == SUPER_RESOLUTION:
+        pipe, seen = load_pipeline(SuperResolutionPipeline, run), 2 * train.channels
+    else:
+        pipe, seen = load_pipeline(ImageGenerationPipeline, run), train.channels
+    unet = load_unet(str(run), {"sample_size": size, "in_channels": seen, "out_channels": train.channels})
     folder = scheduler_folder(run)
     assert folder is not None  # as `check_paths` has found
     scheduler = DDPMScheduler.from_pretrained(folder)
@@ -67,6 +75,10 @@ def make_task(options: TuneFewSteps, data: ImageSets) -> FewStepsTask:
             f"the run in {run} learnt from {pipe.pixel_range}, but these images are mapped by {train.pixel_range}; set "
             "value_range to what the run had, or leave data out."
         )
+    if isinstance(pipe, SuperResolutionPipeline):
+        small = saved_small_images(run, pipe.scale)
+        workers = options.data.num_workers
+        return FewStepsSuperResolutionTask(unet, data, config, small, options.few_steps, scheduler, workers)
     names = None if train.class_names is None else list(train.class_names)
     if config.class_conditional and names != pipe.label_names:
         raise ValueError(

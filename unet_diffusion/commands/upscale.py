@@ -32,15 +32,16 @@ def upscale(options: Upscale) -> Path:
     inputs = options.take_inputs()
     pipe = load_pipeline(SuperResolutionPipeline, options.run).to(best_device(options.device))
     precision = settled_precision(options.mixed_precision, pipe.device)
-    pipe.scheduler = sampler(options.sampler, pipe.scheduler)
+    name, steps = options.sampling
+    pipe.scheduler = sampler(name, pipe.scheduler)
     suffix = ".png" if has_png(pipe.channels, pipe.pixel_range) else ".npy"
-    pipe.check_inputs(options.steps, options.condition_noise, "stored")
+    pipe.check_inputs(steps, options.condition_noise, "stored")
     Tiling.of(pipe.unet, options.tile_size)  # raises an error for a wrong size, before the first image
 
     def compute(image: Tensor, key: str) -> Tensor:
         return pipe(
             image,
-            num_inference_steps=options.steps,
+            num_inference_steps=steps,
             generator=keyed_generator(options.seed, "upscale", key),
             condition_noise=options.condition_noise,
             tile_size=options.tile_size,
@@ -59,8 +60,8 @@ def upscale(options: Upscale) -> Path:
 
     made_by = digest(
         options.run,
-        sampler=options.sampler,
-        steps=options.steps,
+        sampler=name,
+        steps=steps,
         seed=options.seed,
         condition_noise=options.condition_noise,
         tile_size=options.tile_size,

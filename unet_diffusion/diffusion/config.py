@@ -9,6 +9,20 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 FEW_STEPS = 4  # the largest number that tune-few-steps tunes for
 
 
+def best_sampling(prediction_type: Any, few_steps: int | None = None) -> tuple[SamplerName, int]:
+    """The sampler with which a network needs the fewest steps for good images, and that number of steps.
+
+    A predictor of noise needs fresh noise in every step, which makes up for its errors (docs/samplers.md).
+
+    Args:
+        prediction_type: what the network predicts.
+        few_steps: up to how many steps `tune-few-steps` tuned it for; None if it did not.
+    """
+    if few_steps is not None:
+        return "lcm", 2
+    return ("sde-dpm-solver++" if prediction_type == "epsilon" else "dpm-solver++"), 20
+
+
 def check_tunable(prediction_type: Any) -> None:
     """Raises a ValueError unless a network with this prediction can be tuned to generate in a few steps."""
     if prediction_type not in ("v_prediction", "sample"):

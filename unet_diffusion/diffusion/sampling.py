@@ -177,7 +177,7 @@ def listed(settings: Mapping[str, Any], names: Sequence[str] = ("prediction_type
     return ", ".join(f"{name}={settings[name]!r}" for name in names if name in settings)
 
 
-def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int, guidance_scale: float) -> None:
+def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int, guidance_scale: float = 1.0) -> None:
     """Warns if a network generates in a number of steps, or with a sampler, that it was not trained for.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.data.dataset import to_batch
 from unet_diffusion.data.sets import ImageSets
-from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.diffusion.config import SamplerName, best_sampling
 from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.figures import array_images, grid, save_image
@@ -27,9 +27,7 @@ from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
 from unet_diffusion.unused_options import without_unused
 
-PREVIEW_STEPS = 20  # of the fast sampler
 VALIDATION_BATCH = 64  # images at once
-SAMPLES = "Samples, 20 steps of DPM-Solver++"
 USE = """
 ```python
 import torch
@@ -82,6 +80,7 @@ class DiffusionTask(Task):
         scheduler: of an earlier run with this objective; None: made from `config`.
     """
 
+    few_steps: int | None = None  # up to how many steps the network is tuned for
     curves = {
         "loss": ("loss", "validation_loss"),
         "learning rate": ("learning_rate",),
@@ -178,20 +177,30 @@ class DiffusionTask(Task):
     def pipeline(self, unet: UNet) -> DiffusionPipeline:
         """Returns the pipeline that a run saves."""
         names = list(self.class_names) if self.config.class_conditional and self.class_names else None
-        pipe = ImageGenerationPipeline(unet, self.scheduler, self.pixel_range.to_dict(), names)
+        pixel_range = self.pixel_range.to_dict()
+        pipe = ImageGenerationPipeline(unet, self.scheduler, pixel_range, names, few_steps=self.few_steps)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def sample(
-        self, unet: UNet, count: int, name: SamplerName = "dpm-solver++", steps: int = PREVIEW_STEPS
-    ) -> list[Image.Image]:
-        """Generates images with a sampler, by default the fast one, from the same noise at every call."""
-        pipe = self.pipeline(unet)
+    @property
+    def sampling(self) -> tuple[SamplerName, int]:
+        """The sampler of previews, and its steps: those that suit the network best."""
+        return best_sampling(self.scheduler.config.prediction_type, self.few_steps)
+
+    @property
+    def caption(self) -> str:
+        """The caption of `samples.png`."""
+        name, steps = self.sampling
+        return f"Samples, {steps} steps of `{name}`"
+
+    def sample(self, unet: UNet, count: int, steps: int | None = None) -> list[Image.Image]:
+        """Generates images from the same noise at every call, by default in as many steps as the network needs."""
+        pipe, (name, enough) = self.pipeline(unet), self.sampling
         pipe.scheduler = sampler(name, pipe.scheduler)
         classes = unet.config.num_class_embeds
         (images,) = pipe(
             batch_size=count,
-            num_inference_steps=steps,
+            num_inference_steps=steps or enough,
             class_labels=[i % classes for i in range(count)] if self.config.class_conditional else None,
             generator=[torch.Generator(unet.device).manual_seed(keyed_seed(0, "preview", i)) for i in range(count)],
             output_type="np",
@@ -214,4 +223,4 @@ class DiffusionTask(Task):
             f"A U-Net with {parameters(network)} parameters that generates images of {size(network)} pixels with "
             f"{network.config.in_channels} channel(s), trained as a noise predictor (DDPM) with {{version}}."
         )
-        return Card("unconditional-image-generation", summary, {"samples.png": SAMPLES}, USE)
+        return Card("unconditional-image-generation", summary, {"samples.png": self.caption}, USE)

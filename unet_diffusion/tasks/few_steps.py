@@ -11,16 +11,16 @@ from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.config import FEW_STEPS
 from unet_diffusion.diffusion.consistency import FINEST, NoiseLevels, consistency_loss, stage_step
 from unet_diffusion.images.figures import grid, save_image
-from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
-from unet_diffusion.tasks.config import DiffusionConfig, FewStepsConfig
+from unet_diffusion.tasks.config import DiffusionConfig, FewStepsConfig, SuperResolutionConfig
 from unet_diffusion.tasks.diffusion import DiffusionTask
+from unet_diffusion.tasks.super_resolution import SuperResolutionTask
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches
 from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.unet import UNet
 
 STEP = "step"  # in a batch: 1 / q^(stage + 1), float64 (), on the CPU
-SAMPLES = "Samples: above in one step, below from the same noise in two"
+WAS_TUNED = "was then tuned with {version} to be consistent from noise to image (ECT, Geng et al. 2024)."
 USE = """
 In one step, with a stock pipeline:
 
@@ -45,36 +45,35 @@ or `unet-diffusion sample --run {name} --steps 2`. `ImageGenerationPipeline` fro
 `sampler("lcm", pipe.scheduler)`, also takes classes. Other samplers and guidance are for the run that this one was
 tuned from.
 """
+USE_ENLARGING = """
+```python
+from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.pipelines import SuperResolutionPipeline
+
+pipe = SuperResolutionPipeline.from_pretrained("{name}")  # this folder
+pipe.scheduler = sampler("lcm", pipe.scheduler)
+pipe("small.png", num_inference_steps=2).images[0].save("large.png")
+```
+
+or `unet-diffusion upscale --run {name} --inputs small.png`. Other samplers are for the run that this one was tuned
+from.
+"""
 
 
-class FewStepsTask(DiffusionTask):
-    """Consistency tuning of a finished noise predictor (`unet_diffusion.diffusion.consistency`), for the `Trainer`.
+class ConsistencyTuning(DiffusionTask):
+    """Consistency tuning of a finished noise predictor (`unet_diffusion.diffusion.consistency`).
 
-    Arguments that are not listed are those of `DiffusionTask`.
-
-    Args:
-        unet: a trained network that predicts velocities or clean images.
-        config: the objective that it was trained for.
-        few_steps: the number of stages.
-        scheduler: that it was trained with. The pipeline is saved with its like, whose one step starts at the last
-            timestep.
-
-    Raises:
-        ValueError: a network that predicts noise.
+    This is the part that all tasks of tuning share. It comes before the task that trained the network in their bases.
     """
 
-    def __init__(
-        self,
-        unet: UNet,
-        data: ImageSets,
-        config: DiffusionConfig,
-        few_steps: FewStepsConfig,
-        scheduler: DDPMScheduler,
-        num_workers: int = 0,
-    ) -> None:
-        trailing = DDPMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
-        super().__init__(unet, data, config, num_workers, trailing)
-        self.stages, self.levels, self.step = few_steps.stages, NoiseLevels(trailing), 1 / FINEST
+    few_steps = FEW_STEPS
+    stages: int
+    levels: NoiseLevels
+    step = 1 / FINEST  # from t to r, as a share of the noise level of t
+
+    def tune(self, few_steps: FewStepsConfig) -> None:
+        """Sets the stages of the tuning and the noise levels that it compares."""
+        self.stages, self.levels = few_steps.stages, NoiseLevels(self.scheduler)
 
     def batches(self, context: RunContext, start_step: int) -> Batches:
         """Yields batches of `DiffusionTask` with the distance from t to r of their stage."""
@@ -110,17 +109,47 @@ class FewStepsTask(DiffusionTask):
         self.step = 1 / FINEST
         return super().validate(network, accelerator)
 
-    def pipeline(self, unet: UNet) -> ImageGenerationPipeline:
-        """Returns the pipeline that a run saves, which knows that it is tuned."""
-        pipe = super().pipeline(unet)
-        pipe.register_to_config(_few_steps=FEW_STEPS)
-        return pipe
+
+def one_step_scheduler(scheduler: DDPMScheduler) -> DDPMScheduler:
+    """Returns the like of a scheduler of the training whose one step starts at the last timestep."""
+    return DDPMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+
+
+class FewStepsTask(ConsistencyTuning):
+    """Tuning of a network that generates images, for the `Trainer`.
+
+    Arguments that are not listed are those of `DiffusionTask`.
+
+    Args:
+        unet: a trained network that predicts velocities or clean images.
+        config: the objective that it was trained for.
+        few_steps: the number of stages.
+        scheduler: that it was trained with. The pipeline is saved with its like, whose one step starts at the last
+            timestep.
+
+    Raises:
+        ValueError: a network that predicts noise.
+    """
+
+    caption = "Samples: above in one step, below from the same noise in two"
+
+    def __init__(
+        self,
+        unet: UNet,
+        data: ImageSets,
+        config: DiffusionConfig,
+        few_steps: FewStepsConfig,
+        scheduler: DDPMScheduler,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(unet, data, config, num_workers, one_step_scheduler(scheduler))
+        self.tune(few_steps)
 
     def preview(self, network: UNet, path: Path) -> None:
         """Writes a grid of images generated in one step, and below from the same noise in two."""
         count = self.config.preview_images
         columns = round(count**0.5)
-        rows = [image for steps in (1, 2) for image in self.sample(network, count // columns * columns, "lcm", steps)]
+        rows = [image for steps in (1, 2) for image in self.sample(network, count // columns * columns, steps)]
         save_image(grid(rows, columns), path)
 
     def card(self, network: UNet) -> Card:
@@ -128,7 +157,37 @@ class FewStepsTask(DiffusionTask):
         summary = (
             f"A U-Net with {parameters(network)} parameters that generates images of {size(network)} pixels with "
             f"{network.config.in_channels} channel(s) in 1 to {FEW_STEPS} steps. It is a noise predictor (DDPM) that "
-            "was then tuned with {version} to be consistent along the paths from noise to image (ECT, Geng et al. "
-            "2024)."
+            f"{WAS_TUNED}"
         )
-        return Card("unconditional-image-generation", summary, {"samples.png": SAMPLES}, USE)
+        return Card("unconditional-image-generation", summary, {"samples.png": self.caption}, USE)
+
+
+class FewStepsSuperResolutionTask(ConsistencyTuning, SuperResolutionTask):
+    """Tuning of a network that enlarges images, for the `Trainer`; the arguments are those of both tasks.
+
+    Raises:
+        ValueError: as for `SuperResolutionTask`, or a network that predicts noise.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        data: ImageSets,
+        config: DiffusionConfig,
+        super_resolution: SuperResolutionConfig,
+        few_steps: FewStepsConfig,
+        scheduler: DDPMScheduler,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(unet, data, config, super_resolution, num_workers, one_step_scheduler(scheduler))
+        self.tune(few_steps)
+
+    def card(self, network: UNet) -> Card:
+        """Returns the card of a network that enlarges in a few steps."""
+        summary = (
+            f"A U-Net with {parameters(network)} parameters that makes images with {network.config.out_channels} "
+            f"channel(s) {self.scale} times larger a side, in 1 to {FEW_STEPS} steps. It was trained on images of "
+            f"{size(network)} pixels as a noise predictor that sees the small image (SR3, Saharia et al. 2021), and "
+            f"{WAS_TUNED} The detail that it adds is drawn at random: it is likely, but not what was there."
+        )
+        return Card("image-to-image", summary, {"samples.png": self.caption}, USE_ENLARGING)

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
-from unet_diffusion.tasks.diffusion import SAMPLES, DiffusionTask
 from unet_diffusion.tasks.diffusion import USE as GENERATE
+from unet_diffusion.tasks.diffusion import DiffusionTask
 from unet_diffusion.tasks.segmentation import LEARN, NOT_HELD_OUT, SegmentationTask, freeze
 from unet_diffusion.tasks.segmentation import USE as SEGMENT
 from unet_diffusion.training.accelerator import RunContext
@@ -140,9 +140,8 @@ class JointTask(Task):
         if self.segmentation.validation is None:
             summary += f" These are the last weights; {NOT_HELD_OUT}."
         use = f"{SEGMENT}\nIt also generates images:\n{GENERATE}"
-        return Card(
-            "image-segmentation", summary, {"masks.png": self.segmentation.caption, "samples.png": SAMPLES}, use
-        )
+        images = {"masks.png": self.segmentation.caption, "samples.png": self.diffusion.caption}
+        return Card("image-segmentation", summary, images, use)
 
 
 def check_generates(network: UNet, denoising_weight: float) -> None:

@@ -1,5 +1,6 @@
 """Learning to enlarge images: noise prediction by a network that sees the small image."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +18,10 @@ from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, standard_normal
 from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
-from unet_diffusion.tasks.diffusion import PREVIEW_STEPS, DiffusionTask
+from unet_diffusion.tasks.diffusion import DiffusionTask
 from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.unet import UNet
 
-SAMPLES = "{} images: small, enlarged in 20 steps of DPM-Solver++, original"
 USE = """
 ```python
 from unet_diffusion.diffusion.sampling import sampler
@@ -37,6 +37,16 @@ or `unet-diffusion upscale --run {name} --inputs small.png`.
 Load it with this class. `DiffusionPipeline.from_pretrained` looks for classes in diffusers only, and none of them
 enlarges images with this network.
 """
+
+
+def saved_small_images(run: Path, scale: int) -> SuperResolutionConfig:
+    """Returns how small the images were that a saved run learnt to enlarge.
+
+    The noise that training added to them is read from the `config.json` of a run; without one it is the default.
+    """
+    path = run / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8")).get("super_resolution") if path.is_file() else None
+    return SuperResolutionConfig(**{**(saved or {}), "scale": scale})
 
 
 class SuperResolutionTask(DiffusionTask):
@@ -96,19 +106,26 @@ class SuperResolutionTask(DiffusionTask):
 
     def pipeline(self, unet: UNet) -> DiffusionPipeline:
         """Returns the pipeline that a run saves; its config holds the scale."""
-        pipe = SuperResolutionPipeline(unet, self.scheduler, self.scale, self.pixel_range.to_dict())
+        pixel_range = self.pixel_range.to_dict()
+        pipe = SuperResolutionPipeline(unet, self.scheduler, self.scale, pixel_range, few_steps=self.few_steps)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    @property
+    def caption(self) -> str:
+        """The caption of `samples.png`."""
+        kind, (name, steps) = "Training" if self.data.validation is None else "Held-out", self.sampling
+        return f"{kind} images: small, enlarged in {steps} steps of `{name}`, original"
 
     def preview(self, network: UNet, path: Path) -> None:
         """Writes images, held out if there are such, in threes: small, enlarged from a fixed noise, and original."""
         count = min(len(self.shown), self.config.preview_images)
         clean = self.pixel_range.to_model(torch.stack([self.shown[i]["image"] for i in range(count)]))
         small = shrunk(clean, self.scale, self.pixel_range)
-        pipe = self.pipeline(network)
-        pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
+        pipe, (name, steps) = self.pipeline(network), self.sampling
+        pipe.scheduler = sampler(name, pipe.scheduler)
         generators = [keyed_generator(0, "preview", i) for i in range(count)]
-        (images,) = pipe(small, PREVIEW_STEPS, generators, output_type="pt", return_dict=False)
+        (images,) = pipe(small, steps, generators, output_type="pt", return_dict=False)
         pixels = F.interpolate(self.pixel_range.to_model(small), scale_factor=self.scale, mode="nearest")
         threes = torch.stack([pixels / 2 + 0.5, torch.stack(images).cpu(), clean / 2 + 0.5], dim=1).flatten(0, 1)
         columns = 3 * max(round((count / 3) ** 0.5), 1)
@@ -122,5 +139,6 @@ class SuperResolutionTask(DiffusionTask):
             f"of {size(network)} pixels, as a noise predictor that sees the small image (SR3, Saharia et al. 2021). "
             "The detail that it adds is drawn at random: it is likely, but not what was there."
         )
-        caption = SAMPLES.format("Training" if self.data.validation is None else "Held-out")
-        return Card("image-to-image", summary, {"samples.png": caption}, USE)
+        return Card(
+            "image-to-image", summary, {"samples.png": self.caption}, USE.replace("dpm-solver++", self.sampling[0])
+        )

@@ -22,8 +22,7 @@ from unet_diffusion.commands.demo.jobs import (
     generate_images,
     segment_image,
 )
-from unet_diffusion.commands.options.generation import SAMPLING, TUNED_SAMPLING
-from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.diffusion.config import SamplerName, best_sampling
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
@@ -116,9 +115,8 @@ def _report(progress: gr.Progress, what: str) -> Callable[[int, int], None]:
 def _sampling_fields(pipe: ImageGenerationPipeline | SuperResolutionPipeline) -> list[gr.components.Component]:
     """Steps, sampler and seed."""
     largest = min(MAX_STEPS, pipe.scheduler.config.num_train_timesteps)
-    tuned = getattr(pipe, "few_steps", None) is not None
-    name, steps = TUNED_SAMPLING if tuned else SAMPLING
-    names = [each for each in get_args(SamplerName) if (each == TUNED_SAMPLING[0]) == tuned]
+    name, steps = best_sampling(pipe.scheduler.config.get("prediction_type"), pipe.few_steps)
+    names = [each for each in get_args(SamplerName) if (each == "lcm") == (pipe.few_steps is not None)]
     return [
         gr.Number(min(steps, largest), label="Steps", precision=0, minimum=1, maximum=largest, elem_id="steps"),
         gr.Dropdown(names, value=name, label="Sampler", elem_id="sampler"),

@@ -4,13 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unet_diffusion.checks import is_count, is_number, require, require_each, set_plain
+from unet_diffusion.commands.options.sampling import sampling_of
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.network.config import Precision
-from unet_diffusion.saved_index import is_tuned
 from unet_diffusion.unused_options import check_used
-
-SAMPLING: tuple[SamplerName, int] = ("dpm-solver++", 20)
-TUNED_SAMPLING: tuple[SamplerName, int] = ("lcm", 2)  # of runs of tune-few-steps
 
 
 @dataclass
@@ -22,8 +19,8 @@ class GenerationOptions:
     count: int = 16
     """Number of images."""
     sampler: SamplerName | None = None
-    """How the noise is removed, by default "dpm-solver++", or "lcm" for a run of tune-few-steps; "ddpm" is the
-    original, with --steps 1000."""
+    """How the noise is removed. The default suits the run: "dpm-solver++", "sde-dpm-solver++" if it predicts noise
+    (--recipe ddpm), or "lcm" if it is one of tune-few-steps. "ddpm" is the original, with --steps 1000."""
     steps: int | None = None
     """Steps of the sampler, by default 20, or 2 for a run of tune-few-steps."""
     seed: int = 0
@@ -57,5 +54,4 @@ class GenerationOptions:
     @property
     def sampling(self) -> tuple[SamplerName, int]:
         """The sampler and its steps, with the defaults for the run."""
-        sampler, steps = TUNED_SAMPLING if is_tuned(self.run) else SAMPLING
-        return self.sampler or sampler, steps if self.steps is None else self.steps
+        return sampling_of(self.run, self.sampler, self.steps)

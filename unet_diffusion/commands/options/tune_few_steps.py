@@ -8,7 +8,7 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.folders import check_outside, check_sources, sources_of_run
 from unet_diffusion.diffusion.config import check_tunable
 from unet_diffusion.files import check_output
-from unet_diffusion.saved_index import SUPER_RESOLUTION, check_run, read_object, saved_kind, scheduler_folder
+from unet_diffusion.saved_index import check_run, read_object, saved_kind, scheduler_folder
 from unet_diffusion.tasks.config import FewStepsConfig
 from unet_diffusion.training.config import Schedule, TrainingConfig
 
@@ -32,7 +32,7 @@ class FewStepsTraining(TrainingConfig):
 
 @dataclass
 class TuneFewSteps:
-    """Tune a finished run so that it generates in 1 to 4 steps (ECT). To resume, give the same command again."""
+    """Tune a finished run so that it generates or enlarges in 1 to 4 steps (ECT). To resume, give the same command."""
 
     model: Path
     """Folder of the run to tune; it does not change."""
@@ -55,13 +55,8 @@ class TuneFewSteps:
 
 
 def check_kind(run: Path) -> None:
-    """Raises a ValueError unless a run only generates images, from a prediction that can be tuned."""
+    """Raises a ValueError unless a run only generates or enlarges images, from a prediction that can be tuned."""
     kind, folder = saved_kind(run), scheduler_folder(run)
-    if kind == SUPER_RESOLUTION:
-        raise ValueError(
-            f"model is {run}, a super-resolution run, but tune-few-steps is for runs that generate images from noise; "
-            "enlarge with 20 steps of DPM-Solver++, the default of upscale."
-        )
     if kind == "SegmentationPipeline":
         raise ValueError(
             f"model is {run}, a run that gives masks, but tuning changes the layers that its masks come from; tune the "

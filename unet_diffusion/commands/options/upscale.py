@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_diffusion.checks import require
+from unet_diffusion.checks import is_count, require_each
 from unet_diffusion.commands.inputs import Inputs, find_inputs
 from unet_diffusion.commands.options.files import FileOptions, check_results
+from unet_diffusion.commands.options.sampling import sampling_of
 from unet_diffusion.diffusion.config import SamplerName
 
 
@@ -17,10 +18,11 @@ class Upscale(FileOptions):
     """Folder of the run, or of any saved SuperResolutionPipeline."""
     output: Path | None = None
     """Folder for the large images; by default `upscaled` in the run's folder."""
-    sampler: SamplerName = "dpm-solver++"
-    """How the noise is removed; "ddpm" is the original, with --steps 1000."""
-    steps: int = 20
-    """Steps of the sampler."""
+    sampler: SamplerName | None = None
+    """How the noise is removed. The default suits the run: "dpm-solver++", "sde-dpm-solver++" if it predicts noise
+    (--recipe ddpm), or "lcm" if it is one of tune-few-steps. "ddpm" is the original, with --steps 1000."""
+    steps: int | None = None
+    """Steps of the sampler, by default 20, or 2 for a run of tune-few-steps."""
     seed: int = 0
     """Seed of the noise, together with the place of each image among the inputs."""
     condition_noise: float = 0.0
@@ -29,8 +31,12 @@ class Upscale(FileOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = 'it is for runs of tune-few-steps, which enlarge nothing; take another one, such as "dpm-solver++"'
-        require(self.sampler != "lcm", "sampler", self.sampler, rule)
+        require_each(self, ("steps",), is_count, "must be an integer of at least 1")
+
+    @property
+    def sampling(self) -> tuple[SamplerName, int]:
+        """The sampler and its steps, with the defaults for the run."""
+        return sampling_of(self.run, self.sampler, self.steps)
 
     @property
     def folder(self) -> Path:

@@ -1,0 +1,14 @@
+"""The sampler and the number of steps with which a run generates, where the options leave them open."""
+
+from pathlib import Path
+
+from unet_diffusion.diffusion.config import SamplerName, best_sampling
+from unet_diffusion.saved_index import read_object, saved_few_steps, scheduler_folder
+
+
+def sampling_of(run: Path, sampler: SamplerName | None, steps: int | None) -> tuple[SamplerName, int]:
+    """Returns the sampler and its steps, each by default the one that suits the network of the run best."""
+    folder = scheduler_folder(run)
+    scheduler = {} if folder is None else read_object(folder / "scheduler_config.json")
+    best, enough = best_sampling(scheduler.get("prediction_type", "epsilon"), saved_few_steps(run))
+    return sampler or best, enough if steps is None else steps
