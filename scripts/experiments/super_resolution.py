@@ -1,4 +1,4 @@
-"""Compares four ways to enlarge images: nearest pixel, bicubic, a U-Net that regresses, and diffusion (SR3).
+"""Compares ways to enlarge images: nearest pixel, bicubic, a U-Net that regresses, and diffusion (SR3).
 
 Both U-Nets learn from `train.parquet` with the same layers, steps, batches, optimizer and seed. Images of
 `test.parquet` are shrunk, enlarged in each way, rounded as for a file and compared with the originals by PSNR, SSIM and
@@ -8,6 +8,8 @@ sets: it says whether enlarged images look like real ones, with the right detail
 
     python -m scripts.experiments.super_resolution --data shared/data/fruits64 --scale 4 --output runs/larger/fruits64
 
+`--tuning-steps` adds the diffusion run in two steps, and the same run after consistency tuning in one and in two.
+
 Writes `comparison.md`, `comparison.json` (with the scores of every image) and `comparison.png`. The same command
 resumes a stopped comparison.
 """
@@ -15,7 +17,7 @@ resumes a stopped comparison.
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,11 @@ from scripts import NETWORKS
 from scripts.experiments.regression_task import RegressionTask, regressed
 from scripts.reports import markdown_table
 from unet_diffusion import UNet
-from unet_diffusion.checks import is_count, require_each
+from unet_diffusion.checks import is_count, require, require_each
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.options.tune_few_steps import TuneFewSteps
 from unet_diffusion.commands.train_ddpm import train_ddpm
+from unet_diffusion.commands.tune_few_steps import tune_few_steps
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.drawn_images import drawn
 from unet_diffusion.data.sets import load_images
@@ -71,7 +75,7 @@ class Scores:
 
 @dataclass
 class Comparison:
-    """Train two networks, and compare four ways to enlarge images."""
+    """Train two networks, and compare ways to enlarge images."""
 
     data: Path
     """Folder with `train.parquet` and `test.parquet`, of images of one size."""
@@ -93,6 +97,10 @@ class Comparison:
     """Sampler of diffusion."""
     sampling_steps: int = 20
     """Steps of the sampler."""
+    tuning_steps: int = 0
+    """Optimizer steps of the consistency tuning of the diffusion run; 0 leaves it out."""
+    tuning_rate: float = 3e-4
+    """Learning rate of the tuning, which falls to 0 at its end."""
     max_images: int | None = None
     """Train only on this many images, the first of the set."""
     test_images: int = 512
@@ -105,6 +113,7 @@ class Comparison:
     def __post_init__(self) -> None:
         """Checks the numbers that nothing else checks before training."""
         require_each(self, ("test_images", "sampling_steps"), is_count, "must be at least 1")
+        require(is_count(self.tuning_steps, 0), "tuning_steps", self.tuning_steps, "must be at least 0")
 
 
 def compare(options: Comparison) -> str:
@@ -128,17 +137,18 @@ def compare(options: Comparison) -> str:
 
 
 def make_methods(options: Comparison, pixel_range: PixelRange) -> dict[str, Enlarge]:
-    """The four ways to enlarge; trains the two networks unless they are finished."""
+    """The ways to enlarge, by their names; trains the networks unless they are finished."""
     scale, device = options.scale, best_device(options.device)
     regression = load_weights(UNet, train_regression(options) / "unet").eval().to(device)
-    pipe = load_pipeline(SuperResolutionPipeline, train_diffusion(options)).to(device)
-    pipe.scheduler = sampler(options.sampler, pipe.scheduler)
-    pipe.set_progress_bar_config(disable=True)
-
-    def by_diffusion(small: Tensor, indices: range) -> Tensor:
-        generators = [keyed_generator(options.seed, "test image", index) for index in indices]
-        (images,) = pipe(small, options.sampling_steps, generators, output_type="pt", return_dict=False)
-        return torch.stack(images).cpu() * 2 - 1
+    run = train_diffusion(options)
+    few_steps = {}
+    if options.tuning_steps:
+        tuned = tune_diffusion(options, run)
+        few_steps = {
+            "diffusion, 2 steps": by_diffusion(options, run, options.sampler, 2),
+            "tuned, 2 steps": by_diffusion(options, tuned, "lcm", 2),
+            "tuned, 1 step": by_diffusion(options, tuned, "lcm", 1),
+        }
 
     @torch.no_grad()
     def by_regression(small: Tensor, indices: range) -> Tensor:
@@ -149,8 +159,23 @@ def make_methods(options: Comparison, pixel_range: PixelRange) -> dict[str, Enla
         "nearest pixel": lambda small, _: F.interpolate(pixel_range.to_model(small), scale_factor=scale),
         "bicubic": lambda small, _: enlarged(small, scale, pixel_range),
         "regression": by_regression,
-        "diffusion": by_diffusion,
+        "diffusion": by_diffusion(options, run, options.sampler, options.sampling_steps),
+        **few_steps,
     }
+
+
+def by_diffusion(options: Comparison, run: Path, name: SamplerName, steps: int) -> Enlarge:
+    """The way to enlarge with a run, in a number of steps of a sampler."""
+    pipe = load_pipeline(SuperResolutionPipeline, run).to(best_device(options.device))
+    pipe.scheduler = sampler(name, pipe.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+
+    def enlarge(small: Tensor, indices: range) -> Tensor:
+        generators = [keyed_generator(options.seed, "test image", index) for index in indices]
+        (images,) = pipe(small, steps, generators, output_type="pt", return_dict=False)
+        return torch.stack(images).cpu() * 2 - 1
+
+    return enlarge
 
 
 def train_diffusion(options: Comparison) -> Path:
@@ -164,6 +189,14 @@ def train_diffusion(options: Comparison) -> Path:
         training=training_config(options),
     )
     return train_ddpm(config)
+
+
+def tune_diffusion(options: Comparison, run: Path) -> Path:
+    """Tunes the diffusion run to enlarge in a few steps, and returns the folder of the tuned run."""
+    training = replace(
+        training_config(options), steps=options.tuning_steps, learning_rate=options.tuning_rate, ema_decay=0.99
+    )
+    return tune_few_steps(TuneFewSteps(run, options.output / "tuned", training=training))
 
 
 def train_regression(options: Comparison) -> Path:

@@ -42,14 +42,16 @@ def options(tmp_path):
 
 
 @pytest.mark.slow
-def test_four_ways_are_scored_on_the_same_images_and_nothing_is_done_twice(options, monkeypatch):
+def test_all_ways_are_scored_on_the_same_images_and_nothing_is_done_twice(options, monkeypatch):
+    options.tuning_steps = 2
     text = super_resolution.compare(options)
     results = json.loads((options.output / "comparison.json").read_text())
-    assert list(results["scores"]) == ["nearest pixel", "bicubic", "regression", "diffusion"]
+    few_steps = ["diffusion, 2 steps", "tuned, 2 steps", "tuned, 1 step"]
+    assert list(results["scores"]) == ["nearest pixel", "bicubic", "regression", "diffusion", *few_steps]
     assert all(len(values) == 3 for each in results["scores"].values() for values in each["images"].values())
     assert all(each["kernel_distance"] is None for each in results["scores"].values())  # of three images
-    assert "efficientnet-lite0" in text and text.count("\n| ") == 5
-    assert Image.open(options.output / "comparison.png").size == (5 * 34 + 2, 3 * 34 + 2)  # five columns, three rows
+    assert "efficientnet-lite0" in text and text.count("\n| ") == 8
+    assert Image.open(options.output / "comparison.png").size == (8 * 34 + 2, 3 * 34 + 2)  # eight columns, three rows
 
     written = {path: path.stat().st_mtime_ns for path in (options.output / "scores").iterdir()}
     monkeypatch.setattr(super_resolution, "scores_of", None)  # a call would raise
