@@ -101,6 +101,7 @@ class DiffusionTask(Task):
         self.data, self.train, self.config, self.num_workers = data, data.train, config, num_workers
         self.pixel_range, self.class_names = data.train.pixel_range, data.train.class_names
         self.scheduler = config.make_scheduler() if scheduler is None else scheduler
+        self.optimizer = "adamw" if config.recipe == "ddpm" else "muon"
         unet.register_to_config(prediction_type=self.scheduler.config.prediction_type)
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:

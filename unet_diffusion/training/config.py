@@ -9,6 +9,7 @@ from unet_diffusion.network.config import Precision
 from unet_diffusion.unused_options import check_used
 
 Schedule = Literal["cosine", "constant"]
+OptimizerName = Literal["adamw", "muon"]
 EVERY = ("log_every", "validate_every", "preview_every", "checkpoint_every")
 FREE_TO_CHANGE = {  # when a run is resumed; images_per_step, which follows from three of them, must stay
     *EVERY,
@@ -28,14 +29,17 @@ class TrainingConfig:
     """Images per process and forward pass."""
     accumulate: int = 1
     """Forward passes per optimizer step."""
+    optimizer: OptimizerName | Literal["auto"] = "auto"
+    """"adamw", or "muon" (Jordan et al. 2024): Muon for the kernels inside the U, AdamW for the rest. "auto" is "muon"
+    for networks that learn to generate or enlarge images, unless --recipe is ddpm, and "adamw" for all others."""
     learning_rate: float = 1e-3
-    """Learning rate of AdamW at its peak."""
+    """Learning rate of AdamW at its peak; that of Muon is 20 times as high."""
     warmup_steps: int = 200
     """Steps over which the learning rate rises from 0."""
     schedule: Schedule = "cosine"
     """Learning rate after the warm-up: "cosine" (falls to 0 at the last step) or "constant"."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Norm to which larger gradients are scaled down."""
     max_skipped_steps: int = 20
@@ -82,5 +86,6 @@ class TrainingConfig:
         named = not isinstance(self.trackers, str)
         require(named, "trackers", self.trackers, "must be a tuple of names; write ('NAME',) for one")
         require_choice("schedule", self.schedule, get_args(Schedule))
+        require_choice("optimizer", self.optimizer, ("auto", *get_args(OptimizerName)))
         require_choice("mixed_precision", self.mixed_precision, get_args(Precision))
         check_used(self)

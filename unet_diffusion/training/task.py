@@ -14,6 +14,7 @@ from unet_diffusion.data.record import DataRecord
 from unet_diffusion.files import merged_into
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, TrainingImages, images_of_step, training_batches
+from unet_diffusion.training.config import OptimizerName
 from unet_diffusion.training.metrics_log import save_curves
 from unet_diffusion.training.model_cards import Card
 
@@ -25,6 +26,7 @@ class Task(ABC):
         network: the network that learns.
         train: the images to learn from.
         num_workers: processes that load images ahead.
+        optimizer: the one that suits what is learnt, which "auto" means.
         best_by: the number of `validate` by whose highest value the exported weights are chosen; None: the last ones.
         patience: validations in a row without a higher one after which training ends; None: it goes to the last step.
         curves: the quantities in each panel of `curves.png`, by its title.
@@ -34,6 +36,7 @@ class Task(ABC):
     network: ModelMixin
     train: TrainingImages
     num_workers: int = 0
+    optimizer: OptimizerName = "adamw"
     best_by: str | None = None
     patience: int | None = None
     curves: Mapping[str, Sequence[str]]

@@ -35,6 +35,7 @@ from unet_diffusion.training.checkpoints import (
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import MetricsLog, read_metrics
 from unet_diffusion.training.moving_average import MovingAverage
+from unet_diffusion.training.optimizer import make_optimizer
 from unet_diffusion.training.run_folder import claim, only_run_in
 from unet_diffusion.training.stopping import BestWeights, SkippedSteps, stop_requests
 from unet_diffusion.training.task import Task
@@ -73,7 +74,8 @@ class Trainer:
             "processes": accelerator.num_processes,
             "images_per_step": self.context.images_per_step,
         }
-        facts["mixed_precision"] = accelerator.mixed_precision  # beside the options, of which one may say "auto"
+        optimizer_name = task.optimizer if config.optimizer == "auto" else config.optimizer
+        facts |= {"mixed_precision": accelerator.mixed_precision, "optimizer": optimizer_name}  # which may be "auto"
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
         self.record = record
         if config.warmup_steps > config.steps and accelerator.is_main_process:
@@ -96,8 +98,8 @@ class Trainer:
         task.network.to(accelerator.device, memory_format=memory_layout(accelerator.device))
         self.ema = MovingAverage(task.network.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
-        groups = [{"params": parameters, "share": share} for parameters, share in task.parameter_groups()]
-        optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        rate, decay = config.learning_rate, config.weight_decay
+        optimizer = make_optimizer(optimizer_name, task.network, task.parameter_groups(), rate, decay)
         if config.compile:
             task.network.compile_repeated_blocks()
         self.network, self.optimizer = accelerator.prepare(task.network, optimizer)
@@ -239,7 +241,7 @@ class Trainer:
         self._record(
             **losses,  # none, if all steps since the last line were skipped
             skipped_steps=self.skipped.total,
-            learning_rate=float(max(self.schedule.get_last_lr())),
+            learning_rate=self.config.learning_rate * self.schedule.get_last_lr()[0] / self.schedule.base_lrs[0],
             images_per_second=round(rate, 1),
         )
 

@@ -1,0 +1,103 @@
+"""Muon: its iteration against a singular value decomposition and PyTorch's optimizer, what it learns, and lost steps."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from unet_diffusion import UNet
+from unet_diffusion.training.optimizer import KERNEL_RATE, Muon, kernels_inside, make_optimizer, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 27), (3, 27, 8), (1, 5, 5)])
+def test_the_iteration_keeps_singular_vectors_and_brings_singular_values_near_one(shape):
+    given = torch.randn(shape, dtype=torch.float64, generator=torch.manual_seed(0))
+    found = orthogonal(given)
+    left, values, right = torch.linalg.svd(given, full_matrices=False)
+    inner = left.mT @ found @ right.mT  # diagonal, if the vectors are the same
+    diagonal = inner.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(inner, torch.diag_embed(diagonal), atol=1e-9, rtol=0)
+    assert 0.6 < diagonal.min() and diagonal.max() < 1.3
+    torch.testing.assert_close(orthogonal(7 * given), found)  # whatever the scale
+
+
+def test_no_gradient_gives_no_update():
+    assert torch.equal(orthogonal(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+
+
+def pytorch_muon():
+    return getattr(torch.optim, "Muon", None)  # from 2.9 on
+
+
+@pytest.mark.skipif(pytorch_muon() is None, reason="this PyTorch has no Muon")
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_matrices_are_learnt_as_by_pytorch(shape):
+    """Which computes in bfloat16, of 8 bits: an update of 0.02 differs by a few percent."""
+    start = torch.randn(shape, generator=torch.manual_seed(0))
+    gradients = torch.randn(3, *shape, generator=torch.manual_seed(1))
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizers = (
+        Muon([{"params": [ours], "kernels": True}], lr=0.02, weight_decay=0.1, fused=True),
+        pytorch_muon()([theirs], lr=0.02, weight_decay=0.1),
+    )
+    for gradient in gradients:
+        for parameter, optimizer in zip((ours, theirs), optimizers):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved, expected = ours.detach() - start, theirs.detach() - start
+    assert (moved - expected).norm() < 0.05 * expected.norm()
+
+
+def test_a_convolution_is_learnt_as_the_matrix_of_its_outputs():
+    kernel = torch.randn(8, 3, 3, 3, generator=torch.manual_seed(0))
+    gradient = torch.randn(8, 3, 3, 3, generator=torch.manual_seed(1))
+    as_kernel, as_matrix = nn.Parameter(kernel.clone()), nn.Parameter(kernel.flatten(1).clone())
+    for parameter in (as_kernel, as_matrix):
+        parameter.grad = gradient.view_as(parameter).clone()
+        Muon([{"params": [parameter], "kernels": True}], lr=0.02, weight_decay=0.0).step()
+    torch.testing.assert_close(as_kernel.flatten(1), as_matrix)
+
+
+def test_stems_heads_embeddings_norms_and_biases_are_left_to_adamw():
+    unet = UNet.from_preset("tiny", num_class_embeds=3).to_segmentation(2)
+    inside = set(kernels_inside(unet))
+    names = {name for name, parameter in unet.named_parameters() if parameter not in inside and parameter.ndim > 1}
+    assert names == {
+        *("stem.weight", "noise_head.weight", "segmentation_head.weight"),
+        *("time_embed.linear_1.weight", "time_embed.linear_2.weight", "time_embed.classes.weight"),
+    }
+    stock = UNet2DModel(sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1)
+    taken = {parameter for parameter in stock.parameters() if parameter.ndim > 1} - set(kernels_inside(stock))
+    assert {name.split(".")[0] for name, each in stock.named_parameters() if each in taken} == {
+        *("conv_in", "conv_out", "time_embedding"),
+    }
+
+
+def test_groups_keep_their_share_of_the_learning_rate():
+    unet = UNet.from_preset("tiny").to_segmentation(2)
+    head = set(unet.segmentation_head.parameters())
+    trunk = [each for each in unet.parameters() if each not in head]
+    optimizer = make_optimizer("muon", unet, [(trunk, 0.1), (list(head), 1.0)], 1e-3, 0.0)
+    found = [(group["share"], "kernels" in group, len(group["params"])) for group in optimizer.param_groups]
+    kernels = len(kernels_inside(unet))
+    assert found == [(0.1, False, len(trunk) - kernels), (0.1 * KERNEL_RATE, True, kernels), (1.0, False, len(head))]
+    with pytest.raises(ValueError, match="optimizer is 'muon', but no kernel inside the U learns"):
+        make_optimizer("muon", unet, [(list(head), 1.0)], 1e-3, 0.0)
+
+
+def test_a_lost_step_changes_neither_a_kernel_nor_its_momentum():
+    kernel, bias = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Parameter(torch.randn(4))
+    groups = [{"params": [bias]}, {"params": [kernel], "kernels": True}]
+    optimizer = Muon(groups, lr=0.02, weight_decay=0.1, fused=True)
+    kernel.grad, bias.grad = torch.randn_like(kernel), torch.randn_like(bias)
+    optimizer.step()
+    before = [kernel.clone(), bias.clone(), optimizer.state[kernel]["momentum"].clone()]
+    kernel.grad, bias.grad = torch.full_like(kernel, torch.nan), torch.full_like(bias, torch.nan)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert all(map(torch.equal, before, [kernel, bias, optimizer.state[kernel]["momentum"]]))
+    assert len(optimizer.param_groups) == 2
+    optimizer.found_inf = torch.zeros(())
+    kernel.grad, bias.grad = torch.ones_like(kernel), torch.ones_like(bias)
+    optimizer.step()
+    assert not torch.equal(before[0], kernel) and kernel.isfinite().all() and bias.isfinite().all()

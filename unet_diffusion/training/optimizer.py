@@ -1,0 +1,116 @@
+"""The optimizers of the training loop: AdamW, and Muon for the kernels inside the U beside AdamW for the rest."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unet_diffusion.training.config import OptimizerName
+
+INSIDE = {"encoder", "bridge", "decoder", "down_blocks", "mid_block", "up_blocks"}  # modules between stem and heads
+KERNEL_RATE = 20.0  # Muon's learning rate for each of AdamW's: 0.02, that of its authors, for our default of 1e-3
+MOMENTUM = 0.95
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the polynomial of Jordan et al. 2024, steepest at 0
+ITERATIONS = 5
+
+Groups = Iterable[tuple[list[nn.Parameter], float]]  # parameters, and their share of the learning rate
+
+
+def make_optimizer(
+    name: OptimizerName, network: nn.Module, groups: Groups, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Returns the optimizer of this name; each of its groups has a `share` of the learning rate.
+
+    Raises:
+        ValueError: Muon, and a network without kernels that it could learn.
+    """
+    adamw = torch.optim.AdamW
+    made = [{"params": parameters, "share": share} for parameters, share in groups]
+    if name == "adamw":
+        return adamw(made, learning_rate, weight_decay=weight_decay, fused=True)
+    inside = set(kernels_inside(network))
+    split: list[dict[str, Any]] = []
+    for group in made:
+        parameters, share = group["params"], group["share"]
+        split.append({"params": [each for each in parameters if each not in inside], "share": share})
+        kernels = [each for each in parameters if each in inside]
+        split.append({"params": kernels, "share": KERNEL_RATE * share, "kernels": True})
+    split = [group for group in split if group["params"]]
+    if not any("kernels" in group for group in split):
+        raise ValueError(
+            "optimizer is 'muon', but no kernel inside the U learns, and Muon is for nothing else; set it to 'adamw'."
+        )
+    return Muon(split, learning_rate, weight_decay=weight_decay, fused=True)
+
+
+def kernels_inside(network: nn.Module) -> list[nn.Parameter]:
+    """Returns the weights of convolutions and linear layers between the first layer and the heads."""
+    named = network.named_parameters()
+    return [parameter for name, parameter in named if parameter.ndim >= 2 and INSIDE & set(name.split("."))]
+
+
+class Muon(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"), beside AdamW.
+
+    Groups with the key `kernels` are learnt by Muon. Its update is the momentum of a kernel, as a matrix of a row for
+    each output, with all singular values near 1, so that directions with a small gradient are learnt as fast as others.
+    `torch.optim.Muon` takes matrices only, and computes in bfloat16, which processors without it emulate slowly.
+
+    A step changes nothing if the attribute `found_inf` is above 0, as that of the fused AdamW. Averages of AdamW and
+    the momentum are in `state`. The arguments are those of `torch.optim.AdamW`.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes a step, and returns the loss of the closure."""
+        groups = self.param_groups
+        try:
+            self.param_groups = [group for group in groups if not group.get("kernels")]
+            loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        found_inf = getattr(self, "found_inf", None)
+        for group in groups:
+            if group.get("kernels"):
+                self._step_kernels(group, None if found_inf is None else found_inf > 0)
+        return loss
+
+    def _step_kernels(self, group: dict[str, Any], lost: Tensor | None) -> None:
+        by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        for kernel in group["params"]:
+            if kernel.grad is not None:
+                by_shape.setdefault(tuple(kernel.shape), []).append(kernel)
+        for shape, kernels in by_shape.items():
+            gradients = torch.stack([kernel.grad for kernel in kernels])
+            moments = torch.stack([self._momentum(kernel) for kernel in kernels])
+            changed = moments.lerp(gradients, 1 - MOMENTUM)
+            updates = orthogonal(gradients.lerp(changed, MOMENTUM).flatten(2).float()).view_as(gradients)
+            scale = group["lr"] * max(1.0, shape[0] / gradients[0, 0].numel()) ** 0.5
+            for kernel, moment, update in zip(kernels, changed, updates):
+                after = kernel * (1 - group["lr"] * group["weight_decay"]) - scale * update
+                if lost is not None:
+                    after, moment = torch.where(lost, kernel, after), torch.where(lost, self._momentum(kernel), moment)
+                kernel.copy_(after)
+                self._momentum(kernel).copy_(moment)
+
+    def _momentum(self, kernel: nn.Parameter) -> Tensor:
+        state = self.state[kernel]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(kernel, memory_format=torch.preserve_format)
+        return state["momentum"]
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Returns matrices (B, M, N) with the singular vectors of the given ones and singular values between 0.6 and 1.3.
+
+    This is the Newton-Schulz iteration of Jordan et al. 2024, which only multiplies matrices. Singular values below
+    about a thousandth of the root of the sum of their squares stay smaller.
+    """
+    a, b, c = COEFFICIENTS
+    wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if matrices.shape[1] > matrices.shape[2] else x
