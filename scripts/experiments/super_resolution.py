@@ -90,7 +90,7 @@ class Comparison:
     batch_size: int = 32
     """Images per step."""
     learning_rate: float = 1e-3
-    """Highest learning rate of AdamW, the same for both U-Nets."""
+    """Learning rate at its peak, the same for both U-Nets."""
     condition_noise: float = 0.05
     """As for `unet-diffusion train-ddpm`; for diffusion alone."""
     sampler: SamplerName = "dpm-solver++"
@@ -194,7 +194,11 @@ def train_diffusion(options: Comparison) -> Path:
 def tune_diffusion(options: Comparison, run: Path) -> Path:
     """Tunes the diffusion run to enlarge in a few steps, and returns the folder of the tuned run."""
     training = replace(
-        training_config(options), steps=options.tuning_steps, learning_rate=options.tuning_rate, ema_decay=0.99
+        training_config(options),
+        steps=options.tuning_steps,
+        optimizer="auto",
+        learning_rate=options.tuning_rate,
+        ema_decay=0.99,
     )
     return tune_few_steps(TuneFewSteps(run, options.output / "tuned", training=training))
 
@@ -222,6 +226,7 @@ def training_config(options: Comparison) -> TrainingConfig:
     return TrainingConfig(
         steps=options.steps,
         batch_size=options.batch_size,
+        optimizer="muon",  # for both
         learning_rate=options.learning_rate,
         checkpoint_every=200,
         keep_checkpoints=1,

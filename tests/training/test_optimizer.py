@@ -66,7 +66,8 @@ def test_stems_heads_embeddings_norms_and_biases_are_left_to_adamw():
         *("stem.weight", "noise_head.weight", "segmentation_head.weight"),
         *("time_embed.linear_1.weight", "time_embed.linear_2.weight", "time_embed.classes.weight"),
     }
-    stock = UNet2DModel(sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1)
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    stock = UNet2DModel(sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, **blocks)
     taken = {parameter for parameter in stock.parameters() if parameter.ndim > 1} - set(kernels_inside(stock))
     assert {name.split(".")[0] for name, each in stock.named_parameters() if each in taken} == {
         *("conv_in", "conv_out", "time_embedding"),
