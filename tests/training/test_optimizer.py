@@ -1,4 +1,6 @@
-"""Muon: its iteration against a singular value decomposition and PyTorch's optimizer, what it learns, and lost steps."""
+"""Muon: its iteration against a decomposition and PyTorch's optimizer, what it learns, and lost steps."""
+
+import json
 
 import pytest
 import torch
@@ -6,7 +8,14 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from unet_diffusion import UNet
+from unet_diffusion.commands.options.train_ddpm import TrainDDPM
+from unet_diffusion.commands.train_ddpm import train_ddpm
+from unet_diffusion.data.config import DataConfig
+from unet_diffusion.tasks.config import DiffusionConfig
+from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.metrics_log import read_metrics
 from unet_diffusion.training.optimizer import KERNEL_RATE, Muon, kernels_inside, make_optimizer, orthogonal
+from unet_diffusion.training.run_folder import claim
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 27), (3, 27, 8), (1, 5, 5)])
@@ -17,7 +26,7 @@ def test_the_iteration_keeps_singular_vectors_and_brings_singular_values_near_on
     inner = left.mT @ found @ right.mT  # diagonal, if the vectors are the same
     diagonal = inner.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(inner, torch.diag_embed(diagonal), atol=1e-9, rtol=0)
-    assert 0.6 < diagonal.min() and diagonal.max() < 1.3
+    assert ((diagonal > 0.6) & (diagonal < 1.3)).all()
     torch.testing.assert_close(orthogonal(7 * given), found)  # whatever the scale
 
 
@@ -102,3 +111,31 @@ def test_a_lost_step_changes_neither_a_kernel_nor_its_momentum():
     kernel.grad, bias.grad = torch.ones_like(kernel), torch.ones_like(bias)
     optimizer.step()
     assert not torch.equal(before[0], kernel) and kernel.isfinite().all() and bias.isfinite().all()
+
+
+@pytest.mark.parametrize(("recipe", "given", "used"), [(None, "auto", "muon"), ("ddpm", "auto", "adamw")])
+def test_the_recipe_says_which_optimizer_a_run_gets(tmp_path, recipe, given, used):
+    network = tmp_path / "network.json"
+    network.write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
+    training = TrainingConfig(steps=2, batch_size=4, warmup_steps=1, optimizer=given, log_every=1, trackers=())
+    data = DataConfig(max_images=40, validation_fraction=0.1, image_size=8)
+    options = TrainDDPM(tmp_path / "run", str(network), data, DiffusionConfig(recipe, preview_images=1), training)
+    run = train_ddpm(options)
+    assert json.loads((run / "config.json").read_text())["optimizer"] == used
+    rates = [row["learning_rate"] for row in read_metrics(run / "metrics.jsonl") if "learning_rate" in row]
+    assert rates == pytest.approx([1e-3, 0.0])  # of AdamW; that of Muon follows it
+    training.optimizer = {"muon": "adamw", "adamw": "muon"}[used]
+    with pytest.raises(ValueError, match=f"optimizer is '{training.optimizer}', but the run in .* with '{used}'"):
+        train_ddpm(options)
+
+
+def test_runs_from_before_there_was_a_choice_had_adamw(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="optimizer is 'muon', but the run in .* was started with 'adamw'"):
+        claim(tmp_path, {"optimizer": "muon"})
+    claim(tmp_path, {"optimizer": "adamw"})
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="optimizer is 'sgd', but must be one of 'auto', 'adamw', 'muon'"):
+        TrainingConfig(optimizer="sgd")

@@ -25,14 +25,12 @@ def make_optimizer(
     Raises:
         ValueError: Muon, and a network without kernels that it could learn.
     """
-    adamw = torch.optim.AdamW
-    made = [{"params": parameters, "share": share} for parameters, share in groups]
     if name == "adamw":
-        return adamw(made, learning_rate, weight_decay=weight_decay, fused=True)
+        whole = [{"params": parameters, "share": share} for parameters, share in groups]
+        return torch.optim.AdamW(whole, learning_rate, weight_decay=weight_decay, fused=True)
     inside = set(kernels_inside(network))
     split: list[dict[str, Any]] = []
-    for group in made:
-        parameters, share = group["params"], group["share"]
+    for parameters, share in groups:
         split.append({"params": [each for each in parameters if each not in inside], "share": share})
         kernels = [each for each in parameters if each in inside]
         split.append({"params": kernels, "share": KERNEL_RATE * share, "kernels": True})
@@ -77,12 +75,12 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _step_kernels(self, group: dict[str, Any], lost: Tensor | None) -> None:
-        by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}  # of one shape, all at once
         for kernel in group["params"]:
             if kernel.grad is not None:
                 by_shape.setdefault(tuple(kernel.shape), []).append(kernel)
         for shape, kernels in by_shape.items():
-            gradients = torch.stack([kernel.grad for kernel in kernels])
+            gradients = torch.stack([kernel.grad for kernel in kernels if kernel.grad is not None])
             moments = torch.stack([self._momentum(kernel) for kernel in kernels])
             changed = moments.lerp(gradients, 1 - MOMENTUM)
             updates = orthogonal(gradients.lerp(changed, MOMENTUM).flatten(2).float()).view_as(gradients)

@@ -241,9 +241,13 @@ class Trainer:
         self._record(
             **losses,  # none, if all steps since the last line were skipped
             skipped_steps=self.skipped.total,
-            learning_rate=self.config.learning_rate * self.schedule.get_last_lr()[0] / self.schedule.base_lrs[0],
+            learning_rate=self.config.learning_rate * self._share_of_peak(),
             images_per_second=round(rate, 1),
         )
+
+    def _share_of_peak(self) -> float:
+        """Returns the learning rate as a share of its peak, which is the same for all groups of parameters."""
+        return float(self.schedule.get_last_lr()[0]) / float(self.schedule.base_lrs[0])
 
     def _mean_over_processes(self) -> dict[str, Tensor]:
         """Returns the sums of losses since the last log line."""
