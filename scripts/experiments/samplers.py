@@ -1,6 +1,6 @@
 """The quality of images of finished runs against the number of network evaluations, for several samplers.
 
-Every case goes through `evaluate-generation` with the run's training data:
+Every case goes through `evaluate-generation` with the training images of the run:
 
     python -m scripts.experiments.samplers --runs runs/fashion-mnist runs/fashion-mnist-classic --output runs/samplers
 
@@ -30,7 +30,6 @@ from unet_diffusion.commands.evaluate_generation import (
 )
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
 from unet_diffusion.commands.sample import generation_pipeline
-from unet_diffusion.data.config import DataConfig
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.files import write_text
 from unet_diffusion.images.figures import array_images, grid, save_image
@@ -133,7 +132,6 @@ def measure(options: CompareSamplers, case: Case, path: Path, real: dict[str, Re
         sampler=case.sampler,
         steps=case.steps,
         seed=options.seed,
-        data=DataConfig(**data),
         count=options.count,
         features=options.features,
         output=path,

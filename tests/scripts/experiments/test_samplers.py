@@ -23,7 +23,7 @@ from unet_diffusion.saved_runs import load_pipeline
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A DDPM run on 80 images of 8x8."""
+    """A DDPM run on 80 images of 8x8, mirrored at random."""
     folder = tmp_path_factory.mktemp("samplers")
     (folder / "images").mkdir()
     for index, levels in enumerate(np.random.default_rng(0).integers(0, 256, (80, 8, 8), dtype=np.uint8)):
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     (folder / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
     arguments = ["--output", str(folder / "run"), "--model", str(folder / "network.json")]
     arguments += ["--data", str(folder / "images"), "--validation-fraction", "0.1", "--preview-images", "4"]
-    cli.run("train-ddpm", [*arguments, "--batch-size", "4", "--steps", "2"])
+    cli.run("train-ddpm", [*arguments, "--batch-size", "4", "--steps", "2", "--flip"])
     return folder / "run"
 
 
