@@ -102,13 +102,21 @@ class Muon(torch.optim.AdamW):
 def orthogonal(matrices: Tensor) -> Tensor:
     """Returns matrices (B, M, N) with the singular vectors of the given ones and singular values between 0.6 and 1.3.
 
-    This is the Newton-Schulz iteration of Jordan et al. 2024, which only multiplies matrices. Singular values below
-    about a thousandth of the root of the sum of their squares stay smaller.
+    This is the Newton-Schulz iteration of Jordan et al. 2024, X <- a X + b (X X') X + c (X X')^2 X, which only
+    multiplies matrices. All that it multiplies X by is a polynomial of X X', so it is done with the short sides alone:
+    for a kernel of 3x3, a third of the work. Singular values below about a thousandth of the root of the sum of their
+    squares stay smaller.
     """
     a, b, c = COEFFICIENTS
-    wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
-    x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if matrices.shape[1] > matrices.shape[2] else x
+    tall = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.mT if tall else matrices
+    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    gram = wide @ wide.mT
+    product = identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    for iteration in range(ITERATIONS):
+        factor = a * identity + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        product = factor @ product if iteration else factor
+        if iteration < ITERATIONS - 1:
+            gram = factor @ gram @ factor
+    found = product @ wide
+    return found.mT if tall else found
