@@ -75,13 +75,13 @@ class UNet2DAdapter(UNet):
     ) -> None:
         ModelMixin.__init__(self)  # that of `UNet` would build its blocks
         check_keys(stock, STOCK_KEYS)
+        check_object_channels(instances, object_diameter)
+        if instances and num_classes is None:
+            raise ValueError("instances is True, but needs a segmentation head; set num_classes too.")
         model = UNet2DModel(**stock)
         config = {key: model.config[key] for key in STOCK_KEYS}
         check_stock(config)
         check_segmentation_timestep(segmentation_timestep)
-        check_object_channels(instances, object_diameter)
-        if instances and num_classes is None:
-            raise ValueError("instances is True, but needs a segmentation head; set num_classes too.")
         require_choice("prediction_type", prediction_type, CHOICES["prediction_type"])
         self.register_to_config(
             **config,

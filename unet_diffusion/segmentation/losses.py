@@ -74,9 +74,10 @@ def boundary_loss(logits: Tensor, boundary: Tensor, masks: Tensor) -> Tensor:
 
 
 def distance_loss(predicted: Tensor, distance: Tensor, masks: Tensor) -> Tensor:
-    """Mean squared error of the distance in objects, over background too (Naylor et al. 2019, section III-C), in float32.
+    """Mean squared error of the distance in objects, computed in float32.
 
-    The mean is that of `cross_entropy`.
+    It counts in the background too, as in the regression of distances by Naylor et al. 2019 (IEEE TMI 38:448). The mean
+    is that of `cross_entropy`.
 
     Args:
         predicted: (B, H, W).

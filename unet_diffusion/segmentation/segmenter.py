@@ -104,7 +104,7 @@ class Segmenter:
     def _maps(
         self, read_stored: Read, size: tuple[int, int], seeds: list[int], window_done: Callable[[], Any]
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yields what `regions` yields, and in two further channels boundary and distance where the network has them."""
+        """Yields what `regions` yields and, in two further channels, boundary and distance if the network has them."""
         channels = self.unet.config.in_channels
 
         def read(rows: slice, columns: slice) -> Tensor:

@@ -36,7 +36,8 @@ class SelfTrainingTask(SegmentationTask):
     in the masks (`aligned`), by their running mean over the steps before, which is the same for all micro-batches and
     processes of a step. Where it is sure, the prediction serves as the mask of the augmented image, whose colours
     vary more than usual (`COLOUR`); the other pixels teach nothing. The loss is the cross-entropy, a mean over all
-    pixels, sure or not. It concerns the classes alone: instances are learnt from the masks. Self-training starts after a tenth of the steps; until then the masks alone teach.
+    pixels, sure or not. Instances are learnt from the masks alone. Self-training starts after a tenth of the steps;
+    until then nothing but the masks teaches.
 
     Arguments that are not listed are those of `SegmentationTask`.
 
