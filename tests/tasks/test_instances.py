@@ -225,7 +225,16 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(run, options):
     assert "instance_head.weight" in a
 
 
+@pytest.mark.parametrize("learn", ["everything", "decoder", "head"])
+def test_the_part_for_objects_learns_with_every_part_of_the_network(options, learn):
+    options.segmentation = replace(options.segmentation, learn=learn)
+    task = make_task(options, loaded(options))
+    head, rate = task.parameter_groups()[-1]
+    assert rate == 1 and {id(each) for each in task.network.instance_head.parameters()} <= {id(each) for each in head}
+
+
 def test_the_saved_network_knows_its_objects(run, options):
+    assert "objects with a median diameter of" in (run / "README.md").read_text()
     unet = UNet.from_pretrained(run / "unet")
     assert (unet.config.num_classes, unet.config.instances) == (2, True)
     assert unet.config.object_diameter == loaded(options).object_diameter

@@ -214,6 +214,11 @@ class SegmentationTask(Task):
         if pipe.classifier is not None:
             kind = f"classifier with {parameters(pipe.classifier)} parameters beside a frozen {kind}"
         summary = f"A {kind} that gives every pixel one of {self.num_classes} classes, trained with {{version}}."
+        if self.config.instances:
+            summary += (
+                " It also learnt what tells objects apart, from objects with a median diameter of "
+                f"{self.object_diameter:.1f} pixels."
+            )
         if pipe.unet.noise_head is not None:
             summary += " It still has its noise head."
         if self.validation is None:
