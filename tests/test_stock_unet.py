@@ -313,3 +313,19 @@ def test_every_trainable_parameter_gets_a_gradient_and_the_noise_head_none(kind,
     trunk = {name.split(".")[0] for name, _ in network.named_parameters()} - {"noise_head"}
     expected = {"everything": trunk, "decoder": {"decoder", "norm_out", "segmentation_head"}}
     assert parts == expected.get(learn, {"segmentation_head"})
+
+
+@torch.no_grad()
+def test_a_stock_network_takes_the_channels_of_objects_and_keeps_its_classes(tmp_path):
+    network = adapter().eval()
+    sample = torch.randn(2, 1, 5, 14)
+    classes = network(sample, head="segmentation").logits
+    logits = network.to_segmentation(instances=True)(sample).logits
+    assert logits.shape == (2, 5, 5, 14) and torch.equal(logits[:, :3], classes)
+    network.register_to_config(object_diameter=9.0)
+    network.save_pretrained(tmp_path)
+    loaded = UNet2DAdapter.from_pretrained(tmp_path)
+    assert torch.equal(loaded(sample, head="segmentation").logits, logits) and loaded.config.object_diameter == 9
+    assert torch.equal(network.to_segmentation(instances=False)(sample).logits, classes)
+    with pytest.raises(ValueError, match="instances is True, but needs a segmentation head"):
+        UNet2DAdapter(instances=True)

@@ -222,6 +222,32 @@ def test_another_number_of_classes_needs_replace():
         small().to_segmentation()
 
 
+def test_instances_add_two_channels_and_leave_the_classes_bit_for_bit(tmp_path):
+    unet = randomised(small(num_classes=3))
+    x = torch.randn(2, 1, 9, 7)
+    classes, weights = unet(x, head="segmentation").logits, unet.state_dict()
+    unet.to_segmentation(instances=True)
+    assert unet.state_dict().keys() - weights == {"instance_head.weight", "instance_head.bias"}
+    logits = unet(x).logits
+    assert logits.shape == (2, 5, 9, 7) and torch.equal(logits[:, :3], classes)
+    assert torch.equal(unet.to_segmentation()(x).logits, logits)  # calls that do not mention them keep them
+    unet.register_to_config(object_diameter=12.5)
+    unet.save_pretrained(tmp_path)
+    loaded = UNet.from_pretrained(tmp_path)
+    assert (loaded.config.num_classes, loaded.config.instances, loaded.config.object_diameter) == (3, True, 12.5)
+    assert torch.equal(loaded(x, head="segmentation").logits, logits)
+    unet.to_segmentation(3, instances=False)
+    assert unet.state_dict().keys() == weights.keys() and torch.equal(unet(x).logits, classes)
+    assert (unet.config.instances, unet.config.object_diameter) == (False, None)
+
+
+def test_a_first_head_can_have_instances_and_a_replaced_one_keeps_them():
+    unet = small().to_segmentation(2, instances=True)
+    assert unet(torch.zeros(1, 1, 8, 8)).logits.shape[1] == 4
+    assert unet.to_segmentation(3, replace=True)(torch.zeros(1, 1, 8, 8)).logits.shape[1] == 5
+    assert unet(torch.zeros(1, 1, 8, 8), 5, head="both").logits.shape[1] == 5
+
+
 def test_new_head_takes_the_trunks_dtype():
     unet = small().to(torch.bfloat16).to_segmentation(2)
     assert unet(torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
@@ -304,6 +330,9 @@ def test_tuple_output_holds_what_the_dataclass_holds():
         ({"time_embedding": None, "num_class_embeds": 2}, "num_class_embeds"),
         ({"time_embedding": None, "segmentation_timestep": 5}, "segmentation_timestep"),
         ({"segmentation_timestep": -1}, "segmentation_timestep"),
+        ({"instances": True}, "instances is True, but needs a segmentation head; set num_classes too"),
+        ({"instances": 1, "num_classes": 2}, "instances is 1, but must be True or False"),
+        ({"object_diameter": 0}, "object_diameter"),
     ],
 )
 def test_wrong_config_values_are_refused_with_value_and_rule(wrong, message):

@@ -175,6 +175,7 @@ EXAMPLES: list[tuple[str, type, dict[str, Any], dict[str, Any]]] = [
     ("balance_classes", TrainSegmentation, {**MASKED, "balance_classes": True, "loss": "both"}, {"loss": "dice"}),
     ("border_weights", TrainSegmentation, {**MASKED, "border_weights": True, "loss": "both"}, {"loss": "dice"}),
     ("trunk_rate", TrainSegmentation, {**MASKED, "trunk_rate": 0.5, "learn": "decoder"}, {"learn": "head"}),
+    ("instances", TrainSegmentation, {**MASKED, "instances": True}, {"learn": "pixel_classifier"}),
     ("timestep", TrainSegmentation, {**MASKED, "timestep": 0}, {"learn": "pixel_classifier"}),
     (
         "timestep",

@@ -16,12 +16,18 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unet_diffusion.checks import require_choice, takes_plain
-from unet_diffusion.network.config import CHOICES, check_input, check_keys, check_segmentation_timestep
+from unet_diffusion.network.config import (
+    CHOICES,
+    check_input,
+    check_keys,
+    check_object_channels,
+    check_segmentation_timestep,
+)
 from unet_diffusion.network.feature_maps import mirrored
 from unet_diffusion.unet import UNet, UNetOutput
 
 STOCK_KEYS = UNet2DModel._get_init_keys(UNet2DModel) - {"self"}
-OWN_KEYS = {"num_classes", "segmentation_timestep", "prediction_type"}
+OWN_KEYS = {"num_classes", "segmentation_timestep", "prediction_type", "instances", "object_diameter"}
 UNET_KEYS = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # they repeat the stock config
 TRUNK_BLOCKS = {  # blocks whose only path from image to prediction is the trunk
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
@@ -43,6 +49,8 @@ class UNet2DAdapter(UNet):
         num_classes: number of classes of the segmentation head, background included; None for no head.
         segmentation_timestep: the timestep (or noise level) that segmentation runs at.
         prediction_type: what the noise head was trained to predict, as for `UNet`; None if it is not known.
+        instances: whether the logits have the two channels that tell objects apart, as for `UNet`.
+        object_diameter: of the training, in pixels, as for `UNet`; None if it is not known.
         stock: config values of the `UNet2DModel`; the others have that class's defaults.
 
     Raises:
@@ -61,10 +69,15 @@ class UNet2DAdapter(UNet):
         num_classes: int | None = None,
         segmentation_timestep: float = 0,
         prediction_type: str | None = None,
+        instances: bool = False,
+        object_diameter: float | None = None,
         **stock: Any,
     ) -> None:
         ModelMixin.__init__(self)  # that of `UNet` would build its blocks
         check_keys(stock, STOCK_KEYS)
+        check_object_channels(instances, object_diameter)
+        if instances and num_classes is None:
+            raise ValueError("instances is True, but needs a segmentation head; set num_classes too.")
         model = UNet2DModel(**stock)
         config = {key: model.config[key] for key in STOCK_KEYS}
         check_stock(config)
@@ -76,6 +89,8 @@ class UNet2DAdapter(UNet):
             num_classes=None,
             segmentation_timestep=segmentation_timestep,
             prediction_type=prediction_type,
+            instances=False,
+            object_diameter=None,
         )
         self.stem = model.conv_in
         self.time_embed = StockEmbedding(model)
@@ -83,9 +98,10 @@ class UNet2DAdapter(UNet):
         self.bridge = NoBridge() if model.mid_block is None else model.mid_block
         self.decoder = nn.ModuleList(StockDecoderStage(block) for block in model.up_blocks)
         self.norm_out, self.activation_out = model.conv_norm_out, model.conv_act
-        self.noise_head, self.segmentation_head = model.conv_out, None
+        self.noise_head, self.segmentation_head, self.instance_head = model.conv_out, None, None
         if num_classes is not None:
-            self._start_head(num_classes)
+            self.to_segmentation(num_classes, instances=instances)
+            self.register_to_config(object_diameter=object_diameter)
         self.active_head = "noise"
         self.smallest_side = 1
 

@@ -29,10 +29,12 @@ from unet_diffusion.network.blocks import (
     Upsample,
 )
 from unet_diffusion.network.config import (
+    INSTANCE_CHANNELS,
     check_config,
     check_input,
     check_keys,
     check_num_classes,
+    check_object_channels,
     load_preset,
     output_side,
     smallest_side,
@@ -49,7 +51,8 @@ class UNetOutput(BaseOutput):
 
     Attributes:
         sample: the noise head's prediction, (B, out_channels, H, W).
-        logits: the segmentation head's scores before softmax, (B, num_classes, H, W).
+        logits: the segmentation head's scores before softmax, (B, num_classes, H, W); with `instances` in the config,
+            (B, num_classes + 2, H, W), and the last two channels are boundary and distance.
         features: one map per decoder stage, finest last; `UNet.feature_info` gives channels and stride.
     """
 
@@ -93,6 +96,11 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         prediction_type: what the noise head was trained to predict, as diffusers' schedulers call it: "epsilon",
             "v_prediction" or "sample"; None if it is not known. It changes nothing here, and training sets it.
             Pipelines refuse schedulers that take the prediction for something else.
+        instances: whether the logits have two more channels, which tell objects apart: the logit of the boundary
+            (object pixels that touch background or another object), and the distance to the nearest pixel outside the
+            object, divided by its largest value in the object; 0 outside objects.
+        object_diameter: median diameter of the objects of the training, in pixels: that of a circle of an object's
+            area; None if it is not known. It changes nothing here, and training with `instances` sets it.
 
     Raises:
         ValueError: a value that is not allowed above; the message gives the rule and the fix.
@@ -103,9 +111,10 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     _repeated_blocks = ["ResidualBlock", "PlainBlock"]
     _skip_layerwise_casting_patterns = ["norm"]
 
-    time_embed: ConditionEmbedding | Any  # each of these three is None if the config leaves it out
+    time_embed: ConditionEmbedding | Any  # each of these four is None if the config leaves it out
     noise_head: nn.Conv2d | Any
     segmentation_head: nn.Conv2d | Any
+    instance_head: nn.Conv2d | Any  # beside the segmentation head, whose results do not depend on it
 
     @takes_plain
     @register_to_config
@@ -131,6 +140,8 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         num_classes: int | None = None,
         segmentation_timestep: float = 0,
         prediction_type: str | None = None,
+        instances: bool = False,
+        object_diameter: float | None = None,
     ) -> None:
         ModelMixin.__init__(self)  # that of UNet2DModel would build its layers
         check_config(self.config)
@@ -168,6 +179,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         self.activation_out = style.make_activation() if residual else nn.Identity()
         self.noise_head = None if out_channels is None else nn.Conv2d(width, out_channels, kernel_size=1)
         self.segmentation_head = None if num_classes is None else nn.Conv2d(width, num_classes, kernel_size=1)
+        self.instance_head = nn.Conv2d(width, INSTANCE_CHANNELS, kernel_size=1) if instances else None
         self.active_head = "segmentation" if out_channels is None else "noise"  # state of this object, never saved
         self.smallest_side = smallest_side(self.config)
         self._initialise()
@@ -215,12 +227,14 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         x = self.activation_out(self.norm_out(x))  # (B, C0, H, W)
         output = UNetOutput(
             sample=self.noise_head(x) if head in ("noise", "both") else None,
-            logits=self.segmentation_head(x) if head in ("segmentation", "both") else None,
+            logits=self._logits(x) if head in ("segmentation", "both") else None,
             features=tuple(features) if head == "features" else None,
         )
         return output if return_dict else output.to_tuple()
 
-    def to_segmentation(self, num_classes: int | None = None, replace: bool = False) -> "UNet":
+    def to_segmentation(
+        self, num_classes: int | None = None, replace: bool = False, *, instances: bool | None = None
+    ) -> "UNet":
         """Makes the segmentation head the active one, adding it where there is none; returns the network.
 
         Call it before the optimizer, the moving average and `Accelerator.prepare` see the parameters.
@@ -228,6 +242,8 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         Args:
             num_classes: classes of the head, background included; None keeps the present head.
             replace: whether a new head replaces one with another number of classes.
+            instances: whether there are the two further channels that tell objects apart; they are added or taken away,
+                and the classes are left as they are. None keeps what there is; at first there are none.
 
         Raises:
             ValueError: there is neither a head nor `num_classes`, or the head has another number of classes.
@@ -241,18 +257,28 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
                 f"num_classes is {wanted}, but the segmentation head has {present} classes; "
                 f"call to_segmentation({wanted}, replace=True) to start a new head."
             )
+        check_num_classes(wanted)
+        instances = self.config.instances if instances is None else plain(instances)
+        check_object_channels(instances)
         if wanted != present:
-            self._start_head(wanted)
+            self.segmentation_head = self._new_head(wanted)
+            self.register_to_config(num_classes=wanted)
+        if instances != self.config.instances:
+            self.instance_head = self._new_head(INSTANCE_CHANNELS) if instances else None
+            self.register_to_config(instances=instances, object_diameter=None)
         self.active_head = "segmentation"
         return self
 
-    def _start_head(self, num_classes: int) -> None:
-        """Adds an untrained segmentation head, with the dtype and the device of the trunk."""
-        check_num_classes(num_classes)
-        self.register_to_config(num_classes=num_classes)
-        head = nn.Conv2d(self.channels_out, num_classes, kernel_size=1)
+    def _new_head(self, channels: int) -> nn.Module:
+        """Makes an untrained head, with the dtype and the device of the trunk."""
         parameter = next(self.parameters())
-        self.segmentation_head = head.to(parameter.device, parameter.dtype).train(self.training)
+        head = nn.Conv2d(self.channels_out, channels, kernel_size=1)
+        return head.to(parameter.device, parameter.dtype).train(self.training)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """The map (B, C0, H, W) that the heads read to scores of the classes and, if there are any, of objects."""
+        classes = self.segmentation_head(x)
+        return classes if self.instance_head is None else torch.cat([classes, self.instance_head(x)], dim=1)
 
     def to_diffusion(self) -> "UNet":
         """Makes the noise head the active one again; returns the network.

@@ -195,6 +195,12 @@ TABLE = (
         "learn={learn!r} freezes the trunk",
     ),
     Unused(
+        ("instances",),
+        lambda learn: learn == "pixel_classifier",
+        "a pixel classifier gives classes alone",
+        "set learn='everything', or leave instances out",
+    ),
+    Unused(
         ("timestep",),
         lambda learn: learn == "pixel_classifier",
         "a pixel classifier has timesteps of its own",

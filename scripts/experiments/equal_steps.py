@@ -82,7 +82,7 @@ class EqualSteps:
 class NoisePredictor(nn.Module):
     """A contender with the methods of our networks that the training loop calls."""
 
-    segmentation_head = None
+    segmentation_head = instance_head = None
 
     def __init__(self, contender: Contender) -> None:
         super().__init__()

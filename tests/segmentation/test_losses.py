@@ -6,10 +6,13 @@ import torch.nn.functional as F
 
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.segmentation.losses import (
+    BOUNDARY_WEIGHT,
+    boundary_loss,
     class_counts,
     class_weights_from_counts,
     cross_entropy,
     dice_loss,
+    distance_loss,
     segmentation_loss,
 )
 
@@ -180,3 +183,37 @@ def test_class_weights_of_nothing_are_one():
 def test_class_counts_refuse_an_index_without_a_class():
     with pytest.raises(ValueError, match="0..7.*2 classes"):
         class_counts(torch.tensor([[0, 7]]), 2)
+
+
+# --- objects ---
+
+
+def test_losses_of_objects_by_hand():
+    """Two pixels of the first image count, and one of the second, of which the other is ignored."""
+    masks = torch.tensor([[[0, 1]], [[1, IGNORE_INDEX]]])
+    boundary = torch.tensor([[[False, True]], [[True, True]]])
+    even = torch.zeros(2, 1, 2)  # probability 1/2 everywhere
+    expected = math.log(2) * ((1 + BOUNDARY_WEIGHT) / 2 + BOUNDARY_WEIGHT) / 2
+    assert boundary_loss(even, boundary, masks).item() == pytest.approx(expected, rel=1e-6)
+    distance = torch.tensor([[[0.0, 0.5]], [[1.0, 0.0]]])
+    predicted = torch.tensor([[[0.2, 0.5]], [[0.4, 9.0]]])
+    assert distance_loss(predicted, distance, masks).item() == pytest.approx((0.2**2 / 2 + 0.6**2) / 2, rel=1e-6)
+
+
+def test_ignored_pixels_have_no_gradient_in_the_losses_of_objects():
+    logits, masks = random_batch()
+    masks[0, 2:], masks[1] = IGNORE_INDEX, IGNORE_INDEX
+    for loss, target in ((boundary_loss, masks == 1), (distance_loss, masks / 3)):
+        values = logits[:, 0].clone().requires_grad_(True)
+        loss(values, target, masks).backward()
+        assert (values.grad[0, :2] != 0).all() and not values.grad[masks == IGNORE_INDEX].any()
+
+
+def test_targets_of_objects_are_cut_to_the_logits_of_an_unpadded_network():
+    logits, masks = random_batch(size=(6, 7))
+    inner = (slice(None), slice(1, -1), slice(1, -1))
+    for loss, target in ((boundary_loss, masks == 1), (distance_loss, masks / 3)):
+        small = logits[:, 0][inner]
+        torch.testing.assert_close(loss(small, target, masks), loss(small, target[inner], masks[inner]))
+        with pytest.raises(ValueError, match="must not be smaller"):
+            loss(logits[:, 0], target[inner], masks[inner])

@@ -84,7 +84,7 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
     task.state = {"probabilities": 0.5 * torch.tensor([0.3, 0.7]), "weight": torch.tensor(0.5)}
     losses = task.loss(task.network, batch, generators())
 
-    images, masks, _ = augment(batch["image"] / 127.5 - 1, batch["mask"], options.augmentation, random)
+    images, masks, *_ = augment(batch["image"] / 127.5 - 1, batch["mask"], options.augmentation, random)
     logits = task.network(images).logits
     valid = masks != IGNORE_INDEX
     each = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none").sum((1, 2))
@@ -99,7 +99,7 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
     own = (odds > 1).long()
     own[(odds < 0.87 / 0.13) & (odds > 0.13 / 0.87)] = IGNORE_INDEX
     assert 0.1 < (own != IGNORE_INDEX).float().mean() < 0.9
-    varied, own_masks, _ = augment(unlabelled, own, replace(options.augmentation, colour=0.5), random)
+    varied, own_masks, *_ = augment(unlabelled, own, replace(options.augmentation, colour=0.5), random)
     rows = task.network(varied).logits.log_softmax(dim=1)
     picked = rows.gather(1, own_masks.clamp(max=1)[:, None])[:, 0]
     unsupervised = -(picked * (own_masks != IGNORE_INDEX)).sum() / own_masks.numel()

@@ -51,7 +51,8 @@ def train_segmentation(options: TrainSegmentation) -> Path:
     accelerator = make_accelerator(options.training, options.output)
     options = replace(options, joint=settled_joint(options))
     summary = present(options.data, options.joint.unlabelled, quiet=not accelerator.is_main_process)
-    data = load_masked(options.data, options.training.seed, DataRecord.before(options.output))
+    before = DataRecord.before(options.output)
+    data = load_masked(options.data, options.training.seed, before, options.segmentation.instances)
     check_used(options, image_channels=data.train.channels)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     task = make_task(options, data)
@@ -83,7 +84,7 @@ def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
     if options.segmentation.learn == "pixel_classifier":
         unet = load_unet(options.model, {"in_channels": data.train.channels})
         return FrozenFeaturesTask(unet, data, options.segmentation, options.frozen_features, *rest)
-    network = make_unet(options.model, data, generates=joint.denoising_weight > 0)
+    network = make_unet(options.model, data, joint.denoising_weight > 0, options.segmentation.instances)
     if not joint.needs_images:
         return SegmentationTask(network, data, options.segmentation, *rest)
     diffusion, label_names = DiffusionConfig(), None
@@ -126,18 +127,25 @@ def saved_conditions(
     return saved_objective(run, network, scheduler), None if names is None else tuple(names)
 
 
-def make_unet(model: str, data: MaskedSets, generates: bool = False) -> UNet:
-    """Returns the network of a run, with a segmentation head for the classes of the data.
+def make_unet(model: str, data: MaskedSets, generates: bool = False, instances: bool = False) -> UNet:
+    """Returns the network of a run, with a segmentation head for the classes of the data and, if asked for, instances.
 
-    If it also generates, an untrained network gets a noise head too, and generates images of the size of the data.
+    If it also generates, an untrained network gets a noise head too, and generates images of the size of the data. A
+    warning says if the channels for instances of a trained network are left out.
     """
     channels, height, width = data.train.channels, data.train.height, data.train.width
     wanted: dict[str, Any] = {"in_channels": channels}
     if generates:
         wanted["sample_size"] = height if height == width else (height, width)
     if Path(model).is_dir():
-        return load_unet(model, wanted).to_segmentation(data.num_classes)
-    heads = {"out_channels": channels if generates else None, "num_classes": data.num_classes}
+        unet = load_unet(model, wanted)
+        if unet.config.instances and not instances:
+            logger.warning(
+                "the network of %s also learnt instances, and this run leaves that part out; set instances to keep it",
+                model,
+            )
+        return unet.to_segmentation(data.num_classes, instances=instances)
+    heads = {"out_channels": channels if generates else None, "num_classes": data.num_classes, "instances": instances}
     return load_unet(model, wanted | heads)
 
 

@@ -11,6 +11,7 @@ from unet_diffusion.checks import is_count, is_number, require, require_choice
 Precision = Literal["auto", "no", "bf16", "fp16"]
 CONVOLUTIONS_PER_BLOCK = 2
 HEADS = ("noise", "segmentation", "both", "features")
+INSTANCE_CHANNELS = 2  # of the logits, after those of the classes: boundary and distance
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "block": ("residual", "plain"),
@@ -28,6 +29,13 @@ def check_num_classes(num_classes: Any) -> None:
     """Raises a ValueError unless `num_classes` is None or suits a segmentation head."""
     valid = num_classes is None or is_count(num_classes, 2)
     require(valid, "num_classes", num_classes, "must be at least 2, background included, or None")
+
+
+def check_object_channels(instances: Any, object_diameter: Any = None) -> None:
+    """Raises a ValueError unless a segmentation head can have these two config values."""
+    require(isinstance(instances, bool), "instances", instances, "must be True or False")
+    valid = object_diameter is None or (is_number(object_diameter) and object_diameter > 0)
+    require(valid, "object_diameter", object_diameter, "must be a number of pixels above 0, or None")
 
 
 def check_segmentation_timestep(timestep: Any) -> None:
@@ -78,6 +86,8 @@ def check_config(config: Mapping[str, Any]) -> None:
 
     classes = config["num_classes"]
     check_num_classes(classes)
+    check_object_channels(config["instances"], config["object_diameter"])
+    check(classes is not None or not config["instances"], "instances", "needs a segmentation head; set num_classes too")
     if config["out_channels"] is None:
         check(classes is not None, "num_classes", "a network without a noise head (out_channels=None) needs it")
     if config["time_embedding"] is None:

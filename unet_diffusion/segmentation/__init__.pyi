@@ -1,9 +1,13 @@
+from .instance_maps import inner_boundary as inner_boundary
+from .instance_maps import normalised_distance as normalised_distance
 from .instances import border_weight_map as border_weight_map
 from .instances import connected_components as connected_components
 from .instances import separate_instances as separate_instances
+from .losses import boundary_loss as boundary_loss
 from .losses import class_weights_from_counts as class_weights_from_counts
 from .losses import cross_entropy as cross_entropy
 from .losses import dice_loss as dice_loss
+from .losses import distance_loss as distance_loss
 from .losses import segmentation_loss as segmentation_loss
 from .metrics import SegmentationMetrics as SegmentationMetrics
 from .metrics import adapted_rand_error as adapted_rand_error

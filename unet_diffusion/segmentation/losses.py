@@ -15,6 +15,7 @@ from unet_diffusion.network.feature_maps import fit
 
 LOSSES = ("cross_entropy", "dice", "both")
 MAX_RATIO = 50.0  # of two class weights
+BOUNDARY_WEIGHT = 10.0  # of a boundary pixel, as in the code of Caicedo et al. 2019, which weighs 1 : 1 : 10
 
 
 def cross_entropy(
@@ -46,6 +47,56 @@ def cross_entropy(
     )  # (B, H, W), 0 where ignored
     if pixel_weights is not None:
         losses = losses * cut_to(pixel_weights, logits)[:, 0]
+    return mean_over_pixels(losses, masks)
+
+
+def boundary_loss(logits: Tensor, boundary: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross-entropy of the boundary of objects, computed in float32.
+
+    A boundary pixel counts `BOUNDARY_WEIGHT` times, as in Caicedo et al. 2019 (Cytometry A 95:952), since few pixels
+    are boundary; a missed one may join two objects. The mean is that of `cross_entropy`.
+
+    Args:
+        logits: (B, H, W).
+        boundary: bool (B, h, w) with h >= H and w >= W, as `inner_boundary` finds it.
+        masks: int64 (B, h, w); only where they are `IGNORE_INDEX` matters.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: the targets are smaller than the logits.
+    """
+    target, weight = cut_to(boundary, logits).float(), torch.tensor(BOUNDARY_WEIGHT, device=logits.device)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), target, pos_weight=weight, reduction="none")
+    masks = cut_to(masks, logits)
+    return mean_over_pixels(losses.where(masks != IGNORE_INDEX, 0.0), masks)
+
+
+def distance_loss(predicted: Tensor, distance: Tensor, masks: Tensor) -> Tensor:
+    """Mean squared error of the distance in objects, computed in float32.
+
+    It counts in the background too, as in the regression of distances by Naylor et al. 2019 (IEEE TMI 38:448). The mean
+    is that of `cross_entropy`.
+
+    Args:
+        predicted: (B, H, W).
+        distance: (B, h, w) with h >= H and w >= W, as `normalised_distance` computes it.
+        masks: int64 (B, h, w); only where they are `IGNORE_INDEX` matters.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: the targets are smaller than the predictions.
+    """
+    losses = (predicted.float() - cut_to(distance, predicted)).square()
+    masks = cut_to(masks, predicted)
+    return mean_over_pixels(losses.where(masks != IGNORE_INDEX, 0.0), masks)
+
+
+def mean_over_pixels(losses: Tensor, masks: Tensor) -> Tensor:
+    """Means of losses (B, H, W) over the pixels of each image that its mask does not ignore; then their mean."""
     return (losses.sum(dim=(1, 2)) / (masks != IGNORE_INDEX).sum(dim=(1, 2)).clamp(min=1)).mean()
 
 

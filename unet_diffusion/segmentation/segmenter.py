@@ -66,6 +66,45 @@ class Segmenter:
         Yields:
             Rows, columns and float32 probabilities (B, K, rows, columns).
         """
+        for rows, columns, maps in self._maps(read_stored, size, seeds, window_done):
+            yield rows, columns, maps[:, : self.num_classes]
+
+    def regions_with_objects(
+        self, read_stored: Read, size: tuple[int, int], seeds: list[int], window_done: Callable[[], Any]
+    ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+        """Segments images as `regions` does, with a network that learnt instances.
+
+        Boundary and distance are averaged over windows, turns and levels as the probabilities are.
+
+        Yields:
+            Rows, columns and, in float32, the probabilities (B, K, rows, columns) of the classes, the probability
+            (B, rows, columns) of the boundary of an object, and the distance (B, rows, columns) to the nearest pixel
+            outside the object, as a share of its largest value in the object: about 0 to 1, but not limited to it.
+
+        Raises:
+            ValueError: the masks come from a network, or a classifier, without instances.
+        """
+        if not self.has_objects:
+            raise ValueError(
+                "objects were asked for, but this network gives classes alone; train it with instances=True."
+            )
+        for rows, columns, maps in self._maps(read_stored, size, seeds, window_done):
+            yield rows, columns, maps[:, : self.num_classes], maps[:, -2], maps[:, -1]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background included."""
+        return (self.unet if self.classifier is None else self.classifier).config.num_classes
+
+    @property
+    def has_objects(self) -> bool:
+        """Returns whether `regions_with_objects` can be used."""
+        return self.classifier is None and bool(self.unet.config.get("instances"))
+
+    def _maps(
+        self, read_stored: Read, size: tuple[int, int], seeds: list[int], window_done: Callable[[], Any]
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yields what `regions` yields and, in two further channels, boundary and distance if the network has them."""
         channels = self.unet.config.in_channels
 
         def read(rows: slice, columns: slice) -> Tensor:
@@ -79,19 +118,26 @@ class Segmenter:
 
         def predict(window: Tensor) -> Tensor:
             clean, *noises = window.split(channels, dim=1)
-            probabilities = self._averaged(clean, noises)
+            maps = self._averaged(clean, noises)
             window_done()
-            return probabilities
+            return maps
 
         yield from tiled(predict, read, size, self.tiling)
 
     def _averaged(self, clean: Tensor, noises: list[Tensor]) -> Tensor:
-        """The mean probabilities (B, K, h, w) of a window (B, C, h, w) in [-1, 1], given the noise of its versions."""
+        """The mean maps (B, K or K + 2, h, w) of a window (B, C, h, w) in [-1, 1], given the noise of its versions."""
         total, count = torch.zeros((), device=clean.device), 0
         for turn in self.turns:
             for logits in self._logits(turned(clean, turn), [turned(noise, turn) for noise in noises]):
-                total, count = total + turned_back(logits.float().softmax(dim=1), turn), count + 1
+                total, count = total + turned_back(self._activated(logits.float()), turn), count + 1
         return total / count
+
+    def _activated(self, logits: Tensor) -> Tensor:
+        """Scores (B, K, h, w) to probabilities and, where there are two more channels, boundary and distance."""
+        if not self.has_objects:
+            return logits.softmax(dim=1)
+        classes, boundary, distance = logits.split((self.num_classes, 1, 1), dim=1)
+        return torch.cat([classes.softmax(dim=1), boundary.sigmoid(), distance], dim=1)
 
     def _logits(self, clean: Tensor, noises: list[Tensor]) -> Iterator[Tensor]:
         """The scores of the classifier, or of the segmentation head for each noisy version."""

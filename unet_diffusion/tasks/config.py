@@ -123,6 +123,9 @@ class SegmentationConfig:
     """Pixel-wise softmax cross-entropy (2015), soft Dice, or "both" added up."""
     balance_classes: bool = False
     """Weigh classes by the inverse of their share of the training pixels, in the cross-entropy."""
+    instances: bool = False
+    """Learn objects too: their boundaries, and how deep in its object each pixel lies, from instance maps or, without
+    these, from the connected components of each class. Objects that touch then stay whole in the masks."""
     learn: LearningPart = "everything"
     """The part that learns: "everything", the "decoder" with the segmentation head, or the "head" alone; the rest is
     frozen. Or a "pixel_classifier" on features of the frozen network of a DDPM run, for a handful of masks."""

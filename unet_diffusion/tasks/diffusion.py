@@ -96,8 +96,9 @@ class DiffusionTask(Task):
         scheduler: DDPMScheduler | None = None,
     ) -> None:
         self.network = unet.to_diffusion()
-        if unet.segmentation_head is not None:
-            unet.segmentation_head.requires_grad_(False)
+        for head in (unet.segmentation_head, unet.instance_head):
+            if head is not None:
+                head.requires_grad_(False)
         self.data, self.train, self.config, self.num_workers = data, data.train, config, num_workers
         self.pixel_range, self.class_names = data.train.pixel_range, data.train.class_names
         self.scheduler = config.make_scheduler() if scheduler is None else scheduler

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.tasks.diffusion import USE as GENERATE
 from unet_diffusion.tasks.diffusion import DiffusionTask
-from unet_diffusion.tasks.segmentation import LEARN, NOT_HELD_OUT, SegmentationTask, freeze
+from unet_diffusion.tasks.segmentation import LEARN, NOT_HELD_OUT, PARTS, SegmentationTask, freeze
 from unet_diffusion.tasks.segmentation import USE as SEGMENT
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, other_order
@@ -45,7 +45,7 @@ class JointTask(Task):
     """
 
     curves = {
-        "losses": ("segmentation_loss", "self_training_loss", "denoising_loss", "validation_loss"),
+        "losses": ("segmentation_loss", *PARTS, "self_training_loss", "denoising_loss", "validation_loss"),
         "mean IoU": ("mean_iou",),
         "learning rate": ("learning_rate",),
     }
@@ -87,7 +87,8 @@ class JointTask(Task):
         unlabelled = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
         noise = self.diffusion.loss(network, unlabelled, generators)  # draws first, since `describe` draws again
         masks = self.segmentation.loss(network, batch, generators)
-        parts = masks if isinstance(masks, dict) else {"loss": masks, "segmentation_loss": masks}
+        masks = masks if isinstance(masks, dict) else {"loss": masks}
+        parts = {"segmentation_loss": masks["loss"], **masks}
         return {**parts, "loss": parts["loss"] + self.denoising_weight * noise, "denoising_loss": noise}
 
     @property

@@ -17,7 +17,13 @@ from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.palette import overlay
 from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
-from unet_diffusion.segmentation.losses import class_weights_from_counts, segmentation_loss
+from unet_diffusion.segmentation.instance_maps import inner_boundary
+from unet_diffusion.segmentation.losses import (
+    boundary_loss,
+    class_weights_from_counts,
+    distance_loss,
+    segmentation_loss,
+)
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
 from unet_diffusion.tasks.config import SegmentationConfig
 from unet_diffusion.training.accelerator import sum_over_processes
@@ -27,12 +33,13 @@ from unet_diffusion.unet import UNet
 from unet_diffusion.unused_options import check_used
 
 PREVIEW_COLUMNS = 3  # image, mask, prediction
-HEAD = ("segmentation_head.",)
+HEAD = ("segmentation_head.", "instance_head.")
 LEARN = {  # prefixes of the names of the parameters that learn, by `learn`
     "everything": ("",),
     "decoder": ("decoder.", "norm_out.", *HEAD),
     "head": HEAD,
 }
+PARTS = ("class_loss", "boundary_loss", "distance_loss")  # of the loss if the network learns instances
 MASKS = "Images, their masks and the predictions"
 NOT_HELD_OUT = "nothing was held out"
 USE = """
@@ -52,19 +59,21 @@ class SegmentationTask(Task):
     """Pixel-wise classification with masks, for `unet_diffusion.training.trainer.Trainer`.
 
     Args:
-        network: a network with a segmentation head, which becomes the active one; a noise head is frozen.
-        data: images with masks.
+        network: a network with a segmentation head, which becomes the active one, and gets the part that learns
+            instances if it has to; a noise head is frozen.
+        data: images with masks; with the maps of objects (`load_masked` with `instances`) if the network learns them.
         config: the loss and what learns.
         augmentation: how training images are varied; None: not at all.
         scheduler: of a DDPM run that the network comes from; saved with the pipeline, which can then still generate.
         num_workers: processes that load images ahead.
 
     Raises:
-        ValueError: a timestep for a network without a timestep embedding, or patience without held-out images. Without
-            them nothing is scored: the last weights are exported, and previews show training images.
+        ValueError: a timestep for a network without a timestep embedding, `instances` without the maps of objects, a
+            network with instances that are not learnt, or patience without held-out images. Without them nothing is
+            scored: the last weights are exported, and previews show training images.
     """
 
-    curves = {"loss": ("loss",), "mean IoU": ("mean_iou",), "learning rate": ("learning_rate",)}
+    curves = {"loss": ("loss", *PARTS), "mean IoU": ("mean_iou",), "learning rate": ("learning_rate",)}
     train: MaskedDataset
 
     def __init__(
@@ -84,14 +93,28 @@ class SegmentationTask(Task):
         self.scheduler, self.num_workers = scheduler, num_workers
         self.class_weights = class_weights_from_counts(data.train.class_counts()) if config.balance_classes else None
         self.network = network
+        if config.instances and data.object_diameter is None:
+            raise ValueError(
+                "instances is True, but the data come without the maps of objects; load them by "
+                "load_masked(..., instances=True), or leave instances out."
+            )
+        self.object_diameter = data.object_diameter if config.instances else None
         self.frozen = self._prepare()
 
     def _prepare(self) -> list[nn.Module]:
         """Makes the network ready to learn; returns the modules in which nothing learns."""
-        network, timestep = self.network.to_segmentation(), self.config.timestep
+        network = self.network.to_segmentation(instances=self.config.instances or None)
+        if network.config.instances and not self.config.instances:
+            raise ValueError(
+                "instances is False, but the network has the part that learns them; set instances, or take it away by "
+                "network.to_segmentation(instances=False)."
+            )
+        timestep = self.config.timestep
         if timestep is not None:
             check_used(self.config, takes_timesteps=network.time_embed is not None)
             network.register_to_config(segmentation_timestep=timestep)
+        if self.object_diameter is not None:
+            network.register_to_config(object_diameter=self.object_diameter)
         if network.config.get("padding") == "valid":  # so that its output covers images to their border, as in 2015
             self.train = self.train.mirrored(Tiling.of(network).margin)
         return freeze(network, LEARN[self.config.learn])
@@ -110,16 +133,26 @@ class SegmentationTask(Task):
     ) -> Tensor | dict[str, Tensor]:
         """Returns the segmentation loss of stored images `image` (B, C, H, W) and masks `mask` int64 (B, H, W).
 
-        They are augmented as each sample's generator says. Pixels may have `weights`, float32 (B, 1, H, W).
+        They are augmented as each sample's generator says. Pixels may have `weights`, float32 (B, 1, H, W). If the
+        network learns instances, there are `objects`, float32 (B, 2, H, W) (`object_maps`). Their boundaries are found
+        after the augmentation, and the loss is the sum of three, which are returned beside it.
         """
         self.hold_frozen()
-        images, masks, weights = self.pixel_range.to_model(batch["image"]), batch["mask"], batch.get("weights")
+        images, masks = self.pixel_range.to_model(batch["image"]), batch["mask"]
+        weights, objects = batch.get("weights"), batch.get("objects")
         if self.augmentation is not None:
-            images, masks, weights = augment(images, masks, self.augmentation, generators, weights)
+            images, masks, weights, objects = augment(images, masks, self.augmentation, generators, weights, objects)
         logits = self.logits(network, images, generators)
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(logits.device)
-        return segmentation_loss(logits, masks, self.config.loss, self.class_weights, weights)
+        classes = logits[:, : self.num_classes]
+        loss = segmentation_loss(classes, masks, self.config.loss, self.class_weights, weights)
+        if not self.config.instances:
+            return loss
+        assert objects is not None  # since the data have a diameter
+        boundary = boundary_loss(logits[:, -2], inner_boundary(objects[:, 0]), masks)
+        distance = distance_loss(logits[:, -1], objects[:, 1], masks)
+        return {"loss": loss + boundary + distance, **dict(zip(PARTS, (loss, boundary, distance)))}
 
     def hold_frozen(self) -> None:
         """Puts modules in which nothing learns in evaluation mode, else they would drop values and gather means."""
@@ -127,7 +160,10 @@ class SegmentationTask(Task):
             module.eval()
 
     def logits(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Returns class scores (B, K, H, W) of images (B, C, H, W) in [-1, 1]; generators as for `loss`."""
+        """Returns class scores (B, K, H, W) of images (B, C, H, W) in [-1, 1]; generators as for `loss`.
+
+        If the network learns instances, two more channels follow, of boundary and distance.
+        """
         return network(images, head="segmentation", return_dict=False)[0]
 
     def validate(self, network: ModelMixin, accelerator: Accelerator) -> dict[str, float]:
@@ -178,6 +214,11 @@ class SegmentationTask(Task):
         if pipe.classifier is not None:
             kind = f"classifier with {parameters(pipe.classifier)} parameters beside a frozen {kind}"
         summary = f"A {kind} that gives every pixel one of {self.num_classes} classes, trained with {{version}}."
+        if self.config.instances:
+            summary += (
+                " It also learnt what tells objects apart, from objects with a median diameter of "
+                f"{self.object_diameter:.1f} pixels."
+            )
         if pipe.unet.noise_head is not None:
             summary += " It still has its noise head."
         if self.validation is None:

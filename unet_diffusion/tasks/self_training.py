@@ -36,7 +36,8 @@ class SelfTrainingTask(SegmentationTask):
     in the masks (`aligned`), by their running mean over the steps before, which is the same for all micro-batches and
     processes of a step. Where it is sure, the prediction serves as the mask of the augmented image, whose colours
     vary more than usual (`COLOUR`); the other pixels teach nothing. The loss is the cross-entropy, a mean over all
-    pixels, sure or not. Self-training starts after a tenth of the steps; until then the masks alone teach.
+    pixels, sure or not. Instances are learnt from the masks alone. Self-training starts after a tenth of the steps;
+    until then nothing but the masks teaches.
 
     Arguments that are not listed are those of `SegmentationTask`.
 
@@ -94,12 +95,14 @@ class SelfTrainingTask(SegmentationTask):
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> Tensor | dict[str, Tensor]:
         """Returns the mask loss plus the weighted self-training loss, each of them, and the share of sure pixels."""
-        masks = super().loss(network, batch, generators)
-        assert isinstance(masks, Tensor)
+        losses = super().loss(network, batch, generators)
+        parts = losses if isinstance(losses, dict) else {"loss": losses}
+        masks = parts["loss"]
         own, sure = torch.zeros_like(masks), torch.zeros_like(masks)
         if IMAGE in batch:
             own, sure = self.own_loss(network, self.pixel_range.to_model(batch[IMAGE]), generators)
         return {
+            **parts,
             "loss": masks + self.weight * own,
             "segmentation_loss": masks,
             "self_training_loss": own,
@@ -109,7 +112,7 @@ class SelfTrainingTask(SegmentationTask):
     def own_loss(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Returns the loss of images (B, C, H, W) against the network's own masks, and the share of sure pixels."""
         with torch.no_grad():
-            probabilities = self.logits(network, images, generators).float().softmax(dim=1)
+            probabilities = self.class_logits(network, images, generators).softmax(dim=1)
             sums = torch.cat(
                 [probabilities.mean((2, 3)).sum(0), torch.full_like(probabilities[:1, 0, 0, 0], len(images))]
             )
@@ -118,10 +121,14 @@ class SelfTrainingTask(SegmentationTask):
             self.state = {name: value.to(images.device) for name, value in self.state.items()}
             confidence, classes = aligned(probabilities, self.shares, self.mean_probabilities()).max(dim=1)
         classes[confidence < self.confidence] = IGNORE_INDEX
-        varied, masks, _ = augment(images, classes, self.strong, generators)
-        logits = self.logits(network, varied, generators).float()
+        varied, masks, *_ = augment(images, classes, self.strong, generators)
+        logits = self.class_logits(network, varied, generators)
         losses = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none")  # (B, H, W)
         return losses.mean(), (classes != IGNORE_INDEX).float().mean()
+
+    def class_logits(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Returns the scores of the classes alone, float32 (B, K, H, W); arguments as for `logits`."""
+        return self.logits(network, images, generators)[:, : self.num_classes].float()
 
     def mean_probabilities(self) -> Tensor:
         """Returns the running mean of the predicted probabilities (K,); before the first step, the expected shares."""

@@ -26,6 +26,7 @@ FORMER = {
     "colour": 0.0,
     "masks_per_image": "one",
     "optimizer": "adamw",
+    "instances": False,
 }
 RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # former names of options
 PLACES = {"data", "masks", "validation_data", "validation_masks", "unlabelled"}  # of data, which a record compares

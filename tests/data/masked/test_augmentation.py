@@ -17,6 +17,7 @@ from unet_diffusion.data.masked.augmentation import (
 from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.segmentation.instance_maps import UNKNOWN
 
 OFF = AugmentationConfig(
     elastic=0, flip=False, rotate90=False, rotation=0, scale=(1, 1), brightness=0, contrast=0, gamma=0, noise=0
@@ -43,7 +44,8 @@ def grid_of(size, batch=2, displacement=(0.0, 0.0), angle=0.0, scale=1.0):
 
 def test_everything_off_is_the_identity_exactly():
     images, masks = random_batch((17, 29))
-    result = augment(images, masks, OFF, generators(), weights=images[:, :1])
+    result = augment(images, masks, OFF, generators(), weights=images[:, :1], objects=images[:, :2])
+    torch.testing.assert_close(result.objects, images[:, :2], rtol=0, atol=0)
     torch.testing.assert_close(result.images, images, rtol=0, atol=0)
     torch.testing.assert_close(result.masks, masks, rtol=0, atol=0)
     torch.testing.assert_close(result.weights, images[:, :1], rtol=0, atol=0)
@@ -186,15 +188,28 @@ def test_image_mask_and_weights_stay_aligned(size):
         assert (position - result.masks)[result.masks != IGNORE_INDEX].abs().max() < 1.5
 
 
+@pytest.mark.parametrize("size", [(64, 96), (80, 80)])
+def test_objects_move_with_the_mask_pixel_for_pixel_and_are_unknown_outside(size):
+    """The mask says which pixel of the image each pixel shows, and numbers of objects may be large."""
+    place = torch.arange(size[0] * size[1]).view(1, *size).expand(4, *size) + 1000  # none is IGNORE_INDEX
+    objects = torch.stack([place + 60000.0, 1 / place], dim=1)
+    images = torch.zeros(4, 1, *size)
+    _, masks, _, moved = augment(images, place, GEOMETRIC, generators(4), objects=objects)
+    outside = masks == IGNORE_INDEX
+    assert 0 < outside.float().mean() < 0.5
+    assert (moved[:, 0] == torch.where(outside, UNKNOWN, masks + 60000)).all()
+    torch.testing.assert_close(moved[:, 1], torch.where(outside, UNKNOWN, 1 / masks), rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     "size", [(24, 20), (129, 257)]
 )  # the second is large and odd enough for chunks with remainders
 def test_the_result_depends_on_the_generator_alone(size):
     images, masks = random_batch(size, batch=5)
     weights = images[:, :1] + 1
-    first = augment(images, masks, AugmentationConfig(), generators(5), weights)
-    again = augment(images, masks, AugmentationConfig(), generators(5), weights)
-    other = augment(images, masks, AugmentationConfig(), generators(5, epoch=1), weights)
+    first = augment(images, masks, AugmentationConfig(), generators(5), weights, weights)
+    again = augment(images, masks, AugmentationConfig(), generators(5), weights, weights)
+    other = augment(images, masks, AugmentationConfig(), generators(5, epoch=1), weights, weights)
     for a, b, c in zip(first, again, other):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
@@ -204,6 +219,7 @@ def test_the_result_depends_on_the_generator_alone(size):
             masks[index, None],
             AugmentationConfig(),
             [keyed_generator(0, "augmentation", 0, index)],
+            weights[index, None],
             weights[index, None],
         )
         for a, b in zip(first, alone):
@@ -352,3 +368,5 @@ def test_batches_that_do_not_belong_together_are_refused():
         augment(images, masks, OFF, generators(1))
     with pytest.raises(ValueError, match="weights have shape"):
         augment(images, masks, OFF, generators(), weights=torch.ones(2, 6, 8))
+    with pytest.raises(ValueError, match=r"objects have shape \(2, 2, 8, 6\), but must be maps"):
+        augment(images, masks, OFF, generators(), objects=torch.ones(2, 2, 8, 6))

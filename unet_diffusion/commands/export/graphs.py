@@ -108,6 +108,7 @@ def fields_of(function: HeadFunction, sizes: Sizes, form: str, run: Path) -> dic
     if function.head == "segmentation":
         fields |= {"output": "logits", "num_classes": config.num_classes, "padding": config.padding}
         fields |= {"class_names": saved["class_names"], "palette": saved["palette"]}
+        fields |= {"instances": config.instances or None, "object_diameter": config.object_diameter}
     else:
         scheduler = run / "scheduler" / "scheduler_config.json"
         fields |= {"output": "prediction", "scheduler": read_object(scheduler) if scheduler.is_file() else None}

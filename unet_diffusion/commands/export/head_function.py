@@ -70,7 +70,10 @@ class HeadFunction(nn.Module):
             self.names.append("class_labels")
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Inputs `names`, (B, C, H, W), float32 (B,) and int64 (B,), to logits (B, K, H, W) or noise (B, C, H, W)."""
+        """Inputs `names`, (B, C, H, W), float32 (B,) and int64 (B,), to logits (B, K, H, W) or noise (B, C, H, W).
+
+        Logits of a network with instances have two more channels, as in `UNetOutput`.
+        """
         output = self.unet(*inputs, head=self.head)
         return output.logits if self.head == "segmentation" else output.sample
 

@@ -15,16 +15,18 @@ from torch import Generator, Tensor
 from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.randomness import standard_normal
+from unet_diffusion.segmentation.instance_maps import UNKNOWN
 
 UNIFORM_DRAWS = 9  # two flips, quarter turns, angle, scale, brightness, contrast, gamma, noise level
 
 
 class Augmented(NamedTuple):
-    """Images, masks and weights from `augment`, with the shapes and types of its arguments."""
+    """Images, masks, weights and objects from `augment`, with the shapes and types of its arguments."""
 
     images: Tensor
     masks: Tensor
     weights: Tensor | None
+    objects: Tensor | None
 
 
 def augment(
@@ -33,11 +35,12 @@ def augment(
     config: AugmentationConfig,
     generators: list[Generator],
     weights: Tensor | None = None,
+    objects: Tensor | None = None,
 ) -> Augmented:
     """Varies each sample at random; the result depends on the sample and its generator, not on the rest of the batch.
 
-    Masks are never interpolated. Pixels from outside the image are mirrored in the image, `IGNORE_INDEX` in the mask
-    and 0 in the weights.
+    Masks and objects are never interpolated. Pixels from outside the image are mirrored in the image, `IGNORE_INDEX` in
+    the mask, 0 in the weights and `UNKNOWN` in the objects.
 
     Args:
         images: float32 (B, C, H, W) in [-1, 1]; so is the result.
@@ -45,11 +48,12 @@ def augment(
         config: which variations, and how far.
         generators: one CPU generator per sample, such as `keyed_generator(seed, "augmentation", epoch, index)`.
         weights: pixel weights (B, 1, H, W), such as border weights.
+        objects: further maps (B, M, H, W) that move with the mask, such as the numbers of objects.
 
     Raises:
         ValueError: the shapes or the number of generators do not fit.
     """
-    check_batch(images, masks, generators, weights)
+    check_batch(images, masks, generators, weights, objects)
     height, width = images.shape[-2:]
     vectors = (2, config.elastic_grid, config.elastic_grid)
     # float64, so that a cosine rounded to float32 does not depend on its place in the batch
@@ -62,7 +66,7 @@ def augment(
         quarter_turns = 2 * (quarter_turns // 2)
     moves = torch.cat([flips, quarter_turns[:, None]], dim=1)
     images, masks = orient(images, moves), orient(masks, moves)
-    weights = None if weights is None else orient(weights, moves)
+    weights, objects = (None if each is None else orient(each, moves) for each in (weights, objects))
 
     elastic = config.elastic_pixels(height, width)
     if elastic > 0 or config.rotation > 0 or tuple(config.scale) != (1, 1):
@@ -73,6 +77,7 @@ def augment(
         grid = sampling_grid(displacement, angle, scale)
         images, masks = warp_images(images, grid), warp_masks(masks, grid)
         weights = None if weights is None else warp_weights(weights, grid)
+        objects = None if objects is None else warp_objects(objects, grid)
 
     # A CPU takes one image at a time, which its cache holds; besides, the last bits of a mean or a power may depend on
     # the place in the batch there.
@@ -85,7 +90,7 @@ def augment(
     if config.invert > 0:
         inverted = torch.stack([torch.rand((), generator=g) for g in generators]) < config.invert
         images = torch.where(inverted.view(-1, 1, 1, 1).to(images.device, non_blocking=True), -images, images)
-    return Augmented(images, masks, weights)
+    return Augmented(images, masks, weights, objects)
 
 
 def orient(images: Tensor, moves: Tensor) -> Tensor:
@@ -153,6 +158,11 @@ def warp_masks(masks: Tensor, grid: Tensor) -> Tensor:
     return sampled.squeeze(1).to(masks.dtype) + IGNORE_INDEX
 
 
+def warp_objects(objects: Tensor, grid: Tensor) -> Tensor:
+    """Reads maps (B, M, H, W) at the grid: the nearest pixel's, and `UNKNOWN` outside."""
+    return F.grid_sample(objects - UNKNOWN, grid, mode="nearest", padding_mode="zeros", align_corners=False) + UNKNOWN
+
+
 def warp_weights(weights: Tensor, grid: Tensor) -> Tensor:
     """Reads pixel weights (B, 1, H, W) at the grid: bilinear, which cannot fall below 0, and 0 outside."""
     return F.grid_sample(weights, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -211,8 +221,10 @@ def toned(values: Tensor, mean: Tensor, factor: Tensor, shift: Tensor, exponent:
     return (mean + (values - mean) * factor + shift).clamp(0, 1) ** exponent
 
 
-def check_batch(images: Tensor, masks: Tensor, generators: list[Generator], weights: Tensor | None) -> None:
-    """Raises a ValueError unless images, masks, weights and generators fit each other."""
+def check_batch(
+    images: Tensor, masks: Tensor, generators: list[Generator], weights: Tensor | None, objects: Tensor | None
+) -> None:
+    """Raises a ValueError unless images, masks, weights, objects and generators fit each other."""
     batch, _, height, width = images.shape
     if masks.shape != (batch, height, width):
         raise ValueError(
@@ -222,6 +234,11 @@ def check_batch(images: Tensor, masks: Tensor, generators: list[Generator], weig
     if weights is not None and weights.shape != (batch, 1, height, width):
         raise ValueError(
             f"weights have shape {tuple(weights.shape)}, but must have {(batch, 1, height, width)}, one channel each."
+        )
+    if objects is not None and (len(objects), *objects.shape[2:]) != (batch, height, width):
+        raise ValueError(
+            f"objects have shape {tuple(objects.shape)}, but must be maps (B, M, H, W) of the size of the masks, "
+            f"{(batch, height, width)}."
         )
     if len(generators) != batch:
         raise ValueError(f"there are {len(generators)} generators for {batch} images; give one per image.")

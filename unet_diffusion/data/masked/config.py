@@ -32,7 +32,8 @@ class MaskedOptions(SourceOptions):
     mask_column: str | None = None
     """Column of the masks; by default `mask`, or else the only other one of type Image."""
     instances_column: str | None = None
-    """Column of instance maps, 0 for the background. In training, background separates instances that touch."""
+    """Column of instance maps, 0 for the background. In training, background separates instances that touch, unless
+    `instances` is set."""
     masks: Data | None = None
     """Folder of masks, named like their images except for the ending; `data` is then a folder of images."""
     mask_suffix: str | None = None

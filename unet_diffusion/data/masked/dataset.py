@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,15 @@ from unet_diffusion.data.masked.cache import MaskedCache
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.segmentation.instance_maps import (
+    UNKNOWN,
+    normalised_distance,
+    object_diameters,
+    objects_of_mask,
+)
 from unet_diffusion.segmentation.instances import border_weight_map
 
-ROWS_AT_ONCE = 64  # whose border weights are computed in parallel; bounds the memory
+ROWS_AT_ONCE = 64  # whose weights or objects are computed in parallel; bounds the memory
 
 
 class MaskedDataset(Dataset):
@@ -36,6 +43,7 @@ class MaskedDataset(Dataset):
         crop_size: side of the square that `dataset[epoch, index]` cuts out at a random place; None: whole images.
         separate: set pixels where two instances touch to class 0 (`separate_instances`).
         weights: border weights of all images of the cache, or None.
+        objects: the maps of `object_maps` of all images of the cache, or None.
         seed: of the run.
 
     Attributes:
@@ -54,6 +62,7 @@ class MaskedDataset(Dataset):
         crop_size: int | None = None,
         separate: bool = False,
         weights: PixelFile | None = None,
+        objects: PixelFile | None = None,
         seed: int = 0,
     ) -> None:
         self.cache = cache
@@ -65,6 +74,7 @@ class MaskedDataset(Dataset):
         self.crop_size = crop_size
         self.separate = separate
         self.weights = weights
+        self.objects = objects
         self.seed = seed
         self.margin = 0
         self.channels = cache.images.channels
@@ -108,11 +118,11 @@ class MaskedDataset(Dataset):
         """Returns image `index` with its mask: whole without a generator, else a crop at a random place.
 
         An image smaller than the crop is mirrored beyond its border to the size of the crop. There the mask is
-        `IGNORE_INDEX` and the weights are 0.
+        `IGNORE_INDEX`, the weights are 0 and the objects `UNKNOWN`.
 
         Returns:
             `{"image": (C, H, W) of the stored dtype, "mask": int64 (H, W)}`, and `"weights"`, float32 (1, H, W), where
-            there are border weights.
+            there are border weights, and `"objects"`, float32 (2, H, W), where there are maps of objects.
         """
         row = self.rows[index]
         height, width = map(int, self.cache.sizes[row])
@@ -130,6 +140,9 @@ class MaskedDataset(Dataset):
         }
         if self.weights is not None:
             item["weights"] = torch.from_numpy(np.pad(self.weights[row][window], padding))[None]
+        if self.objects is not None:
+            maps = self.objects[row][(slice(None), *window)]
+            item["objects"] = torch.from_numpy(np.pad(maps, ((0, 0), *padding), constant_values=UNKNOWN))
         return item
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
@@ -142,25 +155,73 @@ class MaskedDataset(Dataset):
         return self.fetch(key)
 
 
-def border_weights(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None) -> PixelFile:
+def border_weights(
+    cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None, separate: bool = True
+) -> PixelFile:
     """Returns the border weights (`border_weight_map`) of all images of a cache, which are computed once.
 
     They separate the instances; without instance maps, the connected components of all pixels that are neither class 0
-    nor ignored. `table` gives the class of each code of the cache.
+    nor ignored. `table` gives the class of each code of the cache. With `separate`, the pixels where two instances
+    touch are background, as `MaskedDataset` says.
     """
 
     def weights(index: int) -> np.ndarray:
         if cache.has_instances:
-            return border_weight_map(np.where(cache.touching[index] > 0, 0, cache.instances[index]))
+            instances = cache.instances[index]
+            return border_weight_map(np.where(cache.touching[index] > 0, 0, instances) if separate else instances)
         classes = table[cache.codes[index]]
         return border_weight_map((classes != 0) & (classes != IGNORE_INDEX))
 
+    key: list[Any] = ["border weights", cache.fingerprint, None if cache.has_instances else table.tolist()]
+    key += [] if separate or not cache.has_instances else ["whole"]
+    return PixelFile(_computed("weights", key, weights, cache, cache_dir), "float32", cache.sizes)
+
+
+def object_maps(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None) -> PixelFile:
+    """Returns the objects of all images of a cache, float32 (2, H, W), which are computed once.
+
+    The first map holds their numbers, and the second their distances (`normalised_distance`). The objects are those of
+    the instance maps or, without these, of the class masks (`objects_of_mask`). `table` gives the class of each code of
+    the cache.
+
+    The maps are those of whole images, so that an object that a crop cuts has its own distances. They move with the
+    masks in augmentation, and the boundaries are found after it.
+    """
+
+    def maps(index: int) -> np.ndarray:
+        instances = cache.instances[index] if cache.has_instances else None
+        objects = objects_of_mask(table[cache.codes[index]], instances)
+        return np.stack([objects.astype(np.float32), normalised_distance(objects)])
+
+    key: list[Any] = ["objects", cache.fingerprint, table.tolist()]
+    return PixelFile(_computed("objects", key, maps, cache, cache_dir), "float32", cache.sizes, channels=2)
+
+
+def median_diameter(objects: PixelFile, rows: np.ndarray) -> float:
+    """Returns the median diameter of the objects of some images, in pixels (`object_diameters`).
+
+    Raises:
+        ValueError: there are none.
+    """
+    diameters = np.concatenate([object_diameters(objects[row][0].astype(np.int64)) for row in rows])
+    if not len(diameters):
+        raise ValueError(
+            "instances is True, but the training masks hold no object, which is a pixel of an instance map above 0 "
+            "in a class above 0; give instance maps that fit the masks, or leave instances out."
+        )
+    return float(np.median(diameters))
+
+
+def _computed(
+    name: str, key: list[Any], compute: Callable[[int], np.ndarray], cache: MaskedCache, cache_dir: str | Path | None
+) -> Path:
+    """Returns a file of the arrays that `compute` makes of each image of a cache, by a key on which they depend."""
+
     def write(folder: Path) -> None:
         rows = range(len(cache))
-        with ThreadPoolExecutor(os.cpu_count()) as threads, open(folder / "weights.bin", "wb") as file:
+        with ThreadPoolExecutor(os.cpu_count()) as threads, open(folder / f"{name}.bin", "wb") as file:
             for start in range(0, len(cache), ROWS_AT_ONCE):
-                for values in threads.map(weights, rows[start : start + ROWS_AT_ONCE]):
+                for values in threads.map(compute, rows[start : start + ROWS_AT_ONCE]):
                     file.write(np.ascontiguousarray(values).data)
 
-    key: list[Any] = ["border weights", cache.fingerprint, None if cache.has_instances else table.tolist()]
-    return PixelFile(written_once("weights", key, cache_dir, write) / "weights.bin", "float32", cache.sizes)
+    return written_once(name, key, cache_dir, write) / f"{name}.bin"

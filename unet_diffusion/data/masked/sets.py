@@ -18,7 +18,7 @@ from unet_diffusion.data.config import part_name
 from unet_diffusion.data.folders import MOST_EXAMPLES
 from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions, Reading
-from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights
+from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights, median_diameter, object_maps
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.meaning import (
     encoding_of_others,
@@ -49,6 +49,7 @@ class MaskedSets:
         palette: red, green and blue of each class, or None if the masks do not say.
         pixel_range: maps stored values to [-1, 1].
         encoding: meaning of the values of the training masks.
+        object_diameter: median diameter of the training objects, in pixels, if they are loaded with their instances.
     """
 
     train: MaskedDataset
@@ -58,6 +59,7 @@ class MaskedSets:
     palette: tuple[Colour, ...] | None
     pixel_range: PixelRange
     encoding: MaskEncoding
+    object_diameter: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class MaskedPart(Part):
     class_names: tuple[str, ...] = ()
 
 
-def load_masked(config: MaskedDataConfig, seed: int = 0, before: DataRecord | None = None) -> MaskedSets:
+def load_masked(
+    config: MaskedDataConfig, seed: int = 0, before: DataRecord | None = None, instances: bool = False
+) -> MaskedSets:
     """Opens, decodes (unless the cache has them) and splits the images and masks of a run.
 
     The meaning of the masks' values and the number of classes are taken from all masks of `data`, whether they are
@@ -84,11 +88,13 @@ def load_masked(config: MaskedDataConfig, seed: int = 0, before: DataRecord | No
         config: names the images.
         seed: of the run; it sets the crops, but not what is held out.
         before: what the run that is resumed knew about its data; as in `hold_out`.
+        instances: whether the training items hold the maps of `object_maps`. Then the masks keep objects that touch
+            whole, since these maps tell them apart; otherwise background separates them.
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many rows are broken; sizes differ and there is
-            no crop size; mask values have no class, or fewer than two classes occur; or validation images have
-            other channels, dtype or mask values.
+            no crop size; mask values have no class, or fewer than two classes occur; there are no objects; or
+            validation images have other channels, dtype or mask values.
         ImportError: a file needs a package that is not installed.
     """
     part = open_part(config, "train")
@@ -101,6 +107,8 @@ def load_masked(config: MaskedDataConfig, seed: int = 0, before: DataRecord | No
     if config.crop_size is None:
         _check_sizes(cache, rows)
     pixel_range = find_range(config, cache.images, rows)
+    separate = cache.has_instances and not instances
+    objects = object_maps(cache, table, config.cache_dir) if instances else None
     train = MaskedDataset(
         cache,
         rows,
@@ -109,11 +117,13 @@ def load_masked(config: MaskedDataConfig, seed: int = 0, before: DataRecord | No
         pixel_range,
         name=name,
         crop_size=config.crop_size,
-        separate=cache.has_instances,
-        weights=border_weights(cache, table, config.cache_dir) if config.border_weights else None,
+        separate=separate,
+        weights=border_weights(cache, table, config.cache_dir, not instances) if config.border_weights else None,
+        objects=objects,
         seed=seed,
     )
     _check_classes(train)
+    diameter = None if objects is None else median_diameter(objects, rows)
     if config.names_validation:
         cache, name = _cached(config, open_part(config, "validation"), config.mask_reading)
         images = f"validation images of {name}"
@@ -123,7 +133,7 @@ def load_masked(config: MaskedDataConfig, seed: int = 0, before: DataRecord | No
     if len(held_out):
         validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     names = config.class_names or encoding.class_names
-    return MaskedSets(train, validation, encoding.num_classes, names, encoding.palette, pixel_range, encoding)
+    return MaskedSets(train, validation, encoding.num_classes, names, encoding.palette, pixel_range, encoding, diameter)
 
 
 def first_labels(cache: ImageCache, rows: np.ndarray, most: int | None, before: DataRecord | None) -> np.ndarray:

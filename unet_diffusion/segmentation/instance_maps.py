@@ -1,0 +1,79 @@
+"""The maps that tell objects apart: the boundary of each object, and how deep in its object each pixel lies."""
+
+import numpy as np
+import torch
+from scipy import ndimage
+from skimage.measure import label
+from torch import Tensor
+
+from unet_diffusion.images.no_class import IGNORE_INDEX
+from unet_diffusion.segmentation.instances import check_instances
+
+UNKNOWN = -1  # in instance maps: pixels of which it is not known to which object they belong
+
+
+def objects_of_mask(mask: np.ndarray, instances: np.ndarray | None = None) -> np.ndarray:
+    """Returns the objects of a class mask, int32 (H, W), 0 where there is none: in class 0 and where it is ignored.
+
+    Args:
+        mask: class indices or 255 = ignored (H, W).
+        instances: the objects, integer (H, W), 0 for none; None takes the connected components of each class, joined by
+            edges and not by corners.
+    """
+    mask = np.where(mask == IGNORE_INDEX, 0, mask)
+    found = label(mask, background=0, connectivity=1) if instances is None else np.where(mask == 0, 0, instances)
+    return found.astype(np.int32)
+
+
+def inner_boundary(instances: Tensor) -> Tensor:
+    """Returns the pixels of objects beside a pixel of the background or of another object, bool (..., H, W).
+
+    These are the pixels that `skimage.segmentation.find_boundaries(mode="inner")` finds. The image's border is no
+    boundary, and neither is that of pixels which are `UNKNOWN`, since the object may go on there.
+
+    Args:
+        instances: numbers of the objects (..., H, W), 0 for the background.
+    """
+    boundary = torch.zeros_like(instances, dtype=torch.bool)
+    for side in (-1, -2):
+        pairs = instances.shape[side] - 1
+        before, after = instances.narrow(side, 0, pairs), instances.narrow(side, 1, pairs)
+        edge = (before != after) & (before != UNKNOWN) & (after != UNKNOWN)
+        boundary.narrow(side, 0, pairs).logical_or_(edge)
+        boundary.narrow(side, 1, pairs).logical_or_(edge)
+    return boundary & (instances > 0)
+
+
+def normalised_distance(instances: np.ndarray) -> np.ndarray:
+    """Returns the distance to the nearest pixel outside the object, divided by its largest value in the object.
+
+    The distance is Euclidean, from pixel to pixel, so that it is at least 1 before the division. The image's border is
+    not outside: an object that is cut there counts as if it went on. An object without a pixel outside has 1
+    everywhere. Distances are computed one object at a time, in a window of its size.
+
+    Args:
+        instances: numbers of the objects, integer (H, W), 0 for the background.
+
+    Returns:
+        float32 (H, W): above 0 and up to 1 in objects, 0 in the background.
+
+    Raises:
+        ValueError: the map is not two-dimensional, not of integers, or has negative numbers.
+    """
+    check_instances(instances)
+    result = np.zeros(instances.shape, dtype=np.float32)
+    for number, box in enumerate(ndimage.find_objects(instances), start=1):
+        if box is None:
+            continue
+        window = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)  # holds the nearest pixel outside
+        inside = instances[window] == number
+        # the distance transform is undefined on a map without zeros
+        distance = np.ones(inside.shape) if inside.all() else ndimage.distance_transform_edt(inside)
+        result[window][inside] = (distance / distance.max())[inside]
+    return result
+
+
+def object_diameters(instances: np.ndarray) -> np.ndarray:
+    """Returns the diameter of a circle of each object's area, in pixels, float64 (n,); 0 is the background."""
+    areas = np.bincount(instances.ravel())[1:]
+    return np.sqrt(4 * areas[areas > 0] / np.pi)
