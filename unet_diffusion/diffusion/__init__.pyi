@@ -1,6 +1,7 @@
 from .consistency import NoiseLevels as NoiseLevels
 from .consistency import consistency_function as consistency_function
 from .consistency import consistency_loss as consistency_loss
+from .consistency_predictor import ConsistencyPredictor as ConsistencyPredictor
 from .low_resolution import enlarged as enlarged
 from .low_resolution import shrunk as shrunk
 from .low_resolution import with_noise as with_noise
