@@ -73,7 +73,6 @@ class ConsistencyTuning(DiffusionTask):
 
     def tune(self, few_steps: FewStepsConfig) -> None:
         """Sets the stages of the tuning and the noise levels that it compares."""
-        self.optimizer = "adamw"  # which moves a trained network less
         self.stages, self.levels = few_steps.stages, NoiseLevels(self.scheduler)
 
     def batches(self, context: RunContext, start_step: int) -> Batches:
