@@ -216,10 +216,9 @@ def _depth(classes: np.ndarray, as_one: bool) -> np.ndarray:
 
 def _usual_diameter(regions: np.ndarray, depth: np.ndarray) -> float:
     """Returns twice the median of the largest depths of all regions, in pixels; 1 if there is none."""
-    from scipy import ndimage
-
-    count = int(regions.max())
-    return 2 * float(np.median(ndimage.maximum(depth, regions, np.arange(1, count + 1)))) if count else 1.0
+    deepest = np.zeros(int(regions.max()) + 1, dtype=np.float32)
+    np.maximum.at(deepest, regions.ravel(), depth.ravel())
+    return 2 * float(np.median(deepest[1:])) if len(deepest) > 1 else 1.0
 
 
 def _smoothed(height: np.ndarray, sigma: float) -> np.ndarray:
