@@ -148,6 +148,14 @@ def object_table(
     }
 
 
+def joined_tables(tables: Sequence[dict[str, np.ndarray]]) -> Any:
+    """Returns tables of objects as one pandas DataFrame, with the place of each table in the column `image`."""
+    import pandas
+
+    frames = [pandas.DataFrame({"image": np.full(len(table["object"]), i), **table}) for i, table in enumerate(tables)]
+    return pandas.concat(frames, ignore_index=True)
+
+
 def _checked(
     probabilities: np.ndarray,
     maps: tuple[np.ndarray | None, ...],
@@ -164,7 +172,9 @@ def _checked(
     height, width = probabilities.shape[1:]
     for name, given in zip(("boundary", "distance"), maps):
         if given is not None and given.shape != (height, width):
-            raise ValueError(f"{name} has shape {given.shape}, but the probabilities are {height}x{width}; give both alike.")
+            raise ValueError(
+                f"{name} has shape {given.shape}, but probabilities are of {height}x{width}; give the same."
+            )
     valid = diameter is None or (diameter > 0 and math.isfinite(diameter))
     require(valid, "diameter", diameter, "must be a positive number of pixels, or None")
     require(min_area >= 0, "min_area", min_area, "must be 0 pixels or more")
