@@ -274,10 +274,10 @@ def _basins(height: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.nda
             up = same & (height[there] >= highest[here] if later else height[there] > highest[here])
             np.copyto(highest[here], height[there], where=up)
             np.copyto(upwards[here], places[there], where=up)
-    upwards, inside = upwards.ravel(), np.flatnonzero(regions)
-    reached = upwards[inside]
-    while not np.array_equal(reached, further := upwards[reached]):
-        upwards[inside] = reached = further
+    inside, leads_to = np.flatnonzero(regions), upwards.reshape(-1)
+    reached = leads_to[inside]
+    while not np.array_equal(reached, further := leads_to[reached]):
+        leads_to[inside] = reached = further
     summits = inside[reached == inside]
     numbers = np.zeros(height.size, dtype=np.int64)
     numbers[summits] = np.arange(1, len(summits) + 1)
