@@ -250,15 +250,13 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             masks.extend(mask)
             probabilities.extend(chances if return_probabilities else [])
             uncertainty.extend(entropy)
-            for index in range(count if instances else 0):
-                found = find_objects(
-                    chances[index].numpy(),
-                    *(each[index].numpy() for each in maps),
-                    diameter=self.unet.config.get("object_diameter"),
-                    min_area=min_area,
-                    max_hole=max_hole,
-                )
-                tables.append(object_table(found, batch[index].cpu().numpy(), chances[index].numpy(), self.class_names))
+            for i in range(count if instances else 0):
+                own_maps = (each[i].numpy() for each in maps)
+                sizes: dict[str, Any] = {"min_area": min_area, "max_hole": max_hole}
+                sizes["diameter"] = self.unet.config.get("object_diameter")
+                found = find_objects(chances[i].numpy(), *own_maps, **sizes)
+                stored = batch[i].cpu().numpy()
+                tables.append(object_table(found, stored, chances[i].numpy(), self.class_names))
                 objects.append(found)
         self.maybe_free_model_hooks()
 

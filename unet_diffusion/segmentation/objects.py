@@ -55,7 +55,7 @@ def find_objects(
     Raises:
         ValueError: maps of another size, fewer than two classes, or a number out of its range.
     """
-    _checked(probabilities, (boundary, distance), diameter, min_area, max_hole)
+    _check_maps(probabilities, (boundary, distance), diameter, min_area, max_hole)
     classes = probabilities.argmax(axis=0)
     holes = _holes(classes > 0, max_hole)
     classes[holes] = probabilities[1:, holes].argmax(axis=0) + 1
@@ -156,7 +156,7 @@ def joined_tables(tables: Sequence[dict[str, np.ndarray]]) -> Any:
     return pandas.concat(frames, ignore_index=True)
 
 
-def _checked(
+def _check_maps(
     probabilities: np.ndarray,
     maps: tuple[np.ndarray | None, ...],
     diameter: float | None,
