@@ -34,6 +34,7 @@ from unet_diffusion.pipelines.base import (
     saved_range,
     trained_settings,
 )
+from unet_diffusion.segmentation.objects import find_objects, joined_tables, object_table
 from unet_diffusion.segmentation.segmenter import (
     TURNS,
     Segmenter,
@@ -55,11 +56,17 @@ class SegmentationOutput(BaseOutput):
         masks: class indices at the size of the image: PIL images of mode P, uint8 arrays or int64 tensors (H, W).
         probabilities: of each class, float32 arrays (tensors for "pt") (K, H, W), or None if not asked for.
         uncertainty: entropy of the probabilities divided by log K, in [0, 1], float32 (H, W), or None if not asked for.
+        instances: the objects, int32 arrays (H, W), 0 for the background and 1..n for the objects of the image, or None
+            if not asked for.
+        objects: a pandas DataFrame with a row for each object of all images, or None if not asked for: `image`, the
+            place of its image in the list, and the columns of `unet_diffusion.segmentation.object_table`.
     """
 
     masks: list[Image.Image] | list[np.ndarray] | list[Tensor]
     probabilities: list[np.ndarray] | list[Tensor] | None
     uncertainty: list[np.ndarray] | list[Tensor] | None
+    instances: list[np.ndarray] | None = None
+    objects: Any = None
 
 
 class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
@@ -170,6 +177,9 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         return_probabilities: bool = True,
         return_dict: bool = True,
         mixed_precision: Precision = "no",
+        instances: bool = False,
+        min_area: int = 0,
+        max_hole: int = 0,
     ) -> SegmentationOutput | tuple:
         """Segments one or more images, each at its own size.
 
@@ -192,12 +202,19 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             return_dict: whether to return a `SegmentationOutput`, or else a tuple.
             mixed_precision: "no", "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has
                 it. The rest stays in float32.
+            instances: whether to find the objects too (`unet_diffusion.segmentation.find_objects`), by the maps of
+                objects of the network if it has learnt them, and to measure them. The tuple then also has these two.
+            min_area: objects of fewer pixels are left out.
+            max_hole: holes in objects of at most this many pixels are filled.
 
         Raises:
             ValueError: an image or an argument does not fit the network; the message gives the fix.
         """
-        tile_size, num_draws, timesteps = map(plain, (tile_size, num_draws, timesteps))
+        tile_size, num_draws, timesteps, instances, min_area, max_hole = map(
+            plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole)
+        )
         self.check_inputs(tile_size, num_draws, timesteps, output_type)
+        check_object_options(instances, min_area, max_hole)
         images: Iterable[Tensor] = self.read_images(image)
         if generator is not None and not isinstance(generator, torch.Generator):  # one per image, which are counted
             images = list(images)
@@ -206,6 +223,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         masks: list[Tensor] = []
         probabilities: list[Tensor] = []
         uncertainty: list[Tensor] = []
+        objects: list[np.ndarray] = []
+        tables: list[dict[str, np.ndarray]] = []
         for batch in segmenter.tiling.batches(images):
             count, (height, width) = len(batch), batch[0].shape[1:]
             own = generator
@@ -216,16 +235,29 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 return torch.stack([each[:, rows, columns] for each in batch])
 
             mask = torch.empty(count, height, width, dtype=torch.uint8)
-            chances = torch.empty(count if return_probabilities else 0, self.num_classes, height, width)
-            entropy = torch.empty(len(chances), height, width)
-            for rows, columns, part in self._regions(segmenter, read, (height, width), count, own):
+            chances = torch.empty(count if return_probabilities or instances else 0, self.num_classes, height, width)
+            entropy = torch.empty(count if return_probabilities else 0, height, width)
+            maps: list[Tensor] = []
+            for rows, columns, part, *parts in self._regions(segmenter, read, (height, width), count, own, instances):
                 mask[:, rows, columns] = part.argmax(dim=1)
-                if return_probabilities:
+                if len(chances):
                     chances[..., rows, columns] = part
+                if return_probabilities:
                     entropy[:, rows, columns] = torch.special.entr(part).sum(dim=1) / math.log(part.shape[1])
+                maps = maps or [torch.empty(count, height, width) for _ in parts]
+                for whole, values in zip(maps, parts):
+                    whole[:, rows, columns] = values
             masks.extend(mask)
-            probabilities.extend(chances)
+            probabilities.extend(chances if return_probabilities else [])
             uncertainty.extend(entropy)
+            for i in range(count if instances else 0):
+                own_maps = (each[i].numpy() for each in maps)
+                sizes: dict[str, Any] = {"min_area": min_area, "max_hole": max_hole}
+                sizes["diameter"] = self.unet.config.get("object_diameter")
+                found = find_objects(chances[i].numpy(), *own_maps, **sizes)
+                stored = batch[i].cpu().numpy()
+                tables.append(object_table(found, stored, chances[i].numpy(), self.class_names))
+                objects.append(found)
         self.maybe_free_model_hooks()
 
         def arrays(maps: list[Tensor]) -> Any:
@@ -235,8 +267,11 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             masks=[self._mask(mask, output_type) for mask in masks],
             probabilities=arrays(probabilities) if return_probabilities else None,
             uncertainty=arrays(uncertainty) if return_probabilities else None,
+            instances=objects if instances else None,
+            objects=joined_tables(tables) if instances else None,
         )
-        return output if return_dict else (output.masks, output.probabilities, output.uncertainty)
+        of_objects = (output.instances, output.objects) if instances else ()
+        return output if return_dict else (output.masks, output.probabilities, output.uncertainty, *of_objects)
 
     def predictor(self) -> Callable[[Tensor], Tensor]:
         """Returns a function from a stored image (C, H, W) to its mask, int64 (H, W) on the CPU; hides the progress."""
@@ -283,7 +318,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             return torch.from_numpy(image.read(rows, columns)).permute(2, 0, 1)[None]
 
         def fill(mask: Any) -> None:
-            for rows, columns, part in self._regions(segmenter, read, size, 1, generator):
+            for rows, columns, part, *_ in self._regions(segmenter, read, size, 1, generator):
                 mask[rows, columns] = part[0].argmax(dim=0).to("cpu", torch.uint8).numpy()
 
         if not isinstance(target, (str, Path)):
@@ -297,13 +332,14 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 fill(create_mask(aside, *size))
         self.maybe_free_model_hooks()
 
-    def overlay(self, image: Any, mask: Any, opacity: float = 0.5) -> Image.Image:
+    def overlay(self, image: Any, mask: Any, opacity: float = 0.5, objects: np.ndarray | None = None) -> Image.Image:
         """Draws the classes of a mask in colour over its image, as RGB; class 0 stays transparent.
 
         Args:
             image: one image, as in `__call__`.
             mask: its mask as a PIL image, an array or a tensor (H, W).
             opacity: of the colours, from 0 to 1.
+            objects: their numbers, (H, W), to outline each one in the colour of its class; None for no outlines.
 
         Raises:
             ValueError: image and mask differ in size, there is more than one image, or the opacity is not in 0 to 1.
@@ -319,7 +355,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         self.check_image(stored[0])
         shown = PixelRange.full("uint8").to_stored(self.pixel_range.to_model(stored[0])).permute(1, 2, 0).numpy()
         base = Image.fromarray(shown[..., :3] if shown.shape[2] >= 3 else shown[..., 0])
-        return overlay(base, labels, opacity, self.palette)
+        return overlay(base, labels, opacity, self.palette, objects)
 
     def _mask(self, mask: Tensor, output_type: str) -> Any:
         """A uint8 mask (H, W) in the form of `output_type`."""
@@ -353,9 +389,23 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         size: tuple[int, int],
         count: int,
         generator: Generators,
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """`Segmenter.regions`, with a progress bar if there are several windows."""
+        instances: bool = False,
+    ) -> Iterator[tuple[Any, ...]]:
+        """`Segmenter.regions`, with a progress bar if there are several windows.
+
+        With `instances`, boundary and distance of objects follow the probabilities, if the network has learnt them.
+        """
         seeds = segmenter.seeds(count, generator)
         windows = segmenter.tiling.count(*size)
         with self.progress_bar(total=windows) if windows > 1 else nullcontext() as progress:
-            yield from segmenter.regions(read, size, seeds, progress.update if progress else lambda: None)
+            with_maps = instances and getattr(segmenter, "has_objects", False)
+            regions = getattr(segmenter, "regions_with_objects" if with_maps else "regions")
+            yield from regions(read, size, seeds, progress.update if progress else lambda: None)
+
+
+def check_object_options(instances: bool, min_area: int, max_hole: int) -> None:
+    """Raises a ValueError for options of objects that are no number of pixels, or are given without objects."""
+    for name, value in (("min_area", min_area), ("max_hole", max_hole)):
+        require(is_count(value, 0), name, value, "must be a whole number of pixels, 0 or more")
+        if value and not instances:
+            raise ValueError(f"{name} is {value}, but objects are not asked for; set instances=True, or leave it out.")

@@ -210,6 +210,8 @@ EXAMPLES: list[tuple[str, type, dict[str, Any], dict[str, Any]]] = [
     ("guidance_scale", Sample, {"guidance_scale": 2, "class_labels": ("1",)}, {"class_labels": ()}),
     ("num_draws", Segment, {"inputs": ("x",), "num_draws": 2, "timesteps": (5,)}, {"timesteps": ()}),
     ("seed", Segment, {"inputs": ("x",), "seed": 2, "timesteps": (5,)}, {"timesteps": ()}),
+    ("min_area", Segment, {"inputs": ("x",), "min_area": 5, "instances": True}, {"instances": False}),
+    ("max_hole", Segment, {"inputs": ("x",), "max_hole": 5, "instances": True}, {"instances": False}),
     ("opacity", Segment, {"inputs": ("x",), "opacity": 0.3}, {"overlays": False}),
     ("head", Export, {"run": "x", "target": "y", "head": "noise", "format": "onnx"}, {"format": "self-contained"}),
 ]

@@ -299,6 +299,12 @@ TABLE = (
         "give timesteps, or leave {option} out",
     ),
     Unused(
+        ("min_area", "max_hole"),
+        lambda instances: not instances,
+        "objects are not asked for",
+        "add instances, or leave {option} out",
+    ),
+    Unused(
         ("opacity",),
         lambda overlays: not overlays,
         "overlays are left out",

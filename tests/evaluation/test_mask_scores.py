@@ -164,6 +164,38 @@ def test_touching_instances_found_as_one(tmp_path):
     assert (scores["instance_rand_error"], scores["instance_splits"], scores["instance_merges"]) == (0, 0, 0)
 
 
+def test_objects_are_matched_with_the_instances(tmp_path):
+    instances = np.zeros((20, 40))
+    rows, columns = np.mgrid[:20, :40]
+    near = [np.hypot(rows - 9, columns - centre) for centre in (8, 19, 34)]  # the first two touch
+    instances[near[0] <= 6] = 1
+    instances[(near[1] <= 6) & (near[1] < near[0])] = 2
+    instances[near[2] <= 4] = 3
+    dataset = load(save_instances(tmp_path / "whole", instances))
+    scores = score_masks(white, dataset)
+    (of_image,) = scores.images
+    assert of_image["object_ap_50"] == of_image["object_f1_mean"] == scores.pooled["object_ap_90"] == 1
+    assert of_image["object_count_error"] == 0 and of_image["instance_merges"] > 0  # of connected components
+
+    def without_the_last(image: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+        return white(image), np.where(instances == 3, 0, instances).astype(np.int32)
+
+    scores = score_masks(without_the_last, dataset)
+    assert scores.per_image["object_ap_50"] == scores.pooled["object_ap_50"] == pytest.approx(2 / 3)
+    assert scores.pooled["object_count_error"] == pytest.approx(1 / 3)
+    written = scores.to_dict()
+    assert written["pooled"]["object_recall_90"] == written["per_image"]["object_recall_90"] == pytest.approx(2 / 3)
+    lines = scores.to_table().splitlines()
+    assert "| AP of objects at IoU 0.5 | 0.6667 | 0.6667 |" in lines
+    assert "| F1 of objects, mean over IoU 0.5 to 0.9 | 0.8000 | 0.8000 |" in lines
+    assert "| error of the number of objects | 0.3333 | 0.3333 |" in lines
+
+    mask = 1 * (instances > 0)
+    mask[instances == 3] = 255
+    scores = score_masks(white, load(save_instances(tmp_path / "unknown", instances, mask)))
+    assert scores.pooled["object_ap_50"] == 1  # what lies where the truth is unknown is not false
+
+
 def test_options_that_fit_no_set_are_refused(tmp_path):
     dataset = load(save(tmp_path, [np.zeros((4, 4))], [np.zeros((4, 4))]))
     with pytest.raises(ValueError, match=r"membrane is 2, but the classes are 0\.\.1"):

@@ -19,6 +19,7 @@ from unet_diffusion.images.palette import colour
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationOutput, SegmentationPipeline
+from unet_diffusion.segmentation.objects import find_objects
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -355,3 +356,69 @@ def test_from_pipe_keeps_range_names_and_palette(tmp_path):
     assert again.class_names == ["ground", "cell", "border"]
     assert again.palette[2] == [4, 5, 6]
     assert again.pixel_range.high == (200.0,)
+
+
+# --- objects ---
+
+
+def test_objects_are_those_of_the_probabilities_and_the_rest_is_as_without_them():
+    pipe = pipeline(network(norm="none", attention=(False, False)), class_names=["ground", "cell", "border"])
+    images = [image(40, 50), image(33, 21, seed=1)]
+    plain = pipe(images, output_type="np")
+    assert plain.instances is None and plain.objects is None and len(plain.to_tuple()) == 3
+    output = pipe(images, output_type="np", instances=True, min_area=3, tile_size=16)
+    for index, pixels in enumerate(images):
+        np.testing.assert_allclose(output.probabilities[index], plain.probabilities[index], rtol=0, atol=1e-5)
+        expected = find_objects(output.probabilities[index], min_area=3)
+        assert output.instances[index].dtype == np.int32
+        assert np.array_equal(output.instances[index], expected) and expected.max() > 1
+        table = output.objects[output.objects["image"] == index]
+        assert table["object"].tolist() == list(range(1, expected.max() + 1))
+        assert table["area"].tolist() == np.bincount(expected.ravel())[1:].tolist()
+        assert table["mean_0"].iloc[0] == pytest.approx(pixels[expected == 1].mean())
+        assert set(table["class_name"]) <= {"cell", "border"}
+    masks, none, nothing, instances, objects = pipe(
+        images, instances=True, min_area=3, tile_size=16, return_probabilities=False, return_dict=False
+    )
+    assert (none, nothing, len(masks)) == (None, None, 2)
+    assert all(map(np.array_equal, instances, output.instances)) and objects.equals(output.objects)
+
+
+def test_objects_use_the_maps_that_a_network_has_learnt():
+    pipe = pipeline(network(norm="none", attention=(False, False)))
+    pixels = image(40, 50)
+    plain = pipe(pixels, output_type="np").probabilities[0]
+    boundary = np.random.default_rng(0).random((40, 50), dtype=np.float32)
+    distance = 1 - boundary
+
+    class WithMaps:
+        """A segmenter whose network has learnt objects."""
+
+        has_objects = True
+
+        def __init__(self, segmenter):
+            self.tiling, self.seeds, self.regions = segmenter.tiling, segmenter.seeds, segmenter.regions
+
+        def regions_with_objects(self, *arguments):
+            for rows, columns, part in self.regions(*arguments):
+                maps = (torch.from_numpy(each)[None, rows, columns] for each in (boundary, distance))
+                yield rows, columns, part, *maps
+
+    make = pipe._segmenter
+    pipe._segmenter = lambda *arguments: WithMaps(make(*arguments))
+    found = pipe(pixels, instances=True).instances[0]
+    assert np.array_equal(found, find_objects(plain, boundary, distance))
+    assert not np.array_equal(found, find_objects(plain))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"min_area": 3}, "min_area is 3, but objects are not asked for; set instances=True"),
+        ({"max_hole": 3}, "max_hole is 3, but objects are not asked for"),
+        ({"instances": True, "min_area": -1}, "min_area is -1, but must be a whole number of pixels"),
+    ],
+)
+def test_wrong_options_of_objects_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline()(image(9, 9), **arguments)

@@ -47,8 +47,8 @@ def evaluate(options: Evaluate) -> str:
         logger.warning(told)
     with pipe.progress_bar(total=len(dataset)) as progress:
 
-        def predict(image: Tensor) -> Tensor:
-            (mask,) = pipe(
+        def predict(image: Tensor) -> Tensor | tuple[Tensor, np.ndarray]:
+            (mask,), _, _, *objects = pipe(
                 image,
                 tile_size=options.tile_size,
                 augment=options.augment,
@@ -56,9 +56,10 @@ def evaluate(options: Evaluate) -> str:
                 return_probabilities=False,
                 return_dict=False,
                 mixed_precision=options.mixed_precision,
-            )[0]
+                instances=dataset.cache.has_instances,
+            )
             progress.update()
-            return mask
+            return (mask, objects[0][0]) if objects else mask
 
         scores = score_masks(predict, dataset, boundary_tolerance=options.boundary_tolerance, membrane=membrane)
     facts = {"options": asdict(options), "fingerprint": dataset.fingerprint, "count": len(dataset)}

@@ -27,11 +27,28 @@ from unet_diffusion.saved_index import INDEX, saved_components
 logger = logging.getLogger(__name__)
 
 MOST_LISTED = 100  # failures in a message
+SUMMARY = "summary/"  # in place of an image, in the record of files of all images; no image has a name like this
 Rows = tuple[tuple[str, ...], ...]
 ProgressBar = Callable[..., AbstractContextManager]
 
 OF_NAMES = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")  # as PyTorch says it
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Files that are made of an output of all images, once all of these are written.
+
+    Attributes:
+        outputs: their names in the folder.
+        ending: of the output of an image that they are made of.
+        make: gives their content by their name, or nothing if there is none, for the results of all images in the
+            folder that have this output.
+    """
+
+    outputs: tuple[str, ...]
+    ending: str
+    make: Callable[[list[Result]], dict[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,7 @@ class Work:
         encode: gives the content of the outputs, in the order of `wanted`, and lines for a table, for an image and its
             result; called in another thread.
         table: name and columns of a table of the images, or None.
+        summary: files of all images together, or None.
     """
 
     command: str
@@ -59,6 +77,7 @@ class Work:
     compute: Callable[[Tensor, str], Any]
     encode: Callable[[Tensor, Any], tuple[list[bytes], Rows]]
     table: tuple[str, tuple[str, ...]] | None = None
+    summary: Summary | None = None
 
 
 def work_through(inputs: Inputs, folder: Path, work: Work, overwrite: bool, progress_bar: ProgressBar) -> None:
@@ -81,6 +100,8 @@ def work_through(inputs: Inputs, folder: Path, work: Work, overwrite: bool, prog
     with record.opened(*([table.path] if table is not None else [])):
         if table is not None:
             table.check(overwrite)
+        if work.summary is not None and work.summary.ending in work.wanted:
+            record.check_free(Result(SUMMARY), work.summary.outputs, overwrite)
         job = _Job(work, items, record, table, overwrite)
         job.run(progress_bar)
     failures = [*inputs.missing, *(job.failures[index] for index in sorted(job.failures))]
@@ -124,7 +145,7 @@ class _Job:
         return [
             result
             for name, result in self.record.results.items()
-            if result.source not in self.inputs and not result.error
+            if name != SUMMARY and result.source not in self.inputs and not result.error
             if name not in self.names or os.path.exists(result.source)
             if (self.record.folder / (name + self.work.wanted[0])).exists()
         ]
@@ -246,7 +267,24 @@ class _Job:
 
     def _end(self) -> None:
         self._warn_of_rows(self._write_table(self.items))
+        self._write_summary()
         self.record.end([item.name for item in self.items], None if self.table is None else self.table.path)
+
+    def _write_summary(self) -> None:
+        """Writes the files of all images, or brings those up to date that an earlier call has written."""
+        summary = self.work.summary
+        if summary is None:
+            return
+        if summary.ending not in self.work.wanted:
+            there = [name for name in summary.outputs if os.path.lexists(self.record.folder / name)]
+            if not there or not all(map(self.record.is_own, there)):
+                return
+        own = (self.record.results.get(item.name) for item in self.items)
+        found = [*self._others(), *(result for result in own if result and result.source in self.inputs)]
+        results = [result for result in found if not result.error and self.record.is_own(result.image + summary.ending)]
+        contents = summary.make(results)
+        made = Result(SUMMARY, content=sha256(b"".join(contents.values())))
+        self.record.add(self.record.write(made, contents))
 
     def _write_table(self, items: list[_Item]) -> list[Result]:
         """Writes the rows of images of earlier calls, whose results are returned, and of these items."""

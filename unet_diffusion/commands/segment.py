@@ -1,32 +1,37 @@
 """Segments image files with a trained run, and writes the masks as files."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.commands.options.segment import TABLE, Segment
-from unet_diffusion.commands.runner import Rows, Work, digest, work_through
-from unet_diffusion.images.figures import encoded_image
+from unet_diffusion.commands.object_tables import OBJECTS, encoded_objects, joined_objects
+from unet_diffusion.commands.options.segment import OBJECT_TABLES, TABLE, Segment
+from unet_diffusion.commands.runner import Rows, Summary, Work, digest, work_through
+from unet_diffusion.images.figures import encoded_image, encoded_labels
 from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import best_device, load_pipeline
 
 COLUMNS = ("file", "mask", "class", "pixels", "share", "error")
-MASK, OVERLAY = ".png", "-overlay.png"
+MASK, OVERLAY, LABELS = ".png", "-overlay.png", "-objects.tif"
 
 
 def segment(options: Segment) -> Path:
     """Writes `NAME.png` (class indices, with the palette), `NAME-overlay.png` and `areas.csv`; returns their folder.
+
+    With `instances` also `NAME-objects.tif`, the numbers of the objects, and `NAME-objects.csv`, what they are; and at
+    the end `objects.csv` and `objects.parquet`, these tables of all images in the folder, and `counts.csv`.
 
     NAME is the place of the image below the folder that was named, without its suffix. Images that would share a name
     keep their suffix. What was made before, as `segment.jsonl` in the folder says, is not made again unless the image,
     the run or an option has changed.
 
     Raises:
-        ValueError: an option that does not fit the run, no image at all, or an `areas.csv` that would be overwritten.
+        ValueError: an option that does not fit the run, no image at all, or a table that would be overwritten.
         RuntimeError: after the last image, if some failed; it names them. An output that would be overwritten counts.
     """
     inputs = options.take_inputs()
@@ -35,8 +40,8 @@ def segment(options: Segment) -> Path:
     pipe.check_inputs(options.tile_size, options.num_draws, options.timesteps or None)
     labels = pipe.class_names or [str(label) for label in range(pipe.num_classes)]
 
-    def compute(image: Tensor, key: str) -> Image.Image:
-        return pipe(
+    def compute(image: Tensor, key: str) -> tuple[Image.Image, np.ndarray | None, Any]:
+        masks, _, _, *objects = pipe(
             image,
             tile_size=options.tile_size,
             augment=options.augment,
@@ -46,11 +51,20 @@ def segment(options: Segment) -> Path:
             return_probabilities=False,
             return_dict=False,
             mixed_precision=precision,
-        )[0][0]
+            instances=options.instances,
+            min_area=options.min_area,
+            max_hole=options.max_hole,
+        )
+        return (masks[0], objects[0][0], objects[1]) if objects else (masks[0], None, None)
 
-    def encode(image: Tensor, mask: Image.Image) -> tuple[list[bytes], Rows]:
-        images = [mask, pipe.overlay(image, mask, options.opacity)] if options.overlays else [mask]
-        return [encoded_image(image) for image in images], _areas(mask, labels)
+    def encode(image: Tensor, found: tuple[Image.Image, np.ndarray | None, Any]) -> tuple[list[bytes], Rows]:
+        mask, objects, table = found
+        contents = [encoded_image(mask)]
+        if options.overlays:
+            contents.append(encoded_image(pipe.overlay(image, mask, options.opacity, objects)))
+        if objects is not None:
+            contents += [encoded_labels(objects), encoded_objects(table)]
+        return contents, _areas(mask, labels)
 
     work = Work(
         command="segment",
@@ -63,13 +77,15 @@ def segment(options: Segment) -> Path:
             num_draws=options.num_draws,
             opacity=options.opacity,
             seed=options.seed if options.timesteps else None,
+            **{name: value for name in ("instances", "min_area", "max_hole") if (value := getattr(options, name))},
         ),
-        endings=(MASK, OVERLAY),
-        wanted=(MASK, OVERLAY) if options.overlays else (MASK,),
+        endings=(MASK, OVERLAY, LABELS, OBJECTS),
+        wanted=(MASK, *[OVERLAY] * options.overlays, *[LABELS, OBJECTS] * options.instances),
         read=pipe.read_images,
         compute=compute,
         encode=encode,
         table=(TABLE, COLUMNS),
+        summary=Summary(OBJECT_TABLES, OBJECTS, lambda results: joined_objects(options.folder, results)),
     )
     work_through(inputs, options.folder, work, options.overwrite, pipe.progress_bar)
     return options.folder

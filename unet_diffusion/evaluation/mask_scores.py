@@ -16,6 +16,7 @@ from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.segmentation.instances import connected_components
+from unet_diffusion.segmentation.matching import THRESHOLDS, Matches, add_matches, match_objects
 from unet_diffusion.segmentation.metrics import (
     SegmentationMetrics,
     adapted_rand_error,
@@ -23,9 +24,21 @@ from unet_diffusion.segmentation.metrics import (
     membrane_components,
     variation_of_information,
 )
+from unet_diffusion.segmentation.objects import find_objects, one_hot
 
 OVERALL = {"accuracy": "pixel accuracy", "mean_iou": "mean IoU", "mean_dice": "mean Dice"}
 OF_A_CLASS = {"iou": "IoU", "dice": "Dice"}
+OF_OBJECTS = {
+    **{f"ap_{threshold}": f"AP of objects at IoU 0.{threshold // 10}" for threshold in THRESHOLDS},
+    **{
+        f"{kind}_{threshold}": f"{shown} of objects, {where}"
+        for threshold, where in ((50, "at IoU 0.5"), ("mean", "mean over IoU 0.5 to 0.9"))
+        for kind, shown in (("ap", "AP"), ("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
+        if (kind, threshold) != ("ap", 50)
+    },
+    "panoptic_quality": "panoptic quality of objects",
+    "count_error": "error of the number of objects",
+}
 OF_SEGMENTS = {
     "rand_error": "adapted Rand error",
     "splits": "variation of information, splits, bits",
@@ -44,7 +57,8 @@ class Scores:
             `dice_k` of each class k.
         per_image: means over the images in which a score is defined: those of `pooled`, `boundary_f1`, and
             `cell_rand_error`, `cell_splits`, `cell_merges` of the cells between membranes, if a membrane was given, and
-            the same with `instance_`, if the set has instance maps.
+            the same with `instance_`, if the set has instance maps. Then both also have the scores of objects,
+            `object_ap_50`, ... (`Matches.scores`).
         images: the scores of each image, named as in `per_image`, and its `row` in the source.
     """
 
@@ -57,6 +71,7 @@ class Scores:
     def to_dict(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
         """Returns all scores as JSON values, undefined ones as None; by default classes are named by their indices."""
         general = [name for name in self.per_image if not name.startswith(tuple(f"{kind}_" for kind in OF_A_CLASS))]
+        objects = [name for name in self.pooled if name.startswith("object_")]
         classes = [
             {
                 "name": name,
@@ -67,7 +82,7 @@ class Scores:
         ]
         return _without_nan(
             {
-                "pooled": {name: self.pooled[name] for name in OVERALL},
+                "pooled": {name: self.pooled[name] for name in (*OVERALL, *objects)},
                 "per_image": {name: self.per_image[name] for name in general},
                 "classes": classes,
                 "boundary_tolerance": self.boundary_tolerance,
@@ -84,6 +99,7 @@ class Scores:
         labels["boundary_f1"] = f"boundary F1, within {self.boundary_tolerance:g} pixels"
         for segments in ("cell", "instance"):
             labels |= {f"{segments}_{kind}": f"{shown}, {segments}s" for kind, shown in OF_SEGMENTS.items()}
+        labels |= {f"object_{kind}": shown for kind, shown in OF_OBJECTS.items()}
         lines = [
             f"| {label} | {_cell(self.pooled, name)} | {_cell(self.per_image, name)} |"
             for name, label in labels.items()
@@ -111,7 +127,7 @@ def labelled_for(
 
 
 def score_masks(
-    predict: Callable[[Tensor], Tensor],
+    predict: Callable[[Tensor], Tensor | tuple[Tensor, np.ndarray]],
     dataset: MaskedDataset,
     *,
     boundary_tolerance: float = 2.0,
@@ -119,11 +135,13 @@ def score_masks(
 ) -> Scores:
     """Predicts and scores every image of a set, one after the other.
 
-    If the set has instance maps, its instances are compared with the connected components of all pixels that are
-    predicted not to be class 0.
+    If the set has instance maps, its instances are compared in two ways: with the connected components of all pixels
+    that are predicted not to be class 0, by Rand error and variation of information; and with the predicted objects,
+    whatever their class, by how many match (`match_objects`).
 
     Args:
-        predict: returns the mask, int64 (H, W) on the CPU, of a stored image (C, H, W).
+        predict: returns the mask, int64 (H, W) on the CPU, of a stored image (C, H, W); or the mask and its objects,
+            integer (H, W). Without them they are found in the mask (`find_objects`).
         dataset: images with masks, whole, and not separated where instances touch.
         boundary_tolerance: of the boundary F1, in pixels.
         membrane: the class of the membrane between cells, to compare the cells too: connected components of all other
@@ -138,10 +156,11 @@ def score_masks(
     require(valid, "membrane", membrane, f"the classes are 0..{dataset.num_classes - 1}")
     require(boundary_tolerance >= 0, "boundary_tolerance", boundary_tolerance, "must be 0 pixels or more")
     metrics = SegmentationMetrics(dataset.num_classes)
-    images = []
+    images, matches = [], []
     for index, row in enumerate(dataset.rows):
         item = dataset[index]
-        prediction, mask = predict(item["image"]), item["mask"]
+        predicted_parts, mask = predict(item["image"]), item["mask"]
+        prediction, objects = predicted_parts if isinstance(predicted_parts, tuple) else (predicted_parts, None)
         one = SegmentationMetrics(dataset.num_classes)
         one.update(prediction[None], mask[None])
         metrics.confusion += one.confusion
@@ -157,6 +176,10 @@ def score_masks(
         if dataset.cache.has_instances:
             instances = np.where(known, dataset.cache.instances[row], 0)
             scores |= _of_segments("instance", connected_components(predicted != 0), instances)
+            if objects is None:
+                objects = find_objects(one_hot(predicted, dataset.num_classes))
+            matches.append(match_objects(np.where(known, objects, 0), instances))
+            scores |= _of_objects(matches[-1])
         images.append(scores)
 
     computed = metrics.compute()
@@ -165,7 +188,7 @@ def score_masks(
     return Scores(
         num_classes=dataset.num_classes,
         boundary_tolerance=boundary_tolerance,
-        pooled=_named(computed, "pooled/"),
+        pooled=_named(computed, "pooled/") | (_of_objects(add_matches(matches)) if matches else {}),
         per_image={**_named(computed, "per_image/"), **means},
         images=tuple(images),
     )
@@ -175,6 +198,11 @@ def _of_segments(kind: str, predicted: np.ndarray, true: np.ndarray) -> dict[str
     """Returns adapted Rand error and variation of information of labels (H, W); true label 0 is left out."""
     values = (adapted_rand_error(predicted, true), *variation_of_information(predicted, true))
     return {f"{kind}_{name}": value for name, value in zip(OF_SEGMENTS, values)}
+
+
+def _of_objects(matches: Matches) -> dict[str, float]:
+    """Returns the scores of objects under the names that they have among others."""
+    return {f"object_{name}": value for name, value in matches.scores().items()}
 
 
 def _named(scores: Mapping[str, float], prefix: str) -> dict[str, float]:

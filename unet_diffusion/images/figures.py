@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.conversion import stored_image
+from unet_diffusion.images.decoding import LARGEST, scientific
 from unet_diffusion.images.palette import viewable
 
 
@@ -44,6 +45,21 @@ def encoded_image(image: Image.Image) -> bytes:
     """Returns the content of an image's PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def encoded_labels(labels: np.ndarray) -> bytes:
+    """Returns the content of a compressed TIFF file of numbers (H, W): uint16, or uint32 where one is above 65535.
+
+    Raises:
+        ImportError: for uint32 without the extra `scientific`.
+    """
+    file = io.BytesIO()
+    if labels.max() <= LARGEST["uint16"]:
+        Image.fromarray(labels.astype(np.uint16)).save(file, "TIFF", compression="tiff_adobe_deflate")
+    else:
+        tifffile = scientific("tifffile", "label images of more than 65535 objects")
+        tifffile.imwrite(file, labels.astype(np.uint32), compression="zlib", metadata=None)
     return file.getvalue()
 
 

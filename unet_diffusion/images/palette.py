@@ -51,10 +51,27 @@ def mask_image(mask: np.ndarray, palette: Sequence[Sequence[int]] | None = None)
 
 
 def overlay(
-    image: Image.Image, mask: np.ndarray, opacity: float = 0.5, palette: Sequence[Sequence[int]] | None = None
+    image: Image.Image,
+    mask: np.ndarray,
+    opacity: float = 0.5,
+    palette: Sequence[Sequence[int]] | None = None,
+    objects: np.ndarray | None = None,
 ) -> Image.Image:
-    """Draws the classes of a mask (H, W) in colour over an image of the same size; class 0 stays clear."""
+    """Draws the classes of a mask (H, W) in colour over an image of the same size; class 0 stays clear.
+
+    The outlines of `objects`, numbers (H, W), 0 for the background, are drawn without any transparency.
+    """
     base = np.asarray(viewable(image), dtype=np.float32)
     colours = np.asarray(mask_image(mask, palette).convert("RGB"), dtype=np.float32)
-    shown = np.where((mask > 0)[..., None], (1 - opacity) * base + opacity * colours, base)
+    strength = np.where(mask > 0, opacity, 0.0)
+    if objects is not None:
+        strength[(mask > 0) & outlines(objects)] = 1
+    shown = (1 - strength[..., None]) * base + strength[..., None] * colours
     return Image.fromarray(shown.round().astype(np.uint8))
+
+
+def outlines(objects: np.ndarray) -> np.ndarray:
+    """Returns the pixels of objects (H, W) that touch background or another object by an edge, bool (H, W)."""
+    from skimage.segmentation import find_boundaries
+
+    return find_boundaries(objects, mode="inner")

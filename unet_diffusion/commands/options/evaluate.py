@@ -55,7 +55,7 @@ class Evaluate:
     """Pixels by which a predicted boundary may miss the true one, in the boundary F1."""
     membrane: str | int | None = None
     """Class of the membrane between cells, by name, or by index where the classes have no names: also score the cells,
-    by adapted Rand error and variation of information. Instances are always scored where the set has them."""
+    by adapted Rand error and variation of information. Objects are always scored where the set has instance maps."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
     mixed_precision: Precision = "auto"

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_diffusion.checks import require
+from unet_diffusion.checks import is_count, require
 from unet_diffusion.commands.inputs import Inputs, find_inputs
 from unet_diffusion.commands.options.files import FileOptions, check_results
 from unet_diffusion.commands.record import record_path
 from unet_diffusion.files import check_absent
 
 TABLE = "areas.csv"
+OBJECT_TABLES = ("objects.csv", "objects.parquet", "counts.csv")
 
 
 @dataclass
@@ -30,12 +31,21 @@ class Segment(FileOptions):
     """Opacity of the colours in the overlays, from 0 to 1."""
     overlays: bool = True
     """Write an overlay for each image, beside its mask."""
+    instances: bool = False
+    """Find the objects too: write a label image for each image, outlines in the overlays, and tables of all objects."""
+    min_area: int = 0
+    """Leave out objects of fewer pixels than this."""
+    max_hole: int = 0
+    """Fill holes in objects of at most this many pixels."""
     seed: int = 0
     """Seed of the noise, together with the place of each image among the inputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.opacity <= 1, "opacity", self.opacity, "must be from 0 to 1")
+        for name in ("min_area", "max_hole"):
+            valid = is_count(getattr(self, name), 0)
+            require(valid, name, getattr(self, name), "must be a whole number of pixels, 0 or more")
 
     @property
     def folder(self) -> Path:
@@ -46,5 +56,6 @@ class Segment(FileOptions):
         """Returns the images; a ValueError for a missing run, no image, or an output that is not ours or writable."""
         check_results(self.run, "SegmentationPipeline", self.folder)
         if not record_path(self.folder, "segment").exists():
-            check_absent(self.folder / TABLE, overwrite=self.overwrite)
+            tables = (TABLE, *(OBJECT_TABLES if self.instances else ()))
+            check_absent(*(self.folder / table for table in tables), overwrite=self.overwrite)
         return find_inputs(self.inputs, self.folder)

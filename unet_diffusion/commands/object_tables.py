@@ -1,0 +1,62 @@
+"""Tables of objects: one of each image, from which those of all images are made."""
+
+import csv
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from unet_diffusion.commands.record import Result
+from unet_diffusion.files import readable
+
+OBJECTS = "-objects.csv"  # the ending of the table of an image
+TEXT = ("file", "class_name")
+WHOLE = ("object", "class", "area", "top", "left", "bottom", "right")
+DIGITS = "%.8g"  # of measurements
+
+
+def encoded_objects(table: Any) -> bytes:
+    """Returns the content of the CSV file of the objects of one image, given as a DataFrame."""
+    return _csv(table.drop(columns="image"))
+
+
+def joined_objects(folder: Path, results: Sequence[Result]) -> dict[str, bytes]:
+    """Returns the content of `objects.csv`, `objects.parquet` and `counts.csv`; none if there is no result.
+
+    Args:
+        folder: of the outputs.
+        results: of images with a table of objects.
+    """
+    if not results:
+        return {}
+    frames = []
+    for result in results:
+        path = folder / (result.image + OBJECTS)
+        frame = pandas.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False)
+        frame.insert(0, "file", readable(result.source))
+        frames.append(frame.astype({name: float for name in frame if name not in (*TEXT, *WHOLE)}))
+    objects = pandas.concat(frames, ignore_index=True)
+    objects = objects.astype(dict.fromkeys(TEXT, str) | dict.fromkeys(WHOLE, "int64"))
+    parquet = io.BytesIO()
+    objects.to_parquet(parquet, index=False)
+    counts = _counts(results, frames)
+    return {"objects.csv": _csv(objects), "objects.parquet": parquet.getvalue(), "counts.csv": counts}
+
+
+def _counts(results: Sequence[Result], frames: Sequence[Any]) -> bytes:
+    """Returns the number of objects and their pixels, for each image and class; its rows of areas name the classes."""
+    text = io.StringIO(newline="")
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("file", "class", "class_name", "objects", "area"))
+    for result, frame in zip(results, frames):
+        for label, (name, *_) in itertools.islice(enumerate(result.rows), 1, None):
+            areas = frame["area"][frame["class"] == label]
+            lines.writerow((readable(result.source), label, name, len(areas), int(areas.sum())))
+    return text.getvalue().encode()
+
+
+def _csv(table: Any) -> bytes:
+    return table.to_csv(index=False, lineterminator="\n", float_format=DIGITS).encode()
