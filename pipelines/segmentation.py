@@ -398,8 +398,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         seeds = segmenter.seeds(count, generator)
         windows = segmenter.tiling.count(*size)
         with self.progress_bar(total=windows) if windows > 1 else nullcontext() as progress:
-            with_maps = instances and getattr(segmenter, "has_objects", False)
-            regions = getattr(segmenter, "regions_with_objects" if with_maps else "regions")
+            regions = segmenter.regions_with_objects if instances and segmenter.has_objects else segmenter.regions
             yield from regions(read, size, seeds, progress.update if progress else lambda: None)
 
 

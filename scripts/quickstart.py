@@ -36,7 +36,7 @@ class Quickstart:
 
     output: Path = Path("runs/quickstart")
     """Folder of all results."""
-    diffusion_steps: int = 800
+    diffusion_steps: int = 400
     """Optimizer steps of noise prediction."""
     segmentation_steps: int = 350
     """Optimizer steps of segmentation."""
@@ -81,8 +81,8 @@ def learn_to_generate(options: Quickstart) -> Path:
             diffusion=DiffusionConfig(class_conditional=True, preview_images=20),
             training=TrainingConfig(
                 steps=options.diffusion_steps,
-                learning_rate=2e-3,
-                warmup_steps=min(50, options.diffusion_steps),
+                learning_rate=1e-3,
+                warmup_steps=min(40, options.diffusion_steps),
                 ema_decay=0.995,
                 validate_every=200,
                 preview_every=200,
