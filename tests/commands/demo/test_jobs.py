@@ -92,7 +92,7 @@ def test_images_are_those_of_the_command(joint, joint_run, tmp_path):
     cli.run("sample", ["--run", str(joint_run), "--output", str(tmp_path / "samples"), "--count", "3", "--steps", "2",
                        "--seed", "5", "--class-labels", "left", "right", "--max-batch", "16"])  # fmt: skip
     reports = Reports()
-    found = generate_images(joint.generation, 3, 2, "dpm-solver++", 5, EVERY_CLASS, 1.0, reports)
+    found = generate_images(joint.generation, 3, 2, "sde-dpm-solver++", 5, EVERY_CLASS, 1.0, reports)
     for i, image in enumerate(found):
         assert np.array_equal(np.asarray(image), np.asarray(Image.open(tmp_path / "samples" / f"{i:05d}.png")))
     assert reports == [(1, 2), (2, 2)]
@@ -245,7 +245,7 @@ def test_a_large_image_is_that_of_the_command(enlarging, tmp_path):
     run, path = save_enlarging_run(tmp_path / "run"), save_image(tmp_path / "small.png", channels=3)
     cli.run("upscale", ["--run", str(run), "--inputs", str(path), "--steps", "2", "--output", str(tmp_path / "out")])
     reports = Reports()
-    found = enlarge_image(enlarging, path, 2, "dpm-solver++", 0, tmp_path, reports)
+    found = enlarge_image(enlarging, path, 2, "sde-dpm-solver++", 0, tmp_path, reports)
     assert found.file.name == "small-large.png"
     large = np.asarray(Image.open(found.file))
     assert large.shape == (24, 20, 3)
