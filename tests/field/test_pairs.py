@@ -18,6 +18,7 @@ from unet_diffusion.data.masked.pairing import pair
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.segmentation.instances import separate_instances
+from unet_diffusion.segmentation.objects import find_objects, one_hot
 
 
 def share(tmp_path: Path, data: Path, **options) -> tuple[int, list[float]]:
@@ -168,18 +169,14 @@ def test_the_documents_draw_polygons_into_masks(field, tmp_path):
         assert share(tmp_path, folder / "images", masks=tmp_path / kind) == (8, right["shares"])
 
 
-def test_the_documents_number_and_count_the_objects_of_a_mask(field, tmp_path):
+def test_the_objects_of_a_mask_are_numbered_and_counted(field):
+    """As docs/segmentation.md does it; objects that touch are told apart as far as their shape shows."""
     folder, right = field("instance_maps_of_cells")
-    (block,) = (each for each in blocks(ROOT / "docs/segmentation.md") if "def number_objects(" in each.text)
-    counting: dict = {}
-    exec(block.text.partition("for mask in")[0], counting)
     for file in (folder / "labels").iterdir():
         labels = np.asarray(Image.open(file))
-        for objects, count in ((labels, right["connected_parts"]), (separate_instances(labels), right["cells"])):
-            Image.fromarray((objects > 0).astype(np.uint8)).save(tmp_path / "mask.png")
-            assert counting["number_objects"](tmp_path / "mask.png", tmp_path / "objects.tif") == count
-            with Image.open(tmp_path / "objects.tif") as written:
-                assert np.unique(written).tolist() == list(range(count + 1))
+        separate = find_objects(one_hot(separate_instances(labels) > 0, 2))
+        assert np.unique(separate).tolist() == list(range(right["cells"] + 1))
+        assert right["connected_parts"] <= find_objects(one_hot(labels > 0, 2)).max() <= right["cells"]
 
 
 def test_a_file_of_polygons_is_named_before_anything_is_read(field):
