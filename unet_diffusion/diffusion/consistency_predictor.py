@@ -5,15 +5,15 @@ from typing import Any
 import torch
 from diffusers import CMStochasticIterativeScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from unet_diffusion.diffusion.config import check_tunable
 from unet_diffusion.diffusion.consistency import HIGHEST, NoiseLevels, consistency_function
-from unet_diffusion.diffusion.sampling import check_noise
+from unet_diffusion.diffusion.converted import ConvertedNetwork
 from unet_diffusion.unet import UNet, UNetOutput
 
 
-class ConsistencyPredictor(nn.Module):
+class ConsistencyPredictor(ConvertedNetwork):
     """A tuned network for `ConsistencyModelPipeline`, whose samples and times are those of Song et al. 2023.
 
     Its samples have the noise level s = sigma / alpha, and its times are 250 ln s (`sigma_to_t` of the scheduler). The
@@ -41,21 +41,10 @@ class ConsistencyPredictor(nn.Module):
     """
 
     def __init__(self, unet: UNet, scheduler: SchedulerMixin) -> None:
-        super().__init__()
-        check_noise(scheduler, None, unet.config.get("prediction_type"))
+        super().__init__(unet, scheduler)
         check_tunable(scheduler.config.prediction_type)
-        self.unet, self.scheduler, self.levels = unet, scheduler, NoiseLevels(scheduler)
+        self.scheduler, self.levels = scheduler, NoiseLevels(scheduler)
         self.config = unet.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the weights."""
-        return self.unet.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """That of the weights."""
-        return self.unet.device
 
     def make_scheduler(self) -> CMStochasticIterativeScheduler:
         """Returns the scheduler for this network: its noise levels, and data of deviation 1."""

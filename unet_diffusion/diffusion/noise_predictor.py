@@ -5,14 +5,15 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from unet_diffusion.checks import require
-from unet_diffusion.diffusion.sampling import check_noise, noise_settings
+from unet_diffusion.diffusion.converted import ConvertedNetwork
+from unet_diffusion.diffusion.sampling import noise_settings
 from unet_diffusion.unet import UNet, UNetOutput
 
 
-class NoisePredictor(nn.Module):
+class NoisePredictor(ConvertedNetwork):
     """A trained network whose output is turned into noise, for pipelines and schedulers that know no other prediction.
 
     The noisy image is x = alpha x0 + sigma e, with alpha^2 = alphas_cumprod[t] and sigma^2 = 1 - alpha^2. The noise is
@@ -42,31 +43,20 @@ class NoisePredictor(nn.Module):
     """
 
     def __init__(self, unet: UNet, scheduler: SchedulerMixin) -> None:
-        super().__init__()
         settings = noise_settings(scheduler)
         if settings is None:
             raise ValueError(f"{type(scheduler).__name__} has no betas; give the scheduler of the run.")
-        check_noise(scheduler, None, unet.config.get("prediction_type"))
+        super().__init__(unet, scheduler)
         require(unet.config.out_channels is not None, "out_channels", None, "the network needs a noise head")
         if scheduler.alphas_cumprod[-1] == 0 or settings["rescale_betas_zero_snr"]:
             raise ValueError(
                 "the noise schedule ends at zero signal (rescale_betas_zero_snr), which pipelines for noise prediction "
                 "divide by; sample it with ImageGenerationPipeline."
             )
-        self.unet, self.prediction_type = unet, settings["prediction_type"]
+        self.prediction_type = settings["prediction_type"]
         self.config = FrozenDict({**unet.config, "prediction_type": "epsilon"})
         signal = scheduler.alphas_cumprod.double()
         self.alphas, self.sigmas = signal.sqrt().float(), (1 - signal).sqrt().float()  # no buffers: always float32
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the weights."""
-        return self.unet.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """That of the weights."""
-        return self.unet.device
 
     def forward(
         self,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -47,14 +48,19 @@ from the one of this folder, which says what the network predicts: `DDIMSchedule
 """
 
 
+def saved_section(run: Path, name: str) -> dict[str, Any] | None:
+    """Returns a section of the options that a run was started with; None without one, as in a pipeline alone."""
+    path = run / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get(name) if path.is_file() else None
+
+
 def saved_objective(run: Path, unet: UNet, scheduler: DDPMScheduler) -> DiffusionConfig:
     """Returns the objective that a saved noise predictor was trained for.
 
     It is read from the `config.json` of a run. In the folder of a pipeline alone it follows from the network and the
     scheduler, except for the weights of the timesteps, which are then the default ones.
     """
-    path = run / "config.json"
-    saved = json.loads(path.read_text(encoding="utf-8")).get("diffusion") if path.is_file() else None
+    saved = saved_section(run, "diffusion")
     if saved is not None:
         return DiffusionConfig(**without_unused(current_names(saved)))
     return DiffusionConfig(

@@ -1,6 +1,5 @@
 """Learning to enlarge images: noise prediction by a network that sees the small image."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, standard_normal
 from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
-from unet_diffusion.tasks.diffusion import DiffusionTask
+from unet_diffusion.tasks.diffusion import DiffusionTask, saved_section
 from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.unet import UNet
 
@@ -44,9 +43,7 @@ def saved_small_images(run: Path, scale: int) -> SuperResolutionConfig:
 
     The noise that training added to them is read from the `config.json` of a run; without one it is the default.
     """
-    path = run / "config.json"
-    saved = json.loads(path.read_text(encoding="utf-8")).get("super_resolution") if path.is_file() else None
-    return SuperResolutionConfig(**{**(saved or {}), "scale": scale})
+    return SuperResolutionConfig(**{**(saved_section(run, "super_resolution") or {}), "scale": scale})
 
 
 class SuperResolutionTask(DiffusionTask):

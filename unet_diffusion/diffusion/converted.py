@@ -1,0 +1,31 @@
+"""A trained network whose output other code expects in another form."""
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import nn
+
+from unet_diffusion.diffusion.sampling import check_noise
+from unet_diffusion.unet import UNet
+
+
+class ConvertedNetwork(nn.Module):
+    """The part that such networks share: the weights of another one, and a check of its scheduler.
+
+    Raises:
+        ValueError: a scheduler that takes the prediction for something else than the network was trained for.
+    """
+
+    def __init__(self, unet: UNet, scheduler: SchedulerMixin) -> None:
+        super().__init__()
+        check_noise(scheduler, None, unet.config.get("prediction_type"))
+        self.unet = unet
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the weights."""
+        return self.unet.device
