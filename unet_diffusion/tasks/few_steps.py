@@ -45,19 +45,7 @@ or `unet-diffusion sample --run {name} --steps 2`. `ImageGenerationPipeline` fro
 `sampler("lcm", pipe.scheduler)`, also takes classes. Other samplers and guidance are for the run that this one was
 tuned from.
 """
-USE_ENLARGING = """
-```python
-from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.pipelines import SuperResolutionPipeline
-
-pipe = SuperResolutionPipeline.from_pretrained("{name}")  # this folder
-pipe.scheduler = sampler("lcm", pipe.scheduler)
-pipe("small.png", num_inference_steps=2).images[0].save("large.png")
-```
-
-or `unet-diffusion upscale --run {name} --inputs small.png`. Other samplers are for the run that this one was tuned
-from.
-"""
+OTHERS = "\nOther samplers are for the run that this one was tuned from.\n"
 
 
 class ConsistencyTuning(DiffusionTask):
@@ -190,4 +178,4 @@ class FewStepsSuperResolutionTask(ConsistencyTuning, SuperResolutionTask):
             f"{size(network)} pixels as a noise predictor that sees the small image (SR3, Saharia et al. 2021), and "
             f"{WAS_TUNED} The detail that it adds is drawn at random: it is likely, but not what was there."
         )
-        return Card("image-to-image", summary, {"samples.png": self.caption}, USE_ENLARGING)
+        return Card("image-to-image", summary, {"samples.png": self.caption}, self.use + OTHERS)

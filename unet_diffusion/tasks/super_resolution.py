@@ -27,8 +27,8 @@ from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.pipelines import SuperResolutionPipeline
 
 pipe = SuperResolutionPipeline.from_pretrained("{name}")  # this folder
-pipe.scheduler = sampler("dpm-solver++", pipe.scheduler)
-pipe("small.png", num_inference_steps=20).images[0].save("large.png")
+pipe.scheduler = sampler("SAMPLER", pipe.scheduler)
+pipe("small.png", num_inference_steps=STEPS).images[0].save("large.png")
 ```
 
 or `unet-diffusion upscale --run {name} --inputs small.png`.
@@ -114,6 +114,12 @@ class SuperResolutionTask(DiffusionTask):
         kind, (name, steps) = "Training" if self.data.validation is None else "Held-out", self.sampling
         return f"{kind} images: small, enlarged in {steps} steps of `{name}`, original"
 
+    @property
+    def use(self) -> str:
+        """How to load and use the run, for its card."""
+        name, steps = self.sampling
+        return USE.replace("SAMPLER", name).replace("STEPS", str(steps))
+
     def preview(self, network: UNet, path: Path) -> None:
         """Writes images, held out if there are such, in threes: small, enlarged from a fixed noise, and original."""
         count = min(len(self.shown), self.config.preview_images)
@@ -136,6 +142,4 @@ class SuperResolutionTask(DiffusionTask):
             f"of {size(network)} pixels, as a noise predictor that sees the small image (SR3, Saharia et al. 2021). "
             "The detail that it adds is drawn at random: it is likely, but not what was there."
         )
-        return Card(
-            "image-to-image", summary, {"samples.png": self.caption}, USE.replace("dpm-solver++", self.sampling[0])
-        )
+        return Card("image-to-image", summary, {"samples.png": self.caption}, self.use)
