@@ -18,8 +18,8 @@ class Peer(ModelMixin, ConfigMixin):
     noise_head = None
     feature_info: list[dict[str, int]]
 
-    def to_segmentation(self) -> "Peer":
-        """Returns itself, since it has no other head."""
+    def to_segmentation(self, *, instances: bool | None = None) -> "Peer":
+        """Returns itself, since it has no other head, and none for objects."""
         return self
 
     def logits(self, sample: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class SegmentationTask(Task):
     def _prepare(self) -> list[nn.Module]:
         """Makes the network ready to learn; returns the modules in which nothing learns."""
         network = self.network.to_segmentation(instances=self.config.instances or None)
-        if network.config.instances and not self.config.instances:
+        if network.config.get("instances") and not self.config.instances:
             raise ValueError(
                 "instances is False, but the network has the part that learns them; set instances, or take it away by "
                 "network.to_segmentation(instances=False)."

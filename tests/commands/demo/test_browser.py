@@ -210,7 +210,7 @@ def test_a_small_image_is_enlarged_beside_its_bicubic_version(visit, driver, tmp
         visit.find(driver, "#enlarge").click()
         assert message(visit, driver) == "There is no image yet; upload one."
         upload(visit, driver, path)
-        expected = enlarge_image(pipe, path, 2, "dpm-solver++", 0, tmp_path, Reports())
+        expected = enlarge_image(pipe, path, 2, "sde-dpm-solver++", 0, tmp_path, Reports())
         for name, image in (("large", expected.large), ("bicubic", expected.bicubic)):
             assert np.array_equal(fetched(changed(visit, driver, name, []), tmp_path), np.asarray(image))
         choose(visit, driver, "sampler", "ddpm")
