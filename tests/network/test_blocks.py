@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.support.layouts import group_norm_like_cuda
@@ -59,6 +60,24 @@ def test_training_keeps_one_map_less_for_the_backward_pass(device, channels_last
     layers = device == "cpu" and channels_last
     assert kept(lambda: condition.after(norm, x, embedding)) == (2 if layers else 1)
     assert kept(lambda: condition(norm(x), embedding)) == 2
+
+
+@pytest.mark.parametrize("offset", [0.0, 20.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of the parameters; autocast leaves them float32
+def test_group_norm_of_bfloat16_maps_on_a_cpu_is_exact_to_the_rounding_of_its_result(dtype, offset):
+    """Without gradients, in both layouts, and for maps whose mean is far from zero."""
+    norm = GroupNorm(4, 24).to(dtype)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x = (torch.randn(3, 24, 7, 9) * 3 + offset).bfloat16()
+    exact = F.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), norm.eps)
+    for layout in LAYOUTS.values():
+        given = x.contiguous(memory_format=layout)
+        with torch.no_grad():
+            found = norm(given)
+        assert (found.dtype, found.stride()) == (torch.bfloat16, given.stride())
+        torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-4)
+    assert norm(given).requires_grad  # with gradients it is PyTorch's
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

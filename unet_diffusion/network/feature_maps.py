@@ -34,7 +34,11 @@ def channels_last(images: Tensor) -> Tensor:
     return torch.empty_strided(images.shape, strides, dtype=images.dtype, device=images.device).copy_(images)
 
 
+def has_channels_last(x: Tensor) -> bool:
+    """Whether a map (B, C, H, W) has the values of a pixel side by side, and not those of a channel too."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def in_layout_of(x: Tensor, like: Tensor) -> Tensor:
     """Returns `x` (B, C, H, W) with channels last if `like`, of the same shape, has them last; a copy if need be."""
-    last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-    return x.contiguous(memory_format=torch.channels_last) if last else x
+    return x.contiguous(memory_format=torch.channels_last) if has_channels_last(like) else x
