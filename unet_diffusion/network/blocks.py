@@ -12,7 +12,7 @@ from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
 from unet_diffusion.network.feature_maps import fit, has_channels_last, in_layout_of
 
 MAX_GROUPS = 32  # of GroupNorm (Wu & He 2018)
-SMALL = 1024  # pixels; PyTorch's GroupNorm treats maps with fewer in another way (`feature_map_threshold` of its kernel)
+SMALL = 1024  # pixels; maps with fewer have another kernel in PyTorch's GroupNorm (its `feature_map_threshold`)
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class GroupNorm(nn.GroupNorm):
     the forward pass and in the backward pass, and the activation between them would meet gradients in another layout.
     Here they are brought last once. A compiler chooses layouts itself.
 
-    On a CPU, PyTorch 2.13 takes 10 times as long for small bfloat16 maps with channels last as for contiguous ones. They
-    are normalised here, from the sums of each channel, unless a gradient is wanted (training keeps maps contiguous).
+    On a CPU, PyTorch 2.13 takes ten times as long for small bfloat16 maps with channels last as for contiguous ones.
+    They are normalised here, from the sums of each channel, except in training, which keeps maps contiguous.
     """
 
     def forward(self, x: Tensor) -> Tensor:
