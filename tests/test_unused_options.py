@@ -26,6 +26,7 @@ from unet_diffusion.data.sets import load_images
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.tasks.config import (
     DiffusionConfig,
+    FewStepsConfig,
     FrozenFeaturesConfig,
     JointConfig,
     SegmentationConfig,
@@ -187,6 +188,7 @@ EXAMPLES: list[tuple[str, type, dict[str, Any], dict[str, Any]]] = [
         (name, TrainSegmentation, {**MASKED, name: (1,), "learn": "pixel_classifier"}, {"learn": "everything"})
         for name in ("timesteps", "stages", "hidden")
     ),
+    ("stages", FewStepsConfig, {"stages": 4, "method": "consistency"}, {"method": "distillation"}),
     (
         "confidence",
         TrainSegmentation,

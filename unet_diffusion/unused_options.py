@@ -219,6 +219,13 @@ TABLE = (
         "learn is {learn!r}, which reads no features",
         "set learn='pixel_classifier', or leave {option} out",
     ),
+    # tuning for a few steps
+    Unused(
+        ("stages",),
+        lambda method: method != "consistency",
+        "method is {method!r}, which has no stages",
+        "set method='consistency', or leave stages out",
+    ),
     # images without masks
     Unused(
         ("confidence",),

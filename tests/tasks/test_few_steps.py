@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.consistency import consistency_function
+from unet_diffusion.diffusion.distillation import EVALUATIONS
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.pipelines import ImageGenerationPipeline, SuperResolutionPipeline
@@ -57,23 +58,35 @@ def base(tmp_path_factory) -> Path:
     return train_ddpm(options)
 
 
-def tuning(base: Path, output: Path) -> TuneFewSteps:
+METHODS = {"distillation": FewStepsConfig(), "consistency": FewStepsConfig("consistency", stages=2)}
+SOURCES = {"distillation": "Luhman & Luhman 2021", "consistency": "ECT, Geng et al. 2024"}
+
+
+def tuning(base: Path, output: Path, method: str = "distillation") -> TuneFewSteps:
     training = TrainingConfig(steps=4, learning_rate=1e-4, schedule="constant", accumulate=2, **TRAINING, **EVERY)
-    return TuneFewSteps(model=base, output=output, few_steps=FewStepsConfig(stages=2), training=training)
+    return TuneFewSteps(model=base, output=output, few_steps=METHODS[method], training=training)
 
 
 @pytest.fixture(scope="module")
-def tuned(base) -> Path:
-    return tune_few_steps(tuning(base, base.parent / "tuned"))
+def both(base) -> dict[str, Path]:
+    """A tuned run of each method."""
+    return {method: tune_few_steps(tuning(base, base.parent / method, method)) for method in METHODS}
 
 
-def test_a_tuned_run_knows_what_it_is(base, tuned):
+@pytest.fixture(scope="module")
+def tuned(both) -> Path:
+    return both["distillation"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tuned_run_knows_what_it_is(base, both, method):
+    tuned = both[method]
     index, config = (json.loads((tuned / name).read_text()) for name in ("model_index.json", "config.json"))
     assert index["_few_steps"] == 4 and index["_class_name"] == "DDPMPipeline"
-    assert config["few_steps"] == {"stages": 2} and config["model"] == str(base)
+    assert config["few_steps"] == asdict(METHODS[method]) and config["model"] == str(base)
     assert config["data"]["data"] == "mnist-5000" and config["diffusion"]["class_conditional"]
     card = (tuned / "README.md").read_text()
-    assert "in 1 to 4 steps" in card and "LCMScheduler" in card and "ECT, Geng et al. 2024" in card
+    assert "in 1 to 4 steps" in card and "LCMScheduler" in card and SOURCES[method] in card
     assert Image.open(tuned / "samples.png").size == (2 * 10 + 2, 4 * 10 + 2)  # 4 images in one step, 4 in two
     assert len([row for row in metrics(tuned) if "validation_loss" in row]) == 1
     assert load_pipeline(ImageGenerationPipeline, tuned).few_steps == 4
@@ -89,12 +102,27 @@ def test_the_noise_and_the_held_out_images_are_those_of_the_run(base, tuned):
     assert records[0].fingerprint == records[1].fingerprint
 
 
-def test_an_interrupted_tuning_ends_as_an_undisturbed_one(base, tuned, tmp_path):
-    """The loss raises in the second half of step 3, after the checkpoint of step 2 and the change of the stage."""
-    options = tuning(base, tmp_path / "cut")
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_tuning_ends_as_an_undisturbed_one(base, both, method, tmp_path):
+    """The loss raises in the second half of step 3, after the checkpoint of step 2 and the change of the stage.
+
+    The targets of distillation are then still those of the run that is tuned.
+    """
+    options = tuning(base, tmp_path / "cut", method)
     with power_cut(FewStepsTask, 6):
         tune_few_steps(options)
-    assert_same_run(tune_few_steps(options), tuned, 4)
+    assert_same_run(tune_few_steps(options), both[method], 4)
+
+
+def test_a_tuning_of_an_earlier_version_was_for_consistency(base, both, tmp_path):
+    """Its options name no method; it resumes as it was, and not as another."""
+    run = shutil.copytree(both["consistency"], tmp_path / "run")
+    saved = json.loads((run / "config.json").read_text())
+    del saved["few_steps"]["method"]
+    (run / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="method is 'distillation', but the run .* was started with 'consistency'"):
+        tune_few_steps(tuning(base, run))
+    tune_few_steps(tuning(base, run, "consistency"))
 
 
 def test_one_step_of_ddim_is_the_consistency_function_at_the_last_timestep(tuned):
@@ -194,7 +222,7 @@ def test_a_tuned_run_still_segments(tuned):
 
 def test_timesteps_can_be_drawn_again_and_the_stage_follows_from_the_step(base):
     """`describe` draws the timesteps again for the message about a lost step; the stage follows from the step alone."""
-    options = tuning(base, base.parent / "unused")
+    options = tuning(base, base.parent / "unused", "consistency")
     task = make_task(options, load_images(run_images(base, DataConfig())))
     context = RunContext(options.training, Accelerator(cpu=True))
     batches = task.batches(context, 1)
@@ -267,14 +295,17 @@ def test_one_step_of_a_tuned_run_of_super_resolution_is_the_consistency_function
     torch.testing.assert_close(image[0], (end[0] / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
 
-def test_both_passes_of_the_tuning_see_the_same_noisy_condition(enlarging):
-    options = tuning(enlarging / "base", enlarging / "unused")
+@pytest.mark.parametrize(("method", "passes"), [("consistency", 2), ("distillation", 1 + EVALUATIONS)])
+def test_all_passes_of_the_tuning_see_the_same_noisy_condition(enlarging, method, passes):
+    options = tuning(enlarging / "base", enlarging / "unused", method)
     task = make_task(options, load_images(run_images(options.model, DataConfig())))
     batch = next(task.batches(RunContext(options.training, Accelerator(cpu=True)), 3))
     seen = []
-    task.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0][:, 1:]))
+    for network in (task.network, task.teacher):
+        if network is not None:
+            network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0][:, 1:]))
     task.loss(task.network, batch, [keyed_generator(0, i) for i in range(4)])
-    assert len(seen) == 2 and torch.equal(*seen)
+    assert len(seen) == passes and all(torch.equal(each, seen[0]) for each in seen)
     clean = task.pixel_range.to_model(batch["image"])
     assert not torch.equal(seen[0], task.condition(clean))  # which has no noise
 
@@ -322,7 +353,9 @@ def test_outputs_and_images_that_do_not_fit_are_refused(base, tmp_path):
     with pytest.raises(ValueError, match="but these images are mapped by .*; set value_range"):
         tune_few_steps(replace(options, data=other))
     with pytest.raises(ValueError, match="stages is 0, but must be an integer of at least 1"):
-        FewStepsConfig(stages=0)
+        FewStepsConfig("consistency", stages=0)
+    with pytest.raises(ValueError, match="method is 'both', but must be one of"):
+        FewStepsConfig("both")
 
 
 def test_the_number_of_steps_in_a_saved_pipeline_is_checked(base):

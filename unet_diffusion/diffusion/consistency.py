@@ -130,8 +130,7 @@ def consistency_loss(
 ) -> Tensor:
     """The weighted distance of f(x_t, t) from f(x_r, r), which is not differentiated; both have the same noise.
 
-    The distance is the root mean square d over an image, as the pseudo-Huber loss sqrt(d^2 + c^2) - c. It is ECT's norm
-    over the root of the number of values. In training both passes drop the same activations.
+    In training both passes drop the same activations.
 
     Args:
         unet: called as `unet(noisy, timesteps, class_labels, head="noise").sample`.
@@ -164,6 +163,13 @@ def consistency_loss(
             before = estimate(earlier.clamp(min=0).to(device, non_blocking=True))
         is_clean = (earlier == CLEAN).to(device, non_blocking=True)
         target = torch.where(is_clean[:, None, None, None], clean, before)
-    difference = estimate(timesteps.to(device, non_blocking=True)) - target
-    distance = (difference.square().mean(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER
-    return (levels.weights(timesteps, earlier, step).to(device, non_blocking=True) * distance).mean()
+    apart = distance(estimate(timesteps.to(device, non_blocking=True)) - target)
+    return (levels.weights(timesteps, earlier, step).to(device, non_blocking=True) * apart).mean()
+
+
+def distance(difference: Tensor) -> Tensor:
+    """The root mean square d over an image (C, H, W) as the pseudo-Huber loss sqrt(d^2 + c^2) - c, (B,).
+
+    It is ECT's norm over the root of the number of values.
+    """
+    return (difference.square().mean(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 LossName = Literal["cross_entropy", "dice", "both"]
+TuningMethod = Literal["distillation", "consistency"]
 LearningPart = Literal["everything", "decoder", "head", "pixel_classifier"]
 RECIPES: dict[str | None, dict[str, Any]] = {
     # Ho et al. 2020, sections 3.4 and 4
@@ -86,15 +87,20 @@ class DiffusionConfig:
 
 @dataclass
 class FewStepsConfig:
-    """How consistency tuning approaches its end."""
+    """How a run is tuned to generate in a few steps."""
 
+    method: TuningMethod = "distillation"
+    """"distillation" learns the images that the run itself reaches in 8 evaluations from the same noise. "consistency"
+    (ECT) learns to give the same image from all noise levels; a step takes half the time."""
     stages: int = 8
-    """Stages of equal length. In each the compared noise levels are nearer to each other by the same factor, and in the
-    last one a 256th apart; the paper (ECT) has 8, 4 and, for short tunings, 1."""
+    """Stages of equal length of consistency tuning. In each the compared noise levels are nearer to each other by the
+    same factor, and in the last one a 256th apart; the paper (ECT) has 8, 4 and, for short tunings, 1."""
 
     def __post_init__(self) -> None:
         set_plain(self)
+        require_choice("method", self.method, get_args(TuningMethod))
         require(is_count(self.stages), "stages", self.stages, "must be an integer of at least 1")
+        check_used(self)
 
 
 @dataclass

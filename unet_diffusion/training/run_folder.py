@@ -27,6 +27,7 @@ FORMER = {
     "masks_per_image": "one",
     "optimizer": "adamw",
     "instances": False,
+    "method": "consistency",
 }
 RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # former names of options
 PLACES = {"data", "masks", "validation_data", "validation_masks", "unlabelled"}  # of data, which a record compares
