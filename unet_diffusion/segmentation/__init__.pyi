@@ -16,6 +16,6 @@ from .metrics import SegmentationMetrics as SegmentationMetrics
 from .metrics import adapted_rand_error as adapted_rand_error
 from .metrics import boundary_f1 as boundary_f1
 from .metrics import variation_of_information as variation_of_information
+from .object_table import object_table as object_table
 from .objects import find_objects as find_objects
-from .objects import object_table as object_table
 from .objects import one_hot as one_hot
