@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
-from unet_diffusion.checks import is_count, plain, require, require_choice
+from unet_diffusion.checks import is_count, is_number, plain, require, require_choice
 from unet_diffusion.diffusion.sampling import forward_process
 from unet_diffusion.files import PREFIX, written_aside
 from unet_diffusion.images.conversion import check_image, stored_images
@@ -197,6 +197,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         instances: bool = False,
         min_area: int = 0,
         max_hole: int = 0,
+        pixel_size: tuple[float, float] | None = None,
     ) -> SegmentationOutput | tuple:
         """Segments one or more images, each at its own size.
 
@@ -223,15 +224,17 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 objects of the network if it has learnt them, and to measure them. The tuple then also has these two.
             min_area: objects of fewer pixels are left out.
             max_hole: holes in objects of at most this many pixels are filled.
+            pixel_size: height and width of the pixels of all images in micrometres, for the columns of the table in
+                micrometres; None for none. `unet_diffusion.images.pixel_size.read_pixel_size` reads it of a file.
 
         Raises:
             ValueError: an image or an argument does not fit the network; the message gives the fix.
         """
-        tile_size, num_draws, timesteps, instances, min_area, max_hole = map(
-            plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole)
+        tile_size, num_draws, timesteps, instances, min_area, max_hole, pixel_size = map(
+            plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole, pixel_size)
         )
         self.check_inputs(tile_size, num_draws, timesteps, output_type)
-        check_object_options(instances, min_area, max_hole)
+        check_object_options(instances, min_area, max_hole, pixel_size)
         images: Iterable[Tensor] = self.read_images(image)
         if generator is not None and not isinstance(generator, torch.Generator):  # one per image, which are counted
             images = list(images)
@@ -273,7 +276,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 sizes["diameter"] = self.unet.config.get("object_diameter")
                 found = find_objects(chances[i].numpy(), *own_maps, **sizes)
                 stored = batch[i].cpu().numpy()
-                tables.append(object_table(found, stored, chances[i].numpy(), self.class_names))
+                tables.append(object_table(found, stored, chances[i].numpy(), self.class_names, pixel_size))
                 objects.append(found)
         self.maybe_free_model_hooks()
 
@@ -314,10 +317,11 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
         With `instances`, two files appear beside the mask `NAME.npy`: `NAME-objects.tif`, a label image (compressed
         TIFF in tiles, uint16, or uint32 for more than 65,535 objects), and `NAME-objects.csv`, the table of
-        `unet_diffusion.segmentation.object_table`. Objects and table are those of `__call__`, also across windows, for
-        objects of any size (`unet_diffusion.segmentation.objects.ObjectSearch`). Meanwhile a folder beside the mask
-        takes up to 4 K + 33 bytes a pixel for K classes, and 8 more if the network has learnt maps of objects; the
-        memory grows with the number of objects alone.
+        `unet_diffusion.segmentation.object_table`, in micrometres too if a TIFF says its pixel size. Objects and table
+        are those of `__call__`, also across windows, for objects of any size
+        (`unet_diffusion.segmentation.objects.ObjectSearch`). Meanwhile a folder beside the mask takes up to 4 K + 33
+        bytes a pixel for K classes, and 8 more if the network has learnt maps of objects; the memory grows with the
+        number of objects alone.
 
         Args:
             source: path of a `.npy`, `.tif` or `.zarr` image, or any array (H, W) or (H, W, C) with slices.
@@ -408,7 +412,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             part = objects[rows, columns]
             measured.add(part, stored, chances[:, rows, columns], rows.start, columns.start)
         write_labels(labels, objects, count)
-        table.write_bytes(table_as_csv(as_frame(measured.table(self.class_names))))
+        table.write_bytes(table_as_csv(as_frame(measured.table(self.class_names, image.pixel_size))))
 
     def overlay(self, image: Any, mask: Any, opacity: float = 0.5, objects: np.ndarray | None = None) -> Image.Image:
         """Draws the classes of a mask in colour over its image, as RGB; class 0 stays transparent.
@@ -480,8 +484,18 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             yield from regions(read, size, seeds, progress.update if progress else lambda: None)
 
 
-def check_object_options(instances: bool, min_area: int, max_hole: int) -> None:
+def check_object_options(
+    instances: bool, min_area: int, max_hole: int, pixel_size: tuple[float, float] | None = None
+) -> None:
     """Raises a ValueError for options of objects that are no number of pixels, or are given without objects."""
+    if pixel_size is not None:
+        valid = isinstance(pixel_size, (list, tuple)) and len(pixel_size) == 2
+        valid = valid and all(is_number(each) and each > 0 for each in pixel_size)
+        require(valid, "pixel_size", pixel_size, "must be height and width of a pixel in micrometres, or None")
+        if not instances:
+            raise ValueError(
+                f"pixel_size is {pixel_size}, but objects are not asked for; set instances=True, or leave it out."
+            )
     for name, value in (("min_area", min_area), ("max_hole", max_hole)):
         require(is_count(value, 0), name, value, "must be a whole number of pixels, 0 or more")
         if value and not instances:

@@ -418,6 +418,9 @@ def test_objects_use_the_maps_that_a_network_has_learnt():
     [
         ({"min_area": 3}, "min_area is 3, but objects are not asked for; set instances=True"),
         ({"max_hole": 3}, "max_hole is 3, but objects are not asked for"),
+        ({"pixel_size": (0.5, 0.5)}, "pixel_size is .* but objects are not asked for; set instances=True"),
+        ({"instances": True, "pixel_size": 0.5}, "pixel_size is 0.5, but must be height and width of a pixel"),
+        ({"instances": True, "pixel_size": (0.5, 0)}, "pixel_size is .*, but must be height and width of a pixel"),
         ({"instances": True, "min_area": -1}, "min_area is -1, but must be a whole number of pixels"),
     ],
 )
@@ -452,6 +455,17 @@ def test_objects_of_files_are_those_of_the_whole_image(tmp_path, monkeypatch, le
         *(f"{side}{ending}" for side in (1024, 16) for ending in (".npy", "-objects.tif", "-objects.csv")),
     }
     assert {path.name for path in tmp_path.iterdir()} == made
+
+
+def test_the_table_of_a_file_is_in_micrometres_if_the_file_says_its_pixel_size(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pipe, pixels = pipeline(), image(30, 20)
+    tifffile.imwrite(tmp_path / "image.tif", pixels[..., 0], resolution=(4, 2), resolutionunit="MICROMETER")
+    pipe.segment_file(tmp_path / "image.tif", tmp_path / "mask.tif", instances=True)
+    expected = pipe(pixels, instances=True, pixel_size=(0.5, 0.25)).objects.drop(columns="image")
+    table = pandas.read_csv(tmp_path / "mask-objects.csv")
+    pandas.testing.assert_frame_equal(table, expected.astype(table.dtypes), rtol=1e-6, atol=1e-5)
+    assert table["area_um2"].tolist() == pytest.approx((table["area"] / 8).tolist())
 
 
 def test_objects_of_files_replace_nothing_and_leave_nothing_half_written(tmp_path, monkeypatch):

@@ -103,3 +103,14 @@ def test_numbers_that_no_pixel_has_are_left_out():
     table = object_table(objects, np.zeros((1, 2, 3)), np.ones((2, 2, 3)))
     assert table["object"].tolist() == [3, 5] and table["area"].tolist() == [2, 1]
     assert table["solidity"].tolist() == [1, 1]
+
+
+def test_micrometres_of_pixels_that_are_not_square():
+    """scikit-image takes the same spacing of rows and columns."""
+    objects = random_objects(4)
+    table = object_table(objects, np.zeros((1, *objects.shape)), np.ones((2, *objects.shape)), None, (0.25, 2.0))
+    names = ("area", "equivalent_diameter_area", "axis_major_length", "axis_minor_length")
+    expected = regionprops_table(objects, properties=names, spacing=(0.25, 2.0))
+    for ours, theirs in zip(("area_um2", "diameter_um", "major_axis_um", "minor_axis_um"), names):
+        np.testing.assert_allclose(table[ours], expected[theirs], rtol=1e-9, atol=1e-6, err_msg=ours)
+    assert list(table)[-5:] == ["mean_0", "area_um2", "diameter_um", "major_axis_um", "minor_axis_um"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from unet_diffusion.images.decoding import CHANNEL_AXES, LARGEST, UNNAMED_AXES, WHITE_IS_ZERO, negative, scientific
+from unet_diffusion.images.pixel_size import PixelSize, pixel_size_of
 
 CHUNK = 1024  # pixels a side of the chunks of a Zarr mask
 LABEL_TILE = 512  # pixels a side of the tiles of a label image
@@ -27,6 +28,7 @@ class Opened:
     array: Any
     axes: str  # a letter for each
     bits: int | None = None  # of the values, if 0 is shown white, so that black and white are exchanged
+    pixel_size: PixelSize | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class LargeImage:
     shape: tuple[int, int, int]  # (H, W, C)
     dtype: np.dtype
     read: Callable[[slice, slice], np.ndarray]  # (rows, columns, C) in memory, in the machine's byte order
+    pixel_size: PixelSize | None = None  # height and width in micrometres, if the file says so
 
 
 class MappedFile:
@@ -110,14 +113,14 @@ def _open_file(path: Path, channels: int | None) -> Opened:
         return Opened(array, _axes(array, channels))
     tifffile = scientific("tifffile", TIFF)
     with tifffile.TiffFile(path) as tiff:
-        axes, first = tiff.series[0].axes, tiff.series[0].keyframe
+        axes, first, size = tiff.series[0].axes, tiff.series[0].keyframe, pixel_size_of(tiff)
     try:
         array = MappedFile(lambda: tifffile.memmap(path, mode="r"))
     except ValueError:  # compressed
         array = CompressedTiff(path)
     if axes[0] in UNNAMED_AXES and len(axes) == 3 and array.shape[0] != channels == array.shape[2]:
         axes = "YXC"
-    return Opened(array, axes, first.bitspersample if first.photometric == WHITE_IS_ZERO else None)
+    return Opened(array, axes, first.bitspersample if first.photometric == WHITE_IS_ZERO else None, size)
 
 
 def _axes(array: Any, channels: int | None) -> str:
@@ -219,4 +222,4 @@ def _as_image(opened: Opened, name: str) -> LargeImage:
         window = window if opened.bits is None else negative(window, opened.bits)
         return np.moveaxis(window, axes.index(others), -1) if others else window[..., None]
 
-    return LargeImage((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read)
+    return LargeImage((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read, opened.pixel_size)

@@ -25,7 +25,11 @@ def object_classes(objects: np.ndarray, probabilities: np.ndarray) -> tuple[np.n
 
 
 def object_table(
-    objects: np.ndarray, image: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str] | None = None
+    objects: np.ndarray,
+    image: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str] | None = None,
+    pixel_size: tuple[float, float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Measures objects, as `skimage.measure.regionprops` does.
 
@@ -34,6 +38,7 @@ def object_table(
         image: stored values (C, H, W).
         probabilities: of each class, (K, H, W).
         class_names: of the K classes; by default their indices.
+        pixel_size: height and width of a pixel in micrometres, or None.
 
     Returns:
         Columns with an entry for each object: `object`, its number in `objects`; `class`, its index, and `class_name`
@@ -41,11 +46,13 @@ def object_table(
         the first row and column; `top`, `left`, `bottom` and `right`, the rows and columns of its box, without `bottom`
         and `right` themselves; `major_axis`, `minor_axis` and `eccentricity` of the ellipse with the same second
         moments; `solidity`, the share of its convex hull; `confidence`, the mean probability of its class; and
-        `mean_0`, ... of the stored values of each channel. Numbers that no pixel has are left out.
+        `mean_0`, ... of the stored values of each channel. With a pixel size also `area_um2` in square micrometres and,
+        in micrometres, `diameter_um` of a circle of this area, `major_axis_um` and `minor_axis_um`. Numbers that no
+        pixel has are left out.
     """
     measured = ObjectMeasurements(int(objects.max(initial=0)), len(image), len(probabilities))
     measured.add(objects, image, probabilities)
-    return measured.table(class_names)
+    return measured.table(class_names, pixel_size)
 
 
 class ObjectMeasurements:
@@ -97,7 +104,9 @@ class ObjectMeasurements:
         self.box = np.minimum(self.box, box)
         self.extents.append((extents + np.array([[0], [top], [left], [left]])).astype(np.int32))
 
-    def table(self, class_names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def table(
+        self, class_names: Sequence[str] | None = None, pixel_size: tuple[float, float] | None = None
+    ) -> dict[str, np.ndarray]:
         """Returns the columns of `object_table`."""
         (there,) = np.nonzero(self.area)
         area, box = self.area[there], self.box[:, there]
@@ -106,7 +115,8 @@ class ObjectMeasurements:
         classes = means.argmax(axis=0)
         sums = np.concatenate([self.moments[:, there], area[None].astype(np.int64)])
         y, x, *squares = _shifted(sums, -box[0], -box[1]) / area
-        major, minor = _axes(squares[0] - y * y, squares[1] - y * x, squares[2] - x * x)
+        moments = (squares[0] - y * y, squares[1] - y * x, squares[2] - x * x)
+        major, minor = _ellipse_axes(*moments)
         ratio = np.divide(minor, major, out=np.ones_like(major), where=major > 0)
         return {
             "object": there + 1,
@@ -125,6 +135,7 @@ class ObjectMeasurements:
             "solidity": area / self._hull_areas()[there],
             "confidence": means[classes, np.arange(len(classes))],
             **{f"mean_{channel}": values / area for channel, values in enumerate(self.brightness[:, there])},
+            **({} if pixel_size is None else _in_micrometres(area, moments, *pixel_size)),
         }
 
     def _hull_areas(self) -> np.ndarray:
@@ -238,7 +249,18 @@ def _shifted(sums: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarra
     )
 
 
-def _axes(yy: np.ndarray, yx: np.ndarray, xx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _in_micrometres(
+    area: np.ndarray, moments: tuple[np.ndarray, np.ndarray, np.ndarray], high: float, wide: float
+) -> dict[str, np.ndarray]:
+    """Returns the columns in micrometres, of pixels that need not be square."""
+    yy, yx, xx = moments
+    major, minor = _ellipse_axes(yy * high * high, yx * high * wide, xx * wide * wide)
+    areas = area * high * wide
+    names = {"area_um2": areas, "diameter_um": np.sqrt(4 * areas / np.pi)}
+    return {**names, "major_axis_um": major, "minor_axis_um": minor}
+
+
+def _ellipse_axes(yy: np.ndarray, yx: np.ndarray, xx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the axes of the ellipses with these second central moments (per pixel)."""
     middle, spread = (yy + xx) / 2, np.hypot((yy - xx) / 2, yx)
     smaller = np.maximum(middle - spread, 0)
