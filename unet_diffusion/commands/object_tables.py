@@ -13,7 +13,7 @@ from unet_diffusion.commands.record import Result
 from unet_diffusion.files import readable
 from unet_diffusion.segmentation.object_table import table_as_csv
 
-OBJECTS = "-objects.csv"  # the ending of the table of an image
+LABELS, OBJECTS = "-objects.tif", "-objects.csv"  # the endings of the label image and the table of an image
 TEXT = ("file", "class_name")
 WHOLE = ("object", "class", "area", "top", "left", "bottom", "right")
 

@@ -10,18 +10,18 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.commands.object_tables import OBJECTS, encoded_objects, joined_objects
+from unet_diffusion.commands.object_tables import LABELS, OBJECTS, encoded_objects, joined_objects
 from unet_diffusion.commands.options.segment import OBJECT_TABLES, TABLE, Segment, Unit
 from unet_diffusion.commands.runner import Rows, Summary, Work, digest, work_through
 from unet_diffusion.images.figures import encoded_image, encoded_labels
-from unet_diffusion.images.pixel_size import PixelSize, read_pixel_size
+from unet_diffusion.images.pixel_size import PixelSize, known_pixel_size, read_pixel_size
 from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import best_device, load_pipeline
 
 COLUMNS = ("file", "mask", "class", "pixels", "share", "error")
-MASK, OVERLAY, LABELS = ".png", "-overlay.png", "-objects.tif"
+MASK, OVERLAY = ".png", "-overlay.png"
 ROUNDING = 1e-9  # relative, of an area in pixels
 
 
@@ -123,17 +123,11 @@ def segment(options: Segment) -> Path:
 
 
 def _pixel_size(file: dict[str, Any], options: Segment) -> PixelSize | None:
-    """Returns the pixel size of a file; where it is needed, a ValueError without one.
-
-    Where it is not, a TIFF without the extra `scientific` counts as one that does not say it.
-    """
-    try:
-        size = read_pixel_size(file["bytes"])
-    except ImportError:
-        if options.unit == "micrometre":
-            raise
-        size = None
-    if size is None and options.unit == "micrometre":
+    """Returns the pixel size of a file; a ValueError if it says none, but areas are in micrometres."""
+    if options.unit == "pixel":
+        return known_pixel_size(file["bytes"])
+    size = read_pixel_size(file["bytes"])
+    if size is None:
         raise ValueError(
             f"unit is {options.unit!r}, but {file['path']} says no pixel size that is one of a microscope; store it in "
             "the file, as OME-TIFF or by Fiji, or give the areas in pixels."

@@ -46,6 +46,14 @@ def read_pixel_size(data: bytes) -> PixelSize | None:
     return (size[1], size[0]) if size and is_turned else size
 
 
+def known_pixel_size(data: bytes) -> PixelSize | None:
+    """Returns what `read_pixel_size` does, and None for a TIFF without the extra `scientific` too."""
+    try:
+        return read_pixel_size(data)
+    except ImportError:
+        return None
+
+
 def pixel_size_of(tiff: Any) -> PixelSize | None:
     """Returns what `read_pixel_size` does for a `tifffile.TiffFile`, whose orientation is not applied."""
     try:
