@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from skimage.measure import label, regionprops_table
 
+from tests.segmentation.test_objects import disks, rod
 from unet_diffusion.segmentation.blocks import blocks
 from unet_diffusion.segmentation.object_table import ObjectMeasurements, hull_area, object_table
 
@@ -32,16 +33,23 @@ def random_objects(seed: int, corners: bool = True) -> np.ndarray:
     return label(values, connectivity=2 if corners else 1).astype(np.int32)
 
 
-@pytest.mark.parametrize("corners", [False, True])
-def test_it_equals_that_of_scikit_image(corners):
-    objects = random_objects(0, corners)
+def known_objects() -> np.ndarray:
+    """Disks that the border of the image cuts, and an elongated object between them."""
+    objects = disks([(0, 10), (30, 0), (89, 69), (45, 75)], 12, (90, 70))
+    return np.where(rod(objects.shape, (45, 35), 40, 5, 0.6), objects.max() + 1, objects).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    "objects", [random_objects(0, False), random_objects(0), known_objects()], ids=["edges", "corners", "known"]
+)
+def test_it_equals_that_of_scikit_image(objects):
     image = np.random.default_rng(1).integers(0, 60000, (1, *objects.shape)).astype(np.uint16)
     chances = np.full((2, *objects.shape), 0.5, dtype=np.float32)
     found = object_table(objects, image, chances)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Qhull has no hull of a pixel
         expected = regionprops_table(objects, image[0], properties=("label", *_properties()))
-    assert objects.max() > 100
+    assert len(found["object"]) == objects.max() >= 5
     for ours, theirs in NAMES.items():
         # the axes are roots of differences, so that rounding of 1e-15 is 1e-7 in them
         np.testing.assert_allclose(found[ours], expected[theirs], rtol=1e-9, atol=1e-6, err_msg=ours)
@@ -49,6 +57,15 @@ def test_it_equals_that_of_scikit_image(corners):
 
 def _properties() -> list[str]:
     return sorted({name.partition("-")[0] for name in NAMES.values()} - {"label"})
+
+
+def test_ten_thousand_objects():
+    objects = np.zeros((800, 800), dtype=np.int32)
+    objects.reshape(100, 8, 100, 8)[:, 1:7, :, 2:5] = np.arange(1, 10001).reshape(100, 1, 100, 1)
+    table = object_table(objects, np.zeros((1, 800, 800), dtype=np.uint8), np.ones((2, 800, 800), dtype=np.uint8))
+    assert np.array_equal(table["object"], np.arange(1, 10001))
+    assert set(table["area"]) == {18} and set(table["solidity"]) == {1}
+    assert np.array_equal(table["top"], np.repeat(8 * np.arange(100) + 1, 100))
 
 
 @pytest.mark.parametrize("side", [7, 32, 80])
