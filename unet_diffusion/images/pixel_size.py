@@ -11,12 +11,16 @@ PixelSize = tuple[float, float]  # height and width of a pixel, in micrometres
 
 MICROMETRES = {
     **dict.fromkeys(("µm", "μm", "\\u00B5m", "um", "micron", "microns", "micrometer", "micrometre"), 1.0),
-    **{"nm": 1e-3, "nanometer": 1e-3, "nanometre": 1e-3},
-    **{"mm": 1e3, "millimeter": 1e3, "millimetre": 1e3, "cm": 1e4, "centimeter": 1e4, "centimetre": 1e4},
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
 }
 RESOLUTION_UNITS = {3: 1e4, 4: 1e3, 5: 1.0}  # values of the tag in micrometres; 1 is none, and 2 the inch
 FINEST_PRINT = 10.0  # micrometres; a coarser resolution may be that of a printer or screen
-X_RESOLUTION, Y_RESOLUTION, ORIENTATION, RESOLUTION_UNIT = 282, 283, 274, 296  # tags of TIFF
+ORIENTATION = 274  # tag of TIFF, as the next three
+X_RESOLUTION = 282
+Y_RESOLUTION = 283
+RESOLUTION_UNIT = 296
 
 
 def read_pixel_size(data: bytes) -> PixelSize | None:

@@ -71,8 +71,8 @@ class ObjectSearch:
 
     The result does not depend on the blocks, and objects may be as large as the image: basins, passes between them and
     holes are put together over all blocks, and only then it is decided which basins are one object. The memory grows
-    with the number of basins, and not with the image. What is around a block is looked at as far
-    as the distance to the edge of the mask goes.
+    with the number of basins, and not with the image. What is around a block is looked at as far as the distance to
+    the edge of the mask goes.
 
     Args:
         probabilities: (K, H, W), an array or anything that windows of it can be read from.
