@@ -43,7 +43,7 @@ from unet_diffusion.pipelines.base import (
     trained_settings,
 )
 from unet_diffusion.segmentation.blocks import blocks
-from unet_diffusion.segmentation.object_table import (
+from unet_diffusion.segmentation.measurements import (
     ObjectMeasurements,
     as_frame,
     joined_tables,

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
-from unet_diffusion.segmentation.object_table import object_classes, object_table
+from unet_diffusion.segmentation.measurements import object_classes, object_table
 from unet_diffusion.segmentation.objects import find_objects, one_hot
 
 

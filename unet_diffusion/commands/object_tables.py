@@ -11,7 +11,7 @@ import pandas
 
 from unet_diffusion.commands.record import Result
 from unet_diffusion.files import readable
-from unet_diffusion.segmentation.object_table import table_as_csv
+from unet_diffusion.segmentation.measurements import table_as_csv
 
 LABELS, OBJECTS = "-objects.tif", "-objects.csv"  # the endings of the label image and the table of an image
 TEXT = ("file", "class_name")

@@ -8,7 +8,7 @@ from skimage.measure import label, regionprops_table
 
 from tests.segmentation.test_objects import disks, rod
 from unet_diffusion.segmentation.blocks import blocks
-from unet_diffusion.segmentation.object_table import ObjectMeasurements, hull_area, object_table
+from unet_diffusion.segmentation.measurements import ObjectMeasurements, hull_area, object_table
 
 NAMES = {
     "object": "label",
