@@ -1,8 +1,9 @@
 """Images of any size to masks, with test-time augmentation and an uncertainty map."""
 
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.adapters import PixelClassifier
-from unet_diffusion.checks import is_count, plain, require, require_choice
+from unet_diffusion.checks import is_count, is_number, plain, require, require_choice
 from unet_diffusion.diffusion.sampling import forward_process
-from unet_diffusion.files import written_aside
+from unet_diffusion.files import PREFIX, written_aside
 from unet_diffusion.images.conversion import check_image, stored_images
-from unet_diffusion.images.large_images import create_mask, open_image
+from unet_diffusion.images.large_images import (
+    LargeImage,
+    ScratchArrays,
+    check_label_format,
+    create_mask,
+    open_image,
+    write_labels,
+)
 from unet_diffusion.images.palette import mask_image, overlay
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.config import Precision
@@ -34,7 +42,15 @@ from unet_diffusion.pipelines.base import (
     saved_range,
     trained_settings,
 )
-from unet_diffusion.segmentation.objects import find_objects, joined_tables, object_table
+from unet_diffusion.segmentation.blocks import blocks
+from unet_diffusion.segmentation.measurements import (
+    ObjectMeasurements,
+    as_frame,
+    joined_tables,
+    object_table,
+    table_as_csv,
+)
+from unet_diffusion.segmentation.objects import ObjectSearch, find_objects
 from unet_diffusion.segmentation.segmenter import (
     TURNS,
     Segmenter,
@@ -45,6 +61,7 @@ from unet_diffusion.segmentation.segmenter import (
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+OBJECT_BLOCK = 1024  # pixels a side of the blocks in which objects of large images are found
 MAX_CLASSES = 255  # masks are stored in 8 bits, and 255 means "ignore"
 
 
@@ -180,6 +197,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         instances: bool = False,
         min_area: int = 0,
         max_hole: int = 0,
+        pixel_size: tuple[float, float] | None = None,
     ) -> SegmentationOutput | tuple:
         """Segments one or more images, each at its own size.
 
@@ -206,15 +224,17 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 objects of the network if it has learnt them, and to measure them. The tuple then also has these two.
             min_area: objects of fewer pixels are left out.
             max_hole: holes in objects of at most this many pixels are filled.
+            pixel_size: height and width of the pixels of all images in micrometres, for the columns of the table in
+                micrometres; None for none. `unet_diffusion.images.pixel_size.read_pixel_size` reads it of a file.
 
         Raises:
             ValueError: an image or an argument does not fit the network; the message gives the fix.
         """
-        tile_size, num_draws, timesteps, instances, min_area, max_hole = map(
-            plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole)
+        tile_size, num_draws, timesteps, instances, min_area, max_hole, pixel_size = map(
+            plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole, pixel_size)
         )
         self.check_inputs(tile_size, num_draws, timesteps, output_type)
-        check_object_options(instances, min_area, max_hole)
+        check_object_options(instances, min_area, max_hole, pixel_size)
         images: Iterable[Tensor] = self.read_images(image)
         if generator is not None and not isinstance(generator, torch.Generator):  # one per image, which are counted
             images = list(images)
@@ -256,7 +276,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 sizes["diameter"] = self.unet.config.get("object_diameter")
                 found = find_objects(chances[i].numpy(), *own_maps, **sizes)
                 stored = batch[i].cpu().numpy()
-                tables.append(object_table(found, stored, chances[i].numpy(), self.class_names))
+                tables.append(object_table(found, stored, chances[i].numpy(), self.class_names, pixel_size))
                 objects.append(found)
         self.maybe_free_model_hooks()
 
@@ -289,8 +309,19 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         augment: bool = False,
         generator: torch.Generator | None = None,
         mixed_precision: Precision = "no",
+        instances: bool = False,
+        min_area: int = 0,
+        max_hole: int = 0,
     ) -> None:
         """Segments an image that may be larger than memory: it is read, and its mask written, in windows.
+
+        With `instances`, two files appear beside the mask `NAME.npy`: `NAME-objects.tif`, a label image (compressed
+        TIFF in tiles, uint16, or uint32 for more than 65,535 objects), and `NAME-objects.csv`, the table of
+        `unet_diffusion.segmentation.object_table`, in micrometres too if a TIFF says its pixel size. Objects and table
+        are those of `__call__`, also across windows, for objects of any size
+        (`unet_diffusion.segmentation.objects.ObjectSearch`). Meanwhile a folder beside the mask takes up to 4 K + 33
+        bytes a pixel for K classes, and 8 more if the network has learnt maps of objects; the memory grows with the
+        number of objects alone.
 
         Args:
             source: path of a `.npy`, `.tif` or `.zarr` image, or any array (H, W) or (H, W, C) with slices.
@@ -302,12 +333,19 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             augment: as in `__call__`.
             generator: as in `__call__`.
             mixed_precision: as in `__call__`.
+            instances: whether to find the objects too; the target has to be a path, and the extra `scientific` there.
+            min_area: as in `__call__`.
+            max_hole: as in `__call__`.
 
         Raises:
-            ValueError: an image or an argument does not fit the network, or the target exists.
+            ValueError: an image or an argument does not fit the network, or a file that would be written exists. Or, of
+                objects, the middle of a part of the mask is about 2,000 pixels from its edge.
         """
-        tile_size, num_draws, timesteps = map(plain, (tile_size, num_draws, timesteps))
+        tile_size, num_draws, timesteps, instances, min_area, max_hole = map(
+            plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole)
+        )
         self.check_inputs(tile_size, num_draws, timesteps)
+        check_object_options(instances, min_area, max_hole)
         image = open_image(source, self.channels)
         size = image.shape[:2]
         dtype = "float32" if image.dtype.kind == "f" else image.dtype.name
@@ -317,20 +355,64 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         def read(rows: slice, columns: slice) -> Tensor:
             return torch.from_numpy(image.read(rows, columns)).permute(2, 0, 1)[None]
 
-        def fill(mask: Any) -> None:
-            for rows, columns, part, *_ in self._regions(segmenter, read, size, 1, generator):
-                mask[rows, columns] = part[0].argmax(dim=0).to("cpu", torch.uint8).numpy()
+        def fill(mask: Any, create: Callable[..., Any] | None = None) -> list[Any]:
+            """Writes the mask and, to arrays that are created for them, what objects are found in."""
+            maps: list[Any] = []
+            for rows, columns, *parts in self._regions(segmenter, read, size, 1, generator, instances):
+                mask[rows, columns] = parts[0][0].argmax(dim=0).to("cpu", torch.uint8).numpy()
+                if create is not None:
+                    maps = maps or [create((*part.shape[1:-2], *size), np.float32) for part in parts]
+                    for whole, part in zip(maps, parts):
+                        whole[..., rows, columns] = part[0].cpu().numpy()
+            return maps
 
         if not isinstance(target, (str, Path)):
             if tuple(target.shape) != size:
                 raise ValueError(f"target has shape {tuple(target.shape)}, but the image is {size[0]}x{size[1]}.")
+            if instances:
+                raise ValueError("target is an array, but objects are written beside the mask; give a path for it.")
             fill(target)
-        elif Path(target).exists():
-            raise ValueError(f"{target} exists already; remove it, or choose another name.")
         else:
-            with written_aside(Path(target)) as aside:
-                fill(create_mask(aside, *size))
+            path = Path(target)
+            others = [path.with_name(f"{path.stem}-objects{ending}") for ending in (".tif", ".csv")]
+            paths = [path, *(others if instances else [])]
+            for each in paths:
+                if each.exists():
+                    raise ValueError(f"{each} exists already; remove it, or choose another name.")
+            if instances:
+                check_label_format()
+            with ExitStack() as stack:
+                mask_path, *aside = [stack.enter_context(written_aside(each)) for each in paths]
+                mask = create_mask(mask_path, *size)
+                if instances:
+                    scratch = tempfile.TemporaryDirectory(prefix=PREFIX, dir=path.parent)
+                    create = ScratchArrays(Path(stack.enter_context(scratch)))
+                    self._write_objects(image, fill(mask, create), create, min_area, max_hole, *aside)
+                else:
+                    fill(mask)
         self.maybe_free_model_hooks()
+
+    def _write_objects(
+        self,
+        image: LargeImage,
+        maps: list[Any],
+        create: Callable[..., Any],
+        min_area: int,
+        max_hole: int,
+        labels: Path,
+        table: Path,
+    ) -> None:
+        """Finds the objects of a large image in its maps, block by block, and writes the label image and the table."""
+        chances, boundary, distance = maps if len(maps) == 3 else (*maps, None, None)
+        search = ObjectSearch(chances, boundary, distance, create, OBJECT_BLOCK)
+        objects, count = search.find(self.unet.config.get("object_diameter"), min_area, max_hole)
+        measured = ObjectMeasurements(count, image.shape[2], self.num_classes)
+        for rows, columns in blocks(image.shape[:2], OBJECT_BLOCK):
+            stored = np.moveaxis(image.read(rows, columns), 2, 0)
+            part = objects[rows, columns]
+            measured.add(part, stored, chances[:, rows, columns], rows.start, columns.start)
+        write_labels(labels, objects, count)
+        table.write_bytes(table_as_csv(as_frame(measured.table(self.class_names, image.pixel_size))))
 
     def overlay(self, image: Any, mask: Any, opacity: float = 0.5, objects: np.ndarray | None = None) -> Image.Image:
         """Draws the classes of a mask in colour over its image, as RGB; class 0 stays transparent.
@@ -402,8 +484,18 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             yield from regions(read, size, seeds, progress.update if progress else lambda: None)
 
 
-def check_object_options(instances: bool, min_area: int, max_hole: int) -> None:
+def check_object_options(
+    instances: bool, min_area: int, max_hole: int, pixel_size: tuple[float, float] | None = None
+) -> None:
     """Raises a ValueError for options of objects that are no number of pixels, or are given without objects."""
+    if pixel_size is not None:
+        valid = isinstance(pixel_size, (list, tuple)) and len(pixel_size) == 2
+        valid = valid and all(is_number(each) and each > 0 for each in pixel_size)
+        require(valid, "pixel_size", pixel_size, "must be height and width of a pixel in micrometres, or None")
+        if not instances:
+            raise ValueError(
+                f"pixel_size is {pixel_size}, but objects are not asked for; set instances=True, or leave it out."
+            )
     for name, value in (("min_area", min_area), ("max_hole", max_hole)):
         require(is_count(value, 0), name, value, "must be a whole number of pixels, 0 or more")
         if value and not instances:

@@ -214,6 +214,7 @@ EXAMPLES: list[tuple[str, type, dict[str, Any], dict[str, Any]]] = [
     ("seed", Segment, {"inputs": ("x",), "seed": 2, "timesteps": (5,)}, {"timesteps": ()}),
     ("min_area", Segment, {"inputs": ("x",), "min_area": 5, "instances": True}, {"instances": False}),
     ("max_hole", Segment, {"inputs": ("x",), "max_hole": 5, "instances": True}, {"instances": False}),
+    ("unit", Segment, {"inputs": ("x",), "unit": "micrometre", "instances": True}, {"instances": False}),
     ("opacity", Segment, {"inputs": ("x",), "opacity": 0.3}, {"overlays": False}),
     ("head", Export, {"run": "x", "target": "y", "head": "noise", "format": "onnx"}, {"format": "self-contained"}),
 ]

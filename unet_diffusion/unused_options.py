@@ -306,7 +306,7 @@ TABLE = (
         "give timesteps, or leave {option} out",
     ),
     Unused(
-        ("min_area", "max_hole"),
+        ("min_area", "max_hole", "unit"),
         lambda instances: not instances,
         "objects are not asked for",
         "add instances, or leave {option} out",

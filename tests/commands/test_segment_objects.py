@@ -183,6 +183,46 @@ def test_options_of_objects_are_whole_numbers_of_pixels(trained):
             Segment(run=trained, inputs=("x",), **{name: 5})
 
 
+def test_areas_in_micrometres_for_files_that_say_their_pixel_size(trained, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pixels = drawing((2, 2, 128), (12, 12, 128))
+    pixels[3, 3] = 0  # a hole of a pixel, 0.02 square micrometres
+    pixels[12, 12:17] = 0  # 20 pixels of 0.02 square micrometres are left
+    tifffile.imwrite(folder / "a.tif", pixels, resolution=(10, 5), resolutionunit="MICROMETER")  # 0.2 by 0.1
+    Image.fromarray(pixels).save(folder / "b.png", dpi=(300, 300))
+
+    output = segment(options(trained, folder))
+    own = pandas.read_csv(output / "a-objects.csv")
+    assert own["area_um2"].tolist() == [0.48, 0.4] and own["area"].tolist() == [24, 20]
+    assert own["major_axis_um"][1] == pytest.approx(4 * np.sqrt((4**2 - 1) / 12) * 0.2)
+    assert own["minor_axis_um"][1] == pytest.approx(4 * np.sqrt((5**2 - 1) / 12) * 0.1)
+    assert "area_um2" not in pandas.read_csv(output / "b-objects.csv")
+    joined = pandas.read_csv(output / "objects.csv")
+    assert joined["area_um2"].isna().tolist() == [False, False, True, True]
+    pandas.testing.assert_frame_equal(pandas.read_parquet(output / "objects.parquet"), joined, check_dtype=False)
+
+    with pytest.raises(RuntimeError, match="1 of 2 inputs failed") as raised:
+        segment(options(trained, folder, unit="micrometre", min_area=0.4, max_hole=0.02))
+    assert "unit is 'micrometre', but" in str(raised.value) and "b.png says no pixel size" in str(raised.value)
+    assert pandas.read_csv(output / "a-objects.csv")["area"].tolist() == [25, 20]
+    assert set(pandas.read_csv(output / "objects.csv")["file"]) == {str(folder / "a.tif")}
+    (folder / "b.png").unlink()
+    segment(options(trained, folder, unit="micrometre", min_area=0.401, max_hole=0.019))
+    assert pandas.read_csv(output / "a-objects.csv")["area"].tolist() == [24]
+
+
+def test_areas_in_micrometres_are_numbers_and_others_whole_numbers(trained):
+    given = {"run": trained, "inputs": ("x",), "instances": True}
+    assert Segment(**given, min_area=3.0).min_area == 3
+    assert Segment(**given, min_area=2.5, unit="micrometre").min_area == 2.5
+    with pytest.raises(ValueError, match="min_area is -1, but must be 0 square micrometres or more"):
+        Segment(**given, min_area=-1, unit="micrometre")
+    with pytest.raises(ValueError, match="unit is 'um', but must be one of 'pixel', 'micrometre'"):
+        Segment(**given, unit="um")
+
+
 @pytest.mark.parametrize(("highest", "kind"), [(0, "uint16"), (65535, "uint16"), (65536, "uint32")])
 def test_label_images_keep_every_number(highest, kind, tmp_path):
     pytest.importorskip("tifffile")

@@ -181,6 +181,8 @@ def test_objects_are_matched_with_the_instances(tmp_path):
         return white(image), np.where(instances == 3, 0, instances).astype(np.int32)
 
     scores = score_masks(without_the_last, dataset)
+    # of these objects, and not of the components: the first two are apart, and the last is background, in one piece
+    assert scores.images[0]["instance_rand_error"] == scores.images[0]["instance_merges"] == 0
     assert scores.per_image["object_ap_50"] == scores.pooled["object_ap_50"] == pytest.approx(2 / 3)
     assert scores.pooled["object_count_error"] == pytest.approx(1 / 3)
     written = scores.to_dict()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline
@@ -15,6 +16,7 @@ from torch import nn
 
 from tests.support.segmentation import SMALL, image, network, pipeline, saved
 from unet_diffusion import UNet
+from unet_diffusion.images.large_images import write_labels
 from unet_diffusion.images.palette import colour
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.feature_maps import channels_last
@@ -416,9 +418,79 @@ def test_objects_use_the_maps_that_a_network_has_learnt():
     [
         ({"min_area": 3}, "min_area is 3, but objects are not asked for; set instances=True"),
         ({"max_hole": 3}, "max_hole is 3, but objects are not asked for"),
+        ({"pixel_size": (0.5, 0.5)}, "pixel_size is .* but objects are not asked for; set instances=True"),
+        ({"instances": True, "pixel_size": 0.5}, "pixel_size is 0.5, but must be height and width of a pixel"),
+        ({"instances": True, "pixel_size": (0.5, 0)}, "pixel_size is .*, but must be height and width of a pixel"),
         ({"instances": True, "min_area": -1}, "min_area is -1, but must be a whole number of pixels"),
     ],
 )
 def test_wrong_options_of_objects_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         pipeline()(image(9, 9), **arguments)
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_objects_of_files_are_those_of_the_whole_image(tmp_path, monkeypatch, learnt):
+    tifffile = pytest.importorskip("tifffile")
+    unet = network(norm="none", attention=(False, False), instances=learnt, object_diameter=9.0 if learnt else None)
+    pipe = pipeline(unet, class_names=["ground", "cell", "border"])
+    pixels = image(90, 70)
+    options = {"tile_size": 16, "min_area": 2, "max_hole": 3, "instances": True}
+    expected = pipe(pixels, output_type="np", return_probabilities=False, **options)
+    assert expected.instances[0].max() > 50
+    np.save(tmp_path / "image.npy", pixels)
+    for side in (1024, 16):
+        monkeypatch.setattr("unet_diffusion.pipelines.segmentation.OBJECT_BLOCK", side)
+        pipe.segment_file(tmp_path / "image.npy", tmp_path / f"{side}.npy", **options)
+        assert np.array_equal(np.load(tmp_path / f"{side}.npy"), expected.masks[0])
+        with tifffile.TiffFile(tmp_path / f"{side}-objects.tif") as labels:
+            assert labels.pages[0].is_tiled and labels.pages[0].dtype == np.uint16
+            assert np.array_equal(labels.asarray(), expected.instances[0])
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{side}-objects.tif")), expected.instances[0])
+        table = pandas.read_csv(tmp_path / f"{side}-objects.csv")
+        wanted = expected.objects.drop(columns="image")
+        pandas.testing.assert_frame_equal(table, wanted.astype(table.dtypes), rtol=1e-6, atol=1e-5)
+    made = {
+        "image.npy",
+        *(f"{side}{ending}" for side in (1024, 16) for ending in (".npy", "-objects.tif", "-objects.csv")),
+    }
+    assert {path.name for path in tmp_path.iterdir()} == made
+
+
+def test_the_table_of_a_file_is_in_micrometres_if_the_file_says_its_pixel_size(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pipe, pixels = pipeline(), image(30, 20)
+    tifffile.imwrite(tmp_path / "image.tif", pixels[..., 0], resolution=(4, 2), resolutionunit="MICROMETER")
+    pipe.segment_file(tmp_path / "image.tif", tmp_path / "mask.tif", instances=True)
+    expected = pipe(pixels, instances=True, pixel_size=(0.5, 0.25)).objects.drop(columns="image")
+    table = pandas.read_csv(tmp_path / "mask-objects.csv")
+    pandas.testing.assert_frame_equal(table, expected.astype(table.dtypes), rtol=1e-6, atol=1e-5)
+    assert table["area_um2"].tolist() == pytest.approx((table["area"] / 8).tolist())
+
+
+def test_objects_of_files_replace_nothing_and_leave_nothing_half_written(tmp_path, monkeypatch):
+    pytest.importorskip("tifffile")
+    pipe, pixels = pipeline(), image(20, 20)
+    (tmp_path / "mask-objects.csv").write_text("mine")
+    with pytest.raises(ValueError, match="mask-objects.csv exists already"):
+        pipe.segment_file(pixels, tmp_path / "mask.npy", instances=True)
+    with pytest.raises(ValueError, match="target is an array, but objects are written beside the mask"):
+        pipe.segment_file(pixels, np.zeros((20, 20), dtype=np.uint8), instances=True)
+    with pytest.raises(ValueError, match="max_hole is 3, but objects are not asked for"):
+        pipe.segment_file(pixels, tmp_path / "mask.npy", max_hole=3)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unet_diffusion.pipelines.segmentation.write_labels", full)
+    with pytest.raises(OSError, match="No space left"):
+        pipe.segment_file(pixels, tmp_path / "other.npy", instances=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mask-objects.csv"]
+
+
+def test_a_label_image_of_many_objects_has_32_bits(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    labels = np.arange(600 * 530, dtype=np.int32).reshape(600, 530)
+    write_labels(tmp_path / "labels.tif", labels, int(labels.max()))
+    found = tifffile.imread(tmp_path / "labels.tif")
+    assert found.dtype == np.uint32 and np.array_equal(found, labels)

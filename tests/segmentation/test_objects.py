@@ -7,7 +7,8 @@ import pytest
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
-from unet_diffusion.segmentation.objects import find_objects, object_classes, object_table, one_hot
+from unet_diffusion.segmentation.measurements import object_classes, object_table
+from unet_diffusion.segmentation.objects import find_objects, one_hot
 
 
 def disks(centres, radius: float, size: tuple[int, int]) -> np.ndarray:

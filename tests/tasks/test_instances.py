@@ -200,7 +200,40 @@ def test_self_training_and_noise_prediction_leave_the_objects_to_the_masks(optio
     assert head.grad is None or not head.grad.any()
 
 
+def test_the_card_of_a_network_that_also_generates_says_that_it_learnt_objects(options):
+    options.data = replace(options.data, max_labels=6)
+    options.joint = JointConfig(denoising_weight=0.3)
+    for instances in (True, False):
+        options.segmentation = replace(options.segmentation, instances=instances)
+        data = loaded(options)
+        task = make_task(options, data)
+        said = (
+            f"what tells objects apart, from objects with a median diameter of {data.object_diameter or 0:.1f} pixels."
+        )
+        assert (said in task.card(task.network).summary) == instances
+    assert "also generates images" in task.card(task.network).summary
+
+
 # --- a run ---
+
+
+def test_a_run_that_was_started_before_there_were_instances_resumes_as_before(options, tmp_path):
+    training = replace(options.training, steps=4, checkpoint_every=2, validate_every=4)
+    options = replace(options, training=training, segmentation=replace(options.segmentation, instances=False))
+    undisturbed = train_segmentation(replace(options, output=tmp_path / "undisturbed"))
+    with power_cut(SegmentationTask, 3):
+        train_segmentation(options)
+    path = options.output / "config.json"
+    config = json.loads(path.read_text())
+    assert config["segmentation"].pop("instances") is False
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="instances is True, but the run in .* was started with False"):
+        train_segmentation(replace(options, segmentation=replace(options.segmentation, instances=True)))
+    train_segmentation(options)
+    files = (each / "checkpoints/step-00000004/model.safetensors" for each in (undisturbed, options.output))
+    a, b = map(load_file, files)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert "instance_head.weight" not in a
 
 
 @pytest.fixture(scope="module")

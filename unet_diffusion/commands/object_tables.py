@@ -11,16 +11,16 @@ import pandas
 
 from unet_diffusion.commands.record import Result
 from unet_diffusion.files import readable
+from unet_diffusion.segmentation.measurements import table_as_csv
 
-OBJECTS = "-objects.csv"  # the ending of the table of an image
+LABELS, OBJECTS = "-objects.tif", "-objects.csv"  # the endings of the label image and the table of an image
 TEXT = ("file", "class_name")
 WHOLE = ("object", "class", "area", "top", "left", "bottom", "right")
-DIGITS = "%.8g"  # of measurements
 
 
 def encoded_objects(table: Any) -> bytes:
     """Returns the content of the CSV file of the objects of one image, given as a DataFrame."""
-    return _csv(table.drop(columns="image"))
+    return table_as_csv(table.drop(columns="image"))
 
 
 def joined_objects(folder: Path, results: Sequence[Result]) -> dict[str, bytes]:
@@ -43,7 +43,7 @@ def joined_objects(folder: Path, results: Sequence[Result]) -> dict[str, bytes]:
     parquet = io.BytesIO()
     objects.to_parquet(parquet, index=False)
     counts = _counts(results, frames)
-    return {"objects.csv": _csv(objects), "objects.parquet": parquet.getvalue(), "counts.csv": counts}
+    return {"objects.csv": table_as_csv(objects), "objects.parquet": parquet.getvalue(), "counts.csv": counts}
 
 
 def _counts(results: Sequence[Result], frames: Sequence[Any]) -> bytes:
@@ -56,7 +56,3 @@ def _counts(results: Sequence[Result], frames: Sequence[Any]) -> bytes:
             areas = frame["area"][frame["class"] == label]
             lines.writerow((readable(result.source), label, name, len(areas), int(areas.sum())))
     return text.getvalue().encode()
-
-
-def _csv(table: Any) -> bytes:
-    return table.to_csv(index=False, lineterminator="\n", float_format=DIGITS).encode()

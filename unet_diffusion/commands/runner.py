@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from unet_diffusion.commands.inputs import Inputs
 from unet_diffusion.commands.output_names import output_names, without_suffix
 from unet_diffusion.commands.overlap import Ahead, Behind, Room
@@ -60,7 +58,8 @@ class Work:
         made_by: the `digest` of the run and the options.
         endings: of all outputs that an image may have.
         wanted: of those that it gets.
-        read: yields the image in a file that was read, `{"bytes", "path"}`; called ahead, in another thread.
+        read: yields the image in a file that was read, `{"bytes", "path"}`, as a tensor or anything with its `nbytes`;
+            called ahead, in another thread.
         compute: gives a result for an image and a key for random numbers, which depends on its place alone; called on
             the main thread, for one image after the other.
         encode: gives the content of the outputs, in the order of `wanted`, and lines for a table, for an image and its
@@ -73,9 +72,9 @@ class Work:
     made_by: str
     endings: tuple[str, ...]
     wanted: tuple[str, ...]
-    read: Callable[[dict[str, Any]], Iterable[Tensor]]
-    compute: Callable[[Tensor, str], Any]
-    encode: Callable[[Tensor, Any], tuple[list[bytes], Rows]]
+    read: Callable[[dict[str, Any]], Iterable[Any]]
+    compute: Callable[[Any, str], Any]
+    encode: Callable[[Any, Any], tuple[list[bytes], Rows]]
     table: tuple[str, tuple[str, ...]] | None = None
     summary: Summary | None = None
 
@@ -124,7 +123,7 @@ class _Read:
     """An input that was read."""
 
     result: Result
-    image: Tensor | None  # None if the outputs are there already
+    image: Any  # None if the outputs are there already
     size: int = 0  # what it takes of the room
 
 

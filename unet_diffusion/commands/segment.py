@@ -1,5 +1,8 @@
 """Segments image files with a trained run, and writes the masks as files."""
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +10,39 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from unet_diffusion.commands.object_tables import OBJECTS, encoded_objects, joined_objects
-from unet_diffusion.commands.options.segment import OBJECT_TABLES, TABLE, Segment
+from unet_diffusion.commands.object_tables import LABELS, OBJECTS, encoded_objects, joined_objects
+from unet_diffusion.commands.options.segment import OBJECT_TABLES, TABLE, Segment, Unit
 from unet_diffusion.commands.runner import Rows, Summary, Work, digest, work_through
 from unet_diffusion.images.figures import encoded_image, encoded_labels
+from unet_diffusion.images.pixel_size import PixelSize, known_pixel_size, read_pixel_size
 from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import best_device, load_pipeline
 
 COLUMNS = ("file", "mask", "class", "pixels", "share", "error")
-MASK, OVERLAY, LABELS = ".png", "-overlay.png", "-objects.tif"
+MASK, OVERLAY = ".png", "-overlay.png"
+ROUNDING = 1e-9  # relative, of an area in pixels
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """An image (C, H, W) of stored values, and the height and width of its pixels in micrometres where these count."""
+
+    image: Tensor
+    pixel_size: PixelSize | None
+
+    @property
+    def nbytes(self) -> int:
+        """Returns what the image takes in memory."""
+        return self.image.nbytes
+
+    def pixels(self, area: float, unit: Unit) -> float:
+        """Returns an area, given in a unit, in pixels."""
+        if unit == "pixel":
+            return area
+        assert self.pixel_size is not None
+        return area / math.prod(self.pixel_size)
 
 
 def segment(options: Segment) -> Path:
@@ -40,9 +65,13 @@ def segment(options: Segment) -> Path:
     pipe.check_inputs(options.tile_size, options.num_draws, options.timesteps or None)
     labels = pipe.class_names or [str(label) for label in range(pipe.num_classes)]
 
-    def compute(image: Tensor, key: str) -> tuple[Image.Image, np.ndarray | None, Any]:
+    def read(file: dict[str, Any]) -> Iterator[Scaled]:
+        size = _pixel_size(file, options) if options.instances else None
+        yield from (Scaled(image, size) for image in pipe.read_images(file))
+
+    def compute(scaled: Scaled, key: str) -> tuple[Image.Image, np.ndarray | None, Any]:
         masks, _, _, *objects = pipe(
-            image,
+            scaled.image,
             tile_size=options.tile_size,
             augment=options.augment,
             timesteps=options.timesteps or None,
@@ -52,16 +81,17 @@ def segment(options: Segment) -> Path:
             return_dict=False,
             mixed_precision=precision,
             instances=options.instances,
-            min_area=options.min_area,
-            max_hole=options.max_hole,
+            min_area=math.ceil(scaled.pixels(options.min_area, options.unit) * (1 - ROUNDING)),
+            max_hole=math.floor(scaled.pixels(options.max_hole, options.unit) * (1 + ROUNDING)),
+            pixel_size=scaled.pixel_size,
         )
         return (masks[0], objects[0][0], objects[1]) if objects else (masks[0], None, None)
 
-    def encode(image: Tensor, found: tuple[Image.Image, np.ndarray | None, Any]) -> tuple[list[bytes], Rows]:
+    def encode(scaled: Scaled, found: tuple[Image.Image, np.ndarray | None, Any]) -> tuple[list[bytes], Rows]:
         mask, objects, table = found
         contents = [encoded_image(mask)]
         if options.overlays:
-            contents.append(encoded_image(pipe.overlay(image, mask, options.opacity, objects)))
+            contents.append(encoded_image(pipe.overlay(scaled.image, mask, options.opacity, objects)))
         if objects is not None:
             contents += [encoded_labels(objects), encoded_objects(table)]
         return contents, _areas(mask, labels)
@@ -78,10 +108,11 @@ def segment(options: Segment) -> Path:
             opacity=options.opacity,
             seed=options.seed if options.timesteps else None,
             **{name: value for name in ("instances", "min_area", "max_hole") if (value := getattr(options, name))},
+            **({} if options.unit == "pixel" else {"unit": options.unit}),
         ),
         endings=(MASK, OVERLAY, LABELS, OBJECTS),
         wanted=(MASK, *[OVERLAY] * options.overlays, *[LABELS, OBJECTS] * options.instances),
-        read=pipe.read_images,
+        read=read,
         compute=compute,
         encode=encode,
         table=(TABLE, COLUMNS),
@@ -89,6 +120,19 @@ def segment(options: Segment) -> Path:
     )
     work_through(inputs, options.folder, work, options.overwrite, pipe.progress_bar)
     return options.folder
+
+
+def _pixel_size(file: dict[str, Any], options: Segment) -> PixelSize | None:
+    """Returns the pixel size of a file; a ValueError if it says none, but areas are in micrometres."""
+    if options.unit == "pixel":
+        return known_pixel_size(file["bytes"])
+    size = read_pixel_size(file["bytes"])
+    if size is None:
+        raise ValueError(
+            f"unit is {options.unit!r}, but {file['path']} says no pixel size that is one of a microscope; store it in "
+            "the file, as OME-TIFF or by Fiji, or give the areas in pixels."
+        )
+    return size
 
 
 def _areas(mask: Image.Image, labels: list[str]) -> Rows:

@@ -135,9 +135,9 @@ def score_masks(
 ) -> Scores:
     """Predicts and scores every image of a set, one after the other.
 
-    If the set has instance maps, its instances are compared in two ways: with the connected components of all pixels
-    that are predicted not to be class 0, by Rand error and variation of information; and with the predicted objects,
-    whatever their class, by how many match (`match_objects`).
+    If the set has instance maps, its instances are compared with the predicted objects, whatever their class: by how
+    many match (`match_objects`), and by Rand error and variation of information. If `predict` gives no objects, these
+    two take the connected components of all pixels that are predicted not to be class 0.
 
     Args:
         predict: returns the mask, int64 (H, W) on the CPU, of a stored image (C, H, W); or the mask and its objects,
@@ -175,7 +175,8 @@ def score_masks(
             scores |= _of_segments("cell", membrane_components(predicted == membrane, fill=True), cells)
         if dataset.cache.has_instances:
             instances = np.where(known, dataset.cache.instances[row], 0)
-            scores |= _of_segments("instance", connected_components(predicted != 0), instances)
+            parts = connected_components(predicted != 0) if objects is None else objects
+            scores |= _of_segments("instance", parts, instances)
             if objects is None:
                 objects = find_objects(one_hot(predicted, dataset.num_classes))
             matches.append(match_objects(np.where(known, objects, 0), instances))

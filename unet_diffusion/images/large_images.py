@@ -1,5 +1,7 @@
 """Images and masks too large for memory, read and written in windows: NumPy files, TIFF, Zarr, any array."""
 
+import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,9 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from unet_diffusion.images.decoding import CHANNEL_AXES, UNNAMED_AXES, WHITE_IS_ZERO, negative, scientific
+from unet_diffusion.images.decoding import CHANNEL_AXES, LARGEST, UNNAMED_AXES, WHITE_IS_ZERO, negative, scientific
+from unet_diffusion.images.pixel_size import PixelSize, pixel_size_of
 
 CHUNK = 1024  # pixels a side of the chunks of a Zarr mask
+LABEL_TILE = 512  # pixels a side of the tiles of a label image
+BIG_TIFF = 2**32 - 2**25  # bytes from which a TIFF needs addresses of 64 bits
+LABELS = "label images in tiles"
 TIFF = "TIFF files in windows"
 ZARR = "Zarr arrays and compressed TIFF files in windows"
 
@@ -22,6 +28,7 @@ class Opened:
     array: Any
     axes: str  # a letter for each
     bits: int | None = None  # of the values, if 0 is shown white, so that black and white are exchanged
+    pixel_size: PixelSize | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class LargeImage:
     shape: tuple[int, int, int]  # (H, W, C)
     dtype: np.dtype
     read: Callable[[slice, slice], np.ndarray]  # (rows, columns, C) in memory, in the machine's byte order
+    pixel_size: PixelSize | None = None  # height and width in micrometres, if the file says so
 
 
 class MappedFile:
@@ -105,14 +113,14 @@ def _open_file(path: Path, channels: int | None) -> Opened:
         return Opened(array, _axes(array, channels))
     tifffile = scientific("tifffile", TIFF)
     with tifffile.TiffFile(path) as tiff:
-        axes, first = tiff.series[0].axes, tiff.series[0].keyframe
+        axes, first, size = tiff.series[0].axes, tiff.series[0].keyframe, pixel_size_of(tiff)
     try:
         array = MappedFile(lambda: tifffile.memmap(path, mode="r"))
     except ValueError:  # compressed
         array = CompressedTiff(path)
     if axes[0] in UNNAMED_AXES and len(axes) == 3 and array.shape[0] != channels == array.shape[2]:
         axes = "YXC"
-    return Opened(array, axes, first.bitspersample if first.photometric == WHITE_IS_ZERO else None)
+    return Opened(array, axes, first.bitspersample if first.photometric == WHITE_IS_ZERO else None, size)
 
 
 def _axes(array: Any, channels: int | None) -> str:
@@ -141,6 +149,60 @@ def create_mask(path: Path, height: int, width: int) -> Any:
     raise ValueError(f"{path} cannot be written in windows; end its name with .npy, .tif or .zarr.")
 
 
+class ScratchArrays:
+    """Creates arrays of zeros in files of a folder, of which only the window in use is in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any) -> MappedFile:
+        """Returns an array; an OSError if the disk has no room for it."""
+        path = self.folder / str(self.count)
+        self.count += 1
+        length = math.prod(shape) * np.dtype(dtype).itemsize
+        with open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, but would kill the process later
+                os.posix_fallocate(file.fileno(), 0, length)
+            else:
+                file.truncate(length)
+        return MappedFile(lambda: np.memmap(path, dtype, "r+", shape=shape))
+
+
+def check_label_format() -> None:
+    """Raises an ImportError without the extra `scientific`, which label images need."""
+    scientific("tifffile", LABELS)
+
+
+def write_labels(path: Path, labels: Any, largest: int) -> None:
+    """Writes a label image (H, W) tile by tile, as a compressed TIFF: uint16, or uint32 if a number is above 65535.
+
+    Raises:
+        ImportError: without the extra `scientific`.
+    """
+    dtype = np.dtype(np.uint16 if largest <= LARGEST["uint16"] else np.uint32)
+    height, width = labels.shape
+
+    def tiles() -> Iterator[np.ndarray]:
+        for top in range(0, height, LABEL_TILE):
+            for left in range(0, width, LABEL_TILE):
+                part = labels[top : top + LABEL_TILE, left : left + LABEL_TILE]
+                tile = np.zeros((LABEL_TILE, LABEL_TILE), dtype)
+                tile[: part.shape[0], : part.shape[1]] = part
+                yield tile
+
+    scientific("tifffile", LABELS).imwrite(
+        path,
+        tiles(),
+        shape=(height, width),
+        dtype=dtype,
+        tile=(LABEL_TILE, LABEL_TILE),
+        compression="zlib",
+        photometric="minisblack",
+        metadata=None,
+        bigtiff=height * width * dtype.itemsize > BIG_TIFF,
+    )
+
+
 def _as_image(opened: Opened, name: str) -> LargeImage:
     """Wraps an array whose axes are Y, X and at most one more."""
     array, axes = opened.array, opened.axes
@@ -160,4 +222,4 @@ def _as_image(opened: Opened, name: str) -> LargeImage:
         window = window if opened.bits is None else negative(window, opened.bits)
         return np.moveaxis(window, axes.index(others), -1) if others else window[..., None]
 
-    return LargeImage((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read)
+    return LargeImage((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read, opened.pixel_size)

@@ -12,10 +12,10 @@ from .losses import segmentation_loss as segmentation_loss
 from .matching import Matches as Matches
 from .matching import add_matches as add_matches
 from .matching import match_objects as match_objects
+from .measurements import object_table as object_table
 from .metrics import SegmentationMetrics as SegmentationMetrics
 from .metrics import adapted_rand_error as adapted_rand_error
 from .metrics import boundary_f1 as boundary_f1
 from .metrics import variation_of_information as variation_of_information
 from .objects import find_objects as find_objects
-from .objects import object_table as object_table
 from .objects import one_hot as one_hot

@@ -1,20 +1,21 @@
-"""Objects from the maps of a network: where one ends and the next begins, and a table of what they are.
+"""Objects from the maps of a network: where one ends and the next begins, also in images larger than memory.
 
 SciPy and scikit-image are imported where they are used, since an exported pipeline that gives masks needs neither.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from unet_diffusion.checks import require
+from unet_diffusion.segmentation.blocks import NEIGHBOURS, Parts, Window, blocks, connected_parts, grown, steps
 
 SMOOTHING = 0.08  # sigma of the Gaussian over the height, in diameters of an object
 LOWEST_PASS = {"mask": 0.87, "maps": 0.8}  # of the lower of two summits that belong to one object, by measurement
-NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # rows down and columns to the right; the others are their opposites
-Window = tuple[slice, slice]
+HALO = 64  # pixels around a block in which its distances to the edge of the mask are looked for first
+LARGEST_WINDOW = 2**25  # pixels of a block with what is around it, unless the image is one block
 
 
 def find_objects(
@@ -55,29 +56,8 @@ def find_objects(
     Raises:
         ValueError: maps of another size, fewer than two classes, or a number out of its range.
     """
-    _check_maps(probabilities, (boundary, distance), diameter, min_area, max_hole)
-    classes = probabilities.argmax(axis=0)
-    holes = _holes(classes > 0, max_hole)
-    classes[holes] = probabilities[1:, holes].argmax(axis=0) + 1
-    has_maps = boundary is not None or distance is not None
-    regions = _connected(classes > 0 if has_maps else classes)
-    depth = None if has_maps and diameter is not None else _depth(classes, has_maps)
-    if diameter is None:
-        assert depth is not None
-        diameter = _usual_diameter(regions, depth)
-    if not has_maps:
-        assert depth is not None
-        height = depth
-    else:
-        height = (classes > 0).astype(np.float32)  # 0 outside, where no boundary is learnt
-        height = height if boundary is None else height * (1 - boundary)
-        height = height if distance is None else height * distance
-    objects = _ordered(_split(_smoothed(height, SMOOTHING * diameter), regions, probabilities, has_maps))
-    if min_area > 1 and (np.bincount(objects.ravel())[1:] < min_area).any():
-        kept = np.bincount(objects.ravel()) >= min_area
-        objects = _ordered(np.where(kept[objects], objects, 0))
-        objects = _filled(objects, _holes(objects > 0, max_hole))
-    return objects
+    search = ObjectSearch(probabilities, boundary, distance, np.zeros, max(probabilities.shape))
+    return search.find(diameter, min_area, max_hole)[0]
 
 
 def one_hot(mask: np.ndarray, num_classes: int) -> np.ndarray:
@@ -86,130 +66,277 @@ def one_hot(mask: np.ndarray, num_classes: int) -> np.ndarray:
     return (np.where(mask < num_classes, mask, 0) == classes).astype(np.float32)
 
 
-def object_classes(objects: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the class of each object, which has the largest mean probability within it, and this probability.
+class ObjectSearch:
+    """Finds the objects of `find_objects` block by block, in maps that may be larger than memory.
+
+    The result does not depend on the blocks, and objects may be as large as the image: basins, passes between them and
+    holes are put together over all blocks, and only then it is decided which basins are one object. The memory grows
+    with the number of basins, and not with the image. What is around a block is looked at as far as the distance to
+    the edge of the mask goes.
 
     Args:
-        objects: integer (H, W), 1..n and 0 for the background.
-        probabilities: of each class, (K, H, W), where class 0 is the background, which no object is.
+        probabilities: (K, H, W), an array or anything that windows of it can be read from.
+        boundary: (H, W), in the same way, or None.
+        distance: (H, W), in the same way, or None.
+        create: gives an array of zeros of a shape and a type, to which windows can be assigned; it is called up to 9
+            times for maps (H, W).
+        side: of the blocks, in pixels.
 
-    Returns:
-        int64 (n,) in 1..K-1, and float64 (n,) in [0, 1].
+    Raises:
+        ValueError: maps of another size, or fewer than two classes.
     """
-    means = _means(objects, probabilities[1:])
-    classes = means.argmax(axis=0)
-    return classes + 1, means[classes, np.arange(len(classes))]
 
+    def __init__(
+        self,
+        probabilities: Any,
+        boundary: Any,
+        distance: Any,
+        create: Callable[[tuple[int, int], np.dtype], Any],
+        side: int,
+    ) -> None:
+        _check_maps(probabilities.shape, (boundary, distance))
+        self.probabilities, self.boundary, self.distance = probabilities, boundary, distance
+        self.has_maps = boundary is not None or distance is not None
+        self.num_classes, height, width = probabilities.shape
+        self.shape, self.side, self.create = (height, width), side, create
+        self.integers = np.dtype(np.int32 if height * width < 2**31 else np.int64)
 
-def object_table(
-    objects: np.ndarray, image: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str] | None = None
-) -> dict[str, np.ndarray]:
-    """Measures objects, through `skimage.measure.regionprops_table`.
+    def find(self, diameter: float | None, min_area: int, max_hole: int) -> tuple[Any, int]:
+        """Returns the objects as `find_objects` does, in an array that `create` gave, and their number.
 
-    Args:
-        objects: integer (H, W), 1..n and 0 for the background, as `find_objects` returns them.
-        image: stored values (C, H, W).
-        probabilities: of each class, (K, H, W).
-        class_names: of the K classes; by default their indices.
-
-    Returns:
-        Columns with an entry for each object: `object`, its number in `objects`; `class`, its index, and `class_name`
-        (`object_classes`); `area` in pixels; `y` and `x` of its centre, where 0 is the middle of the first row and
-        column; `top`, `left`, `bottom` and `right`, the rows and columns of its box, without `bottom` and `right`
-        themselves; `major_axis`, `minor_axis` and `eccentricity` of the ellipse with the same second moments;
-        `solidity`, the share of its convex hull; `confidence`, the mean probability of its class; and `mean_0`, ... of
-        the stored values of each channel.
-    """
-    import warnings
-
-    from skimage.measure import regionprops_table
-
-    properties = ("area", "centroid", "bbox", "axis_major_length", "axis_minor_length", "eccentricity", "solidity")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # objects of a pixel or a line have no hull in Qhull; their solidity is 1
-        found = regionprops_table(objects, properties=("label", *properties))
-    classes, confidence = object_classes(objects, probabilities)
-    names = np.array(list(map(str, range(len(probabilities))) if class_names is None else class_names), dtype=object)
-    means = {f"mean_{channel}": values for channel, values in enumerate(_means(objects, image))}
-    return {
-        "object": found["label"],
-        "class": classes,
-        "class_name": names[classes],
-        "area": found["area"].astype(np.int64),
-        "y": found["centroid-0"],
-        "x": found["centroid-1"],
-        **{name: found[f"bbox-{side}"] for side, name in enumerate(("top", "left", "bottom", "right"))},
-        "major_axis": found["axis_major_length"],
-        "minor_axis": found["axis_minor_length"],
-        "eccentricity": found["eccentricity"],
-        "solidity": found["solidity"],
-        "confidence": confidence,
-        **means,
-    }
-
-
-def joined_tables(tables: Sequence[dict[str, np.ndarray]]) -> Any:
-    """Returns tables of objects as one pandas DataFrame, with the place of each table in the column `image`."""
-    import pandas
-
-    frames = [pandas.DataFrame({"image": np.full(len(table["object"]), i), **table}) for i, table in enumerate(tables)]
-    return pandas.concat(frames, ignore_index=True)
-
-
-def _check_maps(
-    probabilities: np.ndarray,
-    maps: tuple[np.ndarray | None, ...],
-    diameter: float | None,
-    min_area: int,
-    max_hole: int,
-) -> None:
-    """Raises a ValueError for wrong arguments of `find_objects`."""
-    if probabilities.ndim != 3 or len(probabilities) < 2 or 0 in probabilities.shape:
-        raise ValueError(
-            f"probabilities have shape {probabilities.shape}, but must be (K, H, W) of at least 2 classes; give those "
-            "of one image."
+        Raises:
+            ValueError: a number out of its range, or a part of the mask so wide that its middle is about 2,000 pixels
+                from its edge, in an image of several blocks.
+        """
+        _check_numbers(diameter, min_area, max_hole)
+        self._find_classes(max_hole)
+        self.regions = self._connected(
+            lambda window: self._foreground(window) if self.has_maps else self.classes[window]
         )
-    height, width = probabilities.shape[1:]
+        self.depth = None
+        if not self.has_maps or diameter is None:
+            self.depth = self.create(self.shape, np.dtype(np.float32))
+            for block in self._blocks():
+                self.depth[block] = self._depth_of(block)
+        self.heights = self.create(self.shape, np.dtype(np.float32))
+        sigma = SMOOTHING * (self._usual_diameter() if diameter is None else diameter)
+        for block in self._blocks():
+            self.heights[block] = self._smoothed(block, sigma)
+        basins = self._basins()
+        objects = self._without_small(self._joined(basins), min_area, max_hole)
+        return self._ordered(objects)
+
+    def _blocks(self) -> Iterator[Window]:
+        return blocks(self.shape, self.side)
+
+    def _integers(self) -> Any:
+        return self.create(self.shape, self.integers)
+
+    def _foreground(self, window: Window) -> np.ndarray:
+        return np.asarray(self.classes[window]) > 0
+
+    def _connected(self, read: Callable[[Window], np.ndarray], corners: bool = False) -> Parts:
+        return connected_parts(read, self.shape, self.side, self._integers(), corners)
+
+    def _find_classes(self, max_hole: int) -> None:
+        """Finds the most probable class of each pixel; holes get the most probable one but the background."""
+        self.classes = self.create(self.shape, np.min_scalar_type(self.num_classes))
+        for block in self._blocks():
+            self.classes[block] = self.probabilities[:, *block].argmax(axis=0)
+        for block, holes in self._holes(self._foreground, max_hole):
+            classes = np.array(self.classes[block])
+            classes[holes] = self.probabilities[1:, *block][:, holes].argmax(axis=0) + 1
+            self.classes[block] = classes
+
+    def _holes(self, foreground: Callable[[Window], np.ndarray], largest: int) -> Iterator[tuple[Window, np.ndarray]]:
+        """Yields the blocks that have pixels of holes of at most `largest` pixels, and these pixels."""
+        if largest == 0:
+            return
+        parts = self._connected(lambda window: ~foreground(window), corners=True)
+        small = parts.sizes <= largest
+        small[0] = False
+        everything, last = slice(None), slice(-1, None)
+        for border in ((slice(1), everything), (last, everything), (everything, slice(1)), (everything, last)):
+            small[parts[border]] = False
+        for block in self._blocks():
+            if (holes := small[parts[block]]).any():
+                yield block, holes
+
+    def _depth_of(self, block: Window) -> np.ndarray:
+        """Returns the distance of a block's pixels to the nearest one of another class, or background with maps.
+
+        A distance is certain if no pixel that is not looked at is nearer.
+        """
+        halo = 0 if self.side >= max(self.shape) else HALO
+        while True:
+            window, inner = grown(block, halo, self.shape)
+            classes = np.asarray(self.classes[window])
+            depth = _depth(classes, self.has_maps)
+            if classes.shape == self.shape:
+                return depth[inner]
+            has_edge = not _is_one(classes, self.has_maps)
+            if has_edge and (depth[inner] <= _reach(window, inner, self.shape)).all():
+                return depth[inner]
+            if classes.size > LARGEST_WINDOW:
+                place = f"rows {block[0].start} to {block[0].stop}, columns {block[1].start} to {block[1].stop}"
+                raise ValueError(
+                    f"the mask has pixels in {place} that are more than {halo} pixels from its edge, which is too much "
+                    "for objects in an image of this size; shrink the image, or find them in parts of it."
+                )
+            halo *= 2
+
+    def _usual_diameter(self) -> float:
+        """Returns twice the median of the largest depths of all regions, in pixels; 1 if there is none."""
+        assert self.depth is not None
+        deepest = np.zeros(len(self.regions.sizes), dtype=np.float32)
+        for block in self._blocks():
+            np.maximum.at(deepest, self.regions[block].ravel(), np.asarray(self.depth[block]).ravel())
+        return 2 * float(np.median(deepest[1:])) if len(deepest) > 1 else 1.0
+
+    def _smoothed(self, block: Window, sigma: float) -> np.ndarray:
+        """Returns the height of a block's pixels, smoothed by a Gaussian."""
+        from scipy import ndimage
+
+        radius = int(4 * sigma + 0.5)
+        window, inner = grown(block, radius, self.shape)
+        if not self.has_maps:
+            assert self.depth is not None
+            height = np.asarray(self.depth[window])
+        else:
+            height = self._foreground(window).astype(np.float32)  # 0 outside, where no boundary is learnt
+            height = height if self.boundary is None else height * (1 - self.boundary[window])
+            height = height if self.distance is None else height * self.distance[window]
+        height = height.astype(np.float32, copy=False)
+        return ndimage.gaussian_filter(height, sigma, mode="nearest", radius=radius)[inner]
+
+    def _basins(self) -> Parts:
+        """Finds the summit that the steepest ascent leads to from each pixel.
+
+        Where an ascent leaves a block, it goes on in the neighbour. Summits are numbered by their place, row by row.
+        """
+        labels, count = self._integers(), 0
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for block in self._blocks():
+            window, inner = grown(block, 1, self.shape)
+            height = np.asarray(self.heights[window])
+            numbers, rows, columns = _ascents(height, self.regions[window], inner)
+            labels[block] = np.where(numbers > 0, numbers + count, 0)
+            count += len(rows)
+            outside = np.ones(height.shape, dtype=bool)
+            outside[inner] = False
+            places = (rows + window[0].start) * self.shape[1] + columns + window[1].start
+            found.append((places, outside[rows, columns]))
+        places, leaves = (np.concatenate(each) for each in zip(*found))
+        leads_to = np.arange(count + 1)
+        (left,) = np.nonzero(leaves)
+        if len(left):
+            leads_to[left + 1] = labels[np.divmod(places[left], self.shape[1])]
+        while not np.array_equal(leads_to, further := leads_to[leads_to]):
+            leads_to = further
+        (summits,) = np.nonzero(~leaves)
+        summits = summits[np.argsort(places[summits])]
+        numbers = np.zeros(count + 1, dtype=np.int64)
+        numbers[summits + 1] = np.arange(1, len(summits) + 1)
+        self.summits = np.divmod(places[summits], self.shape[1])
+        return Parts(labels, numbers[leads_to], np.zeros(0, dtype=np.int64))
+
+    def _joined(self, basins: Parts) -> Parts:
+        """Joins the basins of each object, whose numbers are not consecutive."""
+        count = len(self.summits[0])
+        if not count:
+            return basins
+        heights = np.asarray(self.heights[self.summits])
+        sums, sizes = np.zeros((self.num_classes - 1, count)), np.zeros(count)
+        pairs, levels = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.float32)]
+        for block in self._blocks():
+            numbers = basins[block]
+            for values, total in zip((*self.probabilities[1:, *block], None), (*sums, sizes)):
+                add_sums(total, numbers, values)
+            window, _ = grown(block, 1, self.shape)
+            pair, level = _passes(np.asarray(self.heights[window]), self.regions[window], basins[window], count + 1)
+            pairs.append(pair)
+            levels.append(level)
+        pair, level = _highest(np.concatenate(pairs), np.concatenate(levels))
+        one, other = np.divmod(pair, count + 1)
+        passes = list(zip((one - 1).tolist(), (other - 1).tolist(), level.tolist()))
+        classes = (sums / sizes).argmax(axis=0)
+        roots = _merged(passes, heights.tolist(), classes.tolist(), LOWEST_PASS["maps" if self.has_maps else "mask"])
+        return Parts(basins.labels, np.append(0, roots + 1)[basins.numbers], basins.sizes)
+
+    def _without_small(self, objects: Parts, min_area: int, max_hole: int) -> Parts:
+        """Leaves out objects of fewer than `min_area` pixels, and fills the holes that this makes in others."""
+        if min_area <= 1:
+            return objects
+        sizes = np.zeros(int(objects.numbers.max()))
+        for block in self._blocks():
+            add_sums(sizes, objects[block], None)
+        kept = np.append(0, np.where(sizes >= min_area, np.arange(1, len(sizes) + 1), 0))
+        if ((sizes > 0) & (sizes < min_area)).any():
+            objects = Parts(objects.labels, kept[objects.numbers], objects.sizes)
+            objects = self._filled(objects, max_hole)
+        return objects
+
+    def _filled(self, objects: Parts, max_hole: int) -> Parts:
+        """Gives each pixel of a hole to the nearest object, which is not further away than the hole allows."""
+        from scipy import ndimage
+
+        filled = None
+        for block, holes in self._holes(lambda window: objects[window] > 0, max_hole):
+            if filled is None:
+                filled = self._integers()
+                for each in self._blocks():
+                    filled[each] = objects[each]
+            window, inner = grown(block, math.isqrt(max_hole) + 2, self.shape)
+            near = objects[window]
+            rows, columns = ndimage.distance_transform_edt(near == 0, return_distances=False, return_indices=True)
+            filled[block] = np.where(holes, near[rows, columns][inner], near[inner])
+        return objects if filled is None else Parts(filled, np.arange(int(objects.numbers.max()) + 1), objects.sizes)
+
+    def _ordered(self, objects: Parts) -> tuple[Any, int]:
+        """Numbers the objects 1..n in the order of their first pixels."""
+        nowhere = self.shape[0] * self.shape[1]
+        firsts = np.full(int(objects.numbers.max()) + 1, nowhere)
+        for block in self._blocks():
+            found = objects[block]
+            rows, columns = (each[::-1] for each in np.nonzero(found))
+            here = np.full(len(firsts), nowhere)
+            here[found[rows, columns]] = (rows + block[0].start) * self.shape[1] + columns + block[1].start
+            firsts = np.minimum(firsts, here)  # of several places, the one that is assigned last is the first
+        (used,) = np.nonzero(firsts < nowhere)
+        numbers = np.zeros(len(firsts), dtype=np.int32)
+        numbers[used[np.argsort(firsts[used])]] = np.arange(1, len(used) + 1)
+        result = self.create(self.shape, np.dtype(np.int32))
+        for block in self._blocks():
+            result[block] = numbers[objects[block]]
+        return result, len(used)
+
+
+def _check_maps(shape: tuple[int, ...], maps: tuple[Any, ...]) -> None:
+    """Raises a ValueError for wrong maps of `find_objects`, given the shape of the probabilities."""
+    if len(shape) != 3 or shape[0] < 2 or 0 in shape:
+        raise ValueError(
+            f"probabilities have shape {shape}, but must be (K, H, W) of at least 2 classes; give those of one image."
+        )
+    height, width = shape[1:]
     for name, given in zip(("boundary", "distance"), maps):
         if given is not None and given.shape != (height, width):
             raise ValueError(
                 f"{name} has shape {given.shape}, but probabilities are of {height}x{width}; give the same."
             )
+
+
+def _check_numbers(diameter: float | None, min_area: int, max_hole: int) -> None:
+    """Raises a ValueError for wrong numbers of `find_objects`."""
     valid = diameter is None or (diameter > 0 and math.isfinite(diameter))
     require(valid, "diameter", diameter, "must be a positive number of pixels, or None")
     require(min_area >= 0, "min_area", min_area, "must be 0 pixels or more")
     require(max_hole >= 0, "max_hole", max_hole, "must be 0 pixels or more")
 
 
-def _connected(classes: np.ndarray) -> np.ndarray:
-    """Labels the parts of one class that are connected by edges: int (H, W), 0 for class 0."""
-    from skimage.measure import label
-
-    return label(classes, background=0, connectivity=1)
-
-
-def _holes(foreground: np.ndarray, largest: int) -> np.ndarray:
-    """Returns the holes of at most so many pixels, bool (H, W); background is connected by corners too."""
-    from skimage.measure import label
-
-    if largest == 0:
-        return np.zeros(foreground.shape, dtype=bool)
-    parts = label(~foreground, connectivity=2)
-    small = np.bincount(parts.ravel()) <= largest
-    small[0] = False
-    for side in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
-        small[side] = False
-    return small[parts]
-
-
-def _filled(objects: np.ndarray, holes: np.ndarray) -> np.ndarray:
-    """Gives each pixel of a hole to the nearest object."""
-    from scipy import ndimage
-
-    if not holes.any():
-        return objects
-    rows, columns = ndimage.distance_transform_edt(objects == 0, return_distances=False, return_indices=True)
-    return np.where(holes, objects[rows, columns], objects)
+def add_sums(totals: np.ndarray, numbers: np.ndarray, values: np.ndarray | None) -> None:
+    """Adds the sums of values over objects 1..n, or without values their pixels, to totals (n,); 0 is no object."""
+    weights = None if values is None else values.ravel()
+    totals += np.bincount(numbers.ravel(), weights, minlength=len(totals) + 1)[1:]
 
 
 def _depth(classes: np.ndarray, as_one: bool) -> np.ndarray:
@@ -224,82 +351,77 @@ def _depth(classes: np.ndarray, as_one: bool) -> np.ndarray:
     return depth
 
 
-def _usual_diameter(regions: np.ndarray, depth: np.ndarray) -> float:
-    """Returns twice the median of the largest depths of all regions, in pixels; 1 if there is none."""
-    deepest = np.zeros(int(regions.max()) + 1, dtype=np.float32)
-    np.maximum.at(deepest, regions.ravel(), depth.ravel())
-    return 2 * float(np.median(deepest[1:])) if len(deepest) > 1 else 1.0
+def _is_one(classes: np.ndarray, as_one: bool) -> bool:
+    """Returns whether all pixels are of one class that is not the background, or of any such class if `as_one`."""
+    lowest = classes.min()
+    return bool(lowest > 0 and (as_one or lowest == classes.max()))
 
 
-def _smoothed(height: np.ndarray, sigma: float) -> np.ndarray:
-    from scipy import ndimage
-
-    return ndimage.gaussian_filter(height.astype(np.float32, copy=False), sigma, mode="nearest")
-
-
-def _split(height: np.ndarray, regions: np.ndarray, probabilities: np.ndarray, has_maps: bool) -> np.ndarray:
-    """Labels the objects of regions (H, W), 0 for the background, with numbers that are not consecutive."""
-    basins, summits = _basins(height, regions)
-    if not len(summits):
-        return basins
-    classes, _ = object_classes(basins, probabilities)
-    passes = _passes(height, regions, basins)
-    roots = _merged(passes, summits.tolist(), classes.tolist(), LOWEST_PASS["maps" if has_maps else "mask"])
-    return np.append(0, roots + 1)[basins]
+def _reach(window: Window, inner: Window, shape: tuple[int, int]) -> np.ndarray:
+    """Returns the distance of each pixel of `inner` to the nearest one outside of the window (but in the image)."""
+    sides = []
+    for large, small, end in zip(window, inner, shape):
+        places = np.arange(small.start, small.stop)
+        before = places + 1 if large.start > 0 else np.inf
+        after = large.stop - large.start - places if large.stop < end else np.inf
+        sides.append(np.minimum(before, after) * np.ones(len(places)))
+    return np.minimum(sides[0][:, None], sides[1])
 
 
-def _steps(shape: tuple[int, ...]) -> Iterator[tuple[Window, Window]]:
-    """Yields the windows of all pixels that have a neighbour in a direction, and of these neighbours."""
-    rows, columns = shape
-    for down, right in NEIGHBOURS:
-        left, right = max(-right, 0), max(right, 0)
-        yield (
-            (slice(0, rows - down), slice(left, columns - right)),
-            (slice(down, rows), slice(right, columns - left)),
-        )
+def _ascents(height: np.ndarray, regions: np.ndarray, inner: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Follows the steepest ascent from each pixel of `inner` within its region, until it ends or leaves `inner`.
 
-
-def _basins(height: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Follows the steepest ascent from each pixel; of equal heights, it leads to the pixel that comes later.
+    Of equal heights, it leads to the pixel that comes later.
 
     Returns:
-        int (H, W), the number of the summit of each pixel, from 1 up, 0 for the background; and the heights of the
-        summits.
+        int (h, w) of `inner`: from 1 up, the number of the pixel that the ascent ends at, 0 for the background; and
+        rows and columns of these pixels, which may be just outside of `inner`.
     """
     places = np.arange(height.size, dtype=np.int64).reshape(height.shape)
     upwards, highest = places.copy(), height.copy()
-    for first, second in _steps(height.shape):
+    for first, second in steps(height.shape, NEIGHBOURS):
         same = (regions[first] == regions[second]) & (regions[first] > 0)
         for here, there, later in ((first, second, True), (second, first, False)):
             up = same & (height[there] >= highest[here] if later else height[there] > highest[here])
             np.copyto(highest[here], height[there], where=up)
             np.copyto(upwards[here], places[there], where=up)
+    upwards[0 : inner[0].start] = places[0 : inner[0].start]
+    upwards[inner[0].stop :] = places[inner[0].stop :]
+    upwards[:, 0 : inner[1].start] = places[:, 0 : inner[1].start]
+    upwards[:, inner[1].stop :] = places[:, inner[1].stop :]
     inside, leads_to = np.flatnonzero(regions), upwards.reshape(-1)
     reached = leads_to[inside]
     while not np.array_equal(reached, further := leads_to[reached]):
         leads_to[inside] = reached = further
-    summits = inside[reached == inside]
-    numbers = np.zeros(height.size, dtype=np.int64)
-    numbers[summits] = np.arange(1, len(summits) + 1)
-    numbers[inside] = numbers[reached]
-    return numbers.reshape(height.shape), height.ravel()[summits]
+    foreground = regions[inner] > 0
+    reached = upwards[inner][foreground]
+    is_end = np.zeros(height.size, dtype=bool)
+    is_end[reached] = True
+    ends = np.flatnonzero(is_end)
+    order = np.zeros(height.size, dtype=np.int64)
+    order[ends] = np.arange(1, len(ends) + 1)
+    numbers = np.zeros(foreground.shape, dtype=np.int64)
+    numbers[foreground] = order[reached]
+    return numbers, *np.divmod(ends, height.shape[1])
 
 
-def _passes(height: np.ndarray, regions: np.ndarray, basins: np.ndarray) -> list[tuple[int, int, float]]:
-    """Returns pairs of neighbouring basins, counted from 0, with the height of the pass between them; highest first."""
-    count = int(basins.max()) + 1
+def _passes(height: np.ndarray, regions: np.ndarray, basins: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pairs of neighbouring basins, as the lower number times `factor` plus the other, and their passes."""
     pairs, heights = [], []
-    for first, second in _steps(height.shape):
+    for first, second in steps(height.shape, NEIGHBOURS):
         meet = (basins[first] != basins[second]) & (regions[first] == regions[second])
-        one, other = basins[first][meet], basins[second][meet]
-        pairs.append(np.minimum(one, other) * count + np.maximum(one, other))
+        one, other = basins[first][meet].astype(np.int64), basins[second][meet].astype(np.int64)
+        pairs.append(np.minimum(one, other) * factor + np.maximum(one, other))
         heights.append(np.minimum(height[first][meet], height[second][meet]))
-    pair, level = np.concatenate(pairs), np.concatenate(heights)
+    return _highest(np.concatenate(pairs), np.concatenate(heights))
+
+
+def _highest(pair: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each pair once, with its highest level, and the highest pair first."""
     order = np.lexsort((pair, -level))
     _, firsts = np.unique(pair[order], return_index=True)
-    chosen = order[np.sort(firsts)]  # of each pair the highest, and the highest pair first
-    one, other = np.divmod(pair[chosen], count)
-    return list(zip((one - 1).tolist(), (other - 1).tolist(), level[chosen].tolist()))
+    chosen = order[np.sort(firsts)]
+    return pair[chosen], level[chosen]
 
 
 def _merged(
@@ -318,23 +440,3 @@ def _merged(
         if one != other and classes[one] == classes[other] and level >= lowest * summits[one]:
             leader[one] = other
     return np.array([find(basin) for basin in range(len(summits))], dtype=np.int64)
-
-
-def _ordered(labels: np.ndarray) -> np.ndarray:
-    """Numbers labels (H, W) 1..n in the order of their first pixels, int32; 0 stays."""
-    places = np.flatnonzero(labels)[::-1]
-    values = labels.ravel()[places]
-    firsts = np.full(int(labels.max()) + 1, -1)
-    firsts[values] = places  # the last one counts, which is the first in the image
-    used = np.flatnonzero(firsts >= 0)
-    numbers = np.zeros(len(firsts), dtype=np.int32)
-    numbers[used[np.argsort(firsts[used])]] = np.arange(1, len(used) + 1)
-    return numbers[labels]
-
-
-def _means(objects: np.ndarray, maps: Any) -> np.ndarray:
-    """Returns the means of maps (M, H, W) over objects 1..n, float64 (M, n)."""
-    labels = objects.ravel()
-    sizes = np.bincount(labels, minlength=1)[1:]
-    sums = [np.bincount(labels, weights=each.ravel(), minlength=1)[1:] for each in maps]
-    return np.stack(sums) / sizes

@@ -138,6 +138,7 @@ class JointTask(Task):
             f"{network.config.num_classes} classes, and also generates images of {size(network)} pixels with "
             f"{network.config.in_channels} channel(s). It was trained for both at once with {{version}}."
         )
+        summary += self.segmentation.objects_learnt
         if self.segmentation.validation is None:
             summary += f" These are the last weights; {NOT_HELD_OUT}."
         use = f"{SEGMENT}\nIt also generates images:\n{GENERATE}"

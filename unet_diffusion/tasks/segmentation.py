@@ -214,16 +214,22 @@ class SegmentationTask(Task):
         if pipe.classifier is not None:
             kind = f"classifier with {parameters(pipe.classifier)} parameters beside a frozen {kind}"
         summary = f"A {kind} that gives every pixel one of {self.num_classes} classes, trained with {{version}}."
-        if self.config.instances:
-            summary += (
-                " It also learnt what tells objects apart, from objects with a median diameter of "
-                f"{self.object_diameter:.1f} pixels."
-            )
+        summary += self.objects_learnt
         if pipe.unet.noise_head is not None:
             summary += " It still has its noise head."
         if self.validation is None:
             summary += f" These are the last weights; {NOT_HELD_OUT}."
         return Card("image-segmentation", summary, {"masks.png": self.caption}, USE)
+
+    @property
+    def objects_learnt(self) -> str:
+        """Returns a sentence on the objects that the network learns, after a space; empty if it learns none."""
+        if not self.config.instances:
+            return ""
+        return (
+            " It also learnt what tells objects apart, from objects with a median diameter of "
+            f"{self.object_diameter:.1f} pixels."
+        )
 
     @property
     def caption(self) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.support.demo_runs import NAMES, Reports, save_enlarging_run, save_image, save_joint_run
 from unet_diffusion.commands.demo.images import heat
-from unet_diffusion.commands.demo.jobs import enlarge_image, generate_images, load_abilities
+from unet_diffusion.commands.demo.jobs import enlarge_image, generate_images, load_abilities, segment_image
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.saved_runs import load_pipeline
 
@@ -174,6 +174,25 @@ def test_an_upload_is_segmented_blended_and_downloaded(visit, joint_page, joint_
     visit.wait(joint_page, lambda page: (downloads / "upload-mask.png").exists())
     with Image.open(downloads / "upload-mask.png") as mask:
         assert mask.mode == "P" and np.array_equal(np.asarray(mask), np.asarray(expected))
+
+
+def test_objects_are_outlined_counted_and_downloaded(visit, joint_page, joint_run, downloads, tmp_path):
+    path = save_image(tmp_path / "many.png", 20, 30)
+    found = segment_image(load_abilities(joint_run, "cpu").segmentation, path, tmp_path, Reports(), instances=True)
+    open_tab(visit, joint_page, "Segment")
+    upload(visit, joint_page, path)
+    first = changed(visit, joint_page, "overlay", [])
+    assert "object" not in visit.find(joint_page, "#legend").text
+    visit.find(joint_page, "#objects input[type=checkbox]").click()
+    second = changed(visit, joint_page, "overlay", [first])
+    assert np.array_equal(fetched(second, tmp_path), np.asarray(found.overlay(0.5)))
+    visit.wait(joint_page, lambda page: "object" in visit.find(page, "#legend").text)
+    said = visit.find(joint_page, "#legend").text
+    assert all(f"{count} object" in said for count in found.objects.counts[1:])
+    for name, file in (("labels", found.objects.label_file), ("table", found.objects.table_file)):
+        visit.find(joint_page, f"#{name}").click()
+        visit.wait(joint_page, lambda page, target=downloads / file.name: target.exists())
+        assert (downloads / file.name).read_bytes() == file.read_bytes()
 
 
 def test_an_example_is_segmented(visit, joint_page, joint_run, examples, tmp_path):

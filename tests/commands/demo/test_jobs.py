@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -23,12 +24,13 @@ from unet_diffusion.commands.demo.jobs import (
     class_choices,
     enlarge_image,
     generate_images,
+    learnt_objects,
     load_abilities,
     segment_image,
 )
 from unet_diffusion.commands.options.demo import Demo
 from unet_diffusion.diffusion.low_resolution import enlarged
-from unet_diffusion.images.palette import PALETTE
+from unet_diffusion.images.palette import PALETTE, overlay
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline, SuperResolutionPipeline
 
@@ -204,6 +206,54 @@ def test_an_image_of_too_many_probabilities_has_no_uncertainty(joint, tmp_path, 
     monkeypatch.setattr("unet_diffusion.commands.demo.jobs.MAX_PROBABILITIES", 12 * 10 * 3 - 1)
     path = save_image(tmp_path / "image.png")
     assert segment_image(joint.segmentation, path, tmp_path, Reports()).uncertainty is None
+
+
+def test_objects_are_those_of_the_command_with_their_outlines_and_counts(joint, joint_run, tmp_path):
+    path = save_image(tmp_path / "image.png", 20, 30)
+    cli.run(
+        "segment", ["--run", str(joint_run), "--inputs", str(path), "--output", str(tmp_path / "out"), "--instances"]
+    )
+    found = segment_image(joint.segmentation, path, tmp_path, Reports(), instances=True)
+    assert found.objects is not None
+    for file in (found.objects.label_file, found.objects.table_file):
+        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+    labels = np.asarray(Image.open(found.objects.label_file))
+    factor = SMALLEST_SHOWN // 30
+    assert labels.max() > 1 and np.array_equal(found.objects.labels[::factor, ::factor], labels)
+    classes = pandas.read_csv(found.objects.table_file)["class"]
+    assert found.objects.counts == [0, (classes == 1).sum(), (classes == 2).sum()]
+    shown = overlay(found.image, found.mask, 0.5, None, found.objects.labels)
+    assert np.array_equal(np.asarray(found.overlay(0.5)), np.asarray(shown))
+    assert not np.array_equal(shown, segment_image(joint.segmentation, path, tmp_path, Reports()).overlay(0.5))
+
+
+def test_micrometres_are_in_the_table_if_the_upload_says_its_pixel_size(joint, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.asarray(Image.open(save_image(tmp_path / "image.png", 20, 30)))
+    tifffile.imwrite(tmp_path / "image.tif", pixels, resolution=(2, 2), resolutionunit="MICROMETER")
+    found = segment_image(joint.segmentation, tmp_path / "image.tif", tmp_path, Reports(), instances=True)
+    table = pandas.read_csv(found.objects.table_file)
+    assert table["area_um2"].tolist() == (table["area"] / 4).tolist()
+
+
+def test_an_image_without_objects_and_one_that_is_too_large_for_them(joint, tmp_path, monkeypatch):
+    path = save_image(tmp_path / "image.png")
+    monkeypatch.setattr("unet_diffusion.commands.demo.jobs.MAX_PROBABILITIES", 12 * 10 * 3 - 1)
+    assert segment_image(joint.segmentation, path, tmp_path, Reports(), instances=True).objects is None
+    monkeypatch.undo()
+    head = joint.segmentation.unet.segmentation_head
+    before = head.bias.data.clone()
+    head.bias.data[0] = 1e4  # background everywhere
+    try:
+        found = segment_image(joint.segmentation, path, tmp_path, Reports(), instances=True)
+    finally:
+        head.bias.data.copy_(before)
+    assert found.objects.counts == [0, 0, 0] and len(pandas.read_csv(found.objects.table_file)) == 0
+
+
+def test_the_networks_that_have_learnt_objects_are_known(joint):
+    assert not learnt_objects(joint.segmentation)
+    assert learnt_objects(SegmentationPipeline(network(num_classes=2, instances=True)))
 
 
 def test_16_bit_files_are_read_as_they_are(tmp_path):

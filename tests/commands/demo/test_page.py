@@ -11,7 +11,7 @@ from tests.support.demo_runs import Reports, save_enlarging_run, save_image, sav
 from tests.support.tiny import network
 from unet_diffusion import cli
 from unet_diffusion.commands.demo.jobs import Abilities, load_abilities, segment_image
-from unet_diffusion.pipelines import ImageGenerationPipeline
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 
@@ -56,7 +56,7 @@ def test_jobs_wait_for_each_other_and_telemetry_is_off(joint, pages, tmp_path):
     blocks = pages.page(tmp_path, joint, [(tmp_path / "a.png", Image.new("RGB", (4, 4)))], tmp_path)
     assert blocks.analytics_enabled is False
     jobs = [function for function in blocks.fns.values() if function.concurrency_id == "network"]
-    assert len(jobs) == 3 and all(job.concurrency_limit == 1 for job in jobs)  # generate; upload; example
+    assert len(jobs) == 4 and all(job.concurrency_limit == 1 for job in jobs)  # generate; upload; example; objects
     assert all(function.api_visibility == "private" for function in blocks.fns.values())
     options = pages.launch_options()
     assert options["share"] is False and "google" not in "".join(map(str, options["theme"]._stylesheets))
@@ -78,6 +78,38 @@ def test_names_in_the_legend_are_text(joint, pages, tmp_path):
     found = segment_image(joint.segmentation, save_image(tmp_path / "image.png"), tmp_path, Reports())
     table = pages.legend_table(found)
     assert "&lt;b&gt;other&lt;/b&gt;" in table and "<b>" not in table and "rgb(230, 159, 0)" in table
+
+
+def test_objects_are_counted_in_the_legend_and_found_if_the_run_has_learnt_them(joint, pages, tmp_path):
+    path = save_image(tmp_path / "image.png")
+    found = segment_image(joint.segmentation, path, tmp_path, Reports(), instances=True)
+    table = pages.legend_table(found, with_objects=True)
+    one, other = found.objects.counts[1:]
+    assert f">{one} object" in table and f">{other} object" in table and "too large" not in table
+    without = segment_image(joint.segmentation, path, tmp_path, Reports())
+    assert "object" not in pages.legend_table(without)
+    assert "too large for objects on this page" in pages.legend_table(without, with_objects=True)
+
+    def ticked(pipe) -> bool:
+        parts = pages.page(tmp_path, Abilities(segmentation=pipe), [], tmp_path).get_config_file()["components"]
+        return next(part["props"]["value"] for part in parts if part["props"].get("elem_id") == "objects")
+
+    assert not ticked(joint.segmentation)
+    assert ticked(SegmentationPipeline(network(num_classes=2, instances=True)))
+
+
+def test_the_job_of_the_segment_tab_gives_the_files_of_the_objects(joint, pages, tmp_path):
+    blocks = pages.page(tmp_path, Abilities(segmentation=joint.segmentation), [], tmp_path)
+    job = next(each.fn for each in blocks.fns.values() if each.concurrency_id == "network")
+    path = save_image(tmp_path / "image.png")
+    *_, mask, labels, table = job(path, 0.5, True)
+    assert [button.value["orig_name"] for button in (mask, labels, table)] == [
+        *("image-mask.png", "image-objects.tif", "image-objects.csv"),
+    ]
+    assert labels.visible and table.visible
+    *_, labels, table = job(path, 0.5, False)
+    assert not labels.visible and not table.visible
+    assert job(None, 0.5, True) == pages.gr.skip()  # the box was ticked first
 
 
 def test_without_gradio_the_extra_is_named(joint_run, monkeypatch, tmp_path):

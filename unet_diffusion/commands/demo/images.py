@@ -62,7 +62,7 @@ def fitted(image: Image.Image, largest: int = LARGEST_SHOWN) -> Image.Image:
     longest = max(image.size)
     if longest > largest:
         width, height = (max(1, round(side * largest / longest)) for side in image.size)
-        return image.resize((width, height), Image.Resampling.NEAREST if image.mode == "P" else None)
+        return image.resize((width, height), Image.Resampling.NEAREST if image.mode in ("P", "I") else None)
     factor = max(1, min(SMALLEST_SHOWN, largest) // longest)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 

@@ -17,14 +17,16 @@ from PIL import Image
 
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.commands.demo.images import Reader, as_rgb, fitted, heat, read_upload, viewed
+from unet_diffusion.commands.object_tables import LABELS, OBJECTS, encoded_objects
 from unet_diffusion.commands.options.generation import GenerationOptions
 from unet_diffusion.commands.sample import generate
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.low_resolution import enlarged
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.conversion import has_png
-from unet_diffusion.images.figures import array_images, save_image, save_stored
+from unet_diffusion.images.figures import array_images, encoded_labels, save_image, save_stored
 from unet_diffusion.images.palette import colour, overlay
+from unet_diffusion.images.pixel_size import known_pixel_size
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
@@ -39,7 +41,7 @@ MAX_COUNT = 64  # images per request
 MAX_STEPS = 1000
 MAX_BATCH = 16  # images in the network at once
 MAX_ENLARGED = 4096 * 4096  # pixels of a large image
-MAX_PROBABILITIES = 2**28  # of an image, 1 GiB; with more there is no uncertainty map
+MAX_PROBABILITIES = 2**28  # of an image, 1 GiB; with more there are no uncertainty map and no objects
 NO_CLASS, EVERY_CLASS = "none", "each"
 
 
@@ -67,11 +69,23 @@ class Segmented:
     uncertainty: Image.Image | None  # entropy from 0 (black) to 1; None if the image is too large
     legend: list[tuple[str, tuple[int, int, int], float]]  # of each class: name, colour, share of the whole image
     file: Path  # the mask of the whole image, a PNG of class indices
+    objects: "FoundObjects | None" = None  # None if they were not asked for, or the image is too large
 
     def overlay(self, opacity: float) -> Image.Image:
-        """The classes in colour over the image; does not run the network."""
+        """The classes in colour over the image, and the outlines of objects; does not run the network."""
         require(0 <= opacity <= 1, "opacity", opacity, "must be from 0 to 1")
-        return overlay(self.image, self.mask, opacity, self.palette)
+        labels = None if self.objects is None else self.objects.labels
+        return overlay(self.image, self.mask, opacity, self.palette, labels)
+
+
+@dataclass(frozen=True)
+class FoundObjects:
+    """The objects of an image."""
+
+    labels: np.ndarray  # their numbers at the size on the page, (H, W), 0 for the background
+    counts: list[int]  # of each class, that of the background is 0
+    label_file: Path  # their numbers in the whole image, as `unet-diffusion segment --instances` writes them
+    table_file: Path  # CSV, in the same way
 
 
 @dataclass(frozen=True)
@@ -164,19 +178,42 @@ def generate_images(
     return array_images(generate(options, own, "np"))
 
 
-def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report: ReportSteps) -> Segmented:
-    """Segments one image file and writes the mask below `folder`."""
+def learnt_objects(pipe: SegmentationPipeline) -> bool:
+    """Returns whether the network of a run has learnt what tells objects apart."""
+    return pipe.classifier is None and bool(pipe.unet.config.get("instances"))
+
+
+def segment_image(
+    pipe: SegmentationPipeline, source: Path, folder: Path, report: ReportSteps, instances: bool = False
+) -> Segmented:
+    """Segments one image file, and writes the mask and what is known of objects below `folder`."""
     pixels = read_upload(source, pipe.channels)
     image = viewed(pipe, pixels)
     height, width = pixels.shape[:2]
     fits = height * width * pipe.num_classes <= MAX_PROBABILITIES
     own = _own_copy(pipe, report)
-    (mask,), _, uncertainty = own(pixels, return_probabilities=fits, return_dict=False, mixed_precision="auto")
+    (mask,), _, uncertainty, *found = own(
+        pixels,
+        return_probabilities=fits,
+        return_dict=False,
+        mixed_precision="auto",
+        instances=instances and fits,
+        pixel_size=known_pixel_size(source.read_bytes()) if instances and fits else None,
+    )
     counts = np.bincount(np.asarray(mask).ravel(), minlength=pipe.num_classes)
     names = pipe.class_names or [f"class {label}" for label in range(pipe.num_classes)]
     colours = [(red, green, blue) for red, green, blue in pipe.palette or map(colour, range(pipe.num_classes))]
     file = Path(mkdtemp(dir=folder)) / f"{source.stem}-mask.png"
     save_image(mask, file)
+    objects = None
+    if found:
+        ((numbers,), rows) = found
+        label_file, table_file = (file.with_name(f"{source.stem}{ending}") for ending in (LABELS, OBJECTS))
+        label_file.write_bytes(encoded_labels(numbers))
+        table_file.write_bytes(encoded_objects(rows))
+        shown = np.asarray(fitted(Image.fromarray(numbers)))
+        of_class = np.bincount(rows["class"], minlength=pipe.num_classes)
+        objects = FoundObjects(shown, of_class.tolist(), label_file, table_file)
     return Segmented(
         image=fitted(image),
         mask=np.asarray(fitted(mask)),
@@ -184,6 +221,7 @@ def segment_image(pipe: SegmentationPipeline, source: Path, folder: Path, report
         uncertainty=fitted(heat(uncertainty[0])) if fits else None,
         legend=[(name, shade, count / counts.sum()) for name, shade, count in zip(names, colours, counts)],
         file=file,
+        objects=objects,
     )
 
 

@@ -20,9 +20,11 @@ from unet_diffusion.commands.demo.jobs import (
     class_choices,
     enlarge_image,
     generate_images,
+    learnt_objects,
     segment_image,
 )
 from unet_diffusion.diffusion.config import SamplerName, best_sampling
+from unet_diffusion.images.axes import counted
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
@@ -38,6 +40,7 @@ MAX_WAITING = 32
 CLEAN_EVERY, KEPT = 600, 3600  # seconds: uploads and results are deleted when they are older
 MAX_VISITORS = 100  # visitors whose last mask is kept
 MESSAGE_SECONDS = 60
+TOO_LARGE = "The image is too large for objects on this page: use unet-diffusion segment --instances."
 SHARP = 128  # pixels a side: images up to this size are shown with sharp pixels
 CSS = """
 .gradio-container { max-width: 1200px !important; width: 100% !important; margin: auto; }
@@ -196,26 +199,36 @@ def _segment_tab(pipe: SegmentationPipeline, examples: Examples, folder: Path) -
         with gr.Column(scale=1, min_width=280):
             source, chosen = _image_fields(examples)
             opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", elem_id="opacity")
+            objects = gr.Checkbox(learnt_objects(pipe), label="Find objects", elem_id="objects")
         with gr.Column(scale=3):
             with gr.Row():
                 overlay = _view("**Classes** over the image; the first is transparent", "overlay")
                 uncertainty = _view("**Uncertainty**: entropy, black is certain", "uncertainty")
             with gr.Row():
                 legend = gr.HTML(elem_id="legend", padding=False)
-                download = gr.DownloadButton("Mask as PNG", interactive=False, size="md", elem_id="mask")
+                with gr.Column(min_width=200):
+                    mask = gr.DownloadButton("Mask as PNG", interactive=False, size="md", elem_id="mask")
+                    labels = gr.DownloadButton("Objects as TIFF", visible=False, size="md", elem_id="labels")
+                    table = gr.DownloadButton("Table as CSV", visible=False, size="md", elem_id="table")
 
-    def job(path: Path, opacity: float, progress: gr.Progress = PROGRESS) -> tuple:
+    def job(path: Path | None, opacity: float, objects: bool, progress: gr.Progress = PROGRESS) -> Any:
+        if path is None:  # the box was ticked before there is an image
+            return gr.skip()
         report = _report(progress, "segmenting")
         with errors_as_messages():
-            found = segment_image(pipe, path, folder, report)
+            found = segment_image(pipe, path, folder, report, objects)
+            files = (found.objects.label_file, found.objects.table_file) if found.objects else (None, None)
+            buttons = [gr.DownloadButton(value=file, visible=file is not None) for file in files]
             button = gr.DownloadButton(value=found.file, interactive=True)
-            return found, found.overlay(opacity), found.uncertainty, legend_table(found), button
+            shown = found.overlay(opacity), found.uncertainty, legend_table(found, objects)
+            return found, *shown, button, *buttons
 
     def blend(found: Segmented | None, opacity: float) -> Image.Image | None:
         return None if found is None else found.overlay(opacity)
 
-    for event in chosen:
-        event.success(job, [source, opacity], [result, overlay, uncertainty, legend, download], **ON_NETWORK)
+    for start in (objects.input, *(event.success for event in chosen)):
+        results = [result, overlay, uncertainty, legend, mask, labels, table]
+        start(job, [source, opacity, objects], results, **ON_NETWORK)
     opacity.input(blend, [result, opacity], overlay, trigger_mode="always_last", **AT_ONCE)
 
 
@@ -250,11 +263,15 @@ def _view(caption: str, name: str) -> gr.Image:
         return gr.Image(show_label=False, format="png", interactive=False, elem_id=name, buttons=["fullscreen"])
 
 
-def legend_table(found: Segmented) -> str:
-    """Colour, name and share of each class, as HTML."""
+def legend_table(found: Segmented, with_objects: bool = False) -> str:
+    """Colour, name and share of each class, and the number of its objects if they were asked for, as HTML."""
+    counts = [""] * len(found.legend)
+    if found.objects is not None:  # the background has none
+        counts[1:] = [counted(count, "object") for count in found.objects.counts[1:]]
     rows = [
         f'<tr><td><span class="colour" style="background: rgb{shade}"></span></td><td>{escape(name)}</td>'
-        f'<td class="share">{share:.1%}</td></tr>'
-        for name, shade, share in found.legend
+        f'<td class="share">{share:.1%}</td><td class="share">{count}</td></tr>'
+        for (name, shade, share), count in zip(found.legend, counts)
     ]
-    return f'<table class="legend">{"".join(rows)}</table>'
+    table = f'<table class="legend">{"".join(rows)}</table>'
+    return table if found.objects or not with_objects else f"{table}<p>{TOO_LARGE}</p>"

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
-from unet_diffusion.checks import is_count, require
+from unet_diffusion.checks import is_number, require, require_choice
 from unet_diffusion.commands.inputs import Inputs, find_inputs
 from unet_diffusion.commands.options.files import FileOptions, check_results
 from unet_diffusion.commands.record import record_path
 from unet_diffusion.files import check_absent
+
+Unit: TypeAlias = Literal["pixel", "micrometre"]
 
 TABLE = "areas.csv"
 OBJECT_TABLES = ("objects.csv", "objects.parquet", "counts.csv")
@@ -33,19 +36,27 @@ class Segment(FileOptions):
     """Write an overlay for each image, beside its mask."""
     instances: bool = False
     """Find the objects too: write a label image for each image, outlines in the overlays, and tables of all objects."""
-    min_area: int = 0
-    """Leave out objects of fewer pixels than this."""
-    max_hole: int = 0
-    """Fill holes in objects of at most this many pixels."""
+    min_area: float = 0
+    """Leave out objects of a smaller area than this, in the unit."""
+    max_hole: float = 0
+    """Fill holes in objects of at most this area, in the unit."""
+    unit: Unit = "pixel"
+    """Unit of the two areas: pixels, or square micrometres, for which TIFF files have to say their pixel size."""
     seed: int = 0
     """Seed of the noise, together with the place of each image among the inputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice("unit", self.unit, get_args(Unit))
         require(0 <= self.opacity <= 1, "opacity", self.opacity, "must be from 0 to 1")
         for name in ("min_area", "max_hole"):
-            valid = is_count(getattr(self, name), 0)
-            require(valid, name, getattr(self, name), "must be a whole number of pixels, 0 or more")
+            value = getattr(self, name)
+            if self.unit == "micrometre":
+                require(is_number(value) and value >= 0, name, value, "must be 0 square micrometres or more")
+            else:
+                valid = is_number(value) and value >= 0 and value == int(value)
+                require(valid, name, value, "must be a whole number of pixels, 0 or more")
+                setattr(self, name, int(value))
 
     @property
     def folder(self) -> Path:
