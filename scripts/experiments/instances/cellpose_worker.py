@@ -33,6 +33,7 @@ from scripts.experiments.instances.exchange import (
 BATCH = 8  # its default
 EPOCHS = 400  # above 300 its learning rate falls over the last 100
 SNAPSHOTS = 5  # of which those after half of the training are compared
+STYLE = 256  # values of the style of a network of the published width
 IOU = (0.5, 0.6, 0.7, 0.8, 0.9)
 FLOW_THRESHOLDS = (0.0, 0.4, 0.6, 0.8)  # 0: not applied; 0.4 is its default
 CELLPROB_THRESHOLDS = (-2.0, -1.0, 0.0, 1.0)
@@ -53,7 +54,8 @@ def schedule(steps: int) -> tuple[int, int]:
 def size_parameters(styles: np.ndarray, diameters: np.ndarray, usual: float) -> dict[str, Any]:
     """Fits its size model: ridge regression of the logarithm of diameters (N,) on styles (N, S), as `train_size`.
 
-    `train_size` itself takes styles of 256 values alone, those of networks of the published width.
+    `train_size` itself learns from crops of 512 pixels that are scaled at random, which takes longer than the training
+    of the network here; these are the styles of whole training images, as `SizeModel.eval` finds them.
     """
     logarithms = np.log(diameters) - np.log(usual)
     centred = (styles - styles.mean(axis=0)).T
@@ -75,16 +77,21 @@ def precision(true: list[np.ndarray], found: list[np.ndarray]) -> float:
 
 
 def make_model(options: dict[str, Any], channels: int) -> Any:
-    """An untrained network of the given width."""
+    """An untrained network of the given width; its style is padded with zeros to the 256 values that `eval` expects."""
     import torch
     from cellpose.models import CellposeModel
     from cellpose.resnet_torch import CPnet
+
+    class Network(CPnet):
+        def forward(self, data: Any) -> Any:
+            output, style, *rest = super().forward(data)
+            return output, torch.nn.functional.pad(style, (0, STYLE - style.shape[1])), *rest
 
     torch.manual_seed(options["seed"])
     model = CellposeModel(gpu=False, pretrained_model=False, diam_mean=options["diameter"], nchan=channels)
     widths = [channels, *(options["width"] * 2**level for level in range(4))]
     model.nbase, model.diam_labels = widths, options["diameter"]
-    model.net = CPnet(widths, 3, sz=3, mkldnn=model.mkldnn, max_pool=True, diam_mean=options["diameter"])
+    model.net = Network(widths, 3, sz=3, mkldnn=model.mkldnn, max_pool=True, diam_mean=options["diameter"])
     return model
 
 
