@@ -2,8 +2,10 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 
 from scripts.experiments.instances.exchange import PACED, steps_within, timed_per_image
-from scripts.experiments.instances.experiment import Case, Instances, source
+from scripts.experiments.instances.experiment import Case, Instances, labelled, source
 from scripts.experiments.timed_trainer import TimedTrainer
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_segmentation import make_task
@@ -24,12 +26,15 @@ from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
 from unet_diffusion.segmentation.instances import connected_components
+from unet_diffusion.segmentation.matching import add_matches, match_objects
 from unet_diffusion.tasks.config import SegmentationConfig
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 
 PACE = "pace.json"  # steps of a case, so that it is resumed with the same
 MAPS, COMPONENTS, WATERSHED = "ours, maps of objects", "ours, components of masks", "ours, watershed of masks"
+MIN_AREAS = (0, 10, 20, 40)  # of which the validation images choose the best, in pixels
+Way = Callable[[np.ndarray, int], np.ndarray]  # image (C, H, W) and least area of an object to objects (H, W)
 Found = dict[str, tuple[list[np.ndarray], float]]  # objects of all images by way, and CPU seconds for one image
 
 
@@ -65,15 +70,19 @@ def run_ours(options: Instances, case: Case, test: MaskedDataset) -> tuple[dict[
     trainer = make_trainer(config)
     trainer.run()
     pipe = load_pipeline(SegmentationPipeline, config.output)
-    masks_seconds, found = find(pipe, [test[index]["image"].numpy() for index in range(len(test))], case.method)
+    images = [test[index]["image"].numpy() for index in range(len(test))]
+    validation = labelled(options, case.data, "validation")
+    mask, ways = ways_of(pipe, case.method)
+    least = {way: best_min_area(find, validation) for way, find in ways.items()}
+    found = {way: timed_per_image(partial(find, least=least[way]), images) for way, find in ways.items()}
     facts = {
         "parameters": pipe.unet.num_parameters(),
         "steps": steps,
         "batch_size": options.batch_size,
         "seconds": trainer.cpu_seconds,
-        "masks_seconds": masks_seconds,
+        "masks_seconds": timed_per_image(mask, images)[1],
         "precision": trainer.resolved["mixed_precision"],
-        "chosen": {"step": trainer.best.step, "validation_mean_iou": trainer.best.score},
+        "chosen": {"step": trainer.best.step, "validation_mean_iou": trainer.best.score, "min_area": least},
     }
     return facts, found
 
@@ -120,23 +129,36 @@ def make_trainer(config: TrainSegmentation) -> PacedTrainer:
     return PacedTrainer(make_task(config, data), config.training, config.output, asdict(config), accelerator)
 
 
-def find(pipe: SegmentationPipeline, images: list[np.ndarray], method: str) -> tuple[float, Found]:
-    """Finds the objects of images (C, H, W) in the ways of a method, as `segment` does.
-
-    Returns:
-        CPU seconds for the mask of one image; and by way, the objects of all images and the CPU seconds for one.
-    """
+def ways_of(pipe: SegmentationPipeline, method: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Way]]:
+    """Returns how masks and, in the ways of a method, objects are found in an image (C, H, W), as `segment` does."""
     pipe.set_progress_bar_config(disable=True)
     precision = settled_precision("auto", pipe.device)
 
-    def segmented(image: np.ndarray, instances: bool) -> tuple[Any, ...]:
+    def segmented(image: np.ndarray, **objects: Any) -> tuple[Any, ...]:
         chosen: Any = {"return_probabilities": False, "return_dict": False, "mixed_precision": precision}
-        return pipe(torch.from_numpy(image), output_type="np", instances=instances, **chosen)
+        return pipe(torch.from_numpy(image), output_type="np", **objects, **chosen)
 
-    masks, seconds = timed_per_image(lambda image: segmented(image, False)[0][0], images)
-    way = MAPS if method == "ours" else WATERSHED
-    found = {way: timed_per_image(lambda image: segmented(image, True)[3][0], images)}
-    if method == "ours":
-        return seconds, found
-    components, more = timed_per_image(lambda mask: connected_components(mask > 0), masks)
-    return seconds, {COMPONENTS: (components, seconds + more), **found}
+    def mask(image: np.ndarray) -> np.ndarray:
+        return segmented(image)[0][0]
+
+    def found(image: np.ndarray, least: int) -> np.ndarray:
+        return segmented(image, instances=True, min_area=least)[3][0]
+
+    def components(image: np.ndarray, least: int) -> np.ndarray:
+        parts = connected_components(mask(image) > 0)
+        return np.where(np.bincount(parts.ravel())[parts] >= least, parts, 0)
+
+    return mask, {MAPS: found} if method == "ours" else {COMPONENTS: components, WATERSHED: found}
+
+
+def best_min_area(find: Way, validation: MaskedDataset) -> int:
+    """Returns the least area of an object with the highest mean AP on the validation images."""
+
+    def score(least: int) -> float:
+        pairs = [
+            (find(validation[index]["image"].numpy(), least), np.asarray(validation.cache.instances[row]))
+            for index, row in enumerate(validation.rows)
+        ]
+        return np.nan_to_num(add_matches(match_objects(*pair) for pair in pairs).scores()["ap_mean"])
+
+    return max(MIN_AREAS, key=score)

@@ -75,7 +75,9 @@ def train(options: dict[str, Any], parts: dict[str, Any], folder: Path, name: st
     from stardist.models import StarDist2D
 
     class Stopwatch(keras.callbacks.Callback):
-        durations: list[float] = []
+        def __init__(self) -> None:
+            super().__init__()
+            self.durations: list[float] = []
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.started = time.process_time()
@@ -90,7 +92,6 @@ def train(options: dict[str, Any], parts: dict[str, Any], folder: Path, name: st
     model = StarDist2D(make_config(options, channels, epochs, steps), name=name, basedir=str(folder / "models"))
     model.prepare_for_training()
     stopwatch = Stopwatch()
-    stopwatch.durations = []
     model.callbacks.append(stopwatch)
     model.train(images, instances, validation_data=(validation, true), augmenter=augmented, seed=options["seed"])
     return model, stopwatch.durations

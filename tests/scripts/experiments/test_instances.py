@@ -12,7 +12,7 @@ from PIL import Image
 from scripts.experiments.instances import __main__ as script
 from scripts.experiments.instances import cellpose_worker, exchange, stardist_worker, summary
 from scripts.experiments.instances.experiment import labelled, source
-from scripts.experiments.instances.ours import COMPONENTS, MAPS, WATERSHED
+from scripts.experiments.instances.ours import COMPONENTS, MAPS, WATERSHED, best_min_area
 from scripts.experiments.instances.peers import NotRun
 
 TINY = {"channels": [8, 16], "attention": [False, False]}
@@ -98,6 +98,18 @@ def test_our_ways_are_trained_and_scored_once_and_peers_that_are_missing_are_nam
         assert figure.width > 5 * 2 * 48  # the image, the truth and three ways
     monkeypatch.setattr(script, "run_ours", None)
     assert script.compare(options) == text
+
+
+def test_the_least_area_is_the_one_that_fits_the_validation_images_best(options):
+    validation = labelled(options, "fluorescence", "validation")
+    numbered = iter(np.asarray(validation.cache.instances[row]) for _ in range(4) for row in validation.rows)
+
+    def find(image: np.ndarray, least: int) -> np.ndarray:
+        found = next(numbered).copy()
+        found[0, 0] = 9 if least < 20 else 0  # a speck
+        return found if least < 40 else np.zeros_like(found)
+
+    assert best_min_area(find, validation) == 20
 
 
 def test_a_peer_works_in_its_own_python_and_gets_no_instance_map_of_the_test(options, tmp_path):
