@@ -62,8 +62,8 @@ class Instances:
     """Python of an environment with StarDist 0.9; without it, StarDist is not run."""
     cellpose_python: Path | None = None
     """Python of an environment with Cellpose 3; without it, Cellpose is not run."""
-    stardist_width: int = 37
-    """Channels of StarDist's first level: 37 for about as many parameters as ours by default, 32 as published."""
+    stardist_width: int = 39
+    """Channels of StarDist's first level: 39 for about as many parameters as ours by default, 32 as published."""
     cellpose_width: int = 18
     """Channels of Cellpose's first level: 18 for about as many parameters as ours by default, 32 as published."""
     cellpose_diameter: float = 17.0
