@@ -195,7 +195,7 @@ def test_epochs_of_stardist(steps, expected):
     assert stardist_worker.schedule(steps) == expected
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1600, (400, 32)), (350, (350, 8)), (8, (8, 8))])
+@pytest.mark.parametrize(("steps", "expected"), [(1600, (320, 40)), (600, (600, 8)), (8, (8, 8))])
 def test_epochs_of_cellpose(steps, expected):
     assert cellpose_worker.schedule(steps) == expected
 
