@@ -1,0 +1,164 @@
+"""Our ways: training as `train-segmentation` does, for a given processor time, and objects as `segment` finds them."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scripts.experiments.instances.exchange import PACED, steps_within, timed_per_image
+from scripts.experiments.instances.experiment import Case, Instances, labelled, source
+from scripts.experiments.timed_trainer import TimedTrainer
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
+from unet_diffusion.commands.train_segmentation import make_task
+from unet_diffusion.data.masked.config import MaskedDataConfig
+from unet_diffusion.data.masked.dataset import MaskedDataset
+from unet_diffusion.data.masked.sets import load_masked
+from unet_diffusion.files import write_json
+from unet_diffusion.network.precision import settled_precision
+from unet_diffusion.pipelines import SegmentationPipeline
+from unet_diffusion.randomness import keyed_seed
+from unet_diffusion.saved_runs import load_pipeline
+from unet_diffusion.segmentation.instances import connected_components
+from unet_diffusion.segmentation.matching import add_matches, match_objects
+from unet_diffusion.tasks.config import SegmentationConfig
+from unet_diffusion.training.accelerator import make_accelerator
+from unet_diffusion.training.config import TrainingConfig
+
+PACE = "pace.json"  # steps of a case, so that it is resumed with the same
+MAPS, COMPONENTS, WATERSHED = "ours, maps of objects", "ours, components of masks", "ours, watershed of masks"
+MIN_AREAS = (0, 10, 20, 40)  # of which the validation images choose the best, in pixels
+Way = Callable[[np.ndarray, int], np.ndarray]  # image (C, H, W) and least area of an object to objects (H, W)
+Found = dict[str, tuple[list[np.ndarray], float]]  # objects of all images by way, and CPU seconds for one image
+
+
+class PacedTrainer(TimedTrainer):
+    """The timed trainer, which can measure its pace."""
+
+    def durations(self, steps: int) -> list[float]:
+        """Takes steps, and returns the CPU seconds of each."""
+        self._start()
+        passed = [0.0]
+        with closing(self.task.batches(self.context, 0)) as batches:
+            for _ in range(steps):
+                self._train_step(batches)
+                passed.append(self.cpu_seconds)
+        return np.diff(passed).tolist()
+
+
+def run_ours(options: Instances, case: Case, test: MaskedDataset) -> tuple[dict[str, Any], Found]:
+    """Trains or resumes a case, and finds the objects of the test images with the weights of its best validation.
+
+    Returns:
+        Facts of the case; and by way, objects (H, W) of all images and the CPU seconds for one.
+    """
+    folder = options.output / case.folder
+    pace = folder / PACE
+    if not pace.is_file():
+        with tempfile.TemporaryDirectory() as aside:
+            config = training_run(options, case, PACED, Path(aside))
+            steps = steps_within(60 * options.minutes, make_trainer(config).durations(PACED))
+        write_json(pace, {"steps": steps})
+    steps = json.loads(pace.read_text(encoding="utf-8"))["steps"]
+    config = training_run(options, case, steps, folder / "run")
+    trainer = make_trainer(config)
+    trainer.run()
+    pipe = load_pipeline(SegmentationPipeline, config.output)
+    images = [test[index]["image"].numpy() for index in range(len(test))]
+    validation = labelled(options, case.data, "validation")
+    mask, ways = ways_of(pipe, case.method)
+    least = {way: best_min_area(find, validation) for way, find in ways.items()}
+    found = {way: timed_per_image(partial(find, least=least[way]), images) for way, find in ways.items()}
+    facts = {
+        "parameters": pipe.unet.num_parameters(),
+        "steps": steps,
+        "batch_size": options.batch_size,
+        "seconds": trainer.cpu_seconds,
+        "masks_seconds": timed_per_image(mask, images)[1],
+        "precision": trainer.resolved["mixed_precision"],
+        "chosen": {"step": trainer.best.step, "validation_mean_iou": trainer.best.score, "min_area": least},
+    }
+    return facts, found
+
+
+def training_run(options: Instances, case: Case, steps: int, output: Path) -> TrainSegmentation:
+    """The options of `train-segmentation` for a case."""
+    every = max(1, steps // options.validations)
+    training = TrainingConfig(
+        steps=steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup_steps=steps // 20,
+        ema_decay=0.99,
+        validate_every=every,
+        preview_every=steps,
+        checkpoint_every=every,
+        keep_checkpoints=1,
+        trackers=(),
+        seed=case.seed,
+    )
+    data = MaskedDataConfig(
+        data=str(source(options, case.data, "train")),
+        validation_data=str(source(options, case.data, "validation")),
+        image_column="image",
+        mask_column="mask",
+        instances_column="instances",
+        channels=1 if case.data in options.grey else 3,
+        crop_size=options.crop_size,
+        max_labels=case.labels,
+        num_classes=2,
+    )
+    segmentation = SegmentationConfig(instances=case.method == "ours", preview_images=4)
+    return TrainSegmentation(
+        data, output, str(options.network), segmentation, augmentation=options.augmentation, training=training
+    )
+
+
+def make_trainer(config: TrainSegmentation) -> PacedTrainer:
+    """Opens the data, and builds the untrained network and the trainer of a run."""
+    accelerator = make_accelerator(config.training, config.output)
+    data = load_masked(config.data, config.training.seed, instances=config.segmentation.instances)
+    torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
+    config = replace(config, joint=replace(config.joint, self_training_weight=0.0))  # no other image is learnt from
+    return PacedTrainer(make_task(config, data), config.training, config.output, asdict(config), accelerator)
+
+
+def ways_of(pipe: SegmentationPipeline, method: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Way]]:
+    """Returns how masks and, in the ways of a method, objects are found in an image (C, H, W), as `segment` does."""
+    pipe.set_progress_bar_config(disable=True)
+    precision = settled_precision("auto", pipe.device)
+
+    def segmented(image: np.ndarray, **objects: Any) -> tuple[Any, ...]:
+        chosen: Any = {"return_probabilities": False, "return_dict": False, "mixed_precision": precision}
+        return pipe(torch.from_numpy(image), output_type="np", **objects, **chosen)
+
+    def mask(image: np.ndarray) -> np.ndarray:
+        return segmented(image)[0][0]
+
+    def found(image: np.ndarray, least: int) -> np.ndarray:
+        return segmented(image, instances=True, min_area=least)[3][0]
+
+    def components(image: np.ndarray, least: int) -> np.ndarray:
+        parts = connected_components(mask(image) > 0)
+        return np.where(np.bincount(parts.ravel())[parts] >= least, parts, 0)
+
+    return mask, {MAPS: found} if method == "ours" else {COMPONENTS: components, WATERSHED: found}
+
+
+def best_min_area(find: Way, validation: MaskedDataset) -> int:
+    """Returns the least area of an object with the highest mean AP on the validation images."""
+
+    def score(least: int) -> float:
+        pairs = [
+            (find(validation[index]["image"].numpy(), least), np.asarray(validation.cache.instances[row]))
+            for index, row in enumerate(validation.rows)
+        ]
+        return np.nan_to_num(add_matches(match_objects(*pair) for pair in pairs).scores()["ap_mean"])
+
+    return max(MIN_AREAS, key=score)

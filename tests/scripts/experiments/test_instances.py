@@ -1,0 +1,233 @@
+"""Ways to find objects: ours end to end on drawn disks, the exchange with a peer's environment, and the arithmetic."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from scripts.experiments.instances import __main__ as script
+from scripts.experiments.instances import cellpose_worker, exchange, stardist_worker, summary
+from scripts.experiments.instances.experiment import labelled, source
+from scripts.experiments.instances.ours import COMPONENTS, MAPS, WATERSHED, best_min_area
+from scripts.experiments.instances.peers import NotRun
+
+TINY = {"channels": [8, 16], "attention": [False, False]}
+STAND_IN = """#!{python}
+import json, sys
+from pathlib import Path
+import numpy as np
+from scripts.experiments.instances import cellpose_worker, stardist_worker
+from scripts.experiments.instances.exchange import load_arrays, save_arrays, save_json
+
+assert not {{"torch", "unet_diffusion", "stardist", "cellpose"}} & {{*sys.modules}}
+assert sys.argv[1:3] == ["-m", "scripts.experiments.instances.stardist_worker"]
+folder = Path(sys.argv[-1])
+options, train, test = json.loads((folder / "options.json").read_text()), *(
+    load_arrays(folder / name) for name in ("train.npz", "test.npz")
+)
+assert list(test) == ["images"]
+save_arrays(folder / "found.npz", instances=[(image > 100).astype(np.int32) for image in test["images"]])
+facts = {{"parameters": 7, "steps": len(train["images"]), "batch_size": 4, "seconds": options["seconds"]}}
+save_json(folder / "report.json", {{**facts, "seed": options["seed"], "predict_seconds": 0.5}})
+"""
+
+
+def disks(folder, name: str, count: int) -> None:
+    """Dark images of two bright disks that touch, and one that is alone; the first image is of another modality."""
+    random = np.random.default_rng(len(name))
+    rows, columns = np.mgrid[:48, :48]
+    table: dict[str, list] = {"image": [], "mask": [], "instances": [], "modality": []}
+    for index in range(count):
+        instances = np.zeros((48, 48), dtype=np.uint8)
+        for label, (y, x) in enumerate(((14, 14), (14, 28), (36, 30)), start=1):
+            instances[(rows - y) ** 2 + (columns - x) ** 2 < 50] = label
+        grey = (random.integers(0, 60, (48, 48)) + 150 * (instances > 0)).astype(np.uint8)
+        table["image"].append(np.repeat(grey[:, :, None], 3, axis=2))
+        table["mask"].append((instances > 0).astype(np.uint8))
+        table["instances"].append(instances)
+        table["modality"].append("fluorescence" if index else "color")
+    kinds = {key: Value("string") if key == "modality" else ImageFeature() for key in table}
+    Dataset.from_dict(table, features=Features(kinds)).to_parquet(folder / f"{name}.parquet")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("disks")
+    for name, count in (("train", 4), ("validation", 3), ("test", 3)):
+        disks(folder, name, count)
+    return folder
+
+
+@pytest.fixture
+def options(data, tmp_path):
+    network = tmp_path / "network.json"
+    network.write_text(json.dumps(TINY))
+    return script.Instances(
+        data,
+        tmp_path / "out",
+        sets=("fluorescence",),
+        labels=(2,),
+        minutes=1e-6,
+        crop_size=32,
+        batch_size=2,
+        validations=1,
+        network=network,
+        worst=1,
+    )
+
+
+def test_our_ways_are_trained_and_scored_once_and_peers_that_are_missing_are_named(options, monkeypatch):
+    text = script.compare(options)
+    rows = json.loads((options.output / "instances.json").read_text())
+    assert [(row["method"], row["labels"], [*row["ways"]]) for row in rows] == [
+        ("ours", 2, [MAPS]),
+        ("ours-masks", 2, [COMPONENTS, WATERSHED]),
+    ]
+    for row in rows:
+        assert row["steps"] == 1 and row["seconds"] > 0 and row["masks_seconds"] > 0
+        for way in row["ways"].values():
+            scores = way["scores"]
+            assert len(scores["images"]) == 2 and scores["pooled"]["object_count_error"] is not None
+    for peer in ("stardist", "cellpose"):
+        assert f"not run: no --{peer}-python" in text
+    with Image.open(options.output / "worst-fluorescence-2.png") as figure:
+        assert figure.width > 5 * 2 * 48  # the image, the truth and three ways
+    monkeypatch.setattr(script, "run_ours", None)
+    assert script.compare(options) == text
+
+
+def test_the_least_area_is_the_one_that_fits_the_validation_images_best(options):
+    validation = labelled(options, "fluorescence", "validation")
+    numbered = iter(np.asarray(validation.cache.instances[row]) for _ in range(4) for row in validation.rows)
+
+    def find(image: np.ndarray, least: int) -> np.ndarray:
+        found = next(numbered).copy()
+        found[0, 0] = 9 if least < 20 else 0  # a speck
+        return found if least < 40 else np.zeros_like(found)
+
+    assert best_min_area(find, validation) == 20
+
+
+def test_a_peer_works_in_its_own_python_and_gets_no_instance_map_of_the_test(options, tmp_path):
+    options.methods, options.stardist_python = ("stardist",), tmp_path / "python"
+    options.stardist_python.write_text(STAND_IN.format(python=sys.executable))
+    options.stardist_python.chmod(0o755)
+    text = script.compare(options)
+    (row,) = json.loads((options.output / "instances.json").read_text())
+    assert (row["steps"], row["seconds"], row["seed"]) == (2, pytest.approx(6e-5), 0)
+    pooled = row["ways"]["StarDist 2D"]["scores"]["pooled"]
+    # of three disks it found one object, the two that touch and the third together
+    assert pooled["object_ap_50"] == 0 and pooled["object_count_error"] == pytest.approx(2 / 3)
+    assert "StarDist 2D" in text and "not run" not in text
+
+
+def test_a_peer_that_fails_is_not_run_and_its_last_words_are_shown(options, tmp_path):
+    options.methods, options.cellpose_python = ("cellpose",), tmp_path / "python"
+    options.cellpose_python.write_text("#!/bin/sh\necho first\necho 'no such module'\nexit 3\n")
+    options.cellpose_python.chmod(0o755)
+    (case,) = options.cases()
+    with pytest.raises(NotRun, match=r"code 3: no such module \(.*log.txt\)"):
+        script.run(options, case)
+    options.cellpose_python = tmp_path / "nothing"
+    assert f"not run: there is no {tmp_path / 'nothing'}" in script.compare(options)
+
+
+def test_a_subset_has_the_rows_of_its_modality_with_one_channel(options):
+    assert len(labelled(options, "fluorescence", "train")) == 3
+    assert labelled(options, "fluorescence", "test").channels == 1
+    assert labelled(options, "all", "test").channels == 3 and len(labelled(options, "all", "test")) == 3
+    with pytest.raises(ValueError, match="sets names 'brightfield'.*no such row"):
+        source(options, "brightfield", "train")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"methods": ("omnipose",)}, "methods is 'omnipose'"),
+        ({"labels": (0,)}, "labels is 0"),
+        ({"crop_size": 40}, "crop_size is 40, but must be a multiple of 16"),
+        ({"minutes": 0}, "minutes is 0"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"worst": -1}, "worst is -1"),
+    ],
+)
+def test_wrong_options_are_refused(data, tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        script.Instances(data, tmp_path, **values)
+
+
+def test_more_labels_than_images_are_refused(options):
+    options.labels = (9,)
+    with pytest.raises(ValueError, match="fluorescence has 3 training images"):
+        options.cases()
+
+
+def test_arrays_of_several_sizes_come_back_in_order(tmp_path):
+    arrays = [np.full((index % 3 + 1, 2), index, dtype=np.uint8) for index in range(12)]
+    exchange.save_arrays(tmp_path / "some.npz", images=arrays, one_more=[np.ones(3)])
+    found = exchange.load_arrays(tmp_path / "some.npz")
+    assert [*found] == ["images", "one_more"] and [each.tolist() for each in found["images"]] == [
+        each.tolist() for each in arrays
+    ]
+
+
+def test_steps_follow_from_the_median_of_the_later_ones():
+    assert exchange.steps_within(60, [9, 9, 0.5, 0.5, 2]) == 120
+    assert exchange.steps_within(0.1, [9]) == 1
+
+
+def test_images_and_instances_of_stardist_are_turned_alike():
+    instances = np.arange(12).reshape(3, 4)
+    np.random.seed(0)
+    for _ in range(8):
+        image, turned = stardist_worker.augmented(1000.0 * instances, instances)
+        slope, shift = np.polyfit(turned.ravel(), image.ravel(), 1)
+        assert 600 <= slope <= 2000 and abs(shift) < 1
+        assert np.abs(image - slope * turned - shift).max() < 0.2  # noise of a deviation of at most 0.02
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(4000, (40, 100)), (200, (20, 10)), (3, (1, 3))])
+def test_epochs_of_stardist(steps, expected):
+    assert stardist_worker.schedule(steps) == expected
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1600, (320, 40)), (600, (600, 8)), (8, (8, 8))])
+def test_epochs_of_cellpose(steps, expected):
+    assert cellpose_worker.schedule(steps) == expected
+
+
+def test_the_size_model_of_cellpose_finds_diameters_that_follow_from_styles():
+    random = np.random.default_rng(0)
+    styles, weights = 100 * random.normal(size=(200, 3)), np.array([0.001, -0.002, 0.003])
+    diameters = 17 * np.exp(styles @ weights)
+    fit = cellpose_worker.size_parameters(styles, diameters, 17.0)
+    estimated = np.exp(fit["A"] @ (styles - fit["smean"]).T + np.log(fit["diam_mean"]) + fit["ymean"])  # as SizeModel
+    assert estimated == pytest.approx(diameters, rel=1e-3)
+
+
+def test_precision_is_pooled_over_images():
+    hits, false, missed = np.array([[3, 1], [1, 1]]), np.array([[1, 3], [0, 0]]), np.array([[0, 2], [0, 0]])
+    assert cellpose_worker.pooled_precision(hits, false, missed) == pytest.approx((4 / 5 + 2 / 7) / 2)
+
+
+def test_images_of_cellpose_have_their_channels_first():
+    assert cellpose_worker.channels_first(np.ones((4, 5), np.uint8)).sum(axis=(1, 2)).tolist() == [20, 0]
+    assert cellpose_worker.channels_first(np.zeros((4, 5, 3), np.uint8)).shape == (3, 4, 5)
+
+
+def test_the_worst_images_have_the_lowest_precision_over_the_ways():
+    ways = {"a": ([], [0.9, 0.2, None, 0.5]), "b": ([], [0.1, 0.4, None, 0.9])}
+    assert summary.worst_images(ways, 2) == [1, 0]
+    assert summary.worst_images(ways, 9) == [1, 0, 3]
+
+
+def test_outlines_are_drawn_around_each_object():
+    objects = np.zeros((10, 12), dtype=int)
+    objects[2:6, 2:6], objects[2:6, 6:10] = 1, 2
+    shown = np.asarray(summary.panel(np.zeros((10, 12, 1), np.uint8), objects, "two"))
+    line = (shown == summary.LINE).all(axis=2)[-20:]  # below the caption, twice as large
+    assert line.sum() == 2 * (8 * 8 - 6 * 6)
