@@ -33,7 +33,7 @@ from unet_diffusion.pipelines import ImageGenerationPipeline, SuperResolutionPip
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline, load_unet
 from unet_diffusion.tasks.config import DiffusionConfig, FewStepsConfig, SuperResolutionConfig
-from unet_diffusion.tasks.few_steps import STEP, FewStepsTask
+from unet_diffusion.tasks.few_steps import MATCHING, PROGRESS, FewStepsTask
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.config import TrainingConfig
 
@@ -106,7 +106,7 @@ def test_the_noise_and_the_held_out_images_are_those_of_the_run(base, tuned):
 def test_an_interrupted_tuning_ends_as_an_undisturbed_one(base, both, method, tmp_path):
     """The loss raises in the second half of step 3, after the checkpoint of step 2 and the change of the stage.
 
-    The targets of distillation are then still those of the run that is tuned.
+    The targets of distillation are then still those of the run that is tuned, and step 4 matches distributions.
     """
     options = tuning(base, tmp_path / "cut", method)
     with power_cut(FewStepsTask, 6):
@@ -227,10 +227,12 @@ def test_timesteps_can_be_drawn_again_and_the_stage_follows_from_the_step(base):
     context = RunContext(options.training, Accelerator(cpu=True))
     batches = task.batches(context, 1)
     taken = [next(batches) for _ in range(6)]  # two micro-batches of the steps 1, 2 and 3 of 4
-    assert [batch[STEP].item() for batch in taken] == [1 / 16] * 2 + [1 / 256] * 4
+    assert [batch[PROGRESS].item() for batch in taken] == [0.25] * 2 + [0.5] * 2 + [0.75] * 2
     seen = []
     task.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
-    task.loss(task.network, taken[0], [keyed_generator(0, i) for i in range(4)])
+    for batch, step in ((taken[0], 1 / 16), (taken[2], 1 / 256)):
+        task.loss(task.network, batch, [keyed_generator(0, i) for i in range(4)])
+        assert task.step == step
     expected = task._timesteps([keyed_generator(0, i) for i in range(4)])
     assert torch.equal(seen[-1], expected)
     text = task.describe(context, 1, [keyed_generator(0, i) for i in range(4)])
@@ -295,15 +297,20 @@ def test_one_step_of_a_tuned_run_of_super_resolution_is_the_consistency_function
     torch.testing.assert_close(image[0], (end[0] / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("method", "passes"), [("consistency", 2), ("distillation", 1 + EVALUATIONS)])
-def test_all_passes_of_the_tuning_see_the_same_noisy_condition(enlarging, method, passes):
+@pytest.mark.parametrize(
+    ("method", "step", "passes"),
+    [("consistency", 3, 2), ("distillation", 1, EVALUATIONS + 2), ("distillation", 3, 3)],
+)
+def test_all_passes_of_the_tuning_see_the_same_noisy_condition(enlarging, method, step, passes):
     options = tuning(enlarging / "base", enlarging / "unused", method)
     task = make_task(options, load_images(run_images(options.model, DataConfig())))
-    batch = next(task.batches(RunContext(options.training, Accelerator(cpu=True)), 3))
+    task.points.by_steps = [[999]]
+    batch = next(task.batches(RunContext(options.training, Accelerator(cpu=True)), step))
+    assert (batch[PROGRESS] >= MATCHING) == (step == 3)
+    networks = [task.network] if task.teacher is None else [*task.network.children(), task.teacher]
     seen = []
-    for network in (task.network, task.teacher):
-        if network is not None:
-            network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0][:, 1:]))
+    for network in networks:
+        network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0][:, 1:]))
     task.loss(task.network, batch, [keyed_generator(0, i) for i in range(4)])
     assert len(seen) == passes and all(torch.equal(each, seen[0]) for each in seen)
     clean = task.pixel_range.to_model(batch["image"])

@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from unet_diffusion.diffusion.config import FEW_STEPS
-from unet_diffusion.diffusion.consistency import consistency_function, distance
+from unet_diffusion.diffusion.consistency import consistency_function
 from unet_diffusion.diffusion.sampling import sampler
 
 EVALUATIONS = 8  # of the solver, for each image
@@ -36,15 +36,16 @@ class StartingPoints:
             few.set_timesteps(steps)
             self.by_steps.append(few.timesteps.tolist())
 
-    def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Draws a timestep from each generator, int64 (B,): a number of steps, then one of its timesteps, all alike."""
-        return torch.tensor([self._draw(generator) for generator in generators])
+    def draw(self, generators: Sequence[torch.Generator]) -> list[list[int]]:
+        """Draws from each generator a number of steps, and one of its timesteps, all alike.
 
-    def _draw(self, generator: torch.Generator) -> int:
-        among: Sequence = self.by_steps
-        while not isinstance(among, int):
-            among = among[int(torch.randint(len(among), (), generator=generator))]
-        return among
+        Returns for each the timesteps from the first one, pure noise, to that one.
+        """
+        return [self._draw(generator) for generator in generators]
+
+    def _draw(self, generator: torch.Generator) -> list[int]:
+        timesteps = self.by_steps[int(torch.randint(len(self.by_steps), (), generator=generator))]
+        return timesteps[: int(torch.randint(len(timesteps), (), generator=generator)) + 1]
 
 
 @torch.no_grad()
@@ -76,8 +77,8 @@ def trajectory_end(
     """
 
     def clean_at(x: Tensor, timesteps: Tensor) -> Tensor:
-        seen = x if condition is None else torch.cat([x, condition], dim=1)
-        return consistency_function(scheduler, x, timesteps, unet(seen, timesteps, class_labels, head="noise").sample)
+        predicted = unet(beside(x, condition), timesteps, class_labels, head="noise").sample
+        return consistency_function(scheduler, x, timesteps, predicted)
 
     grid = [(timesteps * (1 - done / evaluations)).round().long() for done in range(evaluations)]
     x, clean = noisy.float(), clean_at(noisy.float(), grid[0])
@@ -92,6 +93,11 @@ def trajectory_end(
     return clean
 
 
+def beside(noisy: Tensor, condition: Tensor | None) -> Tensor:
+    """What a network sees: noisy images (B, C, H, W), and the channels of the condition, if there is one."""
+    return noisy if condition is None else torch.cat([noisy, condition], dim=1)
+
+
 def signal_and_noise(scheduler: DDPMScheduler, timesteps: Tensor) -> tuple[Tensor, Tensor]:
     """The factors alpha and sigma of clean image and noise at timesteps (B,), float64 (B,) on the CPU."""
     abar = scheduler.alphas_cumprod.double()[timesteps.cpu()]
@@ -101,31 +107,3 @@ def signal_and_noise(scheduler: DDPMScheduler, timesteps: Tensor) -> tuple[Tenso
 def on_images(factors: Tensor, images: Tensor) -> Tensor:
     """Images (B, C, H, W), each times its own factor, of (B,)."""
     return factors.to(images.device, images.dtype)[:, None, None, None] * images
-
-
-def distillation_loss(
-    unet: nn.Module,
-    scheduler: DDPMScheduler,
-    noisy: Tensor,
-    timesteps: Tensor,
-    ends: Tensor,
-    class_labels: Tensor | None = None,
-    condition: Tensor | None = None,
-) -> Tensor:
-    """The distance of f(x_t, t), the clean images that a network predicts, from the ends of the trajectories.
-
-    Args:
-        unet: the network that learns, called as `unet(noisy, timesteps, class_labels, head="noise").sample`.
-        scheduler: a diffusers `DDPMScheduler` for velocities or clean images.
-        noisy: x_t, (B, C, H, W).
-        timesteps: t, int64 (B,), on the device of the images.
-        ends: the targets, as `trajectory_end` gives them, (B, C, H, W).
-        class_labels: class indices (B,), or None.
-        condition: channels that the network sees after those of the noisy image, (B, K, H, W); None for none.
-
-    Returns:
-        The mean over the batch, a float32 scalar.
-    """
-    seen = noisy if condition is None else torch.cat([noisy, condition], dim=1)
-    predicted = unet(seen, timesteps, class_labels, head="noise").sample
-    return distance(consistency_function(scheduler, noisy, timesteps, predicted) - ends).mean()

@@ -84,6 +84,18 @@ def noise_prediction_loss(
     noisy = scheduler.add_noise(clean, noise, timesteps)
     seen = noisy if condition is None else torch.cat([noisy, condition], dim=1)
     predicted = unet(seen, timesteps, class_labels, head="noise").sample
+    return prediction_loss(scheduler, predicted, clean, noise, timesteps, min_snr_gamma)
+
+
+def prediction_loss(
+    scheduler: SchedulerMixin,
+    predicted: Tensor,
+    clean: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    min_snr_gamma: float | None = None,
+) -> Tensor:
+    """The loss of `noise_prediction_loss` of what was predicted, (B, C, H, W); the other arguments are the same."""
     target = prediction_target(scheduler, clean, noise, timesteps)
     loss = (predicted.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
     if min_snr_gamma is not None:

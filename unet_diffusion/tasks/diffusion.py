@@ -116,6 +116,12 @@ class DiffusionTask(Task):
 
         Each sample's generator draws its timestep, then its noise, then whether its label is dropped.
         """
+        return self._loss(network, *self.drawn(batch, generators))
+
+    def drawn(
+        self, batch: dict[str, Tensor], generators: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Returns clean images, noise, timesteps, labels and the condition; the timesteps are on the CPU."""
         clean = self.pixel_range.to_model(batch["image"])
         timesteps = self._timesteps(generators)
         noise = standard_normal(clean.shape[1:], generators, clean.device)
@@ -124,7 +130,7 @@ class DiffusionTask(Task):
             draws = torch.stack([torch.rand((), generator=generator) for generator in generators])
             dropped = (draws < self.config.label_dropout).to(clean.device, non_blocking=True)
             labels = self._labels(batch["label"], dropped)
-        return self._loss(network, clean, noise, timesteps, labels, self.condition(clean, generators))
+        return clean, noise, timesteps, labels, self.condition(clean, generators)
 
     def _loss(
         self,

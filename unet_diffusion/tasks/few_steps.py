@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,11 +11,26 @@ from torch import Tensor, nn
 
 from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.config import FEW_STEPS, check_tunable
-from unet_diffusion.diffusion.consistency import FINEST, NoiseLevels, consistency_loss, stage_step
-from unet_diffusion.diffusion.distillation import StartingPoints, distillation_loss, trajectory_end
+from unet_diffusion.diffusion.consistency import (
+    FINEST,
+    NoiseLevels,
+    consistency_function,
+    consistency_loss,
+    distance,
+    stage_step,
+)
+from unet_diffusion.diffusion.distillation import StartingPoints, beside, trajectory_end
+from unet_diffusion.diffusion.distribution_matching import (
+    GeneratorAndCritic,
+    between_ends,
+    matching_loss,
+    sampled_starts,
+)
+from unet_diffusion.diffusion.objectives import prediction_loss
 from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.network.config import Precision
 from unet_diffusion.network.precision import autocast
+from unet_diffusion.randomness import standard_normal
 from unet_diffusion.tasks.config import DiffusionConfig, FewStepsConfig, SuperResolutionConfig
 from unet_diffusion.tasks.diffusion import DiffusionTask
 from unet_diffusion.tasks.super_resolution import SuperResolutionTask
@@ -23,9 +39,14 @@ from unet_diffusion.training.batches import Batches
 from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.unet import UNet
 
-STEP = "step"  # in a batch: 1 / q^(stage + 1), float64 (), on the CPU
+PROGRESS = "progress"  # in a batch: the share of the steps before its own, float64 (), on the CPU
+MATCHING = 2 / 3  # of the steps of distillation are behind when distribution matching begins
+CRITIC_SHARE = 2.0  # of the learning rate
 WAS_TUNED = {
-    True: "was then tuned with {version} to give in one evaluation what it gave in several (Luhman & Luhman 2021).",
+    True: (
+        "was then tuned with {version} to give in one evaluation what it gave in several (Luhman & Luhman 2021), with "
+        "images as likely as the data (DMD, Yin et al. 2024)."
+    ),
     False: "was then tuned with {version} to be consistent from noise to image (ECT, Geng et al. 2024).",
 }
 USE = """
@@ -65,25 +86,36 @@ class FewStepsTuning(DiffusionTask):
     stages: int
     levels: NoiseLevels
     points: StartingPoints
+    paths: list[list[int]]  # of the batch that was drawn last
     teacher: UNet | None = None  # the network as it was before, for distillation
     precision: Precision = "no"
     step = 1 / FINEST  # from t to r, as a share of the noise level of t
 
     def tune(self, few_steps: FewStepsConfig) -> None:
-        """Sets how the network is tuned; it is still the one to tune."""
+        """Sets how the network is tuned; for distillation it gets a critic beside it."""
+        unet = self.network
+        assert isinstance(unet, UNet)
         check_tunable(self.scheduler.config.prediction_type)
         self.stages, self.levels = few_steps.stages, NoiseLevels(self.scheduler)
         self.points = StartingPoints(self.scheduler)
         if few_steps.method == "distillation":
-            self.teacher = copy.deepcopy(self.network).eval().requires_grad_(False)
+            self.teacher = copy.deepcopy(unet).eval().requires_grad_(False)
+            self.network = GeneratorAndCritic(unet, self.scheduler)
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Returns the parameters that learn; those of the critic, which has to keep up, learn faster."""
+        if not isinstance(self.network, GeneratorAndCritic):
+            return super().parameter_groups()
+        parts = ((self.network.generator, 1.0), (self.network.critic, CRITIC_SHARE))
+        return [([each for each in part.parameters() if each.requires_grad], share) for part, share in parts]
 
     def batches(self, context: RunContext, start_step: int) -> Batches:
-        """Yields batches of `DiffusionTask`, for consistency with the distance from t to r of their stage."""
+        """Yields batches of `DiffusionTask` with the share of the training that is done."""
         config = context.config
         self._bring_teacher(context.accelerator)
         for micro, batch in enumerate(super().batches(context, start_step)):
             progress = (start_step + micro // config.accumulate) / config.steps
-            yield batch | {STEP: torch.tensor(stage_step(progress, self.stages), dtype=torch.float64)}
+            yield batch | {PROGRESS: torch.tensor(progress, dtype=torch.float64)}
 
     @property
     def was_tuned(self) -> str:
@@ -95,10 +127,63 @@ class FewStepsTuning(DiffusionTask):
             self.teacher.to(accelerator.device, memory_format=memory_layout(accelerator.device))
             self.precision = accelerator.mixed_precision
 
-    def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
-        """Returns the loss of tuning of stored images `image` (B, C, H, W) and classes `label` (B,)."""
-        self.step = batch[STEP].item()
-        return super().loss(network, batch, generators)
+    def loss(  # type: ignore[override]
+        self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
+    ) -> Tensor | dict[str, Tensor]:
+        """Returns the loss of tuning of stored images `image` (B, C, H, W) and classes `label` (B,).
+
+        Distillation begins with the distance from the ends of the trajectories. Its last part is distribution matching.
+        The noise-prediction loss of the critic is added to both.
+        """
+        progress = batch[PROGRESS].item()
+        if self.teacher is None:
+            self.step = stage_step(progress, self.stages)
+            return super().loss(network, batch, generators)
+        clean, noise, timesteps, labels, condition = self.drawn(batch, generators)
+
+        def fresh() -> Tensor:
+            return standard_normal(clean.shape[1:], generators, clean.device)
+
+        again, later = fresh(), between_ends(self.config.num_train_timesteps, generators)
+        noise, timesteps, later = (x.to(clean.device, non_blocking=True) for x in (noise, timesteps, later))
+        matching = progress >= MATCHING
+        with autocast(clean.device, self.precision):
+            if matching:
+                own, start = tuned(self.network), (noise, self.paths, fresh)
+                noisy = sampled_starts(own, self.scheduler, *start, labels, condition)
+            else:
+                noisy = self.scheduler.add_noise(clean, noise, timesteps)
+                ends = trajectory_end(self.teacher, self.scheduler, noisy, timesteps, labels, condition)
+        generated, predicted = network(noisy, timesteps, again, later, labels, condition)
+        losses = {"critic_loss": self._critic_loss(predicted, generated.detach(), again, later)}
+        if matching:
+            losses["matching_loss"] = self._matching_loss(generated, predicted, again, later, labels, condition)
+        else:
+            losses["distance"] = distance(generated - ends).mean()
+        return {"loss": torch.stack([*losses.values()]).sum(), **losses}
+
+    def _critic_loss(self, predicted: Tensor, made: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        gamma = self.config.min_snr_gamma
+        assert not isinstance(gamma, str)
+        return prediction_loss(self.scheduler, predicted, made, noise, timesteps, gamma)
+
+    def _matching_loss(
+        self,
+        generated: Tensor,
+        predicted: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        labels: Tensor | None,
+        condition: Tensor | None,
+    ) -> Tensor:
+        assert self.teacher is not None
+        noised = self.scheduler.add_noise(generated.detach(), noise, timesteps)
+        with torch.no_grad(), autocast(noised.device, self.precision):
+            by_teacher = self.teacher(beside(noised, condition), timesteps, labels, head="noise").sample
+        critic, teacher = (
+            consistency_function(self.scheduler, noised, timesteps, each) for each in (predicted.detach(), by_teacher)
+        )
+        return matching_loss(generated, critic, teacher)
 
     def _loss(
         self,
@@ -118,16 +203,36 @@ class FewStepsTuning(DiffusionTask):
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         with autocast(clean.device, self.precision):
             ends = trajectory_end(self.teacher, self.scheduler, noisy, timesteps, labels, condition)
-        return distillation_loss(network, self.scheduler, noisy, timesteps, ends, labels, condition)
+        predicted = network(beside(noisy, condition), timesteps, labels, head="noise").sample
+        return distance(consistency_function(self.scheduler, noisy, timesteps, predicted) - ends).mean()
 
     def _timesteps(self, generators: list[torch.Generator]) -> Tensor:
-        return self.levels.draw(generators) if self.teacher is None else self.points.draw(generators)
+        if self.teacher is None:
+            return self.levels.draw(generators)
+        self.paths = self.points.draw(generators)
+        return torch.tensor([path[-1] for path in self.paths])
 
-    def validate(self, network: UNet, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the loss on held-out images, of consistency that of the last stage, with noise that never changes."""
+    def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
+        """Returns the loss on held-out images, with noise that never changes.
+
+        Of consistency tuning it is that of the last stage, of distillation the distance from the ends.
+        """
         self.step = 1 / FINEST
         self._bring_teacher(accelerator)
-        return super().validate(network, accelerator)
+        return super().validate(tuned(network), accelerator)
+
+    def save(self, network: Any, folder: Path) -> None:
+        """Writes the pipeline of the tuned network and `samples.png`."""
+        super().save(tuned(network), folder)
+
+    def preview(self, network: Any, path: Path) -> None:
+        """Writes a grid of what the tuned network gives."""
+        super().preview(tuned(network), path)
+
+
+def tuned(network: UNet | GeneratorAndCritic) -> UNet:
+    """Returns the network that is tuned, without its critic."""
+    return network.generator if isinstance(network, GeneratorAndCritic) else network
 
 
 def one_step_scheduler(scheduler: DDPMScheduler) -> DDPMScheduler:
@@ -165,15 +270,17 @@ class FewStepsTask(FewStepsTuning):
         super().__init__(unet, data, config, num_workers, one_step_scheduler(scheduler))
         self.tune(few_steps)
 
-    def preview(self, network: UNet, path: Path) -> None:
+    def preview(self, network: Any, path: Path) -> None:
         """Writes a grid of images generated in one step, and below from the same noise in two."""
+        network = tuned(network)
         count = self.config.preview_images
         columns = round(count**0.5)
         rows = [image for steps in (1, 2) for image in self.sample(network, count // columns * columns, steps)]
         save_image(grid(rows, columns), path)
 
-    def card(self, network: UNet) -> Card:
+    def card(self, network: Any) -> Card:
         """Returns the card of a network that generates in a few steps."""
+        network = tuned(network)
         summary = (
             f"A U-Net with {parameters(network)} parameters that generates images of {size(network)} pixels with "
             f"{network.config.in_channels} channel(s) in 1 to {FEW_STEPS} steps. It is a noise predictor (DDPM) that "
@@ -202,8 +309,9 @@ class FewStepsSuperResolutionTask(FewStepsTuning, SuperResolutionTask):
         super().__init__(unet, data, config, super_resolution, num_workers, one_step_scheduler(scheduler))
         self.tune(few_steps)
 
-    def card(self, network: UNet) -> Card:
+    def card(self, network: Any) -> Card:
         """Returns the card of a network that enlarges in a few steps."""
+        network = tuned(network)
         summary = (
             f"A U-Net with {parameters(network)} parameters that makes images with {network.config.out_channels} "
             f"channel(s) {self.scale} times larger a side, in 1 to {FEW_STEPS} steps. It was trained on images of "
