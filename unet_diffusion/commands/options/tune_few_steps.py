@@ -30,7 +30,7 @@ class FewStepsTraining(TrainingConfig):
 
 @dataclass
 class TuneFewSteps:
-    """Tune a finished run so that it generates or enlarges in 1 to 4 steps (ECT). To resume, give the same command."""
+    """Tune a finished run so that it generates or enlarges in 1 to 4 steps. To resume, give the same command."""
 
     model: Path
     """Folder of the run to tune; it does not change."""
