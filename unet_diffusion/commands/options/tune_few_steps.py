@@ -22,7 +22,7 @@ class TuningData(RealData):
 class FewStepsTraining(TrainingConfig):
     """The options of the training loop, with defaults for tuning."""
 
-    steps: int = 8000
+    steps: int = 2000
     """Optimizer steps of the whole run."""
     learning_rate: float = 3e-4
     """Learning rate of AdamW at its peak; that of Muon is 20 times as high."""
