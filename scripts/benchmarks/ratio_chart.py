@@ -20,10 +20,12 @@ def save_ratios(rows: Sequence[Row | Comparison], path: Path) -> None:
     A line of the same colour has the quartiles, an upright mark of the same colour is the target.
 
     Args:
-        rows: the rows of the tables; only comparisons are drawn.
+        rows: the rows of the tables; only comparisons are drawn, and nothing is written without any.
         path: the PNG to write.
     """
     drawn = [row for row in rows if isinstance(row, Comparison) and row.ratios]
+    if not drawn:
+        return
     figure = Figure(figsize=(11, 1.5 + ROW_HEIGHT * len(drawn)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log", base=2)

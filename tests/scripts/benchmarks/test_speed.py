@@ -239,6 +239,8 @@ def test_every_median_is_drawn_with_its_quartiles_and_target(tmp_path, monkeypat
         speed.Comparison("X2", "c", "d", missing="not run: no operators"),
         speed.Comparison("X3", "e", "f", found, {"as they come": 6.0}),
     ]
+    speed.save_ratios(rows[:2], tmp_path / "ratios.png")
+    assert not figures  # nothing was measured
     speed.save_ratios(rows, tmp_path / "ratios.png")
     (axes,) = figures[0].axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["X3  e | f"]
