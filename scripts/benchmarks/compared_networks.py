@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from scripts import NETWORKS
 from unet_diffusion import UNet
+from unet_diffusion.network.config import Precision
+from unet_diffusion.network.precision import autocast
 from unet_diffusion.saved_runs import load_unet
 
 T = TypeVar("T")
@@ -32,6 +34,16 @@ class Contender:
     def parameters(self) -> int:
         """Number of parameters of the network."""
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def at(self, precision: Precision) -> "Contender":
+        """The same network, which computes in a precision as our training and pipelines do; it predicts in float32."""
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            with autocast(noisy.device, precision):
+                predicted = self.predict(noisy, timesteps)
+            return predicted.float()
+
+        return Contender(self.network, predict)
 
 
 def stock(network: UNet2DModel) -> Contender:

@@ -12,20 +12,22 @@ from torch import Tensor, nn
 
 from scripts.benchmarks.compared_networks import OURS, STOCK, Contender, nine_million, present
 from scripts.benchmarks.processes import resident, start
-from scripts.benchmarks.result_row import Row
+from scripts.benchmarks.result_row import Comparison, Row
 from scripts.benchmarks.segmenters import CLASSES, LAYOUT, LEAN, MONAI, PEERS, segmenter
-from scripts.benchmarks.timing import Work, alternate, ratio
+from scripts.benchmarks.timing import Work, alternate, by_name, compute_clock, ratios, timed_precisions
 from unet_diffusion.network.attention import SelfAttention
+from unet_diffusion.network.config import Precision
+from unet_diffusion.network.precision import PRECISIONS, autocast
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.segmentation.losses import segmentation_loss
 
 EVALUATIONS = {1: 16, 64: 1}  # batch size: evaluations in a row, which take at least a tenth of a second
-LARGE = 2048
+LARGE = 1024  # pixels of a side
 WINDOW = 256  # of MONAI's sliding window; batches of 4 windows that overlap by a quarter are its defaults
 TALL = (8192, 2048)
 
 
-def evaluations(rounds: int) -> Iterator[Row]:
+def evaluations(rounds: int) -> Iterator[Comparison]:
     """G2: one evaluation of both networks, without gradients, with fused projections and channels_last maps."""
     for batch, repeats in EVALUATIONS.items():
         works = {}
@@ -34,8 +36,9 @@ def evaluations(rounds: int) -> Iterator[Row]:
             network = contender.network.eval().to(memory_format=torch.channels_last)
             fuse(network)
             noisy = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-            works[name] = partial(evaluate, contender, noisy, repeats)
-        seconds = alternate(works, rounds)
+            for precision in timed_precisions(noisy.device):
+                works[name, precision] = partial(evaluate, contender.at(precision), noisy, repeats)
+        seconds = alternate(works, rounds, clock=compute_clock)
         yield faster("G2", f"one evaluation, 32x32, batch {batch}", STOCK, seconds, 2.0, {"in_a_row": repeats})
 
 
@@ -61,59 +64,66 @@ def no_grad(work: Work) -> Work:
     return torch.no_grad()(work)
 
 
-def scores(network: nn.Module, images: Tensor) -> Tensor:
-    """Class scores of images, whether a network returns them in an output of ours or as a tensor."""
-    output = network(images)
-    return output if isinstance(output, Tensor) else output.logits
+def scores(network: nn.Module, images: Tensor, precision: Precision = "no") -> Tensor:
+    """Class scores of images in float32, whether a network returns them in an output of ours or as a tensor."""
+    with autocast(images.device, precision):
+        output = network(images)
+    return (output if isinstance(output, Tensor) else output.logits).float()
 
 
 class SegmentationStep:
     """Forward, cross-entropy, backward and AdamW, the same for all networks."""
 
-    def __init__(self, network: nn.Module, side: int, batch: int) -> None:
-        self.network = network.train()
+    def __init__(self, network: nn.Module, side: int, batch: int, precision: Precision = "no") -> None:
+        self.network, self.precision = network.train(), precision
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
         self.images = torch.rand(batch, 1, side, side) * 2 - 1
         self.masks = torch.randint(0, CLASSES, (batch, side, side))
 
     def __call__(self) -> None:
         """One step."""
-        segmentation_loss(scores(self.network, self.images), self.masks).backward()
+        segmentation_loss(scores(self.network, self.images, self.precision), self.masks).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
-def segmentation(rounds: int) -> Iterator[Row]:
+def segmentation(rounds: int) -> Iterator[Comparison]:
     """S1: a training step and the mask of a large image."""
     networks, missing = present(segmenter, (OURS, LEAN, *PEERS))
     for name, why in missing.items():
-        yield Row("S1", "segmentation", name, why, target="1.3x")
+        yield Comparison("S1", "segmentation", name, missing=why)
     millions = {name: sum(p.numel() for p in network.parameters()) / 1e6 for name, network in networks.items()}
     details = {"parameters_in_millions": millions}
     pairs = [(OURS, name) for name in PEERS if name in networks] + [(LEAN, LAYOUT)]
-    seconds = alternate({name: SegmentationStep(network, 128, 8) for name, network in networks.items()}, rounds)
+    cases = [(name, precision) for precision in timed_precisions(torch.device("cpu")) for name in networks]
+    steps = {(name, precision): SegmentationStep(networks[name], 128, 8, precision) for name, precision in cases}
+    seconds = alternate(steps, rounds, clock=compute_clock)
     for ours, peer in pairs:
         yield faster("S1", "segmentation training step, 128x128, batch 8", peer, seconds, 1.3, details, ours)
 
     image = np.random.default_rng(0).integers(0, 256, (LARGE, LARGE), dtype=np.uint8)
-    works = {name: large_image(name, networks[name], image) for name in networks}
-    seconds = alternate(works, max(rounds // 4, 3), 1)
+    works = {(name, precision): large_image(name, networks[name], image, precision) for name, precision in cases}
+    seconds = alternate(works, rounds, 1, compute_clock)
     for ours, peer in pairs:
         yield faster("S1", f"mask of {LARGE}x{LARGE} pixels", peer, seconds, 1.5, details, ours)
 
 
 def faster(
-    id: str, work: str, peer: str, seconds: dict[str, list[float]], target: float, details: dict, ours: str = OURS
-) -> Row:
-    """A row that says how many times faster ours is."""
-    value = ratio(seconds[peer], seconds[ours])
+    id: str,
+    work: str,
+    peer: str,
+    seconds: dict[tuple[str, Precision], list[float]],
+    target: float,
+    details: dict,
+    ours: str = OURS,
+) -> Comparison:
+    """A row that says how many times as fast ours is; the target is for float32."""
     work += ours.removeprefix(OURS)
-    figure = f"{value} times as fast"
-    met, quartiles = value.median >= target, (value.low, value.high)
-    return Row(id, work, peer, figure, value.median, f"{target}x", met, {**details, "seconds": seconds}, quartiles)
+    details = {**details, "seconds": by_name(seconds)}
+    return Comparison(id, work, peer, ratios(seconds, ours, peer), {PRECISIONS["no"]: target}, details=details)
 
 
-def large_image(name: str, network: nn.Module, image: np.ndarray) -> Work:
+def large_image(name: str, network: nn.Module, image: np.ndarray, precision: Precision = "no") -> Work:
     """The work of computing a mask of class indices.
 
     Ours uses our pipeline with its defaults. The network with batch norm gets the whole image, as is usual; the others
@@ -123,8 +133,8 @@ def large_image(name: str, network: nn.Module, image: np.ndarray) -> Work:
     if name in (OURS, LEAN):
         pipe = SegmentationPipeline(network)
         pipe.set_progress_bar_config(disable=True)
-        return lambda: pipe(image, output_type="np", return_probabilities=False)
-    predictor = partial(scores, network)
+        return lambda: pipe(image, output_type="np", return_probabilities=False, mixed_precision=precision)
+    predictor = partial(scores, network, precision=precision)
     infer = import_module("monai.inferers").sliding_window_inference
     windows = partial(infer, roi_size=(WINDOW, WINDOW), sw_batch_size=4, predictor=predictor)
     predict = predictor if name == LAYOUT else windows

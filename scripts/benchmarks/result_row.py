@@ -1,8 +1,10 @@
-"""A line of the table of a benchmark."""
+"""The lines of the tables of a benchmark."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scripts.benchmarks.timing import COLUMNS, Ratio
 from scripts.reports import markdown_table
 
 
@@ -32,16 +34,54 @@ class Row:
     details: dict[str, Any] = field(default_factory=dict)
     quartiles: tuple[float, float] | None = None
 
+
+@dataclass(frozen=True)
+class Comparison:
+    """The speed of ours against a peer's, at equal precision and as they come.
+
+    Attributes:
+        id: the benchmark, such as "T1".
+        work: the work that was timed.
+        against: the network or program that ours was compared with.
+        ratios: times as fast, by column (`timing.COLUMNS`); columns that were not measured are missing.
+        targets: the ratios to reach, by column.
+        missing: why nothing was measured.
+        details: everything that was measured, for the JSON.
+    """
+
+    id: str
+    work: str
+    against: str
+    ratios: dict[str, Ratio] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
+    missing: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
     @property
-    def aim(self) -> float | None:
-        """The target as a number on the scale of `value`."""
-        if not self.target:
-            return None
-        return float(self.target[:-1]) / 100 if self.target.endswith("%") else float(self.target.removesuffix("x"))
+    def figure(self) -> str:
+        """The result in words."""
+        return self.missing or "; ".join(f"{column} {ratio}" for column, ratio in self.ratios.items())
+
+    def missed(self, column: str) -> bool:
+        """Returns whether a column was measured and does not reach its target."""
+        return column in self.ratios and self.ratios[column].median < self.targets.get(column, 0)
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as Markdown."""
+def table(rows: Sequence[Row | Comparison]) -> str:
+    """The rows as Markdown: a table of the comparisons, where a missed target is bold, and one of the others."""
+    cells = []
+    for row in rows:
+        if isinstance(row, Comparison):
+            bold = ["**" if row.missed(column) else "" for column in COLUMNS]
+            figures = [f"{mark}{row.ratios.get(column, 'not run')}{mark}" for mark, column in zip(bold, COLUMNS)]
+            targets = ", ".join(f"{column} {target:g}" for column, target in row.targets.items())
+            cells.append((row.id, row.work, row.against, *figures, targets))
     met = {None: "", True: "yes", False: "**no**"}
-    cells = [(row.id, row.work, row.against, row.figure, row.target, met[row.met]) for row in rows]
-    return markdown_table(("id", "work", "against", "figure", "target", "met"), cells)
+    others = [
+        (row.id, row.work, row.against, row.figure, row.target, met[row.met]) for row in rows if isinstance(row, Row)
+    ]
+    tables = (
+        (("id", "work", "against", *COLUMNS, "target"), cells),
+        (("id", "work", "against", "figure", "target", "met"), others),
+    )
+    return "\n".join(markdown_table(head, lines) for head, lines in tables if lines)

@@ -1,7 +1,9 @@
 """Times our networks against those of other libraries, side by side in one process, and prints a table.
 
 Competing pieces of work take turns (A B A B ...), so that a noisy machine disturbs all of them alike. A figure is the
-median of the ratios of the rounds, with their quartiles. A peer that does not load on this machine is reported.
+median of the ratios of the rounds, with their quartiles. Both sides are timed in float32 and, where the device has it,
+in bfloat16; a third ratio is that of ours in the precision that our commands take to the peer in float32. A peer that
+does not load on this machine is reported.
 
     python -m scripts.benchmarks.speed --output runs/benchmark
 """
@@ -15,14 +17,17 @@ import torch
 import tyro
 
 from scripts.benchmarks import data_delivery, generation, growth, inference, training_step
-from scripts.benchmarks.bar_chart import save_bars
 from scripts.benchmarks.compared_networks import CONTENDERS, nine_million
-from scripts.benchmarks.result_row import Row, table
+from scripts.benchmarks.ratio_chart import save_ratios
+from scripts.benchmarks.result_row import Comparison, Row, table
+from scripts.benchmarks.timing import AS_THEY_COME
 from scripts.reports import circumstances
 from unet_diffusion.checks import require
 from unet_diffusion.files import write_json, write_text
+from unet_diffusion.network.precision import PRECISIONS
 
 STOCK, MONAI, LUCIDRAINS = CONTENDERS[1:]
+Rows = Iterator[Row] | Iterator[Comparison]
 
 
 @dataclass
@@ -32,7 +37,7 @@ class Benchmark:
     output: Path
     """Folder for `benchmark.json`, `benchmark.md` and `benchmark.png`."""
     only: tuple[str, ...] = ()
-    """Benchmarks to run, such as T1; by default all: T1 (with T3), T2, T4, L1, G2, S1, S2 and, with `data`, D1, G1."""
+    """Benchmarks to run, such as T1; by default all: T1, T2, T3, T4, L1, G2, S1, S2 and, with `data`, D1, G1."""
     data: Path | None = None
     """Parquet file of Fashion-MNIST, for D1 and G1."""
     rounds: int = 15
@@ -48,12 +53,13 @@ class Benchmark:
         require(self.rounds >= 3, "rounds", self.rounds, "must be at least 3, since quartiles are reported")
 
 
-def benchmarks(config: Benchmark) -> dict[str, Callable[[], Iterator[Row]]]:
+def benchmarks(config: Benchmark) -> dict[str, Callable[[], Rows]]:
     """The functions of all benchmarks, by id."""
     rounds, data, folder = config.rounds, config.data, config.output / "generation"
-    faster = {STOCK: 2.0, MONAI: 1.5, LUCIDRAINS: 1.5}
-    step = training_step.speed
-    of_images: dict[str, Callable[[], Iterator[Row]]] = {}
+    float32 = PRECISIONS["no"]
+    faster = {STOCK: {float32: 2.0, AS_THEY_COME: 5.0}, MONAI: {float32: 1.5}, LUCIDRAINS: {float32: 1.5}}
+    make = partial(nine_million, side=32)
+    of_images: dict[str, Callable[[], Rows]] = {}
     if data is not None:
         of_images = {
             "D1": partial(data_delivery.rows, data, rounds),
@@ -61,9 +67,10 @@ def benchmarks(config: Benchmark) -> dict[str, Callable[[], Iterator[Row]]]:
         }
     return {
         "T1": partial(
-            step, "T1", "training step, 32x32, batch 16", partial(nine_million, side=32), 32, 16, rounds, faster
+            training_step.speed, "T1", "training step, 32x32, batch 16", make, 32, 16, rounds, faster, muon=True
         ),
         "T2": partial(training_step.larger, rounds),
+        "T3": partial(training_step.share, make, 32, 16, rounds),
         "T4": training_step.memory,
         "L1": partial(growth.growth, rounds),
         "G2": partial(inference.evaluations, rounds),
@@ -73,9 +80,9 @@ def benchmarks(config: Benchmark) -> dict[str, Callable[[], Iterator[Row]]]:
     }
 
 
-def run(config: Benchmark) -> list[Row]:
+def run(config: Benchmark) -> list[Row | Comparison]:
     """Measures and prints; the files are written after every row, so that a stopped run leaves its rows."""
-    rows: list[Row] = []
+    rows: list[Row | Comparison] = []
     facts = circumstances()
     facts["options"] = {"rounds": config.rounds, "seed": config.seed, "data": str(config.data)}
     for name, measure in benchmarks(config).items():
@@ -87,7 +94,7 @@ def run(config: Benchmark) -> list[Row]:
             print(f"{row.id}  {row.work}  against {row.against}: {row.figure}", flush=True)
             write_json(config.output / "benchmark.json", {**facts, "rows": [asdict(row) for row in rows]})
             write_text(config.output / "benchmark.md", table(rows))
-            save_bars(rows, config.output / "benchmark.png")
+            save_ratios(rows, config.output / "benchmark.png")
     return rows
 
 

@@ -35,10 +35,7 @@ from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import read_metrics
 
-OBJECTIVES = {
-    "ddpm": DiffusionConfig(prediction_type="epsilon", min_snr_gamma=None, beta_schedule="linear"),
-    "default": DiffusionConfig(),
-}
+OBJECTIVES = {"ddpm": DiffusionConfig(recipe="ddpm"), "default": DiffusionConfig()}
 WARMUP = 20  # steps
 Points = dict[int, dict[str, float]]  # by step: validation_loss, and cpu_seconds of the training steps until then
 
@@ -56,7 +53,8 @@ class EqualSteps:
     size: Literal["9m", "ddpm-32"] = "9m"
     """Size of the networks: those of T1, or the larger ones of T2."""
     objective: Literal["ddpm", "default"] = "ddpm"
-    """Training objective: unweighted noise prediction (Ho et al. 2020), or the default of `train-ddpm`."""
+    """Recipe of all networks: unweighted noise prediction with AdamW (Ho et al. 2020), or the default of `train-ddpm`,
+    with Muon."""
     learning_rates: tuple[float, ...] = (2e-4, 5e-4, 1e-3)
     """Learning rates that are tried for each network."""
     search_steps: int = 100

@@ -1,9 +1,10 @@
 """Q1: the quality of snapshots, and the ratios of training times to equal quality.
 
-Every snapshot is judged in the same way: by the Frechet distance between real images and images that the same fast
-sampler makes from the same noise.
+Every snapshot is judged in the same way: by the Frechet distance between real images and images that the same sampler
+makes from the same noise.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from torch import Tensor
 from scripts.benchmarks.result_row import Row
 from scripts.experiments.time_to_quality.training import snapshot_path
 from scripts.reports import label_ticks, markdown_table, save_figure
-from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, features_of
 from unet_diffusion.evaluation.generation_metrics import frechet_distance
 from unet_diffusion.pipelines import ImageGenerationPipeline
@@ -26,7 +26,8 @@ from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.stock_unet import UNet2DAdapter
 from unet_diffusion.unet import UNet
 
-SAMPLER_STEPS = 20  # of DPM-Solver++
+SAMPLER_STEPS = 20
+ATTENTION_SIDE = 16  # pixels; the example's network has attention on maps of at most this side
 OURS = "unet-diffusion"
 PUBLISHED = "diffusers, as published"
 TUNED = "diffusers, learning rate tuned"
@@ -50,20 +51,26 @@ class Point:
     error: float
 
 
-def peer_network(side: int, channels: int) -> UNet2DModel:
-    """A `UNet2DModel` with the default kinds of blocks and 0.4% fewer parameters than ours (`digits.json`).
+def peer_network(side: int, channels: int, widths: tuple[int, ...]) -> UNet2DModel:
+    """A `UNet2DModel` with attention on small maps, as in Ho et al. 2020.
 
-    It has three resolutions, since 28 pixels can be halved only twice, and normalises in 16 groups, since with so few
-    parameters its layers are narrow.
+    It normalises in as many groups as the widths allow, at most 32, since with as few parameters as ours its layers are
+    narrow.
+
+    Args:
+        side: of the images in pixels; must be divisible by 2 for each resolution after the first.
+        channels: of the images.
+        widths: channels at each resolution, finest first; multiples of 8.
     """
+    attends = [side >> level <= ATTENTION_SIDE for level in range(len(widths))]
     return UNet2DModel(
         sample_size=side,
         in_channels=channels,
         out_channels=channels,
-        block_out_channels=(16, 32, 48),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=16,
+        block_out_channels=widths,
+        down_block_types=tuple("AttnDownBlock2D" if each else "DownBlock2D" for each in attends),
+        up_block_types=tuple("AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)),
+        norm_num_groups=math.gcd(32, *widths),
     )
 
 
@@ -81,7 +88,7 @@ def judge(
         folder: folder of the run.
         step: step of the snapshot.
         network: a network of the run's architecture; the weights are loaded into it.
-        scheduler: noise schedule of the training.
+        scheduler: the sampler, with the noise schedule of the training.
         features: the feature network.
         real: features (N, D) of real images; as many are generated.
     """
@@ -93,9 +100,9 @@ def judge(
 
 
 def generate(network: UNet2DModel, scheduler: SchedulerMixin, count: int) -> Tensor:
-    """Images float32 (N, C, H, W) in [-1, 1] by the fast sampler; image i always starts from the same noise."""
+    """Images float32 (N, C, H, W) in [-1, 1]; image i always has the same noise."""
     unet = network if isinstance(network, UNet) else UNet2DAdapter.from_stock(network)
-    pipe = ImageGenerationPipeline(unet, sampler("dpm-solver++", scheduler))
+    pipe = ImageGenerationPipeline(unet, scheduler)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(keyed_seed(0, "image", i)) for i in range(count)]
     (images,) = pipe(

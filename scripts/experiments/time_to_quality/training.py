@@ -22,6 +22,8 @@ from scripts.experiments.timed_trainer import TimedTrainer, train_ddpm_timed
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.files import written_aside
+from unet_diffusion.network.config import Precision
+from unet_diffusion.network.precision import autocast
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.training.batches import GlobalBatches
 from unet_diffusion.training.checkpoints import (
@@ -52,6 +54,7 @@ class PublishedRecipe:
         batch_size: images per step; by default as published.
         warmup_steps: steps over which the learning rate rises from 0; by default as published.
         seed: determines everything random.
+        mixed_precision: "no" for float32, or "bf16", in which the network computes; by default as published.
     """
 
     steps: int
@@ -59,6 +62,7 @@ class PublishedRecipe:
     batch_size: int = 16
     warmup_steps: int = 500
     seed: int = 0
+    mixed_precision: Precision = "no"
 
 
 def snapshot_steps(steps: int) -> list[int]:
@@ -126,7 +130,9 @@ class PeerTraining:
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, clean.shape[:1], generator=generator)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        loss = nn.functional.mse_loss(self.network(noisy, timesteps, return_dict=False)[0], noise)
+        with autocast(noisy.device, self.recipe.mixed_precision):
+            predicted = self.network(noisy, timesteps, return_dict=False)[0]
+        loss = nn.functional.mse_loss(predicted.float(), noise)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()

@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from scripts.benchmarks import generation
+from scripts.benchmarks.timing import timed_precisions
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork
 from unet_diffusion.evaluation.generation_metrics import Measurement
+from unet_diffusion.network.precision import PRECISIONS
 from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.config import TrainingConfig
 
@@ -47,11 +49,14 @@ def test_every_case_is_timed_on_the_same_number_of_images_and_kept(training, tmp
     features = FeatureNetwork("means", Means())
     rows = list(generation.speed(training, tmp_path, features, stock, fast, batches=2))
     details = rows[0].details
-    assert set(details["seconds"]) == {"ddpm, 4 steps", "dpm-solver++, 2 steps", "unipc, 2 steps"}
+    cases = ("ddpm, 4 steps", "dpm-solver++, 2 steps", "unipc, 2 steps")
+    precisions = [PRECISIONS[each] for each in timed_precisions(torch.device("cpu"))]
+    assert set(details["seconds"]) == {f"{case}, {precision}" for case in cases for precision in precisions}
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in details["seconds"].values())
-    assert [row.work for row in rows][:2] == [f"{2 * generation.BATCH} images, {case}" for case in fast]
+    works = [row.work for row in rows][:2]
+    assert all(work.startswith(f"{2 * generation.BATCH} images, {case}, ") for work, case in zip(works, fast))
     kept = sorted(tmp_path.glob("*-means/*/*.safetensors"))
-    assert len(kept) == 6
+    assert len(kept) == 6 * len(precisions)
     batch = load_file(kept[0])
     assert batch["images"].shape == (generation.BATCH, 1, 8, 8) and batch["images"].abs().max() <= 1
 
@@ -62,8 +67,8 @@ def test_every_case_is_timed_on_the_same_number_of_images_and_kept(training, tmp
 
 
 def test_both_pipelines_make_images_from_the_same_weights(training):
-    stock = generation.stock_generator(training.output, 3)(2, torch.manual_seed(0))
-    ours = generation.our_generator(training.output, generation.Case("ddpm", 3))(2, torch.manual_seed(0))
+    stock = generation.stock_generator(training.output, 3, "no")(2, torch.manual_seed(0))
+    ours = generation.our_generator(training.output, generation.Case("ddpm", 3), "no")(2, torch.manual_seed(0))
     assert stock.shape == ours.shape == (2, 8, 8, 1)
     assert np.ptp(stock) > 0
 
@@ -82,20 +87,29 @@ def test_errors_are_combined_as_the_root_of_their_squares():
 
 def test_the_target_is_that_of_the_fewest_steps_at_equal_quality():
     stock, *fast = cases = [generation.Case("ddpm", 1000)] + [generation.Case("unipc", n) for n in (30, 20, 10)]
-    distances = dict(zip(cases, (measurement(value, 1) for value in (10, 10, 11, 12))))  # 12 > 10 + sqrt(2)
-    seconds = dict(zip(cases, ([90.0, 110.0], [3.0, 3.0], [2.0, 2.0], [1.0, 1.0])))
-    rows = list(generation.compare(stock, distances, seconds))
-    assert [row.work for row in rows] == [f"128 images, {case}" for case in fast]
-    assert [row.target for row in rows] == ["", "50.0x", ""]
-    assert rows[1].value == 50 and rows[1].met
-    assert "equal" in rows[1].figure and "worse" in rows[2].figure
+    keys = [(str(case), "no") for case in cases]
+    distances = dict(zip(keys, (measurement(value, 1) for value in (10, 10, 11, 12))))  # 12 > 10 + sqrt(2)
+    seconds = dict(zip(keys, ([90.0, 110.0], [3.0, 3.0], [2.0, 2.0], [1.0, 1.0])))
+    rows = list(generation.compare(stock, fast, distances, seconds))
+    qualities = ("as good", "as good", "worse")
+    assert [row.work for row in rows] == [f"128 images, {case}, {quality}" for case, quality in zip(fast, qualities)]
+    assert [row.targets for row in rows] == [{}, {"float32": 50.0}, {}]
+    assert rows[1].ratios["float32"].median == 50 and not rows[1].missed("float32")
+
+
+def test_quality_is_equal_only_if_it_is_in_every_precision():
+    stock, fast = generation.Case("ddpm", 1000), generation.Case("unipc", 10)
+    keys = [(str(case), precision) for precision in ("no", "bf16") for case in (stock, fast)]
+    distances = dict(zip(keys, (measurement(value, 1) for value in (10, 10, 12, 12))))
+    row, last = generation.compare(stock, (fast,), distances, {key: [1.0, 1.0] for key in keys})
+    assert row.work.endswith("worse") and last.missing
 
 
 def test_a_run_without_equal_quality_says_so():
     stock, fast = generation.Case("ddpm", 1000), generation.Case("unipc", 10)
-    distances = {stock: measurement(1, 0.1), fast: measurement(9, 0.1)}
-    *_, last = generation.compare(stock, distances, {stock: [9.0, 9.0], fast: [1.0, 1.0]})
-    assert last.figure == "none is as good" and last.met is False and last.value is None
+    distances = {(str(stock), "no"): measurement(1, 0.1), (str(fast), "no"): measurement(9, 0.1)}
+    *_, last = generation.compare(stock, (fast,), distances, {key: [9.0, 1.0] for key in distances})
+    assert last.figure == "none is as good" and not last.ratios
 
 
 def test_the_checkpoint_has_at_most_a_million_parameters(tmp_path):

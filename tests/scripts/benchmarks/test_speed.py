@@ -1,6 +1,7 @@
 """The benchmark's arithmetic, its contenders, and each measurement at a size that takes no time."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from scripts.benchmarks import growth, inference, segmenters, speed, timing, training_step
-from scripts.benchmarks.compared_networks import OURS, stock
+from scripts.benchmarks.compared_networks import OURS, Contender, stock
 from scripts.benchmarks.processes import resident
 from unet_diffusion import UNet
 
@@ -28,6 +29,40 @@ def test_a_ratio_is_the_median_of_the_rounds():
     assert str(value) == "3.00 (2.00 to 4.00)"
 
 
+def test_precisions_are_compared_with_their_own_and_as_they_come():
+    seconds = {("ours", "no"): [2.0] * 3, ("ours", "bf16"): [1.0] * 3, ("peer", "no"): [6.0] * 3}
+    seconds["peer", "bf16"] = [5.0] * 3
+    found = timing.ratios(seconds, "ours", "peer")
+    assert {column: each.median for column, each in found.items()} == dict(zip(timing.COLUMNS, (3.0, 5.0, 6.0)))
+    assert list(timing.ratios(seconds, "ours", "peer", peer_comes_in=None)) == ["float32", "bfloat16"]
+    assert timing.by_name({("ours", "bf16"): 1}) == {"ours, bfloat16": 1}
+
+
+def test_without_bfloat16_ours_comes_in_float32(monkeypatch):
+    monkeypatch.setattr(timing, "has_bfloat16", lambda device: False)
+    assert timing.timed_precisions(torch.device("cpu")) == ("no",)
+    found = timing.ratios({("ours", "no"): [2.0] * 3, ("peer", "no"): [6.0] * 3}, "ours", "peer")
+    assert {column: each.median for column, each in found.items()} == {"float32": 3, "as they come": 3}
+
+
+def test_a_contender_computes_in_its_precision_and_predicts_in_float32():
+    convolution = torch.nn.Conv2d(3, 3, 1)
+    computed = []
+    convolution.register_forward_hook(lambda module, given, found: computed.append(found.dtype))
+    contender = Contender(convolution, lambda noisy, timesteps: convolution(noisy))
+    for precision in ("no", "bf16"):
+        predicted = contender.at(precision).predict(torch.zeros(1, 3, 2, 2), torch.tensor([5]))
+        assert predicted.dtype == torch.float32
+    assert computed == [torch.float32, torch.bfloat16]
+
+
+def test_one_thread_is_timed_by_its_own_cpu_time(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    (waited,) = timing.alternate({"a": lambda: time.sleep(0.05)}, 1, 0, timing.compute_clock)["a"]
+    assert waited < 0.04
+    assert timing.alternate({"a": lambda: time.sleep(0.05)}, 1, 0)["a"][0] >= 0.05
+
+
 def test_the_exponent_of_a_power_law_is_found():
     assert growth.exponent({x: 5 * x**1.7 for x in (2, 3, 8, 50)}) == pytest.approx(1.7)
 
@@ -36,7 +71,7 @@ def test_growth_is_the_median_of_the_exponents_of_the_rounds():
     row = growth.power("batch", {2: [3.0, 5.0, 1.0], 4: [6.0, 20.0, 1.0]})  # powers 1, 2, 0
     assert (row.work, row.figure) == ("step time against batch", "power 1.00 (0.50 to 1.50)")
     assert (row.value, row.quartiles) == (pytest.approx(1), pytest.approx((0.5, 1.5)))
-    assert row.aim is None and row.met is None
+    assert not row.target and row.met is None
     assert row.details["seconds"] == {2: 3.0, 4: 6.0}
 
 
@@ -89,21 +124,38 @@ def tiny(name: str):
 
 
 def test_steps_are_compared_and_what_does_not_load_is_named():
-    rows = list(training_step.speed("T1", "a step", tiny, 8, 2, 3, {"peer": 1e-9, "broken": 1.5}))
-    faster, missing, *shares = rows
-    low, high = faster.quartiles
-    assert faster.met and 0 < low <= faster.value <= high
-    assert faster.details["seconds"].keys() == {"unet-diffusion", "peer", "matrix product", "convolution"}
-    assert faster.details["flops"]["matrix product"] == 2 * 2048**3
-    assert faster.details["flops"]["convolution"] == 64 * 2 * 9 * 256 * 256 * 16 * 16
-    assert missing.figure == "not run: ImportError: no operators" and missing.met is None
-    assert [row.against for row in shares] == ["unet-diffusion", "peer"]
+    targets = {"peer": {"float32": 1e-9}, "broken": {}}
+    rows = list(training_step.speed("T1", "a step", tiny, 8, 2, 3, targets, muon=True))
+    faster, missing, muon, cost = rows
+    assert not faster.missed("float32") and 0 < faster.ratios["float32"].low <= faster.ratios["float32"].high
+    assert {"unet-diffusion, float32", "peer, float32", "unet-diffusion, Muon, float32"} <= set(
+        faster.details["seconds"]
+    )
+    assert missing.figure == "not run: ImportError: no operators" and not missing.ratios
+    assert [row.against for row in (muon, cost)] == ["peer", "ours with AdamW"]
+    assert "as they come" in muon.ratios and "as they come" not in cost.ratios
+
+
+def test_the_share_is_that_of_the_faster_product(monkeypatch):
+    def alternate(works, rounds, warm_up, clock):
+        return {key: [1.0] * rounds for key in works}  # so that the products have 17 and 19 GFLOP/s
+
+    monkeypatch.setattr(training_step, "alternate", alternate)
+    monkeypatch.setattr(training_step, "STOCK", "peer")
+    ours, peer = training_step.share(tiny, 8, 2, 3)
+    flops = ours.details["flops"]
+    assert flops["matrix product"] == 2 * 2048**3
+    assert flops["convolution"] == 64 * 2 * 9 * 256 * 256 * 16 * 16
     first = 2 * 2 * (3 * 9 * 8) * 8 * 8  # FLOPs of the first convolution on two images, forward
-    assert shares[0].details["flops"]["unet-diffusion"] > 2 * first  # and again for its weights
+    assert flops[OURS] > 2 * first  # and again for its weights
+    assert ours.value == pytest.approx(flops[OURS] / flops["convolution"])
+    assert ours.figure.startswith("float32 0.00 (0.00 to 0.00)")
+    assert (ours.met, peer.met) == (False, None)  # only ours has a target
 
 
-def test_a_step_learns_and_moves_the_average():
-    step = training_step.TrainingStep(tiny("unet-diffusion"), 8, 2)
+@pytest.mark.parametrize(("precision", "optimizer"), [("no", "adamw"), ("bf16", "muon")])
+def test_a_step_learns_and_moves_the_average(precision, optimizer):
+    step = training_step.TrainingStep(tiny("unet-diffusion"), 8, 2, precision, optimizer)
     before = [parameter.detach().clone() for parameter in step.network.parameters()]
     for _ in range(3):
         step()
@@ -121,10 +173,11 @@ def test_segmentation_networks_have_equal_parameters_learn_and_segment():
     for name in set(networks) - {segmenters.SMP}:
         assert parameters[name] == pytest.approx(parameters[segmenters.OURS], rel=0.05)
     for name, network in networks.items():
-        inference.SegmentationStep(network, 32, 1)()
-        result = inference.large_image(name, network, image)()
-        mask = result if isinstance(result, torch.Tensor) else result.masks
-        assert np.asarray(mask).shape == (1, 304, 288)
+        for precision in ("no", "bf16"):
+            inference.SegmentationStep(network, 32, 1, precision)()
+            result = inference.large_image(name, network, image, precision)()
+            mask = result if isinstance(result, torch.Tensor) else result.masks
+            assert np.asarray(mask).shape == (1, 304, 288)
 
 
 def test_fused_projections_predict_the_same():
@@ -154,43 +207,46 @@ def test_results_are_written_row_by_row(tmp_path, monkeypatch):
     def measure():
         yield speed.Row("X1", "a | b", "peer", "2.0 times", 2.0, "1x", True)
         yield speed.Row("X1", "c", "peer", "0.5 times", 0.5, "1x", False)
+        found = {"float32": timing.Ratio(1.5, 1.4, 1.6), "as they come": timing.Ratio(3.0, 2.0, 4.0)}
+        yield speed.Comparison("X1", "d", "peer", found, {"float32": 2.0, "as they come": 3.0})
+        yield speed.Comparison("X1", "e", "other", missing="not run: no operators")
 
     monkeypatch.setattr(speed, "benchmarks", lambda config: {"X1": measure, "X2": None})
     speed.run(speed.Benchmark(tmp_path, only=("X1",)))
-    assert (tmp_path / "benchmark.md").read_text().splitlines()[2:] == [
+    assert (tmp_path / "benchmark.md").read_text().splitlines() == [
+        "| id | work | against | float32 | bfloat16 | as they come | target |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| X1 | d | peer | **1.50 (1.40 to 1.60)** | not run | 3.00 (2.00 to 4.00) | float32 2, as they come 3 |",
+        "| X1 | e | other | not run | not run | not run |  |",
+        "",
+        "| id | work | against | figure | target | met |",
+        "| --- | --- | --- | --- | --- | --- |",
         "| X1 | a \\| b | peer | 2.0 times | 1x | yes |",
         "| X1 | c | peer | 0.5 times | 1x | **no** |",
     ]
     written = json.loads((tmp_path / "benchmark.json").read_text())
-    assert [row["value"] for row in written["rows"]] == [2.0, 0.5]
+    assert [row["value"] for row in written["rows"][:2]] == [2.0, 0.5]
+    assert written["rows"][2]["ratios"]["float32"] == {"median": 1.5, "low": 1.4, "high": 1.6}
     assert Image.open(tmp_path / "benchmark.png").size[0] == 1100
 
 
-def test_targets_are_numbers_of_the_scale_of_their_values():
-    rows = [speed.Row("X1", "a", "b", "c", target=target) for target in ("2.0x", "0.25x", "75%", "")]
-    assert [row.aim for row in rows] == [2.0, 0.25, 0.75, None]
-
-
-def test_a_bar_is_drawn_for_every_row_with_a_number_and_a_target(tmp_path, monkeypatch):
+def test_every_median_is_drawn_with_its_quartiles_and_target(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure) or path.touch())
+    found = {"float32": timing.Ratio(4.0, 3.0, 5.0), "as they come": timing.Ratio(8.0, 7.0, 9.0)}
     rows = [
         speed.Row("X1", "a", "b", "", 4.0, "2.0x", True, quartiles=(3.0, 5.0)),
-        speed.Row("X2", "c", "d", "not run: no operators", target="2.0x"),
-        speed.Row("X3", "e", "f", "", 0.5, "0.25x", False),
-        speed.Row("X4", "g", "h", "power 1", 1.0),
+        speed.Comparison("X2", "c", "d", missing="not run: no operators"),
+        speed.Comparison("X3", "e", "f", found, {"as they come": 6.0}),
     ]
-    speed.save_bars(rows, tmp_path / "bars.png")
+    speed.save_ratios(rows[:2], tmp_path / "ratios.png")
+    assert not figures  # nothing was measured
+    speed.save_ratios(rows, tmp_path / "ratios.png")
     (axes,) = figures[0].axes
-    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(1, 3.0), (1, -0.5)]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "X1  a | b | 4.00 (2.0x)",
-        "X3  e | f | 0.50 (0.25x)",
-    ]
-    targets = [float(marks.get_segments()[0][0, 0]) for marks in axes.collections]
-    assert targets == [2.0, 0.25]
-    quartiles = [list(line.get_xdata()) for line in axes.lines]
-    assert [3.0, 5.0] in quartiles and len(quartiles) == 2  # and the line at 1
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["X3  e | f"]
+    drawn = [list(line.get_xdata()) for line in axes.lines]
+    assert drawn == [[4.0], [3.0, 5.0], [], [8.0], [7.0, 9.0], [1, 1]]
+    assert [float(marks.get_segments()[0][0, 0]) for marks in axes.collections] == [6.0]
 
 
 def test_wrong_options_are_refused(tmp_path):

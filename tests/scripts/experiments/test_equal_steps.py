@@ -12,6 +12,7 @@ from diffusers import UNet2DModel
 from scripts.benchmarks.compared_networks import ddpm_32, stock
 from scripts.experiments import equal_steps
 from unet_diffusion import UNet
+from unet_diffusion.training.run_folder import started_with
 
 OURS, PEER = "unet-diffusion", "diffusers UNet2DModel"
 
@@ -104,6 +105,8 @@ def test_all_networks_see_the_same_noisy_images(data, tmp_path, monkeypatch):
     assert len(seen[OURS]) == len(seen[PEER]) == 2 * (8 + 2)  # 8 steps and 2 validations
     for ours, theirs in zip(seen[OURS], seen[PEER]):
         assert torch.equal(ours, theirs)
+    optimizers = [started_with(file.parent)["optimizer"] for file in tmp_path.rglob("config.json")]
+    assert optimizers == ["adamw"] * 2  # that of the classic recipe
 
 
 def test_the_larger_networks_have_equal_parameters():

@@ -30,23 +30,53 @@ def features(monkeypatch):
 @pytest.fixture
 def config(images, tmp_path):
     network = tmp_path / "network.json"
-    network.write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
+    network.write_text(json.dumps({"channels": [8, 16, 16], "head_channels": 8}))
     return script.TimeToQuality(
-        images, tmp_path / "run", peer_steps=4, our_steps=(2,), snapshots=1, images=64, model=str(network)
+        images,
+        tmp_path / "run",
+        peer_steps=4,
+        our_steps=(2,),
+        snapshots=1,
+        images=64,
+        model=str(network),
+        peer_channels=(8, 8),
     )
 
 
-def peer(images, folder, steps=4):
+def peer(images, folder, steps=4, **recipe):
     data = script.load_images(script.DataConfig(data=images)).train
     torch.manual_seed(0)
-    recipe = PublishedRecipe(steps, learning_rate=1e-2, batch_size=4, warmup_steps=2)
-    return PeerTraining(script.peer_network(8, 1), recipe, data, folder)
+    published = PublishedRecipe(steps, learning_rate=1e-2, batch_size=4, warmup_steps=2, **recipe)
+    return PeerTraining(script.peer_network(8, 1, (8, 8)), published, data, folder)
 
 
 def test_both_networks_have_equal_parameters_within_5_percent(tmp_path):
-    unet = script.make_unet(script.TimeToQuality("x", tmp_path).ours(1), 28, 28, 1, None)
-    ours, theirs = (sum(p.numel() for p in network.parameters()) for network in (unet, script.peer_network(28, 1)))
-    assert ours == pytest.approx(theirs, rel=0.05)
+    config = script.TimeToQuality("x", tmp_path)
+    unet = script.make_unet(config.ours(1), 28, 28, 1, None)
+    script.check_parameters(unet, script.peer_network(28, 1, config.peer_channels))
+    with pytest.raises(ValueError, match=r"peer_channels is .*16, 16.*, but must give as many parameters as ours"):
+        script.check_parameters(unet, script.peer_network(28, 1, (16, 16)))
+
+
+def test_the_example_has_attention_on_maps_of_at_most_16_pixels():
+    network = script.peer_network(64, 3, (16, 16, 32))
+    assert network.config.down_block_types == ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D")
+    assert network.config.up_block_types == ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
+
+
+def test_the_tuned_example_has_its_own_rate_and_precision_and_the_published_one_has_not(tmp_path):
+    config = script.TimeToQuality("x", tmp_path, tuned_learning_rate=3e-3, tuned_precision="bf16")
+    published, tuned = (config.recipe(name) for name in (script.PUBLISHED, script.TUNED))
+    assert (published.learning_rate, published.mixed_precision) == (1e-4, "no")
+    assert (tuned.learning_rate, tuned.mixed_precision) == (3e-3, "bf16")
+
+
+def test_the_example_computes_in_its_precision(images, tmp_path):
+    training = peer(images, tmp_path, mixed_precision="bf16")
+    computed = []
+    training.network.conv_out.register_forward_hook(lambda module, given, found: computed.append(found.dtype))
+    training._train_step(torch.zeros(2, 1, 8, 8))
+    assert computed == [torch.bfloat16]
 
 
 def test_snapshots_come_at_doubled_steps_and_at_the_end():
@@ -137,9 +167,12 @@ def test_everything_is_trained_judged_and_written_and_nothing_twice(config, monk
 
 def test_a_snapshot_is_judged_by_its_own_weights(images, tmp_path):
     peer(images, tmp_path, steps=2).run()
-    network = script.peer_network(8, 1)
+    network = script.peer_network(8, 1, (8, 8))
     features, real = script.real_features(script.TimeToQuality(images, tmp_path, images=64))
-    points = [script.judge(tmp_path, step, network, DDPMScheduler(), features, real) for step in (1, 2, 1)]
+    points = [
+        script.judge(tmp_path, step, network, script.sampler("sde-dpm-solver++", DDPMScheduler()), features, real)
+        for step in (1, 2, 1)
+    ]
     assert points[0] == points[2] and points[0].distance != points[1].distance
     assert points[0].seconds < points[1].seconds
 
@@ -164,3 +197,5 @@ def test_wrong_options_are_refused(tmp_path):
         script.TimeToQuality("x", tmp_path, only=("ours",))
     with pytest.raises(ValueError, match="snapshots is 0, but must be at least 1"):
         script.TimeToQuality("x", tmp_path, snapshots=0)
+    with pytest.raises(ValueError, match="sampler is 'best', but must be"):
+        script.TimeToQuality("x", tmp_path, sampler="best")
