@@ -90,9 +90,9 @@ class FewStepsConfig:
     """How a run is tuned to generate in a few steps."""
 
     method: TuningMethod = "distillation"
-    """"distillation" learns the images that the run itself reaches in 8 evaluations from the same noise, and in the last
-    third of the steps to make them as likely as the data (DMD). "consistency" (ECT) learns to give the same image from
-    all noise levels."""
+    """"distillation" learns the images that the run itself reaches in 8 evaluations from the same noise, and in the
+    last third of the steps to make them as likely as the data (DMD). "consistency" (ECT) learns to give the same image
+    from all noise levels."""
     stages: int = 8
     """Stages of equal length of consistency tuning. In each the compared noise levels are nearer to each other by the
     same factor, and in the last one a 256th apart; the paper (ECT) has 8, 4 and, for short tunings, 1."""
