@@ -248,7 +248,7 @@ class FewStepsTask(FewStepsTuning):
     Args:
         unet: a trained network that predicts velocities or clean images.
         config: the objective that it was trained for.
-        few_steps: the number of stages.
+        few_steps: how it is tuned.
         scheduler: that it was trained with. The pipeline is saved with its like, whose one step starts at the last
             timestep.
 
