@@ -17,7 +17,7 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.files import PREFIX
 from unet_diffusion.pipelines import ImageGenerationPipeline
-from unet_diffusion.tasks.config import DiffusionConfig, FewStepsConfig, JointConfig, SegmentationConfig
+from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig
 from unet_diffusion.training.checkpoints import load_checkpoint, same_bits, saved_checkpoints
 from unet_diffusion.training.config import TrainingConfig
 
@@ -66,7 +66,7 @@ def tiny_runs(work: Path, steps: int = 12) -> dict[str, Options]:
     joint = replace(segmentation, joint=JointConfig(denoising_weight=0.3))
     base = UNet(sample_size=16, in_channels=1, out_channels=1, channels=(8, 16), head_channels=8, dropout=0.1)
     ImageGenerationPipeline(base, ddpm.diffusion.make_scheduler()).save_pretrained(work / "base")
-    few_steps = TuneFewSteps(work / "base", data=ddpm.data, few_steps=FewStepsConfig(stages=2), training=training)
+    few_steps = TuneFewSteps(work / "base", data=ddpm.data, training=training)
     return dict(zip(TASKS, (ddpm, segmentation, joint, few_steps)))
 
 
