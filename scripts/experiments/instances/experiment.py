@@ -1,6 +1,5 @@
 """The options of the comparison, its cases, and the images that they share."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,8 +9,9 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from scripts import NETWORKS
+from scripts.experiments.cases import check_cases, label_counts, short_hash
 from scripts.experiments.instances.exchange import PARTS
-from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each
+from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import load_labelled
@@ -74,15 +74,7 @@ class Instances:
 
     def __post_init__(self) -> None:
         """Checks every value."""
-        for name in ("sets", "methods", "labels", "seeds"):
-            values = getattr(self, name)
-            require(values and len(set(values)) == len(values), name, values, "must name one or more, each once")
-        for method in self.methods:
-            require_choice("methods", method, METHODS)
-        for count in self.labels:
-            require(count == ALL or is_count(count), "labels", count, "each must be a number of at least 1, or 'all'")
-        for seed in self.seeds:
-            require(is_count(seed, 0), "seeds", seed, "each must be at least 0")
+        check_cases(self, METHODS)
         counts = ("batch_size", "validations", "stardist_width", "cellpose_width")
         require_each(self, counts, is_count, "must be at least 1; leave it out for the default")
         require(is_count(self.worst, 0), "worst", self.worst, "must be at least 0")
@@ -119,15 +111,10 @@ class Instances:
         made = []
         for name in self.sets:
             images = pyarrow.parquet.read_metadata(source(self, name, "train")).num_rows
-            counts = sorted({images if count == ALL else int(count) for count in self.labels} & {*range(1, images + 1)})
-            if not counts:
-                raise ValueError(
-                    f"labels is {self.labels}, but {name} has {images} training images; give smaller numbers, or 'all'."
-                )
             made += [
                 Case(name, method, count, seed, self.config(name, method))
                 for seed in self.seeds
-                for count in counts
+                for count in label_counts(self.labels, images, name)
                 for method in self.methods
             ]
         return made
@@ -154,8 +141,7 @@ class Case:
     @property
     def folder(self) -> str:
         """Its folder, relative to the output folder."""
-        digits = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.data}/{self.method}-{self.labels}-seed{self.seed}-{digits}"
+        return f"{self.data}/{self.method}-{self.labels}-seed{self.seed}-{short_hash(self.config)}"
 
 
 def source(options: Instances, name: str, part: str) -> Path:
@@ -181,12 +167,12 @@ def source(options: Instances, name: str, part: str) -> Path:
 
 def labelled(options: Instances, name: str, part: str) -> MaskedDataset:
     """Opens all images of a part of a set, whole, with their masks and instance maps."""
+    channels = 1 if name in options.grey else 3
     masked = MaskedOptions(
         data=str(source(options, name, part)),
         image_column="image",
         mask_column="mask",
         instances_column="instances",
-        channels=1 if name in options.grey else 3,
+        channels=channels,
     )
-    channels = 1 if name in options.grey else 3
     return load_labelled(masked, num_classes=2, channels=channels, pixel_range=PixelRange.full("uint8"))

@@ -1,14 +1,14 @@
 """The options of the experiment, and the runs that follow from them."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from scripts import NETWORKS
+from scripts.experiments.cases import check_cases, label_counts, short_hash
 from scripts.experiments.label_efficiency.networks import monai_features
-from unet_diffusion.checks import is_count, require, require_choice, require_each
+from unet_diffusion.checks import is_count, require, require_each
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.saved_index import read_object
@@ -92,16 +92,7 @@ class LabelEfficiency:
     def __post_init__(self) -> None:
         """Checks every value."""
         self.results = self.results or self.output / "label_efficiency.json"
-        for name in ("sets", "methods", "labels", "seeds"):
-            values = getattr(self, name)
-            valid = values and len(set(values)) == len(values)
-            require(valid, name, values, "must name one or more, each once")
-        for method in self.methods:
-            require_choice("methods", method, METHODS)
-        for count in self.labels:
-            require(count == "all" or is_count(count), "labels", count, "each must be a number of at least 1, or 'all'")
-        for seed in self.seeds:
-            require(is_count(seed, 0), "seeds", seed, "each must be at least 0")
+        check_cases(self, METHODS)
         require_each(self, COUNTS, is_count, "must be at least 1; leave it out for the default")
         if "monai" in self.methods:
             rule = f"MONAI's network needs at least {SMALLEST_MONAI}; give more, or leave monai out of methods"
@@ -224,13 +215,7 @@ class LabelEfficiency:
         made = []
         for name in self.sets:
             facts = set_facts(self.masked(name))
-            counts = dict.fromkeys(facts.images if count == "all" else int(count) for count in self.labels)
-            fitting = sorted(count for count in counts if count <= facts.images)
-            if not fitting:
-                raise ValueError(
-                    f"labels is {self.labels}, but {name} has {facts.images} training images; give smaller "
-                    "numbers, or 'all'."
-                )
+            fitting = label_counts(self.labels, facts.images, name)
             configs = {method: self.config(name, method, facts) for method in self.methods}
             made += [
                 Run(name, method, count, seed, configs[method])
@@ -278,8 +263,3 @@ def set_facts(config: MaskedDataConfig) -> SetFacts:
     """Reads the facts of a set from all of its masks, since the number of classes does not depend on the labels."""
     sets = load_masked(config)
     return SetFacts(len(sets.train), sets.train.channels, sets.num_classes)
-
-
-def short_hash(config: dict[str, Any]) -> str:
-    """Eight hexadecimal digits that identify a configuration."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from scripts.benchmarks.other_libraries import Peer
+from scripts.experiments.cases import short_hash
 from scripts.experiments.label_efficiency.experiment import (
     FROM_DDPM,
     LabelEfficiency,
     Run,
     SetFacts,
     set_facts,
-    short_hash,
 )
 from scripts.experiments.label_efficiency.networks import parameters, untrained_peer
 from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
