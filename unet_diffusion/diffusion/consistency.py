@@ -20,6 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
 from unet_diffusion.diffusion.config import check_tunable
+from unet_diffusion.diffusion.objectives import beside
 
 CLEAN = -1  # the timestep of the clean image, before the first of the table
 LOG_MEAN, LOG_STD = -1.1, 2.0  # of ln s; P_mean and P_std of ECT's code
@@ -153,8 +154,7 @@ def consistency_loss(
         if unet.training:
             torch.manual_seed(seed)  # of dropout
         noisy = scheduler.add_noise(clean, noise, timesteps)
-        seen = noisy if condition is None else torch.cat([noisy, condition], dim=1)
-        predicted = unet(seen, timesteps, class_labels, head="noise").sample
+        predicted = unet(beside(noisy, condition), timesteps, class_labels, head="noise").sample
         return consistency_function(scheduler, noisy, timesteps, predicted)
 
     target = clean

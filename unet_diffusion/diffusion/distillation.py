@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unet_diffusion.diffusion.config import FEW_STEPS
 from unet_diffusion.diffusion.consistency import consistency_function
+from unet_diffusion.diffusion.objectives import beside
 from unet_diffusion.diffusion.sampling import sampler
 
 EVALUATIONS = 8  # of the solver, for each image
@@ -93,17 +94,12 @@ def trajectory_end(
     return clean
 
 
-def beside(noisy: Tensor, condition: Tensor | None) -> Tensor:
-    """What a network sees: noisy images (B, C, H, W), and the channels of the condition, if there is one."""
-    return noisy if condition is None else torch.cat([noisy, condition], dim=1)
-
-
 def signal_and_noise(scheduler: DDPMScheduler, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors alpha and sigma of clean image and noise at timesteps (B,), float64 (B,) on the CPU."""
-    abar = scheduler.alphas_cumprod.double()[timesteps.cpu()]
+    """The factors alpha and sigma of clean image and noise at timesteps (B,), float32 (B,) on their device."""
+    abar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
     return abar.sqrt(), (1 - abar).sqrt()
 
 
 def on_images(factors: Tensor, images: Tensor) -> Tensor:
     """Images (B, C, H, W), each times its own factor, of (B,)."""
-    return factors.to(images.device, images.dtype)[:, None, None, None] * images
+    return factors.to(images.dtype)[:, None, None, None] * images

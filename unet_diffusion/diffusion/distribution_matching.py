@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unet_diffusion.diffusion.consistency import consistency_function
-from unet_diffusion.diffusion.distillation import beside
+from unet_diffusion.diffusion.objectives import beside
 from unet_diffusion.unet import UNet
 
 ENDS = 0.02  # the share of the timesteps that is left out at either end, as in DMD

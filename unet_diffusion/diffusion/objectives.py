@@ -51,6 +51,11 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str, floor: float
     return limited / (snr + 1) if prediction_type == "v_prediction" else limited
 
 
+def beside(noisy: Tensor, condition: Tensor | None) -> Tensor:
+    """What a network sees: noisy images (B, C, H, W), and the channels of the condition, if there is one."""
+    return noisy if condition is None else torch.cat([noisy, condition], dim=1)
+
+
 def noise_prediction_loss(
     unet: nn.Module,
     scheduler: SchedulerMixin,
@@ -82,8 +87,7 @@ def noise_prediction_loss(
     if timesteps is None:
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, clean.shape[:1], device=clean.device)
     noisy = scheduler.add_noise(clean, noise, timesteps)
-    seen = noisy if condition is None else torch.cat([noisy, condition], dim=1)
-    predicted = unet(seen, timesteps, class_labels, head="noise").sample
+    predicted = unet(beside(noisy, condition), timesteps, class_labels, head="noise").sample
     return prediction_loss(scheduler, predicted, clean, noise, timesteps, min_snr_gamma)
 
 

@@ -19,14 +19,14 @@ from unet_diffusion.diffusion.consistency import (
     distance,
     stage_step,
 )
-from unet_diffusion.diffusion.distillation import StartingPoints, beside, trajectory_end
+from unet_diffusion.diffusion.distillation import StartingPoints, trajectory_end
 from unet_diffusion.diffusion.distribution_matching import (
     GeneratorAndCritic,
     between_ends,
     matching_loss,
     sampled_starts,
 )
-from unet_diffusion.diffusion.objectives import prediction_loss
+from unet_diffusion.diffusion.objectives import beside, prediction_loss
 from unet_diffusion.images.figures import grid, save_image
 from unet_diffusion.network.config import Precision
 from unet_diffusion.network.precision import autocast
