@@ -31,6 +31,7 @@ from unet_diffusion.images.large_images import (
 )
 from unet_diffusion.images.palette import mask_image, overlay
 from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.images.stretching import Stretch
 from unet_diffusion.network.config import Precision
 from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.network.tiling import Read, Tiling
@@ -62,6 +63,7 @@ from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 OBJECT_BLOCK = 1024  # pixels a side of the blocks in which objects of large images are found
+READ_BLOCK = 1024  # pixels a side of the blocks in which percentiles of large images are counted
 MAX_CLASSES = 255  # masks are stored in 8 bits, and 255 means "ignore"
 
 
@@ -251,8 +253,10 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             if isinstance(generator, list):
                 own, generator = generator[:count], generator[count:]
 
-            def read(rows: slice, columns: slice, batch: list[Tensor] = batch) -> Tensor:
-                return torch.stack([each[:, rows, columns] for each in batch])
+            ranged = [self.pixel_range.stretch(each) for each in batch]
+
+            def read(rows: slice, columns: slice, ranged: list[Tensor] = ranged) -> Tensor:
+                return torch.stack([each[:, rows, columns] for each in ranged])
 
             mask = torch.empty(count, height, width, dtype=torch.uint8)
             chances = torch.empty(count if return_probabilities or instances else 0, self.num_classes, height, width)
@@ -352,8 +356,10 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         check_image(self.channels, self.pixel_range, image.shape[2], dtype)
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment, mixed_precision)
 
+        stretch = self._stretch_of(image)
+
         def read(rows: slice, columns: slice) -> Tensor:
-            return torch.from_numpy(image.read(rows, columns)).permute(2, 0, 1)[None]
+            return torch.from_numpy(stretch(image.read(rows, columns))).permute(2, 0, 1)[None]
 
         def fill(mask: Any, create: Callable[..., Any] | None = None) -> list[Any]:
             """Writes the mask and, to arrays that are created for them, what objects are found in."""
@@ -391,6 +397,20 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 else:
                     fill(mask)
         self.maybe_free_model_hooks()
+
+    def _stretch_of(self, image: LargeImage) -> Callable[[np.ndarray], np.ndarray]:
+        """Returns what brings parts of a large image, (h, w, C), to the range of the whole; it is read for that."""
+        percentiles = self.pixel_range.percentiles
+        if percentiles is None:
+            return lambda part: part
+        kept = np.dtype(self.pixel_range.dtype)
+
+        def parts() -> Iterator[np.ndarray]:
+            for rows, columns in blocks(image.shape[:2], READ_BLOCK):
+                yield image.read(rows, columns).astype(kept, copy=False)
+
+        stretch = Stretch.of_parts(parts, percentiles)
+        return lambda part: stretch(part.astype(kept, copy=False))
 
     def _write_objects(
         self,
@@ -435,7 +455,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             )
         require(0 <= opacity <= 1, "opacity", opacity, "must be from 0 to 1")
         self.check_image(stored[0])
-        shown = PixelRange.full("uint8").to_stored(self.pixel_range.to_model(stored[0])).permute(1, 2, 0).numpy()
+        pixels = self.pixel_range.to_model(self.pixel_range.stretch(stored[0]))
+        shown = PixelRange.full("uint8").to_stored(pixels).permute(1, 2, 0).numpy()
         base = Image.fromarray(shown[..., :3] if shown.shape[2] >= 3 else shown[..., 0])
         return overlay(base, labels, opacity, self.palette, objects)
 

@@ -125,6 +125,12 @@ EXAMPLES: list[tuple[str, type, dict[str, Any], dict[str, Any]]] = [
         {"data": "x", "patience": 2, "validate_every": 10, "steps": 31, "warmup_steps": 1},
         {"steps": 30},
     ),
+    (
+        "percentiles_of",
+        TrainDDPM,
+        {"percentiles": (1.0, 99.0), "percentiles_of": "image", "image_size": 8},
+        {"percentiles": None},
+    ),
     ("validate_every", TrainDDPM, {"validate_every": 7}, {"validation_fraction": 0}),
     ("validate_every", TrainClassifier, {"validate_every": 7}, {"validation_fraction": 0}),
     ("validation_images", TrainDDPM, {"validation_images": 7}, {"validation_fraction": 0}),

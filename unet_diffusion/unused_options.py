@@ -102,6 +102,12 @@ TABLE = (
     ),
     # images
     Unused(
+        ("percentiles_of",),
+        lambda percentiles: percentiles is None,
+        "no percentiles are given",
+        "give percentiles, such as 1 and 99.8, or leave percentiles_of out",
+    ),
+    Unused(
         ("shuffle_buffer",),
         lambda streaming: not streaming,
         "images that are not streamed are shuffled as a whole",

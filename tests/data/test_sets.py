@@ -136,6 +136,20 @@ def test_percentiles_are_measured_per_channel_on_training_images(tmp_path, load)
     np.testing.assert_allclose(sets.train.pixel_range.high, np.percentile(values, 99, axis=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_percentiles_of_each_image_make_exposures_of_a_scene_equal(tmp_path, load, streaming):
+    scene = np.random.default_rng(0).normal(100, 10, size=(8, 8, 1)).astype(np.float32)
+    source = save(tmp_path / "set", [scene * gain + gain for gain in (1, 5, 30)])
+    options = {"crop_size": 8, "streaming": True} if streaming else {"validation_fraction": 0}
+    sets = load(source, percentiles=(0.0, 100.0), percentiles_of="image", **options)
+    assert sets.train.pixel_range == PixelRange.stretched("float32", (0.0, 100.0))
+    expected = (scene - scene.min()) / np.ptp(scene)
+    items = list(islice(sets.train, 3)) if streaming else [sets.train.fetch(index) for index in range(3)]
+    assert len(items) == 3
+    for item in items:
+        np.testing.assert_allclose(item["image"][0], expected[..., 0], atol=1e-5)
+
+
 def test_floats_and_dark_16_bit_images_need_a_range(tmp_path, load):
     with pytest.raises(ValueError, match=r"floats from 0 to 9.*value_range"):
         load(save(tmp_path / "floats", numbered(10, dtype=np.float32)), validation_fraction=0.0)
@@ -357,6 +371,8 @@ def test_worker_processes_read_the_same_items(tmp_path, load):
         {"value_range": (0.0, 1.0), "percentiles": (0.0, 99.0)},
         {"streaming": True},
         {"streaming": True, "image_size": 8, "percentiles": (0.0, 99.0)},
+        {"percentiles_of": "image"},
+        {"percentiles_of": "images", "percentiles": (0.0, 99.0)},
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_read(options):

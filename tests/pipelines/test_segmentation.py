@@ -19,6 +19,7 @@ from unet_diffusion import UNet
 from unet_diffusion.images.large_images import write_labels
 from unet_diffusion.images.palette import colour
 from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationOutput, SegmentationPipeline
 from unet_diffusion.segmentation.objects import find_objects
@@ -114,6 +115,31 @@ def test_stored_values_are_mapped_by_the_pixel_range():
     np.testing.assert_allclose(deep(twelve, output_type="np").probabilities[0], expected, atol=1e-5)
     with pytest.raises(ValueError, match="uint8, but the network was trained on uint16"):
         deep(eight)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_images_with_a_range_each_are_stretched_as_a_whole_in_memory_and_from_files(tmp_path, monkeypatch, dtype):
+    unet = network(norm="none", attention=(False, False))
+    own = pipeline(unet, pixel_range=PixelRange.stretched(dtype, (5.0, 95.0)).to_dict())
+    fixed = pipeline(unet, pixel_range=PixelRange.stretched(dtype, (5.0, 95.0)).to_dict() | {"percentiles": None})
+    images = [(image(40, 30, seed=seed) // 8).astype(dtype) for seed in range(2)]
+    expected = fixed([Preparation(percentiles=(5.0, 95.0))(each) for each in images], output_type="np")
+    output = own(images, tile_size=16, output_type="np")
+    for index in range(2):
+        assert np.array_equal(output.masks[index], expected.masks[index])
+    assert not np.array_equal(output.masks[0], fixed(images[0], output_type="np").masks[0])
+    monkeypatch.setattr("unet_diffusion.pipelines.segmentation.READ_BLOCK", 16)
+    np.save(tmp_path / "image.npy", images[0])
+    own.segment_file(tmp_path / "image.npy", tmp_path / "mask.npy", tile_size=16)
+    assert np.array_equal(np.load(tmp_path / "mask.npy"), expected.masks[0])
+
+
+def test_objects_are_measured_in_the_values_of_the_file():
+    pipe = pipeline(pixel_range=PixelRange.stretched("uint8", (0.0, 100.0)).to_dict())
+    pixels = (image(30, 20) // 8 + 5).astype(np.uint8)
+    output = pipe(pixels, output_type="np", instances=True)
+    first = output.instances[0] == 1
+    assert output.objects["mean_0"][0] == pytest.approx(pixels[first, 0].mean())
 
 
 # --- output ---

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,7 +114,7 @@ def cache_images(
     Raises:
         ValueError: more images are broken, none is usable, or sizes differ and images are neither resized nor cut.
     """
-    key = [FORMAT, source_key(dataset), asdict(preparation)]
+    key = [FORMAT, source_key(dataset), preparation.to_dict()]
     folder = written_once("images", key, cache_dir, lambda aside: _write(dataset, preparation, name, aside))
     cache = opened(ImageCache, folder)
     report_broken(cache, name, max_broken)

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from unet_diffusion.checks import is_count, is_number, require, require_each, set_plain
+from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each, set_plain
 from unet_diffusion.images.axes import AXIS_ORDERS, AxisOrder
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.unused_options import check_used
@@ -106,7 +106,10 @@ class ImageOptions(SourceOptions):
     """Stored values that become -1 and 1; by default the whole range of 8 or 16 bits. Float images need it, or
     percentiles, and so do 16-bit images that use a small part of their range."""
     percentiles: tuple[float, float] | None = None
-    """Percentiles of each channel of the training images that become -1 and 1, such as 0.1 and 99.9."""
+    """Percentiles of each channel that become -1 and 1, such as 0.1 and 99.9."""
+    percentiles_of: Literal["training", "image"] = "training"
+    """"training" measures them once, on the training images; "image" on every image by itself, later ones included, for
+    images whose brightness differs."""
     num_workers: int = 0
     """Processes that load batches ahead; stored images rarely need any."""
 
@@ -120,6 +123,12 @@ class ImageOptions(SourceOptions):
         require_each(self, ["value_range"], lambda ends: ends[0] < ends[1], "the first value must be below the second")
         ordered = "must be two numbers from 0 to 100, the lower one first"
         require_each(self, ["percentiles"], lambda ends: 0 <= ends[0] < ends[1] <= 100, ordered)
+        require_choice("percentiles_of", self.percentiles_of, ("training", "image"))
+
+    @property
+    def image_percentiles(self) -> tuple[float, float] | None:
+        """Returns the percentiles of each image that become -1 and 1, if every image has a range of its own."""
+        return self.percentiles if self.percentiles_of == "image" else None
 
     @property
     def names_validation(self) -> bool:
@@ -173,8 +182,11 @@ class DataConfig(ImageOptions):
             raise ValueError(
                 "image_size is not given, but streamed images are resized as they come; give image_size or crop_size."
             )
-        if self.streaming and self.percentiles is not None:
-            raise ValueError("percentiles cannot be measured while streaming; give value_range.")
+        if self.streaming and self.percentiles is not None and self.percentiles_of == "training":
+            raise ValueError(
+                "percentiles of the training images cannot be measured while streaming; give value_range, or set "
+                "percentiles_of to 'image'."
+            )
         check_used(self)
 
     @property
@@ -191,4 +203,4 @@ class DataConfig(ImageOptions):
     def preparation(self) -> Preparation:
         """Returns the conversion of every image before it is stored."""
         crop: Literal["center", "random"] = "center" if self.crop_size is None else "random"
-        return Preparation(self.image_size, crop, self.channels, self.axes)
+        return Preparation(self.image_size, crop, self.channels, self.axes, self.image_percentiles)

@@ -147,7 +147,7 @@ def make_record(
     """
     parts = (data.train, data.validation, unlabelled)
     contents = [[] if part is None else sorted(part.contents()) for part in parts]
-    text = json.dumps([contents, asdict(preparation)])
+    text = json.dumps([contents, preparation.to_dict()])
     return DataRecord(
         tuple(summary),
         hashlib.sha256(text.encode()).hexdigest()[:32],

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import numpy as np
@@ -280,10 +280,13 @@ def labels_among(names: tuple[str, ...] | None, cache: ImageCache) -> np.ndarray
 def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> PixelRange:
     """Returns the range that the config states, or else the whole range of the dtype.
 
+    Images that have a range each were stretched to that of their dtype when they were prepared.
+
     Raises:
         ValueError: images of floats, or of 16 bits that use a small part of them, without a stated range.
     """
-    if config.percentiles is None and (config.value_range is not None or cache.dtype == "uint8"):
+    stated = config.value_range is not None or config.image_percentiles is not None
+    if stated or (config.percentiles is None and cache.dtype == "uint8"):
         return _unmeasured_range(config, cache.dtype)
     values = _measured_values(cache, rows)
     if config.percentiles is not None:
@@ -313,6 +316,8 @@ def unclear_range(name: str, dtype: str, least: float, most: float) -> str | Non
 
 
 def _unmeasured_range(config: ImageOptions, dtype: DTypeName) -> PixelRange:
+    if config.image_percentiles is not None:
+        return PixelRange.stretched(dtype, config.image_percentiles)
     if config.value_range is not None:
         low, high = config.value_range
         return PixelRange((float(low),), (float(high),), dtype)
@@ -337,7 +342,7 @@ def _stream_images(config: DataConfig, seed: int, process_index: int, num_proces
         )
     number = None if isinstance(rows, BufferedRows) else len(rows)  # of another number, the order is another
     files = config.data if part.identity is None else part.identity()
-    key = json.dumps([files, config.split, config.max_images, asdict(config.preparation), number])
+    key = json.dumps([files, config.split, config.max_images, config.preparation.to_dict(), number])
     assert config.side is not None
     train = StreamingImages(
         rows,

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from unet_diffusion.checks import require, require_choice
 from unet_diffusion.images.decoding import LARGEST, DTypeName
+from unet_diffusion.images.stretching import Stretch
 
 DTYPES: dict[str, torch.dtype] = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 
@@ -18,18 +19,23 @@ DTYPES: dict[str, torch.dtype] = {"uint8": torch.uint8, "uint16": torch.uint16, 
 class PixelRange:
     """The stored values that become -1 and 1.
 
+    If images have a range each, they are stretched by `stretch` first, as whole images; `to_model` takes the result.
+
     Args:
         low: stored value that becomes -1, one for all channels or one per channel.
         high: stored value that becomes 1, one for all channels or one per channel; above `low`.
         dtype: data type of the stored images.
+        percentiles: of each channel of an image that `stretch` makes the ends of the range; None for one range for all.
 
     Raises:
-        ValueError: bounds that are not finite, out of order or of different number, or an unknown dtype.
+        ValueError: bounds that are not finite, out of order or of different number, an unknown dtype, percentiles that
+            are not two numbers from 0 to 100 in order, or percentiles and another range than that of `stretched`.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     dtype: DTypeName
+    percentiles: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         require_choice("dtype", self.dtype, DTYPES)
@@ -40,6 +46,12 @@ class PixelRange:
         for low, high in zip(self.low, self.high):
             ordered = math.isfinite(low) and math.isfinite(high) and low < high
             require(ordered, "the range", (low, high), "both ends must be finite, and the first below the second")
+        if self.percentiles is None:
+            return
+        ends, rule = self.percentiles, "must be two numbers from 0 to 100, the lower one first"
+        require(len(ends) == 2 and 0 <= ends[0] < ends[1] <= 100, "percentiles", ends, rule)
+        whole = (self.low, self.high) == ((0.0,), (float(LARGEST.get(self.dtype, 1)),))
+        require(whole, "the range", (self.low, self.high), "must be that of the data type if there are percentiles")
 
     @classmethod
     def full(cls, dtype: DTypeName) -> "PixelRange":
@@ -47,6 +59,19 @@ class PixelRange:
         if dtype not in LARGEST:
             raise ValueError(f"{dtype} has no natural range; state one, such as PixelRange((0.0,), (1.0,), {dtype!r}).")
         return cls(low=(0.0,), high=(float(LARGEST[dtype]),), dtype=dtype)
+
+    @classmethod
+    def stretched(cls, dtype: DTypeName, percentiles: tuple[float, float]) -> "PixelRange":
+        """Returns the range of images that are stretched one by one: all values of an integer dtype, or 0 to 1."""
+        return cls((0.0,), (float(LARGEST.get(dtype, 1)),), dtype, percentiles)
+
+    def stretch(self, image: Tensor) -> Tensor:
+        """Stretches a whole stored image (C, H, W) of the dtype to its percentiles; without any it stays as it is."""
+        if self.percentiles is None:
+            return image
+        values = image.permute(1, 2, 0).cpu().numpy()
+        stretched = torch.from_numpy(Stretch.of(values, self.percentiles)(values))
+        return stretched.permute(2, 0, 1).to(image.device)
 
     def to_model(self, stored: Tensor) -> Tensor:
         """Maps stored values (..., C, H, W) of any dtype to float32 in [-1, 1], clipping what is outside the range."""
@@ -65,16 +90,22 @@ class PixelRange:
         return values.to(DTYPES[self.dtype])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON types."""
-        return {"low": list(self.low), "high": list(self.high), "dtype": self.dtype}
+        """Returns the fields as JSON types; percentiles only if there are any."""
+        fields = {"low": list(self.low), "high": list(self.high), "dtype": self.dtype}
+        return fields if self.percentiles is None else {**fields, "percentiles": list(self.percentiles)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "PixelRange":
         """Returns the range that `to_dict` described; its values are checked again."""
-        if set(fields) != {"low", "high", "dtype"}:
-            raise ValueError(f"a pixel range has the keys low, high and dtype; found {', '.join(sorted(fields))}.")
+        if set(fields) - {"percentiles"} != {"low", "high", "dtype"}:
+            raise ValueError(
+                f"a pixel range has the keys low, high, dtype and, perhaps, percentiles; found "
+                f"{', '.join(sorted(fields))}."
+            )
         low, high = (tuple(float(value) for value in fields[name]) for name in ("low", "high"))
-        return cls(low=low, high=high, dtype=fields["dtype"])
+        ends = fields.get("percentiles")
+        percentiles = None if ends is None else cast("tuple[float, float]", tuple(map(float, ends)))
+        return cls(low, high, fields["dtype"], percentiles)
 
     def _bounds(self, images: Tensor) -> tuple[Any, Any]:
         if len(self.low) == 1:

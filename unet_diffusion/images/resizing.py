@@ -1,13 +1,14 @@
-"""Resizing and converting decoded images to the size and the channels that a run asks for."""
+"""Resizing and converting decoded images to the size, the channels and the values that a run asks for."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import LARGEST
+from unet_diffusion.images.stretching import Stretch
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pillow's convert("L")
 
@@ -23,21 +24,31 @@ class Preparation:
         channels: 1 or 3 converts between grey and colour; None keeps the channels.
         axes: order of the axes of arrays, and of TIFF files that do not name theirs, for `decode_image`; images that
             are given to a preparation are (H, W, C) already.
+        percentiles: of each channel of an image that become the ends of the range of its data type (`Stretch`); None
+            keeps the values.
     """
 
     image_size: int | None = None
     crop: Literal["center", "random"] = "center"
     channels: int | None = None
     axes: AxisOrder | None = None
+    percentiles: tuple[float, float] | None = None
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Converts an image (H, W, C) to (H', W', C') of the same dtype; unchanged without options."""
         if self.channels is not None:
             image = convert_channels(image, self.channels)
-        if self.image_size is None:
-            return image
-        window, (height, width) = self._window(image.shape[0], image.shape[1], self.image_size)
-        return resize(image[window], height, width)
+        if self.image_size is not None:
+            window, (height, width) = self._window(image.shape[0], image.shape[1], self.image_size)
+            image = resize(image[window], height, width)
+        return image if self.percentiles is None else Stretch.of(image, self.percentiles)(image)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the options as JSON types; percentiles, unknown to earlier versions, only if there are any."""
+        options = asdict(self)
+        if self.percentiles is None:
+            del options["percentiles"]
+        return options
 
     def labels(self, mask: np.ndarray) -> np.ndarray:
         """Cuts and resizes a mask (H, W) as its image, by nearest neighbour, so that no label is mixed from others."""

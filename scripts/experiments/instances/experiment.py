@@ -70,6 +70,8 @@ class Instances:
     """Diameter in pixels to which Cellpose scales objects: 17 as in its authors' network for nuclei, 30 for cells."""
     worst: int = 0
     """Test images in the figure of each set's worst ones; 0 writes none."""
+    percentiles: tuple[float, float] | None = (1.0, 99.8)
+    """Percentiles of each image that become the ends of the range of values, for ours; the peers have their own."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class Instances:
         else:
             values = json.loads(self.network.read_text(encoding="utf-8"))
             config |= {"network": {key: value for key, value in values.items() if not key.startswith("_")}}
-            config |= {key: getattr(self, key) for key in ("batch_size", "learning_rate", "validations")}
+            config |= {key: getattr(self, key) for key in ("batch_size", "learning_rate", "validations", "percentiles")}
             config |= {"augmentation": asdict(self.augmentation)}
         return json.loads(json.dumps(config))
 

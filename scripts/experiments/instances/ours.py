@@ -112,6 +112,8 @@ def training_run(options: Instances, case: Case, steps: int, output: Path) -> Tr
         channels=1 if case.data in options.grey else 3,
         crop_size=options.crop_size,
         max_labels=case.labels,
+        percentiles=options.percentiles,
+        percentiles_of="training" if options.percentiles is None else "image",
         num_classes=2,
     )
     segmentation = SegmentationConfig(instances=case.method == "ours", preview_images=4)

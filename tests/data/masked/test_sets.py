@@ -15,8 +15,8 @@ from tests.support.image_files import npy
 from unet_diffusion.data.dataset import to_batch
 from unet_diffusion.data.masked import cache as masked_cache
 from unet_diffusion.data.masked import dataset as masked_dataset
-from unet_diffusion.data.masked.config import MaskedDataConfig
-from unet_diffusion.data.masked.sets import load_masked
+from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
+from unet_diffusion.data.masked.sets import load_labelled, load_masked
 from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
@@ -400,6 +400,22 @@ def test_the_range_is_measured_on_training_images(tmp_path, load):
     assert load(source, percentiles=(0.0, 100.0)).pixel_range.high == pytest.approx((3.0,))
     with pytest.raises(ValueError, match="1 channels of uint8, but the training images have 1 of float32"):
         load(source, value_range=(0.0, 3.0), validation_data=save(tmp_path / "other", images, masks))
+
+
+def test_each_image_of_training_and_of_tests_can_have_a_range_of_its_own(tmp_path, load):
+    images, masks = examples(5)
+    brighter = [image + 100 for image in images]
+    dark, bright = (save(tmp_path / name, each, masks) for name, each in (("dark", images), ("bright", brighter)))
+    sets = load(dark, percentiles=(0.0, 100.0), percentiles_of="image", validation_data=bright)
+    assert sets.pixel_range == PixelRange.stretched("uint8", (0.0, 100.0))
+    test = load_labelled(
+        MaskedOptions(data=bright), num_classes=sets.num_classes, channels=1, pixel_range=sets.pixel_range
+    )
+    for index in range(5):
+        pixels = images[index].astype(np.float64)
+        expected = ((pixels - pixels.min()) / np.ptp(pixels) * 255).round().squeeze()
+        for part in (sets.train, sets.validation, test):
+            assert np.array_equal(part[index]["image"][0], expected)
 
 
 def test_named_splits(tmp_path, load):

@@ -47,7 +47,7 @@ def read_upload(path: Path, channels: int) -> np.ndarray:
 def viewed(pipe: Reader, pixels: np.ndarray) -> Image.Image:
     """An image (H, W, C) that the run takes, as RGB, mapped by the run's pixel range."""
     (image,) = pipe.read_images(pixels)
-    return as_rgb(pipe.pixel_range.to_model(image), pipe.pixel_range)
+    return as_rgb(pipe.pixel_range.to_model(pipe.pixel_range.stretch(image)), pipe.pixel_range)
 
 
 def as_rgb(image: Tensor, pixel_range: PixelRange) -> Image.Image:

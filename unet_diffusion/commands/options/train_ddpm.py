@@ -39,6 +39,11 @@ class TrainDDPM:
         if self.task == "super-resolution":
             if scale is None:
                 raise ValueError("task is 'super-resolution', but there is no scale; set it to 2 or 4.")
+            if self.data.image_percentiles is not None:
+                raise ValueError(
+                    "percentiles_of is 'image', but a small image and a large one would each get a range of its own; "
+                    "leave it out for task='super-resolution'."
+                )
             if self.data.side is not None:
                 check_sides(self.data.side, self.data.side, scale)
 

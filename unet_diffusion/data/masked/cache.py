@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def cache_masked(
     Raises:
         ValueError: a share of more than `max_broken` of the rows cannot be used, or none can.
     """
-    key = ["masked", FORMAT, source_key(dataset), asdict(preparation), reading, threshold]
+    key = ["masked", FORMAT, source_key(dataset), preparation.to_dict(), reading, threshold]
 
     def write(folder: Path) -> None:
         _write(dataset, preparation, name, reading, threshold, folder)

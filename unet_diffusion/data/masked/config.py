@@ -171,7 +171,7 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     def preparation(self) -> Preparation:
         """Returns the conversion of every image and mask before they are stored."""
         crop: Literal["center", "random"] = "center" if self.crop_size is None else "random"
-        return Preparation(self.image_size, crop, self.channels, self.axes)
+        return Preparation(self.image_size, crop, self.channels, self.axes, self.image_percentiles)
 
 
 ELASTIC = 10.0  # pixels (Ronneberger et al. 2015, section 3.1)

@@ -32,6 +32,7 @@ from unet_diffusion.data.sets import Part, find_range, hold_out
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.images.resizing import Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def load_masked(
     """
     part = open_part(config, "train")
     config = with_class_names(config, part.class_names)
-    cache, name = _cached(config, part, config.mask_reading)
+    cache, name = _cached(config, part, config.mask_reading, config.preparation)
     encoding = settled_encoding(config, cache.seen)
     table = _table(encoding, cache, name)
     rows, held_out = hold_out(cache.images, config, before)
@@ -125,7 +126,7 @@ def load_masked(
     _check_classes(train)
     diameter = None if objects is None else median_diameter(objects, rows)
     if config.names_validation:
-        cache, name = _cached(config, open_part(config, "validation"), config.mask_reading)
+        cache, name = _cached(config, open_part(config, "validation"), config.mask_reading, config.preparation)
         images = f"validation images of {name}"
         check_same_kind(images, cache.images, "the training images have", train.channels, pixel_range.dtype)
         table, held_out = _table(encoding_of_part(config, encoding, cache.seen), cache, name), np.arange(len(cache))
@@ -179,7 +180,8 @@ def load_labelled(
             f"{part.name} has files of the classes {', '.join(part.class_names[1:])}, but the network has "
             f"{num_classes} classes without names; give masks with one file for each image."
         )
-    cache, name = _cached(options, part, reading_of_others(options, saved))
+    preparation = replace(options.preparation, percentiles=pixel_range.percentiles)
+    cache, name = _cached(options, part, reading_of_others(options, saved), preparation)
     check_same_kind(f"images of {name}", cache.images, "the network takes", channels, pixel_range.dtype)
     encoding = encoding_of_others(options, cache.seen, num_classes, palette, saved, name)
     table = _table(encoding, cache, f"{name}, for a network of {num_classes} classes")
@@ -245,13 +247,15 @@ def _open(
     return MaskedPart(opened.rows, part_name(source, split), opened.notes, opened.orphans, opened.class_names)
 
 
-def _cached(config: MaskedOptions, opened: MaskedPart, reading: Reading) -> tuple[MaskedCache, str]:
+def _cached(
+    config: MaskedOptions, opened: MaskedPart, reading: Reading, preparation: Preparation
+) -> tuple[MaskedCache, str]:
     if opened.orphans:
         examples = ", ".join(path.name for path in opened.orphans[:MOST_EXAMPLES])
         logger.warning("%d masks of %s have no image: %s", len(opened.orphans), opened.name, examples)
     cache = cache_masked(
         opened.rows,
-        config.preparation,
+        preparation,
         opened.name,
         reading=reading,
         threshold=config.mask_threshold,
