@@ -17,6 +17,7 @@ from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.training.config import OptimizerName
 
 Method = Literal["ours", "ours-masks", "stardist", "cellpose"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -54,6 +55,8 @@ class Instances:
     """Squares per step of ours; the peers have their own."""
     learning_rate: float = 1e-3
     """Highest learning rate of ours; the peers have their own."""
+    optimizer: OptimizerName = "muon"
+    """Optimizer of ours; the peers have their own."""
     validations: int = 20
     """Validations in a training of ours."""
     network: Path = NETWORKS / "segmentation-2m.json"
@@ -100,7 +103,10 @@ class Instances:
         else:
             values = json.loads(self.network.read_text(encoding="utf-8"))
             config |= {"network": {key: value for key, value in values.items() if not key.startswith("_")}}
-            config |= {key: getattr(self, key) for key in ("batch_size", "learning_rate", "validations", "percentiles")}
+            config |= {
+                key: getattr(self, key)
+                for key in ("batch_size", "learning_rate", "optimizer", "validations", "percentiles")
+            }
             config |= {"augmentation": asdict(self.augmentation)}
         return json.loads(json.dumps(config))
 

@@ -94,6 +94,7 @@ def training_run(options: Instances, case: Case, steps: int, output: Path) -> Tr
         steps=steps,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
+        optimizer=options.optimizer,
         warmup_steps=steps // 20,
         ema_decay=0.99,
         validate_every=every,
