@@ -137,7 +137,7 @@ def _judge_images(
     sections: list[Section] = []
     found: list[Finding] = []
     for each in examined:
-        notes = each.notes + _held_out(config, each)
+        notes = each.notes + _ranges(config) + _held_out(config, each)
         sections.append(describe_images(TITLES[each.part], each.name, each.facts, notes, each.streamed))
         any_size = isinstance(config, MaskedDataConfig) and each.part == "validation"
         one_size = config.image_size is None and config.crop_size is None and not any_size
@@ -163,6 +163,14 @@ def _judge_masks(config: MaskedDataConfig, examined: list[Examined]) -> tuple[li
 def _name_of(part: Examined, examined: list[Examined]) -> str:
     """Returns the name of a part, also if another part has the same images."""
     return part.name if part is examined[0] or part.name != examined[0].name else f"{part.name} for validation"
+
+
+def _ranges(config: DataConfig | MaskedDataConfig) -> tuple[str, ...]:
+    """Returns the range of each image as a note, if it has one of its own."""
+    if config.image_percentiles is None:
+        return ()
+    low, high = config.image_percentiles
+    return (f"each image is stretched, its percentiles {low:g} and {high:g} to the ends of the range",)
 
 
 def _held_out(config: DataConfig | MaskedDataConfig, examined: Examined) -> tuple[str, ...]:

@@ -6,9 +6,12 @@ from unet_diffusion.commands.doctor.findings import Finding, Severity, about, as
 from unet_diffusion.commands.doctor.row_facts import RowFacts
 from unet_diffusion.data.config import DataConfig, ImageOptions
 from unet_diffusion.data.folders import counted
+from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.sets import unclear_range
 from unet_diffusion.data.streaming import FEWEST_ROWS_JUDGED
 
+FEWEST_EXPOSURES = 10  # images from which ranges of values are compared
+UNLIKE = 3  # times as wide a range, from which on two are called different
 FEW_LEVELS = 256  # of the 65536 levels of a 16-bit image; no more than 8 bits have
 
 
@@ -133,6 +136,8 @@ def _values(usable: list[RowFacts], name: str, config: ImageOptions) -> list[Fin
     if config.value_range is not None and config.value_range[1] - config.value_range[0] < FEW_LEVELS:
         few = []  # it is known
     found += about("note", f"16-bit images of {name} with no more levels than 8 bits hold: {{count}}.", few)
+    if isinstance(config, MaskedOptions) and config.image_percentiles is None:
+        found += _exposures(usable, name)
     if config.value_range is not None:
         bottom, top = config.value_range
         outside = [f"{f.name}: {f.low:g} to {f.high:g}" for f in usable if f.low < bottom or f.high > top]
@@ -141,3 +146,18 @@ def _values(usable: list[RowFacts], name: str, config: ImageOptions) -> list[Fin
         )
         found += about("warning", sentence, outside)
     return found
+
+
+def _exposures(usable: list[RowFacts], name: str) -> list[Finding]:
+    """Finds that the ranges of values differ a lot, which a range for each image evens out."""
+    ranked = sorted(usable, key=lambda fact: fact.high - fact.low)
+    narrow, wide = (ranked[int(share * (len(ranked) - 1))] for share in (0.1, 0.9))
+    spans = [fact.high - fact.low for fact in (narrow, wide)]
+    if len(usable) < FEWEST_EXPOSURES or spans[0] <= 0 or spans[1] < UNLIKE * spans[0]:
+        return []
+    sentence = (
+        f"in a tenth of the images of {name} the values span {spans[0]:g} or less, in another tenth {spans[1]:g} or "
+        "more. If these are exposures of like objects, percentiles 1 99.8 with percentiles_of image gives each image a "
+        "range of its own."
+    )
+    return [Finding("note", sentence, tuple(f"{f.name}: {f.low:g} to {f.high:g}" for f in (narrow, wide)))]
