@@ -17,7 +17,8 @@ import numpy as np
 IMAGES, INSTANCES = "images", "instances"  # names of the lists of arrays in a file
 PARTS = ("train", "validation", "test")
 OPTIONS, FOUND, REPORT = "options.json", "found.npz", "report.json"
-PACED = 8  # steps that measure how long a step takes, the first two left out
+PACED = 40  # steps that measure how long a step takes
+WARM = 10  # of these left out, since the first ones take longer
 
 
 def save_arrays(path: Path, **lists: Sequence[np.ndarray]) -> None:
@@ -46,8 +47,8 @@ def save_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def steps_within(seconds: float, durations: Sequence[float]) -> int:
-    """Returns how many steps fit into the seconds, by the median of the measured durations without the first two."""
-    return max(1, round(seconds / statistics.median(durations[2:] or durations)))
+    """Returns how many steps fit into the seconds, by the mean of the measured durations after the first ones."""
+    return max(1, round(seconds / statistics.mean(durations[WARM:] or durations)))
 
 
 def timed_per_image(
