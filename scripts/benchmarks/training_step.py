@@ -53,7 +53,8 @@ class TrainingStep:
         device = best_device("auto")
         self.network, self.predict = contender.network.to(device).train(), contender.at(precision).predict
         groups = [(list(self.network.parameters()), 1.0)]
-        self.optimizer = make_optimizer(optimizer, self.network, groups, 1e-4, 0.0)
+        products = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.optimizer = make_optimizer(optimizer, self.network, groups, 1e-4, 0.0, products)
         self.ema = EMAModel(self.network.parameters(), decay=0.999, foreach=True)
         self.clean = torch.rand(batch, 3, side, side, device=device) * 2 - 1
 

@@ -1,6 +1,7 @@
 """Muon: its iteration against a decomposition and PyTorch's optimizer, what it learns, and lost steps."""
 
 import json
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -28,6 +29,41 @@ def test_the_iteration_keeps_singular_vectors_and_brings_singular_values_near_on
     torch.testing.assert_close(inner, torch.diag_embed(diagonal), atol=1e-9, rtol=0)
     assert ((diagonal > 0.6) & (diagonal < 1.3)).all()
     torch.testing.assert_close(orthogonal(7 * given), found)  # whatever the scale
+
+
+def spread(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.manual_seed(0)) * torch.logspace(0, -2, shape[2])
+
+
+def dominated(shape: tuple[int, ...]) -> torch.Tensor:
+    """One singular value is about 20 times the next, as in gradients that all images agree on."""
+    left, right = (torch.randn(shape[0], side, generator=torch.manual_seed(side)) for side in shape[1:])
+    return left[:, :, None] * right[:, None] + 0.05 * torch.randn(shape, generator=torch.manual_seed(0))
+
+
+@pytest.mark.parametrize("make", [spread, dominated])
+@pytest.mark.parametrize("shape", [(2, 128, 256), (2, 256, 128), (2, 128, 128)])
+def test_products_in_bfloat16_give_the_same_within_their_rounding(shape, make):
+    """As its authors compute it; the errors of 8 bits must not add up over the iterations."""
+    found, expected = orthogonal(make(shape), torch.bfloat16), orthogonal(make(shape))
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.06 * expected.norm()
+    assert torch.linalg.svdvals(found).max() < 1.3
+    assert torch.equal(orthogonal(torch.zeros(1, 3, 4), torch.bfloat16), torch.zeros(1, 3, 4))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_large_kernels_are_multiplied_in_the_precision_of_the_training(tmp_path, precision):
+    network = tmp_path / "network.json"
+    network.write_text(json.dumps({"channels": [8, 128], "head_channels": 8}))
+    training = TrainingConfig(
+        steps=1, batch_size=2, warmup_steps=1, mixed_precision=precision, optimizer="muon", trackers=()
+    )
+    data = DataConfig(max_images=10, validation_fraction=0, image_size=8)
+    with patch("unet_diffusion.training.optimizer.orthogonal", side_effect=orthogonal) as called:
+        train_ddpm(TrainDDPM(tmp_path / "run", str(network), data, DiffusionConfig(preview_images=1), training))
+    used = {min(call.args[0].shape[1:]) >= 128: call.args[1] for call in called.call_args_list}
+    assert used == {False: None, True: torch.bfloat16 if precision == "bf16" else torch.float32}
 
 
 def test_no_gradient_gives_no_update():

@@ -12,15 +12,22 @@ INSIDE = {"encoder", "bridge", "decoder", "down_blocks", "mid_block", "up_blocks
 KERNEL_RATE = 20.0  # Muon's learning rate for each of AdamW's: 0.02, that of its authors, for our default of 1e-3
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the polynomial of Jordan et al. 2024, steepest at 0
-ITERATIONS = 5
+SHORT_SIDE = 128  # of matrices from which on products in bfloat16 are faster on a CPU that has it
 
 Groups = Iterable[tuple[list[nn.Parameter], float]]  # parameters, and their share of the learning rate
 
 
 def make_optimizer(
-    name: OptimizerName, network: nn.Module, groups: Groups, learning_rate: float, weight_decay: float
+    name: OptimizerName,
+    network: nn.Module,
+    groups: Groups,
+    learning_rate: float,
+    weight_decay: float,
+    products: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
     """Returns the optimizer of this name; each of its groups has a `share` of the learning rate.
+
+    Muon multiplies large matrices in the type of `products`.
 
     Raises:
         ValueError: Muon, and a network without kernels that it could learn.
@@ -39,7 +46,9 @@ def make_optimizer(
         raise ValueError(
             "optimizer is 'muon', but no kernel inside the U learns, and Muon is for nothing else; set it to 'adamw'."
         )
-    return Muon(split, learning_rate, weight_decay=weight_decay, fused=True)
+    optimizer = Muon(split, learning_rate, weight_decay=weight_decay, fused=True)
+    optimizer.products = products
+    return optimizer
 
 
 def kernels_inside(network: nn.Module) -> list[nn.Parameter]:
@@ -53,11 +62,15 @@ class Muon(torch.optim.AdamW):
 
     Groups with the key `kernels` are learnt by Muon. Its update is the momentum of a kernel, as a matrix of a row for
     each output, with all singular values near 1, so that directions with a small gradient are learnt as fast as others.
-    `torch.optim.Muon` takes matrices only, and computes in bfloat16, which processors without it emulate slowly.
+    `torch.optim.Muon` takes matrices only, and computes in bfloat16, which processors without it emulate slowly. Here
+    it is for those that have it: `products` is the type in which matrices with a short side of at least 128 are
+    multiplied.
 
     A step changes nothing if the attribute `found_inf` is above 0, as that of the fused AdamW. Averages of AdamW and
     the momentum are in `state`. The arguments are those of `torch.optim.AdamW`.
     """
+
+    products = torch.float32
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -83,7 +96,9 @@ class Muon(torch.optim.AdamW):
             gradients = torch.stack([kernel.grad for kernel in kernels if kernel.grad is not None])
             moments = torch.stack([self._momentum(kernel) for kernel in kernels])
             changed = moments.lerp(gradients, 1 - MOMENTUM)
-            updates = orthogonal(gradients.lerp(changed, MOMENTUM).flatten(2).float()).view_as(gradients)
+            matrices = gradients.lerp(changed, MOMENTUM).flatten(2).float()
+            large = min(matrices.shape[1:]) >= SHORT_SIDE
+            updates = orthogonal(matrices, self.products if large else None).view_as(gradients)
             scale = group["lr"] * max(1.0, shape[0] / gradients[0, 0].numel()) ** 0.5
             for kernel, moment, update in zip(kernels, changed, updates):
                 after = kernel * (1 - group["lr"] * group["weight_decay"]) - scale * update
@@ -99,24 +114,35 @@ class Muon(torch.optim.AdamW):
         return state["momentum"]
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
+def orthogonal(matrices: Tensor, products: torch.dtype | None = None) -> Tensor:
     """Returns matrices (B, M, N) with the singular vectors of the given ones and singular values between 0.6 and 1.3.
 
     This is the Newton-Schulz iteration of Jordan et al. 2024, X <- a X + b (X X') X + c (X X')^2 X, which only
     multiplies matrices. All that it multiplies X by is a polynomial of X X', so it is done with the short sides alone:
     for a kernel of 3x3, a third of the work. Singular values below about a thousandth of the root of the sum of their
     squares stay smaller.
+
+    Matrices are multiplied in the type `products`, by default their own. In bfloat16 the errors of X X' add up beyond
+    all bounds if one singular value is far above the others, so X is computed after three of the five iterations, and
+    X X' from it again.
     """
-    a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     wide = matrices.mT if tall else matrices
-    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    wide = (wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(products or matrices.dtype)
+    for iterations in (3, 2) if wide.dtype == torch.bfloat16 else (5,):
+        wide = _iterated(wide, iterations)
+    wide = wide.to(matrices.dtype)
+    return wide.mT if tall else wide
+
+
+def _iterated(wide: Tensor, iterations: int) -> Tensor:
+    """Returns X (B, M, N) after some iterations, which multiply matrices (B, M, M)."""
+    a, b, c = COEFFICIENTS
     gram = wide @ wide.mT
     product = identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    for iteration in range(ITERATIONS):
+    for iteration in range(iterations):
         factor = a * identity + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         product = factor @ product if iteration else factor
-        if iteration < ITERATIONS - 1:
+        if iteration < iterations - 1:
             gram = factor @ gram @ factor
-    found = product @ wide
-    return found.mT if tall else found
+    return product @ wide

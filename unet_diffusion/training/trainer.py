@@ -99,7 +99,8 @@ class Trainer:
         self.ema = MovingAverage(task.network.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
         rate, decay = config.learning_rate, config.weight_decay
-        optimizer = make_optimizer(optimizer_name, task.network, task.parameter_groups(), rate, decay)
+        products = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        optimizer = make_optimizer(optimizer_name, task.network, task.parameter_groups(), rate, decay, products)
         if config.compile:
             task.network.compile_repeated_blocks()
         self.network, self.optimizer = accelerator.prepare(task.network, optimizer)
