@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,6 +36,16 @@ class TimedTrainer(Trainer):
         started = time.process_time()
         super()._train_step(batches)
         self.cpu_seconds += time.process_time() - started
+
+    def durations(self, steps: int) -> list[float]:
+        """Takes steps, and returns the CPU seconds of each."""
+        self._start()
+        passed = [0.0]
+        with closing(self.task.batches(self.context, 0)) as batches:
+            for _ in range(steps):
+                self._train_step(batches)
+                passed.append(self.cpu_seconds)
+        return [after - before for before, after in pairwise(passed)]
 
     def _save(self) -> None:
         self.at_checkpoints[str(self.step)] = self.cpu_seconds

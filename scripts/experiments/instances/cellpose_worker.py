@@ -21,14 +21,13 @@ from scripts.experiments.instances.exchange import (
     IMAGES,
     INSTANCES,
     OPTIONS,
-    PACED,
     REPORT,
     load_arrays,
     save_arrays,
     save_json,
-    steps_within,
     timed_per_image,
 )
+from scripts.experiments.pace import PACED, steps_within
 
 BATCH = 8  # its default
 EPOCHS = 320  # at least, if there are as many steps: above 300 its learning rate falls over the last 100

@@ -6,7 +6,6 @@ The folder of a case holds `train.npz` and `validation.npz` (images and instance
 
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ import numpy as np
 IMAGES, INSTANCES = "images", "instances"  # names of the lists of arrays in a file
 PARTS = ("train", "validation", "test")
 OPTIONS, FOUND, REPORT = "options.json", "found.npz", "report.json"
-PACED = 40  # steps that measure how long a step takes
-WARM = 10  # of these left out, since the first ones take longer
 
 
 def save_arrays(path: Path, **lists: Sequence[np.ndarray]) -> None:
@@ -44,11 +41,6 @@ def save_json(path: Path, values: dict[str, Any]) -> None:
     aside = path.with_name(f".{path.name}")
     aside.write_text(json.dumps(values, indent=1), encoding="utf-8")
     os.replace(aside, path)
-
-
-def steps_within(seconds: float, durations: Sequence[float]) -> int:
-    """Returns how many steps fit into the seconds, by the mean of the measured durations after the first ones."""
-    return max(1, round(seconds / statistics.mean(durations[WARM:] or durations)))
 
 
 def timed_per_image(

@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.experiments.instances.exchange import PACED, steps_within, timed_per_image
+from scripts.experiments.instances.exchange import timed_per_image
 from scripts.experiments.instances.experiment import Case, Instances, labelled, source
+from scripts.experiments.pace import PACED, steps_within
 from scripts.experiments.timed_trainer import TimedTrainer
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_segmentation import make_task
@@ -36,20 +36,6 @@ MAPS, COMPONENTS, WATERSHED = "ours, maps of objects", "ours, components of mask
 MIN_AREAS = (0, 10, 20, 40)  # of which the validation images choose the best, in pixels
 Way = Callable[[np.ndarray, int], np.ndarray]  # image (C, H, W) and least area of an object to objects (H, W)
 Found = dict[str, tuple[list[np.ndarray], float]]  # objects of all images by way, and CPU seconds for one image
-
-
-class PacedTrainer(TimedTrainer):
-    """The timed trainer, which can measure its pace."""
-
-    def durations(self, steps: int) -> list[float]:
-        """Takes steps, and returns the CPU seconds of each."""
-        self._start()
-        passed = [0.0]
-        with closing(self.task.batches(self.context, 0)) as batches:
-            for _ in range(steps):
-                self._train_step(batches)
-                passed.append(self.cpu_seconds)
-        return np.diff(passed).tolist()
 
 
 def run_ours(options: Instances, case: Case, test: MaskedDataset) -> tuple[dict[str, Any], Found]:
@@ -123,13 +109,13 @@ def training_run(options: Instances, case: Case, steps: int, output: Path) -> Tr
     )
 
 
-def make_trainer(config: TrainSegmentation) -> PacedTrainer:
+def make_trainer(config: TrainSegmentation) -> TimedTrainer:
     """Opens the data, and builds the untrained network and the trainer of a run."""
     accelerator = make_accelerator(config.training, config.output)
     data = load_masked(config.data, config.training.seed, instances=config.segmentation.instances)
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
     config = replace(config, joint=replace(config.joint, self_training_weight=0.0))  # no other image is learnt from
-    return PacedTrainer(make_task(config, data), config.training, config.output, asdict(config), accelerator)
+    return TimedTrainer(make_task(config, data), config.training, config.output, asdict(config), accelerator)
 
 
 def ways_of(pipe: SegmentationPipeline, method: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Way]]:

@@ -19,15 +19,14 @@ from scripts.experiments.instances.exchange import (
     IMAGES,
     INSTANCES,
     OPTIONS,
-    PACED,
     PARTS,
     REPORT,
     load_arrays,
     save_arrays,
     save_json,
-    steps_within,
     timed_per_image,
 )
+from scripts.experiments.pace import PACED, steps_within
 
 EPOCHS = 40  # into which the time is divided; 400 are its default, with a patience of 40, a tenth as here
 SHORTEST = 10  # steps of an epoch, since each ends with a validation

@@ -5,16 +5,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import pyarrow.parquet
+
 from scripts import NETWORKS
 from scripts.experiments.cases import check_cases, label_counts, short_hash
 from scripts.experiments.label_efficiency.networks import monai_features
-from unet_diffusion.checks import is_count, require, require_each
+from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
+from unet_diffusion.files import written_aside
 from unet_diffusion.saved_index import read_object
 from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig
 from unet_diffusion.tasks.self_training import COLOUR
-from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.training.config import OptimizerName, TrainingConfig
 
 Method = Literal[
     "scratch",
@@ -29,8 +33,10 @@ Method = Literal[
 METHODS: tuple[Method, ...] = get_args(Method)
 FINE_TUNED = ("pretrained", "pretrained_self_training", "joint")  # methods that train a noise predictor on masks
 FROM_DDPM = (*FINE_TUNED, "pixel_classifier")  # methods that start from a noise predictor
+PEERS = ("monai", "imagenet")  # methods with another network than ours
 SELF_TRAINED = ("self_training", "pretrained_self_training")
 PARTS = ("train", "validation", "test")
+VALIDATIONS = 20  # of a run that has `minutes`
 INVERTED = 0.5  # share of the samples of `inverted_sets`
 SMALLEST_MONAI = 32  # pixels a side
 TRAINING = ("steps", "batch_size", "learning_rate", "warmup_steps", "ema_decay")  # in the config of a run
@@ -55,16 +61,26 @@ class LabelEfficiency:
     features; "monai", a peer with as many parameters, from scratch; "imagenet", an encoder with ImageNet weights."""
     labels: tuple[int | Literal["all"], ...] = (1, 5, 10, 40, "all")
     """Numbers of labelled images, the first of the training set; numbers above the size of a set are left out."""
+    draws: tuple[int, ...] = (0,)
+    """Choices of the labelled images: 0 takes the first of the training set, others the first after a shuffle by this
+    number."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of initialisation, order, crops and augmentation; the noise predictor is the same for all."""
     crop_size: int = 64
     """Side of the training squares in pixels; validation and test images stay whole."""
     steps: int = 400
-    """Optimizer steps of each run."""
+    """Optimizer steps of each run, without `minutes`."""
+    minutes: float | None = None
+    """Processor minutes of the steps of each run, including those of its noise predictor; it has as many steps as fit,
+    and 20 validations. By default all runs have `steps`."""
+    patience: int | None = None
+    """Stop a run after this many validations without a better one; by default it goes to its last step."""
     batch_size: int = 8
     """Squares per step."""
     learning_rate: float = 1e-3
     """Highest learning rate of AdamW, the same for all methods."""
+    optimizer: OptimizerName = "adamw"
+    """Optimizer of our networks on masks; the others have AdamW."""
     validate_every: int = 100
     """Steps between validations; the weights of the best one are tested."""
     network: Path = NETWORKS / "quarter-width.json"
@@ -94,6 +110,9 @@ class LabelEfficiency:
         self.results = self.results or self.output / "label_efficiency.json"
         check_cases(self, METHODS)
         require_each(self, COUNTS, is_count, "must be at least 1; leave it out for the default")
+        for draw in self.draws:
+            require(is_count(draw, 0), "draws", draw, "each must be at least 0")
+        require_each(self, ("minutes",), lambda value: is_number(value) and value > 0, "must be above 0")
         if "monai" in self.methods:
             rule = f"MONAI's network needs at least {SMALLEST_MONAI}; give more, or leave monai out of methods"
             require(self.crop_size >= SMALLEST_MONAI, "crop_size", self.crop_size, rule)
@@ -106,7 +125,7 @@ class LabelEfficiency:
         JointConfig(self_training_weight=self.self_training_weight, confidence=self.confidence)
         if self.learn == "head" and "joint" in self.methods:
             raise ValueError("learn is 'head', but joint training moves the trunk; leave joint out of methods.")
-        SegmentationConfig(learn=self.learn, trunk_rate=self.trunk_rate)
+        SegmentationConfig(learn=self.learn, trunk_rate=self.trunk_rate, patience=self.patience)
         self.training(0)
         if self.network.suffix != ".json" or not self.network.is_file():
             raise ValueError(f"network is {self.network}, but must be a JSON file of config values; give its path.")
@@ -114,17 +133,20 @@ class LabelEfficiency:
             if not path.is_file():
                 raise ValueError(f"sets names {path.parent.name!r}, but there is no {path}; give data or other sets.")
 
-    def training(self, seed: int) -> TrainingConfig:
-        """The training options of the runs of a seed."""
+    def training(self, seed: int, steps: int | None = None, optimizer: OptimizerName = "adamw") -> TrainingConfig:
+        """The training options of the runs of a seed; with `steps`, of those that fit into `minutes`."""
+        every = self.validate_every if steps is None else max(1, steps // VALIDATIONS)
+        steps = self.steps if steps is None else steps
         return TrainingConfig(
-            steps=self.steps,
+            steps=steps,
             batch_size=self.batch_size,
+            optimizer=optimizer,
             learning_rate=self.learning_rate,
-            warmup_steps=self.steps // 10,
+            warmup_steps=steps // 10,
             ema_decay=0.99,
-            validate_every=self.validate_every,
-            preview_every=self.steps,
-            checkpoint_every=self.validate_every,
+            validate_every=every,
+            preview_every=steps,
+            checkpoint_every=every,
             keep_checkpoints=1,
             trackers=(),
             seed=seed,
@@ -151,9 +173,9 @@ class LabelEfficiency:
         """The loss, and the part of the network that learns."""
         if method in FINE_TUNED:
             recipe = {"learn": self.learn, "trunk_rate": self.trunk_rate, "timestep": self.timestep}
-            return SegmentationConfig(**recipe, preview_images=4)
+            return SegmentationConfig(**recipe, patience=self.patience, preview_images=4)
         learn: Any = "pixel_classifier" if method == "pixel_classifier" else "everything"
-        return SegmentationConfig(learn=learn, preview_images=4)
+        return SegmentationConfig(learn=learn, patience=self.patience, preview_images=4)
 
     def joint(self, method: str) -> JointConfig:
         """The losses on images without masks."""
@@ -165,10 +187,12 @@ class LabelEfficiency:
         """The augmentation of the training images of a set."""
         return replace(self.augmentation, invert=INVERTED) if name in self.inverted_sets else self.augmentation
 
-    def masked(self, name: str, labels: int | None = None, num_classes: int | None = None) -> MaskedDataConfig:
-        """The first `labels` images of a set with their masks, and its validation set."""
+    def masked(
+        self, name: str, labels: int | None = None, num_classes: int | None = None, draw: int = 0
+    ) -> MaskedDataConfig:
+        """The first `labels` images of a draw of a set with their masks, and its validation set."""
         return MaskedDataConfig(
-            data=str(self.data / name / "train.parquet"),
+            data=str(self.drawn(name, draw)),
             validation_data=str(self.data / name / "validation.parquet"),
             image_column="image",
             mask_column="mask",
@@ -176,6 +200,20 @@ class LabelEfficiency:
             max_labels=labels,
             num_classes=num_classes,
         )
+
+    def drawn(self, name: str, draw: int) -> Path:
+        """The training set with its rows in the order of a draw, whose file is written unless it is there."""
+        whole = self.data / name / "train.parquet"
+        path = self.output / name / f"train-draw{draw}.parquet"
+        if draw and not path.is_file():
+            table = pyarrow.parquet.read_table(whole)
+            with written_aside(path) as aside:
+                pyarrow.parquet.write_table(table.take(np.random.default_rng(draw).permutation(len(table))), aside)
+        return path if draw else whole
+
+    def optimizer_of(self, method: str) -> OptimizerName:
+        """The optimizer of a method."""
+        return "adamw" if method in (*PEERS, "pixel_classifier") else self.optimizer
 
     def config(self, name: str, method: str, facts: "SetFacts") -> dict[str, Any]:
         """All values that the runs of a set by a method depend on, as JSON stores them."""
@@ -186,6 +224,15 @@ class LabelEfficiency:
             "validate_every": self.validate_every,
             "augmentation": asdict(self.augmentation_of(name)),
         }
+        if self.minutes is not None:
+            for each in (config["training"], config):  # which follow from the minutes
+                for key in ("steps", "warmup_steps", "validate_every"):
+                    each.pop(key, None)
+            config["minutes"] = self.minutes
+        if self.optimizer_of(method) != "adamw":
+            config["training"]["optimizer"] = self.optimizer_of(method)
+        if self.patience is not None:
+            config["patience"] = self.patience
         if method == "monai":
             config["network"] = {"features": monai_features(self.network, facts.channels, facts.num_classes)}
         elif method == "imagenet":
@@ -218,7 +265,8 @@ class LabelEfficiency:
             fitting = label_counts(self.labels, facts.images, name)
             configs = {method: self.config(name, method, facts) for method in self.methods}
             made += [
-                Run(name, method, count, seed, configs[method])
+                Run(name, method, count, seed, configs[method], draw)
+                for draw in self.draws
                 for seed in self.seeds
                 for count in fitting
                 for method in self.methods
@@ -236,6 +284,7 @@ class Run:
         labels: number of labelled images.
         seed: seed of the run.
         config: as `LabelEfficiency.config` gives it.
+        draw: choice of the labelled images.
     """
 
     data: str
@@ -243,11 +292,13 @@ class Run:
     labels: int
     seed: int
     config: dict[str, Any]
+    draw: int = 0
 
     @property
     def folder(self) -> str:
         """Its folder, relative to the output folder."""
-        return f"{self.data}/{self.method}-{self.labels}-seed{self.seed}-{short_hash(self.config)}"
+        draw = f"-draw{self.draw}" if self.draw else ""
+        return f"{self.data}/{self.method}-{self.labels}{draw}-seed{self.seed}-{short_hash(self.config)}"
 
 
 @dataclass(frozen=True)

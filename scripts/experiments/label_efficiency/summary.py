@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from unet_diffusion.files import write_json
 Row = dict[str, Any]  # as `training.train_and_test` returns it
 BASE = "scratch"  # the method that the others are compared with
 FEW, MANY = 10, 40  # labelled images: a method with few is compared with the base with many
-KEY = ("data", "method", "labels", "seed", "config")
+KEY = ("data", "method", "labels", "seed", "config")  # and the draw, which earlier results do not name
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -45,7 +46,13 @@ def add_row(path: Path, row: Row) -> None:
 
 def row_of(rows: Sequence[Row], run: Run) -> Row | None:
     """The row of a run, or None if it is not finished."""
-    return next((row for row in rows if all(row[name] == getattr(run, name) for name in KEY)), None)
+    wanted = [getattr(run, name) for name in KEY]
+    return next((row for row in rows if [row[name] for name in KEY] == wanted and draw_of(row) == run.draw), None)
+
+
+def draw_of(row: Row) -> int:
+    """The choice of labelled images of a run."""
+    return row.get("draw", 0)
 
 
 def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, float]:
@@ -55,18 +62,24 @@ def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, 
     and images both count as samples: the variance of the mean is that of the S means over the images divided by S, plus
     that of the P means over the seeds divided by P (slightly too large, since both contain the remaining noise). The
     interval is Student's, with the degrees of freedom of Welch and Satterthwaite, so that few seeds that disagree make
-    it wide. With one seed it covers the images alone. It does not cover other labelled images or another pretraining,
-    which all runs share.
+    it wide. With one seed it covers the images alone. If there are several draws of the labelled images, these take
+    the place of the seeds, each with the mean over its seeds. It does not cover another pretraining, which all runs
+    share.
 
     Returns:
         Mean and half interval; both are NaN without a common seed, the interval is NaN with one seed and one image.
     """
-    by_seed = {row["seed"]: row["images"] for row in base}
-    pairs = [(row["images"], by_seed[row["seed"]]) for row in rows if row["seed"] in by_seed]
-    if not pairs:
+    of_base = {(draw_of(row), row["seed"]): row["images"] for row in base}
+    paired: dict[int, list[Any]] = defaultdict(list)  # by draw
+    for row in rows:
+        other = of_base.get((draw_of(row), row["seed"]))
+        if other is not None:
+            scores = np.array((row["images"], other), dtype=float)  # (2, P); None becomes NaN
+            paired[draw_of(row)].append(scores[0] - scores[1])
+    if not paired:
         return float("nan"), float("nan")
-    scores = np.array(pairs, dtype=float)  # (S, 2, P); None becomes NaN
-    differences = scores[:, 0] - scores[:, 1]
+    draws = list(paired.values())
+    differences = np.array([np.mean(each, axis=0) for each in draws] if len(draws) > 1 else draws[0])
     differences = differences[:, ~np.isnan(differences).any(axis=0)]
     if not differences.size:
         return float("nan"), float("nan")
@@ -102,10 +115,13 @@ def summary(rows: Sequence[Row]) -> str:
 def set_summary(name: str, found: Mapping[str, Mapping[int, list[Row]]]) -> str:
     """The tables of one set."""
     counts = list(next(iter(found.values())))
-    seeds = sorted({row["seed"] for by_count in found.values() for rows in by_count.values() for row in rows})
+    every = [row for by_count in found.values() for rows in by_count.values() for row in rows]
+    seeds, draws = (sorted({of(row) for row in every}) for of in (lambda row: row["seed"], draw_of))
+    runs = {(draw_of(row), row["seed"]) for row in every}
     head = ["method", *(f"{count} label{'s' * (count != 1)}" for count in counts)]
-    lines = [[method, *(shown(rows, len(seeds)) for rows in by_count.values())] for method, by_count in found.items()]
-    title = f"Mean IoU on the test images, mean (least to most) of seeds {', '.join(map(str, seeds))}:\n"
+    lines = [[method, *(shown(rows, len(runs)) for rows in by_count.values())] for method, by_count in found.items()]
+    of_draws = f" and draws {', '.join(map(str, draws))} of the labelled images" if draws != [0] else ""
+    title = f"Mean IoU on the test images, mean (least to most) of seeds {', '.join(map(str, seeds))}{of_draws}:\n"
     parts = [f"## {name}\n", title, markdown_table(head, lines)]
     if BASE in found and len(found) > 1:
         lines = [
@@ -113,7 +129,8 @@ def set_summary(name: str, found: Mapping[str, Mapping[int, list[Row]]]) -> str:
             for method, by_count in found.items()
             if method != BASE
         ]
-        title = f"Difference from {BASE} in the mean IoU of an image, paired by seed and image, with 95% intervals:\n"
+        by = "draw, seed and image" if draws != [0] else "seed and image"
+        title = f"Difference from {BASE} in the mean IoU of an image, paired by {by}, with 95% intervals:\n"
         parts += [title, markdown_table(head, lines)]
     if found.get(BASE, {}).get(MANY) and len(found) > 1 and FEW in counts:
         texts = {method: difference(by_count[FEW], found[BASE][MANY]) for method, by_count in found.items()}
@@ -135,16 +152,16 @@ def difference(rows: Sequence[Row], base: Sequence[Row]) -> str:
     return "" if np.isnan(mean) else f"{mean:+.3f} +- {half:.3f}"
 
 
-def shown(rows: Sequence[Row], seeds: int) -> str:
-    """Mean and range of the rows of a cell, and their number if some of the seeds are missing."""
+def shown(rows: Sequence[Row], runs: int) -> str:
+    """Mean and range of the rows of a cell, and their number if some of the runs are missing."""
     values = [row["mean_iou"] for row in rows]
     if not values:
         return ""
     remarks = []
     if len(values) > 1:
         remarks.append(f"{min(values):.3f} to {max(values):.3f}")
-    if len(values) < seeds:
-        remarks.append(f"{len(values)} of {seeds} seeds")
+    if len(values) < runs:
+        remarks.append(f"{len(values)} of {runs} runs")
     mean = f"{statistics.mean(values):.3f}"
     return f"{mean} ({', '.join(remarks)})" if remarks else mean
 

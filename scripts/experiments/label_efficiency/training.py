@@ -1,7 +1,9 @@
 """One run of the experiment: pretraining if its method needs it, training, and the test."""
 
 import json
-from dataclasses import asdict
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from scripts.experiments.label_efficiency.experiment import (
     set_facts,
 )
 from scripts.experiments.label_efficiency.networks import parameters, untrained_peer
+from scripts.experiments.pace import PACED, steps_within
 from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
@@ -24,7 +27,7 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.evaluation.mask_scores import Scores, labelled_for, score_masks
-from unet_diffusion.files import INDEX
+from unet_diffusion.files import INDEX, write_json
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
@@ -33,15 +36,18 @@ from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.task import Task
 
+PACE = "pace.json"  # steps of a run that has a given time, so that it is resumed with the same
+
 
 def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
     """Trains or resumes a run, and scores the weights of its best validation once on the test images.
 
     Returns:
-        The entry of the run in the JSON file: `data`, `method`, `labels`, `seed`; `mean_iou` of the classes over the
-        pixels of all test images together; `images`, the mean IoU of each, None where it is undefined;
-        `validation_mean_iou`; `parameters` of all networks that predict; `seconds`, CPU seconds of the training steps,
-        and `pretraining_seconds`, those of the noise predictor that the run shares with others; `config`.
+        The entry of the run in the JSON file: `data`, `method`, `labels`, `draw`, `seed`; `mean_iou` of the classes
+        over the pixels of all test images together; `images`, the mean IoU of each, None where it is undefined;
+        `validation_mean_iou`, and `best_step`, after which it was measured; `steps`; `parameters` of all networks that
+        predict; `seconds`, CPU seconds of the training steps, and `pretraining_seconds`, those of the noise predictor
+        that the run shares with others; `config`.
     """
     facts = set_facts(options.masked(run.data))
     start, pretraining_seconds = str(options.network), 0.0
@@ -49,20 +55,20 @@ def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
         start, pretraining_seconds = pretrain(options, run.data)
     folder = options.output / run.folder
     config = TrainSegmentation(
-        options.masked(run.data, run.labels, facts.num_classes),
+        options.masked(run.data, run.labels, facts.num_classes, run.draw),
         folder,
         start,
         options.segmentation(run.method),
         joint=options.joint(run.method),
         augmentation=options.augmentation_of(run.data),
-        training=options.training(run.seed),
+        training=options.training(run.seed, optimizer=options.optimizer_of(run.method)),
     )
-    accelerator = make_accelerator(config.training, folder)
-    data = load_masked(config.data, run.seed)
-    torch.manual_seed(keyed_seed(run.seed, "initialisation"))
-    task = task_of(run, config, data, facts)
-    trainer = TimedTrainer(task, config.training, folder, asdict(config), accelerator)
+    if options.minutes is not None:
+        steps = steps_of(options.minutes, run, config, facts, pretraining_seconds)
+        config = replace(config, training=options.training(run.seed, steps, options.optimizer_of(run.method)))
+    trainer = make_trainer(run, config, facts)
     trainer.run()
+    task = trainer.task
 
     if isinstance(task, SegmentationTask) and isinstance(task.network, Peer):
         # low_cpu_mem_usage would skip the weights that its constructor loads
@@ -71,15 +77,46 @@ def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
         pipe = load_pipeline(SegmentationPipeline, folder)
     scores = score(options, run.data, pipe).to_dict()
     return {
-        **{name: getattr(run, name) for name in ("data", "method", "labels", "seed")},
+        **{name: getattr(run, name) for name in ("data", "method", "labels", "draw", "seed")},
         "mean_iou": scores["pooled"]["mean_iou"],
         "validation_mean_iou": trainer.best.score,
+        "steps": trainer.step,
+        "best_step": trainer.best.step,
         "seconds": trainer.cpu_seconds,
         "pretraining_seconds": pretraining_seconds,
         "parameters": sum(parameters(network) for network in (pipe.unet, pipe.classifier) if network is not None),
         "config": run.config,
         "images": [image["mean_iou"] for image in scores["images"]],
     }
+
+
+def make_trainer(run: Run, config: TrainSegmentation, facts: SetFacts) -> TimedTrainer:
+    """Opens the data, and makes the network and the trainer of a run."""
+    accelerator = make_accelerator(config.training, config.output)
+    data = load_masked(config.data, run.seed)
+    torch.manual_seed(keyed_seed(run.seed, "initialisation"))
+    task = task_of(run, config, data, facts)
+    return TimedTrainer(task, config.training, config.output, asdict(config), accelerator)
+
+
+def steps_of(minutes: float, run: Run, config: TrainSegmentation, facts: SetFacts, before: float) -> int:
+    """Returns how many steps a run has, as its pace was when it started.
+
+    Raises:
+        ValueError: its noise predictor took all of the time: `before` CPU seconds.
+    """
+    pace = config.output / PACE
+    if not pace.is_file():
+        if before >= 60 * minutes:
+            raise ValueError(
+                f"minutes is {minutes}, but the noise predictor of {run.data} took {before / 60:.1f}; give more, or "
+                "fewer pretraining_steps."
+            )
+        with tempfile.TemporaryDirectory() as aside:
+            short = replace(config, output=Path(aside), training=replace(config.training, steps=PACED, warmup_steps=0))
+            durations = make_trainer(run, short, facts).durations(PACED)
+        write_json(pace, {"steps": steps_within(60 * minutes - before, durations)})
+    return json.loads(pace.read_text(encoding="utf-8"))["steps"]
 
 
 def task_of(run: Run, config: TrainSegmentation, data: MaskedSets, facts: SetFacts) -> Task:

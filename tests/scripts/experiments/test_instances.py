@@ -14,6 +14,7 @@ from scripts.experiments.instances import cellpose_worker, exchange, stardist_wo
 from scripts.experiments.instances.experiment import labelled, source
 from scripts.experiments.instances.ours import COMPONENTS, MAPS, WATERSHED, best_min_area
 from scripts.experiments.instances.peers import NotRun
+from scripts.experiments.pace import steps_within
 
 TINY = {"channels": [8, 16], "attention": [False, False]}
 STAND_IN = """#!{python}
@@ -176,8 +177,8 @@ def test_arrays_of_several_sizes_come_back_in_order(tmp_path):
 
 
 def test_steps_follow_from_the_median_of_the_later_ones():
-    assert exchange.steps_within(60, [9] * 10 + [0.5, 0.5, 2]) == 60
-    assert exchange.steps_within(0.1, [9]) == 1
+    assert steps_within(60, [9] * 10 + [0.5, 0.5, 2]) == 60
+    assert steps_within(0.1, [9]) == 1
 
 
 def test_images_and_instances_of_stardist_are_turned_alike():

@@ -10,6 +10,7 @@ from datasets import load_dataset
 
 from scripts import NETWORKS
 from scripts.experiments.label_efficiency import __main__ as script
+from scripts.experiments.label_efficiency import training
 from scripts.experiments.label_efficiency.efficientnet_unet import EfficientNetUNet
 from scripts.experiments.label_efficiency.experiment import SetFacts
 from scripts.experiments.label_efficiency.networks import monai_features, parameters, untrained_peer
@@ -155,6 +156,47 @@ def test_the_labelled_images_are_the_first_rows_and_know_all_classes(options, da
         assert np.array_equal(chosen[0, index]["mask"], rows[index]["mask"])
 
 
+def test_another_draw_labels_other_images_and_knows_the_same_classes(options, data):
+    options = replace(options, draws=(0, 3))
+    first, other = options.runs()
+    assert first.folder != other.folder and first.config == other.config
+    row = script.train_and_test(options, other)
+    assert row["draw"] == 3
+    rows = load_dataset("parquet", data_files=str(data / "squares" / "train.parquet"), split="train")
+    order = np.random.default_rng(3).permutation(5)
+    assert set(order[:2]) != {0, 1}
+    chosen = load_masked(replace(options.masked("squares", 2, 2, draw=3), crop_size=None)).train
+    images = [np.asarray(chosen[0, index]["image"].permute(1, 2, 0)) for index in range(2)]
+    for index, image in zip(order, images):
+        assert np.array_equal(image, rows[int(index)]["image"])
+    saved = json.loads((options.output / other.folder / "config.json").read_text())["data"]
+    assert saved["data"] == str(options.output / "squares" / "train-draw3.parquet")
+
+
+@pytest.mark.slow
+def test_a_run_has_the_steps_that_fit_into_its_minutes_less_those_of_the_noise_predictor(options, monkeypatch):
+    monkeypatch.setattr(training, "PACED", 12)
+    monkeypatch.setattr(TimedTrainer, "durations", lambda trainer, steps: [1.0] * steps)
+    monkeypatch.setattr(training, "pretrain", lambda options, name: (str(options.network), 42.0))
+    options = replace(options, minutes=1.0, methods=("scratch", "pretrained"), steps=9, optimizer="muon")
+    script.label_efficiency(options)
+    scratch, pretrained = rows_of(options)
+    assert (scratch["steps"], pretrained["steps"]) == (60, 18)
+    assert 0 < scratch["best_step"] <= 60 and scratch["best_step"] % 3 == 0
+    for row in (scratch, pretrained):
+        assert row["config"]["minutes"] == 1 and "steps" not in row["config"]["training"]
+        assert row["config"]["training"]["optimizer"] == "muon"
+    with pytest.raises(ValueError, match=r"minutes is 0.5, but the noise predictor of squares took 0.7; give more"):
+        script.label_efficiency(replace(options, minutes=0.5, methods=("pretrained",)))
+
+
+def test_patience_ends_a_run(options):
+    options = replace(options, steps=40, validate_every=1, patience=1, learning_rate=1e-9)  # nothing becomes better
+    (run,) = options.runs()
+    row = script.train_and_test(options, run)
+    assert row["steps"] < 40 and row["config"]["patience"] == 1
+
+
 def test_all_labels_are_those_of_the_set_and_larger_numbers_are_left_out(options):
     assert [run.labels for run in replace(options, labels=("all", 3, 6, 5)).runs()] == [3, 5]
     with pytest.raises(ValueError, match=r"labels is \(6, 7\), but squares has 5 training images; give smaller"):
@@ -277,6 +319,13 @@ def test_the_paired_difference_and_its_interval_with_two_seeds():
     assert paired_difference(ours, base) == pytest.approx((0.3, 4.302653 * 0.02**0.5), abs=1e-5)
 
 
+def test_draws_of_the_labelled_images_count_once_each_however_many_seeds_they_have():
+    # draw 0: means over the seeds d = [0.1, 0.3]; draw 1: [0.3, 0.5]; so the interval is that of two seeds above
+    ours = [row(0, 0.0, 0.3), row(1, 0.2, 0.3), row(0, 0.3, 0.5) | {"draw": 1}]
+    base = [row(0, 0, 0), row(1, 0, 0), row(0, 0, 0) | {"draw": 1}, row(1, 0, 0) | {"draw": 1}]
+    assert paired_difference(ours, base) == pytest.approx((0.3, 4.302653 * 0.02**0.5), abs=1e-5)
+
+
 def test_a_difference_that_is_not_known_is_nan_and_an_exact_one_has_no_interval():
     assert paired_difference([row(0, 0.5)], [row(1, 0.5)]) == pytest.approx((float("nan"),) * 2, nan_ok=True)
     assert paired_difference([row(0, 0.5)], [row(0, 0.25)]) == pytest.approx((0.25, float("nan")), nan_ok=True)
@@ -303,10 +352,10 @@ def test_the_table_shows_mean_and_range_over_seeds():
     assert "| scratch | 0.800 |" in text
     text = script.summary([*rows, full("monai", 9, 0, 0.7)])
     assert "| method | 1 label | 9 labels |" in text
-    assert "| scratch | 0.625 (0.500 to 0.750) | 0.800 (1 of 2 seeds) |" in text
-    assert "| monai |  | 0.700 (1 of 2 seeds) |" in text
+    assert "| scratch | 0.625 (0.500 to 0.750) | 0.800 (1 of 2 runs) |" in text
+    assert "| monai |  | 0.700 (1 of 2 runs) |" in text
     three = script.summary([*rows, full("scratch", 9, 2, 0.9)])
-    assert "| scratch | 0.625 (0.500 to 0.750, 2 of 3 seeds) | 0.850 (0.800 to 0.900, 2 of 3 seeds) |" in three
+    assert "| scratch | 0.625 (0.500 to 0.750, 2 of 3 runs) | 0.850 (0.800 to 0.900, 2 of 3 runs) |" in three
     assert "| monai |  | -0.100 +- 0.000 |" in text and "| monai | 1,234 | 2 |  |" in text
 
 
@@ -320,6 +369,9 @@ def test_the_table_shows_mean_and_range_over_seeds():
         ({"labels": (0,)}, "labels is 0, but each must be a number of at least 1, or 'all'"),
         ({"labels": ("some",)}, "labels is 'some', but each must be"),
         ({"seeds": (-1,)}, "seeds is -1, but each must be at least 0"),
+        ({"draws": (-1,)}, "draws is -1, but each must be at least 0"),
+        ({"minutes": 0.0}, "minutes is 0.0, but must be above 0"),
+        ({"patience": 0}, "patience is 0, but must be an integer of at least 1"),
         ({"crop_size": 0}, "crop_size is 0, but must be at least 1"),
         ({"methods": ("monai",)}, "crop_size is 16, but MONAI's network needs at least 32"),
         ({"pretraining_steps": 0}, "pretraining_steps is 0, but must be at least 1"),
