@@ -4,7 +4,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -297,10 +297,25 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         of_objects = (output.instances, output.objects) if instances else ()
         return output if return_dict else (output.masks, output.probabilities, output.uncertainty, *of_objects)
 
+    def for_prepared_images(self) -> "SegmentationPipeline":
+        """Returns the pipeline, with the same networks, for images of a data set, which it has stretched already.
+
+        They may be cut or resized since, so that their own percentiles are other values.
+        """
+        if self.pixel_range.percentiles is None:
+            return self
+        pixel_range = replace(self.pixel_range, percentiles=None).to_dict()
+        own = (self.class_names, self.palette, self.classifier, self.config["_trained_with"])
+        return SegmentationPipeline(self.unet, self.scheduler, pixel_range, *own)
+
     def predictor(self) -> Callable[[Tensor], Tensor]:
-        """Returns a function from a stored image (C, H, W) to its mask, int64 (H, W) on the CPU; hides the progress."""
-        self.set_progress_bar_config(disable=True)
-        return lambda image: self(image, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
+        """Returns a function from an image (C, H, W) of a data set to its mask, int64 (H, W) on the CPU.
+
+        Images of a data set are those of `for_prepared_images`. The progress is not shown.
+        """
+        pipe = self.for_prepared_images()
+        pipe.set_progress_bar_config(disable=True)
+        return lambda image: pipe(image, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
 
     @torch.no_grad()
     def segment_file(

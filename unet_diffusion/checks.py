@@ -88,6 +88,15 @@ def require_each(options: object, names: Iterable[str], valid: Callable[[Any], b
         require(value is None or valid(value), name, value, rule)
 
 
+PERCENTILES = "must be two numbers from 0 to 100, the lower one first"
+
+
+def are_percentiles(ends: Any) -> bool:
+    """Returns whether these are two percentiles, the lower one first."""
+    two = isinstance(ends, (list, tuple)) and len(ends) == 2 and all(map(is_number, ends))
+    return two and 0 <= ends[0] < ends[1] <= 100
+
+
 def require_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Raises a ValueError unless `value` is one of the choices."""
     require(value in choices, name, value, f"must be one of {', '.join(map(repr, choices))}")

@@ -373,6 +373,9 @@ def test_worker_processes_read_the_same_items(tmp_path, load):
         {"streaming": True, "image_size": 8, "percentiles": (0.0, 99.0)},
         {"percentiles_of": "image"},
         {"percentiles_of": "images", "percentiles": (0.0, 99.0)},
+        {"percentiles": (0.01, 0.998)},
+        {"percentiles": (1, 50, 99)},
+        {"percentiles": 5},
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_read(options):

@@ -7,11 +7,16 @@ import datasets
 import numpy as np
 import pandas
 import pytest
+from diffusers import DDPMScheduler
 from PIL import Image
 
+from unet_diffusion import UNet
 from unet_diffusion.cli import run
+from unet_diffusion.commands.evaluate_generation import load_as_learnt
+from unet_diffusion.commands.options.evaluate_generation import RealData
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.pipelines import SegmentationPipeline
+from unet_diffusion.images.resizing import Preparation
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 
 datasets.disable_progress_bars()
 
@@ -77,3 +82,26 @@ def test_the_exposure_of_an_image_does_not_change_its_mask_or_its_scores(tmp_pat
                     "--output", str(tmp_path / "objects")])  # fmt: skip
     table = pandas.read_csv(tmp_path / "objects" / "objects.csv")
     assert len(table) and table["mean_0"].min() >= 8 * 2  # of the file, not of the range
+
+
+@pytest.mark.parametrize(
+    "learnt",
+    [PixelRange.full("uint8"), PixelRange((0.0,), (200.0,), "uint8"), PixelRange.stretched("uint8", (0.0, 100.0))],
+)
+def test_real_images_are_compared_in_the_range_that_the_run_generates(tmp_path, learnt):
+    write(tmp_path, GAINS)
+    unet = UNet(in_channels=1, out_channels=1, channels=[8, 16], head_channels=8, sample_size=32)
+    ImageGenerationPipeline(unet, DDPMScheduler(), learnt.to_dict()).save_pretrained(tmp_path / "run")
+    options = {"data": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache"), "validation_fraction": 0.2}
+    images = load_as_learnt(RealData(**options), tmp_path / "run")
+    stretch = Preparation(percentiles=learnt.percentiles)
+    for part in (images.train, images.validation):
+        assert part.pixel_range == learnt
+    expected = {stretch(np.asarray(Image.open(path))[..., None]).tobytes() for path in (tmp_path / "images").iterdir()}
+    assert {part.fetch(index)["image"].numpy().tobytes() for part in (images.train, images.validation)
+            for index in range(len(part))} == expected  # fmt: skip
+    with pytest.raises(ValueError, match="are mapped by .*; leave value_range and percentiles out"):
+        load_as_learnt(RealData(**options, value_range=(0.0, 100.0)), tmp_path / "run")
+    ImageGenerationPipeline(unet, DDPMScheduler(), PixelRange.full("uint16").to_dict()).save_pretrained(tmp_path / "16")
+    with pytest.raises(ValueError, match="hold uint8, but the run generates uint16"):
+        load_as_learnt(RealData(**options), tmp_path / "16")

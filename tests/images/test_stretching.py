@@ -53,6 +53,41 @@ def test_a_uniform_channel_becomes_zero():
     assert stretched[..., 1].tolist() == [[255 if (y, x) == (2, 2) else 0 for x in range(4)] for y in range(5)]
 
 
+@pytest.mark.parametrize("dtype", ENDS)
+@pytest.mark.parametrize("ground", [0, 7, 250])
+def test_specks_on_an_even_ground_stay_visible(dtype, ground):
+    """They cover less than the share that the percentiles leave out."""
+    image = np.full((96, 96, 1), ground, dtype=dtype)
+    image[40:44, 40:43] = 200
+    image[40, 40] = 225
+    stretch = Stretch.of(image, (1, 99.8))
+    stretched = stretch(image)
+    low, high = min(ground, 200), max(ground, 225)
+    expected = (image.astype(np.float64) - low) / (high - low) * ENDS[dtype]
+    assert stretched == pytest.approx(expected, abs=0.51 if dtype != "float32" else 1e-6)
+    assert np.array_equal(Stretch.of(stretched, (1, 99.8))(stretched), stretched)
+    parts = Stretch.of_parts(lambda: np.split(image, 3), (1, 99.8))
+    assert np.array_equal(parts.low, stretch.low) and np.array_equal(parts.high, stretch.high)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_parts_that_hold_no_number_are_refused(value):
+    image = pixels("float32")
+    image[20, 3, 1] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Stretch.of_parts(lambda: np.split(image, [10, 30]), (1, 99.8))
+
+
+def test_the_whole_image_counts_also_where_it_is_cut():
+    """A pipeline gets whole images, and cannot know what a training cut away."""
+    image = np.full((32, 96, 1), 10, dtype=np.uint8)
+    image[:, 40:50] = 60
+    image[:, 90:] = 210
+    cut = Preparation(image_size=32, percentiles=(0, 100))(image)
+    assert np.array_equal(cut, Preparation(percentiles=(0, 100))(image)[:, 32:64])
+    assert cut.max() == round((60 - 10) / (210 - 10) * 255)
+
+
 @pytest.mark.parametrize("percentiles", [(0, 100), (1, 99.8), (33.3, 50), (0.01, 0.02)])
 @pytest.mark.parametrize("dtype", ENDS)
 def test_parts_give_the_percentiles_of_the_whole(dtype, percentiles):
@@ -71,6 +106,7 @@ def test_a_range_with_percentiles_is_saved_and_stretches_as_the_preparation_does
     assert pixel_range == PixelRange.stretched(dtype, percentiles)
     stored = pixel_range.stretch(torch.from_numpy(image).permute(2, 0, 1))
     assert np.array_equal(stored.permute(1, 2, 0).numpy(), Preparation(percentiles=percentiles)(image))
+    assert PixelRange(pixel_range.low, pixel_range.high, dtype, [1, 99.8]) == pixel_range
     shown = pixel_range.to_model(stored)
     assert (float(shown.min()), float(shown.max())) == (-1, 1)
 
@@ -89,6 +125,8 @@ def test_a_range_for_all_images_is_saved_as_before_and_stretches_nothing():
         ({"percentiles": [5, 1]}, "percentiles is"),
         ({"percentiles": [5]}, "percentiles is"),
         ({"percentiles": [1, 101]}, "percentiles is"),
+        ({"percentiles": 5}, "percentiles is 5, but must be two numbers"),
+        ({"percentiles": ["a", "b"]}, "percentiles is"),
         ({"percentiles": [1, 99], "high": [200]}, "must be that of the data type"),
         ({"share": [1, 99]}, "found .*share"),
     ],
@@ -96,3 +134,22 @@ def test_a_range_for_all_images_is_saved_as_before_and_stretches_nothing():
 def test_a_saved_range_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         PixelRange.from_dict({"low": [0], "high": [255], "dtype": "uint8"} | fields)
+
+
+def test_a_tensor_of_half_precision_is_stretched():
+    image = torch.linspace(0, 1, 12).view(1, 3, 4).bfloat16()
+    stretched = PixelRange.stretched("float32", (0, 100)).stretch(image)
+    torch.testing.assert_close(stretched, image.float())
+
+
+@pytest.mark.parametrize(
+    ("pixel_range", "options"),
+    [
+        (PixelRange.full("uint16"), "neither value_range nor percentiles, for images of uint16"),
+        (PixelRange((0.0,), (4095.0,), "uint16"), "value_range 0 4095"),
+        (PixelRange.stretched("uint8", (1, 99.8)), "percentiles 1 99.8 with percentiles_of image"),
+        (PixelRange((0.0, 1.0), (2.0, 3.0), "float32"), "its data, whose percentiles are"),
+    ],
+)
+def test_a_range_names_the_options_that_give_it(pixel_range, options):
+    assert pixel_range.options.startswith(options)

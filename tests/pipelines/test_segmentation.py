@@ -134,6 +134,18 @@ def test_images_with_a_range_each_are_stretched_as_a_whole_in_memory_and_from_fi
     assert np.array_equal(np.load(tmp_path / "mask.npy"), expected.masks[0])
 
 
+def test_images_of_a_data_set_are_not_stretched_again():
+    unet, pixels = network(), (image(30, 20) // 4).astype(np.uint8)
+    own = pipeline(unet, pixel_range=PixelRange.stretched("uint8", (0.0, 100.0)).to_dict(), class_names=["a", "b", "c"])
+    fixed = pipeline(unet)
+    assert fixed.for_prepared_images() is fixed
+    prepared = own.for_prepared_images()
+    assert (prepared.pixel_range, prepared.class_names) == (PixelRange.full("uint8"), ["a", "b", "c"])
+    assert np.array_equal(prepared(pixels, output_type="np").masks[0], fixed(pixels, output_type="np").masks[0])
+    stored = torch.from_numpy(pixels).permute(2, 0, 1)
+    assert torch.equal(own.predictor()(stored), fixed(stored, output_type="pt").masks[0])
+
+
 def test_objects_are_measured_in_the_values_of_the_file():
     pipe = pipeline(pixel_range=PixelRange.stretched("uint8", (0.0, 100.0)).to_dict())
     pixels = (image(30, 20) // 8 + 5).astype(np.uint8)

@@ -45,6 +45,7 @@ def evaluate(options: Evaluate) -> str:
     told = seen(trained, unlabelled, len(dataset), own)
     if trained or unlabelled:
         logger.warning(told)
+    pipe = pipe.for_prepared_images()
     with pipe.progress_bar(total=len(dataset)) as progress:
 
         def predict(image: Tensor) -> Tensor | tuple[Tensor, np.ndarray]:

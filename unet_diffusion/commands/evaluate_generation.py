@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ from unet_diffusion.checks import require
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
 from unet_diffusion.commands.run_data import learnt_from, own_images, own_record
 from unet_diffusion.commands.sample import generate, generation_pipeline
+from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.drawn_images import DrawnImages, drawn
 from unet_diffusion.data.record import DataRecord
-from unet_diffusion.data.sets import load_images
+from unet_diffusion.data.sets import ImageSets, load_images
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
 from unet_diffusion.evaluation.generation_metrics import (
     SMALLEST_SAMPLE,
@@ -30,6 +31,7 @@ from unet_diffusion.evaluation.memorisation import CopySearch
 from unet_diffusion.files import write_json
 from unet_diffusion.images.axes import counted
 from unet_diffusion.images.figures import save_image
+from unet_diffusion.pipelines.base import saved_range
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.saved_runs import best_device
 from unet_diffusion.unet import UNet
@@ -70,7 +72,7 @@ def load_real(options: EvaluateGeneration, unet: UNet) -> RealImages:
     network = feature_network(options.features).to(best_device(options.device))
     network.check_channels(unet.config.in_channels)
     own = options.data.data is None
-    images = own_images(options.run) if own else load_images(options.data)
+    images = own_images(options.run) if own else load_as_learnt(options.data, options.run)
     if own and images.validation is None and own_record(options.run).held_out:
         raise ValueError(
             f"data is not given, and none of the images that the run in {options.run} held out is there; give data."
@@ -82,6 +84,33 @@ def load_real(options: EvaluateGeneration, unet: UNet) -> RealImages:
     new, note = untrained(images.validation, options.run)
     held_out = None if new is None else drawn(new, options.count)
     return RealImages(network, training, features_of(network, first), held_out, note)
+
+
+def load_as_learnt(data: DataConfig, run: Path) -> ImageSets:
+    """Loads images in the range of values that a run generates, unless the options state the same.
+
+    Raises:
+        ValueError: they state another range, or the images hold another data type; and the errors of `load_images`.
+    """
+    learnt = saved_range(ImageGenerationPipeline.load_config(run).get("_pixel_range"))
+    stated = data.value_range is not None or data.percentiles is not None
+    if learnt.percentiles is not None and not stated:
+        data = replace(data, percentiles=learnt.percentiles, percentiles_of="image")
+    elif not stated:
+        data = replace(data, value_range=(min(learnt.low), max(learnt.high)))
+    images = load_images(data)
+    found = images.train.pixel_range
+    if found.dtype != learnt.dtype:
+        raise ValueError(f"the real images hold {found.dtype}, but the run generates {learnt.dtype}; convert them.")
+    if stated and found != learnt:
+        raise ValueError(
+            f"the real images are mapped by {found}, but those of the run by {learnt}; leave value_range and "
+            "percentiles out, and they are mapped as those of the run."
+        )
+    for part in (images.train, images.validation):
+        if part is not None:
+            part.pixel_range = learnt  # of several channels, which value_range cannot state
+    return images
 
 
 def check_same_images(real: DrawnImages, unet: UNet) -> None:

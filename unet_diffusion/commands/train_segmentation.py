@@ -158,9 +158,10 @@ def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
     pixel_range = PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
     if pixel_range != data.pixel_range:
         logger.warning(
-            "the network of %s learnt from %s, but these images are mapped by %s; value_range makes them agree",
+            "the network of %s learnt from images mapped by %s, but these are mapped by %s; they agree with %s",
             run,
             pixel_range,
             data.pixel_range,
+            pixel_range.options,
         )
     return DDPMScheduler.from_pretrained(folder)

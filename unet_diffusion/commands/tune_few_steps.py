@@ -72,8 +72,8 @@ def make_task(options: TuneFewSteps, data: ImageSets) -> FewStepsTask | FewSteps
     config = saved_objective(run, unet, scheduler)
     if train.pixel_range != pipe.pixel_range:
         raise ValueError(
-            f"the run in {run} learnt from {pipe.pixel_range}, but these images are mapped by {train.pixel_range}; set "
-            "value_range to what the run had, or leave data out."
+            f"the run in {run} learnt from images mapped by {pipe.pixel_range}, but these are mapped by "
+            f"{train.pixel_range}; give {pipe.pixel_range.options}, or leave data out."
         )
     if isinstance(pipe, SuperResolutionPipeline):
         small = saved_small_images(run, pipe.scale)

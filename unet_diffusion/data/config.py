@@ -4,7 +4,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each, set_plain
+from unet_diffusion.checks import (
+    PERCENTILES,
+    are_percentiles,
+    is_count,
+    is_number,
+    require,
+    require_choice,
+    require_each,
+    set_plain,
+)
 from unet_diffusion.images.axes import AXIS_ORDERS, AxisOrder
 from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.unused_options import check_used
@@ -121,8 +130,11 @@ class ImageOptions(SourceOptions):
         if self.value_range is not None and self.percentiles is not None:
             raise ValueError("value_range and percentiles are both given; each sets the range, so give one.")
         require_each(self, ["value_range"], lambda ends: ends[0] < ends[1], "the first value must be below the second")
-        ordered = "must be two numbers from 0 to 100, the lower one first"
-        require_each(self, ["percentiles"], lambda ends: 0 <= ends[0] < ends[1] <= 100, ordered)
+        require_each(self, ["percentiles"], are_percentiles, PERCENTILES)
+        if self.percentiles is not None:
+            self.percentiles = (float(self.percentiles[0]), float(self.percentiles[1]))
+            rule = "must be percent, such as 1 and 99.8, not shares of 1"
+            require(self.percentiles[1] > 1, "percentiles", self.percentiles, rule)
         require_choice("percentiles_of", self.percentiles_of, ("training", "image"))
 
     @property

@@ -55,9 +55,12 @@ def check_image(wanted: int, pixel_range: PixelRange, channels: int, dtype: str)
             f"{counted(wanted, 'channel')}{kinds.get(wanted, '')}."
         )
     if dtype != pixel_range.dtype:
+        ends, where = f" in the range {list(pixel_range.low)} to {list(pixel_range.high)}", " in that range"
+        if pixel_range.percentiles is not None:
+            ends, where = "", ""
         raise ValueError(
-            f"the image holds {dtype}, but the network was trained on {pixel_range.dtype} in the range "
-            f"{list(pixel_range.low)} to {list(pixel_range.high)}; convert it to {pixel_range.dtype} in that range."
+            f"the image holds {dtype}, but the network was trained on {pixel_range.dtype}{ends}; convert it to "
+            f"{pixel_range.dtype}{where}."
         )
 
 

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unet_diffusion.checks import require, require_choice
+from unet_diffusion.checks import PERCENTILES, are_percentiles, require, require_choice
 from unet_diffusion.images.decoding import LARGEST, DTypeName
 from unet_diffusion.images.stretching import Stretch
 
@@ -48,8 +48,8 @@ class PixelRange:
             require(ordered, "the range", (low, high), "both ends must be finite, and the first below the second")
         if self.percentiles is None:
             return
-        ends, rule = self.percentiles, "must be two numbers from 0 to 100, the lower one first"
-        require(len(ends) == 2 and 0 <= ends[0] < ends[1] <= 100, "percentiles", ends, rule)
+        require(are_percentiles(self.percentiles), "percentiles", self.percentiles, PERCENTILES)
+        object.__setattr__(self, "percentiles", tuple(map(float, self.percentiles)))
         whole = (self.low, self.high) == ((0.0,), (float(LARGEST.get(self.dtype, 1)),))
         require(whole, "the range", (self.low, self.high), "must be that of the data type if there are percentiles")
 
@@ -69,9 +69,22 @@ class PixelRange:
         """Stretches a whole stored image (C, H, W) of the dtype to its percentiles; without any it stays as it is."""
         if self.percentiles is None:
             return image
-        values = image.permute(1, 2, 0).cpu().numpy()
+        stored = image.float() if image.is_floating_point() else image
+        values = stored.permute(1, 2, 0).cpu().numpy()
         stretched = torch.from_numpy(Stretch.of(values, self.percentiles)(values))
         return stretched.permute(2, 0, 1).to(image.device)
+
+    @property
+    def options(self) -> str:
+        """Returns the options that give images this range, as text for people."""
+        if self.percentiles is not None:
+            low, high = self.percentiles
+            return f"percentiles {low:g} {high:g} with percentiles_of image"
+        if self.dtype in LARGEST and self == PixelRange.full(self.dtype):
+            return f"neither value_range nor percentiles, for images of {self.dtype}"
+        if len(self.low) == 1:
+            return f"value_range {self.low[0]:g} {self.high[0]:g}"
+        return f"its data, whose percentiles are {list(self.low)} to {list(self.high)}"
 
     def to_model(self, stored: Tensor) -> Tensor:
         """Maps stored values (..., C, H, W) of any dtype to float32 in [-1, 1], clipping what is outside the range."""
@@ -103,9 +116,7 @@ class PixelRange:
                 f"{', '.join(sorted(fields))}."
             )
         low, high = (tuple(float(value) for value in fields[name]) for name in ("low", "high"))
-        ends = fields.get("percentiles")
-        percentiles = None if ends is None else cast("tuple[float, float]", tuple(map(float, ends)))
-        return cls(low, high, fields["dtype"], percentiles)
+        return cls(low, high, fields["dtype"], fields.get("percentiles"))
 
     def _bounds(self, images: Tensor) -> tuple[Any, Any]:
         if len(self.low) == 1:

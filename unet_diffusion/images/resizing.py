@@ -24,8 +24,8 @@ class Preparation:
         channels: 1 or 3 converts between grey and colour; None keeps the channels.
         axes: order of the axes of arrays, and of TIFF files that do not name theirs, for `decode_image`; images that
             are given to a preparation are (H, W, C) already.
-        percentiles: of each channel of an image that become the ends of the range of its data type (`Stretch`); None
-            keeps the values.
+        percentiles: of each channel of the whole image that become the ends of the range of its data type
+            (`Stretch`); None keeps the values.
     """
 
     image_size: int | None = None
@@ -38,10 +38,12 @@ class Preparation:
         """Converts an image (H, W, C) to (H', W', C') of the same dtype; unchanged without options."""
         if self.channels is not None:
             image = convert_channels(image, self.channels)
-        if self.image_size is not None:
-            window, (height, width) = self._window(image.shape[0], image.shape[1], self.image_size)
-            image = resize(image[window], height, width)
-        return image if self.percentiles is None else Stretch.of(image, self.percentiles)(image)
+        if self.percentiles is not None:
+            image = Stretch.of(image, self.percentiles)(image)
+        if self.image_size is None:
+            return image
+        window, (height, width) = self._window(image.shape[0], image.shape[1], self.image_size)
+        return resize(image[window], height, width)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as JSON types; percentiles, unknown to earlier versions, only if there are any."""

@@ -14,9 +14,12 @@ BINS = 1 << 16  # of a histogram; values of more bits are counted by their upper
 class Stretch:
     """The values of an image that become the ends of the range, 0 to 255, 0 to 65535, or 0 to 1 for floats.
 
+    Where two percentiles of a channel are the same value, as of a few bright specks on an even ground, its smallest and
+    largest value take their place.
+
     Attributes:
         low: of each channel, (C,).
-        high: of each channel, (C,); one that is not above `low` belongs to a uniform channel, which becomes 0.
+        high: of each channel, (C,); not above `low` in a uniform channel, which becomes 0.
     """
 
     low: np.ndarray
@@ -25,24 +28,29 @@ class Stretch:
     @classmethod
     def of(cls, image: np.ndarray, percentiles: Sequence[float]) -> "Stretch":
         """Returns the percentiles, from 0 to 100, of each channel of an image (H, W, C): values that occur in it."""
-        low, high = np.percentile(image, percentiles, axis=(0, 1), method="inverted_cdf")
-        return cls(low, high)
+        ranks = (0, *percentiles, 100)
+        return cls._of_ranked(np.percentile(image, ranks, axis=(0, 1), method="inverted_cdf"))
 
     @classmethod
     def of_parts(cls, parts: Callable[[], Iterable[np.ndarray]], percentiles: Sequence[float]) -> "Stretch":
         """Returns the same for an image that is read in parts (h, w, C), twice if its values have 32 bits.
 
         Values are counted, not kept: floats by the bits that sort as they do, the upper 16 first.
+
+        Raises:
+            ValueError: a part holds NaN or infinity.
         """
         first = next(iter(parts()))
         channels, dtype = first.shape[2], first.dtype
         shift = 16 if dtype.kind == "f" else 0
         counts = np.zeros((channels, BINS), dtype=np.int64)
         for part in parts():
+            if shift and not np.isfinite(part).all():
+                raise ValueError("the image has pixels that are NaN or infinite; replace them.")
             for channel in range(channels):
                 counts[channel] += np.bincount(_keys(part[..., channel]) >> shift, minlength=BINS)
-        ranks = np.array([_rank(percentile, int(counts[0].sum())) for percentile in percentiles])
-        keys, before = _of_rank(counts, ranks)  # (C, 2) each
+        ranks = np.array([_rank(percentile, int(counts[0].sum())) for percentile in (0, *percentiles, 100)])
+        keys, before = _of_rank(counts, ranks)  # (C, R) each
         if shift:
             below = np.zeros((channels, len(ranks), BINS), dtype=np.int64)
             for part in parts():
@@ -52,8 +60,14 @@ class Stretch:
                     below[channel, end] += np.bincount(own, minlength=BINS)
             rest = (np.cumsum(below, axis=2) <= (ranks - before)[..., None]).sum(axis=2)
             keys = keys << shift | rest
-        low, high = _values(keys, dtype).T
-        return cls(low, high)
+        return cls._of_ranked(_values(keys, dtype).T)
+
+    @classmethod
+    def _of_ranked(cls, values: np.ndarray) -> "Stretch":
+        """Returns the stretch of channels by their smallest value, two percentiles and largest value, (4, C)."""
+        least, low, high, most = values
+        same = high <= low
+        return cls(np.where(same, least, low), np.where(same, most, high))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Returns the stretched image, or part of one, (H, W, C), of the same data type; what lies outside is clipped.

@@ -41,11 +41,6 @@ class TrainClassifier:
     def __post_init__(self) -> None:
         set_plain(self)
         check_used(self, held_out=self.data.holds_out)
-        if self.data.image_percentiles is not None:
-            raise ValueError(
-                "percentiles_of is 'image', but generated images, which the classifier is for, come in the range that "
-                "they were learnt in; leave it out."
-            )
 
     def check_paths(self) -> None:
         """Raises a ValueError for data that do not exist, or an output that cannot be written."""
