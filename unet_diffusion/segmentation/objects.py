@@ -13,7 +13,9 @@ from unet_diffusion.checks import require
 from unet_diffusion.segmentation.blocks import NEIGHBOURS, Parts, Window, blocks, connected_parts, grown, steps
 
 SMOOTHING = 0.08  # sigma of the Gaussian over the height, in diameters of an object
-LOWEST_PASS = {"mask": 0.87, "maps": 0.8}  # of the lower of two summits that belong to one object, by measurement
+# Of the lower of two summits that belong to one object, by measurement, for no map, one and two; the height of two is
+# a product, so that its passes are lower.
+LOWEST_PASS = (0.87, 0.8, 0.6)
 HALO = 64  # pixels around a block in which its distances to the edge of the mask are looked for first
 LARGEST_WINDOW = 2**25  # pixels of a block with what is around it, unless the image is one block
 
@@ -33,7 +35,8 @@ def find_objects(
     of objects, of the distance and of 1 - boundary, multiplied where there are both. The height is smoothed by a
     Gaussian of 0.08 diameters, and every pixel belongs to the summit that the steepest ascent leads to (a watershed;
     Meyer 1994 calls it topographic). Two summits are one object if the pass between them reaches 0.87 of the lower one,
-    or 0.8 with maps: the dynamics of Grimaud 1992 as a ratio, so that it holds for small objects and large ones.
+    0.8 with one map, or 0.6 with both: the dynamics of Grimaud 1992 as a ratio, so that it holds for small objects and
+    large ones.
 
     Without maps, an object ends where the class changes. With maps, it may hold pixels of several classes, but summits
     around which different classes are the most probable are never one object.
@@ -96,6 +99,7 @@ class ObjectSearch:
     ) -> None:
         _check_maps(probabilities.shape, (boundary, distance))
         self.probabilities, self.boundary, self.distance = probabilities, boundary, distance
+        self.lowest_pass = LOWEST_PASS[(boundary is not None) + (distance is not None)]
         self.has_maps = boundary is not None or distance is not None
         self.num_classes, height, width = probabilities.shape
         self.shape, self.side, self.create = (height, width), side, create
@@ -260,7 +264,7 @@ class ObjectSearch:
         one, other = np.divmod(pair, count + 1)
         passes = list(zip((one - 1).tolist(), (other - 1).tolist(), level.tolist()))
         classes = (sums / sizes).argmax(axis=0)
-        roots = _merged(passes, heights.tolist(), classes.tolist(), LOWEST_PASS["maps" if self.has_maps else "mask"])
+        roots = _merged(passes, heights.tolist(), classes.tolist(), self.lowest_pass)
         return Parts(basins.labels, np.append(0, roots + 1)[basins.numbers], basins.sizes)
 
     def _without_small(self, objects: Parts, min_area: int, max_hole: int) -> Parts:
