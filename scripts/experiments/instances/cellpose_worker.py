@@ -216,11 +216,12 @@ def main(folder: Path) -> None:
     _, _, durations = train(options, parts, folder, "pace", PACED)
     steps = steps_within(options["seconds"], durations)
     model, snapshots, durations = train(options, parts, folder, "cellpose", steps)
+    parameters = count_parameters(model.net)  # before the first evaluation, which converts them for MKL-DNN
     chosen, sizes = choose(model, snapshots, parts, folder)
     found, seconds = timed_per_image(lambda image: find(model, image, sizes, chosen), images["test"])
     save_arrays(folder / FOUND, **{INSTANCES: found})
     report = {
-        "parameters": count_parameters(model.net),
+        "parameters": parameters,
         "steps": len(durations),
         "batch_size": BATCH,
         "seconds": sum(durations),
