@@ -26,6 +26,7 @@ def test_importing_the_package_imports_neither_torch_nor_diffusers():
     assert in_a_new_process("import sys, unet_diffusion; print({'torch', 'diffusers'} & set(sys.modules))") == "set()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "import torch, diffusers"])
 def test_threads_that_start_at_once_get_the_classes_of_the_modules_whatever_was_imported_first(first):
     """While torch is imported, it inspects all imported modules, also those that have not run yet.

@@ -72,6 +72,7 @@ def test_the_default_compiler_adds_no_graph_for_parity():
     assert graphs(network(attention=(False, False)), "inductor") == [1, 2, 2, 2, 2, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [(2, 16, 16), (2, 17, 13)])
 def test_an_exported_program_takes_every_batch_and_size(example):
     unet = network()
@@ -89,6 +90,7 @@ def test_an_exported_program_takes_every_batch_and_size(example):
             torch.testing.assert_close(program(sample, torch.tensor(5)).sample, expected)
 
 
+@pytest.mark.slow
 def test_repeated_blocks_compile_once_each_however_many_there_are():
     """More blocks of different widths than the compiler would recompile one function for (8)."""
     unet = network(channels=(8, 12, 16, 20, 24), blocks_per_stage=2, head_channels=4, attention=None)

@@ -83,6 +83,7 @@ def call(unet: UNet, x: torch.Tensor) -> list[torch.Tensor]:
     return [output[name] for name in ("sample", "logits") if name in output]
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(config=configs(), height=st.integers(1, 17), width=st.integers(1, 17))
 def test_every_valid_config_learns_at_every_size(config, height, width):
@@ -99,6 +100,7 @@ def test_every_valid_config_learns_at_every_size(config, height, width):
     assert wrong == []
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(config=configs())
 def test_every_valid_config_comes_back_from_disk_bit_for_bit(config, tmp_path_factory):

@@ -331,7 +331,7 @@ def test_networks_that_cannot_generate_are_refused():
     for config in ({"out_channels": None, "num_classes": 2}, {"in_channels": 2}, {"time_embedding": None}):
         with pytest.raises(ValueError, match="as many channels out as in"):
             ImageGenerationPipeline(network(**config), DDPMScheduler())
-    with pytest.raises(ValueError, match="keys low, high and dtype"):
+    with pytest.raises(ValueError, match="keys low, high, dtype and"):
         pipeline(pixel_range={"low": 0})
 
 

@@ -357,7 +357,7 @@ def test_outputs_and_images_that_do_not_fit_are_refused(base, tmp_path):
     with pytest.raises(ValueError, match="image_size is 8, but data is not given"):
         TuningData(image_size=8)
     other = DataConfig(max_images=60, validation_fraction=0.1, image_size=8, value_range=(0, 128))
-    with pytest.raises(ValueError, match="but these images are mapped by .*; set value_range"):
+    with pytest.raises(ValueError, match="but these are mapped by .*; give neither value_range nor percentiles"):
         tune_few_steps(replace(options, data=other))
     with pytest.raises(ValueError, match="stages is 0, but must be an integer of at least 1"):
         FewStepsConfig("consistency", stages=0)

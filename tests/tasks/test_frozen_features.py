@@ -267,6 +267,7 @@ def train(task: FrozenFeaturesTask, data: MaskedDataConfig, training: TrainingCo
     return Trainer(task, training, output, config, make_accelerator(training, output)).run()
 
 
+@pytest.mark.slow
 def test_a_classifier_finds_planted_classes_while_the_network_stays_as_it_was(data, tmp_path):
     """Background everywhere has a mean IoU below 1 / 3, and a random guess by the shares of the classes less."""
     task = make_task(data)

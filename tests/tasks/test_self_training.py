@@ -202,6 +202,7 @@ def test_images_beyond_the_labels_are_used_and_held_out_ones_are_not(options):
     assert "without masks" in task.describe(context(options), 7, [])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_undisturbed_one(options, tmp_path):
     whole = train_segmentation(replace(options, output=tmp_path / "whole"))
     with power_cut(SelfTrainingTask, 6):

@@ -65,6 +65,7 @@ def test_a_saved_stock_model_is_not_mistaken_for_an_adapter(place):
         UNet2DAdapter.from_pretrained(place / "stock", subfolder="unet")
 
 
+@pytest.mark.slow
 def test_a_stock_pipeline_learns_to_segment_and_still_generates(options, place):
     options.training = replace(options.training, steps=60, learning_rate=1e-2, validate_every=60)
     run = train_segmentation(options)

@@ -99,6 +99,7 @@ def test_a_run_is_a_pipeline_folder_with_images_and_numbers(finished):
     assert ImageGenerationPipeline.from_pretrained(run).pixel_range.high == (255.0,)
 
 
+@pytest.mark.slow
 def test_a_new_process_makes_bit_equal_images(options, tmp_path):
     """Images made before saving equal those of a new process that imports only `unet_diffusion`."""
     before = []

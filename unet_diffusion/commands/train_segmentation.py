@@ -158,7 +158,7 @@ def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
     pixel_range = PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
     if pixel_range != data.pixel_range:
         logger.warning(
-            "the network of %s learnt from images mapped by %s, but these are mapped by %s; they agree with %s",
+            "the network of %s learnt from images mapped by %s, but these are mapped by %s; they agree if you give %s",
             run,
             pixel_range,
             data.pixel_range,

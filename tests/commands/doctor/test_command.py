@@ -317,6 +317,7 @@ def test_frames_that_are_not_read_are_counted(tmp_path, look):
     assert re.search("masks of .* with further frames .*: 1.\n    row 1 .*: 2 more", sentences(both, "warning"))
 
 
+@pytest.mark.slow
 def test_real_sets_are_healthy(shared_data, look):
     for name, options in (
         ("isbi2012", {"max_labels": 3}),

@@ -68,6 +68,7 @@ def onnx_session(path: Path):
 # --- graphs ---
 
 
+@pytest.mark.slow
 def test_the_graph_of_onnx_gives_the_logits_of_the_run_at_other_sizes_and_says_what_it_takes(masks, tmp_path, capsys):
     run("export", ["--format", "onnx", str(masks), str(tmp_path / "graphs")])
     path, check = capsys.readouterr().out.strip().split("\n")
@@ -99,6 +100,7 @@ def test_the_graph_of_onnx_gives_the_logits_of_the_run_at_other_sizes_and_says_w
     assert str(Path(__file__).parents[3]).encode() not in content  # no folder of this machine is named
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_gives_the_noise_of_the_run_for_timesteps_and_classes(classes, tmp_path):
     done = export(Export(classes, tmp_path / "graphs", "torch-export", "noise"))
     assert done.path == tmp_path / "graphs" and len(done.checks) == 1

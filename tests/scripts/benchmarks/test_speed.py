@@ -163,6 +163,7 @@ def test_a_step_learns_and_moves_the_average(precision, optimizer):
     assert any(not torch.equal(a, b) for a, b in zip(before, step.ema.shadow_params))
 
 
+@pytest.mark.slow
 def test_segmentation_networks_have_equal_parameters_learn_and_segment():
     image = np.random.default_rng(0).integers(0, 256, (304, 288), dtype=np.uint8)
     names = (segmenters.OURS, segmenters.LEAN, *segmenters.PEERS)

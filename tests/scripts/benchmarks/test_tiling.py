@@ -12,6 +12,7 @@ from unet_diffusion import UNet
 from unet_diffusion.pipelines import SegmentationPipeline
 
 
+@pytest.mark.slow
 def test_exactness_keeps_the_promise_and_would_notice_a_broken_one(tmp_path, capsys, monkeypatch):
     file = tmp_path / "exactness.json"
     arguments = ["exactness", "--output", str(file), "--sizes", "111", "93", "96", "128"]

@@ -81,6 +81,7 @@ def options(data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_our_ways_are_trained_and_scored_once_and_peers_that_are_missing_are_named(options, monkeypatch):
     text = script.compare(options)
     rows = json.loads((options.output / "instances.json").read_text())

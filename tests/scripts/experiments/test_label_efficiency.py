@@ -83,6 +83,7 @@ def test_every_method_gives_a_row_and_a_second_call_trains_nothing(options, monk
     assert (options.output / "label_efficiency.md").read_text() == text
 
 
+@pytest.mark.slow
 def test_only_added_runs_are_trained(options, monkeypatch):
     trained, train = [], script.train_and_test
 

@@ -60,6 +60,7 @@ def test_evaluations_are_those_of_the_network(run, name, wanted):
     assert abs(case.evaluations - wanted) <= 1
 
 
+@pytest.mark.slow
 def test_finished_cases_are_not_measured_again(run, tmp_path, monkeypatch):
     options = samplers.CompareSamplers((run,), tmp_path, samplers=("ddim", "heun"), evaluations=(3, 6), count=64)
     text = samplers.compare_samplers(options)
