@@ -9,16 +9,18 @@ from unet_diffusion.checks import is_count, require, require_choice
 
 
 def check_cases(options: Any, methods: tuple[str, ...]) -> None:
-    """Raises a ValueError unless `sets`, `methods`, `labels` and `seeds` name cases, each once."""
-    for name in ("sets", "methods", "labels", "seeds"):
+    """Raises a ValueError unless `sets`, `methods`, `labels`, `seeds` and, if any, `draws` name cases, each once."""
+    numbers = {name: getattr(options, name) for name in ("seeds", "draws") if hasattr(options, name)}
+    for name in ("sets", "methods", "labels", *numbers):
         values = getattr(options, name)
         require(values and len(set(values)) == len(values), name, values, "must name one or more, each once")
     for method in options.methods:
         require_choice("methods", method, methods)
     for count in options.labels:
         require(count == "all" or is_count(count), "labels", count, "each must be a number of at least 1, or 'all'")
-    for seed in options.seeds:
-        require(is_count(seed, 0), "seeds", seed, "each must be at least 0")
+    for name, values in numbers.items():
+        for number in values:
+            require(is_count(number, 0), name, number, "each must be at least 0")
 
 
 def label_counts(labels: Sequence[int | Literal["all"]], images: int, name: str) -> list[int]:

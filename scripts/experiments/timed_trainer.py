@@ -1,16 +1,19 @@
 """The training loop with the CPU seconds of its steps, for experiments that compare costs of training."""
 
 import json
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scripts.experiments.pace import PACED, steps_within
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import make_unet
 from unet_diffusion.data.sets import load_images
@@ -21,6 +24,7 @@ from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.checkpoints import Checkpoint
 from unet_diffusion.training.trainer import Trainer
 
+PACE = "pace.json"  # steps of a run that has a given time
 SECONDS = "cpu_seconds.json"  # in the folder of a run: seconds before each checkpoint, by its step
 
 
@@ -56,6 +60,21 @@ class TimedTrainer(Trainer):
         super()._restore(checkpoint)
         self.at_checkpoints = json.loads((self.output / SECONDS).read_text(encoding="utf-8"))
         self.cpu_seconds = self.at_checkpoints[str(checkpoint.step)]
+
+
+def kept_steps(folder: Path, seconds: float, make_trainer: Callable[[Path], TimedTrainer]) -> int:
+    """Returns how many steps of a training fit into the CPU seconds, by its pace when this was asked first.
+
+    Args:
+        folder: keeps the number, so that a run is resumed with the same.
+        seconds: for all steps.
+        make_trainer: makes the trainer of a short run in the folder that it is given.
+    """
+    pace = folder / PACE
+    if not pace.is_file():
+        with tempfile.TemporaryDirectory() as aside:
+            write_json(pace, {"steps": steps_within(seconds, make_trainer(Path(aside)).durations(PACED))})
+    return json.loads(pace.read_text(encoding="utf-8"))["steps"]
 
 
 def train_ddpm_timed(config: TrainDDPM, trainer: type[TimedTrainer] = TimedTrainer) -> None:

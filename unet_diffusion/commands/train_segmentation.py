@@ -13,7 +13,7 @@ from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import load_unlabelled
 from unet_diffusion.data.record import DataRecord, make_record
-from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.pipelines.base import saved_range
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_index import from_index, scheduler_folder
@@ -154,8 +154,7 @@ def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
     folder = scheduler_folder(run)
     if folder is None:
         return None
-    saved = ImageGenerationPipeline.load_config(run).get("_pixel_range")
-    pixel_range = PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
+    pixel_range = saved_range(ImageGenerationPipeline.load_config(run).get("_pixel_range"))
     if pixel_range != data.pixel_range:
         logger.warning(
             "the network of %s learnt from images mapped by %s, but these are mapped by %s; they agree if you give %s",

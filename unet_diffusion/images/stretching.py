@@ -54,10 +54,11 @@ class Stretch:
         if shift:
             below = np.zeros((channels, len(ranks), BINS), dtype=np.int64)
             for part in parts():
-                for channel, end in np.ndindex(channels, len(ranks)):
+                for channel in range(channels):
                     own = _keys(part[..., channel])
-                    own = own[own >> shift == keys[channel, end]] & (BINS - 1)
-                    below[channel, end] += np.bincount(own, minlength=BINS)
+                    for end, upper in enumerate(keys[channel]):
+                        lower = own[own >> shift == upper] & (BINS - 1)
+                        below[channel, end] += np.bincount(lower, minlength=BINS)
             rest = (np.cumsum(below, axis=2) <= (ranks - before)[..., None]).sum(axis=2)
             keys = keys << shift | rest
         return cls._of_ranked(_values(keys, dtype).T)

@@ -1,7 +1,5 @@
 """Our ways: training as `train-segmentation` does, for a given processor time, and objects as `segment` finds them."""
 
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,14 +11,13 @@ import torch
 
 from scripts.experiments.instances.exchange import timed_per_image
 from scripts.experiments.instances.experiment import Case, Instances, labelled, source
-from scripts.experiments.pace import PACED, steps_within
-from scripts.experiments.timed_trainer import TimedTrainer
+from scripts.experiments.pace import PACED
+from scripts.experiments.timed_trainer import TimedTrainer, kept_steps
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_segmentation import make_task
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import load_masked
-from unet_diffusion.files import write_json
 from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
@@ -31,7 +28,6 @@ from unet_diffusion.tasks.config import SegmentationConfig
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 
-PACE = "pace.json"  # steps of a case, so that it is resumed with the same
 MAPS, COMPONENTS, WATERSHED = "ours, maps of objects", "ours, components of masks", "ours, watershed of masks"
 MIN_AREAS = (0, 10, 20, 40)  # of which the validation images choose the best, in pixels
 Way = Callable[[np.ndarray, int], np.ndarray]  # image (C, H, W) and least area of an object to objects (H, W)
@@ -45,13 +41,11 @@ def run_ours(options: Instances, case: Case, test: MaskedDataset) -> tuple[dict[
         Facts of the case; and by way, objects (H, W) of all images and the CPU seconds for one.
     """
     folder = options.output / case.folder
-    pace = folder / PACE
-    if not pace.is_file():
-        with tempfile.TemporaryDirectory() as aside:
-            config = training_run(options, case, PACED, Path(aside))
-            steps = steps_within(60 * options.minutes, make_trainer(config).durations(PACED))
-        write_json(pace, {"steps": steps})
-    steps = json.loads(pace.read_text(encoding="utf-8"))["steps"]
+
+    def short(aside: Path) -> TimedTrainer:
+        return make_trainer(training_run(options, case, PACED, aside))
+
+    steps = kept_steps(folder, 60 * options.minutes, short)
     config = training_run(options, case, steps, folder / "run")
     trainer = make_trainer(config)
     trainer.run()

@@ -110,8 +110,6 @@ class LabelEfficiency:
         self.results = self.results or self.output / "label_efficiency.json"
         check_cases(self, METHODS)
         require_each(self, COUNTS, is_count, "must be at least 1; leave it out for the default")
-        for draw in self.draws:
-            require(is_count(draw, 0), "draws", draw, "each must be at least 0")
         require_each(self, ("minutes",), lambda value: is_number(value) and value > 0, "must be above 0")
         if "monai" in self.methods:
             rule = f"MONAI's network needs at least {SMALLEST_MONAI}; give more, or leave monai out of methods"

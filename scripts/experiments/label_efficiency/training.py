@@ -1,7 +1,6 @@
 """One run of the experiment: pretraining if its method needs it, training, and the test."""
 
 import json
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from scripts.experiments.label_efficiency.experiment import (
     set_facts,
 )
 from scripts.experiments.label_efficiency.networks import parameters, untrained_peer
-from scripts.experiments.pace import PACED, steps_within
-from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, train_ddpm_timed
+from scripts.experiments.pace import PACED
+from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, kept_steps, train_ddpm_timed
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_segmentation import make_task
@@ -27,7 +26,7 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.evaluation.mask_scores import Scores, labelled_for, score_masks
-from unet_diffusion.files import INDEX, write_json
+from unet_diffusion.files import INDEX
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
@@ -35,8 +34,6 @@ from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.task import Task
-
-PACE = "pace.json"  # steps of a run that has a given time, so that it is resumed with the same
 
 
 def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
@@ -105,18 +102,17 @@ def steps_of(minutes: float, run: Run, config: TrainSegmentation, facts: SetFact
     Raises:
         ValueError: its noise predictor took all of the time: `before` CPU seconds.
     """
-    pace = config.output / PACE
-    if not pace.is_file():
-        if before >= 60 * minutes:
-            raise ValueError(
-                f"minutes is {minutes}, but the noise predictor of {run.data} took {before / 60:.1f}; give more, or "
-                "fewer pretraining_steps."
-            )
-        with tempfile.TemporaryDirectory() as aside:
-            short = replace(config, output=Path(aside), training=replace(config.training, steps=PACED, warmup_steps=0))
-            durations = make_trainer(run, short, facts).durations(PACED)
-        write_json(pace, {"steps": steps_within(60 * minutes - before, durations)})
-    return json.loads(pace.read_text(encoding="utf-8"))["steps"]
+    if before >= 60 * minutes:
+        raise ValueError(
+            f"minutes is {minutes}, but the noise predictor of {run.data} took {before / 60:.1f}; give more, or fewer "
+            "pretraining_steps."
+        )
+
+    def short(aside: Path) -> TimedTrainer:
+        training = replace(config.training, steps=PACED, warmup_steps=0)
+        return make_trainer(run, replace(config, output=aside, training=training), facts)
+
+    return kept_steps(config.output, 60 * minutes - before, short)
 
 
 def task_of(run: Run, config: TrainSegmentation, data: MaskedSets, facts: SetFacts) -> Task:
