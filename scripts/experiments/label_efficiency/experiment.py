@@ -40,6 +40,7 @@ VALIDATIONS = 20  # of a run that has `minutes`
 INVERTED = 0.5  # share of the samples of `inverted_sets`
 SMALLEST_MONAI = 32  # pixels a side
 TRAINING = ("steps", "batch_size", "learning_rate", "warmup_steps", "ema_decay")  # in the config of a run
+BY_PACE = ("steps", "warmup_steps")  # of these, what follows from `minutes`
 COUNTS = ("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size")
 
 
@@ -216,17 +217,13 @@ class LabelEfficiency:
     def config(self, name: str, method: str, facts: "SetFacts") -> dict[str, Any]:
         """All values that the runs of a set by a method depend on, as JSON stores them."""
         training = self.training(0)
+        chosen = [name for name in TRAINING if self.minutes is None or name not in BY_PACE]
         config: dict[str, Any] = {
-            "training": {name: getattr(training, name) for name in TRAINING},
+            "training": {name: getattr(training, name) for name in chosen},
             "crop_size": self.crop_size,
-            "validate_every": self.validate_every,
             "augmentation": asdict(self.augmentation_of(name)),
         }
-        if self.minutes is not None:
-            for each in (config["training"], config):  # which follow from the minutes
-                for key in ("steps", "warmup_steps", "validate_every"):
-                    each.pop(key, None)
-            config["minutes"] = self.minutes
+        config |= {"validate_every": self.validate_every} if self.minutes is None else {"minutes": self.minutes}
         if self.optimizer_of(method) != "adamw":
             config["training"]["optimizer"] = self.optimizer_of(method)
         if self.patience is not None:
