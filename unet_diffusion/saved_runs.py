@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from unet_diffusion.adapters import PixelClassifier
+from unet_diffusion.images.axes import AXIS_ORDERS
+from unet_diffusion.images.conversion import Reading
 from unet_diffusion.network.config import check_keys, check_model
 from unet_diffusion.network.own_config import FOREIGN
 from unet_diffusion.saved_index import (
@@ -123,6 +125,8 @@ def check_finite(network: nn.Module, place: Path) -> None:
 def load_pipeline(kind: type[T], run: Path) -> T:
     """Loads the pipeline in the folder of a run, from components of this package and diffusers only.
 
+    It reads images as the run's own were read, where the options `channels` and `axes` of its training say how.
+
     Raises:
         ValueError: the folder holds no run; a component is damaged, missing or from other code; the components do not
             make a pipeline of this kind; or just one of run and pipeline is for super-resolution.
@@ -135,9 +139,19 @@ def load_pipeline(kind: type[T], run: Path) -> T:
         if entry in NETWORKS and name in taken
     }
     try:
-        return kind.from_pretrained(run, use_safetensors=True, **networks)  # type: ignore[attr-defined]
+        pipe = kind.from_pretrained(run, use_safetensors=True, **networks)  # type: ignore[attr-defined]
     except (OSError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{run} cannot be loaded: {error} Get it again, or give the folder of another run.") from error
+    pipe.reading = stated_reading(run)
+    return pipe
+
+
+def stated_reading(run: Path) -> Reading:
+    """Returns how the options of a run's training, in its `config.json`, state that images are read."""
+    options = read_object(run / "config.json").get("data") if (run / "config.json").is_file() else None
+    options = options if isinstance(options, dict) else {}
+    channels, axes = options.get("channels"), options.get("axes")
+    return Reading(channels if channels in (1, 3) else None, axes if axes in AXIS_ORDERS else None)
 
 
 def best_device(name: str) -> torch.device:

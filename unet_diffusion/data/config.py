@@ -71,7 +71,8 @@ class SourceOptions:
     """Length of the shorter side in pixels, to which images are resized (Lanczos); by default they keep their
     size."""
     channels: int | None = None
-    """1 or 3 converts between grey and colour, with alpha laid on white; by default images keep their channels."""
+    """1 or 3 converts between grey and colour, with alpha laid on white; by default images keep their channels. The
+    commands that use the run convert theirs as well."""
     axes: AxisOrder | None = None
     """Order of the axes of `.npy` files and arrays, and of TIFF files that do not name theirs: "HWC" (rows, columns,
     channels) or "CHW". By default a short last axis is the channels; where the order is not clear, an error asks."""

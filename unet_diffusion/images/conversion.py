@@ -1,6 +1,7 @@
 """Images as users pass them become tensors of stored values; values in [-1, 1] become the output of a pipeline."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,27 +10,43 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.checks import require_choice
-from unet_diffusion.images.axes import counted
+from unet_diffusion.images.axes import AxisOrder, counted
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.images.resizing import convert_channels
 
 PIL_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16", ("float32", 1): "F"}
 
 
-def stored_images(image: Any, channels: int | None = None) -> Iterator[Tensor]:
+@dataclass(frozen=True)
+class Reading:
+    """How a run's options state that its images are read, which holds for every image that it gets later.
+
+    Args:
+        channels: 1 or 3 converts between grey and colour, as in training; None keeps the channels.
+        axes: order of the axes of arrays, and of TIFF files that do not name theirs, for `decode_image`.
+    """
+
+    channels: int | None = None
+    axes: AxisOrder | None = None
+
+
+def stored_images(image: Any, channels: int | None = None, reading: Reading = Reading()) -> Iterator[Tensor]:
     """Yields the images in `image` one by one, as tensors (C, H, W) of the values that files store.
 
     Args:
         image: a tensor (C, H, W) or (B, C, H, W), anything that `decode_image` takes, or a list of those, of which
             one at a time is decoded.
         channels: that are expected, by which arrays (H, W, C) and (C, H, W) are told apart.
+        reading: what is stated about images that are not tensors.
 
     Raises:
-        ValueError: a tensor of another shape, or with NaN or infinity; or an error of `decode_image`.
+        ValueError: a tensor of another shape, or with NaN or infinity; an error of `decode_image`; or channels that
+            cannot be converted.
     """
     if isinstance(image, (list, tuple)):
         for each in image:
-            yield from stored_images(each, channels)
+            yield from stored_images(each, channels, reading)
     elif isinstance(image, Tensor):
         if image.ndim not in (3, 4) or 0 in image.shape:
             raise ValueError(f"the tensor has shape {tuple(image.shape)}, but must be (C, H, W) or (B, C, H, W).")
@@ -37,7 +54,9 @@ def stored_images(image: Any, channels: int | None = None) -> Iterator[Tensor]:
             raise ValueError("the tensor has values that are NaN or infinite.")
         yield from image if image.ndim == 4 else [image]
     else:
-        pixels = decode_image(image, channels=channels)
+        pixels = decode_image(image, axes=reading.axes, channels=channels if reading == Reading() else None)
+        if reading.channels is not None:
+            pixels = convert_channels(pixels, reading.channels)
         yield torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
 
 
