@@ -20,7 +20,7 @@ from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, is_number, plain, require, require_choice
 from unet_diffusion.diffusion.sampling import forward_process
 from unet_diffusion.files import PREFIX, written_aside
-from unet_diffusion.images.conversion import check_image, stored_images
+from unet_diffusion.images.conversion import check_image
 from unet_diffusion.images.large_images import (
     LargeImage,
     ScratchArrays,
@@ -62,8 +62,7 @@ from unet_diffusion.segmentation.segmenter import (
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt")
-OBJECT_BLOCK = 1024  # pixels a side of the blocks in which objects of large images are found
-READ_BLOCK = 1024  # pixels a side of the blocks in which percentiles of large images are counted
+BLOCK = 1024  # pixels a side of the blocks in which large images are counted through, and their objects found
 MAX_CLASSES = 255  # masks are stored in 8 bits, and 255 means "ignore"
 
 
@@ -421,7 +420,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         kept = np.dtype(self.pixel_range.dtype)
 
         def parts() -> Iterator[np.ndarray]:
-            for rows, columns in blocks(image.shape[:2], READ_BLOCK):
+            for rows, columns in blocks(image.shape[:2], BLOCK):
                 yield image.read(rows, columns).astype(kept, copy=False)
 
         stretch = Stretch.of_parts(parts, percentiles)
@@ -439,10 +438,10 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
     ) -> None:
         """Finds the objects of a large image in its maps, block by block, and writes the label image and the table."""
         chances, boundary, distance = maps if len(maps) == 3 else (*maps, None, None)
-        search = ObjectSearch(chances, boundary, distance, create, OBJECT_BLOCK)
+        search = ObjectSearch(chances, boundary, distance, create, BLOCK)
         objects, count = search.find(self.unet.config.get("object_diameter"), min_area, max_hole)
         measured = ObjectMeasurements(count, image.shape[2], self.num_classes)
-        for rows, columns in blocks(image.shape[:2], OBJECT_BLOCK):
+        for rows, columns in blocks(image.shape[:2], BLOCK):
             stored = np.moveaxis(image.read(rows, columns), 2, 0)
             part = objects[rows, columns]
             measured.add(part, stored, chances[:, rows, columns], rows.start, columns.start)
@@ -461,7 +460,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         Raises:
             ValueError: image and mask differ in size, there is more than one image, or the opacity is not in 0 to 1.
         """
-        stored = list(stored_images(image, self.channels))
+        stored = list(self.read_images(image))
         labels = np.asarray(mask)
         if len(stored) != 1 or tuple(stored[0].shape[1:]) != labels.shape:
             sizes = [f"{each.shape[1]}x{each.shape[2]}" for each in stored]
@@ -469,7 +468,6 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 f"the images are {sizes} and the mask has shape {labels.shape}; give one image and its mask."
             )
         require(0 <= opacity <= 1, "opacity", opacity, "must be from 0 to 1")
-        self.check_image(stored[0])
         pixels = self.pixel_range.to_model(self.pixel_range.stretch(stored[0]))
         shown = PixelRange.full("uint8").to_stored(pixels).permute(1, 2, 0).numpy()
         base = Image.fromarray(shown[..., :3] if shown.shape[2] >= 3 else shown[..., 0])
