@@ -196,7 +196,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         return_dict: bool = True,
         mixed_precision: Precision = "no",
         instances: bool = False,
-        min_area: int = 0,
+        min_area: int | None = None,
         max_hole: int = 0,
         pixel_size: tuple[float, float] | None = None,
     ) -> SegmentationOutput | tuple:
@@ -223,7 +223,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 it. The rest stays in float32.
             instances: whether to find the objects too (`unet_diffusion.segmentation.find_objects`), by the maps of
                 objects of the network if it has learnt them, and to measure them. The tuple then also has these two.
-            min_area: objects of fewer pixels are left out.
+            min_area: objects of fewer pixels are left out. None takes the area that 99 % of the objects of the training
+                have, `unet.config.object_min_area`, or 0 if it is not known.
             max_hole: holes in objects of at most this many pixels are filled.
             pixel_size: height and width of the pixels of all images in micrometres, for the columns of the table in
                 micrometres; None for none. `unet_diffusion.images.pixel_size.read_pixel_size` reads it of a file.
@@ -275,9 +276,10 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             uncertainty.extend(entropy)
             for i in range(count if instances else 0):
                 own_maps = (each[i].numpy() for each in maps)
-                sizes: dict[str, Any] = {"min_area": min_area, "max_hole": max_hole}
-                sizes["diameter"] = self.unet.config.get("object_diameter")
-                found = find_objects(chances[i].numpy(), *own_maps, **sizes)
+                diameter, least = self._object_sizes(min_area)
+                found = find_objects(
+                    chances[i].numpy(), *own_maps, diameter=diameter, min_area=least, max_hole=max_hole
+                )
                 stored = batch[i].cpu().numpy()
                 tables.append(object_table(found, stored, chances[i].numpy(), self.class_names, pixel_size))
                 objects.append(found)
@@ -328,7 +330,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         generator: torch.Generator | None = None,
         mixed_precision: Precision = "no",
         instances: bool = False,
-        min_area: int = 0,
+        min_area: int | None = None,
         max_hole: int = 0,
     ) -> None:
         """Segments an image that may be larger than memory: it is read, and its mask written, in windows.
@@ -426,12 +428,17 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         stretch = Stretch.of_parts(parts, percentiles)
         return lambda part: stretch(part.astype(kept, copy=False))
 
+    def _object_sizes(self, min_area: int | None) -> tuple[float | None, int]:
+        """Returns the usual diameter of objects, None if it is not known, and the smallest area of one."""
+        learnt = self.unet.config
+        return learnt.get("object_diameter"), (learnt.get("object_min_area") or 0) if min_area is None else min_area
+
     def _write_objects(
         self,
         image: LargeImage,
         maps: list[Any],
         create: Callable[..., Any],
-        min_area: int,
+        min_area: int | None,
         max_hole: int,
         labels: Path,
         table: Path,
@@ -439,7 +446,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         """Finds the objects of a large image in its maps, block by block, and writes the label image and the table."""
         chances, boundary, distance = maps if len(maps) == 3 else (*maps, None, None)
         search = ObjectSearch(chances, boundary, distance, create, BLOCK)
-        objects, count = search.find(self.unet.config.get("object_diameter"), min_area, max_hole)
+        objects, count = search.find(*self._object_sizes(min_area), max_hole)
         measured = ObjectMeasurements(count, image.shape[2], self.num_classes)
         for rows, columns in blocks(image.shape[:2], BLOCK):
             stored = np.moveaxis(image.read(rows, columns), 2, 0)
@@ -519,7 +526,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
 
 def check_object_options(
-    instances: bool, min_area: int, max_hole: int, pixel_size: tuple[float, float] | None = None
+    instances: bool, min_area: int | None, max_hole: int, pixel_size: tuple[float, float] | None = None
 ) -> None:
     """Raises a ValueError for options of objects that are no number of pixels, or are given without objects."""
     if pixel_size is not None:
@@ -531,6 +538,7 @@ def check_object_options(
                 f"pixel_size is {pixel_size}, but objects are not asked for; set instances=True, or leave it out."
             )
     for name, value in (("min_area", min_area), ("max_hole", max_hole)):
-        require(is_count(value, 0), name, value, "must be a whole number of pixels, 0 or more")
+        learnt = name == "min_area" and value is None
+        require(learnt or is_count(value, 0), name, value, "must be a whole number of pixels, 0 or more")
         if value and not instances:
             raise ValueError(f"{name} is {value}, but objects are not asked for; set instances=True, or leave it out.")

@@ -322,10 +322,11 @@ def test_a_stock_network_takes_the_channels_of_objects_and_keeps_its_classes(tmp
     classes = network(sample, head="segmentation").logits
     logits = network.to_segmentation(instances=True)(sample).logits
     assert logits.shape == (2, 5, 5, 14) and torch.equal(logits[:, :3], classes)
-    network.register_to_config(object_diameter=9.0)
+    network.register_to_config(object_diameter=9.0, object_min_area=4)
     network.save_pretrained(tmp_path)
     loaded = UNet2DAdapter.from_pretrained(tmp_path)
-    assert torch.equal(loaded(sample, head="segmentation").logits, logits) and loaded.config.object_diameter == 9
+    assert torch.equal(loaded(sample, head="segmentation").logits, logits)
+    assert (loaded.config.object_diameter, loaded.config.object_min_area) == (9, 4)
     assert torch.equal(network.to_segmentation(instances=False)(sample).logits, classes)
     with pytest.raises(ValueError, match="instances is True, but needs a segmentation head"):
         UNet2DAdapter(instances=True)

@@ -231,14 +231,15 @@ def test_instances_add_two_channels_and_leave_the_classes_bit_for_bit(tmp_path):
     logits = unet(x).logits
     assert logits.shape == (2, 5, 9, 7) and torch.equal(logits[:, :3], classes)
     assert torch.equal(unet.to_segmentation()(x).logits, logits)  # calls that do not mention them keep them
-    unet.register_to_config(object_diameter=12.5)
+    unet.register_to_config(object_diameter=12.5, object_min_area=7)
     unet.save_pretrained(tmp_path)
     loaded = UNet.from_pretrained(tmp_path)
-    assert (loaded.config.num_classes, loaded.config.instances, loaded.config.object_diameter) == (3, True, 12.5)
+    assert (loaded.config.num_classes, loaded.config.instances) == (3, True)
+    assert (loaded.config.object_diameter, loaded.config.object_min_area) == (12.5, 7)
     assert torch.equal(loaded(x, head="segmentation").logits, logits)
     unet.to_segmentation(3, instances=False)
     assert unet.state_dict().keys() == weights.keys() and torch.equal(unet(x).logits, classes)
-    assert (unet.config.instances, unet.config.object_diameter) == (False, None)
+    assert (unet.config.instances, unet.config.object_diameter, unet.config.object_min_area) == (False, None, None)
 
 
 def test_a_first_head_can_have_instances_and_a_replaced_one_keeps_them():
@@ -333,6 +334,7 @@ def test_tuple_output_holds_what_the_dataclass_holds():
         ({"instances": True}, "instances is True, but needs a segmentation head; set num_classes too"),
         ({"instances": 1, "num_classes": 2}, "instances is 1, but must be True or False"),
         ({"object_diameter": 0}, "object_diameter"),
+        ({"object_min_area": 2.5}, "object_min_area is 2.5, but must be a whole number of pixels of at least 1"),
     ],
 )
 def test_wrong_config_values_are_refused_with_value_and_rule(wrong, message):

@@ -27,7 +27,14 @@ from unet_diffusion.network.feature_maps import mirrored
 from unet_diffusion.unet import UNet, UNetOutput
 
 STOCK_KEYS = UNet2DModel._get_init_keys(UNet2DModel) - {"self"}
-OWN_KEYS = {"num_classes", "segmentation_timestep", "prediction_type", "instances", "object_diameter"}
+OWN_KEYS = {
+    "num_classes",
+    "segmentation_timestep",
+    "prediction_type",
+    "instances",
+    "object_diameter",
+    "object_min_area",
+}
 UNET_KEYS = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # they repeat the stock config
 TRUNK_BLOCKS = {  # blocks whose only path from image to prediction is the trunk
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
@@ -51,6 +58,7 @@ class UNet2DAdapter(UNet):
         prediction_type: what the noise head was trained to predict, as for `UNet`; None if it is not known.
         instances: whether the logits have the two channels that tell objects apart, as for `UNet`.
         object_diameter: of the training, in pixels, as for `UNet`; None if it is not known.
+        object_min_area: of the training, in pixels, as for `UNet`; None if it is not known.
         stock: config values of the `UNet2DModel`; the others have that class's defaults.
 
     Raises:
@@ -71,11 +79,12 @@ class UNet2DAdapter(UNet):
         prediction_type: str | None = None,
         instances: bool = False,
         object_diameter: float | None = None,
+        object_min_area: int | None = None,
         **stock: Any,
     ) -> None:
         ModelMixin.__init__(self)  # that of `UNet` would build its blocks
         check_keys(stock, STOCK_KEYS)
-        check_object_channels(instances, object_diameter)
+        check_object_channels(instances, object_diameter, object_min_area)
         if instances and num_classes is None:
             raise ValueError("instances is True, but needs a segmentation head; set num_classes too.")
         model = UNet2DModel(**stock)
@@ -91,6 +100,7 @@ class UNet2DAdapter(UNet):
             prediction_type=prediction_type,
             instances=False,
             object_diameter=None,
+            object_min_area=None,
         )
         self.stem = model.conv_in
         self.time_embed = StockEmbedding(model)
@@ -101,7 +111,7 @@ class UNet2DAdapter(UNet):
         self.noise_head, self.segmentation_head, self.instance_head = model.conv_out, None, None
         if num_classes is not None:
             self.to_segmentation(num_classes, instances=instances)
-            self.register_to_config(object_diameter=object_diameter)
+            self.register_to_config(object_diameter=object_diameter, object_min_area=object_min_area)
         self.active_head = "noise"
         self.smallest_side = 1
 

@@ -101,6 +101,8 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
             object, divided by its largest value in the object; 0 outside objects.
         object_diameter: median diameter of the objects of the training, in pixels: that of a circle of an object's
             area; None if it is not known. It changes nothing here, and training with `instances` sets it.
+        object_min_area: the number of pixels that at least 99 % of the objects of the training have; None if it is not
+            known. It changes nothing here, and training with `instances` sets it.
 
     Raises:
         ValueError: a value that is not allowed above; the message gives the rule and the fix.
@@ -142,6 +144,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         prediction_type: str | None = None,
         instances: bool = False,
         object_diameter: float | None = None,
+        object_min_area: int | None = None,
     ) -> None:
         ModelMixin.__init__(self)  # that of UNet2DModel would build its layers
         check_config(self.config)
@@ -265,7 +268,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
             self.register_to_config(num_classes=wanted)
         if instances != self.config.instances:
             self.instance_head = self._new_head(INSTANCE_CHANNELS) if instances else None
-            self.register_to_config(instances=instances, object_diameter=None)
+            self.register_to_config(instances=instances, object_diameter=None, object_min_area=None)
         self.active_head = "segmentation"
         return self
 

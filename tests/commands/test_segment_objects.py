@@ -133,6 +133,19 @@ def test_a_stopped_command_goes_on_and_its_tables_have_all_images(trained, image
     assert before == {name: (output / name).stat().st_mtime_ns for name in before}
 
 
+def test_what_is_smaller_than_the_objects_of_the_training_is_left_out_and_that_is_said(trained, images, caplog):
+    pipe = SegmentationPipeline.from_pretrained(trained)
+    pipe.unet.register_to_config(object_min_area=26)  # one pixel more than a square has
+    pipe.save_pretrained(images.parent / "learnt")
+    output = segment(options(images.parent / "learnt", images))
+    assert rows(output / "objects.csv") == [] and "objects of fewer than 26 pixels are left out" in caplog.text
+    caplog.clear()
+    segment(options(images.parent / "learnt", images, min_area=0))  # another option, so they are made again
+    assert len(rows(output / "objects.csv")) == 4 and "left out" not in caplog.text
+    segment(replace(options(images.parent / "learnt", images), instances=False))
+    assert "left out" not in caplog.text
+
+
 def test_other_options_make_objects_again_and_without_objects_they_are_removed(trained, images):
     output = segment(options(trained, images))
     segment(options(trained, images, min_area=26))

@@ -467,6 +467,19 @@ def test_wrong_options_of_objects_are_refused(arguments, message):
         pipeline()(image(9, 9), **arguments)
 
 
+@pytest.mark.parametrize("learnt", [None, 9])
+def test_small_objects_are_left_out_as_the_training_saw_none_unless_they_are_asked_for(tmp_path, learnt):
+    pytest.importorskip("tifffile")
+    pipe = pipeline(network(norm="none", attention=(False, False), object_min_area=learnt))
+    pixels = image(40, 50)
+    found = {least: pipe(pixels, instances=True, min_area=least).instances[0] for least in (None, 0, 9)}
+    assert not np.array_equal(found[0], found[9])
+    assert np.array_equal(found[None], found[learnt or 0])
+    np.save(tmp_path / "image.npy", pixels)
+    pipe.segment_file(tmp_path / "image.npy", tmp_path / "mask.npy", instances=True)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "mask-objects.tif")), found[None])
+
+
 @pytest.mark.parametrize("learnt", [False, True])
 def test_objects_of_files_are_those_of_the_whole_image(tmp_path, monkeypatch, learnt):
     tifffile = pytest.importorskip("tifffile")

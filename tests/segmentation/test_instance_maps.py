@@ -8,9 +8,10 @@ from skimage.segmentation import find_boundaries
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.segmentation.instance_maps import (
     UNKNOWN,
+    ObjectSizes,
     inner_boundary,
     normalised_distance,
-    object_diameters,
+    object_areas,
     objects_of_mask,
 )
 
@@ -84,7 +85,7 @@ def test_an_object_at_the_border_of_the_image_goes_on_there():
 def test_images_full_of_one_object_and_empty_ones():
     assert (normalised_distance(np.ones((3, 4), dtype=np.int32)) == 1).all()
     empty = np.zeros((3, 4), dtype=np.int32)
-    assert not normalised_distance(empty).any() and not boundary_of(empty).any() and not len(object_diameters(empty))
+    assert not normalised_distance(empty).any() and not boundary_of(empty).any() and not len(object_areas(empty))
 
 
 def test_objects_of_one_pixel_are_boundary_and_of_distance_one():
@@ -92,7 +93,7 @@ def test_objects_of_one_pixel_are_boundary_and_of_distance_one():
     instances[1, 1], instances[3, 3] = 1, 60000
     for map_ in (normalised_distance(instances), boundary_of(instances)):
         np.testing.assert_array_equal(map_, instances > 0)
-    np.testing.assert_allclose(object_diameters(instances), [np.sqrt(4 / np.pi)] * 2)
+    np.testing.assert_array_equal(object_areas(instances), [1, 1])
 
 
 def test_without_instance_maps_objects_are_the_components_of_each_class():
@@ -121,4 +122,14 @@ def test_diameters_are_those_of_circles_of_equal_area():
     instances = np.zeros((200, 200), dtype=np.int64)
     instances[disk((60, 60), 50)] = 2
     instances[disk((150, 150), 20)] = 5
-    np.testing.assert_allclose(object_diameters(instances), [100, 40], rtol=0.02)
+    areas = object_areas(instances)
+    np.testing.assert_allclose(np.sqrt(4 * areas / np.pi), [100, 40], rtol=0.02)
+    assert ObjectSizes.of(areas).diameter == pytest.approx(70, rel=0.02)  # the median of two is their mean
+    assert ObjectSizes.of(areas[:1]).diameter == pytest.approx(100, rel=0.02)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (100, 1), (101, 2), (1000, 10)])
+def test_at_most_one_object_in_a_hundred_is_smaller_than_the_least_area(count, expected):
+    areas = np.random.default_rng(0).permutation(np.arange(1, count + 1))
+    least = ObjectSizes.of(areas).min_area
+    assert least == expected and (areas < least).mean() <= 0.01

@@ -26,7 +26,7 @@ from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.saved_runs import load_pipeline, load_unet
-from unet_diffusion.segmentation.instance_maps import UNKNOWN, normalised_distance
+from unet_diffusion.segmentation.instance_maps import UNKNOWN, ObjectSizes, normalised_distance
 from unet_diffusion.segmentation.losses import boundary_loss, distance_loss, segmentation_loss
 from unet_diffusion.tasks.config import JointConfig, SegmentationConfig
 from unet_diffusion.tasks.segmentation import PARTS, SegmentationTask
@@ -127,7 +127,10 @@ def test_the_diameter_is_the_median_over_the_training_objects(options):
         for instances in (sets.train.cache.instances[row] for row in sets.train.rows)
         for number in (1, 300)
     ]
-    assert sets.object_diameter == pytest.approx(np.median([(4 * area / np.pi) ** 0.5 for area in areas if area]))
+    areas = [area for area in areas if area]
+    assert sets.object_sizes is not None
+    assert sets.object_sizes.diameter == pytest.approx(np.median([(4 * area / np.pi) ** 0.5 for area in areas]))
+    assert sets.object_sizes.min_area == min(areas)  # of fewer than a hundred
 
 
 def test_border_weights_are_those_of_whole_objects(options):
@@ -207,9 +210,8 @@ def test_the_card_of_a_network_that_also_generates_says_that_it_learnt_objects(o
         options.segmentation = replace(options.segmentation, instances=instances)
         data = loaded(options)
         task = make_task(options, data)
-        said = (
-            f"what tells objects apart, from objects with a median diameter of {data.object_diameter or 0:.1f} pixels."
-        )
+        diameter = 0 if data.object_sizes is None else data.object_sizes.diameter
+        said = f"what tells objects apart, from objects with a median diameter of {diameter:.1f} pixels, of which at"
         assert (said in task.card(task.network).summary) == instances
     assert "also generates images" in task.card(task.network).summary
 
@@ -270,8 +272,10 @@ def test_the_saved_network_knows_its_objects(run, options):
     assert "objects with a median diameter of" in (run / "README.md").read_text()
     unet = UNet.from_pretrained(run / "unet")
     assert (unet.config.num_classes, unet.config.instances) == (2, True)
-    assert unet.config.object_diameter == loaded(options).object_diameter
-    assert load_pipeline(SegmentationPipeline, run).unet.config.object_diameter == unet.config.object_diameter
+    sizes = loaded(options).object_sizes
+    assert ObjectSizes(unet.config.object_diameter, unet.config.object_min_area) == sizes
+    again = load_pipeline(SegmentationPipeline, run).unet.config
+    assert ObjectSizes(again.object_diameter, again.object_min_area) == sizes
 
 
 def test_the_pipeline_gives_masks_of_the_classes_alone(run):
@@ -288,6 +292,7 @@ def test_the_graph_of_the_segmentation_head_has_all_channels_and_says_so(run):
     fields = fields_of(function, Sizes.of_network(function.unet), "onnx", run)
     assert (fields["num_classes"], fields["instances"]) == ("2", "true")
     assert float(fields["object_diameter"]) == function.unet.config.object_diameter
+    assert int(fields["object_min_area"]) == function.unet.config.object_min_area
 
 
 def test_a_run_can_go_on_with_objects_add_them_or_leave_them_out_and_says_that(run, options, caplog):

@@ -1,5 +1,6 @@
 """Segments image files with a trained run, and writes the masks as files."""
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from unet_diffusion.saved_runs import best_device, load_pipeline
 COLUMNS = ("file", "mask", "class", "pixels", "share", "error")
 MASK, OVERLAY = ".png", "-overlay.png"
 ROUNDING = 1e-9  # relative, of an area in pixels
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,13 @@ def segment(options: Segment) -> Path:
     pipe = load_pipeline(SegmentationPipeline, options.run).to(best_device(options.device))
     precision = settled_precision(options.mixed_precision, pipe.device)
     pipe.check_inputs(options.tile_size, options.num_draws, options.timesteps or None)
+    least, learnt = options.min_area, pipe.unet.config.get("object_min_area") or 0
+    if options.instances and least is None and learnt > 1:
+        logger.warning(
+            "objects of fewer than %d pixels are left out, since 99 %% of those of the training have as many; set min_area "
+            "to 0 to keep them",
+            learnt,
+        )
     labels = pipe.class_names or [str(label) for label in range(pipe.num_classes)]
 
     def read(file: dict[str, Any]) -> Iterator[Scaled]:
@@ -81,7 +91,7 @@ def segment(options: Segment) -> Path:
             return_dict=False,
             mixed_precision=precision,
             instances=options.instances,
-            min_area=math.ceil(scaled.pixels(options.min_area, options.unit) * (1 - ROUNDING)),
+            min_area=None if least is None else math.ceil(scaled.pixels(least, options.unit) * (1 - ROUNDING)),
             max_hole=math.floor(scaled.pixels(options.max_hole, options.unit) * (1 + ROUNDING)),
             pixel_size=scaled.pixel_size,
         )
@@ -107,7 +117,8 @@ def segment(options: Segment) -> Path:
             num_draws=options.num_draws,
             opacity=options.opacity,
             seed=options.seed if options.timesteps else None,
-            **{name: value for name in ("instances", "min_area", "max_hole") if (value := getattr(options, name))},
+            **{name: value for name in ("instances", "max_hole") if (value := getattr(options, name))},
+            **({} if least is None else {"min_area": least}),
             **({} if options.unit == "pixel" else {"unit": options.unit}),
         ),
         endings=(MASK, OVERLAY, LABELS, OBJECTS),

@@ -31,11 +31,13 @@ def check_num_classes(num_classes: Any) -> None:
     require(valid, "num_classes", num_classes, "must be at least 2, background included, or None")
 
 
-def check_object_channels(instances: Any, object_diameter: Any = None) -> None:
-    """Raises a ValueError unless a segmentation head can have these two config values."""
+def check_object_channels(instances: Any, object_diameter: Any = None, object_min_area: Any = None) -> None:
+    """Raises a ValueError unless a segmentation head can have these config values."""
     require(isinstance(instances, bool), "instances", instances, "must be True or False")
     valid = object_diameter is None or (is_number(object_diameter) and object_diameter > 0)
     require(valid, "object_diameter", object_diameter, "must be a number of pixels above 0, or None")
+    valid = object_min_area is None or is_count(object_min_area)
+    require(valid, "object_min_area", object_min_area, "must be a whole number of pixels of at least 1, or None")
 
 
 def check_segmentation_timestep(timestep: Any) -> None:
@@ -86,7 +88,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
     classes = config["num_classes"]
     check_num_classes(classes)
-    check_object_channels(config["instances"], config["object_diameter"])
+    check_object_channels(config["instances"], config["object_diameter"], config["object_min_area"])
     check(classes is not None or not config["instances"], "instances", "needs a segmentation head; set num_classes too")
     if config["out_channels"] is None:
         check(classes is not None, "num_classes", "a network without a noise head (out_channels=None) needs it")

@@ -1,5 +1,7 @@
 """The maps that tell objects apart: the boundary of each object, and how deep in its object each pixel lies."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -9,6 +11,7 @@ from torch import Tensor
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.segmentation.instances import check_instances
 
+SMALLEST = 0.01  # share of the objects of the training that are smaller than those that are looked for later
 UNKNOWN = -1  # in instance maps: pixels of which it is not known to which object they belong
 
 
@@ -73,7 +76,26 @@ def normalised_distance(instances: np.ndarray) -> np.ndarray:
     return result
 
 
-def object_diameters(instances: np.ndarray) -> np.ndarray:
-    """Returns the diameter of a circle of each object's area, in pixels, float64 (n,); 0 is the background."""
+def object_areas(instances: np.ndarray) -> np.ndarray:
+    """Returns the area of each object in pixels, int64 (n,); 0 is the background."""
     areas = np.bincount(instances.ravel())[1:]
-    return np.sqrt(4 * areas[areas > 0] / np.pi)
+    return areas[areas > 0]
+
+
+@dataclass(frozen=True)
+class ObjectSizes:
+    """What a network keeps of the sizes of the objects that it learnt from.
+
+    Attributes:
+        diameter: the median, in pixels: that of a circle of an object's area.
+        min_area: the largest number of pixels that at least 99 % of the objects have.
+    """
+
+    diameter: float
+    min_area: int
+
+    @classmethod
+    def of(cls, areas: np.ndarray) -> "ObjectSizes":
+        """Returns the sizes of objects of these areas, (n,) in pixels, n >= 1."""
+        diameter = float(np.median(np.sqrt(4 * areas / np.pi)))
+        return cls(diameter, int(np.quantile(areas, SMALLEST, method="lower")))

@@ -93,12 +93,12 @@ class SegmentationTask(Task):
         self.scheduler, self.num_workers = scheduler, num_workers
         self.class_weights = class_weights_from_counts(data.train.class_counts()) if config.balance_classes else None
         self.network = network
-        if config.instances and data.object_diameter is None:
+        if config.instances and data.object_sizes is None:
             raise ValueError(
                 "instances is True, but the data come without the maps of objects; load them by "
                 "load_masked(..., instances=True), or leave instances out."
             )
-        self.object_diameter = data.object_diameter if config.instances else None
+        self.object_sizes = data.object_sizes if config.instances else None
         self.frozen = self._prepare()
 
     def _prepare(self) -> list[nn.Module]:
@@ -113,8 +113,8 @@ class SegmentationTask(Task):
         if timestep is not None:
             check_used(self.config, takes_timesteps=network.time_embed is not None)
             network.register_to_config(segmentation_timestep=timestep)
-        if self.object_diameter is not None:
-            network.register_to_config(object_diameter=self.object_diameter)
+        if (sizes := self.object_sizes) is not None:
+            network.register_to_config(object_diameter=sizes.diameter, object_min_area=sizes.min_area)
         if network.config.get("padding") == "valid":  # so that its output covers images to their border, as in 2015
             self.train = self.train.mirrored(Tiling.of(network).margin)
         return freeze(network, LEARN[self.config.learn])
@@ -224,11 +224,11 @@ class SegmentationTask(Task):
     @property
     def objects_learnt(self) -> str:
         """Returns a sentence on the objects that the network learns, after a space; empty if it learns none."""
-        if not self.config.instances:
+        if (sizes := self.object_sizes) is None:
             return ""
         return (
-            " It also learnt what tells objects apart, from objects with a median diameter of "
-            f"{self.object_diameter:.1f} pixels."
+            f" It also learnt what tells objects apart, from objects with a median diameter of {sizes.diameter:.1f} "
+            f"pixels, of which at most 1 % have fewer than {sizes.min_area} pixels."
         )
 
     @property

@@ -22,15 +22,15 @@ from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
+from unet_diffusion.segmentation.instance_maps import ObjectSizes, object_areas
 from unet_diffusion.segmentation.instances import connected_components
-from unet_diffusion.segmentation.matching import add_matches, match_objects
 from unet_diffusion.tasks.config import SegmentationConfig
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.config import TrainingConfig
 
-MAPS, COMPONENTS, WATERSHED = "ours, maps of objects", "ours, components of masks", "ours, watershed of masks"
-MIN_AREAS = (0, 10, 20, 40)  # of which the validation images choose the best, in pixels
-Way = Callable[[np.ndarray, int], np.ndarray]  # image (C, H, W) and least area of an object to objects (H, W)
+MAPS, TURNED = "ours, maps of objects", "ours, maps of objects, --augment"
+COMPONENTS, WATERSHED = "ours, components of masks", "ours, watershed of masks"
+Way = Callable[[np.ndarray], np.ndarray]  # image (C, H, W) to objects (H, W)
 Found = dict[str, tuple[list[np.ndarray], float]]  # objects of all images by way, and CPU seconds for one image
 
 
@@ -51,10 +51,9 @@ def run_ours(options: Instances, case: Case, test: MaskedDataset) -> tuple[dict[
     trainer.run()
     pipe = load_pipeline(SegmentationPipeline, config.output)
     images = [test[index]["image"].numpy() for index in range(len(test))]
-    validation = labelled(options, case.data, "validation")
-    mask, ways = ways_of(pipe, case.method)
-    least = {way: best_min_area(find, validation) for way, find in ways.items()}
-    found = {way: timed_per_image(partial(find, least=least[way]), images) for way, find in ways.items()}
+    least = least_area(labelled(options, case.data, "train"), case.labels)
+    mask, ways = ways_of(pipe, case.method, least)
+    found = {way: timed_per_image(find, images) for way, find in ways.items()}
     facts = {
         "parameters": pipe.unet.num_parameters(),
         "steps": steps,
@@ -112,8 +111,17 @@ def make_trainer(config: TrainSegmentation) -> TimedTrainer:
     return TimedTrainer(make_task(config, data), config.training, config.output, asdict(config), accelerator)
 
 
-def ways_of(pipe: SegmentationPipeline, method: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Way]]:
-    """Returns how masks and, in the ways of a method, objects are found in an image (C, H, W), as `segment` does."""
+def least_area(train: MaskedDataset, count: int) -> int:
+    """Returns the area that 99 % of the objects in the first images of a set have; a network with maps knows it."""
+    maps = (np.asarray(train.cache.instances[row]).astype(np.int64) for row in train.rows[:count])
+    return ObjectSizes.of(np.concatenate([object_areas(each) for each in maps])).min_area
+
+
+def ways_of(pipe: SegmentationPipeline, method: str, least: int) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
+    """Returns how masks and, in the ways of a method, objects are found in an image (C, H, W), as `segment` does.
+
+    Objects of fewer than `least` pixels are left out in all ways, as the network with maps does by itself.
+    """
     pipe.set_progress_bar_config(disable=True)
     precision = settled_precision("auto", pipe.device)
 
@@ -124,24 +132,13 @@ def ways_of(pipe: SegmentationPipeline, method: str) -> tuple[Callable[[np.ndarr
     def mask(image: np.ndarray) -> np.ndarray:
         return segmented(image)[0][0]
 
-    def found(image: np.ndarray, least: int) -> np.ndarray:
-        return segmented(image, instances=True, min_area=least)[3][0]
+    def found(image: np.ndarray, augment: bool = False) -> np.ndarray:
+        learnt = None if method == "ours" else least
+        return segmented(image, instances=True, min_area=learnt, augment=augment)[3][0]
 
-    def components(image: np.ndarray, least: int) -> np.ndarray:
+    def components(image: np.ndarray) -> np.ndarray:
         parts = connected_components(mask(image) > 0)
         return np.where(np.bincount(parts.ravel())[parts] >= least, parts, 0)
 
-    return mask, {MAPS: found} if method == "ours" else {COMPONENTS: components, WATERSHED: found}
-
-
-def best_min_area(find: Way, validation: MaskedDataset) -> int:
-    """Returns the least area of an object with the highest mean AP on the validation images."""
-
-    def score(least: int) -> float:
-        pairs = [
-            (find(validation[index]["image"].numpy(), least), np.asarray(validation.cache.instances[row]))
-            for index, row in enumerate(validation.rows)
-        ]
-        return np.nan_to_num(add_matches(match_objects(*pair) for pair in pairs).scores()["ap_mean"])
-
-    return max(MIN_AREAS, key=score)
+    with_maps = {MAPS: found, TURNED: partial(found, augment=True)}
+    return mask, with_maps if method == "ours" else {COMPONENTS: components, WATERSHED: found}

@@ -109,6 +109,7 @@ def fields_of(function: HeadFunction, sizes: Sizes, form: str, run: Path) -> dic
         fields |= {"output": "logits", "num_classes": config.num_classes, "padding": config.padding}
         fields |= {"class_names": saved["class_names"], "palette": saved["palette"]}
         fields |= {"instances": config.instances or None, "object_diameter": config.object_diameter}
+        fields |= {"object_min_area": config.object_min_area}
     else:
         scheduler = run / "scheduler" / "scheduler_config.json"
         fields |= {"output": "prediction", "scheduler": read_object(scheduler) if scheduler.is_file() else None}

@@ -21,8 +21,9 @@ from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.instance_maps import (
     UNKNOWN,
+    ObjectSizes,
     normalised_distance,
-    object_diameters,
+    object_areas,
     objects_of_mask,
 )
 from unet_diffusion.segmentation.instances import border_weight_map
@@ -197,19 +198,19 @@ def object_maps(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | N
     return PixelFile(_computed("objects", key, maps, cache, cache_dir), "float32", cache.sizes, channels=2)
 
 
-def median_diameter(objects: PixelFile, rows: np.ndarray) -> float:
-    """Returns the median diameter of the objects of some images, in pixels (`object_diameters`).
+def object_sizes(objects: PixelFile, rows: np.ndarray) -> ObjectSizes:
+    """Returns the sizes of the objects of some images.
 
     Raises:
         ValueError: there are none.
     """
-    diameters = np.concatenate([object_diameters(objects[row][0].astype(np.int64)) for row in rows])
-    if not len(diameters):
+    areas = np.concatenate([object_areas(objects[row][0].astype(np.int64)) for row in rows])
+    if not len(areas):
         raise ValueError(
             "instances is True, but the training masks hold no object, which is a pixel of an instance map above 0 "
             "in a class above 0; give instance maps that fit the masks, or leave instances out."
         )
-    return float(np.median(diameters))
+    return ObjectSizes.of(areas)
 
 
 def _computed(

@@ -18,7 +18,7 @@ from unet_diffusion.data.config import part_name
 from unet_diffusion.data.folders import MOST_EXAMPLES
 from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions, Reading
-from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights, median_diameter, object_maps
+from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights, object_maps, object_sizes
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.meaning import (
     encoding_of_others,
@@ -33,6 +33,7 @@ from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.images.resizing import Preparation
+from unet_diffusion.segmentation.instance_maps import ObjectSizes
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class MaskedSets:
         palette: red, green and blue of each class, or None if the masks do not say.
         pixel_range: maps stored values to [-1, 1].
         encoding: meaning of the values of the training masks.
-        object_diameter: median diameter of the training objects, in pixels, if they are loaded with their instances.
+        object_sizes: of the training objects, if they are loaded with their instances.
     """
 
     train: MaskedDataset
@@ -60,7 +61,7 @@ class MaskedSets:
     palette: tuple[Colour, ...] | None
     pixel_range: PixelRange
     encoding: MaskEncoding
-    object_diameter: float | None = None
+    object_sizes: ObjectSizes | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def load_masked(
         seed=seed,
     )
     _check_classes(train)
-    diameter = None if objects is None else median_diameter(objects, rows)
+    sizes = None if objects is None else object_sizes(objects, rows)
     if config.names_validation:
         cache, name = _cached(config, open_part(config, "validation"), config.mask_reading, config.preparation)
         images = f"validation images of {name}"
@@ -134,7 +135,7 @@ def load_masked(
     if len(held_out):
         validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     names = config.class_names or encoding.class_names
-    return MaskedSets(train, validation, encoding.num_classes, names, encoding.palette, pixel_range, encoding, diameter)
+    return MaskedSets(train, validation, encoding.num_classes, names, encoding.palette, pixel_range, encoding, sizes)
 
 
 def first_labels(cache: ImageCache, rows: np.ndarray, most: int | None, before: DataRecord | None) -> np.ndarray:
