@@ -69,8 +69,8 @@ def segment(options: Segment) -> Path:
     least, learnt = options.min_area, pipe.unet.config.get("object_min_area") or 0
     if options.instances and least is None and learnt > 1:
         logger.warning(
-            "objects of fewer than %d pixels are left out, since 99 %% of those of the training have as many; set min_area "
-            "to 0 to keep them",
+            "objects of fewer than %d pixels are left out, since 99 %% of those of the training have as many; set "
+            "min_area to 0 to keep them",
             learnt,
         )
     labels = pipe.class_names or [str(label) for label in range(pipe.num_classes)]
