@@ -1,11 +1,9 @@
 """Images of any size to masks, with test-time augmentation and an uncertainty map."""
 
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +17,10 @@ from torch import Tensor
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.checks import is_count, is_number, plain, require, require_choice
 from unet_diffusion.diffusion.sampling import forward_process
-from unet_diffusion.files import PREFIX, written_aside
 from unet_diffusion.images.conversion import check_image
-from unet_diffusion.images.large_images import (
-    LargeImage,
-    ScratchArrays,
-    check_label_format,
-    create_mask,
-    open_image,
-    write_labels,
-)
+from unet_diffusion.images.large_images import open_image
 from unet_diffusion.images.palette import mask_image, overlay
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.images.stretching import Stretch
 from unet_diffusion.network.config import Precision
 from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.network.tiling import Read, Tiling
@@ -43,15 +32,9 @@ from unet_diffusion.pipelines.base import (
     saved_range,
     trained_settings,
 )
-from unet_diffusion.segmentation.blocks import blocks
-from unet_diffusion.segmentation.measurements import (
-    ObjectMeasurements,
-    as_frame,
-    joined_tables,
-    object_table,
-    table_as_csv,
-)
-from unet_diffusion.segmentation.objects import ObjectSearch, find_objects
+from unet_diffusion.pipelines.large_files import ObjectOptions, stretched_reader, write_segmented
+from unet_diffusion.segmentation.measurements import joined_tables, object_table
+from unet_diffusion.segmentation.objects import find_objects
 from unet_diffusion.segmentation.segmenter import (
     TURNS,
     Segmenter,
@@ -62,7 +45,6 @@ from unet_diffusion.segmentation.segmenter import (
 from unet_diffusion.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt")
-BLOCK = 1024  # pixels a side of the blocks in which large images are counted through, and their objects found
 MAX_CLASSES = 255  # masks are stored in 8 bits, and 255 means "ignore"
 
 
@@ -372,88 +354,15 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         check_image(self.channels, self.pixel_range, image.shape[2], dtype)
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment, mixed_precision)
 
-        stretch = self._stretch_of(image)
-
-        def read(rows: slice, columns: slice) -> Tensor:
-            return torch.from_numpy(stretch(image.read(rows, columns))).permute(2, 0, 1)[None]
-
-        def fill(mask: Any, create: Callable[..., Any] | None = None) -> list[Any]:
-            """Writes the mask and, to arrays that are created for them, what objects are found in."""
-            maps: list[Any] = []
-            for rows, columns, *parts in self._regions(segmenter, read, size, 1, generator, instances):
-                mask[rows, columns] = parts[0][0].argmax(dim=0).to("cpu", torch.uint8).numpy()
-                if create is not None:
-                    maps = maps or [create((*part.shape[1:-2], *size), np.float32) for part in parts]
-                    for whole, part in zip(maps, parts):
-                        whole[..., rows, columns] = part[0].cpu().numpy()
-            return maps
-
-        if not isinstance(target, (str, Path)):
-            if tuple(target.shape) != size:
-                raise ValueError(f"target has shape {tuple(target.shape)}, but the image is {size[0]}x{size[1]}.")
-            if instances:
-                raise ValueError("target is an array, but objects are written beside the mask; give a path for it.")
-            fill(target)
-        else:
-            path = Path(target)
-            others = [path.with_name(f"{path.stem}-objects{ending}") for ending in (".tif", ".csv")]
-            paths = [path, *(others if instances else [])]
-            for each in paths:
-                if each.exists():
-                    raise ValueError(f"{each} exists already; remove it, or choose another name.")
-            if instances:
-                check_label_format()
-            with ExitStack() as stack:
-                mask_path, *aside = [stack.enter_context(written_aside(each)) for each in paths]
-                mask = create_mask(mask_path, *size)
-                if instances:
-                    scratch = tempfile.TemporaryDirectory(prefix=PREFIX, dir=path.parent)
-                    create = ScratchArrays(Path(stack.enter_context(scratch)))
-                    self._write_objects(image, fill(mask, create), create, min_area, max_hole, *aside)
-                else:
-                    fill(mask)
+        regions = self._regions(segmenter, stretched_reader(image, self.pixel_range), size, 1, generator, instances)
+        options = (*self._object_sizes(min_area), max_hole, self.class_names, self.num_classes)
+        write_segmented(image, regions, target, ObjectOptions(*options) if instances else None)
         self.maybe_free_model_hooks()
-
-    def _stretch_of(self, image: LargeImage) -> Callable[[np.ndarray], np.ndarray]:
-        """Returns what brings parts of a large image, (h, w, C), to the range of the whole; it is read for that."""
-        percentiles = self.pixel_range.percentiles
-        if percentiles is None:
-            return lambda part: part
-        kept = np.dtype(self.pixel_range.dtype)
-
-        def parts() -> Iterator[np.ndarray]:
-            for rows, columns in blocks(image.shape[:2], BLOCK):
-                yield image.read(rows, columns).astype(kept, copy=False)
-
-        stretch = Stretch.of_parts(parts, percentiles)
-        return lambda part: stretch(part.astype(kept, copy=False))
 
     def _object_sizes(self, min_area: int | None) -> tuple[float | None, int]:
         """Returns the usual diameter of objects, None if it is not known, and the smallest area of one."""
         learnt = self.unet.config
         return learnt.get("object_diameter"), (learnt.get("object_min_area") or 0) if min_area is None else min_area
-
-    def _write_objects(
-        self,
-        image: LargeImage,
-        maps: list[Any],
-        create: Callable[..., Any],
-        min_area: int | None,
-        max_hole: int,
-        labels: Path,
-        table: Path,
-    ) -> None:
-        """Finds the objects of a large image in its maps, block by block, and writes the label image and the table."""
-        chances, boundary, distance = maps if len(maps) == 3 else (*maps, None, None)
-        search = ObjectSearch(chances, boundary, distance, create, BLOCK)
-        objects, count = search.find(*self._object_sizes(min_area), max_hole)
-        measured = ObjectMeasurements(count, image.shape[2], self.num_classes)
-        for rows, columns in blocks(image.shape[:2], BLOCK):
-            stored = np.moveaxis(image.read(rows, columns), 2, 0)
-            part = objects[rows, columns]
-            measured.add(part, stored, chances[:, rows, columns], rows.start, columns.start)
-        write_labels(labels, objects, count)
-        table.write_bytes(table_as_csv(as_frame(measured.table(self.class_names, image.pixel_size))))
 
     def overlay(self, image: Any, mask: Any, opacity: float = 0.5, objects: np.ndarray | None = None) -> Image.Image:
         """Draws the classes of a mask in colour over its image, as RGB; class 0 stays transparent.
