@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[type, str]] = {  # the options of each, and the module
     "doctor": (Doctor, "doctor.command"),
     "demo": (Demo, "demo.command"),
 }
+SPINS = {"GOMP_SPINCOUNT": "10000"}  # turns of a waiting thread before it sleeps
+HOW_THREADS_WAIT = {*SPINS, "OMP_WAIT_POLICY"}
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended, as shells have it
 EXPECTED = (ValueError, ImportError, RuntimeError, OSError, FloatingPointError, MemoryError)
 if TYPE_CHECKING:
@@ -100,6 +102,10 @@ def answers(program: str, debug: bool = False) -> Iterator[None]:
 
     With `debug` the error is raised as it is, so that its traceback is shown.
     """
+    if not HOW_THREADS_WAIT & os.environ.keys():
+        # GNU OpenMP, which PyTorch reads this for when it is imported, lets a waiting thread turn 300,000 times. That
+        # keeps the core from the thread that it waits for, if another program wants the core too.
+        os.environ |= SPINS
     try:
         yield
     except KeyboardInterrupt as interrupt:

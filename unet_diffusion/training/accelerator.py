@@ -1,5 +1,6 @@
 """The Accelerator of a run, and the context that tasks and data get."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +20,14 @@ from accelerate.utils import (
 )
 from torch import Tensor
 
+from unet_diffusion.checks import is_count
+from unet_diffusion.images.axes import counted
 from unet_diffusion.network.precision import settled_precision
+from unet_diffusion.network.threads import STATED, fastest_threads
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.run_folder import started_with
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T", float, Tensor)
 
@@ -51,7 +57,8 @@ def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
     """
     check_trackers(config.trackers)
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
-    started = started_with(output).get("mixed_precision") if config.mixed_precision == "auto" else None
+    before = started_with(output)
+    started = before.get("mixed_precision") if config.mixed_precision == "auto" else None
     cpu = _on_cpu()
     device = PartialState(cpu=cpu).device
     accelerator = Accelerator(
@@ -73,7 +80,27 @@ def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
             f"distributed_type is {accelerator.distributed_type.value}, but the moving average and the checkpoints "
             "need whole weights in each process; use plain data parallelism (MULTI_GPU)."
         )
+    if device.type == "cpu" and launched == 1:
+        _choose_threads(before.get("threads"))
     return accelerator
+
+
+def _choose_threads(before: Any) -> None:
+    """Lets PyTorch compute in the number of threads that a run had before, or else in the fastest one.
+
+    With another number, sums are rounded in another order, so a resumed run would not go on bit by bit.
+    """
+    present, resumed = torch.get_num_threads(), is_count(before) and STATED not in os.environ
+    threads = min(before, present) if resumed else fastest_threads()
+    if threads < present:
+        torch.set_num_threads(threads)
+        why = "as when the run was started" if resumed else "since other programs use the processor"
+        logger.warning(
+            "the training computes in %s instead of %d, %s; set OMP_NUM_THREADS to choose a number",
+            counted(threads, "thread"),
+            present,
+            why,
+        )
 
 
 def _on_cpu() -> bool:

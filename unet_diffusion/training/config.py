@@ -13,7 +13,7 @@ OptimizerName = Literal["adamw", "muon"]
 EVERY = ("log_every", "validate_every", "preview_every", "checkpoint_every")
 FREE_TO_CHANGE = {  # when a run is resumed; images_per_step, which follows from three of them, must stay
     *EVERY,
-    *("steps", "batch_size", "accumulate", "processes"),
+    *("steps", "batch_size", "accumulate", "processes", "threads"),
     *("output", "max_skipped_steps", "keep_checkpoints", "trackers", "num_workers", "cache_dir"),
     "allow_changed_data",
 }

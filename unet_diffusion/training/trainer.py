@@ -73,6 +73,7 @@ class Trainer:
         facts: dict[str, Any] = {
             "processes": accelerator.num_processes,
             "images_per_step": self.context.images_per_step,
+            "threads": torch.get_num_threads(),
         }
         optimizer_name = task.optimizer if config.optimizer == "auto" else config.optimizer
         facts |= {"mixed_precision": accelerator.mixed_precision, "optimizer": optimizer_name}  # which may be "auto"
