@@ -8,10 +8,11 @@ import pytest
 from datasets import Dataset, Features, Value
 from PIL import Image
 
+from unet_diffusion.data.columns import class_names
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.folders import check_sources, is_hub_name
 from unet_diffusion.data.sets import load_images
-from unet_diffusion.data.sources import class_names, open_source, open_with_notes
+from unet_diffusion.data.sources import open_source, open_with_notes
 
 datasets.disable_progress_bars()
 

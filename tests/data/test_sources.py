@@ -10,7 +10,8 @@ import pytest
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from PIL import Image
 
-from unet_diffusion.data.sources import class_names, image_reader, open_source, open_with_notes
+from unet_diffusion.data.columns import class_names, image_reader
+from unet_diffusion.data.sources import open_source, open_with_notes
 from unet_diffusion.images.decoding import decode_image
 
 datasets.disable_progress_bars()

@@ -13,11 +13,12 @@ from unet_diffusion.commands.options.sample import Sample
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.sample import sample
 from unet_diffusion.commands.train_ddpm import train_ddpm
+from unet_diffusion.data.columns import class_names
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.sets import load_images
-from unet_diffusion.data.sources import class_names, open_with_notes
+from unet_diffusion.data.sources import open_with_notes
 from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.config import TrainingConfig
 

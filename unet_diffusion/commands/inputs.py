@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from unet_diffusion.commands.record import RECORDS
-from unet_diffusion.data.folders import IMAGE_SUFFIXES, is_run, masks_among
+from unet_diffusion.data.folders import IMAGE_SUFFIXES, is_run
+from unet_diffusion.data.names import masks_among
 from unet_diffusion.files import readable
 from unet_diffusion.images.axes import counted
 

@@ -18,8 +18,9 @@ import pyarrow
 import pyarrow.compute
 from filelock import FileLock
 
+from unet_diffusion.data.columns import class_names, image_reader
 from unet_diffusion.data.folders import hash_of, states_of
-from unet_diffusion.data.sources import cache_home, class_names, image_reader, unwritable_cache
+from unet_diffusion.data.sources import cache_home, unwritable_cache
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
 from unet_diffusion.images.no_class import NO_LABEL

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from unet_diffusion.data.sources import class_names, damaged
+from unet_diffusion.data.columns import class_names
+from unet_diffusion.data.sources import damaged
 from unet_diffusion.data.tables import RowGroups
 from unet_diffusion.randomness import keyed_permutation
 

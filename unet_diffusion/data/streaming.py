@@ -11,9 +11,9 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
 from unet_diffusion.data.cache import check_like_first, too_many_broken
+from unet_diffusion.data.columns import class_names, image_reader
 from unet_diffusion.data.crops import crop_and_flip
 from unet_diffusion.data.shuffled_rows import Row, ShuffledRows, rows_of
-from unet_diffusion.data.sources import class_names, image_reader
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import PixelRange

@@ -15,13 +15,13 @@ from unet_diffusion.commands.doctor.row_facts import RowFacts, facts_of_stream, 
 from unet_diffusion.commands.doctor.summary import Section, Summary
 from unet_diffusion.commands.doctor.understanding import describe_images, describe_masks
 from unet_diffusion.data import sets
+from unet_diffusion.data.columns import class_names
 from unet_diffusion.data.config import DataConfig
-from unet_diffusion.data.folders import SPLIT_FOLDERS
 from unet_diffusion.data.masked import sets as masked_sets
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.meaning import encoding_of_part
-from unet_diffusion.data.sources import class_names
+from unet_diffusion.data.names import SPLIT_FOLDERS
 
 PartName = Literal["train", "validation"]
 TITLES = {"train": "data", "validation": "validation", "unlabelled": "unlabelled"}  # in the summary

@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 
 from unet_diffusion.checks import Question
 from unet_diffusion.data.cache import content_digest, each_row, source_key, written_once
+from unet_diffusion.data.columns import image_reader
 from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.data.masked.parts import is_missing
 from unet_diffusion.data.masked.questions import MANY_CLASSES
 from unet_diffusion.data.masked.reading import read_labels
 from unet_diffusion.data.shuffled_rows import rows_of
-from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour

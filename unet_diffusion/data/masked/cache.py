@@ -24,11 +24,11 @@ from unet_diffusion.data.cache import (
     source_key,
     written_once,
 )
+from unet_diffusion.data.columns import image_reader
 from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.data.masked.parts import is_missing
 from unet_diffusion.data.masked.reading import read_labels
 from unet_diffusion.data.masked.seen import SeenMasks
-from unet_diffusion.data.sources import image_reader
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import Colour, DecodedMask, describe_keys
 from unet_diffusion.images.resizing import Preparation

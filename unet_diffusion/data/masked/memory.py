@@ -3,9 +3,9 @@
 import datasets
 from datasets import Dataset
 
+from unet_diffusion.data.columns import find_image_column, undecoded
 from unet_diffusion.data.config import InMemory
 from unet_diffusion.data.folders import check_only_split
-from unet_diffusion.data.sources import find_image_column, undecoded
 
 
 def masked_rows(source: str, split: str, masks: InMemory) -> Dataset:

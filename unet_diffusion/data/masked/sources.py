@@ -9,24 +9,23 @@ import datasets
 from datasets import Dataset, Features
 
 from unet_diffusion.data.annotations import refuse_annotations
+from unet_diffusion.data.columns import (
+    find_image_column,
+    groups_of,
+    note_on_groups,
+    stated_column,
+    undecoded,
+    with_groups,
+)
 from unet_diffusion.data.config import Data, InMemory
 from unet_diffusion.data.folders import check_folder, check_masks, check_text, stored_path
+from unet_diffusion.data.labels import listing
 from unet_diffusion.data.masked.layouts import Layout, find_layout, holds_table
 from unet_diffusion.data.masked.matching import match
 from unet_diffusion.data.masked.memory import masked_rows
 from unet_diffusion.data.masked.pairing import Affixes
 from unet_diffusion.data.memory import as_source
-from unet_diffusion.data.sources import (
-    find_image_column,
-    groups_of,
-    listing,
-    note_on_groups,
-    of_files,
-    open_all_columns,
-    stated_column,
-    undecoded,
-    with_groups,
-)
+from unet_diffusion.data.sources import of_files, open_all_columns
 
 
 @dataclass(frozen=True)
