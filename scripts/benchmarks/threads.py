@@ -72,7 +72,7 @@ def run(options: BenchmarkThreads) -> str:
             threads = "/".join(map(str, sorted({row["threads"] for row in chosen})))
             cells.append(f"{shown([row['seconds'] for row in chosen])}, {threads} threads")
         table.append([str(count), *cells])
-    text = markdown_table(("busy programs", *(f"seconds a step, {shown}" for shown in WAYS.values())), table)
+    text = markdown_table(("busy programs", *(f"seconds a step, {name}" for name in WAYS.values())), table)
     write_text(options.output / "benchmark_threads.md", text)
     return text
 
