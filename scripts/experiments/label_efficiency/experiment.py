@@ -11,6 +11,7 @@ import pyarrow.parquet
 from scripts import NETWORKS
 from scripts.experiments.cases import check_cases, label_counts, short_hash
 from scripts.experiments.label_efficiency.networks import monai_features
+from scripts.experiments.label_efficiency.unimatch import CONFIDENCE
 from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
@@ -27,6 +28,7 @@ Method = Literal[
     "pretrained_self_training",
     "joint",
     "pixel_classifier",
+    "unimatch",
     "monai",
     "imagenet",
 ]
@@ -35,6 +37,7 @@ FINE_TUNED = ("pretrained", "pretrained_self_training", "joint")  # methods that
 FROM_DDPM = (*FINE_TUNED, "pixel_classifier")  # methods that start from a noise predictor
 PEERS = ("monai", "imagenet")  # methods with another network than ours
 SELF_TRAINED = ("self_training", "pretrained_self_training")
+UNIMATCH = "unimatch"
 PARTS = ("train", "validation", "test")
 VALIDATIONS = 20  # of a run that has `minutes`
 INVERTED = 0.5  # share of the samples of `inverted_sets`
@@ -59,7 +62,8 @@ class LabelEfficiency:
     methods: tuple[Method, ...] = METHODS
     """Ways to learn. Our network from "scratch" or "pretrained" (from DDPM training on all images), both also with
     "self_training" on all training images; "joint" training, which also predicts noise; a "pixel_classifier" on frozen
-    features; "monai", a peer with as many parameters, from scratch; "imagenet", an encoder with ImageNet weights."""
+    features; "unimatch", the training of a peer on all training images; "monai", a peer with as many parameters, from
+    scratch; "imagenet", an encoder with ImageNet weights."""
     labels: tuple[int | Literal["all"], ...] = (1, 5, 10, 40, "all")
     """Numbers of labelled images, the first of the training set; numbers above the size of a set are left out."""
     draws: tuple[int, ...] = (0,)
@@ -180,6 +184,8 @@ class LabelEfficiency:
         """The losses on images without masks."""
         if method in SELF_TRAINED:
             return JointConfig(self_training_weight=self.self_training_weight, confidence=self.confidence)
+        if method == UNIMATCH:  # whose task takes the images of this one
+            return JointConfig(self_training_weight=1.0, confidence=CONFIDENCE)
         return JointConfig(self.denoising_weight if method == "joint" else 0.0, self_training_weight=0.0)
 
     def augmentation_of(self, name: str) -> AugmentationConfig:
@@ -245,6 +251,8 @@ class LabelEfficiency:
                 "confidence": self.confidence,
                 "colour": COLOUR,
             }
+        if method == UNIMATCH:
+            config["unimatch"] = {"confidence": CONFIDENCE}
         return json.loads(json.dumps(config))
 
     def pretraining_config(self) -> dict[str, Any]:

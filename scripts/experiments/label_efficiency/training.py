@@ -11,12 +11,14 @@ from scripts.benchmarks.other_libraries import Peer
 from scripts.experiments.cases import short_hash
 from scripts.experiments.label_efficiency.experiment import (
     FROM_DDPM,
+    UNIMATCH,
     LabelEfficiency,
     Run,
     SetFacts,
     set_facts,
 )
 from scripts.experiments.label_efficiency.networks import parameters, untrained_peer
+from scripts.experiments.label_efficiency.unimatch import UniMatchTask
 from scripts.experiments.pace import PACED
 from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, kept_steps, train_ddpm_timed
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
@@ -32,6 +34,7 @@ from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
 from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.tasks.segmentation import SegmentationTask
+from unet_diffusion.tasks.self_training import SelfTrainingTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.task import Task
 
@@ -120,7 +123,12 @@ def task_of(run: Run, config: TrainSegmentation, data: MaskedSets, facts: SetFac
     features = tuple(run.config["network"].get("features", ()))
     other = untrained_peer(run.method, facts.channels, facts.num_classes, features)
     if other is None:
-        return make_task(config, data)
+        task = make_task(config, data)
+        if run.method == UNIMATCH:
+            assert isinstance(task, SelfTrainingTask)
+            options = (config.joint, config.segmentation, config.augmentation)
+            return UniMatchTask(task.network, data, task.images, *options)
+        return task
     return SegmentationTask(other, data, config.segmentation, config.augmentation)
 
 
