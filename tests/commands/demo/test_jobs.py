@@ -1,6 +1,7 @@
 """The jobs of a run's page: their results and their errors."""
 
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -285,7 +286,22 @@ def test_wrong_files_are_named_without_the_folders_of_the_server(name, content, 
         content = file.getvalue()
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_upload(tmp_path / name, 1)
+        read_upload(tmp_path / name, SegmentationPipeline(network(num_classes=2)))
+
+
+def test_uploads_are_read_as_the_images_of_the_run_were(tmp_path):
+    SegmentationPipeline(network(in_channels=3, num_classes=2)).save_pretrained(tmp_path / "run")
+    pipe = load_abilities(tmp_path / "run", "cpu").segmentation
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 8), dtype=np.uint8)
+    expected = np.asarray(pipe(torch.from_numpy(pixels)).masks[0])
+    np.save(tmp_path / "first.npy", pixels)
+    alpha = np.full((9, 8, 1), 255, np.uint8)
+    Image.fromarray(np.concatenate([pixels.transpose(1, 2, 0), alpha], axis=2)).save(tmp_path / "alpha.png")
+    for name, stated in {"first.npy": {"axes": "CHW"}, "alpha.png": {"channels": 3}}.items():
+        (tmp_path / "run" / "config.json").write_text(json.dumps({"data": stated}))
+        own = load_abilities(tmp_path / "run", "cpu").segmentation
+        found = segment_image(own, tmp_path / name, tmp_path, Reports())
+        assert np.array_equal(np.asarray(Image.open(found.file)), expected)
 
 
 # --- enlarge

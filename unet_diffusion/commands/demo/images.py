@@ -9,7 +9,6 @@ from torch import Tensor
 
 from unet_diffusion.commands.inputs import find_inputs
 from unet_diffusion.images.conversion import as_output
-from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import array_images
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
@@ -33,20 +32,20 @@ def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image
     examples = []
     for path in paths[:MAX_EXAMPLES]:
         try:
-            examples.append((path, fitted(viewed(reader, read_upload(path, reader.channels)), THUMBNAIL)))
+            examples.append((path, fitted(viewed(reader, read_upload(path, reader)), THUMBNAIL)))
         except ValueError as error:
             raise ValueError(f"{path} does not fit the run: {error} Take it out of examples.") from error
     return examples
 
 
-def read_upload(path: Path, channels: int) -> np.ndarray:
-    """The pixels of a file for a run's channels, (H, W, C); errors give its name without the folders of the server."""
-    return decode_image({"bytes": path.read_bytes(), "path": path.name}, channels=channels)
+def read_upload(path: Path, pipe: Reader) -> Tensor:
+    """The stored values (C, H, W) of a file for a run; errors give its name without the folders of the server."""
+    (image,) = pipe.read_images({"bytes": path.read_bytes(), "path": path.name})
+    return image
 
 
-def viewed(pipe: Reader, pixels: np.ndarray) -> Image.Image:
-    """An image (H, W, C) that the run takes, as RGB, mapped by the run's pixel range."""
-    (image,) = pipe.read_images(pixels)
+def viewed(pipe: Reader, image: Tensor) -> Image.Image:
+    """Stored values (C, H, W) that the run takes, as RGB, mapped by the run's pixel range."""
     return as_rgb(pipe.pixel_range.to_model(pipe.pixel_range.stretch(image)), pipe.pixel_range)
 
 

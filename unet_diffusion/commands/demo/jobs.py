@@ -187,13 +187,13 @@ def segment_image(
     pipe: SegmentationPipeline, source: Path, folder: Path, report: ReportSteps, instances: bool = False
 ) -> Segmented:
     """Segments one image file, and writes the mask and what is known of objects below `folder`."""
-    pixels = read_upload(source, pipe.channels)
-    image = viewed(pipe, pixels)
-    height, width = pixels.shape[:2]
+    stored = read_upload(source, pipe)
+    image = viewed(pipe, stored)
+    height, width = stored.shape[1:]
     fits = height * width * pipe.num_classes <= MAX_PROBABILITIES
     own = _own_copy(pipe, report)
     (mask,), _, uncertainty, *found = own(
-        pixels,
+        stored,
         return_probabilities=fits,
         return_dict=False,
         mixed_precision="auto",
@@ -236,9 +236,8 @@ def enlarge_image(
 ) -> Enlarged:
     """Enlarges one image file, as `unet-diffusion upscale` does, and writes the large image below `folder`."""
     _check_sampling(steps, seed)
-    pixels = read_upload(source, pipe.channels)
-    (small,) = pipe.read_images(pixels)
-    height, width = (side * pipe.scale for side in pixels.shape[:2])
+    small = read_upload(source, pipe)
+    height, width = (side * pipe.scale for side in small.shape[1:])
     if height * width > MAX_ENLARGED:
         raise ValueError(
             f"the large image would have {width}x{height} pixels, but the page makes at most {MAX_ENLARGED}; enlarge "
