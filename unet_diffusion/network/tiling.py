@@ -251,7 +251,7 @@ class Tiling:
 
 
 def affordable(unet: Any, stride: int, least: int) -> tuple[int, int]:
-    """Pixels a side of a window, at least `least` unless attention forbids it, and of an image that runs whole."""
+    """Returns the side of a window, at least `least` if attention allows, and the size in pixels of an uncut image."""
     bytes_per_pixel = 4 * MAPS * unet.feature_info[-1]["channels"]
     side, whole = max(int((MEMORY / bytes_per_pixel) ** 0.5), least), WHOLE // bytes_per_pixel
     if any(isinstance(module, ATTENTION) for module in unet.modules()):
