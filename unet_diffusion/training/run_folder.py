@@ -30,7 +30,7 @@ FORMER = {
     "method": "consistency",
 }
 RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # former names of options
-PLACES = {"data", "masks", "validation_data", "validation_masks", "unlabelled"}  # of data, which a record compares
+PLACES = {"data", "masks", "validation_data", "validation_masks", "unlabelled"}  # of data, compared by a record
 FINDING = {  # options on how images and masks are found; they do not matter where a record compares the content
     *("split", "validation_split", "image_column", "mask_column", "label_column"),
     *("image_suffix", "mask_suffix", "mask_prefix", "max_broken"),
