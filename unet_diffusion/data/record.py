@@ -104,7 +104,7 @@ class DataRecord:
         return f"{added} image{'s' * (added != 1)} added, {removed} removed"
 
     def followed_by(self, now: "DataRecord") -> "DataRecord":
-        """Returns the record of a run that goes on with other data; images that are gone have been trained on."""
+        """Returns the record of a run that goes on with other data; it keeps images that are gone, since they count."""
         return replace(
             now,
             trained=_joined(self.trained, now.trained),
