@@ -37,7 +37,7 @@ def bits_per_channel(kind: str | None, data: bytes) -> int:
 
 
 def is_lossy(kind: str | None, data: bytes | None) -> bool:
-    """Returns whether a file keeps its values only approximately; True if this is unknown.
+    """Returns whether a file keeps its values only approximately; if its bytes cannot tell, it counts as such.
 
     Args:
         kind: Pillow's name of the format.

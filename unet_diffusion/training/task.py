@@ -70,7 +70,7 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self, network: ModelMixin, accelerator: Accelerator) -> dict[str, float]:
-        """Returns scores of the held-out images by name, averaged over processes."""
+        """Returns quantities measured on the held-out images, by name, averaged over processes."""
 
     @abstractmethod
     def preview(self, network: ModelMixin, path: Path) -> None:

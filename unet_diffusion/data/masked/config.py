@@ -198,7 +198,7 @@ class AugmentationConfig:
     gamma: float = 0.2  # largest change of the exponent: between 1 / 1.2 and 1.2, log-uniform
     noise: float = 0.02  # largest standard deviation of Gaussian noise, as a fraction of the value range
     invert: float = 0.0  # share of the samples in which dark and bright are exchanged, for objects that occur as both
-    colour: float = 0.0  # how far channels vary independently, for colours missing from a few labels; 0.3 is strong
+    colour: float = 0.0  # how far channels vary independently, for colours that a few masks do not show; 0.3 is strong
 
     def __post_init__(self) -> None:
         """Checks every value."""

@@ -91,7 +91,7 @@ class MaskedDataset(Dataset):
         return self.cache.images.ids(self.rows)
 
     def contents(self) -> list[str]:
-        """Returns the content hashes of each image and of its mask, which are what a network learns from."""
+        """Returns what identifies an image for learning: its content hash and that of its mask."""
         return [f"{image} {mask}" for image, mask in zip(self.ids(), hexadecimal(self.cache.mask_digests[self.rows]))]
 
     def only(self, chosen: np.ndarray) -> "MaskedDataset":
