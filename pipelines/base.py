@@ -36,11 +36,11 @@ class PrivateArguments:
     config: Any
     unet: UNet
     scheduler: Any
-    reading = Reading()  # of images that are not tensors; commands set what the options of the run say
+    reading = Reading()  # how images other than tensors are read; commands set it to the options of the run
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
-        """Gives the arguments of `__init__` that are saved under private keys their public names.
+        """Renames the arguments of `__init__` that are saved under private keys to their public names.
 
         Components that only another of our pipelines has, such as a classifier, are left out.
         """
@@ -53,8 +53,9 @@ class PrivateArguments:
     def to_json_string(self) -> str:
         """The content of `model_index.json`, without missing components except the scheduler, as in stock pipelines.
 
-        A pipeline that generates is saved as the stock one that does, which `DiffusionPipeline.from_pretrained` finds.
-        The others are named with their module, since its error shows this name.
+        A pipeline that generates images is saved under the name of the stock pipeline that does the same, which
+        `DiffusionPipeline.from_pretrained` finds. The others are saved under their names with the module, since the
+        error of that method shows this name.
         """
         index = json.loads(super().to_json_string())  # type: ignore[misc]  # of the pipeline beside this mixin
         named = {key: value for key, value in index.items() if value != [None, None] or key == "scheduler"}
@@ -84,7 +85,7 @@ class PrivateArguments:
         check_noise(self.scheduler, self.config["_trained_with"], self.unet.config.get("prediction_type"), left_out)
 
     def check_image(self, image: Tensor) -> None:
-        """Raises a ValueError unless a stored image (C, H, W) has the channels and the data type of the training."""
+        """Raises a ValueError unless a stored image (C, H, W) has the channels and data type of the training images."""
         check_image(self.channels, self.pixel_range, len(image), dtype_name(image))
 
     def read_images(self, image: Any) -> Iterator[Tensor]:
@@ -95,7 +96,7 @@ class PrivateArguments:
 
 
 def saved_range(saved: dict | None) -> PixelRange:
-    """The pixel range that `PixelRange.to_dict` saved, None for 8-bit images; raises a ValueError for a bad one."""
+    """Reads a range that `PixelRange.to_dict` saved; None means 8-bit images. Raises a ValueError for a bad range."""
     return PixelRange.full("uint8") if saved is None else PixelRange.from_dict(saved)
 
 
@@ -116,7 +117,7 @@ def generators_for(generator: Any, count: int) -> Generators:
     """The generator for `count` images, or a list with one for each; None for PyTorch's global one.
 
     Raises:
-        ValueError: there are several, and not one for each image.
+        ValueError: there are several generators, but not one for each image.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return generator
@@ -132,13 +133,13 @@ def generators_for(generator: Any, count: int) -> Generators:
 
 
 def check_tuned_steps(few_steps: Any) -> None:
-    """Raises a ValueError unless this is a number of steps that a network can have been tuned for, or None."""
+    """Raises a ValueError unless `few_steps` is None or a number of steps that a network can be tuned for."""
     rule = "must be an integer of at least 1, or None for a network that was not tuned"
     require(few_steps is None or is_count(few_steps), "few_steps", few_steps, rule)
 
 
 def check_noise_predictor(unet: UNet, images_in: int, rule: str) -> None:
-    """Raises a ValueError unless a network of ours is padded, takes timesteps, and predicts the noise of one image.
+    """Raises a ValueError unless the network is ours, is padded, takes timesteps, and predicts the noise of one image.
 
     It must take `images_in` images, joined in its input channels, as `rule` says in the message.
     """

@@ -69,13 +69,13 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         unet: a network with a noise head and a timestep embedding.
         scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the training's scheduler.
         pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
-        label_names: names of the classes that images are generated of, in the order of their indices.
-        trained_with: settings of the scheduler that the network was trained with, so that another one in its place is
-            refused; None takes them from `scheduler`.
-        few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it did not.
+        label_names: names of the classes to generate images of, in the order of their indices.
+        trained_with: settings of the scheduler that the network was trained with; schedulers with other settings are
+            refused. None takes them from `scheduler`.
+        few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it was not tuned.
 
     Raises:
-        ValueError: the network cannot turn noise into images, or the pixel range or the number of steps is bad.
+        ValueError: the network cannot turn noise into images, or the pixel range or the number of steps is invalid.
     """
 
     model_cpu_offload_seq = "unet"
@@ -110,7 +110,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def few_steps(self) -> int | None:
-        """The largest number of steps that `tune-few-steps` tuned the network for; None if it did not."""
+        """The largest number of steps that `tune-few-steps` tuned the network for; None if it was not tuned."""
         return self.config["_few_steps"]
 
     @property
@@ -120,7 +120,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def num_timesteps(self) -> int:
-        """Runs of the network per image; more than the steps with samplers such as Heun's."""
+        """Runs of the network per image; with samplers such as Heun's they are more than the steps."""
         return self._num_timesteps
 
     @property
@@ -158,7 +158,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         generator: Generators,
         latents: Tensor | None = None,
     ) -> Tensor:
-        """The noise that sampling starts from, float32, at the scheduler's first noise level.
+        """Returns the noise that sampling starts from, float32, at the scheduler's first noise level.
 
         `latents` is unit noise (B, C, H, W) to use instead of drawing it.
         """
@@ -192,15 +192,16 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         Args:
             batch_size: number of images.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1000 for plain DDPM.
-            class_labels: a class for all images or one each: one of `label_names`, or an integer, its index; None for
-                no class. Text of digits is an index only if the classes have no names.
+            class_labels: one class for all images, or one per image; None for no class. A class is one of
+                `label_names`, or its index, an integer. A string of digits counts as an index only if the classes have
+                no names.
             guidance_scale: w in uncond + w (cond - uncond), classifier-free guidance (Ho & Salimans 2022); 1 for none.
             guidance_interval: (low, high), the guided part of the schedule: 0 is its noisy beginning, 1 its end
                 (Kynkaanniemi et al. 2024); None for all of it.
             height: in pixels; None for that of `unet.config.sample_size`.
             width: in pixels; None for that of `unet.config.sample_size`.
-            generator: one, or a list or tuple with one per image, so that an image does not depend on the rest of its
-                batch.
+            generator: one generator, or a list or tuple with one per image, so that an image does not depend on the
+                rest of its batch.
             latents: unit noise to start from, (B, C, H, W); None draws it from `generator`.
             max_batch: images in the network at once; twice that with guidance.
             eta: the noise that DDIM (eq. 16 of Song et al. 2020) or TCD adds; None for the scheduler's own default.
@@ -211,8 +212,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step of each batch; returns
                 the tensors to go on with.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback gets.
-            mixed_precision: "no", "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has
-                it. The rest stays in float32.
+            mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
+                it. Everything else stays in float32.
 
         Raises:
             ValueError: an argument that does not fit the others, the network or the scheduler.
@@ -267,7 +268,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         return ImageGenerationOutput(images=images) if return_dict else (images,)
 
     def _guidance_at(self, step: int, interval: tuple[float, float] | None) -> float:
-        """The guidance scale of a step: 1, which is none, outside of the interval."""
+        """Returns the guidance scale of a step; outside the interval it is 1, which means no guidance."""
         low, high = interval or (0.0, 1.0)
         return self.guidance_scale if low <= step / self.num_timesteps < high else 1.0
 
@@ -282,13 +283,13 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         return unconditional + guidance * (conditional - unconditional)
 
     def _run(self, sample: Tensor, timestep: Any, classes: Tensor | None) -> Tensor:
-        """One evaluation of the network, float32 (B, C, H, W)."""
+        """Evaluates the network once; returns float32 (B, C, H, W)."""
         with autocast(sample.device, self._precision):
             prediction = self.unet(channels_last(sample), timestep, class_labels=classes, head="noise").sample
         return prediction.float().contiguous()  # as schedulers and callers expect
 
     def _class_indices(self, class_labels: Any, batch_size: int) -> list[int] | None:
-        """One index per image, from indices and names."""
+        """Returns one index per image, from indices and names."""
         if class_labels is None:
             return None
         check_has_classes(self.unet.config)

@@ -26,9 +26,9 @@ from unet_diffusion.segmentation.blocks import blocks
 from unet_diffusion.segmentation.measurements import ObjectMeasurements, as_frame, table_as_csv
 from unet_diffusion.segmentation.objects import ObjectSearch
 
-BLOCK = 1024  # pixels a side of the blocks in which large images are counted through, and their objects found
+BLOCK = 1024  # pixels a side of the blocks in which large images are read and their objects are found
 
-# rows, columns, and there the probabilities (1, K, h, w) and, if there are maps of objects, two more (1, h, w)
+# rows, columns, the probabilities there (1, K, h, w) and, if there are object maps, two more maps (1, h, w)
 Regions = Iterable[tuple[Any, ...]]
 
 
@@ -52,9 +52,9 @@ class ObjectOptions:
 
 
 def stretched_reader(image: LargeImage, pixel_range: PixelRange) -> Read:
-    """Returns what reads windows of an image as stored values (1, C, h, w), in the range of the whole image.
+    """Returns a function that reads windows of an image as stored values (1, C, h, w), in the whole image's range.
 
-    The image is read once for that where the range is one of its own percentiles.
+    If the range is defined by the image's own percentiles, the image is first read once to find them.
     """
     stretch = _stretch_of(image, pixel_range)
 
@@ -65,7 +65,7 @@ def stretched_reader(image: LargeImage, pixel_range: PixelRange) -> Read:
 
 
 def _stretch_of(image: LargeImage, pixel_range: PixelRange) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns what brings parts of an image, (h, w, C), to the range of the whole."""
+    """Returns a function that brings a part of an image, (h, w, C), to the range of the whole image."""
     percentiles = pixel_range.percentiles
     if percentiles is None:
         return lambda part: part
@@ -80,16 +80,16 @@ def _stretch_of(image: LargeImage, pixel_range: PixelRange) -> Callable[[np.ndar
 
 
 def write_segmented(image: LargeImage, regions: Regions, target: Any, options: ObjectOptions | None) -> None:
-    """Writes the mask of an image and, with options of objects, the label image and the table beside it.
+    """Writes the mask of an image and, if there are object options, the label image and the table beside it.
 
     Args:
         image: the image; objects are measured in it.
-        regions: what the network gives, window by window; nothing is computed if the target is refused.
+        regions: the output of the network, window by window; nothing is computed if the target is refused.
         target: path of the mask, which appears when it is complete, or an array (H, W).
-        options: of the objects, or None for the mask alone.
+        options: how objects are found; None writes the mask alone.
 
     Raises:
-        ValueError: a file exists, or the target is an array of another size or one beside which objects are wanted.
+        ValueError: a file exists, the target is an array of another size, or it is an array and objects are wanted.
     """
     size = image.shape[:2]
     if not isinstance(target, (str, Path)):
@@ -123,7 +123,7 @@ def write_segmented(image: LargeImage, regions: Regions, target: Any, options: O
 
 
 def _fill(regions: Regions, mask: Any, create: Callable[[tuple[int, ...]], Any] | None = None) -> list[Any]:
-    """Writes the mask and, to arrays (..., H, W) that are created for them, what objects are found in."""
+    """Writes the mask and, into new arrays (..., H, W) from `create`, the maps in which objects are found."""
     maps: list[Any] = []
     for rows, columns, *parts in regions:
         mask[rows, columns] = parts[0][0].argmax(dim=0).to("cpu", torch.uint8).numpy()

@@ -58,8 +58,9 @@ class SegmentationOutput(BaseOutput):
         uncertainty: entropy of the probabilities divided by log K, in [0, 1], float32 (H, W), or None if not asked for.
         instances: the objects, int32 arrays (H, W), 0 for the background and 1..n for the objects of the image, or None
             if not asked for.
-        objects: a pandas DataFrame with a row for each object of all images, or None if not asked for: `image`, the
-            place of its image in the list, and the columns of `unet_diffusion.segmentation.object_table`.
+        objects: a pandas DataFrame with a row for each object of all images, or None if not asked for. Its columns are
+            `image`, the place of the object's image in the list, and those of
+            `unet_diffusion.segmentation.object_table`.
     """
 
     masks: list[Image.Image] | list[np.ndarray] | list[Tensor]
@@ -85,18 +86,18 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
     Args:
         unet: a network with a segmentation head or, if there is a classifier, a noise predictor.
-        scheduler: adds noise to the image, for a classifier or if timesteps are asked for; not needed otherwise.
+        scheduler: adds noise to the image for a classifier, or if timesteps are asked for; not needed otherwise.
         pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
         class_names: names of the classes, in the order of their indices.
         palette: red, green and blue of each class, 0 to 255; None for colours that colour-blind readers can tell apart.
-        classifier: reads the network's features of noisy images, instead of a segmentation head. The noise is the same
-            for every image and at every call, so an image always gets the same mask.
-        trained_with: settings of the scheduler that the network was trained with, so that another one in its place is
-            refused; None takes them from `scheduler`.
+        classifier: takes the place of a segmentation head; it reads the network's features of noisy images. The noise
+            is the same for every image and in every call, so an image always gets the same mask.
+        trained_with: settings of the scheduler that the network was trained with; schedulers with other settings are
+            refused. None takes them from `scheduler`.
 
     Raises:
         ValueError: the network has no segmentation head; the classifier was made for another network or has no
-            scheduler; the pixel range is bad; or there is not one name or colour per class.
+            scheduler; the pixel range is invalid; or there is not one name or colour per class.
     """
 
     model_cpu_offload_seq = "unet"
@@ -186,8 +187,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
         Args:
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
-                values that are stored in files; or a list of these. An array is (C, H, W) if only this order has the
-                network's channels.
+                values that are stored in files; or a list of these. An array is taken as (C, H, W) if only this order
+                fits the network's channels.
             tile_size: output pixels a side of a tile; images that are not larger than a tile with its context run
                 whole. None chooses it for about 64 MiB of memory in the network, and runs images that take at most
                 512 MiB whole.
@@ -201,15 +202,16 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             output_type: "pil": PIL masks of mode P with the palette; "np": uint8 masks; "pt": int64 masks, on the CPU.
             return_probabilities: whether to return probabilities and uncertainty, 4 (K + 1) bytes per pixel.
             return_dict: whether to return a `SegmentationOutput`, or else a tuple.
-            mixed_precision: "no", "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has
-                it. The rest stays in float32.
-            instances: whether to find the objects too (`unet_diffusion.segmentation.find_objects`), by the maps of
-                objects of the network if it has learnt them, and to measure them. The tuple then also has these two.
-            min_area: objects of fewer pixels are left out. None takes the area that 99 % of the objects of the training
-                have, `unet.config.object_min_area`, or 0 if it is not known.
+            mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
+                it. Everything else stays in float32.
+            instances: whether to find and measure the objects too (`unet_diffusion.segmentation.find_objects`), from
+                the network's object maps if it has learnt them. The tuple then also has the objects and their table.
+            min_area: objects of fewer pixels are left out. None takes the area that 99 % of the training objects have,
+                `unet.config.object_min_area`, or 0 if it is not known.
             max_hole: holes in objects of at most this many pixels are filled.
-            pixel_size: height and width of the pixels of all images in micrometres, for the columns of the table in
-                micrometres; None for none. `unet_diffusion.images.pixel_size.read_pixel_size` reads it of a file.
+            pixel_size: height and width of the pixels of all images in micrometres, for columns of the table in
+                micrometres; None for no such columns. `unet_diffusion.images.pixel_size.read_pixel_size` reads it from
+                a file.
 
         Raises:
             ValueError: an image or an argument does not fit the network; the message gives the fix.
@@ -220,7 +222,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         self.check_inputs(tile_size, num_draws, timesteps, output_type)
         check_object_options(instances, min_area, max_hole, pixel_size)
         images: Iterable[Tensor] = self.read_images(image)
-        if generator is not None and not isinstance(generator, torch.Generator):  # one per image, which are counted
+        if generator is not None and not isinstance(generator, torch.Generator):  # one per image, so count them
             images = list(images)
             generator = generators_for(generator, len(images))
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment, mixed_precision)
@@ -281,9 +283,9 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         return output if return_dict else (output.masks, output.probabilities, output.uncertainty, *of_objects)
 
     def for_prepared_images(self) -> "SegmentationPipeline":
-        """Returns the pipeline, with the same networks, for images of a data set, which it has stretched already.
+        """Returns a pipeline with the same networks for images of a data set, which are stretched already.
 
-        They may be cut or resized since, so that their own percentiles are other values.
+        Such images may have been cut or resized since, so their own percentiles would be other values.
         """
         if self.pixel_range.percentiles is None:
             return self
@@ -294,7 +296,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
     def predictor(self) -> Callable[[Tensor], Tensor]:
         """Returns a function from an image (C, H, W) of a data set to its mask, int64 (H, W) on the CPU.
 
-        Images of a data set are those of `for_prepared_images`. The progress is not shown.
+        Images of a data set are those that `for_prepared_images` describes. No progress is shown.
         """
         pipe = self.for_prepared_images()
         pipe.set_progress_bar_config(disable=True)
@@ -315,18 +317,18 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         min_area: int | None = None,
         max_hole: int = 0,
     ) -> None:
-        """Segments an image that may be larger than memory: it is read, and its mask written, in windows.
+        """Segments an image that may be larger than memory; reads the image and writes its mask window by window.
 
         With `instances`, two files appear beside the mask `NAME.npy`: `NAME-objects.tif`, a label image (compressed
         TIFF in tiles, uint16, or uint32 for more than 65,535 objects), and `NAME-objects.csv`, the table of
-        `unet_diffusion.segmentation.object_table`, in micrometres too if a TIFF says its pixel size. Objects and table
-        are those of `__call__`, also across windows, for objects of any size
-        (`unet_diffusion.segmentation.objects.ObjectSearch`). Meanwhile a folder beside the mask takes up to 4 K + 33
-        bytes a pixel for K classes, and 8 more if the network has learnt maps of objects; the memory grows with the
-        number of objects alone.
+        `unet_diffusion.segmentation.object_table`, also in micrometres if a TIFF states its pixel size. Objects and
+        table are the same as those of `__call__`, for objects of any size and across windows
+        (`unet_diffusion.segmentation.objects.ObjectSearch`). During the call, a folder beside the mask takes up to 4 K
+        + 33 bytes a pixel for K classes, and 8 more if the network has learnt object maps. Memory use grows only with
+        the number of objects.
 
         Args:
-            source: path of a `.npy`, `.tif` or `.zarr` image, or any array (H, W) or (H, W, C) with slices.
+            source: path of a `.npy`, `.tif` or `.zarr` image, or any array (H, W) or (H, W, C) that can be sliced.
             target: path of the mask, `.npy`, `.tif` or `.zarr`, which appears when it is complete; or any array (H, W)
                 that windows of uint8 class indices can be assigned to.
             tile_size: as in `__call__`.
@@ -335,13 +337,13 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             augment: as in `__call__`.
             generator: as in `__call__`.
             mixed_precision: as in `__call__`.
-            instances: whether to find the objects too; the target has to be a path, and the extra `scientific` there.
+            instances: whether to find the objects too; this needs a path as the target, and the extra `scientific`.
             min_area: as in `__call__`.
             max_hole: as in `__call__`.
 
         Raises:
-            ValueError: an image or an argument does not fit the network, or a file that would be written exists. Or, of
-                objects, the middle of a part of the mask is about 2,000 pixels from its edge.
+            ValueError: an image or an argument does not fit the network, or a file that would be written exists. Or
+                objects are wanted, and the middle of a part of the mask is about 2,000 pixels from its edge.
         """
         tile_size, num_draws, timesteps, instances, min_area, max_hole = map(
             plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole)
@@ -360,7 +362,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         self.maybe_free_model_hooks()
 
     def _object_sizes(self, min_area: int | None) -> tuple[float | None, int]:
-        """Returns the usual diameter of objects, None if it is not known, and the smallest area of one."""
+        """Returns the usual diameter of objects, None if it is not known, and the smallest area of an object."""
         learnt = self.unet.config
         return learnt.get("object_diameter"), (learnt.get("object_min_area") or 0) if min_area is None else min_area
 
@@ -371,10 +373,11 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             image: one image, as in `__call__`.
             mask: its mask as a PIL image, an array or a tensor (H, W).
             opacity: of the colours, from 0 to 1.
-            objects: their numbers, (H, W), to outline each one in the colour of its class; None for no outlines.
+            objects: the objects' numbers, (H, W), to outline each object in the colour of its class; None for no
+                outlines.
 
         Raises:
-            ValueError: image and mask differ in size, there is more than one image, or the opacity is not in 0 to 1.
+            ValueError: image and mask differ in size, there is more than one image, or the opacity is not from 0 to 1.
         """
         stored = list(self.read_images(image))
         labels = np.asarray(mask)
@@ -390,7 +393,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         return overlay(base, labels, opacity, self.palette, objects)
 
     def _mask(self, mask: Tensor, output_type: str) -> Any:
-        """A uint8 mask (H, W) in the form of `output_type`."""
+        """Converts a uint8 mask (H, W) to the form of `output_type`."""
         if output_type == "pt":
             return mask.long()
         return mask.numpy() if output_type == "np" else mask_image(mask.numpy(), self.palette)
@@ -423,9 +426,9 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         generator: Generators,
         instances: bool = False,
     ) -> Iterator[tuple[Any, ...]]:
-        """`Segmenter.regions`, with a progress bar if there are several windows.
+        """Yields from `Segmenter.regions`, with a progress bar if there are several windows.
 
-        With `instances`, boundary and distance of objects follow the probabilities, if the network has learnt them.
+        With `instances`, the boundary and distance of objects follow the probabilities, if the network has learnt them.
         """
         seeds = segmenter.seeds(count, generator)
         windows = segmenter.tiling.count(*size)
@@ -437,7 +440,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 def check_object_options(
     instances: bool, min_area: int | None, max_hole: int, pixel_size: tuple[float, float] | None = None
 ) -> None:
-    """Raises a ValueError for options of objects that are no number of pixels, or are given without objects."""
+    """Raises a ValueError for object options with an invalid value, or set although no objects are asked for."""
     if pixel_size is not None:
         valid = isinstance(pixel_size, (list, tuple)) and len(pixel_size) == 2
         valid = valid and all(is_number(each) and each > 0 for each in pixel_size)

@@ -79,15 +79,15 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         unet: a network with a timestep embedding, and with twice as many channels in as its noise head has out: the
             noisy image, then the enlarged one.
         scheduler: the sampler; `unet_diffusion.diffusion.sampling.sampler` makes one from the training's scheduler.
-        scale: how many times larger images become a side, as the network was trained.
+        scale: the factor by which each side of an image grows, as the network was trained.
         pixel_range: how stored values map to [-1, 1], in the form of `PixelRange.to_dict`; None for 8-bit images.
-        trained_with: settings of the scheduler that the network was trained with, so that another one in its place is
-            refused; None takes them from `scheduler`.
-        few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it did not.
+        trained_with: settings of the scheduler that the network was trained with; schedulers with other settings are
+            refused. None takes them from `scheduler`.
+        few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it was not tuned.
 
     Raises:
         ValueError: the network cannot enlarge images, the scale is not an integer of at least 2, or the pixel range or
-            the number of steps is bad.
+            the number of steps is invalid.
     """
 
     model_cpu_offload_seq = "unet"
@@ -119,7 +119,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def scale(self) -> int:
-        """How many times larger images become a side."""
+        """The factor by which each side of an image grows."""
         return self.config["_scale"]
 
     @property
@@ -129,7 +129,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def few_steps(self) -> int | None:
-        """The largest number of steps that `tune-few-steps` tuned the network for; None if it did not."""
+        """The largest number of steps that `tune-few-steps` tuned the network for; None if it was not tuned."""
         return self.config["_few_steps"]
 
     def check_inputs(self, num_inference_steps: int, condition_noise: float, output_type: str) -> None:
@@ -153,26 +153,26 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         return_dict: bool = True,
         mixed_precision: Precision = "no",
     ) -> SuperResolutionOutput | tuple:
-        """Enlarges one or more images, each from its own size.
+        """Enlarges one or more images, which may differ in size.
 
         Args:
             image: a PIL image, a path, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (B, C, H, W), with the
-                values that are stored in files; or a list of these. An array is (C, H, W) if only this order has the
-                network's channels.
+                values that are stored in files; or a list of these. An array is taken as (C, H, W) if only this order
+                fits the network's channels.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1 or 2 of `LCMScheduler` for a
                 network that `tune-few-steps` has tuned.
-            generator: one, or a list or tuple with one per image, so that an image does not depend on the others; None
-                for PyTorch's global one.
-            condition_noise: deviation of the noise added to the enlarged image, whose values lie in [-1, 1]; for images
-                that are worse than those of the training, such as compressed ones.
+            generator: one generator, or a list or tuple with one per image, so that an image does not depend on the
+                others; None for PyTorch's global one.
+            condition_noise: deviation of the noise that is added to the enlarged image, whose values lie in [-1, 1]. It
+                helps with images that are worse than the training images, such as compressed ones.
             tile_size: pixels a side of a tile of the large image. None chooses it for about 64 MiB of memory in the
                 network, and runs images that take at most 512 MiB whole.
             output_type: "pil": PIL images (1, 3 or 4 channels); "np": float32 arrays (H, W, C) in [0, 1]; "pt": float32
                 tensors (C, H, W) in [0, 1]; "stored": tensors (C, H, W) in the data type and values of the training
                 files.
             return_dict: whether to return a `SuperResolutionOutput`, or else a tuple.
-            mixed_precision: "no", "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has
-                it. The rest stays in float32.
+            mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
+                it. Everything else stays in float32.
 
         Raises:
             ValueError: an image or an argument does not fit the network or the scheduler; the message gives the fix.

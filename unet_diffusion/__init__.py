@@ -1,8 +1,9 @@
 """One U-Net for diffusion and segmentation.
 
-diffusers looks the class of a saved network up in the modules that are already imported: `unet_diffusion.unet`,
-`unet_diffusion.stock_unet` and `unet_diffusion.adapters`. So importing the package puts these three among them.
-They run, and import torch and diffusers, when something in them is first used: `unet-diffusion --help` needs neither.
+diffusers looks up the class of a saved network in the modules that are already imported: `unet_diffusion.unet`,
+`unet_diffusion.stock_unet` and `unet_diffusion.adapters`. So importing the package adds these three to the imported
+modules. They run, and import torch and diffusers, only when something in them is first used, since `unet-diffusion
+--help` needs neither.
 """
 
 import sys
@@ -24,7 +25,7 @@ if not any(type(finder).__name__ == FormerNames.__name__ for finder in sys.meta_
 
 
 def __dir__() -> list[str]:
-    """Lists the public names, those that are not imported yet too."""
+    """Lists the public names, including those that are not imported yet."""
     return sorted({*globals(), *__all__})
 
 

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 STOPPED = "unet-diffusion: stopped by Ctrl-C."
-INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended, as shells have it
+INTERRUPTED = 130  # the exit status of a program ended by Ctrl-C, as in shells
 
 
 def main() -> None:
@@ -26,9 +26,9 @@ def main() -> None:
 
 
 def end_at_once(*signal_and_frame: Any) -> None:
-    """Ends the program. Until the command runs there is nothing to save.
+    """Ends the program at once, since there is nothing to save until the command runs.
 
-    An exception would not always get through: some libraries that are being imported turn it into another one.
+    An exception would not always get through: some libraries turn it into another one while they are imported.
     """
     os.write(2, f"{STOPPED}\n".encode())
     os._exit(INTERRUPTED)

@@ -1,8 +1,8 @@
-"""Masks from a trained noise predictor, by a `UNet2DAdapter` around a stock one or a `PixelClassifier` after any.
+"""Masks from a trained noise predictor: a `PixelClassifier`, for any network, and `UNet2DAdapter`, for a stock one.
 
 The classifier reads the features of a frozen noise predictor, pixel by pixel: the label-efficient recipe of Baranchuk
 et al. 2022 (section 4). Given an image with the noise of a few timesteps, the decoder's maps show what each pixel
-belongs to, and a classifier learns to read them from a handful of masks. In the paper, ten classifiers vote on the
+belongs to. A classifier learns to read these maps from a handful of masks. In the paper, ten classifiers vote on the
 stored features of all images; here there is one classifier, and features are computed one timestep at a time.
 
 The path of this module, `unet_diffusion.adapters`, is written into pipelines saved with a classifier; do not move it.
@@ -33,9 +33,9 @@ class PixelClassifier(OwnConfig, ModelMixin, ConfigMixin):
     """Class scores of each pixel, from the maps of a network's decoder at several timesteps.
 
     It computes a perceptron on the features of all timesteps and stages, upsampled to the image's size and joined. The
-    first layer is linear, as is bilinear upsampling, so the two can change places: every map is normalised and
-    projected at its own resolution, projections of one resolution are added up, and only their sums are upsampled. So
-    only the features of one timestep are held at their full width.
+    first layer and bilinear upsampling are both linear, so they can be swapped: every map is normalised and projected
+    at its own resolution, projections of one resolution are added up, and only their sums are upsampled. So only one
+    timestep's features are held at full width at a time.
 
     It takes no statistics from the batch or the image: a pixel's scores depend only on the features around it.
 
@@ -43,7 +43,7 @@ class PixelClassifier(OwnConfig, ModelMixin, ConfigMixin):
         channels: channels of each map from the decoder.
         strides: pixels of the image per pixel of each of these maps.
         stages: indices of these maps in `UNet.feature_info`.
-        timesteps: noise levels of the image that the network sees.
+        timesteps: timesteps whose noise is added to the image that the network sees.
         num_classes: number of classes, background included.
         hidden: widths of the hidden layers.
 
@@ -139,7 +139,7 @@ class PixelClassifier(OwnConfig, ModelMixin, ConfigMixin):
     def features(
         self, unet: UNet, scheduler: SchedulerMixin, clean: Tensor, noises: Iterable[Tensor]
     ) -> Iterator[tuple[Tensor, ...]]:
-        """The decoder's maps of noisy images, one timestep after the other, each computed when it is needed.
+        """Yields the decoder's maps of noisy images, one timestep after the other; each is computed when it is needed.
 
         Args:
             unet: the network, in evaluation mode; it gets no gradients.
@@ -154,7 +154,7 @@ class PixelClassifier(OwnConfig, ModelMixin, ConfigMixin):
             yield noisy_features(unet, scheduler, clean, noise, timestep, self.config.stages)
 
     def forward(self, features: Iterable[Sequence[Tensor]], size: Sequence[int]) -> Tensor:
-        """Class scores before softmax, (B, K, H, W).
+        """Returns class scores before softmax, (B, K, H, W).
 
         Without gradients, the maps of one timestep are freed before those of the next are computed; with gradients, the
         normalised maps stay for the backward pass.
@@ -169,7 +169,7 @@ class PixelClassifier(OwnConfig, ModelMixin, ConfigMixin):
         maps_of_timesteps = iter(features)
         sums: list[Any] = [0] * len(self.config.stages)  # (B, hidden, H / stride, W / stride) each
         for projections in self.projections:
-            _add(sums, projections, next(maps_of_timesteps, ()))  # no variable here, which would keep the maps
+            _add(sums, projections, next(maps_of_timesteps, ()))  # not in a variable, which would keep the maps
         hidden: Tensor = self.bias
         for total, stride in zip(sums, self.config.strides):
             hidden = hidden + upsampled(total, stride, size)  # (B, hidden, H, W)
@@ -207,7 +207,7 @@ class Projection(nn.Module):
 def noisy_features(
     unet: UNet, scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, timestep: int, stages: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    """The decoder's maps (B, C_stage, h, w) of images (B, C, H, W) in [-1, 1] with the noise of one timestep."""
+    """Returns the decoder's maps (B, C_stage, h, w) of images (B, C, H, W) in [-1, 1] with one timestep's noise."""
     steps = torch.full((len(clean),), timestep, device=clean.device)
     noisy = scheduler.add_noise(clean, noise, steps).to(unet.dtype)
     maps = unet(channels_last(noisy), timestep, head="features").features
@@ -219,8 +219,8 @@ def upsampled(x: Tensor, stride: int, size: Sequence[int]) -> Tensor:
 
     Pixel p of the map stands for pixels stride * p to stride * p + stride - 1 of the image. The last map pixel may
     reach beyond the border, since sizes round up. So the map is enlarged by exactly the stride and cut at the far end.
-    Enlarged to the image's size directly, it would be squeezed unless that is a multiple of the stride, and a window
-    would differ from the whole image.
+    If it were enlarged to the image's size directly, it would be squeezed unless that size is a multiple of the stride,
+    and a window would differ from the whole image.
     """
     height, width = size
     if x.shape[2:] != (-(-height // stride), -(-width // stride)):

@@ -24,22 +24,22 @@ class Question(ValueError):
 
 
 def is_count(value: Any, least: int = 1) -> bool:
-    """Returns whether `value` is an integer, also of NumPy (not a bool), of at least `least`."""
+    """Returns whether `value` is an integer of at least `least`; NumPy's integers count, bools do not."""
     return is_integer(value) and value >= least
 
 
 def is_integer(value: Any) -> bool:
-    """Returns whether `value` is an integer, also of NumPy (not a bool)."""
+    """Returns whether `value` is an integer; NumPy's integers count, bools do not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether `value` is a finite integer or float, also of NumPy (not a bool)."""
+    """Returns whether `value` is a finite integer or float; NumPy's numbers count, bools do not."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def plain(value: Any) -> Any:
-    """Returns numbers and arrays of NumPy and PyTorch, also within lists, tuples and dictionaries, as Python's own.
+    """Converts numbers and arrays of NumPy and PyTorch to Python's own, also in lists, tuples and dictionaries.
 
     Arrays become tuples. Everything else is returned as it is.
     """
@@ -54,10 +54,10 @@ def plain(value: Any) -> Any:
 
 
 def set_plain(options: Any) -> None:
-    """Replaces the values of a dataclass's fields, also of a frozen one, by what `plain` makes of them.
+    """Converts the values of a dataclass's fields by `plain`, even if the dataclass is frozen.
 
     Raises:
-        ValueError: a field for a bool has another value, such as a string, which would count as True.
+        ValueError: a bool field has another value, such as a string, which would count as True.
     """
     for each in fields(options):
         value = plain(getattr(options, each.name))
@@ -105,7 +105,7 @@ def require_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 def class_index(label: str | int, names: Sequence[str] | None, option: str) -> int:
     """Returns the index of a class that is given by its name, or by its index.
 
-    Text is a name; only where classes have no names are digits an index. An integer is always an index.
+    Text is a name; digits are an index only if classes have no names. An integer is always an index.
     """
     if not isinstance(label, str):
         require(is_count(label, 0), option, label, "a class is a name, or an integer of at least 0")

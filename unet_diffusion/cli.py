@@ -27,7 +27,7 @@ from unet_diffusion.commands.options.upscale import Upscale
 from unet_diffusion.unused_options import check_used
 from unet_diffusion.version import __version__
 
-COMMANDS: dict[str, tuple[type, str]] = {  # the options of each, and the module with a function of the command's name
+COMMANDS: dict[str, tuple[type, str]] = {  # the options of each command, and the module with a function of its name
     "train-ddpm": (TrainDDPM, "train_ddpm"),
     "sample": (Sample, "sample"),
     "tune-few-steps": (TuneFewSteps, "tune_few_steps"),
@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[type, str]] = {  # the options of each, and the module
 }
 SPINS = {"GOMP_SPINCOUNT": "10000"}  # turns of a waiting thread before it sleeps
 HOW_THREADS_WAIT = {*SPINS, "OMP_WAIT_POLICY"}
-INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended, as shells have it
+INTERRUPTED = 130  # the exit status of a program ended by Ctrl-C, as in shells
 EXPECTED = (ValueError, ImportError, RuntimeError, OSError, FloatingPointError, MemoryError)
 if TYPE_CHECKING:
     Command = Any
@@ -60,21 +60,21 @@ class Program:
 
     command: Command
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Show the traceback of an error, not only its sentence."""
+    """Show the traceback of an error, not only its message."""
 
 
 def main(arguments: Sequence[str] | None = None, before: Callable[[], None] = lambda: None) -> None:
-    """Reads the options that the arguments give, by default those of the program, and runs their command.
+    """Reads the options from the arguments, by default those of the program, and runs their command.
 
     A mistake of the user ends the program with one sentence; `--debug` shows the traceback as well. `before` is called
-    when the command has been imported, before it runs.
+    after the command is imported and before it runs.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["--version"]:
         print(__version__)
         return
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # files that it cannot read may be read otherwise
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # files that it cannot read may be read in another way
     name = next((argument for argument in arguments if argument in COMMANDS), "")
     with answers(f"unet-diffusion {name}".strip(), debug="--debug" in arguments):
         settings = (tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None, before: Callable[[], None] = la
         chosen = tyro.cli(Program, args=arguments or ["--help"], prog="unet-diffusion", config=settings).command
         for field in fields(chosen):
             if isinstance(value := getattr(chosen, field.name), (Path, str)):
-                # of --output=~/run, which the shell leaves as it is
+                # for --output=~/run, which the shell does not expand
                 setattr(chosen, field.name, type(value)(os.path.expanduser(value)))
         check_used(chosen)
         chosen.check_paths()
@@ -98,13 +98,13 @@ def main(arguments: Sequence[str] | None = None, before: Callable[[], None] = la
 
 @contextmanager
 def answers(program: str, debug: bool = False) -> Iterator[None]:
-    """Ends the program with one sentence, which begins with its name, after a mistake or Ctrl-C in the block.
+    """Ends the program with one sentence, which begins with the program's name, after a mistake or Ctrl-C in the block.
 
-    With `debug` the error is raised as it is, so that its traceback is shown.
+    With `debug`, the error is raised unchanged, so that its traceback is shown.
     """
     if not HOW_THREADS_WAIT & os.environ.keys():
-        # GNU OpenMP, which PyTorch reads this for when it is imported, lets a waiting thread turn 300,000 times. That
-        # keeps the core from the thread that it waits for, if another program wants the core too.
+        # GNU OpenMP reads this when PyTorch is imported. By default, it lets a waiting thread spin 300,000 times. If
+        # another program wants the core too, this keeps the core from the thread that is waited for.
         os.environ |= SPINS
     try:
         yield
@@ -123,5 +123,5 @@ def answers(program: str, debug: bool = False) -> Iterator[None]:
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
-    """Runs one command with the arguments given; by default those of the program."""
+    """Runs one command with the given arguments, by default those of the program."""
     main([command, *(sys.argv[1:] if arguments is None else arguments)])

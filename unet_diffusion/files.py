@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 PREFIX = ".writing-"
-MOST_BYTES = 200  # of a name that a prefix is added to
+MOST_BYTES = 200  # of a name, before a prefix is added
 INDEX = "model_index.json"  # a folder that has it counts as a whole pipeline
 
 
@@ -24,15 +24,15 @@ INDEX = "model_index.json"  # a folder that has it counts as a whole pipeline
 def written_aside(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which is renamed to `path` when the block ends without an exception.
 
-    The suffix stays, since libraries choose the format by it. A file and a folder both work: an existing file is
-    replaced, but an existing folder is not. After an exception the temporary is removed.
+    The suffix stays, since libraries choose the format by it. The path can be a file or a folder: an existing file is
+    replaced, but an existing folder is not. After an exception the temporary path is removed.
 
     Raises:
-        OSError: it could not be written, for example because the disk is full; `path` is as it was.
+        OSError: the path could not be written, for example because the disk is full; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{PREFIX}{os.getpid()}-{_shortened(path.name)}")
-    remove(aside)  # left by a killed process of the same number, which is common in containers
+    remove(aside)  # left by a killed process with the same ID, which is common in containers
     try:
         with named_errors(path):
             yield aside
@@ -45,7 +45,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def _shortened(name: str) -> str:
-    """Returns a name that stays within the 255 bytes of file systems when a prefix is added; the suffix stays."""
+    """Shortens a name so that it stays within 255 bytes, the limit of file systems, with a prefix; keeps the suffix."""
     content = os.fsencode(name)
     return name if len(content) <= MOST_BYTES else hashlib.sha256(content).hexdigest() + Path(name).suffix
 
@@ -112,7 +112,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_leftovers_of(*paths: Path) -> None:
-    """Deletes what a killed process left half written of these files; no other process may be writing them."""
+    """Deletes half-written versions of these files from a killed process; no other process may be writing them."""
     for folder in {path.parent for path in paths if path.parent.is_dir()}:
         ends = tuple(f"-{_shortened(path.name)}" for path in paths if path.parent == folder)
         for name in os.listdir(folder):
@@ -135,13 +135,13 @@ def flush_to_disk(path: Path, recursive: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file aside and renames it."""
+    """Writes a UTF-8 text file to a temporary path and renames it."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file aside and renames it; values that JSON lacks, such as paths, are written as text."""
+    """Writes a JSON file via a temporary path; values that JSON lacks, such as paths, are written as text."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
@@ -164,7 +164,7 @@ def check_output(folder: Path) -> None:
         raise ValueError(f"output is {folder}, but {place} is not a folder; choose another.")
     try:
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=place):
-            pass  # its rights alone do not say: root has all of them, also where nothing can be written
+            pass  # permissions alone do not tell: root has all of them, even if nothing can be written
     except OSError as error:
         raise ValueError(
             f"output is {folder}, but {place} cannot be written to; change its rights, or choose another."

@@ -1,4 +1,4 @@
-"""Imports modules of the package late where they are slow, and under their former names too."""
+"""Imports slow modules of the package late, and moved modules under their former names."""
 
 import sys
 import warnings
@@ -57,8 +57,8 @@ RENAMED = {"mask_picture": "mask_image", "PictureClassifier": "ImageClassifier"}
 class LateModule(ModuleType):
     """A module that runs when something in it is first used.
 
-    Unlike `importlib.util.LazyLoader`, it answers special attributes such as `__file__` without running: while torch is
-    imported, it reads those of all imported modules. Threads wait for each other.
+    Unlike `importlib.util.LazyLoader`, it answers special attributes such as `__file__` without running, since torch
+    reads those of all imported modules while it is imported. Threads wait for each other.
     """
 
     def __getattribute__(self, name: str) -> Any:
@@ -78,7 +78,7 @@ class LateModule(ModuleType):
 
 
 def import_late(name: str) -> ModuleType:
-    """Puts a module of the package among the imported ones, without running it; one that is there stays."""
+    """Adds a module of the package to the imported ones without running it; a module that is already there stays."""
     if name in sys.modules:
         return sys.modules[name]
     spec = find_spec(name)
@@ -92,7 +92,7 @@ def import_late(name: str) -> ModuleType:
 class FormerNames:
     """Imports a module under its former name, with the attributes of the modules that hold its parts today.
 
-    A finder and loader of modules, without the base classes of `importlib.abc`, whose import takes milliseconds.
+    It is a finder and loader of modules. It has no base class from `importlib.abc`, whose import takes milliseconds.
     """
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
@@ -101,7 +101,7 @@ class FormerNames:
         return spec_from_loader(fullname, self) if package == PACKAGE and name in MOVED else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leaves it to Python to make the module."""
+        """Leaves making the module to Python."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Fills the module, and warns that it has moved."""

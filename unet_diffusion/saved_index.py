@@ -7,16 +7,16 @@ from typing import Any
 
 INDEX = "model_index.json"
 STOCK_PIPELINE = "DDPMPipeline"  # the class that model_index.json names for a run that generates images
-OWN_PIPELINE = "_pipeline"  # its key for the class of ours that saved such a run
-OWN_PIPELINES = "unet_diffusion.pipelines."  # before the class that model_index.json names for any other run of ours
-GENERATES = "_label_names"  # a key that only runs have which generate images
-TUNED = "_few_steps"  # its key for up to how many steps a network was tuned for
-GENERATION = "ImageGenerationPipeline"  # the class of ours for runs that generate images
+OWN_PIPELINE = "_pipeline"  # the key in model_index.json for our class that saved such a run
+OWN_PIPELINES = "unet_diffusion.pipelines."  # prefix of the class that model_index.json names for our other runs
+GENERATES = "_label_names"  # a key that only runs that generate images have
+TUNED = "_few_steps"  # the key for the largest number of steps that a network was tuned for
+GENERATION = "ImageGenerationPipeline"  # our class for runs that generate images
 SUPER_RESOLUTION = "SuperResolutionPipeline"  # the class that model_index.json names for a run that enlarges images
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The keys and values of a JSON file; raises a ValueError if it cannot be read or holds something else."""
+    """Reads the keys and values of a JSON file; raises a ValueError if it cannot be read or holds something else."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -33,7 +33,7 @@ def check_run(run: Path) -> None:
 
 
 def check_run_for(run: Path, pipeline: str) -> None:
-    """Raises a ValueError unless the folder holds a saved pipeline that the class of this name may load.
+    """Raises a ValueError unless the folder holds a saved pipeline that the class of this name can load.
 
     Only a `SuperResolutionPipeline` loads a super-resolution run, and it loads no other.
     """
@@ -68,13 +68,13 @@ def pipeline_name(index: Mapping[str, Any]) -> Any:
 
 
 def saved_few_steps(run: Path) -> int | None:
-    """Up to how many steps the network of a saved pipeline was tuned for; None if it was not tuned."""
+    """The largest number of steps that the network of a saved pipeline was tuned for; None if it was not tuned."""
     index = run / INDEX
     return read_object(index).get(TUNED) if index.is_file() else None
 
 
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:
-    """The module and the class of each component of a saved pipeline, by its name, which is that of its subfolder.
+    """The module and the class of each component of a saved pipeline, by the component's name and subfolder.
 
     Raises:
         ValueError: the folder holds no run, or a component comes from other code or cannot be a subfolder.
@@ -103,7 +103,7 @@ def named_components(index: Mapping[str, Any], run: Path) -> dict[str, tuple[str
 
 
 def unet_folder(run: Path) -> Path:
-    """The folder with the weights of a run, or of a saved network; ValueError if there are none."""
+    """Returns the folder with the weights of a run or a saved network; raises a ValueError if there are none."""
     for folder in (run / "unet", run):
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors*")):
             return folder
@@ -120,13 +120,13 @@ def scheduler_folder(run: Path) -> Path | None:
 
 
 def to_index(key: str, value: Any) -> Any:
-    """A value in the form in which `model_index.json` holds it; lists under private keys are wrapped.
+    """Converts a value to the form for `model_index.json`; lists under private keys are wrapped.
 
-    Diffusers, loading from the Hub, takes every bare list for a component.
+    When it loads from the Hub, diffusers takes every bare list for a component.
     """
     return {"list": value} if key.startswith("_") and isinstance(value, list) else value
 
 
 def from_index(value: Any) -> Any:
-    """The value that `to_index` was given."""
+    """Returns the value that `to_index` converted."""
     return value["list"] if isinstance(value, dict) and value.keys() == {"list"} else value

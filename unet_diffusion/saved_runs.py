@@ -1,4 +1,4 @@
-"""Networks and pipelines from a preset, a JSON config or an earlier run, and the device that they run on."""
+"""Loads networks and pipelines from a preset, a JSON config or an earlier run, and chooses their device."""
 
 from inspect import signature
 from pathlib import Path
@@ -28,7 +28,7 @@ from unet_diffusion.unet import UNet
 T = TypeVar("T")
 
 NETWORKS = {(kind.__module__, kind.__name__): kind for kind in (UNet, UNet2DAdapter, PixelClassifier)}
-MAX_NAMES = 3  # weights that an error names
+MAX_NAMES = 3  # number of weights that an error names
 GET_AGAIN = "get it again, or give the folder of another run."
 
 
@@ -125,11 +125,11 @@ def check_finite(network: nn.Module, place: Path) -> None:
 def load_pipeline(kind: type[T], run: Path) -> T:
     """Loads the pipeline in the folder of a run, from components of this package and diffusers only.
 
-    It reads images as the run's own were read, where the options `channels` and `axes` of its training say how.
+    It reads images like the run's own, if the options `channels` and `axes` of its training state how.
 
     Raises:
         ValueError: the folder holds no run; a component is damaged, missing or from other code; the components do not
-            make a pipeline of this kind; or just one of run and pipeline is for super-resolution.
+            make a pipeline of this kind; or only one of run and pipeline is for super-resolution.
     """
     check_run_for(run, kind.__name__)
     taken = signature(kind).parameters
@@ -147,7 +147,7 @@ def load_pipeline(kind: type[T], run: Path) -> T:
 
 
 def stated_reading(run: Path) -> Reading:
-    """Returns how the options of a run's training, in its `config.json`, state that images are read."""
+    """Returns the way of reading images that a run's options state in its `config.json`."""
     options = read_object(run / "config.json").get("data") if (run / "config.json").is_file() else None
     options = options if isinstance(options, dict) else {}
     channels, axes = options.get("channels"), options.get("axes")
@@ -155,7 +155,7 @@ def stated_reading(run: Path) -> Reading:
 
 
 def best_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the accelerator that PyTorch finds, or else the CPU.
+    """Returns the device of a name; "auto" is the accelerator that PyTorch finds, or else the CPU.
 
     Raises:
         ValueError: the name is not that of a device, or the device is not available.

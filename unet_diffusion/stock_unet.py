@@ -1,8 +1,8 @@
 """A `UNet2DModel` of diffusers as a `UNet`: its trunk and noise head, and a segmentation head.
 
 The stock blocks take the places of the blocks of `UNet`. So `UNet.forward` runs them, and a `UNet2DAdapter` works
-wherever a `UNet` does. Only the skips differ: the stock decoder takes one per residual block and one for the input of
-the stage, so an encoder stage hands over all of them as one tuple.
+wherever a `UNet` does. Only the skips differ: the stock decoder takes one skip per residual block and one for the input
+of the stage. So an encoder stage hands over all of them as one tuple.
 
 The path of this module, `unet_diffusion.stock_unet`, is written into saved pipelines; do not move the class.
 """
@@ -35,7 +35,7 @@ OWN_KEYS = {
     "object_diameter",
     "object_min_area",
 }
-UNET_KEYS = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # they repeat the stock config
+UNET_KEYS = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # keys that repeat the stock config
 TRUNK_BLOCKS = {  # blocks whose only path from image to prediction is the trunk
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
@@ -43,11 +43,11 @@ TRUNK_BLOCKS = {  # blocks whose only path from image to prediction is the trunk
 
 
 class UNet2DAdapter(UNet):
-    """A stock `UNet2DModel`, such as the `google/ddpm-*` checkpoints, with the heads and the calls of `UNet`.
+    """A stock `UNet2DModel`, such as the `google/ddpm-*` checkpoints, with the heads and methods of `UNet`.
 
-    Noise prediction is bit for bit that of the stock model, at the sizes that it takes: multiples of its stride. Other
-    sizes raise an error, since the noise beyond the border would have to be made up. Masks and features come at any
-    size: the image is extended to the next multiple by its mirror image, and the maps are cut.
+    Noise prediction equals that of the stock model bit for bit, at the sizes that it takes: multiples of its stride.
+    Other sizes raise an error, since the noise beyond the border would have to be made up. Masks and features can have
+    any size: the image is extended to the next multiple by its mirror image, and the maps are cut.
 
     A class-conditional stock model has no null class, so noise prediction needs `class_labels`. Masks do not: the mean
     of the embeddings of all classes stands for "no class".
@@ -57,13 +57,14 @@ class UNet2DAdapter(UNet):
         segmentation_timestep: the timestep (or noise level) that segmentation runs at.
         prediction_type: what the noise head was trained to predict, as for `UNet`; None if it is not known.
         instances: whether the logits have the two channels that tell objects apart, as for `UNet`.
-        object_diameter: of the training, in pixels, as for `UNet`; None if it is not known.
-        object_min_area: of the training, in pixels, as for `UNet`; None if it is not known.
-        stock: config values of the `UNet2DModel`; the others have that class's defaults.
+        object_diameter: median diameter of the training objects, in pixels, as for `UNet`; None if it is not known.
+        object_min_area: area in pixels that at least 99 % of the training objects have, as for `UNet`; None if it is
+            not known.
+        stock: config values of the `UNet2DModel`; other values are that class's defaults.
 
     Raises:
-        ValueError: a value that is not allowed above, blocks that are not those of a plain U-Net, or classes that are
-            not given by an index; the message gives the rule and the fix.
+        ValueError: a value breaks a rule above, blocks are not those of a plain U-Net, or classes are not given by an
+            index; the message gives the rule and the fix.
     """
 
     _no_split_modules = ["StockEncoderStage", "UNetMidBlock2D", "StockDecoderStage"]
@@ -82,7 +83,7 @@ class UNet2DAdapter(UNet):
         object_min_area: int | None = None,
         **stock: Any,
     ) -> None:
-        ModelMixin.__init__(self)  # that of `UNet` would build its blocks
+        ModelMixin.__init__(self)  # `UNet`'s own would build its blocks
         check_keys(stock, STOCK_KEYS)
         check_object_channels(instances, object_diameter, object_min_area)
         if instances and num_classes is None:
@@ -120,14 +121,14 @@ class UNet2DAdapter(UNet):
         """Makes the adapter of a stock model, with a copy of its weights.
 
         Raises:
-            ValueError: a model that is not a plain U-Net.
+            ValueError: the model is not a plain U-Net.
         """
         adapter = cls(**{key: stock.config[key] for key in STOCK_KEYS})
         adapter.load_state_dict(copied(stock.state_dict(), adapter._names()), assign=True)
         return adapter.train(stock.training)
 
     def to_stock(self) -> UNet2DModel:
-        """Makes the stock model, with a copy of the weights of trunk and noise head, without the segmentation head."""
+        """Makes the stock model with copies of the weights of trunk and noise head, without the segmentation head."""
         stock = UNet2DModel(**{key: self.config[key] for key in STOCK_KEYS})
         back = [(theirs, ours) for ours, theirs in self._names()]
         stock.load_state_dict(copied(self.state_dict(), back), assign=True)
@@ -145,8 +146,8 @@ class UNet2DAdapter(UNet):
         """Runs the trunk and one head, or both, as `UNet.forward` does.
 
         Raises:
-            ValueError: as there; also a size at which the stock model cannot predict noise, or no noise level for a
-                network that takes its logarithm.
+            ValueError: as for `UNet.forward`; also if the stock model cannot predict noise at this size, or there is no
+                noise level for a network that takes its logarithm.
         """
         head = head or self.active_head
         predicts_noise = head in ("noise", "both")
@@ -178,12 +179,12 @@ class UNet2DAdapter(UNet):
 
     @staticmethod
     def _get_init_keys(input_class: Any) -> set[str]:
-        """Returns the keys of the config, which `ConfigMixin` would read off the signature."""
+        """Returns the keys of the config, which `ConfigMixin` would take from the signature."""
         return STOCK_KEYS | OWN_KEYS | {"self"}
 
     @classmethod
     def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
-        """Leaves out the keys that only repeat the stock config, then goes on as `OwnConfig.extract_init_dict`.
+        """Leaves out the keys that only repeat the stock config, then calls `OwnConfig.extract_init_dict`.
 
         Raises:
             ValueError: the config names another class, such as `UNet2DModel`, whose weights have other names.
@@ -191,7 +192,7 @@ class UNet2DAdapter(UNet):
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in UNET_KEYS}, **kwargs)
 
     def _names(self) -> list[tuple[str, str]]:
-        """Pairs of prefixes of the weights' names: in the stock model, and here."""
+        """Returns pairs of prefixes of weight names: in the stock model, and here."""
         return [
             ("conv_in.", "stem."),
             ("time_", "time_embed.time_"),
@@ -233,7 +234,7 @@ class StockEmbedding(nn.Module):
         if self.class_embedding is None:
             return embedding
         classes = torch.arange(self.class_embedding.num_embeddings, device=embedding.device)
-        rows = self.class_embedding(classes)  # by calling the layer, which offloading and storage in 8 bits hook into
+        rows = self.class_embedding(classes)  # calls the layer, since offloading and 8-bit storage hook into it
         rows = torch.cat([rows, rows.mean(dim=0, keepdim=True)])
         return embedding + rows[class_labels].to(dtype)
 
@@ -241,7 +242,7 @@ class StockEmbedding(nn.Module):
 class StockEncoderStage(nn.Module):
     """A stock encoder stage: residual blocks, and a downsampling except in the coarsest stage.
 
-    Its skips hold its input and not its output.
+    Its skips include the stage's input, but not its output.
     """
 
     def __init__(self, block: Any) -> None:
@@ -308,7 +309,7 @@ def check_stock(config: Mapping[str, Any]) -> None:
 
 
 def copied(weights: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """Copies of the weights that the other network has too, under its names."""
+    """Returns copies of the weights that the other network also has, under that network's names."""
     return {
         new + name.removeprefix(old): tensor.clone()
         for name, tensor in weights.items()
@@ -318,9 +319,9 @@ def copied(weights: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> d
 
 
 def extended(sample: Tensor, stride: int) -> Tensor:
-    """Images (B, C, H, W) extended by their mirror image, at the far ends, to the next multiple of the stride."""
+    """Extends images (B, C, H, W) by their mirror image, at the far ends, to the next multiple of the stride."""
     if not any(side % stride for side in sample.shape[2:]):
-        return sample  # so that graphs of these sizes do not contain the mirroring
+        return sample  # so that graphs for these sizes do not contain the mirroring
     rows, columns = (
         mirrored(torch.arange(-(-side // stride) * stride, device=sample.device), side) for side in sample.shape[2:]
     )
@@ -328,6 +329,6 @@ def extended(sample: Tensor, stride: int) -> Tensor:
 
 
 def cut(x: Tensor, size: Sequence[int], stride: int = 1) -> Tensor:
-    """The part (B, C, H / stride, W / stride), rounded up, of a map that belongs to an image of `size`, (H, W)."""
+    """Cuts a map to the part (B, C, H / stride, W / stride), rounded up, of an image of `size`, (H, W)."""
     height, width = (-(-side // stride) for side in size)
     return x[..., :height, :width]

@@ -67,14 +67,15 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     The defaults give a padded residual network that predicts noise; `from_preset("ronneberger-2015")` builds the
     network of the paper. Padded networks take any height and width from 1 pixel up.
 
-    It has the calls of a `UNet2DModel` and derives from it, since pipelines of diffusers ask for that class; the layers
-    and the config are its own.
+    It derives from `UNet2DModel` and has the same calls, since pipelines of diffusers check for that class. Its layers
+    and its config are its own.
 
     Args:
         sample_size: height and width of the images to generate, in pixels.
         in_channels: channels of the input image.
         out_channels: channels that the noise head predicts; None for no noise head.
-        channels: width of each resolution, finest first; N entries make N - 1 downsamplings, the last is the bridge's.
+        channels: width of each resolution, finest first; N entries make N - 1 downsamplings, and the last entry is the
+            width of the bridge.
         blocks_per_stage: convolution blocks per resolution, in the encoder, the bridge and the decoder.
         attention: whether self-attention follows the blocks of each resolution, one bool per entry of `channels`;
             None: in the bridge only.
@@ -94,18 +95,19 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         num_classes: number of classes of the segmentation head, background included; None for no head.
         segmentation_timestep: the timestep (or noise level) that segmentation runs at.
         prediction_type: what the noise head was trained to predict, as diffusers' schedulers call it: "epsilon",
-            "v_prediction" or "sample"; None if it is not known. It changes nothing here, and training sets it.
-            Pipelines refuse schedulers that take the prediction for something else.
+            "v_prediction" or "sample"; None if it is not known. Training sets it, and the network itself does not use
+            it. Pipelines refuse schedulers that interpret the prediction differently.
         instances: whether the logits have two more channels, which tell objects apart: the logit of the boundary
             (object pixels that touch background or another object), and the distance to the nearest pixel outside the
             object, divided by its largest value in the object; 0 outside objects.
-        object_diameter: median diameter of the objects of the training, in pixels: that of a circle of an object's
-            area; None if it is not known. It changes nothing here, and training with `instances` sets it.
-        object_min_area: the number of pixels that at least 99 % of the objects of the training have; None if it is not
-            known. It changes nothing here, and training with `instances` sets it.
+        object_diameter: median diameter of the training objects, in pixels; the diameter of an object is that of a
+            circle of the same area. None if it is not known. Training with `instances` sets it, and the network itself
+            does not use it.
+        object_min_area: the number of pixels that at least 99 % of the training objects have; None if it is not known.
+            Training with `instances` sets it, and the network itself does not use it.
 
     Raises:
-        ValueError: a value that is not allowed above; the message gives the rule and the fix.
+        ValueError: a value breaks a rule above; the message gives the rule and the fix.
     """
 
     _supports_gradient_checkpointing = True
@@ -146,7 +148,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         object_diameter: float | None = None,
         object_min_area: int | None = None,
     ) -> None:
-        ModelMixin.__init__(self)  # that of UNet2DModel would build its layers
+        ModelMixin.__init__(self)  # UNet2DModel's own would build its layers
         check_config(self.config)
         residual = block == "residual"
         embed_dim = 4 * channels[0] if time_embedding else None
@@ -158,7 +160,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         dropouts = [inner_dropout] * (len(finer) - 1) + [dropout]  # the contracting path ends with the last of finer
 
         self.stem = style.conv(in_channels, channels[0]) if residual else nn.Identity()
-        width = channels[0] if residual else in_channels  # in 2015 the first block sees the image itself
+        width = channels[0] if residual else in_channels  # in 2015 the first block reads the image itself
         self.time_embed = None
         if time_embedding is not None:
             self.time_embed = ConditionEmbedding(time_embedding, 4 * channels[0], num_class_embeds)
@@ -203,7 +205,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
             timestep: a number or a tensor of shape (), (1,) or (B,), integer or not; None means
                 `config.segmentation_timestep` and is allowed where no noise is predicted.
             class_labels: class indices, integers (B,); None means the null class.
-            return_dict: whether to return a `UNetOutput`, or else a tuple of its fields that are not None.
+            return_dict: whether to return a `UNetOutput`; if not, a tuple of its fields that are not None.
             head: "noise", "segmentation", "both" or "features"; None: the active head.
 
         Raises:
@@ -238,15 +240,16 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     def to_segmentation(
         self, num_classes: int | None = None, replace: bool = False, *, instances: bool | None = None
     ) -> "UNet":
-        """Makes the segmentation head the active one, adding it where there is none; returns the network.
+        """Makes the segmentation head active, adding one if there is none, and returns the network.
 
         Call it before the optimizer, the moving average and `Accelerator.prepare` see the parameters.
 
         Args:
-            num_classes: classes of the head, background included; None keeps the present head.
-            replace: whether a new head replaces one with another number of classes.
-            instances: whether there are the two further channels that tell objects apart; they are added or taken away,
-                and the classes are left as they are. None keeps what there is; at first there are none.
+            num_classes: classes of the head, background included; None keeps the current head.
+            replace: whether to replace a head that has another number of classes by a new one.
+            instances: whether the logits have the two further channels that tell objects apart. The channels are added
+                or removed; the channels of the classes stay as they are. None changes nothing, so a first segmentation
+                head is without them.
 
         Raises:
             ValueError: there is neither a head nor `num_classes`, or the head has another number of classes.
@@ -279,12 +282,12 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         return head.to(parameter.device, parameter.dtype).train(self.training)
 
     def _logits(self, x: Tensor) -> Tensor:
-        """The map (B, C0, H, W) that the heads read to scores of the classes and, if there are any, of objects."""
+        """Computes the class scores, then any object channels, from the map (B, C0, H, W) that the heads read."""
         classes = self.segmentation_head(x)
         return classes if self.instance_head is None else torch.cat([classes, self.instance_head(x)], dim=1)
 
     def to_diffusion(self) -> "UNet":
-        """Makes the noise head the active one again; returns the network.
+        """Makes the noise head active again and returns the network.
 
         Raises:
             ValueError: the network was built without a noise head.
@@ -311,13 +314,13 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads a network as `OwnConfig.from_pretrained` does, and computes bit for bit what the saved one computed.
+        """Loads a network as `OwnConfig.from_pretrained` does, so that it computes bit for bit what the saved one did.
 
         Weights that are not safetensors are read by PyTorch's restricted unpickler, which makes tensors and calls
         nothing else; `use_safetensors=True` refuses them, and so do all commands.
 
-        Weights that are mapped from a file lie at any address, and kernels round differently off a cache line. Such
-        weights are copied to new memory.
+        Weights that are mapped from a file may start anywhere in memory, and kernels round differently if they do not
+        start at a cache line. Such weights are copied to new memory.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         unet = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
@@ -329,7 +332,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compiles every convolution block as `ModelMixin.compile_repeated_blocks` does, each with its own graphs.
 
-        The blocks of a U-Net differ in width and size, so none can use another's graph. In a common cache they count as
+        The blocks of a U-Net differ in width and size, so none can use another's graph. In a shared cache they count as
         recompilations of each other, and a deep network reaches the limit. If PyTorch cannot keep the caches apart,
         raise `torch._dynamo.config.recompile_limit` to the number of blocks. Arguments as for `torch.compile`.
         """
@@ -359,7 +362,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     def _embed(self, timestep: Tensor | float | int | None, class_labels: Any, sample: Tensor) -> Any:
         if self.time_embed is None:
             return None
-        if timestep is None:  # filled in on the device, which a copy would wait for
+        if timestep is None:  # created on the device, since a copy would wait for it
             timestep = torch.full((), float(self.config.segmentation_timestep), device=sample.device)
         batch = sample.shape[0]
         timesteps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1).expand(batch)
@@ -373,10 +376,11 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     def _initialise(self) -> None:
         """Plain networks start as in 2015, section 3: deviation sqrt(2 / fan-in); residual branches start at zero.
 
-        The noise head starts as any convolution. At zero, as in Ho et al. 2020, no other layer had a gradient in the
-        first step, and learning started late: after 50 steps on mnist-5000 at 16 pixels, the validation loss was 0.47
-        instead of 0.16. After 300 it was equal (0.094) at learning rate 1e-3, and 0.21 instead of 0.115 at 2e-4 (noise
-        predicted, channels 16, 32, 64, batches of 32, two seeds, 2026-11-29).
+        The noise head starts as any convolution. When it started at zero, as in Ho et al. 2020, no other layer had a
+        gradient in the first step, and learning began late: after 50 steps on mnist-5000 at 16 pixels, the validation
+        loss was 0.47 instead of 0.16. After 300 steps there was no difference at learning rate 1e-3 (0.094), but at
+        2e-4 the loss was 0.21 instead of 0.115 (noise predicted, channels 16, 32, 64, batches of 32, two seeds,
+        2026-11-29).
         """
         zero: list[Any] = []
         for module in (module for module in self.modules() if module is not self.noise_head):

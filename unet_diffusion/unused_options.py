@@ -1,7 +1,7 @@
-"""Options that decide nothing: one table of the cases, from which they are refused with value, rule and fix.
+"""Options without effect: one table of the cases, used to refuse such options with value, rule and fix.
 
-Every dataclass of options checks itself, and the options of a command are checked once more together. What only the
-data or the network say is checked when they are known, before training starts.
+Every dataclass of options checks itself, and the options of a command are checked once more together. Rules that depend
+on the data or the network are checked when these are known, before training starts.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,25 +12,25 @@ from typing import Any
 MASKS = ("mask_column", "instances_column", "masks", "mask_suffix", "mask_prefix", "image_suffix", "masks_per_image")
 MEANING = ("mask_encoding", "mask_colours", "num_classes", "class_names", "border_weights")
 VARIATIONS = (
-    *("elastic", "elastic_grid", "rotation", "scale"),  # flip and rotate90 are given by switching them off
+    *("elastic", "elastic_grid", "rotation", "scale"),  # flip and rotate90 are given by being switched off
     *("brightness", "contrast", "gamma", "noise", "invert", "colour"),
 )
 
 
 @dataclass(frozen=True)
 class Unused:
-    """A case in which options decide nothing.
+    """A case in which options have no effect.
 
-    An option that is off, which is 0, False or None, says what happens anyway; it is never refused.
+    An option that is off (0, False or None) states what happens anyway, so it is never refused.
 
     Attributes:
-        options: their names; it is refused to give any of them.
-        when: whether they decide nothing. Its parameters name the options and facts on which that depends; the case
-            counts wherever all of these are known.
-        rule: why they decide nothing, with the parameters in braces.
+        options: the names of the options; giving any of them is refused.
+        when: returns whether the options have no effect. Its parameters name the options and facts on which this
+            depends; the case counts if all of these are known.
+        rule: why they have no effect, with the parameters in braces.
         fix: what to do instead, with the parameters in braces, and `{option}` for the refused one.
-        zero_is_off: False for options to which 0 is a value like any other.
-        idle: False if the option decides something, but nothing that can be meant. Saved options keep it.
+        zero_is_off: False for options for which 0 is a value like any other.
+        idle: False if the option has an effect, but none that a user can mean. Saved options keep it.
     """
 
     options: tuple[str, ...]
@@ -41,17 +41,17 @@ class Unused:
     idle: bool = True
 
     def applies(self, values: Mapping[str, Any]) -> bool:
-        """Returns whether the options decide nothing beside these values of options and facts."""
+        """Returns whether the options have no effect with these values of options and facts."""
         needed = tuple(signature(self.when).parameters)
         if not set(needed) <= set(values):
             return False
         try:
             return bool(self.when(*(values[name] for name in needed)))
-        except TypeError:  # a value of a wrong type, which other checks name
+        except TypeError:  # a value of a wrong type; other checks name it
             return False
 
     def message(self, option: str, values: Mapping[str, Any]) -> str:
-        """Returns the sentence by which an option is refused."""
+        """Returns the error message that refuses an option."""
         rule, fix = (text.format(**{**values, "option": option}) for text in (self.rule, self.fix))
         return f"{option} is {values[option]!r}, but {rule}; {fix}."
 
@@ -332,13 +332,13 @@ TABLE = (
 
 
 def check_used(options: Any, **facts: Any) -> None:
-    """Raises a ValueError for the first option that is given, but decides nothing.
+    """Raises a ValueError for the first option that is given but has no effect.
 
     An option is given if it differs from the default of its dataclass.
 
     Args:
         options: a dataclass of options, perhaps with sections that are such dataclasses.
-        facts: what else is known, such as `held_out`, whether images are held out; among them may be values of options
+        facts: other known facts, such as `held_out`, whether images are held out. They may include values of options
             that are not in `options`.
     """
     given = {name: value for name, (value, default) in _flat(options).items() if _is_given(value, default)}
@@ -351,18 +351,18 @@ def check_used(options: Any, **facts: Any) -> None:
 
 
 def unused_among(values: Mapping[str, Any]) -> set[str]:
-    """Returns the options that decide nothing beside saved values of options, and facts, by their names."""
+    """Returns the names of the options that have no effect, given saved values of options and facts."""
     return {name for case in TABLE if case.idle and case.applies(values) for name in case.options if name in values}
 
 
 def without_unused(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns saved values of options without those that decide nothing, which then have their defaults."""
+    """Returns saved values of options without those that have no effect, which then get their defaults."""
     unused = unused_among(values)
     return {name: value for name, value in values.items() if name not in unused}
 
 
 def _flat(options: Any) -> dict[str, tuple[Any, Any]]:
-    """Returns value and default of each option, by name, with those of sections; `MISSING` where there is none."""
+    """Returns value and default of each option by name, including those of sections; `MISSING` if there is none."""
     found: dict[str, tuple[Any, Any]] = {}
     for each in fields(options):
         value = getattr(options, each.name)

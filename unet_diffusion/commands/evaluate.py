@@ -21,13 +21,14 @@ logger = logging.getLogger(__name__)
 def evaluate(options: Evaluate) -> str:
     """Writes `evaluation.json`, with the scores of each image, and `evaluation.md`; returns the text of the latter.
 
-    The classes, their names and colours and the range of values are those of the run. Without `data`, the images are
-    those that the run held out. Images that it learnt from are counted, wherever they lie, with a warning.
+    The classes, their names and colours, and the range of values are those of the run. Without `data`, the images that
+    the run held out are scored. A warning gives the number of scored images that the run learnt from, wherever they
+    lie.
 
     Raises:
-        ValueError: an option that does not fit the run, a set that does not fit its network, an evaluation that would
-            be overwritten, or no data for a run that held out no image.
-        ImportError: if a file needs a package that is not installed.
+        ValueError: an option does not fit the run, the set does not fit its network, an evaluation would be
+            overwritten, or there are no data for a run that held out no image.
+        ImportError: a file needs a package that is not installed.
     """
     options.check_paths()
     scores_file, text_file = options.files
@@ -79,13 +80,13 @@ images in which a score is defined; a cell is empty where there is none.
 
 
 def seen(trained: int, unlabelled: int, count: int, own: bool) -> str:
-    """Says which images are scored; nothing if they are neither the run's own nor any that it learnt from.
+    """Says which images are scored; empty if they are not the run's own and it learnt from none of them.
 
     Args:
-        trained: images that it was trained on.
-        unlabelled: further ones that it learnt from without their masks.
-        count: all images.
-        own: whether they are those that it held out.
+        trained: number of images that the run was trained on.
+        unlabelled: number of further images that it learnt from without their masks.
+        count: number of all images.
+        own: whether the images are those that the run held out.
     """
     if trained or unlabelled:
         shares = [f"{trained} of the {count} images were trained on"] * bool(trained)

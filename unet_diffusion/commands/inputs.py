@@ -1,4 +1,4 @@
-"""Finds the image files that a command works through, each with its place below what the user named."""
+"""Finds the image files that a command works through, each with its place below the input that the user named."""
 
 import glob
 import os
@@ -22,12 +22,12 @@ class Inputs:
     """The image files that a user named.
 
     Attributes:
-        paths: absolute, each once, in the order in which they were named.
-        places: of each path below the folder that was named, below the part of a pattern before its first wildcard, or
-            its name where the file itself was named; with slashes, and never with `..`.
+        paths: absolute paths, each once, in the order in which they were named.
+        places: the place of each path below the named folder, or below the part of a pattern before its first wildcard;
+            the file's name if the file itself was named. With slashes, and never with `..`.
         missing: a sentence for each input without an image, and for each folder that cannot be listed.
-        masks: files of folders that are left out, since they look like masks of the others.
-        results: folders that are left out, since they hold a run or what a command has made.
+        masks: files in folders that are left out, since they look like masks of other files.
+        results: folders that are left out, since they hold a run or results of a command.
         links: links to folders, which are not followed.
     """
 
@@ -39,7 +39,7 @@ class Inputs:
     links: tuple[Path, ...] = ()
 
     def notes(self) -> list[str]:
-        """Returns what is left out, in a sentence for each reason."""
+        """Returns a sentence for each reason why files or folders were left out."""
         reasons = (
             (self.masks, "file", "named like masks of the others", "name such files by a pattern to take them"),
             (self.results, "folder", "with a run or results of a command", "name such a folder itself to take it"),
@@ -55,12 +55,13 @@ class Inputs:
 def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
     """Finds the image files behind files, folders (with their subfolders) and globs.
 
-    A named file is taken whatever its suffix; of a folder, the files with the suffix of an image format. Files in the
-    output folder are left out, unless what was named lies in one of its subfolders. So are those of a folder that look
-    like masks of its other files, and subfolders that are links, or hold a run or results of a command.
+    A named file is taken whatever its suffix. From a folder, files with the suffix of an image format are taken. Files
+    in the output folder are left out, unless the named input lies in one of its subfolders. Files of a folder that look
+    like masks of its other files are left out too, and so are subfolders that are links, or hold a run or results of a
+    command.
 
     Raises:
-        ValueError: no image at all.
+        ValueError: there is no image at all.
     """
     search = _Search(os.path.realpath(output))
     found: dict[str, str] = {}
@@ -84,7 +85,7 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
 
 
 class _Search:
-    """Looks for images; no path is resolved but those of folders that were named, and of links."""
+    """Looks for images; resolves only the paths of named folders and of links."""
 
     def __init__(self, output: str) -> None:
         self.output = output  # resolved
@@ -99,7 +100,7 @@ class _Search:
         """Returns the absolute paths of the images behind one input, with their places."""
         path = str(_absolute(given))
         if ".." in Path(given).parts and os.path.exists(path):
-            path = os.path.realpath(path)  # so that a file is known that was named in another way too
+            path = os.path.realpath(path)  # so that a file is recognised if it is also named in another way
         if os.path.isdir(path):
             return [(file, _place(file, path)) for file in self.folder(path)]
         if os.path.exists(path):
@@ -120,7 +121,7 @@ class _Search:
         return found
 
     def is_in_results(self, folder: str, root: str) -> bool:
-        """Returns whether a folder or one above it, but below `root`, holds results, and keeps that one."""
+        """Returns whether a folder, or one between it and `root`, holds results, and records that folder."""
         while len(folder) > len(root):
             if self.holds_results(folder):
                 self.results.append(folder)
@@ -129,7 +130,7 @@ class _Search:
         return False
 
     def folder(self, folder: str) -> list[str]:
-        """Returns the images of a folder and its subfolders, sorted; keeps those that look like masks of others."""
+        """Returns the images of a folder and its subfolders, sorted; those that look like masks go to `masks`."""
         real = self.real(folder)
         files = list(self.below(folder, real, real))
         masks = set(masks_among(folder, files))
@@ -160,7 +161,7 @@ class _Search:
                 yield entry.path
 
     def is_result(self, folder: str, root: str) -> bool:
-        """Returns whether a folder is the output or lies in it, where the named root does not lie deeper in it."""
+        """Returns whether a folder is the output or lies in it, unless the named root lies deeper in it."""
         return folder == self.output or (_lies_in(folder, self.output) and not _lies_in(root, self.output))
 
 
@@ -183,6 +184,6 @@ def _lies_in(folder: str, other: str) -> bool:
 
 
 def _place(file: str, root: str) -> str:
-    """Returns the part of a path below a folder; `..` in the matches of a pattern is left out."""
+    """Returns the part of a path below a folder; `..` is removed from the matches of a pattern."""
     parts = file[len(root) :].split(os.sep)
     return "/".join(part for part in parts if part not in ("", ".", ".."))

@@ -1,4 +1,4 @@
-"""Tables of objects: one of each image, from which those of all images are made."""
+"""Tables of objects: one for each image, and those of all images, which are made from these."""
 
 import csv
 import io
@@ -24,11 +24,11 @@ def encoded_objects(table: Any) -> bytes:
 
 
 def joined_objects(folder: Path, results: Sequence[Result]) -> dict[str, bytes]:
-    """Returns the content of `objects.csv`, `objects.parquet` and `counts.csv`; none if there is no result.
+    """Returns the contents of `objects.csv`, `objects.parquet` and `counts.csv` by name; empty if there is no result.
 
     Args:
-        folder: of the outputs.
-        results: of images with a table of objects.
+        folder: the folder of the outputs.
+        results: the results of images with a table of objects.
     """
     if not results:
         return {}
@@ -47,7 +47,7 @@ def joined_objects(folder: Path, results: Sequence[Result]) -> dict[str, bytes]:
 
 
 def _counts(results: Sequence[Result], frames: Sequence[Any]) -> bytes:
-    """Returns the number of objects and their pixels, for each image and class; its rows of areas name the classes."""
+    """Returns the numbers of objects and their pixels, by image and class; rows of areas name the classes."""
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("file", "class", "class_name", "objects", "area"))

@@ -1,4 +1,4 @@
-"""Names of the outputs of many inputs: as the tree of the inputs, and never two alike."""
+"""Names of the outputs of many inputs: they follow the folder tree of the inputs, and no two are the same."""
 
 import hashlib
 import os
@@ -11,17 +11,17 @@ DIGITS = 12  # of a digest
 
 
 def output_names(paths: Sequence[Path], places: Sequence[str], endings: Sequence[str]) -> list[str]:
-    """Returns a name for each input, to which each of the endings is added, such as ".png" and "-overlay.png".
+    """Returns a name for each input; each of the endings, such as ".png" and "-overlay.png", is added to it.
 
-    The name is the place of the input without its suffix. Inputs that would share an output keep their suffix, all of
-    them (`cell.tif.png` beside `cell.png.png`), and those that still would get a digest of their path, so that a name
-    never depends on a number or on the order of the inputs. Names that differ only in letters' case count as equal,
-    since they are on some file systems. This takes linear time.
+    The name is the place of the input without its suffix. Inputs that would share an output all keep their suffix
+    (`cell.tif.png` beside `cell.png.png`). If they still share an output, they get a digest of their path, so that a
+    name never depends on a number or on the order of the inputs. Names that differ only in case count as equal, since
+    they are equal on some file systems. This takes linear time.
 
     Args:
         paths: the inputs, absolute.
-        places: of each input in the tree, with slashes.
-        endings: of all outputs that an input may have.
+        places: the place of each input in the tree, with slashes.
+        endings: the endings of all outputs that an input may have.
     """
     levels = [0] * len(places)
     names = [without_suffix(place) for place in places]
@@ -51,7 +51,7 @@ def without_suffix(place: str) -> str:
 
 
 def _folders(places: Sequence[str]) -> set[str]:
-    """Returns all folders above places."""
+    """Returns all folders above the places."""
     found: set[str] = set()
     for folder in {place.rpartition("/")[0] for place in places}:
         while folder and folder not in found:
@@ -61,7 +61,7 @@ def _folders(places: Sequence[str]) -> set[str]:
 
 
 def _folded(name: str) -> str:
-    """Returns a name as file systems compare it that ignore letters' case and forms of accents."""
+    """Returns a name in the form that file systems compare if they ignore case and forms of accents."""
     return name.lower() if name.isascii() else unicodedata.normalize("NFC", name.casefold())
 
 

@@ -16,14 +16,14 @@ MOST_IMAGES = 16
 
 
 class Room:
-    """Memory for the images between reading and writing: a number of bytes, but always one image."""
+    """Memory for the images between reading and writing: a number of bytes, but always enough for one image."""
 
     def __init__(self, most: int = MOST_BYTES) -> None:
         self.most, self.used, self.closed = most, 0, False
         self.changed = threading.Condition()
 
     def enter(self, size: int) -> int:
-        """Waits until there is room for an image of `size` bytes; returns what `leave` has to be given."""
+        """Waits until there is room for an image of `size` bytes; returns the size to pass to `leave`."""
         size = max(size, self.most // MOST_IMAGES)
         with self.changed:
             self.changed.wait_for(lambda: self.closed or not self.used or self.used + size <= self.most)
@@ -37,16 +37,16 @@ class Room:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Lets nobody wait any longer."""
+        """Ends all waiting for room."""
         with self.changed:
             self.closed = True
             self.changed.notify_all()
 
 
 class Ahead(Generic[S, T]):
-    """Yields items with what a function returns for them, which another thread calls ahead, in their order.
+    """Yields items in order, each with the result of a function, which another thread calls ahead.
 
-    The function waits for room itself. An error of it is raised where the item would have been yielded.
+    The function itself waits for room. If it raises an error, the error is raised in place of the item.
     """
 
     def __init__(self, function: Callable[[S], T], items: Iterable[S], room: Room) -> None:
@@ -82,18 +82,19 @@ class Ahead(Generic[S, T]):
 
 
 class Behind:
-    """Lets other threads do jobs; the first error of one is raised by the next call, or at the end of the block.
+    """Runs jobs in other threads; the first error of a job is raised by the next call, or at the end of the block.
 
-    At the end all jobs are waited for, also after Ctrl-C. After another error those that have not begun are left out.
+    The end of the block waits for all jobs, also after Ctrl-C. After another error, jobs that have not begun are
+    dropped.
     """
 
     def __init__(self, threads: int = WRITERS) -> None:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="writing")
         self.error: BaseException | None = None
-        self.is_done = False  # true after the block, unless Ctrl-C has ended the waiting too
+        self.is_done = False  # true after the block, unless another Ctrl-C has ended the waiting
 
     def do(self, job: Callable[[], Any]) -> None:
-        """Has a job done soon."""
+        """Schedules a job."""
         self.raise_error()
         self.pool.submit(job).add_done_callback(self._note)
 

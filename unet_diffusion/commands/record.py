@@ -1,8 +1,8 @@
-"""The record of what a command has made in a folder, by which the command goes on when it is given again.
+"""The record of the outputs of a command in a folder, with which the command goes on when it is given again.
 
-It is a file of JSON lines, `COMMAND.jsonl`. Each line says all about one image. It is written once before the outputs
-of the image, and again when they are whole, so that after a kill every output in the folder is known. The last line of
-an image counts.
+It is a file of JSON lines, `COMMAND.jsonl`. Each line holds everything about one image. A line is written before the
+outputs of the image, and again when they are whole, so that after a kill every output in the folder is known. The last
+line of an image counts.
 """
 
 import hashlib
@@ -23,24 +23,25 @@ from unet_diffusion.files import named_errors, remove_leftovers_of, written_asid
 
 State = tuple[int, ...]
 
-AT_WORK = "at work"  # in place of the sha256 of a table
+AT_WORK = "at work"  # stands in place of the sha256 of a table
 RECORDS = frozenset(f"{command}.jsonl" for command in ("sample", "segment", "upscale"))
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was made of one image, or why it failed.
+    """The outputs made from one image, or the reason why it failed.
 
     Attributes:
-        image: the name of its outputs.
+        image: the name of the image's outputs.
         source: absolute path of the input; empty for an image that was generated.
-        state: of the input: size, times of change and number on the disk; equal if it certainly has not changed.
-        content: sha256 of the input's bytes, which decides if the state differs: files may be touched, or copied.
+        state: the state of the input: size, times of change and inode number; equal if it certainly has not changed.
+        content: sha256 of the input's bytes; it decides if the state differs, since files may be touched or copied.
         made_by: digest of the run and the options.
-        outputs: sha256 of each output, by its path below the folder, with those of an older state that are still there.
+        outputs: sha256 of each output, by its path below the folder, including outputs of an older state that are still
+            there.
         whole: size and time of change of each output of this state, once all are written.
         rows: lines of a table, without the file and the output.
-        error: why it failed; empty if it did not.
+        error: the reason why the image failed; empty if it did not.
     """
 
     image: str
@@ -61,7 +62,7 @@ class Record:
     """The results of a command in a folder.
 
     Args:
-        folder: of the outputs.
+        folder: the folder of the outputs.
         command: the name of the command, and of the file.
 
     Raises:
@@ -79,13 +80,13 @@ class Record:
     def _read(self) -> None:
         self.results: dict[str, Result] = {}
         self.made: dict[str, set[str]] = {}  # every sha256 that an output had
-        self.owners: dict[str, str] = {}  # the image that an output was last made of
+        self.owners: dict[str, str] = {}  # the image from which an output was last made
         self.table = AT_WORK  # or the sha256 of the table that the last call left
         if self.path.is_symlink():
             raise ValueError(f"{self.path} is a link, but must be a file that the command writes; remove the link.")
         self._seen = self._state()
         content = self.path.read_bytes() if self.existed else b""
-        self.whole_length = content.rfind(b"\n") + 1  # without a line that a kill has cut
+        self.whole_length = content.rfind(b"\n") + 1  # without a line cut off by a kill
         for number, line in enumerate(content[: self.whole_length].splitlines(), start=1):
             try:
                 values = json.loads(line)
@@ -120,7 +121,7 @@ class Record:
 
     @contextmanager
     def opened(self, *others: Path) -> Iterator["Record"]:
-        """Opens the file for more lines; what a killed process left half written, also of `others`, is removed.
+        """Opens the file for more lines; removes half-written files of a killed process, also those of `others`.
 
         Raises:
             RuntimeError: another process is writing here.
@@ -132,7 +133,7 @@ class Record:
         except Timeout:
             raise RuntimeError(f"another process is writing in {self.folder}; choose another output.") from None
         try:
-            if self._state() != self._seen:  # another process was still at work when it was read
+            if self._state() != self._seen:  # another process was still writing when it was read
                 self._read()
             self._remove_leftovers(others)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -156,15 +157,15 @@ class Record:
         remove_leftovers_of(*paths, self.path, *others)
 
     def add(self, result: Result, to_disk: bool = False) -> None:
-        """Writes a line, and waits until the disk has it if asked to."""
+        """Writes a line; with `to_disk`, waits until it is on disk."""
         self._append(asdict(result), to_disk)
         with self.lock:
             self._keep(result)
 
     def note_failure(self, name: str, source: str, error: str) -> Result:
-        """Writes that an image failed, whose outputs of an earlier call may still be there; returns its result.
+        """Records that an image failed, and returns its result; its outputs of an earlier call may still be there.
 
-        Nothing is written if the outputs are those of another input.
+        Nothing is written if the outputs belong to another input.
         """
         before, error = self.results.get(name, Result(name)), " ".join(error.split())
         if before.outputs and _is_of_another(before, source):
@@ -180,7 +181,7 @@ class Record:
                 os.fsync(self._descriptor)
 
     def is_whole(self, name: str, endings: Iterable[str], made_by: str) -> bool:
-        """Returns whether the outputs of an image are there as they were made, by this run and these options."""
+        """Returns whether an image's outputs are there, unchanged, as made by this run and these options."""
         result = self.results.get(name)
         if result is None or result.error or result.made_by != made_by:
             return False
@@ -202,14 +203,14 @@ class Record:
         return any(os.path.lexists(self.folder / output) for output in result.outputs)
 
     def is_own(self, output: str) -> bool:
-        """Returns whether an output that exists is as a call of the command made it."""
+        """Returns whether an existing output is unchanged since a call of the command made it."""
         path = self.folder / output
         if path.is_symlink() or not path.is_file() or output not in self.made:
             return False
         return sha256(path.read_bytes()) in self.made[output]
 
     def check_free(self, result: Result, outputs: Iterable[str], overwrite: bool) -> None:
-        """Raises a ValueError for an output that lies outside of the folder or, unless `overwrite`, is not our own.
+        """Raises a ValueError for an output that lies outside the folder or, unless `overwrite`, is not our own.
 
         An output of another input is not replaced either, as long as that input exists.
         """
@@ -235,9 +236,9 @@ class Record:
         self._real_folders.add(folder)
 
     def write(self, result: Result, files: Mapping[str, bytes]) -> Result:
-        """Writes the outputs of an image, given as their content by their path; returns the result with their states.
+        """Writes the outputs of an image, given as contents by path; returns the result with their states.
 
-        Other outputs of the image are kept if they are of the same state, and removed otherwise, unless the user has
+        Other outputs of the image are kept if they have the same state. Otherwise they are removed, unless the user has
         edited them. `add` has to be called next.
         """
         before = self.results.get(result.image, Result(result.image))
@@ -272,7 +273,7 @@ class Record:
                 path.unlink()
 
     def end(self, order: Iterable[str], table: Path | None = None) -> None:
-        """Rewrites the file with one line for each image: those of other calls, then those named, in their order."""
+        """Rewrites the file with one line per image: first images of other calls, then the named ones, in order."""
         names = dict.fromkeys(order)
         others = [name for name in self.results if name not in names]
         kept = [self.results[name] for name in (*others, *names) if name in self.results]
@@ -285,7 +286,7 @@ class Record:
                 file.write(_line({"table": sha256(table.read_bytes())}))
 
     def _former(self, result: Result) -> Iterator[tuple[str, str]]:
-        """Yields the outputs that a failed image may still have from before, with their sha256."""
+        """Yields the outputs, with sha256, that a failed image may still have from before."""
         if result.error or not result.whole:
             for output, digest in result.outputs.items():
                 yield from ((output, former) for former in sorted(self.made[output] - {digest}))
@@ -297,7 +298,7 @@ def record_path(folder: Path, command: str) -> Path:
 
 
 def _is_of_another(result: Result, source: str) -> bool:
-    """Returns whether a result was made of another input than `source`, which still exists."""
+    """Returns whether a result was made from another input than `source`, and that input still exists."""
     return result.source != source and os.path.exists(result.source)
 
 
@@ -319,7 +320,7 @@ def sha256(content: bytes) -> str:
 
 
 def state_of(path: str | Path) -> State:
-    """Returns what changes when a file is replaced or written to."""
+    """Returns values that change when a file is replaced or written to."""
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 

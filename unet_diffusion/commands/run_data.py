@@ -20,14 +20,14 @@ from unet_diffusion.unused_options import without_unused
 
 T = TypeVar("T", bound=SourceOptions)
 
-# The options by which all images of another source are trained on.
+# The options with which all images of another source are trained on.
 WHOLE_SOURCE = {"split": "train", "validation_fraction": 0} | dict.fromkeys(
     ("image_column", "label_column", "group_column", "validation_data", "validation_split")
 )
 
 
 def own_record(run: Path) -> DataRecord:
-    """Returns what a run knows about its data; raises a ValueError if it does not, which asks for data."""
+    """Returns the data record of a run; if there is none, raises a ValueError that asks for data."""
     record = DataRecord.read(run)
     if record is None or not (run / "config.json").is_file():
         raise ValueError(
@@ -40,7 +40,7 @@ def own_options(run: Path, kind: type[T], changes: Mapping[str, Any] | None = No
     """Returns the options of a run's data, with changes.
 
     Raises:
-        ValueError: the data are not here, were in memory, or were not named by options.
+        ValueError: the data are not on this machine, were in memory, or were not named by options.
     """
     saved = read_object(run / "config.json").get("data")
     saved = saved if isinstance(saved, Mapping) else {}
@@ -68,10 +68,10 @@ def _as_tuple(value: Any) -> Any:
 
 
 def held_out_masks(run: Path, num_classes: int) -> MaskedDataset:
-    """Returns the images with masks that a run held out, prepared as it prepared them.
+    """Returns the images with masks that a run held out, prepared as in the run.
 
     Raises:
-        ValueError: it held out none, or they are not there any more.
+        ValueError: the run held out no images, or they are no longer there.
     """
     record = own_record(run)
     give = "give data, images with masks that it has not learnt from."
@@ -87,12 +87,12 @@ def held_out_masks(run: Path, num_classes: int) -> MaskedDataset:
 
 
 def own_images(run: Path) -> ImageSets:
-    """Returns the images of a run that generates: those that it learnt from, and those that it held out.
+    """Returns the images of a run that generates images: those that it learnt from, and those that it held out.
 
-    Of a run that also learnt masks, the former are those that it learnt to generate.
+    For a run that also learnt masks, the former are the images that it learnt to generate.
 
     Raises:
-        ValueError: they were streamed, their folder also holds masks, or they have changed altogether.
+        ValueError: the images were streamed, their folder also holds masks, or all of them have changed.
     """
     record = own_record(run)
     config = read_object(run / "config.json")
@@ -117,5 +117,5 @@ def own_images(run: Path) -> ImageSets:
 
 
 def learnt_from(images: ImageDataset | MaskedDataset, record: DataRecord | None) -> np.ndarray:
-    """Returns, as bool (N,), which images a run learnt from, wherever they lie; none if it did not record them."""
+    """Returns which images a run learnt from, wherever they lie, bool (N,); none if the run did not record them."""
     return np.isin(images.ids(), () if record is None else record.learnt)

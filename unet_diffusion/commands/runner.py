@@ -25,23 +25,23 @@ from unet_diffusion.saved_index import INDEX, saved_components
 logger = logging.getLogger(__name__)
 
 MOST_LISTED = 100  # failures in a message
-SUMMARY = "summary/"  # in place of an image, in the record of files of all images; no image has a name like this
+SUMMARY = "summary/"  # stands for an image in the record of files of all images; no image has such a name
 Rows = tuple[tuple[str, ...], ...]
 ProgressBar = Callable[..., AbstractContextManager]
 
 OF_NAMES = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ}
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")  # as PyTorch says it
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")  # in errors of PyTorch
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Files that are made of an output of all images, once all of these are written.
+    """Files that are made from one output of every image, once all of these are written.
 
     Attributes:
-        outputs: their names in the folder.
-        ending: of the output of an image that they are made of.
-        make: gives their content by their name, or nothing if there is none, for the results of all images in the
-            folder that have this output.
+        outputs: the names of the files in the folder.
+        ending: the ending of the output of an image that they are made from.
+        make: returns their contents by name, possibly none, for the results of all images in the folder that have this
+            output.
     """
 
     outputs: tuple[str, ...]
@@ -51,19 +51,19 @@ class Summary:
 
 @dataclass(frozen=True)
 class Work:
-    """What a command does with an image.
+    """The work of a command on an image.
 
     Attributes:
-        command: its name, and that of its record.
+        command: the name of the command, and of its record.
         made_by: the `digest` of the run and the options.
-        endings: of all outputs that an image may have.
-        wanted: of those that it gets.
-        read: yields the image in a file that was read, `{"bytes", "path"}`, as a tensor or anything with its `nbytes`;
+        endings: the endings of all outputs that an image may have.
+        wanted: the endings of the outputs that it gets.
+        read: yields the image in a file that was read, `{"bytes", "path"}`, as a tensor or any object with `nbytes`;
             called ahead, in another thread.
-        compute: gives a result for an image and a key for random numbers, which depends on its place alone; called on
-            the main thread, for one image after the other.
-        encode: gives the content of the outputs, in the order of `wanted`, and lines for a table, for an image and its
-            result; called in another thread.
+        compute: returns a result for an image and a key for random numbers, which depends only on the image's place;
+            called on the main thread, for one image after the other.
+        encode: returns the contents of the outputs, in the order of `wanted`, and lines for a table, for an image and
+            its result; called in another thread.
         table: name and columns of a table of the images, or None.
         summary: files of all images together, or None.
     """
@@ -80,14 +80,15 @@ class Work:
 
 
 def work_through(inputs: Inputs, folder: Path, work: Work, overwrite: bool, progress_bar: ProgressBar) -> None:
-    """Makes the outputs of all inputs in a folder, except those that are there as this work makes them.
+    """Makes the outputs of all inputs in a folder, except those that are already there as this work makes them.
 
-    An image that fails is noted, and the others go on. Results are those of one image after the other.
+    An image that fails is noted, and the work goes on with the others. Results are the same as for one image after the
+    other.
 
     Raises:
         RuntimeError: after the last image, if some failed; it names them.
-        KeyboardInterrupt: after Ctrl-C, with what is finished.
-        OSError: a file could not be written, for example because the disk is full.
+        KeyboardInterrupt: after Ctrl-C; finished outputs are kept. OSError: a file could not be written, for example
+        because the disk is full.
     """
     for note in inputs.notes():
         logger.warning("%s", note)
@@ -124,7 +125,7 @@ class _Read:
 
     result: Result
     image: Any  # None if the outputs are there already
-    size: int = 0  # what it takes of the room
+    size: int = 0  # bytes that it takes of the room
 
 
 class _Job:
@@ -140,7 +141,7 @@ class _Job:
         self.names = {item.name for item in items}
 
     def _others(self) -> list[Result]:
-        """Returns the results of earlier calls that are still there, unless their inputs are among these or moved."""
+        """Returns results of earlier calls that are still there, unless their inputs are among these or moved."""
         return [
             result
             for name, result in self.record.results.items()
@@ -165,7 +166,7 @@ class _Job:
                         self._compute(item, read, behind)
                     progress.update()
         except KeyboardInterrupt:
-            if not behind.is_done:  # it was pressed again
+            if not behind.is_done:  # Ctrl-C was pressed again
                 raise
             self._end()
             finished = sum(self._is_finished(item) for item in self.items)
@@ -270,7 +271,7 @@ class _Job:
         self.record.end([item.name for item in self.items], None if self.table is None else self.table.path)
 
     def _write_summary(self) -> None:
-        """Writes the files of all images, or brings those up to date that an earlier call has written."""
+        """Writes the files of all images, or updates those that an earlier call has written."""
         summary = self.work.summary
         if summary is None:
             return
@@ -286,7 +287,7 @@ class _Job:
         self.record.add(self.record.write(made, contents))
 
     def _write_table(self, items: list[_Item]) -> list[Result]:
-        """Writes the rows of images of earlier calls, whose results are returned, and of these items."""
+        """Writes the rows of images of earlier calls and of these items; returns the results of the former."""
         if self.table is None:
             return []
         found = ((item, self.failed.get(item.index) or self.record.results.get(item.name)) for item in items)
@@ -307,13 +308,13 @@ class _Job:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether there was not enough memory, also where PyTorch says so by a RuntimeError."""
+    """Returns whether there was not enough memory, also if PyTorch reports this by a RuntimeError."""
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     return said or isinstance(error, MemoryError)
 
 
 def reason_of(error: Exception) -> str:
-    """Returns why an image failed, as text that can be written."""
+    """Returns the reason why an image failed, as text that can be written."""
     if isinstance(error, OSError) and error.strerror:
         return f"its output could not be written: {error.strerror}"
     said = readable(str(error).partition("\n")[0] if isinstance(error, RuntimeError) else str(error))
@@ -321,7 +322,7 @@ def reason_of(error: Exception) -> str:
 
 
 def digest(run: Path, **options: Any) -> str:
-    """Returns a hash of the content of a run and of the options, which say what is made of an image."""
+    """Returns a hash of the content of a run and of the options, which determine the outputs of an image."""
     files = [run / INDEX]
     for component in sorted(saved_components(run)):
         files += sorted(path for path in (run / component).glob("*") if path.is_file())

@@ -25,19 +25,19 @@ from unet_diffusion.saved_runs import best_device, load_pipeline
 logger = logging.getLogger(__name__)
 
 MOST_IN_GRID = 256
-OF_BATCH = ", images "  # between the digest and the batch in what made an image
+OF_BATCH = ", images "  # between the digest and the batch in `made_by` of an image
 
 
 def sample(options: Sample) -> Path:
-    """Writes `00000.png`, ... as their batches are made, and then `grid.png`; returns their folder.
+    """Writes `00000.png`, ... as batches are finished, and then `grid.png`; returns their folder.
 
-    Images have the training data's channels and depth. With channels that PNG does not support they are `.npy` arrays
-    (C, H, W) of stored values. What was made before, as `sample.jsonl` in the folder says, is not made again unless the
-    run or an option has changed.
+    Images have the training data's channels and depth. With channels that PNG does not support, they are `.npy` arrays
+    (C, H, W) of stored values. Images from earlier calls, recorded in `sample.jsonl` in the folder, are not made again
+    unless the run or an option has changed.
 
     Raises:
-        ValueError: an option that does not fit the run, or images that would be overwritten.
-        RuntimeError: after the last batch, if some did not fit into the memory.
+        ValueError: an option does not fit the run, or images would be overwritten. RuntimeError: after the last batch,
+        if some batches did not fit into memory.
     """
     options.check_paths()
     pipe = generation_pipeline(options)
@@ -58,7 +58,7 @@ def generation_pipeline(options: GenerationOptions) -> ImageGenerationPipeline:
 def generate(
     options: GenerationOptions, pipe: ImageGenerationPipeline, output_type: str, part: range | None = None
 ) -> Any:
-    """Generates all images, or those of `part`, as the pipeline's `output_type`."""
+    """Generates all images, or those of `part`, in the pipeline's `output_type`."""
     labels, part = options.class_labels, range(options.count) if part is None else part
     (images,) = pipe(
         batch_size=len(part),
@@ -84,7 +84,7 @@ class _Job:
     def run(self) -> None:
         """Generates the batches that are not there, then the grid.
 
-        The batches are those of an undisturbed call, since one of another size may round differently.
+        The batches are the same as in an undisturbed call, since a batch of another size may round differently.
         """
         options = self.options
         batches = options.batches
@@ -139,7 +139,7 @@ class _Job:
         self.record.check_free(Result("grid"), [GRID], self.options.overwrite)
 
     def _warn(self, todo: dict[range, list[int]], common: str) -> None:
-        """Says which images are made again, and why, and which of other options are left."""
+        """Reports which images are made again and why, and which images of other options are left."""
         again = {self.names[i]: batch for batch, missing in todo.items() for i in missing}
         others, divided, left = 0, 0, []
         for name, result in self.record.results.items():
@@ -177,7 +177,7 @@ class _Job:
             self.record.note_failure(name, "", error)
 
     def _grid(self) -> Image.Image:
-        """Returns the first images in a grid, read again, since an earlier call may have made them."""
+        """Returns the first images in a grid; they are read from files, since an earlier call may have made them."""
         paths = [self.options.folder / (name + self.suffix) for name in self.names[:MOST_IN_GRID]]
         if self.suffix == ".png":
             return grid([Image.open(path) for path in paths])

@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scaled:
-    """An image (C, H, W) of stored values, and the height and width of its pixels in micrometres where these count."""
+    """An image (C, H, W) of stored values, and its pixels' height and width in micrometres if these are needed."""
 
     image: Tensor
     pixel_size: PixelSize | None
 
     @property
     def nbytes(self) -> int:
-        """Returns what the image takes in memory."""
+        """Returns the number of bytes that the image takes in memory."""
         return self.image.nbytes
 
     def pixels(self, area: float, unit: Unit) -> float:
@@ -51,16 +51,18 @@ class Scaled:
 def segment(options: Segment) -> Path:
     """Writes `NAME.png` (class indices, with the palette), `NAME-overlay.png` and `areas.csv`; returns their folder.
 
-    With `instances` also `NAME-objects.tif`, the numbers of the objects, and `NAME-objects.csv`, what they are; and at
-    the end `objects.csv` and `objects.parquet`, these tables of all images in the folder, and `counts.csv`.
+    With `instances`, it also writes `NAME-objects.tif`, the numbers of the objects, and `NAME-objects.csv`, their
+    table. At the end it writes `objects.csv` and `objects.parquet`, the tables of all images in the folder, and
+    `counts.csv`.
 
-    NAME is the place of the image below the folder that was named, without its suffix. Images that would share a name
-    keep their suffix. What was made before, as `segment.jsonl` in the folder says, is not made again unless the image,
+    NAME is the place of the image below the named folder, without its suffix. Images that would share a name keep their
+    suffix. Outputs from earlier calls, recorded in `segment.jsonl` in the folder, are not made again unless the image,
     the run or an option has changed.
 
     Raises:
-        ValueError: an option that does not fit the run, no image at all, or a table that would be overwritten.
-        RuntimeError: after the last image, if some failed; it names them. An output that would be overwritten counts.
+        ValueError: an option does not fit the run, there is no image at all, or a table would be overwritten.
+        RuntimeError: after the last image, if some failed; it names them. An output that would be overwritten is a
+            failure.
     """
     inputs = options.take_inputs()
     pipe = load_pipeline(SegmentationPipeline, options.run).to(best_device(options.device))
@@ -134,7 +136,7 @@ def segment(options: Segment) -> Path:
 
 
 def _pixel_size(file: dict[str, Any], options: Segment) -> PixelSize | None:
-    """Returns the pixel size of a file; a ValueError if it says none, but areas are in micrometres."""
+    """Returns the pixel size of a file; a ValueError if the file states none but areas are in micrometres."""
     if options.unit == "pixel":
         return known_pixel_size(file["bytes"])
     size = read_pixel_size(file["bytes"])
@@ -147,6 +149,6 @@ def _pixel_size(file: dict[str, Any], options: Segment) -> PixelSize | None:
 
 
 def _areas(mask: Image.Image, labels: list[str]) -> Rows:
-    """Returns the class, the pixels and their share, for each class."""
+    """Returns the name, the pixels and their share, for each class."""
     counts = np.bincount(np.asarray(mask).ravel(), minlength=len(labels))
     return tuple((label, str(count), f"{count / counts.sum():.6f}") for label, count in zip(labels, counts.tolist()))

@@ -1,4 +1,4 @@
-"""A table of results that is whole at any moment: lines are added as images are finished, and sorted at the end."""
+"""A table of results that is whole at any time: lines are added as images are finished, and sorted at the end."""
 
 import csv
 import io
@@ -17,10 +17,10 @@ class Table:
     Its columns are the file, the output, those of the command, and the error of an image that failed.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         columns: the header.
-        ending: of the output that is named in each line.
-        record: of the command.
+        ending: the ending of the output that each line names.
+        record: the record of the command.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], ending: str, record: Record) -> None:
@@ -28,7 +28,7 @@ class Table:
         self.lock, self._descriptor = threading.Lock(), -1
 
     def check(self, overwrite: bool) -> None:
-        """Raises a ValueError for a table that the command did not leave as it is, unless it may be overwritten."""
+        """Raises a ValueError for a table that was changed since the command wrote it, unless it may be overwritten."""
         if overwrite or not os.path.lexists(self.path):
             return
         if not self.record.existed or self.path.is_symlink():

@@ -21,12 +21,12 @@ from unet_diffusion.training.trainer import Trainer
 def train_classifier(options: TrainClassifier) -> Path:
     """Trains a classifier, or resumes its run, and returns the folder of the run.
 
-    The folder holds the weights that did best on held-out images (or the last ones without such images) and their
+    The folder holds the weights that did best on held-out images (without such images, the last weights) and their
     config in `classifier/`, a model card, `hardest.png`, `curves.png`, `metrics.jsonl`, `config.json`, `data.json`,
     previews and checkpoints. Channels and classes follow from the data.
 
     Raises:
-        ValueError: an option or images that cannot be used, such as those without labels, before training starts.
+        ValueError: an option or images cannot be used, such as images without labels; raised before training starts.
         RuntimeError: another process is training in the folder.
     """
     options.check_paths()

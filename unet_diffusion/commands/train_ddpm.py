@@ -26,7 +26,7 @@ def train_ddpm(options: TrainDDPM) -> Path:
     and classes follow from the data.
 
     Raises:
-        ValueError: an option, images or a network that cannot be used, or a question that has to be answered, before
+        ValueError: an option, images or a network cannot be used, or a question has to be answered; raised before
             training starts.
         RuntimeError: another process is training in the folder.
     """

@@ -43,7 +43,7 @@ def train_segmentation(options: TrainSegmentation) -> Path:
     `samples.png`, and `ImageGenerationPipeline` loads it as well.
 
     Raises:
-        ValueError: an option, data or a network that cannot be used, or a question that has to be answered, before
+        ValueError: an option, data or a network cannot be used, or a question has to be answered; raised before
             training starts.
         RuntimeError: another process is training in the folder.
     """
@@ -104,7 +104,7 @@ def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
 
 
 def settled_joint(options: TrainSegmentation) -> JointConfig:
-    """Returns what images without masks teach, with a self-training weight where the options leave it open."""
+    """Returns the options for images without masks, with a self-training weight if the options leave it open."""
     joint = options.joint
     if joint.self_training_weight is not None:
         return joint
@@ -117,7 +117,7 @@ def settled_joint(options: TrainSegmentation) -> JointConfig:
 def saved_conditions(
     run: Path, network: UNet, scheduler: DDPMScheduler | None
 ) -> tuple[DiffusionConfig, tuple[str, ...] | None]:
-    """Returns the objective of a saved noise predictor and the classes of its images, which it goes on with."""
+    """Returns the objective of a saved noise predictor and the classes of its images; it keeps both in training."""
     if scheduler is None:
         raise ValueError(
             f"denoising_weight is above 0, but {run} has no scheduler, which a noise predictor is saved with; start "
@@ -131,7 +131,7 @@ def make_unet(model: str, data: MaskedSets, generates: bool = False, instances: 
     """Returns the network of a run, with a segmentation head for the classes of the data and, if asked for, instances.
 
     If it also generates, an untrained network gets a noise head too, and generates images of the size of the data. A
-    warning says if the channels for instances of a trained network are left out.
+    warning tells if the instance channels of a trained network are left out.
     """
     channels, height, width = data.train.channels, data.train.height, data.train.width
     wanted: dict[str, Any] = {"in_channels": channels}

@@ -14,10 +14,10 @@ from unet_diffusion.data.sets import ImageSets, load_images
 def load_examined(
     config: DataConfig, seed: int, output: Path, accelerator: Accelerator, earlier: Path | None = None
 ) -> tuple[ImageSets, Summary]:
-    """Prints what is understood of the images of a run, loads them, and returns both.
+    """Prints the summary of a run's images, loads them, and returns the images and the summary.
 
-    Images stay on the side of the hold-out on which the run in `output` had them, or else the run in `earlier`, if
-    there is one. Raises the errors of `present` and `load_images`.
+    Images stay on the side of the hold-out where the run in `output` had them, or else the run in `earlier`, if there
+    is one. Raises the errors of `present` and `load_images`.
     """
     summary = present(config, quiet=not accelerator.is_main_process)
     before = DataRecord.before(output) or (None if earlier is None else DataRecord.before(earlier))

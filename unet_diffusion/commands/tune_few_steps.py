@@ -25,11 +25,12 @@ from unet_diffusion.training.trainer import Trainer
 def tune_few_steps(options: TuneFewSteps) -> Path:
     """Tunes, or resumes a stopped tuning, and returns the folder of the tuned run.
 
-    The folder holds what `train_ddpm` writes. By default the images are those of the run, with the same ones held out.
+    The folder holds the same files as that of `train_ddpm`. By default the images are those of the run, with the same
+    ones held out.
 
     Raises:
-        ValueError: an option, images or a run that cannot be used, or a question that has to be answered, before
-            training starts.
+        ValueError: an option, images or a run cannot be used, or a question has to be answered; raised before training
+            starts.
         RuntimeError: another process is training in the folder.
     """
     options.check_paths()
@@ -47,7 +48,7 @@ def tune_few_steps(options: TuneFewSteps) -> Path:
 
 
 def run_images(run: Path, given: DataConfig) -> DataConfig:
-    """Returns the options of the images that a run learnt from, loaded as the given options say."""
+    """Returns the options of the images that a run learnt from, to be loaded as the given options state."""
     if not (run / "config.json").is_file():
         raise ValueError(f"data is not given, and {run} has no config.json that says what it learnt from; give data.")
     loading = {"num_workers": given.num_workers}
@@ -67,7 +68,7 @@ def make_task(options: TuneFewSteps, data: ImageSets) -> FewStepsTask | FewSteps
         pipe, seen = load_pipeline(ImageGenerationPipeline, run), train.channels
     unet = load_unet(str(run), {"sample_size": size, "in_channels": seen, "out_channels": train.channels})
     folder = scheduler_folder(run)
-    assert folder is not None  # as `check_paths` has found
+    assert folder is not None  # as `check_paths` has checked
     scheduler = DDPMScheduler.from_pretrained(folder)
     config = saved_objective(run, unet, scheduler)
     if train.pixel_range != pipe.pixel_range:

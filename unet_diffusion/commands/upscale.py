@@ -20,14 +20,15 @@ from unet_diffusion.saved_runs import best_device, load_pipeline
 def upscale(options: Upscale) -> Path:
     """Writes `NAME.png` for each image, and returns their folder.
 
-    NAME is the place of the image below the folder that was named, without its suffix. Images that would share a name
-    keep their suffix. Large images have the training data's channels and depth. With channels that PNG does not
-    support, or floats, they are `.npy` arrays (H, W, C). What was made before, as `upscale.jsonl` in the folder says,
-    is not made again unless the image, the run or an option has changed.
+    NAME is the place of the image below the named folder, without its suffix. Images that would share a name keep their
+    suffix. Large images have the training data's channels and depth. With channels that PNG does not support, or
+    floats, they are `.npy` arrays (H, W, C). Outputs from earlier calls, recorded in `upscale.jsonl` in the folder, are
+    not made again unless the image, the run or an option has changed.
 
     Raises:
-        ValueError: no super-resolution run, an option that does not fit it, or no image at all.
-        RuntimeError: after the last image, if some failed; it names them. An output that would be overwritten counts.
+        ValueError: there is no super-resolution run, an option does not fit it, or there is no image at all.
+        RuntimeError: after the last image, if some failed; it names them. An output that would be overwritten is a
+            failure.
     """
     inputs = options.take_inputs()
     pipe = load_pipeline(SuperResolutionPipeline, options.run).to(best_device(options.device))

@@ -1,4 +1,4 @@
-"""Annotations that are not images: polygons, outlines and boxes, recognised so that an error can say what they are."""
+"""Annotations that are not images: polygons, outlines and boxes. They are recognised so that an error can name them."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-HEAD = 1 << 20  # characters of a file that are looked at
+HEAD = 1 << 20  # characters of a file that are read
 HOW_TO = (
     "Draw them into mask files first, as docs/segmentation.md shows under 'Polygons to masks', and give their folder."
 )
@@ -28,11 +28,11 @@ JSON_KINDS: tuple[tuple[set[str], str], ...] = (  # keys, and what a file with a
     ({"polygonlabels"}, "polygons of Label Studio"),
 )
 YOLO_LINE = re.compile(r"\s*\d+((?:\s+[\d.eE+-]+){4,})\s*")
-BOX = 4  # numbers behind the class in a line of a YOLO box
+BOX = 4  # numbers after the class in a line of a YOLO box
 
 
 def annotation_kind(file: Path) -> str | None:
-    """Returns what a file of annotations holds, such as "polygons of labelme"; None for other files."""
+    """Returns the content of a file of annotations as words, such as "polygons of labelme"; None for other files."""
     ending = file.suffix.lower()
     if ending == ".roi" or (ending == ".zip" and _holds_outlines(file)):
         return IMAGEJ
@@ -49,7 +49,7 @@ def annotation_kind(file: Path) -> str | None:
 
 
 def _holds_outlines(file: Path) -> bool:
-    """Returns whether an archive is what the ROI manager of ImageJ saves."""
+    """Returns whether an archive was saved by the ROI manager of ImageJ."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -79,7 +79,7 @@ def _of_xml(text: str) -> str | None:
 
 
 def find_annotation(folder: Path) -> tuple[Path, str] | None:
-    """Returns the first file of annotations in a folder and its subfolders, and what it holds."""
+    """Returns the first file of annotations in a folder and its subfolders, and its content as words."""
     for file in _files(folder):
         kind = annotation_kind(file)
         if kind is not None:

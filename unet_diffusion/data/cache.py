@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 3  # of the files below; after a change, old caches are not read
 ROWS_AT_ONCE = 256  # read and decoded in parallel; bounds the memory
-ROWS_PER_TASK = 16  # of a thread; handing over small images one by one takes longer than decoding them
+ROWS_PER_TASK = 16  # per thread; handing over small images one by one takes longer than decoding them
 MOST_BROKEN = 10  # images named in messages
-DIGEST_SIZE = 16  # bytes; two images of billions are then equal, or their digests differ
+DIGEST_SIZE = 16  # bytes; even among billions of images, two different ones then have different digests
 
 
 class ImageCache:
@@ -106,14 +106,14 @@ class PixelFile:
 def cache_images(
     dataset: datasets.Dataset, preparation: Preparation, name: str, max_broken: float, cache_dir: str | Path | None
 ) -> ImageCache:
-    """Decodes and prepares all images of a source, or opens what an earlier call wrote.
+    """Decodes and prepares all images of a source, or opens the cache that an earlier call wrote.
 
     If several processes call it at once, one decodes and the others wait. The folder's name is a hash of the rows, the
-    states of the files that they name and the preparation, so that no change of these is missed. Its parent is
+    states of the files that they name, and the preparation, so no change of these is missed. Its parent folder is
     `unet_diffusion` in `cache_dir`, or else in the cache of `datasets`.
 
     Raises:
-        ValueError: more images are broken, none is usable, or sizes differ and images are neither resized nor cut.
+        ValueError: too many images are broken, none is usable, or sizes differ and images are neither resized nor cut.
     """
     key = [FORMAT, source_key(dataset), preparation.to_dict()]
     folder = written_once("images", key, cache_dir, lambda aside: _write(dataset, preparation, name, aside))
@@ -129,7 +129,7 @@ def source_key(dataset: datasets.Dataset) -> str:
 
 
 def files_of(dataset: datasets.Dataset) -> list[str]:
-    """Returns the local files that columns of images name, where the rows hold only paths."""
+    """Returns the local files that image columns name, if the rows hold only paths."""
     files = []
     for name in dataset.features:
         column = dataset.data.column(name)
@@ -143,7 +143,7 @@ def files_of(dataset: datasets.Dataset) -> list[str]:
 
 
 def present(dataset: datasets.Dataset, column: str) -> list[int]:
-    """Returns the rows whose value of a column, such as one of masks, is not empty."""
+    """Returns the rows whose value in a column, such as one of masks, is not empty."""
     rows: list[int] = []
     start = 0
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
@@ -191,10 +191,11 @@ def opened(kind: Callable[[Path], T], folder: Path) -> T:
 
 
 def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Callable[[Path], None]) -> Path:
-    """Returns a folder of the cache, filled by `write` unless an earlier call has done so.
+    """Returns a folder of the cache; `write` fills it unless an earlier call has done so.
 
-    Its parent's name is a hash of `key`, the JSON values on which the contents depend, and of the limit of pixels.
-    `write` fills an empty folder, which is then renamed into place. Raises an OSError if the cache cannot be written.
+    The name of its parent folder is a hash of `key`, the JSON values on which the contents depend, and of the pixel
+    limit. `write` fills an empty folder, which is then renamed into place. Raises an OSError if the cache cannot be
+    written.
     """
     home = cache_home(cache_dir) / "unet_diffusion"
     home /= hashlib.sha256(json.dumps([key, pixel_limit()], sort_keys=True).encode()).hexdigest()[:32]
@@ -226,7 +227,7 @@ def report_broken(cache: ImageCache, name: str, max_broken: float) -> None:
 
 
 def too_many_broken(broken: int, total: int, name: str, max_broken: float) -> str:
-    """Returns the error for a source with a greater share of broken images than `max_broken`."""
+    """Returns the error for a source whose share of broken images is above `max_broken`."""
     return (
         f"{broken} of the {total} images of {name} cannot be used, more than max_broken={max_broken} allows; repair or "
         "remove them, or raise max_broken."
@@ -255,7 +256,7 @@ def check_like_first(image: np.ndarray, channels: int, dtype: str) -> None:
 
 
 class ImageWriter:
-    """Writes the files of an `ImageCache` into an empty folder, one image after the other; a context manager."""
+    """A context manager that writes the files of an `ImageCache` into an empty folder, image by image."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -279,7 +280,7 @@ class ImageWriter:
             check_like_first(image, self.first.shape[2], self.first.dtype.name)
 
     def append(self, image: np.ndarray, digest: bytes, label: int | None = None, group: str | None = None) -> None:
-        """Adds an image that has passed `check`; all have a group or none has."""
+        """Adds an image that has passed `check`. Either all images have a group, or none has."""
         self.first = image if self.first is None else self.first
         self.file.write(np.ascontiguousarray(image.transpose(2, 0, 1)).data)
         self.sizes.append(image.shape[:2])
@@ -351,7 +352,7 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
                 continue
             image, digest, label, group = prepared
             if preparation.image_size is None and preparation.crop == "center" and writer.first is not None:
-                _check_same_size(image, writer.first, row)  # random crops are cut later, from any size
+                _check_same_size(image, writer.first, row)  # random crops are cut later, from images of any size
             try:
                 writer.check(image)
             except ValueError as problem:

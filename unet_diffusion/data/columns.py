@@ -17,7 +17,7 @@ from unet_diffusion.data.names import looks_like_masks
 
 T = TypeVar("T", Dataset, IterableDataset, Dataset | IterableDataset)
 
-FOLDER = "folder"  # as `group_column`: the images of one folder are a group
+FOLDER = "folder"  # value of `group_column`: the images of one folder are a group
 
 
 def class_names(dataset: Dataset | IterableDataset) -> tuple[str, ...] | None:
@@ -27,7 +27,7 @@ def class_names(dataset: Dataset | IterableDataset) -> tuple[str, ...] | None:
 
 
 def image_reader(dataset: Dataset | IterableDataset, column: str = "image") -> Callable[[Any], Any]:
-    """Returns a function from the values of a column of images to what `decode_image` takes.
+    """Returns a function that turns values of an image column into input for `decode_image`.
 
     In rows, the values of array columns are nested lists without a dtype, which is taken from the features.
     """
@@ -36,7 +36,7 @@ def image_reader(dataset: Dataset | IterableDataset, column: str = "image") -> C
 
 
 def find_image_column(features: Features, stated: str | None, source: str) -> str:
-    """Returns the stated column, else `image`, else the only one of images, leaving out those called like masks.
+    """Returns the stated column, else `image`, else the only image column that is not named like masks.
 
     Raises:
         ValueError: there is no such column, or several.
@@ -106,8 +106,8 @@ def groups_of(rows: Dataset, column: str, source: str) -> list[str]:
     """Returns the name of each row's group: the value of a column, or for "folder" the folder of its image.
 
     Raises:
-        ValueError: there is no such column; it holds anything but text and integers, or has empty values; or
-            "folder" for images that are no files of a folder.
+        ValueError: there is no such column; it holds anything but text and integers, or has empty values; or "folder"
+            is given for images that are not files of a folder.
     """
     if column == FOLDER and column not in rows.features:
         return _folders_of(rows, source)

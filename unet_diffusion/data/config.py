@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 else:
     Data = str  # on the command line
 """A name or path; in Python also a `datasets.Dataset`, a list of PIL images, arrays or paths, or one array (N, H, W) or
-(N, H, W, C). Options keep it as text, which for images in memory is an `InMemory`."""
+(N, H, W, C). Options keep it as text; for images in memory, the text is an `InMemory`."""
 IN_MEMORY = " in memory (fingerprint "  # in the name of such images
 SOURCES = ("data", "validation_data", "masks", "validation_masks")  # options of this type
 
 
 class InMemory(str):
-    """A source whose images are in memory. Its text says how many and which, so it can be compared and saved as JSON.
+    """A source whose images are in memory. Its text tells how many and which, so it can be compared and saved as JSON.
 
     Args:
         text: such as "12 images in memory (fingerprint ab12...)", equal for equal images.
@@ -64,20 +64,20 @@ class SourceOptions:
     """A folder of images, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
     or the name of a data set on the Hugging Face Hub."""
     split: str = "train"
-    """Split to use; "train" where the source has no splits."""
+    """Split to use; "train" if the source has no splits."""
     image_column: str | None = None
     """Column of the images; by default `image`, or else the only one of type Image."""
     image_size: int | None = None
-    """Length of the shorter side in pixels, to which images are resized (Lanczos); by default they keep their
-    size."""
+    """Length in pixels to which the shorter side of images is resized (Lanczos); by default images keep their size."""
     channels: int | None = None
-    """1 or 3 converts between grey and colour, with alpha laid on white; by default images keep their channels. The
-    commands that use the run convert theirs as well."""
+    """1 or 3 converts between grey and colour, with alpha laid on white; by default images keep their channels.
+    Commands that use the run convert their images in the same way."""
     axes: AxisOrder | None = None
-    """Order of the axes of `.npy` files and arrays, and of TIFF files that do not name theirs: "HWC" (rows, columns,
-    channels) or "CHW". By default a short last axis is the channels; where the order is not clear, an error asks."""
+    """Order of the axes of `.npy` files and arrays, and of TIFF files that do not name their axes: "HWC" (rows,
+    columns, channels) or "CHW". By default a short last axis is the channels; if the order is unclear, an error asks
+    for it."""
     max_broken: float = 0.01
-    """Share of the images that may be unusable; warnings name them, and they are left out."""
+    """Share of the images that may be unusable; these are named in warnings and left out."""
     cache_dir: str | None = None
     """Where downloads and decoded images are kept; by default the cache of `datasets`."""
 
@@ -102,24 +102,24 @@ class ImageOptions(SourceOptions):
     """Options of every image set of a run: what is held out for validation, and the range of values."""
 
     validation_fraction: float = 0.0
-    """About the share of the images that is held out, if no validation set is named; 0: none. What is held out follows
-    from each image's content, so that equal images stay together and adding an image moves no other, except where a
+    """Approximate share of the images that is held out if no validation set is named; 0: none. Each image's content
+    decides whether it is held out, so equal images stay together and adding an image moves no other, except where a
     small set holds out one image only."""
     group_column: str | None = None
     """Column of patients, slides or videos, whose images stay together when some are held out; "folder" groups the
-    images of a folder by their folder. The share held out is then about that of the groups."""
+    images of a folder by their folder. The share is then about that of the groups."""
     validation_data: Data | None = None
-    """Validation set: a source like `data`, of which `validation_split` is read, or else "train"."""
+    """Validation set: a source like `data`, from which `validation_split` is read, or else "train"."""
     validation_split: str | None = None
     """Validation set: a split of `validation_data`, or else of `data`."""
     value_range: tuple[float, float] | None = None
-    """Stored values that become -1 and 1; by default the whole range of 8 or 16 bits. Float images need it, or
+    """Stored values that become -1 and 1; by default the whole range of 8 or 16 bits. Float images need this or
     percentiles, and so do 16-bit images that use a small part of their range."""
     percentiles: tuple[float, float] | None = None
     """Percentiles of each channel that become -1 and 1, such as 0.1 and 99.9."""
     percentiles_of: Literal["training", "image"] = "training"
-    """"training" measures them once, on the training images; "image" on every image by itself, later ones included, for
-    images whose brightness differs."""
+    """"training" measures the percentiles once, on the training images. "image" measures them on every image by itself,
+    also on later ones; use it for images whose brightness differs."""
     num_workers: int = 0
     """Processes that load batches ahead; stored images rarely need any."""
 
@@ -140,7 +140,7 @@ class ImageOptions(SourceOptions):
 
     @property
     def image_percentiles(self) -> tuple[float, float] | None:
-        """Returns the percentiles of each image that become -1 and 1, if every image has a range of its own."""
+        """Returns the percentiles of an image that become -1 and 1, if every image has its own range; else None."""
         return self.percentiles if self.percentiles_of == "image" else None
 
     @property
@@ -162,15 +162,15 @@ class DataConfig(ImageOptions):
     """"mnist-5000" (5,000 digits, extra `digits`), a folder of images, a file, glob or folder of Parquet, Arrow or
     WebDataset tar files, a `save_to_disk` folder, or the name of a data set on the Hugging Face Hub."""
     validation_fraction: float = 0.02
-    """About the share of the images that is held out, if no validation set is named and nothing is streamed; 0: none.
-    What is held out follows from each image's content, so that equal images stay together and adding an image moves no
+    """Approximate share of the images that is held out if no validation set is named and nothing is streamed; 0: none.
+    Each image's content decides whether it is held out, so equal images stay together and adding an image moves no
     other."""
     image_size: int | None = None
-    """Length of the shorter side in pixels, to which images are resized (Lanczos). By default they keep their size,
+    """Length in pixels to which the shorter side of images is resized (Lanczos). By default images keep their size,
     which must then be the same for all unless crop_size is given."""
     label_column: str | None = None
     """Column of the classes; by default `label`, else the only one of type ClassLabel, else `cls`, else `json.label`.
-    Integers and strings are the names of their classes. "label" also says that subfolders are classes."""
+    Integers and strings are the names of their classes. "label" also declares that subfolders are classes."""
     crop_size: int | None = None
     """Side in pixels of the squares to train on, cut at a new random place in every epoch from images of any size.
     Smaller images are mirrored beyond their border. Validation images are cut in the middle, and so are all images
@@ -178,15 +178,15 @@ class DataConfig(ImageOptions):
     flip: bool = False
     """Mirror each image left to right with probability 1/2, drawn again in every epoch."""
     max_images: int | None = None
-    """Number of images to use, the first ones; by default all."""
+    """Number of images to use, from the first on; by default all."""
     streaming: bool = False
     """Read the images while training, instead of decoding them once into the cache."""
     shuffle_buffer: int = 10_000
-    """Number of images that are mixed at a time while streaming from Parquet files, tar files or the Hub. Folders of
-    images and Arrow files are mixed as a whole."""
+    """Number of images that are shuffled at a time while streaming from Parquet files, tar files or the Hub. Folders of
+    images and Arrow files are shuffled as a whole."""
     num_workers: int = 0
-    """Processes that load batches ahead; stored images rarely need any, and tar files and the Hub, while streaming,
-    allow at most 1."""
+    """Processes that load batches ahead; stored images rarely need any. Streaming from tar files and the Hub allows at
+    most 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,12 +204,12 @@ class DataConfig(ImageOptions):
 
     @property
     def holds_out(self) -> bool:
-        """Returns whether there will be validation images, unless all are equal; of a stream none is held out."""
+        """Returns whether there will be validation images, unless all are equal; none are held out from a stream."""
         return self.names_validation or (super().holds_out and not self.streaming)
 
     @property
     def side(self) -> int | None:
-        """Returns the side in pixels of training images; None: they keep the size that they have in common."""
+        """Returns the side in pixels of training images; None: they keep the size that they all have."""
         return self.crop_size or self.image_size
 
     @property

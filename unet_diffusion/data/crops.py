@@ -10,7 +10,8 @@ def crop_and_flip(
     """Cuts an image (C, h, w) to (C, height, width) and perhaps mirrors it left to right; returns a copy.
 
     The generator draws the place of the crop and, if `flip` is true, whether to mirror, with probability 1/2. Without a
-    generator the crop is central and nothing is mirrored. An image that is smaller is mirrored beyond its border.
+    generator the crop is central and nothing is mirrored. An image that is smaller than the crop is mirrored beyond its
+    border.
     """
     (rows, columns), padding = crop_window(image.shape[1:], size, generator)
     mirror = generator is not None and torch.randint(2, (), generator=generator) == 1

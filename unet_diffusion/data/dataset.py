@@ -66,13 +66,13 @@ class ImageDataset(Dataset):
         return self.cache.ids(self.rows)
 
     def contents(self) -> list[str]:
-        """Returns what a network learns from each image: its content hash and its class, by name if it has one."""
+        """Returns what identifies an image for learning: its content hash and its class, by name if it has one."""
         names = self.class_names or ()
         labels = [names[label] if 0 <= label < len(names) else str(label) for label in self.labels.tolist()]
         return [f"{image} {label}" for image, label in zip(self.ids(), labels)]
 
     def only(self, chosen: np.ndarray) -> "ImageDataset":
-        """Returns the images of this set that are chosen, bool (N,), alone."""
+        """Returns a set of only those images that are chosen, bool (N,)."""
         dataset = copy.copy(self)
         dataset.rows, dataset.labels = self.rows[chosen], self.labels[chosen]
         return dataset
@@ -88,7 +88,7 @@ class ImageDataset(Dataset):
         return {"image": torch.from_numpy(image), "label": int(self.labels[index])}
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """Returns item (epoch, index), which depends on these and the seed alone; without epoch, nothing is random."""
+        """Returns item (epoch, index), which depends only on these and the seed; without epoch, nothing is random."""
         if isinstance(key, tuple):
             epoch, index = key
             return self.fetch(index, keyed_generator(self.seed, "augment", epoch, index) if self.random else None)

@@ -1,4 +1,4 @@
-"""Images of a set in a random order, read in parts, to be compared with others."""
+"""Images of a set in a random order, read in parts, for comparison with other images."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from unet_diffusion.data.streaming import StreamingImages
 
 @dataclass(frozen=True, eq=False)
 class DrawnImages:
-    """Images that are read when a part of them is asked for: `images[10:20]` is float32 (10, C, H, W) in [-1, 1].
+    """Images that are read only when a part of them is asked for: `images[10:20]` is float32 (10, C, H, W) in [-1, 1].
 
     Attributes:
         images: the set.
@@ -34,7 +34,7 @@ class DrawnImages:
         return len(self), self.images.channels, self.images.height, self.images.width
 
     def first(self, count: int) -> "DrawnImages":
-        """Returns the first images alone."""
+        """Returns only the first images."""
         return DrawnImages(self.images, self.order[:count])
 
 

@@ -30,7 +30,7 @@ IMAGE_SUFFIXES = frozenset({
     ".avif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".npy",
 })
 # fmt: on
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the imagefolder of `datasets`
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of an imagefolder of `datasets`
 ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".7z", ".rar", ".xz"})
 CLASS_FILES = ("labelmap.txt", "class_dict.csv", "_classes.csv")  # names of the classes of masks
 ARRAYS = frozenset({".npz", ".mat", ".h5", ".hdf5", ".pkl", ".pickle", ".pt", ".pth"})  # of many images
@@ -38,22 +38,22 @@ FROM_ARRAYS = (
     "Convert them to PNG, TIFF or .npy, an image in each, and give their folder; or, in Python, give DataConfig the "
     "images as an array, or with labels as a datasets.Dataset."
 )
-UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA, *CLASS_FILES})  # files that nobody misses
+UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA, *CLASS_FILES})  # files left out without a note
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The image files of a folder or of one of its splits, and what else lies there.
+    """The image files of a folder or of one of its splits, and the other files there.
 
     Attributes:
         home: the folder of the split, or the whole folder if it has no splits.
         files: the image files below `home`, sorted within each folder.
-        left_out: number of files that are no images, by their ending in lower case, the most frequent first.
-        skipped_runs: folders below `home` that hold a run, whose previews and curves are no data.
+        left_out: number of files that are not images, by their ending in lower case, most frequent first.
+        skipped_runs: folders below `home` that hold a run; its previews and curves are not data.
         other_splits: names of the subfolders beside `home`, if `home` is a split.
         metadata: the file that says more about the images: `metadata.jsonl`, `.csv` or `.parquet`.
         other_metadata: such files in subfolders, which are not read.
-        loose: number of images beside the folders of the splits, which belong to none of them.
+        loose: number of images that lie beside the folders of the splits and belong to no split.
     """
 
     home: Path
@@ -103,11 +103,11 @@ def images_of_split(folder: Path, split: str, trust_classes: bool = False) -> Im
     """Finds the image files of a split; a folder without splits is its own split "train".
 
     The subfolders with images are splits if all of them are named like splits ("train", "Test"), or if one has the name
-    of a split other than "train". If several are named so and others are not, this is asked, unless `trust_classes`
-    says that they are classes. Links are followed, but no folder is entered twice.
+    of a split other than "train". If several are named like splits and others are not, an error asks, unless
+    `trust_classes` states that they are classes. Links are followed, but no folder is entered twice.
 
     Raises:
-        ValueError: the folder has no such split or no image, is a run, or cannot be listed; or a question.
+        ValueError: the folder has no such split or no image, is a run, or cannot be listed; or its splits are unclear.
     """
     if is_run(folder, whole=True):
         raise ValueError(
@@ -202,7 +202,7 @@ def _home_of_split(folder: Path, split: str, tops: Collection[str], trust_classe
 
 
 def _refuse_splits_one_level_down(folder: Path, tops: dict[str, int], files: list[Path]) -> None:
-    """Raises a ValueError if all subfolders hold splits alone, and more than one, or the only subfolder does."""
+    """Raises a ValueError if every subfolder holds only splits, and more than one, or if the only subfolder does."""
     names: set[str] = set()
     for file in files:
         parts = file.relative_to(folder).parts
@@ -251,7 +251,7 @@ def _metadata(found: list[Path], home: Path, folder: Path) -> Path | None:
 
 
 def some(names: Sequence[str]) -> str:
-    """Returns the first names of a list, and the number of the others."""
+    """Returns the first names of a list as text, and the number of the others."""
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
     return ", ".join(names[:MOST_LISTED]) + more
 
@@ -261,12 +261,12 @@ def _by_ending(counts: Mapping[str, int]) -> str:
 
 
 def states_of(files: Iterable[str | Path]) -> list[tuple[Any, ...]]:
-    """Returns what changes when any of the files is replaced or rewritten: its place, size, times and readability.
+    """Returns values that change when any of the files is replaced or rewritten: place, size, times and readability.
 
-    Paths are resolved, since two projects may both have a folder `data`. The time of the last change of the file's
-    entry and its number on the disk also tell files apart whose times of writing were set alike.
+    Paths are resolved, since two projects may both have a folder `data`. The change time and the inode number also tell
+    files apart whose modification times were set alike.
     """
-    real = lru_cache(os.path.realpath)  # of folders; to resolve every file takes longer than to list them
+    real = lru_cache(os.path.realpath)  # of folders; resolving every file takes longer than listing them
     return [_state(str(file), real) for file in files]
 
 
@@ -282,7 +282,7 @@ def _state(file: str, real: Callable[[str], str]) -> tuple[Any, ...]:
 
 
 def hash_of(*values: Any) -> str:
-    """Returns a hash of lists, dictionaries and texts, many times as fast as that of `datasets`, which pickles them."""
+    """Returns a hash of lists, dictionaries and texts; it is far faster than that of `datasets`, which pickles them."""
     return hashlib.sha256(json.dumps(values, default=repr).encode()).hexdigest()[:32]
 
 
@@ -318,7 +318,7 @@ def is_hub_name(source: str) -> bool:
     """Returns whether a source that is not on this machine may be a data set on the Hugging Face Hub."""
     suffixes = (*FILE_READERS, *IMAGE_SUFFIXES)
     owner, slash, _ = source.partition("/")
-    if slash and Path(owner).exists():  # a folder here, in which something is misspelt
+    if slash and Path(owner).exists():  # a local folder; the rest of the path is misspelt
         return False
     return HUB_NAME.fullmatch(source) is not None and not source.lower().endswith(suffixes)
 
@@ -338,14 +338,14 @@ def check_folder(name: str, folder: Path, why: str = "") -> None:
 
 
 def check_masks(folder: Path) -> None:
-    """Raises a ValueError unless the folder of masks exists; a file of polygons is called that."""
+    """Raises a ValueError unless the folder of masks exists; the message says so if it is a file of polygons."""
     if folder.is_file():
         refuse_annotations(folder)
     check_folder("masks", folder)
 
 
 def check_outside(output: Path, *sources: str | None) -> None:
-    """Raises a ValueError for an output in a folder of the data, whose images the run's own would join."""
+    """Raises a ValueError for an output inside a folder of the data, where the run's images would join the data."""
     for source in sources:
         folder = Path(source or "").expanduser()
         if source and folder.is_dir() and output.expanduser().resolve().is_relative_to(folder.resolve()):
@@ -353,19 +353,19 @@ def check_outside(output: Path, *sources: str | None) -> None:
 
 
 def sources_of_run(run: Path) -> tuple[str, ...]:
-    """Returns the images that a run was trained on, as its `config.json` names them; nothing for other pipelines."""
+    """Returns the sources that a run was trained on, as its `config.json` names them; empty for other pipelines."""
     try:
         data = read_object(run / "config.json").get("data")
-    except ValueError:  # there is no such file, or a run is of no use anyway
+    except ValueError:  # no such file, or the run is unusable anyway
         return ()
     named = [data.get(name) for name in SOURCES] if isinstance(data, dict) else []
     return tuple(name for name in named if isinstance(name, str))
 
 
 def check_sources(options: SourceOptions) -> None:
-    """Raises a ValueError unless the files and folders that options name exist, and have names of UTF-8 text.
+    """Raises a ValueError unless the files and folders that options name exist and their names are UTF-8 text.
 
-    This imports nothing slow. A name that may be a data set on the Hub is left for `open_source` to find.
+    This imports nothing slow. A name that may be a data set on the Hub is left to `open_source`.
     """
     masks = getattr(options, "masks", None)
     affixes = [getattr(options, name, None) for name in ("image_suffix", "mask_prefix", "mask_suffix")]

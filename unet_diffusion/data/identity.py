@@ -6,11 +6,11 @@ from typing import Any
 
 from unet_diffusion.data.folders import hash_of
 
-ENDS = 2**16  # bytes that are read at the start of a table, and at its end, where Parquet and Arrow describe the rest
+ENDS = 2**16  # bytes read at the start and at the end of a table; Parquet and Arrow describe the rest at the end
 
 
 def identity_of_images(names: Sequence[tuple[str, ...]], states: Sequence[tuple[Any, ...]]) -> str:
-    """Returns a hash of the names and sizes of files of one image each.
+    """Returns a hash of the names and sizes of files that each hold one image.
 
     Args:
         names: the parts of each path below the folder of the source.
@@ -20,7 +20,7 @@ def identity_of_images(names: Sequence[tuple[str, ...]], states: Sequence[tuple[
 
 
 def identity_of_tables(files: Sequence[str]) -> str:
-    """Returns a hash of the names, the sizes and both ends of files of many images, in their order.
+    """Returns a hash of the names, sizes and both ends of files that hold many images, in the order given.
 
     The names are relative to the folder that all of the files share.
     """

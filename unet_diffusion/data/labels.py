@@ -11,8 +11,8 @@ from unet_diffusion.data.folders import counted, some
 from unet_diffusion.images.no_class import NO_LABEL
 
 PLAIN_DEFAULTS = ("label", "cls")  # the second is the ending of labels in WebDataset files
-FEWEST_JUDGED = 8  # labels; of fewer, each may well have a class of its own
-MOST_DISTINCT = 0.9  # share of the labels; above it they are taken for names of the rows
+FEWEST_JUDGED = 8  # labels; among fewer, each may well have its own class
+MOST_DISTINCT = 0.9  # share of the labels; above it, the values are taken for names of the rows
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class LabelColumn:
 
     Attributes:
         column: name of the column.
-        key: name of the value inside of it, if its cells are dictionaries.
+        key: name of the value inside a cell, if the cells are dictionaries.
         feature: kind of the values.
         stated: whether the user has named it.
     """
@@ -33,7 +33,7 @@ class LabelColumn:
 
     @property
     def name(self) -> str:
-        """Returns the name by which `label_column` states it, such as "label" or "json.label"."""
+        """Returns the column's name as a value of `label_column`, such as "label" or "json.label"."""
         return self.column if self.key is None else f"{self.column}.{self.key}"
 
     @property
@@ -50,8 +50,8 @@ class LabelColumn:
 def find_label(features: Features, stated: str | None, source: str) -> LabelColumn | None:
     """Finds the column of the labels.
 
-    It is the stated one, else `label`, else the only one of type ClassLabel, else `cls`, else the only value `label`
-    inside of dictionaries. Only a stated one may hold neither ClassLabel nor plain values.
+    It is the stated column, else `label`, else the only one of type ClassLabel, else `cls`, else the only value `label`
+    inside dictionaries. Only a stated column may hold neither ClassLabel nor plain values.
 
     Raises:
         ValueError: the stated column does not exist.
@@ -81,17 +81,17 @@ def _kind(feature: Any) -> str:
 def labelled(
     dataset: Dataset | IterableDataset, label: LabelColumn, origin: str, max_images: int | None = None
 ) -> tuple[Dataset | IterableDataset, tuple[str, ...]]:
-    """Returns a data set whose column `label` is a ClassLabel, or which has none, and notes on the classes.
+    """Returns a data set with a column `label` of type ClassLabel or without labels, and notes on the classes.
 
-    Classes of plain values are the values that occur, in their order, with their own names, without spaces around them;
-    -1 and missing or empty values are no label. Floats must be whole numbers, as which tables keep integers of which
-    some are missing. A column that was not stated is left out, with a note, if it can hardly hold labels.
+    Plain values become classes: the sorted values that occur, without spaces around them, each its own name. -1 and
+    missing or empty values are no label. Floats must be whole numbers, since tables keep integers as floats if some are
+    missing. A column that was not stated is left out, with a note, if it can hardly hold labels.
 
     Args:
         dataset: with the column of the labels.
         label: the column.
         origin: subject of the note on the classes, such as "the subfolders are the classes".
-        max_images: number of rows that will be used, the first ones, whose classes the note counts; all if None.
+        max_images: number of first rows that will be used, whose classes the note counts; None for all.
 
     Raises:
         ValueError: a stated column holds other values, or plain values while streaming.
@@ -146,7 +146,7 @@ def _column(features: Features, name: str) -> LabelColumn | None:
 
 
 def _may_be_labels(label: LabelColumn) -> bool:
-    """Returns whether a column called like labels may hold them, if only badly; an image is a mask instead."""
+    """Returns whether a column named like labels may hold them in some form; an image would be a mask instead."""
     return isinstance(label.feature, (ClassLabel, Value)) and label.kind != "binary"
 
 

@@ -22,7 +22,7 @@ KINDS = (
     "a name or path, a datasets.Dataset, a list of PIL images, arrays or paths, or one array (N, H, W) or (N, H, W, C)"
 )
 WITH_LABELS = "For images with labels give a datasets.Dataset with the columns image and label."
-# Advice for types that people have instead, by the first words of their names.
+# Advice for other types that people may pass, by the first words of the types' names.
 ADVICE = {
     "torch.Tensor": "pass images.numpy(), and axes='CHW' if they are (N, C, H, W)",
     "pandas.": "pass datasets.Dataset.from_pandas(frame)",
@@ -35,16 +35,16 @@ ADVICE = {
 
 
 def as_source(data: Any, option: str = "data", axes: AxisOrder | None = None) -> str:
-    """Returns what a user gave as the name of a source: text as it is, a path as text, images as `InMemory`.
+    """Returns the source that a user gave as text: text as it is, a path as text, images as `InMemory`.
 
     Args:
         data: a name or path; a `datasets.Dataset`; a list of PIL images, arrays (H, W) or (H, W, C), or paths; or an
             array (N, H, W) or (N, H, W, C). In a list of masks, None stands for a missing one.
-        option: its name, for messages.
-        axes: as they are stated; with "CHW" one array may be (N, C, H, W).
+        option: the option's name, for messages.
+        axes: the stated order of axes; with "CHW" one array may be (N, C, H, W).
 
     Raises:
-        ValueError: a value of another type, of another shape, or without images.
+        ValueError: the value has another type or shape, or holds no images.
     """
     if isinstance(data, str):
         return data
@@ -90,7 +90,7 @@ def _named(rows: Dataset, name: str) -> InMemory:
 
 
 def _encoded(image: Any, name: str) -> bytes:
-    """Returns the bytes of a file that keeps every value: PNG for PIL images where it can, else `.npy`."""
+    """Returns the bytes of a file that keeps every value: PNG for PIL images where PNG can, else `.npy`."""
     file = io.BytesIO()
     if isinstance(image, Image.Image):
         try:

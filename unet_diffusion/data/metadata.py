@@ -1,4 +1,4 @@
-"""Metadata files beside images, as the imagefolder of `datasets` has them: a table with a column `file_name`.
+"""Metadata files beside images, as in an imagefolder of `datasets`: a table with a column `file_name`.
 
 The other columns are labels, captions and the like; a column `NAME_file_name` names another image of the same row, such
 as its mask.
@@ -31,7 +31,7 @@ def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, .
     Returns the rows, notes on them, and a function that returns a hash of the table and of the sizes of its images.
 
     `file_name` becomes the column `image`, and `NAME_file_name` the column `NAME`. Paths are relative to the metadata
-    file. If it lies above the folder of a split, the rows whose image is in that folder are taken.
+    file. If that file lies above the folder of a split, the rows whose image is in the split's folder are taken.
 
     Raises:
         ValueError: the file cannot be read, has no column `file_name`, or names files that do not exist.

@@ -1,4 +1,4 @@
-"""What names of folders, files and columns say: that they hold images, masks of others, or a split."""
+"""What names of folders, files and columns tell: that they hold images, masks of other images, or a split."""
 
 import os
 import re
@@ -23,7 +23,7 @@ IMAGE_WORDS = frozenset({
 OTHER_MASK_WORDS = frozenset({"ground", "truth", "class", "classes", "object", "objects"})  # of SegmentationClass
 MASK_SUFFIX = re.compile(r"[_-](mask|masks|label|labels|gt|seg|segmentation|annotation|matte)$", re.IGNORECASE)
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-SPLIT_FOLDERS = {  # usual names of subfolders, and the split that each means
+SPLIT_FOLDERS = {  # usual names of subfolders, and the split that each name means
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -33,12 +33,12 @@ WORDS_BESIDE_SPLITS = frozenset({"set", "data", "folder"})  # beside those for i
 
 
 def looks_like_masks(name: str) -> bool:
-    """Returns whether the name of a column or folder says that it holds masks, such as "seg.png"."""
+    """Returns whether the name of a column or folder, such as "seg.png", suggests that it holds masks."""
     return MASK_WORDS.intersection(_words(name)) != frozenset()
 
 
 def check_no_masks_among(home: Path, files: list[Path]) -> None:
-    """Raises a ValueError if images look like masks of others, by the names of their folder ("masks") or of themselves.
+    """Raises a ValueError if images look like masks of others, by their folder's name ("masks") or their own.
 
     Otherwise noise prediction would learn from masks as well.
     """
@@ -99,7 +99,7 @@ def _check_mask_suffix(home: Path, files: list[Path]) -> None:
 
 
 def _split_suffix(stem: str) -> tuple[str, str]:
-    """Returns a name without the suffix of masks, and the suffix, such as "_mask"; an empty one if it has none."""
+    """Returns a name without its mask suffix, and the suffix, such as "_mask"; the suffix is empty if it has none."""
     match = MASK_SUFFIX.search(stem)
     return (stem, "") if match is None else (stem[: match.start()], match.group())
 
@@ -129,9 +129,9 @@ def _folder_and_stem(file: str) -> tuple[str, str]:
 
 
 def check_no_splits_among(home: Path, names: Sequence[str]) -> None:
-    """Raises a ValueError if subfolders are called like splits, such as "train_images" and "test_images".
+    """Raises a ValueError if subfolders have names that contain splits, such as "train_images" and "test_images".
 
-    Those that are called exactly like splits are no question: one of them is opened.
+    Subfolders that are named exactly like splits are fine: one of them is opened.
     """
     splits = {name: split for name in names if (split := _split_in(name)) is not None}
     if len(set(splits.values())) > 1:
@@ -143,6 +143,6 @@ def check_no_splits_among(home: Path, names: Sequence[str]) -> None:
 
 
 def _split_in(name: str) -> str | None:
-    """Returns the split that a name says, if it says nothing else but that it holds images."""
+    """Returns the split in a name, if the name has no other words except those for images."""
     words = [word for word in _words(name) if not word.isdigit() and word not in IMAGE_WORDS | WORDS_BESIDE_SPLITS]
     return SPLIT_WORDS.get(words[0]) if len(words) == 1 else None

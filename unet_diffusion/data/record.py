@@ -1,4 +1,4 @@
-"""What a run knows about its data, kept in its folder as `data.json`."""
+"""The record of a run's data, kept in its folder as `data.json`."""
 
 import hashlib
 import json
@@ -29,12 +29,13 @@ class DataRecord:
     """The data of a run.
 
     Attributes:
-        summary: what was understood, as the lines that are printed before any work.
+        summary: the summary of the data, as the lines that are printed before any work.
         fingerprint: hash of the content of all images (and masks) and of how they are prepared; it does not depend on
-            where the files lie. For a stream, of the names and sizes of its files, or of its name if they are not here.
+            where the files lie. For a stream, the hash is of the names and sizes of its files, or of its name if the
+            files are not here.
         trained: content hash of each image that is trained on.
         held_out: content hash of each image that is held out for validation.
-        unlabelled: content hash of each image that is learnt from without its mask, where a run learns masks too.
+        unlabelled: content hash of each image that is learnt from without its mask, if the run learns masks too.
         mask_encoding: meaning of the values of masks, as `MaskEncoding.to_dict` gives it; None without masks.
     """
 
@@ -51,7 +52,7 @@ class DataRecord:
 
     @classmethod
     def read(cls, run: Path) -> "DataRecord | None":
-        """Returns the record of a run; None for a run, or a pipeline, that has none.
+        """Returns the record of a run; None for a run or a pipeline without a record.
 
         Raises:
             ValueError: the file cannot be read, or holds anything else.
@@ -68,9 +69,10 @@ class DataRecord:
 
     @classmethod
     def before(cls, run: Path) -> "DataRecord | None":
-        """Returns the record of a run that is resumed; None for a run that is new, or has lost it.
+        """Returns the record of a run that is resumed; None for a run that is new or has lost its record.
 
-        That of a run from before `data.json` is `UNRECORDED`. Its options lack `allow_changed_data`, which came then.
+        For a run from before `data.json`, the record is `UNRECORDED`. The options of such a run lack
+        `allow_changed_data`, which came with `data.json`.
         """
         record = cls.read(run)
         if record is None and (run / "config.json").is_file():
@@ -85,11 +87,11 @@ class DataRecord:
 
     @property
     def streamed(self) -> bool:
-        """Returns whether the images that are trained on were streamed, so that nobody knows which they were."""
+        """Returns whether the training images were streamed, so that it is not known which they were."""
         return self.fingerprint != "" and not self.trained
 
     def changes(self, now: "DataRecord") -> str:
-        """Describes how the data of another record differ from these."""
+        """Describes how the data of another record differ from those of this one."""
         if self.streamed and now.streamed:
             validation = ", or the images for validation," if self.held_out or now.held_out else ""
             return f"the files of the stream{validation} have changed, or an earlier version started the run"
@@ -102,7 +104,7 @@ class DataRecord:
         return f"{added} image{'s' * (added != 1)} added, {removed} removed"
 
     def followed_by(self, now: "DataRecord") -> "DataRecord":
-        """Returns the record of a run that goes on with other data; images that are gone have been trained on."""
+        """Returns the record of a run that goes on with other data; it keeps images that are gone, since they count."""
         return replace(
             now,
             trained=_joined(self.trained, now.trained),
@@ -111,7 +113,7 @@ class DataRecord:
         )
 
 
-UNRECORDED = DataRecord()  # of a run from before `data.json`, which divided its images by their places alone
+UNRECORDED = DataRecord()  # of a run from before `data.json`, which divided its images by position alone
 
 
 def _joined(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
@@ -119,7 +121,7 @@ def _joined(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _fits(name: str, value: Any) -> bool:
-    """Returns whether a value in `data.json` is of the kind that an attribute of `DataRecord` has."""
+    """Returns whether a value in `data.json` has the type of this attribute of `DataRecord`."""
     if name == "fingerprint":
         return isinstance(value, str)
     if name == "mask_encoding":
@@ -159,5 +161,5 @@ def make_record(
 
 
 def resolved_place(source: str) -> str:
-    """Returns the path that a source or model names, however it is written; a name that is no path stays distinct."""
+    """Returns the path that a source or model names, however it is written; other names stay distinct."""
     return os.path.realpath(os.path.expanduser(source))

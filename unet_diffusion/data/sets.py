@@ -50,9 +50,9 @@ class Part:
 
     Attributes:
         rows: the rows.
-        name: of the source and the split, for messages.
-        notes: what was understood about the files, as sentences for the summary of the data.
-        row_groups: the rows once more, if they are streamed from Parquet files here.
+        name: the name of the source and the split, for messages.
+        notes: facts about the files, as sentences for the summary of the data.
+        row_groups: the same rows as row groups, if they are streamed from local Parquet files.
         identity: as in `Source`.
     """
 
@@ -74,10 +74,11 @@ def load_images(
 
     Args:
         config: names the images.
-        seed: of the run; it sets crops, mirroring and the order of a stream, but not what is held out.
-        process_index: this process, counted from 0; only a stream is divided here.
+        seed: the seed of the run; it determines crops, mirroring and the order of a stream, but not which images are
+            held out.
+        process_index: this process, counted from 0; only a stream is divided among processes here.
         num_processes: number of processes.
-        before: what the run that is resumed knew about its data; as in `hold_out`.
+        before: the data record of the run that is resumed, as in `hold_out`.
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many images are broken, or none is usable;
@@ -134,7 +135,7 @@ def open_part(config: DataConfig, part: Literal["train", "validation"], streamin
 
 
 def shuffled(part: Part, seed: int, shuffle_buffer: int) -> IndexedRows | RowsOfGroups | BufferedRows:
-    """Returns the rows of a part in the order in which they are streamed: by an index, if there is one."""
+    """Returns the rows of a part in the order of streaming, by an index if there is one."""
     if isinstance(part.rows, Dataset):
         return IndexedRows(part.rows, part.name, seed)
     if part.row_groups is not None:
@@ -161,16 +162,16 @@ def hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows to train on and those held out, each in ascending order.
 
-    An image is held out if the hash of its content, as a number in [0, 1), is below `validation_fraction`; with groups
-    the hash of its group's name counts. So neither names nor order matter, equal images are on the same side, and an
-    image that is added moves no other. At least the lowest hash is held out, and at least the highest is trained on.
-    If all images are equal, none is held out, with a warning.
+    An image is held out if the hash of its content, as a number in [0, 1), is below `validation_fraction`. With groups,
+    the hash of the group's name counts instead. So neither names nor order matter, equal images are on the same side,
+    and adding an image moves no other. At least the image with the lowest hash is held out, and at least the one with
+    the highest is trained on. If all images are equal, none is held out, with a warning.
 
     Args:
         cache: the images.
-        config: the share that is held out.
-        before: of the run that is resumed, whose images stay on the side where they were; images that it has learnt
-            from in any way are not held out.
+        config: holds the share to hold out.
+        before: the record of the run that is resumed. Its images stay on their side, and images that it has learnt from
+            in any way are not held out.
 
     Raises:
         ValueError: all images belong to one group.
@@ -204,19 +205,19 @@ def hold_out(
 
 
 def place_of(name: str) -> float:
-    """Returns the number in [0, 1) by which an image or a group is held out: that of a hash of its name."""
+    """Returns the number in [0, 1) that decides whether an image or a group is held out: a hash of its name."""
     return keyed_seed(VALIDATION_SEED, "held out", name) / 2**63
 
 
 def _divided_by_place(ids: list[str], fraction: float) -> DataRecord:
-    """Returns what a run from before `data.json` trained on and held out, whose division depended on places alone."""
+    """Returns the division of a run from before `data.json`, which depended on the places of images alone."""
     order = keyed_permutation(len(ids), VALIDATION_SEED, "validation").tolist()
     images, count = [ids[place] for place in order], max(1, round(fraction * len(ids)))
     return DataRecord(trained=tuple(images[:-count]), held_out=tuple(images[-count:]))
 
 
 def _names_of(recorded: tuple[str, ...], ids: list[str], names: list[str]) -> set[str]:
-    """Returns the names, such as groups, of the images whose content hashes a run has recorded."""
+    """Returns the names, such as groups, of images whose content hashes a run has recorded."""
     known = set(recorded)
     return {name for image, name in zip(ids, names) if image in known}
 
@@ -247,7 +248,7 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
     images = f"validation images of {name}"
     check_same_kind(images, cache, "the training images have", train.channels, train.pixel_range.dtype)
     unknown = sorted(set(cache.class_names or ()) - set(train.class_names or cache.class_names or ()))
-    if unknown and len(cache.class_names or ()) > 1:  # the name of a single folder need not be that of a class
+    if unknown and len(cache.class_names or ()) > 1:  # the name of a single folder need not be a class
         raise ValueError(f"{images} have classes that are not trained on: {', '.join(unknown)}.")
     check_same_size(images, size, "the training images", (train.height, train.width))
     return ImageDataset(
@@ -262,7 +263,7 @@ def _named_validation(config: DataConfig, train: ImageDataset | StreamingImages)
 
 
 def check_same_size(images: str, size: tuple[int, int], others: str, needed: tuple[int, int]) -> None:
-    """Raises a ValueError unless two (height, width) are equal."""
+    """Raises a ValueError unless two sizes (height, width) are equal."""
     if size != needed:
         raise ValueError(
             f"{images} have {size[1]}x{size[0]} pixels, but {others} have {needed[1]}x{needed[0]}; give crop_size to "
@@ -271,7 +272,7 @@ def check_same_size(images: str, size: tuple[int, int], others: str, needed: tup
 
 
 def labels_among(names: tuple[str, ...] | None, cache: ImageCache) -> np.ndarray:
-    """Returns a cache's labels as indices into other class names, int64 (N,), or `NO_LABEL` if not among them."""
+    """Returns a cache's labels as indices into other class names, int64 (N,); `NO_LABEL` for names not among them."""
     known = {name: index for index, name in enumerate(names or ())}
     table = np.array([known.get(name, NO_LABEL) for name in cache.class_names or ()] + [NO_LABEL])
     return table[cache.labels]  # NO_LABEL itself indexes the last entry
@@ -280,10 +281,10 @@ def labels_among(names: tuple[str, ...] | None, cache: ImageCache) -> np.ndarray
 def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> PixelRange:
     """Returns the range that the config states, or else the whole range of the dtype.
 
-    Images that have a range each were stretched to that of their dtype when they were prepared.
+    Images that each have their own range were stretched to that of their dtype when they were prepared.
 
     Raises:
-        ValueError: images of floats, or of 16 bits that use a small part of them, without a stated range.
+        ValueError: no range is stated for float images, or for 16-bit images that use a small part of their range.
     """
     stated = config.value_range is not None or config.image_percentiles is not None
     if stated or (config.percentiles is None and cache.dtype == "uint8"):
@@ -299,7 +300,7 @@ def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> Pix
 
 
 def unclear_range(name: str, dtype: str, least: float, most: float) -> str | None:
-    """Returns why images with values from `least` to `most` need a stated range, or None if they do not."""
+    """Returns the reason why images with values from `least` to `most` need a stated range; None if they need none."""
     if dtype == "float32":
         return (
             f"the images of {name} are floats from {least:g} to {most:g}, which have no natural range; give "
@@ -325,7 +326,7 @@ def _unmeasured_range(config: ImageOptions, dtype: DTypeName) -> PixelRange:
 
 
 def _measured_values(cache: ImageCache, rows: np.ndarray) -> np.ndarray:
-    """Returns the values (C, n) of evenly spaced images, with n about `MOST_MEASURED` at most."""
+    """Returns the values (C, n) of evenly spaced images; n is at most about `MOST_MEASURED`."""
     step = math.ceil(cache.sizes[rows].prod(axis=1).sum() / MOST_MEASURED)
     return np.concatenate([cache.image(row).reshape(cache.channels, -1) for row in rows[::step]], axis=1)
 
@@ -340,7 +341,7 @@ def _stream_images(config: DataConfig, seed: int, process_index: int, num_proces
             f"num_workers is {config.num_workers}, but must be 0 or 1 for {part.name}, which has no index, so that "
             "every worker would read all of it; give 0 or 1."
         )
-    number = None if isinstance(rows, BufferedRows) else len(rows)  # of another number, the order is another
+    number = None if isinstance(rows, BufferedRows) else len(rows)  # another number of rows gives another order
     files = config.data if part.identity is None else part.identity()
     key = json.dumps([files, config.split, config.max_images, config.preparation.to_dict(), number])
     assert config.side is not None

@@ -1,4 +1,4 @@
-"""The rows of a source without end, shuffled again in every epoch, from any place on.
+"""The rows of a source as an endless sequence, shuffled again in every epoch, starting at any place.
 
 Places count the rows over all epochs. Which row lies at a place depends on the seed and the place alone.
 """
@@ -35,18 +35,18 @@ class ShuffledRows(Protocol):
         ...
 
     def after(self, start: int) -> Iterator[Callable[[], Row]]:
-        """Yields, without end, a function that reads the row at each place from `start` on."""
+        """Yields endlessly, for each place from `start` on, a function that reads its row."""
         ...
 
 
 @dataclass(frozen=True)
 class IndexedRows:
-    """Rows that can each be read alone: an epoch is a permutation of all of them.
+    """Rows that can be read one by one; an epoch is a permutation of all of them.
 
     Args:
         dataset: the rows.
-        name: of the source, for messages.
-        seed: of the run.
+        name: the name of the source, for messages.
+        seed: the seed of the run.
     """
 
     dataset: Dataset
@@ -72,17 +72,17 @@ class IndexedRows:
 
 @dataclass(frozen=True)
 class RowsOfGroups:
-    """Rows of Parquet files, of which row groups can be read alone.
+    """Rows of Parquet files, whose row groups can be read one by one.
 
-    An epoch consists of windows of about `shuffle_buffer` rows. Each holds pieces of row groups from places all over
-    the files, ten or more, and is shuffled; one at a time is in memory.
+    An epoch consists of windows of about `shuffle_buffer` rows. Each window holds ten or more pieces of row groups from
+    all over the files, and is shuffled. One window at a time is in memory.
 
     Args:
         dataset: the rows as a stream, for their columns.
         groups: the rows.
         name: of the source, for messages.
         seed: of the run.
-        shuffle_buffer: rows of a window.
+        shuffle_buffer: number of rows of a window.
     """
 
     dataset: IterableDataset
@@ -95,7 +95,7 @@ class RowsOfGroups:
         return len(self.groups)
 
     def after(self, start: int) -> Iterator[Callable[[], Row]]:
-        """Yields a function that reads the row at each place; no window before that of `start` is read."""
+        """Yields a function that reads the row at each place; windows before that of `start` are not read."""
         epoch, first = divmod(start, len(self))
         while True:
             for number, pieces in enumerate(self._windows(epoch)):
@@ -120,7 +120,7 @@ class RowsOfGroups:
 
 @dataclass(frozen=True, order=True)
 class Piece:
-    """The rows from `first` to `end`, which is excluded, of row group `group`."""
+    """The rows from `first` to `end`, without `end` itself, of row group `group`."""
 
     group: int
     first: int
@@ -128,7 +128,7 @@ class Piece:
 
 
 class _Window:
-    """Pieces of row groups, which are read once a row of them is needed."""
+    """Pieces of row groups, which are read when one of their rows is first needed."""
 
     def __init__(self, groups: RowGroups, pieces: list[Piece], name: str) -> None:
         self.groups, self.pieces, self.name = groups, sorted(pieces), name
@@ -152,15 +152,15 @@ class _Window:
 
 @dataclass(frozen=True)
 class BufferedRows:
-    """Rows that can be read in their order only, such as those of tar files: each is drawn from a buffer of them.
+    """Rows that can only be read in order, such as those of tar files; each is drawn from a buffer of rows.
 
-    Their files are shuffled too. A warning says when the buffer hardly mixes the classes.
+    The files are shuffled too. A warning tells if the buffer hardly mixes the classes.
 
     Args:
         dataset: the rows.
         name: of the source, for messages.
         seed: of the run.
-        shuffle_buffer: rows of the buffer.
+        shuffle_buffer: number of rows of the buffer.
     """
 
     dataset: IterableDataset
@@ -171,7 +171,8 @@ class BufferedRows:
     def after(self, start: int) -> Iterator[Callable[[], Row]]:
         """Yields a function that returns the row at each place.
 
-        To find that of `start`, the first epoch is read to count its rows, and its own epoch up to there.
+        To find the row of `start`, the first epoch is read to count its rows, and then the epoch of `start` is read up
+        to there.
         """
         if start:
             logger.warning("%s has no index, so that its rows are read again up to the place to resume at", self.name)
@@ -218,7 +219,7 @@ def rows_of(dataset: Dataset | IterableDataset, name: str) -> Iterator[Row]:
 
 @contextmanager
 def named_damage(name: str) -> Iterator[None]:
-    """Raises a ValueError that names the source, in place of any error while its rows are read."""
+    """Replaces any error while rows are read by a ValueError that names the source."""
     try:
         yield
     except ImportError:

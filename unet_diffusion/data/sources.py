@@ -1,4 +1,4 @@
-"""Where images come from: one function opens every kind of source as a `datasets` data set.
+"""The sources of images: one function opens every kind of source as a `datasets` data set.
 
 The images stay undecoded, so that a broken one can be named and skipped.
 """
@@ -48,20 +48,21 @@ from unet_diffusion.data.names import IMAGE_WORDS, check_no_masks_among, check_n
 from unet_diffusion.data.tables import RowGroups, mapped, row_groups
 from unet_diffusion.files import readable
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a file system to which nothing can be written
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a file system that cannot be written to
 SOURCES = "unet_diffusion/sources"  # folder of the cache for what `datasets` converts from local files
 
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of a source, and what was understood about its files.
+    """The rows of a source, and facts about its files.
 
     Attributes:
         rows: an undecoded column `image` and, if there are classes, a column `label`.
         notes: sentences for the summary of the data, such as "34 files were left out: 34 .heic".
         subfolders_are_classes: whether the labels are the names of subfolders.
-        row_groups: the rows once more, if they are streamed from Parquet files here.
-        identity: returns a hash that tells its files from others, wherever they lie, if they are streamed from here.
+        row_groups: the same rows as row groups, if they are streamed from local Parquet files.
+        identity: returns a hash that tells the files from others, wherever they lie, if they are streamed from this
+            machine.
     """
 
     rows: Dataset | IterableDataset
@@ -88,12 +89,12 @@ def open_source(
             file, a glob or a folder of Parquet, Arrow or WebDataset tar files; a folder of `save_to_disk`; the name of
             a data set on the Hugging Face Hub; or images in memory, as `DataConfig.data` takes them.
         split: name of the split. A source without splits has the one split "train".
-        image_column: by default the column `image`, or else the only one of type Image, leaving out those with names
-            of masks. Columns of arrays (H, W) or (H, W, C) and of bytes can be named too.
+        image_column: by default the column `image`, or else the only one of type Image that is not named like masks.
+            Columns of arrays (H, W) or (H, W, C) and of bytes can be named too.
         label_column: by default the column `label`, else the only one of type ClassLabel, else `cls`, else a value
-            `label` inside of dictionaries, which "json.label" names. It holds ClassLabel, integers or strings; while
-            streaming only ClassLabel. For folders, "label" says that subfolders are the classes.
-        streaming: return an `IterableDataset`, which is read as it is used.
+            `label` inside dictionaries, which "json.label" names. The column holds ClassLabel, integers or strings;
+            while streaming, only ClassLabel. For folders, "label" states that subfolders are the classes.
+        streaming: whether to return an `IterableDataset`, which is read as it is used.
         cache_dir: where `datasets` keeps what it converts and downloads; its own default if None.
 
     Raises:
@@ -126,7 +127,7 @@ def open_with_notes(
 
     The notes count the images of each class among the first `max_images`; all rows are returned.
 
-    With `streaming`, rows of which any can be read alone are a `Dataset` all the same: those of folders of images, of
+    With `streaming`, rows that can be read in any order are still a `Dataset`: those of folders of images, of
     `save_to_disk` and of Arrow files.
 
     `group_column` adds a column `group` of text: the values of that column, or, for "folder" and a folder of images,
@@ -208,9 +209,9 @@ def _load(
     files: Sequence[str] = (),
     **options: Any,
 ) -> Source:
-    """Opens a source by `datasets`, which converts local `files` into a folder of the cache for their states alone.
+    """Opens a source with `datasets`; local `files` are converted into a cache folder for their states alone.
 
-    Its own cache knows them by their paths and times of writing, which other files can share.
+    The cache of `datasets` itself knows files by path and time of writing, which other files can share.
     """
     WebDataset.DECODERS.pop("pth", None)  # members of this type are pickles; they stay bytes, which nothing reads
     states, cache = states_of(files), cache_home(cache_dir)
@@ -244,7 +245,7 @@ def _streamed(builder: datasets.DatasetBuilder, split: str) -> Source:
 
 
 def _unopened(source: str, error: Exception, named: bool) -> ValueError:
-    """Returns the error for a source that `datasets` did not open; one that is only `named` may be on the Hub."""
+    """Returns the error for a source that `datasets` could not open; if only `named`, it may be on the Hub."""
     if isinstance(error, OSError):  # a missing data set, or a Hub that cannot be reached
         absent = "there is no such file or folder here, and on the Hub: " if named else ""
         return unknown_source(source, f"{absent}{error}")
@@ -254,7 +255,7 @@ def _unopened(source: str, error: Exception, named: bool) -> ValueError:
 
 
 def _failure_of_cache(error: BaseException | None, cache: Path) -> OSError | None:
-    """Returns the error among the causes of one that says that the cache cannot be written, if there is one."""
+    """Returns the error, among the causes of another, of a cache that cannot be written; None if there is none."""
     while error is not None:
         if isinstance(error, OSError):
             in_cache = Path(os.path.abspath(str(error.filename))).is_relative_to(cache.absolute())
@@ -270,7 +271,7 @@ def unwritable_cache(error: OSError) -> OSError:
 
 
 def _files_below(folder: Path, cache_dir: str | None) -> list[str]:
-    """Returns the files in a folder and its subfolders, without those of a cache that lies in it."""
+    """Returns the files in a folder and its subfolders, without those of a cache inside the folder."""
     cache = cache_home(cache_dir).resolve()
     return sorted(str(file) for file in folder.rglob("*") if file.is_file() and not file.is_relative_to(cache))
 
@@ -316,7 +317,7 @@ def _open_tables(
             f"data is {folder}, which holds {' and '.join(kinds)}, so it is not clear which are the data. Give a glob "
             f"such as {tables[0].parent / ('*' + endings[0])}, or move the other files away."
         )
-    if any(ending != ending.lower() for ending in endings):  # which `datasets` does not see
+    if any(ending != ending.lower() for ending in endings):  # `datasets` does not see such files
         opened = _open_files(source, [str(table) for table in tables], split, streaming, cache_dir)
     else:
         absolute = folder.resolve()  # since `datasets` has readers with names such as "csv"
@@ -362,7 +363,7 @@ def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:
 
 
 def _are_classes(names: list[str], parts: list[tuple[str, ...]]) -> bool:
-    """Returns whether subfolders are the classes: all images are in them; and a single one is not called "images"."""
+    """Returns whether subfolders are the classes: all images are in them, and a single one is not named "images"."""
     if not names or any(len(part) == 1 for part in parts):
         return False
     return len(names) > 1 or names[0].lower() not in IMAGE_WORDS
@@ -418,7 +419,7 @@ def of_files(
 ) -> Dataset:
     """Returns a data set of paths, whose fingerprint changes with the place, size or times of any file.
 
-    `states` are those of the files, from `states_of`, where they are known already.
+    `states` are the files' states from `states_of`, if they are known already.
     """
     rows = Dataset.from_dict(columns, features=features)
     numbers = {stored_path(file): number for number, file in enumerate(files)}
@@ -427,7 +428,7 @@ def of_files(
 
 
 def _numbered(value: Any, numbers: Mapping[str, int]) -> Any:
-    """Returns columns with a number in the place of each path, so that it does not matter how paths are written."""
+    """Replaces each path in columns by a number, so that it does not matter how paths are written."""
     if isinstance(value, Mapping):
         return {key: _numbered(each, numbers) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

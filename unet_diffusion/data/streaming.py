@@ -22,19 +22,19 @@ from unet_diffusion.randomness import keyed_generator
 
 logger = logging.getLogger(__name__)
 
-FEWEST_ROWS_JUDGED = 100  # the share of broken images is taken of at least this many
+FEWEST_ROWS_JUDGED = 100  # the share of broken images is taken relative to at least this many
 
 
 class StreamingImages(TorchIterableDataset):
     """One process's share of an endless stream of prepared images, in the order of `ShuffledRows`.
 
     All processes share one stream: each decodes only the rows at its own places, `batch_size` in a row. So every image
-    is seen once an epoch, however the rows are spread over files, and processes, batch size and accumulation can be
-    traded against each other without changing what a step sees. (If the files were divided among the processes, files
-    with fewer rows would be seen more often.) The worker processes of a data loader take its batches in turn.
+    is seen once an epoch, however the rows are spread over files. Processes, batch size and accumulation can be traded
+    against each other without changing the images of a step. (If the files were divided among the processes, files with
+    fewer rows would be seen more often.) The worker processes of a data loader take its batches in turn.
 
-    A broken image is named in a warning, and the next usable one takes its place. Places in the stream are therefore
-    rows of the source, and skipping needs no decoding.
+    A broken image is named in a warning, and the next usable one takes its place. So places in the stream are rows of
+    the source, and skipping needs no decoding.
 
     Args:
         rows: the undecoded images, from `sets.shuffled`.
@@ -43,8 +43,8 @@ class StreamingImages(TorchIterableDataset):
         pixel_range: maps the stored values to [-1, 1].
         channels: number of channels of the prepared images.
         name: of the source, for messages.
-        fingerprint: of the source and the preparation.
-        seed: of the run.
+        fingerprint: the fingerprint of the source and the preparation.
+        seed: the seed of the run.
         flip: mirror each image left to right with probability 1/2.
         max_broken: share of broken images above which the stream stops.
         process_index: this process, counted from 0.
@@ -93,7 +93,7 @@ class StreamingImages(TorchIterableDataset):
         return []
 
     def contents(self) -> list[str]:
-        """Returns the fingerprint of the stream, in place of what a network learns from each image."""
+        """Returns the fingerprint of the stream, since the contents of its images are not known."""
         return [self.fingerprint]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -143,7 +143,7 @@ class StreamingImages(TorchIterableDataset):
 
 
 def first_usable(dataset: Dataset | IterableDataset, preparation: Preparation, name: str) -> np.ndarray:
-    """Returns the first image (H, W, C) that can be decoded, whose channels and dtype the others must have."""
+    """Returns the first image (H, W, C) that can be decoded; the others must have its channels and dtype."""
     read = image_reader(dataset)
     problem = "it has no rows"
     for row in rows_of(dataset, name):

@@ -1,4 +1,4 @@
-"""Local Parquet and Arrow files of which any rows can be read without those before them."""
+"""Local Parquet and Arrow files, whose rows can be read without those before them."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,12 +9,12 @@ import pyarrow
 import pyarrow.parquet
 from datasets import Dataset, IterableDataset
 
-ROWS_AT_ONCE = 64  # that are taken out of a row group; bounds the memory
+ROWS_AT_ONCE = 64  # rows taken out of a row group; bounds the memory
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of a Parquet file: the file, its number there, and how many of its rows are used, the first ones."""
+    """A row group of a Parquet file: the file, the group's number in it, and the number of first rows that are used."""
 
     file: str
     number: int
@@ -23,11 +23,11 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class RowGroups:
-    """The rows of Parquet files, of which each row group is read alone.
+    """The rows of Parquet files, read one row group at a time.
 
     Attributes:
         groups: all row groups that are used, in the order of the files.
-        columns: the names of the columns in the files by those in the rows.
+        columns: the names of columns in the files, by their names in the rows.
     """
 
     groups: tuple[RowGroup, ...]
@@ -37,7 +37,7 @@ class RowGroups:
         return sum(group.size for group in self.groups)
 
     def first(self, count: int) -> "RowGroups":
-        """Returns the first rows alone."""
+        """Returns only the first rows."""
         kept, left = [], count
         for group in self.groups:
             if left > 0:
@@ -46,7 +46,7 @@ class RowGroups:
         return replace(self, groups=tuple(kept))
 
     def read(self, group: int, wanted: Collection[int]) -> Iterator[dict[str, Any]]:
-        """Yields the rows of a row group whose numbers there are wanted, in ascending order."""
+        """Yields the rows of a row group that are wanted by number, in ascending order."""
         place, first = self.groups[group], 0
         with pyarrow.parquet.ParquetFile(place.file) as file:
             for batch in file.iter_batches(
@@ -76,12 +76,12 @@ def row_groups(files: Sequence[str], rows: IterableDataset) -> RowGroups | None:
 def mapped(files: Sequence[str], rows: IterableDataset) -> Dataset | None:
     """Returns the rows of the Arrow files of a stream, mapped into memory.
 
-    None if a file is damaged, has other columns, or is in the other format of Arrow, which `datasets` does not map.
+    Returns None if a file is damaged, has other columns, or is in Arrow's other format, which `datasets` does not map.
     """
     try:
         parts = [Dataset.from_file(file) for file in files]
         for part in parts:
-            part.data.validate(full=True)  # since a false offset would be followed out of the file
+            part.data.validate(full=True)  # since a false offset would lead outside the file
     except (pyarrow.ArrowException, OSError):
         return None
     if any(part.features != rows.features for part in parts):

@@ -12,11 +12,11 @@ FEW_STEPS = 4  # the largest number that tune-few-steps tunes for
 def best_sampling(prediction_type: Any, few_steps: int | None = None) -> tuple[SamplerName, int]:
     """The sampler with which a network needs the fewest steps for good images, and that number of steps.
 
-    A predictor of noise needs fresh noise in every step, which makes up for its errors (docs/samplers.md).
+    A noise predictor needs fresh noise in every step, which makes up for its errors (docs/samplers.md).
 
     Args:
         prediction_type: what the network predicts.
-        few_steps: up to how many steps `tune-few-steps` tuned it for; None if it did not.
+        few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it was not tuned.
     """
     if few_steps is not None:
         return "lcm", 2
@@ -34,12 +34,12 @@ def check_tunable(prediction_type: Any) -> None:
 
 
 def check_scale(scale: Any) -> None:
-    """Raises a ValueError unless images can be enlarged by this factor a side."""
+    """Raises a ValueError unless each side of an image can be enlarged by this factor."""
     require(is_count(scale, 2), "scale", scale, "must be an integer of at least 2; 2 and 4 are usual")
 
 
 def check_condition_noise(condition_noise: Any) -> None:
-    """Raises a ValueError unless the enlarged image can have noise of this deviation."""
+    """Raises a ValueError unless noise of this deviation can be added to the enlarged image."""
     valid = is_number(condition_noise) and 0 <= condition_noise < 1
     require(valid, "condition_noise", condition_noise, "must be at least 0 and less than 1")
 

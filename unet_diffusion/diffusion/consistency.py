@@ -6,11 +6,11 @@ public code is `ECMLoss` of github.com/locuslab/ect), for networks that take the
 A noisy image is x = alpha x0 + sigma eps. With the noise level s = sigma / alpha, x / alpha = x0 + s eps is the noisy
 image of ECT, whose times t and r are the levels s_t and s_r here. The consistency function f(x, t) is the clean end of
 the probability-flow trajectory through x. From the velocity it is alpha x - sigma v: at s = 0 it is x itself, whatever
-the network says. (This is the preconditioning of EDM, which ECT uses, for data of deviation 1.) So every velocity
+the network predicts. (This is the preconditioning of EDM, which ECT uses, for data of deviation 1.) So every velocity
 predictor is a valid start. A network that predicts the clean image is one too; the target at r = 0, the clean image,
-teaches it the boundary. From the noise f would be x / alpha - s eps, which multiplies the errors of the network by s:
-158 at the end of the linear schedule, 20,000 at that of the cosine schedule, infinite at zero terminal SNR. So noise
-predictors are refused.
+teaches it the boundary. From a noise prediction, f would be x / alpha - s eps. This multiplies the errors of the
+network by s: 158 at the end of the linear schedule, 20,000 at the end of the cosine schedule, infinite at zero terminal
+SNR. So noise predictors are refused.
 """
 
 from collections.abc import Sequence
@@ -26,20 +26,20 @@ CLEAN = -1  # the timestep of the clean image, before the first of the table
 LOG_MEAN, LOG_STD = -1.1, 2.0  # of ln s; P_mean and P_std of ECT's code
 NEARNESS = 8.0  # ECT's k: small levels start with r = 0, and r is up to 1 + k / 2 times as far from t as large levels
 FINEST = 256  # ECT's smallest step s_t - s_r is s_t / 256: q = 2 in 8 stages, 4 in 4, or 256 in one
-HIGHEST = 80.0  # from this level on images are pure noise; sigma_max of EDM (Karras et al. 2022), and of ECT's sampler
-LAST_SHARE = 0.05  # of the draws are the last timestep, where sampling starts; ln s reaches it too rarely
+HIGHEST = 80.0  # from here on, images are pure noise; sigma_max of EDM (Karras et al. 2022), and of ECT's sampler
+LAST_SHARE = 0.05  # share of the draws at the last timestep, where sampling starts; ln s reaches it too rarely
 HUBER = 0.00054  # c of the pseudo-Huber loss: 0.06 in ECT's code for ImageNet, over the root of 64 x 64 x 3 values
 
 
 class NoiseLevels:
-    """The noise levels s = sigma / alpha of a table of timesteps, and the pairs of them that tuning compares.
+    """The noise levels s = sigma / alpha of a table of timesteps, and the pairs of levels that tuning compares.
 
-    Timesteps are whole numbers, since the network has learnt no others and samplers use no others. A level that is
-    wanted becomes the nearest one of the table. Levels above `HIGHEST` count as `HIGHEST`, since there alpha is below
-    1 / 80 and f hardly changes; the weights stay finite.
+    Timesteps are whole numbers, since the network has learnt no others and samplers use no others. A wanted level is
+    replaced by the nearest one in the table. Levels above `HIGHEST` count as `HIGHEST`: alpha is below 1 / 80 there and
+    f hardly changes, and this keeps the weights finite.
 
     Args:
-        scheduler: with `alphas_cumprod`, a diffusers `DDPMScheduler`.
+        scheduler: a diffusers `DDPMScheduler`, with `alphas_cumprod`.
     """
 
     def __init__(self, scheduler: SchedulerMixin) -> None:
@@ -54,7 +54,7 @@ class NoiseLevels:
         return torch.bucketize(levels.double(), self.borders)
 
     def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Draws one timestep from each generator, int64 (B,): `LAST_SHARE` the last one, else ln s is normal."""
+        """Draws a timestep from each generator, int64 (B,): a share `LAST_SHARE` is the last; else ln s is normal."""
         last = torch.stack([torch.rand((), generator=generator) for generator in generators]) < LAST_SHARE
         normal = torch.stack([torch.randn((), generator=generator) for generator in generators])
         return torch.where(last, self.last, self.nearest((LOG_MEAN + LOG_STD * normal).exp()))
@@ -75,12 +75,13 @@ class NoiseLevels:
         return torch.where(wanted < self.levels[0] / 2, CLEAN, before)
 
     def weights(self, timesteps: Tensor, earlier: Tensor, step: float) -> Tensor:
-        """Returns the weights step / (s_t - s_r), for the last timestep divided by alpha_t too, float32 (B,).
+        """Returns the weights step / (s_t - s_r), float32 (B,); those of the last timestep are also divided by alpha_t.
 
         1 / (s_t - s_r) is ECT's (for CIFAR-10; its code for ImageNet has 1 / s_t^2 + 1 / sigma_data^2). The factor
-        `step` keeps the size of the gradients from stage to stage. At the last timestep, from which sampling starts, an
-        error of the velocity is as large in f, and ECT's weight, at most about 1 / (step s_t), lets it count for next
-        to nothing. Divided by alpha_t, about 1 / s_t there, it counts as much as that of a middle level.
+        `step` keeps the size of the gradients from stage to stage. At the last timestep, where sampling starts, an
+        error of the velocity is an equally large error of f. ECT's weight is at most about 1 / (step s_t), so this
+        error would count for next to nothing. Divided by alpha_t, which is about 1 / s_t there, it counts as much as an
+        error at a middle level.
 
         Args:
             timesteps: t, int64 (B,).
@@ -103,13 +104,13 @@ def consistency_function(scheduler: SchedulerMixin, noisy: Tensor, timesteps: Te
     """Returns the clean images that predictions stand for, float32 (B, C, H, W): alpha x - sigma v from velocities.
 
     Args:
-        scheduler: of the training, for velocities or clean images.
+        scheduler: the training's scheduler, for velocities or clean images.
         noisy: x, (B, C, H, W).
         timesteps: int64 (B,).
-        predicted: by the network, (B, C, H, W).
+        predicted: the network's prediction, (B, C, H, W).
 
     Raises:
-        ValueError: the scheduler is for noise.
+        ValueError: the scheduler is for noise predictions.
     """
     check_tunable(scheduler.config.prediction_type)
     if scheduler.config.prediction_type == "sample":
@@ -129,16 +130,16 @@ def consistency_loss(
     class_labels: Tensor | None = None,
     condition: Tensor | None = None,
 ) -> Tensor:
-    """The weighted distance of f(x_t, t) from f(x_r, r), which is not differentiated; both have the same noise.
+    """The weighted distance of f(x_t, t) from f(x_r, r), with the same noise in both.
 
-    In training both passes drop the same activations.
+    No gradient flows through f(x_r, r). In training, dropout drops the same activations in both passes.
 
     Args:
         unet: called as `unet(noisy, timesteps, class_labels, head="noise").sample`.
         scheduler: a diffusers `DDPMScheduler` for velocities or clean images.
-        levels: of this scheduler.
+        levels: the noise levels of this scheduler.
         clean: images in [-1, 1], (B, C, H, W).
-        noise: standard normal, (B, C, H, W).
+        noise: standard normal noise, (B, C, H, W).
         timesteps: t, int64 (B,), on the CPU.
         step: as for `NoiseLevels.earlier`.
         class_labels: class indices (B,), or None.
@@ -168,8 +169,8 @@ def consistency_loss(
 
 
 def distance(difference: Tensor) -> Tensor:
-    """The root mean square d over an image (C, H, W) as the pseudo-Huber loss sqrt(d^2 + c^2) - c, (B,).
+    """The pseudo-Huber loss sqrt(d^2 + c^2) - c, (B,), where d is the root mean square over an image (C, H, W).
 
-    It is ECT's norm over the root of the number of values.
+    This d is ECT's norm divided by the root of the number of values.
     """
     return (difference.square().mean(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER

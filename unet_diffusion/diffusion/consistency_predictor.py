@@ -1,4 +1,4 @@
-"""A network that is tuned for a few steps, in the form that the consistency models of diffusers have."""
+"""A network tuned for a few steps, in the form of the consistency models of diffusers."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ class ConsistencyPredictor(ConvertedNetwork):
     """A tuned network for `ConsistencyModelPipeline`, whose samples and times are those of Song et al. 2023.
 
     Its samples have the noise level s = sigma / alpha, and its times are 250 ln s (`sigma_to_t` of the scheduler). The
-    network gets the nearest timestep that it knows; from `HIGHEST` on this is the last one. Its clean image f(x, s) is
-    returned as the F of f = c_skip x + c_out F, by which the scheduler makes it f again (appendix C there).
+    network gets the nearest timestep that it knows; from `HIGHEST` on this is the last one. The clean image f(x, s) is
+    returned as the F of f = c_skip x + c_out F, from which the scheduler computes f again (appendix C of that paper).
 
     It shares the weights of the network, and cannot be saved: save the pipeline of the run.
 
@@ -34,10 +34,10 @@ class ConsistencyPredictor(ConvertedNetwork):
 
     Args:
         unet: the network of a run of `tune-few-steps`.
-        scheduler: that of the run.
+        scheduler: the scheduler of the run.
 
     Raises:
-        ValueError: a network that predicts noise, or a scheduler that takes the prediction for something else.
+        ValueError: the network predicts noise, or the scheduler interprets the prediction differently.
     """
 
     def __init__(self, unet: UNet, scheduler: SchedulerMixin) -> None:
@@ -58,7 +58,7 @@ class ConsistencyPredictor(ConvertedNetwork):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNetOutput | tuple[Any, ...]:
-        """Returns F (B, C, H, W) for samples (B, C, H, W) that are divided by sqrt(s^2 + 1), at one time 250 ln s."""
+        """Returns F (B, C, H, W) for samples (B, C, H, W) divided by sqrt(s^2 + 1), all at the same time 250 ln s."""
         level = torch.as_tensor(timestep, dtype=torch.float64, device="cpu").div(250).exp().reshape(1)
         known = self.levels.nearest(level) if level < 0.999 * HIGHEST else torch.tensor([self.levels.last])
         steps = known.expand(len(sample)).to(sample.device)

@@ -9,10 +9,10 @@ from unet_diffusion.unet import UNet
 
 
 class ConvertedNetwork(nn.Module):
-    """The part that such networks share: the weights of another one, and a check of its scheduler.
+    """The base class of such networks. It holds the weights of another network, and checks that network's scheduler.
 
     Raises:
-        ValueError: a scheduler that takes the prediction for something else than the network was trained for.
+        ValueError: the scheduler takes the prediction for something else than the network was trained to predict.
     """
 
     def __init__(self, unet: UNet, scheduler: SchedulerMixin) -> None:
@@ -22,10 +22,10 @@ class ConvertedNetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the weights."""
+        """The dtype of the weights."""
         return self.unet.dtype
 
     @property
     def device(self) -> torch.device:
-        """That of the weights."""
+        """The device of the weights."""
         return self.unet.device

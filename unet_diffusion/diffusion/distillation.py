@@ -1,11 +1,11 @@
-"""Distillation: the loss by which a network learns to give in one evaluation what took it several.
+"""Distillation: the loss by which a network learns to reach in one evaluation what took it several.
 
 From a noisy image, a trained network follows the probability-flow trajectory to its clean end in several evaluations of
 a solver. Its copy learns to predict that end at once (Luhman & Luhman 2021, "Knowledge Distillation in Iterative
 Generative Models for Improved Sampling Speed", arXiv 2101.02388). There, all trajectories start from pure noise. Here
-they also start from noisy training images, as in progressive distillation (Salimans & Ho 2022): where the later steps
-of a sampler of up to four steps start. The end follows from the start alone, while the targets of consistency tuning
-depend on the noise that was drawn. So a short training is enough.
+they also start from noisy training images, as in progressive distillation (Salimans & Ho 2022), at the timesteps where
+a sampler of up to four steps starts its later steps. The end follows from the start alone, while the targets of
+consistency tuning depend on the noise that was drawn. So a short training is enough.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from unet_diffusion.diffusion.consistency import consistency_function
 from unet_diffusion.diffusion.objectives import beside
 from unet_diffusion.diffusion.sampling import sampler
 
-EVALUATIONS = 8  # of the solver, for each image
+EVALUATIONS = 8  # of the network by the solver, for each image
 
 
 class StartingPoints:
     """The timesteps from which a sampler of one to four steps evaluates the network.
 
     Args:
-        scheduler: of the training.
+        scheduler: the training's scheduler.
     """
 
     def __init__(self, scheduler: DDPMScheduler) -> None:
@@ -38,9 +38,9 @@ class StartingPoints:
             self.by_steps.append(few.timesteps.tolist())
 
     def draw(self, generators: Sequence[torch.Generator]) -> list[list[int]]:
-        """Draws from each generator a number of steps, and one of its timesteps, all alike.
+        """Draws a number of steps from each generator, and one timestep of these steps, all with the same chance.
 
-        Returns for each the timesteps from the first one, pure noise, to that one.
+        Returns, for each generator, the sampler's timesteps from the first one, pure noise, to the drawn one.
         """
         return [self._draw(generator) for generator in generators]
 
@@ -61,17 +61,17 @@ def trajectory_end(
 ) -> Tensor:
     """The clean images that DPM-Solver++(2M) reaches from noisy ones (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
-    Each image starts at its own timestep, which the solvers of diffusers do not offer, and takes evenly spread ones
-    from there. The last step is of the first order.
+    Each image starts at its own timestep, which the solvers of diffusers do not support. From there the timesteps are
+    evenly spread. The last step is of the first order.
 
     Args:
         unet: called as `unet(noisy, timesteps, class_labels, head="noise").sample`.
-        scheduler: of its training, for velocities or clean images.
+        scheduler: the scheduler of its training, for velocities or clean images.
         noisy: x_t, (B, C, H, W).
         timesteps: t, int64 (B,), on the device of the images.
         class_labels: class indices (B,), or None.
         condition: channels that the network sees after those of the noisy image, (B, K, H, W); None for none.
-        evaluations: of the network, at least 1.
+        evaluations: number of evaluations of the network, at least 1.
 
     Returns:
         float32 (B, C, H, W).
@@ -83,7 +83,7 @@ def trajectory_end(
 
     grid = [(timesteps * (1 - done / evaluations)).round().long() for done in range(evaluations)]
     x, clean = noisy.float(), clean_at(noisy.float(), grid[0])
-    slope: Tensor | None = None  # of the clean image, by log(alpha / sigma)
+    slope: Tensor | None = None  # of the clean image with respect to log(alpha / sigma)
     for now, then in pairwise(grid):
         (alpha, sigma), (next_alpha, next_sigma) = (signal_and_noise(scheduler, t) for t in (now, then))
         h = (next_alpha / next_sigma).log() - (alpha / sigma).log()  # infinite from zero signal; 0: nothing changes
@@ -101,5 +101,5 @@ def signal_and_noise(scheduler: DDPMScheduler, timesteps: Tensor) -> tuple[Tenso
 
 
 def on_images(factors: Tensor, images: Tensor) -> Tensor:
-    """Images (B, C, H, W), each times its own factor, of (B,)."""
+    """Multiplies each of the images (B, C, H, W) by its own factor from (B,)."""
     return factors.to(images.dtype)[:, None, None, None] * images

@@ -1,9 +1,10 @@
-"""Distribution matching: the gradient that makes the images of a network of one evaluation as likely as the data.
+"""Distribution matching: the gradient that makes images generated in one evaluation as likely as the data.
 
-Generated images are noised, and two noise predictors look at them. The teacher was trained on the data. The critic is a
-copy of it that learns the generated images all along. Where they see different clean images, the generated ones are
-more likely than the data, or less: their difference is the gradient of the Kullback-Leibler divergence (DMD, Yin et al.
-2024, "One-step Diffusion with Distribution Matching Distillation", arXiv 2311.18828, equations 7 and 8).
+Noise is added to generated images, and two noise predictors denoise them. The teacher was trained on the data. The
+critic is a copy of the teacher that learns the generated images as training goes on. Where the two predict different
+clean images, the generated images are more likely than the data, or less likely. The difference of the two predictions
+is the gradient of the Kullback-Leibler divergence (DMD, Yin et al. 2024, "One-step Diffusion with Distribution Matching
+Distillation", arXiv 2311.18828, equations 7 and 8).
 """
 
 import copy
@@ -19,13 +20,13 @@ from unet_diffusion.diffusion.consistency import consistency_function
 from unet_diffusion.diffusion.objectives import beside
 from unet_diffusion.unet import UNet
 
-ENDS = 0.02  # the share of the timesteps that is left out at either end, as in DMD
+ENDS = 0.02  # share of the timesteps that is left out at each end, as in DMD
 
 
 class GeneratorAndCritic(ModelMixin):
     """A network that learns to generate in one evaluation, and its critic, a copy that learns what it generates.
 
-    They are one module, so that one optimizer, one moving average and one checkpoint hold both, and so that processes
+    The two are one module, so that one optimizer, one moving average and one checkpoint hold both. Processes then also
     share the gradients of both at once.
 
     Args:
@@ -59,16 +60,16 @@ class GeneratorAndCritic(ModelMixin):
         """Generates images, and lets the critic predict them from noisy versions.
 
         Args:
-            noisy: from which images are generated, (B, C, H, W).
-            timesteps: theirs, int64 (B,).
-            noise: standard normal, which is added to the generated images, (B, C, H, W).
-            later: the timesteps to which it is added, int64 (B,).
+            noisy: noisy images from which images are generated, (B, C, H, W).
+            timesteps: the timesteps of the noisy images, int64 (B,).
+            noise: standard normal noise to add to the generated images, (B, C, H, W).
+            later: the timesteps that this noise brings them to, int64 (B,).
             class_labels: class indices (B,), or None.
             condition: channels that the networks see after those of a noisy image, (B, K, H, W); None for none.
 
         Returns:
-            The generated images, float32 (B, C, H, W), and the prediction of the critic, from which no gradient goes to
-            the generator.
+            The generated images, float32 (B, C, H, W), and the prediction of the critic. No gradient flows from the
+            prediction to the generator.
         """
         predicted = self.generator(beside(noisy, condition), timesteps, class_labels, head="noise").sample
         generated = consistency_function(self.scheduler, noisy, timesteps, predicted)
@@ -88,15 +89,15 @@ def sampled_starts(
 ) -> Tensor:
     """The noisy images from which the last step of a sampler starts, after the network's own earlier ones.
 
-    In training, later steps then see what they will see in sampling (backward simulation; DMD2, Yin et al. 2024, arXiv
-    2405.14867, section 4.5). Noisy training images in their place make the images of two steps worse than those of one.
+    So later steps see in training what they will see in sampling (backward simulation; DMD2, Yin et al. 2024, arXiv
+    2405.14867, section 4.5). With noisy training images instead, two steps give worse images than one.
 
     Args:
         unet: called as `unet(noisy, timesteps, class_labels, head="noise").sample`.
         scheduler: of its training.
         noise: pure noise, (B, C, H, W).
-        paths: for each image the timesteps of the sampler, from that of pure noise to that of the result.
-        fresh: gives the standard normal noise of another step, (B, C, H, W).
+        paths: for each image, the timesteps of the sampler, from that of pure noise to that of the result.
+        fresh: returns standard normal noise for another step, (B, C, H, W).
         class_labels: class indices (B,), or None.
         condition: channels that the network sees after those of the noisy image, (B, K, H, W); None for none.
 
@@ -121,7 +122,7 @@ def between_ends(num_train_timesteps: int, generators: Sequence[torch.Generator]
 
 
 def matching_loss(generated: Tensor, critic: Tensor, teacher: Tensor) -> Tensor:
-    """Half the squared distance to images that are nearer to the data, whose gradient is that of DMD.
+    """Half the squared distance to images that are nearer to the data; its gradient is that of DMD.
 
     Args:
         generated: (B, C, H, W).
@@ -129,8 +130,9 @@ def matching_loss(generated: Tensor, critic: Tensor, teacher: Tensor) -> Tensor:
         teacher: those that the teacher sees in the same ones; no gradient goes through either.
 
     Returns:
-        The mean over the batch, a float32 scalar. Each image is weighted by the distance between what was generated and
-        what the teacher sees (DMD, equation 8), so that all noise levels have gradients of one size.
+        The mean over the batch, a float32 scalar. The weight of each image follows from the distance between the
+        generated image and the teacher's (DMD, equation 8), so that the gradients of all noise levels have the same
+        size.
     """
     apart = (generated.detach() - teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
     direction = (critic - teacher) / apart.clamp(min=1e-3)

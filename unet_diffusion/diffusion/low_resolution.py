@@ -2,7 +2,7 @@
 
 As in SR3 (Saharia et al. 2021), the network sees the noisy image and, in further channels, the small image enlarged to
 the same size by bicubic interpolation. Images are shrunk and enlarged by the antialiased bicubic filter of Pillow
-(a = -0.5), computed by PyTorch in float32; so an image that Pillow has shrunk is like those of the training.
+(a = -0.5), computed by PyTorch in float32; so an image that Pillow has shrunk is like the small images of the training.
 """
 
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ def shrunk(clean: Tensor, scale: int, pixel_range: PixelRange) -> Tensor:
 
     Args:
         clean: the images; both sides are multiples of the scale.
-        scale: how many times smaller a side.
-        pixel_range: how values are stored; overshoot is clipped, and integers are rounded.
+        scale: the factor by which each side becomes smaller.
+        pixel_range: how values are stored; overshoot is clipped, and values are rounded if they are stored as integers.
     """
     size = (clean.shape[2] // scale, clean.shape[3] // scale)
     return pixel_range.to_stored(F.interpolate(clean.float(), size, mode="bicubic", antialias=True))
@@ -32,8 +32,8 @@ def enlarged(small: Tensor, scale: int, pixel_range: PixelRange) -> Tensor:
 def with_noise(condition: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
     """Gaussian conditioning augmentation (Ho et al. 2021, "Cascaded diffusion models"), (B, C, H, W).
 
-    sqrt(1 - s^2) c + s eps, the forward process with the deviation s. In the paper the network gets the level too; here
-    it does not: levels are small, and it can see how noisy the condition is.
+    sqrt(1 - s^2) c + s eps, the forward process with the deviation s. In the paper the network gets the level too. Here
+    it does not, since levels are small and the network can see how noisy the condition is.
 
     Args:
         condition: enlarged images, (B, C, H, W).

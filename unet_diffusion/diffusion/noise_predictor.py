@@ -1,4 +1,4 @@
-"""A network that returns noise, for pipelines of diffusers that take every output for noise."""
+"""A network that returns noise, for pipelines of diffusers that treat every output as noise."""
 
 from typing import Any
 
@@ -35,11 +35,11 @@ class NoisePredictor(ConvertedNetwork):
 
     Args:
         unet: a network with a noise head.
-        scheduler: that of the run, which says what the network predicts at which noise level.
+        scheduler: the scheduler of the run; it says what the network predicts, and which noise level a timestep has.
 
     Raises:
-        ValueError: a network without a noise head, or a scheduler that has no betas, takes the prediction for
-            something else, or ends at zero signal, which such pipelines divide by.
+        ValueError: the network has no noise head; or the scheduler has no betas, takes the prediction for something
+            else, or ends at zero signal, by which such pipelines would divide.
     """
 
     def __init__(self, unet: UNet, scheduler: SchedulerMixin) -> None:
@@ -68,7 +68,7 @@ class NoisePredictor(ConvertedNetwork):
         """Returns the noise (B, C, H, W) in noisy images of this shape, at integer timesteps of shape (), (1,) or (B,).
 
         Raises:
-            ValueError: a timestep between those of the schedule.
+            ValueError: a timestep lies between those of the schedule.
         """
         steps = torch.as_tensor(timestep, device=sample.device).reshape(-1, 1, 1, 1)
         if steps.is_floating_point() and (steps != steps.round()).any():

@@ -52,7 +52,7 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str, floor: float
 
 
 def beside(noisy: Tensor, condition: Tensor | None) -> Tensor:
-    """What a network sees: noisy images (B, C, H, W), and the channels of the condition, if there is one."""
+    """Joins noisy images (B, C, H, W) and the channels of the condition, if there is one, into the network's input."""
     return noisy if condition is None else torch.cat([noisy, condition], dim=1)
 
 
@@ -82,7 +82,7 @@ def noise_prediction_loss(
     Returns:
         The mean over batch and pixels, a float32 scalar; 1 for a network that predicts zero noise.
     """
-    clean = clean.float()  # noise is added in float32, at any precision of the network
+    clean = clean.float()  # noise is added in float32, whatever the network's precision
     noise = torch.randn_like(clean) if noise is None else noise.float()
     if timesteps is None:
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, clean.shape[:1], device=clean.device)
@@ -99,7 +99,7 @@ def prediction_loss(
     timesteps: Tensor,
     min_snr_gamma: float | None = None,
 ) -> Tensor:
-    """The loss of `noise_prediction_loss` of what was predicted, (B, C, H, W); the other arguments are the same."""
+    """The loss of `noise_prediction_loss` for a given prediction, (B, C, H, W); the other arguments are the same."""
     target = prediction_target(scheduler, clean, noise, timesteps)
     loss = (predicted.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
     if min_snr_gamma is not None:

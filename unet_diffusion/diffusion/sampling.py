@@ -19,9 +19,9 @@ from torch import Tensor
 from unet_diffusion.checks import require
 from unet_diffusion.diffusion.config import SamplerName
 
-# The steps are spaced evenly from the noisiest timestep ("trailing"; Lin et al. 2024, table 2), as a schedule that ends
-# at zero signal needs. The last step goes to sigma = 0: stopping at the smallest sigma of the training leaves noise
-# behind. Schedules even in log(sigma), or Karras', and third order are better with exact predictors of simple
+# The steps are spaced evenly from the noisiest timestep ("trailing"; Lin et al. 2024, table 2); a schedule that ends at
+# zero signal needs this. The last step goes to sigma = 0: stopping at the smallest sigma of the training leaves noise
+# behind. Steps even in log(sigma), Karras' steps and third order are better with exact predictors of simple
 # distributions, but not with a trained network, except for Heun's method.
 SOLVER = {
     **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), False),
@@ -38,7 +38,7 @@ SETTINGS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
     "lcm": (LCMScheduler, {"timestep_scaling": 1e4}),  # the larger, the less of the noisy image is mixed in: here none
 }
-NOISE_SETTINGS = {  # of schedulers, for which a network is trained, and the values of those that lack them
+NOISE_SETTINGS = {  # settings that a network is trained for, and their values for schedulers without them
     "prediction_type": "epsilon",
     **dict.fromkeys(("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")),
     "trained_betas": None,
@@ -126,9 +126,9 @@ def noise_settings(scheduler: SchedulerMixin | None) -> dict[str, Any] | None:
 
 
 def forward_process(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """The scheduler that adds noise as a sampler's network was trained with.
+    """Returns the scheduler that adds noise as in the training of a sampler's network.
 
-    The `add_noise` of some samplers depends on the steps that they took last, or adds to images that are not scaled.
+    The `add_noise` of some samplers depends on the steps that they took last, or does not scale the images.
     """
     settings = noise_settings(scheduler)
     return scheduler if settings is None else DDPMScheduler.from_config(settings)
@@ -140,12 +140,12 @@ def check_noise(
     prediction_type: str | None = None,
     left_out: Collection[str] = (),
 ) -> None:
-    """Raises a ValueError if a scheduler has other settings than the network was trained for, but those left out.
+    """Raises a ValueError if a scheduler's settings differ from those that the network was trained for.
 
     Args:
         scheduler: the sampler of a pipeline.
         trained: `noise_settings` of the scheduler that the network was trained with; None if they are not known.
-        prediction_type: what the network predicts, as its config says; None if it does not.
+        prediction_type: what the network predicts, according to its config; None if the config does not say.
         left_out: names of settings that do not matter.
     """
     kind, given = type(scheduler).__name__, noise_settings(scheduler)
@@ -173,7 +173,7 @@ def check_noise(
 
 
 def listed(settings: Mapping[str, Any], names: Sequence[str] = ("prediction_type", "beta_schedule")) -> str:
-    """The settings of these names that are there, as in a call."""
+    """Lists the settings of these names that exist, written as in a call."""
     return ", ".join(f"{name}={settings[name]!r}" for name in names if name in settings)
 
 
@@ -181,13 +181,13 @@ def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int
     """Warns if a network generates in a number of steps, or with a sampler, that it was not trained for.
 
     Args:
-        few_steps: up to how many steps the network was tuned for; None if it was not tuned.
+        few_steps: the largest number of steps that the network was tuned for; None if it was not tuned.
         scheduler: the sampler of a pipeline.
-        steps: of the sampler.
-        guidance_scale: of classifier-free guidance.
+        steps: number of steps of the sampler.
+        guidance_scale: the scale of classifier-free guidance.
 
     Raises:
-        ValueError: a tuned network and guidance.
+        ValueError: the network was tuned, and guidance is asked for.
     """
     rule = (
         "the network was tuned to reach one image of a class from any noise, while guidance moves the mean of all that "
@@ -214,7 +214,7 @@ def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int
 
 
 def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
-    """Raises a ValueError if the scheduler's `step` needs more than a prediction, or lacks the given `eta`."""
+    """Raises a ValueError if the scheduler's `step` needs more than a prediction, or does not take the given `eta`."""
     name = type(scheduler).__name__
     if not hasattr(scheduler, "step"):
         raise ValueError(f"{name} has no step(); use diffusers' own pipeline for it.")
@@ -227,21 +227,21 @@ def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
 
 
 def start_sampling(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:
-    """Sets the timesteps of a scheduler, which forgets the steps that it took before."""
+    """Sets the timesteps of a scheduler and makes it forget the steps that it took before."""
     scheduler.set_timesteps(num_inference_steps, device=device)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # otherwise a timestep that occurs twice starts at its second place
+        scheduler.set_begin_index(0)  # otherwise a timestep that occurs twice would start at its second place
 
 
 def scaled_input(scheduler: SchedulerMixin, sample: Tensor, timestep: Any) -> Tensor:
-    """Noisy images (B, C, H, W) as the network gets them; flow-matching schedulers leave them as they are."""
+    """Scales noisy images (B, C, H, W) for the network; flow-matching schedulers leave them as they are."""
     return scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
 
 
 def denoised(
     scheduler: SchedulerMixin, step: int, prediction: Tensor, sample: Tensor, generator: Any, eta: float | None = None
 ) -> Tensor:
-    """The images `sample` (B, C, H, W) after one step of the scheduler; other arguments as for `step_arguments`."""
+    """Takes `sample` (B, C, H, W) through one step of the scheduler; other arguments as for `step_arguments`."""
     arguments = step_arguments(scheduler, step, generator, eta)
     return scheduler.step(prediction, scheduler.timesteps[step], sample, **arguments).prev_sample
 
@@ -258,7 +258,7 @@ def step_arguments(scheduler: SchedulerMixin, step: int, generator: Any, eta: fl
 
 
 def check_has_classes(config: Mapping[str, Any]) -> None:
-    """Raises a ValueError if a network without classes, of this config, is given class labels."""
+    """Raises a ValueError unless the network of this config has classes, which class labels need."""
     if config["num_class_embeds"] is None:
         raise ValueError(
             "class_labels were given, but the network has no classes: num_class_embeds is None. Leave them out, or "
@@ -273,7 +273,7 @@ def check_classes(
     guidance_scale: float,
     guidance_interval: tuple[float, float] | None,
 ) -> None:
-    """Raises a ValueError if classes and guidance do not fit the network's config or each other."""
+    """Raises a ValueError if classes and guidance do not suit the network's config or each other."""
     classes, label_dropout = config["num_class_embeds"], config.get("label_dropout", 0)
     if class_labels is None:
         if classes is not None and label_dropout == 0:

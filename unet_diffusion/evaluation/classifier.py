@@ -1,7 +1,7 @@
 """A small classifier of whole images, trained on the classes of a data set.
 
-Its features say how near generated images are to real ones (`feature_networks`) where networks trained on ImageNet say
-little, such as for small grey images; and nothing is downloaded.
+Its features show how near generated images are to real ones (`feature_networks`) where networks trained on ImageNet
+show little, such as for small grey images. Nothing is downloaded.
 """
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -12,7 +12,7 @@ from unet_diffusion.checks import is_count, is_number, require, takes_plain
 from unet_diffusion.network.blocks import BlockStyle, Downsample, PlainBlock
 from unet_diffusion.network.own_config import OwnConfig
 
-CLASSIFIER_FOLDER = "classifier"  # of the weights, in the folder of the run, whose own `config.json` is the run's
+CLASSIFIER_FOLDER = "classifier"  # of the weights, inside the run's folder, where `config.json` is the run's
 STYLE = BlockStyle("plain", norm="group", activation="silu", padding="same", head_channels=1, embed_dim=None)
 
 
@@ -20,16 +20,16 @@ class ImageClassifier(OwnConfig, ModelMixin, ConfigMixin):
     """Class scores of images: a block of two convolutions at each resolution, then a linear layer on the mean features.
 
     Args:
-        in_channels: of the images.
-        num_classes: at least 2.
+        in_channels: channels of the images.
+        num_classes: number of classes, at least 2.
         widths: channels of each resolution, the image's own first.
         dropout: share of the features dropped in training before the last layer.
-        class_names: in the order of the scores.
-        data: name of the images that it learned from.
+        class_names: names of the classes, in the order of the scores.
+        data: name of the images that it learnt from.
         accuracy: share of held-out images whose class got the highest score; None while it learns.
 
     Raises:
-        ValueError: a value from which no classifier can be built.
+        ValueError: no classifier can be built from a value.
     """
 
     former_names = ("PictureClassifier",)
@@ -63,13 +63,13 @@ class ImageClassifier(OwnConfig, ModelMixin, ConfigMixin):
         require(valid, "accuracy", accuracy, "must be a share from 0 to 1, or None")
         self.blocks = nn.ModuleList(PlainBlock(i, o, 0.0, STYLE) for i, o in zip([in_channels, *widths], widths))
         self.downsample = Downsample("max_pool", in_channels, STYLE)
-        self.drop = nn.Dropout(dropout)  # not named dropout: ModelMixin would return the config value of that name
+        self.drop = nn.Dropout(dropout)  # not named dropout, for which ModelMixin would return the config value
         self.head = nn.Linear(widths[-1], num_classes)
-        nn.init.zeros_(self.head.weight)  # so that untrained all classes get the same score
+        nn.init.zeros_(self.head.weight)  # so that all classes get the same score before training
         nn.init.zeros_(self.head.bias)
 
     def features(self, images: Tensor) -> Tensor:
-        """Returns what the last layer sees, (B, widths[-1]), of images (B, C, H, W) in [-1, 1] of any size."""
+        """Returns the input of the last layer, (B, widths[-1]), for images (B, C, H, W) in [-1, 1] of any size."""
         first, *further = self.blocks
         x = first(images, None)
         for block in further:
@@ -77,5 +77,5 @@ class ImageClassifier(OwnConfig, ModelMixin, ConfigMixin):
         return x.mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns scores before softmax, (B, K), of images (B, C, H, W) in [-1, 1]."""
+        """Returns scores before softmax, (B, K), for images (B, C, H, W) in [-1, 1]."""
         return self.head(self.drop(self.features(images)))

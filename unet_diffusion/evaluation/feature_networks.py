@@ -1,4 +1,4 @@
-"""Networks that turn images into features, by which generated images are compared with real ones.
+"""Networks that turn images into features, for comparing generated images with real ones.
 
 A distance between features means nothing without the name of the network: report both.
 """
@@ -47,7 +47,7 @@ class FeatureNetwork(nn.Module):
         """Returns features (B, D).
 
         Raises:
-            ValueError: another shape, or values outside [-1, 1].
+            ValueError: the images have another shape, or values outside [-1, 1].
         """
         if images.ndim != 4:
             raise ValueError(
@@ -154,8 +154,8 @@ def feature_network(name: str) -> FeatureNetwork:
             the folder of a finished run of `train-classifier`, which takes images with the channels of its training.
 
     Raises:
-        ValueError: another name, or a folder without a classifier that can be read.
-        ImportError: the extra that the network needs, `metrics` or `inception`, is missing.
+        ValueError: the name is unknown, or the folder holds no classifier that can be read. ImportError: the extra that
+        the network needs, `metrics` or `inception`, is missing.
     """
     if name in NETWORKS:
         return FeatureNetwork(name, NETWORKS[name]())
@@ -192,7 +192,7 @@ def _inception() -> nn.Module:
         raise ImportError("inception needs torch-fidelity: pip install unet-diffusion[inception]") from error
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    # torch-fidelity unpickles its file, so it gets a copy that holds nothing but tensors
+    # torch-fidelity unpickles its file, so it gets a copy that holds only tensors
     with tensors_only():
         weights = torch.hub.load_state_dict_from_url(
             URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
@@ -205,7 +205,7 @@ def _inception() -> nn.Module:
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Raises a ValueError if a file that is loaded in the block, with `weights_only=True`, holds more than tensors."""
+    """Raises a ValueError if a file loaded in the block with `weights_only=True` holds anything but tensors."""
     try:
         yield
     except UnpicklingError as error:
@@ -219,8 +219,8 @@ def tensors_only() -> Iterator[None]:
 def features_of(network: FeatureNetwork, images: Rows, batch_size: int | None = None) -> Tensor:
     """Returns the features, float64 (N, D) on the CPU, of images (N, C, H, W) in [-1, 1], one or more.
 
-    The images are read and moved to the device of the network in batches, by default of 256. On a CPU it is 16, which
-    is faster than 64, whose maps do not fit the cache.
+    The images are read and moved to the device of the network in batches, by default of 256. On a CPU the default is
+    16, which is faster than 64, since maps of 64 do not fit the cache.
 
     Raises:
         ValueError: as in `FeatureNetwork`.

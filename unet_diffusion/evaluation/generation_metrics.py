@@ -1,7 +1,7 @@
-"""How good generated images are: distances between two sets of features, precision and recall, nearest neighbours.
+"""Measures of generated images: distances between two sets of features, precision and recall, nearest neighbours.
 
-Features are matrices (N, D), one row an image, as from `feature_networks.features_of`. All is computed on the CPU in
-float64. The same features and seed give the same numbers.
+Features are matrices (N, D) with one row per image, as from `feature_networks.features_of`. Everything is computed on
+the CPU in float64. The same features and seed give the same numbers.
 """
 
 import math
@@ -19,19 +19,19 @@ from unet_diffusion.randomness import keyed_generator, keyed_permutation
 
 SMALLEST_SAMPLE = 64  # below it the standard deviation of a single feature is not known to 10%: 1 / sqrt(2 (N - 1))
 SUBSAMPLES = 20  # give a standard error that is itself known to about 16%: 1 / sqrt(2 (20 - 1))
-LARGEST_CHUNK = 2**22  # distances, or values of the rows that they are between, held at once: 32 MiB
+LARGEST_CHUNK = 2**22  # distances, or values of the rows between which they are, held at once: 32 MiB
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A score with what is needed to judge it; report it with the name of the feature network.
+    """A score with the facts needed to judge it; report it with the name of the feature network.
 
     Attributes:
         value: the score.
         error: its standard error.
         real_count: real images that were used.
         generated_count: generated images that were used.
-        flag: a sentence that says why the score should be read with care, or "".
+        flag: a sentence on why the score should be read with care, or "".
     """
 
     value: float
@@ -53,16 +53,16 @@ def frechet_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measu
     """Frechet distance between two sets of features taken as Gaussians (Heusel et al. 2017, eq. 6).
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with unbiased covariances. The distance of finite samples is too large,
-    and more so for fewer images: only distances of equal counts can be compared. The flag says if a covariance does not
-    have full rank, N <= D. The error does not cover this bias.
+    and more so for fewer images, so only distances of equal counts can be compared. The flag tells if a covariance does
+    not have full rank, N <= D. The error does not cover this bias.
 
     Args:
         real: (N, D).
         generated: (M, D).
-        seed: of the subsamples for the error.
+        seed: seed of the subsamples for the error.
 
     Raises:
-        ValueError: fewer than 64 images in a set, matrices of different widths, or values that are not finite.
+        ValueError: a set has fewer than 64 images, the matrices have different widths, or values are not finite.
     """
     real, generated = _checked(real, generated)
     count, features = min(len(real), len(generated)), real.shape[1]
@@ -85,8 +85,8 @@ def _frechet(real: Tensor, generated: Tensor) -> float:
     """Computes the distance without a covariance and without a matrix root.
 
     With A^T A = S1 and B^T B = S2, the eigenvalues of S1 S2 are the squared singular values of A B^T, and
-    tr (S1 S2)^(1/2) is the sum of these. It keeps its precision if the covariances are singular, and takes a
-    fraction of the time of the eigenvalues of the product, which torchmetrics computes.
+    tr (S1 S2)^(1/2) is the sum of these. This keeps its precision if the covariances are singular. It takes a fraction
+    of the time that the eigenvalues of the product take, which torchmetrics computes.
     """
     (mean1, root1), (mean2, root2) = (_mean_and_root(x) for x in (real, generated))
     covariances = root1.square().sum() + root2.square().sum() - 2 * torch.linalg.svdvals(root1 @ root2.T).sum()
@@ -102,15 +102,16 @@ def _mean_and_root(features: Tensor) -> tuple[Tensor, Tensor]:
 def kernel_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measurement:
     """Kernel distance, KID: MMD^2 with the kernel (x y / D + 1)^3 (Binkowski et al. 2018), by torchmetrics.
 
-    The mean of the unbiased estimate (Gretton et al. 2012, eq. 3) over at least 10 subsets of at most 1000 images.
-    The subsets are drawn at random and share no image. So they are independent, and the standard error of their mean is
-    that of the distance. It is unbiased at any count, so distances of different counts can be compared; equal
-    distributions give values around 0, on both sides. Both sets contribute as many images as the smaller one has.
+    It is the mean of the unbiased estimate (Gretton et al. 2012, eq. 3) over at least 10 subsets of at most 1000
+    images. The subsets are drawn at random and share no image. So they are independent, and the standard error of their
+    mean is that of the distance. The distance is unbiased at any count, so distances of different counts can be
+    compared. Equal distributions give values around 0, on both sides. Both sets contribute as many images as the
+    smaller one has.
 
     Args:
         real: (N, D).
         generated: (M, D).
-        seed: of the subsets.
+        seed: seed of the subsets.
 
     Raises:
         ValueError: as in `frechet_distance`.
@@ -137,20 +138,21 @@ def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, seed: int =
     """Precision and recall by nearest neighbours (Kynkaanniemi et al. 2019, eq. 1 and 2), in [0, 1].
 
     A set covers the balls around its images that reach to their k-th nearest neighbour in the set. Precision is the
-    share of generated images that the real set covers, recall the share of real ones that the generated set covers.
-    More images make smaller balls: only scores of equal counts can be compared, and unequal counts are flagged.
+    share of generated images that the real set covers. Recall is the share of real images that the generated set
+    covers. More images make smaller balls, so only scores of equal counts can be compared, and unequal counts are
+    flagged.
 
     Args:
         real: (N, D).
         generated: (M, D).
-        k: neighbours, without the image itself; 3 as in the paper by default.
-        seed: of the subsamples for the errors.
+        k: number of neighbours, without the image itself; by default 3, as in the paper.
+        seed: seed of the subsamples for the errors.
 
     Returns:
         Precision and recall.
 
     Raises:
-        ValueError: a k that is not in 1..31; otherwise as in `frechet_distance`.
+        ValueError: k is not in 1..31; otherwise as in `frechet_distance`.
     """
     real, generated = _checked(real, generated)
     limit = SMALLEST_SAMPLE // 2
@@ -182,17 +184,17 @@ def nearest_neighbours(generated: Rows, training: Rows, k: int = 1) -> Neighbour
 
     Distances have no scale of their own: compare them with those of real images that were not trained on
     (`nearest_neighbours(held_out, training)`). Images of a generator that memorised are nearer to the training images
-    than these are. Equal features have the distance 0.
+    than those held-out images are. Equal features have distance 0.
 
     Both sets are read in parts, so that neither they nor all distances need fit into memory.
 
     Args:
         generated: features (M, D), or images (M, C, H, W).
-        training: the same of N training images.
-        k: neighbours of each image.
+        training: the same for N training images.
+        k: number of neighbours of each image.
 
     Raises:
-        ValueError: a k that is not in 1..N, sets of different widths or sizes, or values that are not finite.
+        ValueError: k is not in 1..N, the sets have different widths or sizes, or values are not finite.
     """
     require(1 <= k <= len(training), "k", k, f"must be in 1..{len(training)}, the number of training images")
     if tuple(generated.shape[1:]) != tuple(training.shape[1:]):
@@ -228,7 +230,8 @@ def _distances(rows: Tensor, reference: Tensor) -> Iterator[Tensor]:
 def _distances_between(rows: Tensor, reference: Tensor, centre: Tensor) -> Tensor:
     """Returns Euclidean distances (m, n) of `rows` (m, D) to `reference` (n, D), which lie around `centre` (D,).
 
-    They come from matrix products, which leave equal rows a little apart; distances within the rounding are set to 0.
+    They come from matrix products, which leave equal rows slightly apart, so distances within the rounding error are
+    set to 0.
     """
     rows, reference = rows - centre, reference - centre
     rounding = 1e-6 * torch.maximum(rows.norm(dim=1)[:, None], reference.norm(dim=1))
@@ -239,11 +242,11 @@ def _distances_between(rows: Tensor, reference: Tensor, centre: Tensor) -> Tenso
 def standard_error(statistic: Callable[..., float], samples: Sequence[Tensor], seed: int) -> float:
     """Estimates the standard error of a statistic of one or two sets, by a bootstrap without replacement.
 
-    Each of `SUBSAMPLES` draws takes 9/10 of each set. Subsamples of b among n images vary as 1/b - 1/n where samples
-    of n vary as 1/n (Politis & Romano 1994, with the finite-population correction): 3 times less in deviation. The
-    error is rather too large than too small. A bootstrap with replacement repeats images, so that a set looks smaller
-    than it is and neighbours have the distance 0; for statistics that depend on the count, as these do, its error is
-    even larger, most of all if N < D.
+    Each of `SUBSAMPLES` draws takes 9/10 of each set. The variance of subsamples of b among n images goes as 1/b - 1/n,
+    that of samples of n as 1/n (Politis & Romano 1994, with the finite-population correction): 3 times less in
+    deviation. The error is more likely too large than too small. A bootstrap with replacement repeats images, so a set
+    looks smaller than it is and neighbours have distance 0. For statistics that depend on the count, as these do, its
+    error is even larger, most of all if N < D.
     """
     draws = []
     for draw in range(SUBSAMPLES):
@@ -261,7 +264,7 @@ def _checked(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_enough(real: int, generated: int) -> None:
-    """Raises a ValueError for numbers of images that are too small for the measurements of this module."""
+    """Raises a ValueError if the numbers of images are too small for the measurements of this module."""
     for name, count in (("real", real), ("generated", generated)):
         if count < SMALLEST_SAMPLE:
             raise ValueError(

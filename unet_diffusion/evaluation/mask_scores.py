@@ -55,10 +55,10 @@ class Scores:
         boundary_tolerance: of the boundary F1, in pixels.
         pooled: scores over the pixels of all images together: `accuracy`, `mean_iou`, `mean_dice`, and `iou_k` and
             `dice_k` of each class k.
-        per_image: means over the images in which a score is defined: those of `pooled`, `boundary_f1`, and
-            `cell_rand_error`, `cell_splits`, `cell_merges` of the cells between membranes, if a membrane was given, and
-            the same with `instance_`, if the set has instance maps. Then both also have the scores of objects,
-            `object_ap_50`, ... (`Matches.scores`).
+        per_image: means over the images in which a score is defined: those of `pooled`, and `boundary_f1`. If a
+            membrane was given, also `cell_rand_error`, `cell_splits` and `cell_merges` of the cells between membranes.
+            If the set has instance maps, also the same with `instance_`; then `pooled` and `per_image` both also have
+            the scores of objects, `object_ap_50`, ... (`Matches.scores`).
         images: the scores of each image, named as in `per_image`, and its `row` in the source.
     """
 
@@ -69,7 +69,7 @@ class Scores:
     images: tuple[dict[str, float], ...]
 
     def to_dict(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Returns all scores as JSON values, undefined ones as None; by default classes are named by their indices."""
+        """Returns all scores as JSON values, with None for undefined ones; by default classes are named by index."""
         general = [name for name in self.per_image if not name.startswith(tuple(f"{kind}_" for kind in OF_A_CLASS))]
         objects = [name for name in self.pooled if name.startswith("object_")]
         classes = [
@@ -113,7 +113,8 @@ def labelled_for(
 ) -> MaskedDataset:
     """Opens a labelled set with the classes, the channels, the range of values and the colours of a pipeline.
 
-    `mask_encoding` is the meaning of masks that its run recorded, if it is known. Raises the errors of `load_labelled`.
+    `mask_encoding` is the encoding of masks that the pipeline's run recorded, if it is known. Raises the errors of
+    `load_labelled`.
     """
     return load_labelled(
         options,
@@ -135,22 +136,21 @@ def score_masks(
 ) -> Scores:
     """Predicts and scores every image of a set, one after the other.
 
-    If the set has instance maps, its instances are compared with the predicted objects, whatever their class: by how
-    many match (`match_objects`), and by Rand error and variation of information. If `predict` gives no objects, these
-    two take the connected components of all pixels that are predicted not to be class 0.
+    If the set has instance maps, its instances are compared with the predicted objects, whatever their class: by the
+    number of matches (`match_objects`), and by Rand error and variation of information. If `predict` returns no
+    objects, the latter two use the connected components of all pixels that are not predicted to be class 0.
 
     Args:
         predict: returns the mask, int64 (H, W) on the CPU, of a stored image (C, H, W); or the mask and its objects,
-            integer (H, W). Without them they are found in the mask (`find_objects`).
-        dataset: images with masks, whole, and not separated where instances touch.
+            integer (H, W). If it returns no objects, they are found in the mask (`find_objects`).
+        dataset: whole images with masks, in which touching instances are not separated.
         boundary_tolerance: of the boundary F1, in pixels.
         membrane: the class of the membrane between cells, to compare the cells too: connected components of all other
             classes, after each pixel of predicted membrane is assigned to the nearest cell (`membrane_components`).
             Ignored pixels count as membrane of the true mask, so that they are left out.
 
     Raises:
-        ValueError: a membrane that is not a class, a negative tolerance, or masks of another size or with other
-            classes.
+        ValueError: the membrane is not a class, the tolerance is negative, or masks have another size or other classes.
     """
     valid = membrane is None or 0 <= membrane < dataset.num_classes
     require(valid, "membrane", membrane, f"the classes are 0..{dataset.num_classes - 1}")
@@ -196,13 +196,13 @@ def score_masks(
 
 
 def _of_segments(kind: str, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Returns adapted Rand error and variation of information of labels (H, W); true label 0 is left out."""
+    """Returns the adapted Rand error and variation of information of labels (H, W), leaving out true label 0."""
     values = (adapted_rand_error(predicted, true), *variation_of_information(predicted, true))
     return {f"{kind}_{name}": value for name, value in zip(OF_SEGMENTS, values)}
 
 
 def _of_objects(matches: Matches) -> dict[str, float]:
-    """Returns the scores of objects under the names that they have among others."""
+    """Returns the scores of objects under their names among all scores."""
     return {f"object_{name}": value for name, value in matches.scores().items()}
 
 

@@ -19,7 +19,7 @@ from unet_diffusion.images.axes import counted
 from unet_diffusion.images.figures import array_images, grid
 
 LEVEL = 0.05  # share of the held-out images whose distances count as near
-FEWEST_HELD_OUT = round(1 / LEVEL)  # of fewer, this share is less than one image
+FEWEST_HELD_OUT = round(1 / LEVEL)  # with fewer, this share is less than one image
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,22 @@ class Memorisation:
     """How near generated images are to training images, pixel by pixel.
 
     Distances are root mean square differences of pixels; images in [-1, 1] are at most 2 apart. Held-out images set the
-    scale: of new images drawn from the data, 5 % would be nearer than the nearest 5 % of the held-out ones. A generator
-    that memorised has far more near images, but so has one whose images are too smooth; the pairs show which it is (as
-    in figure 10 of Ho et al. 2020).
+    scale: of new images drawn from the data, 5 % would be nearer than all but the nearest 5 % of the held-out ones. A
+    generator that memorised has far more near images, but so has one whose images are too smooth. The pairs show which
+    of the two it is (as in figure 10 of Ho et al. 2020).
 
     Attributes:
         generated: the median over generated images of the distance to the nearest training image.
         held_out: the same for held-out images; None if there are none.
         near: share of generated images that are nearer to a training image than 95 % of the held-out images are; None
-            for fewer than 20 of these.
-        generated_count: generated images.
-        held_out_count: held-out images.
-        training_count: training images that were compared.
+            for fewer than 20 held-out images.
+        generated_count: number of generated images.
+        held_out_count: number of held-out images.
+        training_count: number of training images that were compared.
         generated_error: standard error of `generated`; None for fewer than 64 images, as for the other errors.
         held_out_error: standard error of `held_out`.
         near_error: standard error of `near`.
-        flag: a sentence that says why the scores should be read with care, or "".
+        flag: a sentence on why the scores should be read with care, or "".
     """
 
     generated: float
@@ -75,7 +75,7 @@ class Memorisation:
 
 
 def with_error(value: float, error: float | None) -> str:
-    """Returns three digits of a score, and two of its standard error."""
+    """Returns a score with three digits and its standard error with two, as text."""
     return f"{value:.3g}" if error is None else f"{value:.3g} +- {error:.2g}"
 
 
@@ -91,7 +91,7 @@ def memorisation(
         pairs: number of pairs in the grid.
 
     Raises:
-        ValueError: images of different sizes or channels.
+        ValueError: the images have different sizes or channels.
     """
     search = CopySearch(training, pairs)
     search.add(generated)
@@ -99,7 +99,7 @@ def memorisation(
 
 
 class CopySearch:
-    """`memorisation` of generated images that come in batches, of which only the nearest ones are kept.
+    """`memorisation` for generated images that come in batches; only the nearest images are kept.
 
     Args:
         training: as in `memorisation`.
@@ -111,8 +111,8 @@ class CopySearch:
         self.pairs = pairs
         self.distances = torch.empty(0, dtype=torch.float64)  # (M,)
         self.nearest = torch.empty(0, dtype=torch.int64)  # (M,): training images
-        self.shown: dict[int, Tensor] = {}  # the images of the smallest distances, by their place
-        self._waiting: list[Tensor] = []  # since the training images are read once for all that wait
+        self.shown: dict[int, Tensor] = {}  # the images with the smallest distances, by place
+        self._waiting: list[Tensor] = []  # since the training images are read once for all waiting images
         self._values = math.prod(training.shape[1:])  # of an image
 
     def add(self, generated: Tensor) -> None:
@@ -131,7 +131,7 @@ class CopySearch:
         self.shown = {n: generated[n - first].clone() if n >= first else self.shown[n] for n in nearest}
 
     def scores(self, held_out: Rows | None = None) -> tuple[Memorisation, Image.Image]:
-        """Returns what `memorisation` does of the images so far, one or more."""
+        """Returns the same as `memorisation` for the images so far; there must be at least one."""
         if self._waiting:
             self._search()
         distances, training = self.distances, self.training
@@ -159,12 +159,12 @@ def _median(distances: Tensor) -> float:
 
 
 def _share_below(distances: Tensor, controls: Tensor) -> float:
-    """Returns the share of distances that are below those of the nearest 5 % of the controls."""
+    """Returns the share of distances that are below the 5 % quantile of the controls."""
     return (distances < controls.quantile(LEVEL)).double().mean().item()
 
 
 def _error(statistic: Callable[..., float], *samples: Tensor) -> float | None:
-    """Returns the standard error; None for samples that are too small for one."""
+    """Returns the standard error; None if the samples are too small for it."""
     if min(map(len, samples)) < SMALLEST_SAMPLE:
         return None
     return standard_error(statistic, samples, seed=0)

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """A tensor (N, ...), or anything that gives parts of one: its shape, its length, and `rows[first:end]`."""
+    """A tensor (N, ...), or any object like it with a shape, a length, and `rows[first:end]`."""
 
     @property
     def shape(self) -> Sequence[int]:
-        """Returns the number of rows, and their shape."""
+        """Returns the number of rows, then the shape of a row."""
         ...
 
     def __len__(self) -> int: ...

@@ -1,4 +1,4 @@
-"""The order of the axes of arrays, and of pages of a TIFF, that do not say what they are."""
+"""The order of the axes of arrays and of TIFF pages that do not state it."""
 
 from typing import Literal, TypeAlias, get_args
 
@@ -12,18 +12,17 @@ ASKED = (
     "Which axis holds the channels? Give axes='CHW' if it is the first, or axes='HWC' if it is the last. If the first "
     "axis counts images, store each image in a file of its own."
 )
-MOST_CHANNELS = 32  # longer axes are channels only if the user says so
+MOST_CHANNELS = 32  # longer axes are channels only if the user states it
 
 
 def order_of_array(shape: tuple[int, ...], axes: AxisOrder | None, channels: int | None) -> AxisOrder:
     """Returns the order of the three axes of an array.
 
-    It is `axes`, if stated. An array that can only have the expected number of `channels` in one order has that order.
-    Otherwise the last axis is the channels if it has at most 4 entries; or at most 32, and not more than the others.
+    It is `axes`, if stated. If only one order gives the expected number of `channels`, it is that order. Otherwise the
+    last axis is the channels if it has at most 4 entries, or at most 32 and not more than the other axes.
 
     Raises:
-        Question: neither helps.
-        ValueError: neither axis has the expected number of channels.
+        Question: none of these settles the order. ValueError: neither axis has the expected number of channels.
     """
     first, _, last = shape
     if axes is not None:
@@ -38,7 +37,8 @@ def order_of_array(shape: tuple[int, ...], axes: AxisOrder | None, channels: int
 def order_of_pages(shape: tuple[int, ...], axes: AxisOrder | None, channels: int | None) -> AxisOrder:
     """Returns the order of the axes of (pages, rows, columns), as `order_of_array` does.
 
-    Pages are the channels if there are at most 32, and fewer than rows and columns, of which there are more than 4.
+    Pages are the channels if there are at most 32, fewer than rows and fewer than columns, and if there are more than 4
+    columns.
     """
     pages, rows, columns = shape
     if axes is not None:

@@ -1,4 +1,4 @@
-"""Images as users pass them become tensors of stored values; values in [-1, 1] become the output of a pipeline."""
+"""Converts images as users pass them to tensors of stored values, and values in [-1, 1] to the output of a pipeline."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ PIL_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uin
 
 @dataclass(frozen=True)
 class Reading:
-    """How a run's options state that its images are read, which holds for every image that it gets later.
+    """How the options of a run state that its images are read; it holds for every image that the run gets later.
 
     Args:
         channels: 1 or 3 converts between grey and colour, as in training; None keeps the channels.
-        axes: order of the axes of arrays, and of TIFF files that do not name theirs, for `decode_image`.
+        axes: order of the axes of arrays, and of TIFF files that do not name their axes, for `decode_image`.
     """
 
     channels: int | None = None
@@ -35,14 +35,14 @@ def stored_images(image: Any, channels: int | None = None, reading: Reading = Re
     """Yields the images in `image` one by one, as tensors (C, H, W) of the values that files store.
 
     Args:
-        image: a tensor (C, H, W) or (B, C, H, W), anything that `decode_image` takes, or a list of those, of which
-            one at a time is decoded.
-        channels: that are expected, by which arrays (H, W, C) and (C, H, W) are told apart.
-        reading: what is stated about images that are not tensors.
+        image: a tensor (C, H, W) or (B, C, H, W), anything that `decode_image` takes, or a list of these, which is
+            decoded one by one.
+        channels: the expected number of channels, which tells arrays (H, W, C) and (C, H, W) apart.
+        reading: how images that are not tensors are read.
 
     Raises:
-        ValueError: a tensor of another shape, or with NaN or infinity; an error of `decode_image`; or channels that
-            cannot be converted.
+        ValueError: a tensor has another shape, or holds NaN or infinity; `decode_image` fails; or channels cannot be
+            converted.
     """
     if isinstance(image, (list, tuple)):
         for each in image:
@@ -84,7 +84,7 @@ def check_image(wanted: int, pixel_range: PixelRange, channels: int, dtype: str)
 
 
 def check_output_type(output_type: str, known: tuple[str, ...], channels: int, pixel_range: PixelRange) -> None:
-    """Raises a ValueError for an unknown output type, or for "pil" where PIL has no mode for the images."""
+    """Raises a ValueError for an unknown output type, or for "pil" if PIL has no mode for the images."""
     require_choice("output_type", output_type, known)
     if output_type == "pil" and (pixel_range.dtype, channels) not in PIL_MODES:
         raise ValueError(

@@ -23,12 +23,12 @@ DTypeName: TypeAlias = Literal["uint8", "uint16", "float32"]  # of decoded image
 PixelReading: TypeAlias = Literal["image", "values", "colours"]
 
 LARGEST = {"uint8": 255, "uint16": 65535}
-LARGEST_OF_MASKS = (1 << 24) - 1  # number of an object; floats hold all integers up to it
+LARGEST_OF_MASKS = (1 << 24) - 1  # largest number of an object; floats hold all integers up to it
 NOT_A_CLASS = "; where it stands for pixels without a class, write 255, which is ignored"
 MAX_PIXELS = "UNET_DIFFUSION_MAX_PIXELS"  # environment variable that sets PIL.Image.MAX_IMAGE_PIXELS
 
 NPY_MAGIC = b"\x93NUMPY"
-NPY_LOCK = threading.Lock()  # NumPy parses headers by `ast`, which fails in threads before CPython 3.11.8 (gh-106905)
+NPY_LOCK = threading.Lock()  # NumPy parses headers with `ast`, which fails in threads before CPython 3.11.8 (gh-106905)
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; the last two are BigTIFF
 WHITE_IS_ZERO = 0  # value of the tag PHOTOMETRIC
 SIGNED = 2  # value of the tag SAMPLE_FORMAT
@@ -49,14 +49,14 @@ CONVERTED_MODES = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA", **TO_RGB}
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image, read once, and what its file says about it."""
+    """One image, read once, with the facts that its file states."""
 
     pixels: np.ndarray  # (H, W, C), uint8, uint16 or float32, turned upright
     palette: list[int] | None = None  # red, green and blue of each index in turn, if the pixels are indices
-    orientation: int = 1  # EXIF orientation that the file states, 1 to 8; 1, upright, if it states none
+    orientation: int = 1  # EXIF orientation in the file, 1 to 8; 1, upright, if there is none
     format: str = ""  # such as "JPEG", "PNG", "TIFF" or "NPY"; empty for arrays
-    lossy: bool = False  # the file keeps its values only nearly, as JPEG does
-    pages: int = 1  # frames of an animation, or pages of a TIFF, which may be its channels
+    lossy: bool = False  # the file keeps its values only approximately, as JPEG does
+    pages: int = 1  # frames of an animation, or pages of a TIFF, which may be channels
     unread_pages: int = 0  # pages that are left out: all frames but the first, or pages of another size
     white_is_zero: bool = False  # a TIFF whose lookup table is inverted: 0 is shown white
     separate: bool = False  # the channels are pages or planes of a TIFF, none of which is colour or alpha
@@ -64,14 +64,14 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Request:
-    """How an image is to be read; see `decode`."""
+    """How to read an image; see `decode`."""
 
     axes: AxisOrder | None = None
     channels: int | None = None
     reading: PixelReading = "image"
 
     def order(self, shape: tuple[int, ...], unnamed_pages: bool = False) -> AxisOrder:
-        """Returns the order of three axes; masks need not state it if their first or their last has one entry."""
+        """Returns the order of three axes; masks need not state it if their first or last axis has one entry."""
         if self.reading != "image" and shape[-1] == 1:
             return "HWC"
         if self.reading != "image" and shape[0] == 1 and shape[-1] > USUAL_CHANNELS and self.axes is None:
@@ -82,32 +82,31 @@ class Request:
 def decode_image(source: ImageLike, *, axes: AxisOrder | None = None, channels: int | None = None) -> np.ndarray:
     """Decodes one image with its own channels and precision.
 
-    Grey images have 1 channel, grey with alpha 2, colour 3, colour with alpha 4. Palettes become colour (with alpha
-    where they have transparency). CMYK, YCbCr, HSV and Lab are converted to RGB. Black-and-white becomes 0 and 255.
-    16 bits stay 16 bits: integers of other widths that fit become uint16. Floats become float32. The EXIF orientation
-    is applied. Animations give their first frame. Nothing is unpickled.
+    Grey images have 1 channel, grey with alpha 2, colour 3, colour with alpha 4. Palettes become colour (with alpha if
+    they have transparency). CMYK, YCbCr, HSV and Lab are converted to RGB. Black-and-white becomes 0 and 255. 16 bits
+    stay 16 bits, and integers of other widths that fit become uint16. Floats become float32. The EXIF orientation is
+    applied. Of an animation, the first frame is read. Nothing is unpickled.
 
-    A grey TIFF whose lookup table is inverted ("white is zero") is read as it is shown, at 1 to 16 bits: 0 becomes the
+    A grey TIFF of 1 to 16 bits whose lookup table is inverted ("white is zero") is read as it is shown: 0 becomes the
     largest value. Masks keep the stored values (`decode_mask`).
 
-    The axes that a TIFF names are followed, and depth or time are refused. Arrays, `.npy` files included, are (H, W),
-    (H, W, C) or (C, H, W); of more axes, those of length 1 are dropped. The pages of a TIFF that does not say what they
-    are are its channels. Where the order is not clear, an error asks for `axes`.
+    If a TIFF names its axes, these names count, and depth or time are refused. Arrays, including `.npy` files, are (H,
+    W), (H, W, C) or (C, H, W); if there are more axes, those of length 1 are dropped. If a TIFF does not name the axis
+    of its pages, the pages are its channels. If the order is unclear, an error asks for `axes`.
 
     Args:
         source: a PIL image, an array, the bytes of a file, a path or URL, or the `{"bytes", "path"}` of a
             `datasets.Image(decode=False)` column.
-        axes: order of the axes of arrays, and of TIFF files that do not name theirs.
-        channels: the channels that are expected, which settle the order of axes if only one order has them.
+        axes: order of the axes of arrays, and of TIFF files that do not name their axes.
+        channels: the expected number of channels; it settles the order of axes if only one order fits.
 
     Returns:
         Array (H, W, C), uint8, uint16 or float32.
 
     Raises:
-        ValueError: naming the file and what is wrong: empty, truncated, not an image, axes that may mean several
-            things, NaN or infinity in it, or more pixels than `pixel_limit` allows.
-        ImportError: for a TIFF, or for more than 8 bits in colour PNG, JPEG 2000 or AVIF, that need the extra
-            `scientific`.
+        ValueError: the file is empty, truncated or not an image, its axes are ambiguous, it holds NaN or infinity, or
+            it has more pixels than `pixel_limit` allows. The message names the file and the problem.
+        ImportError: a TIFF, or a colour PNG, JPEG 2000 or AVIF with more than 8 bits, needs the extra `scientific`.
     """
     return decode(source, axes=axes, channels=channels).pixels
 
@@ -119,15 +118,15 @@ def decode(
     channels: int | None = None,
     reading: PixelReading = "image",
 ) -> Decoded:
-    """Decodes one image as `decode_image` does, with what its file says about it; the file is read once.
+    """Decodes one image as `decode_image` does, with the facts that its file states; the file is read once.
 
     Args:
         source: as `decode_image` takes it.
         axes: as `decode_image` takes them.
         channels: as `decode_image` takes them.
-        reading: "image": as it is shown; "values": as it is stored, which gives the indices of a palette image, 1
-            channel, and does not turn black and white round in a TIFF where white is zero; "colours": the same, but
-            with the colours of a palette.
+        reading: "image": as it is shown; "values": as it is stored, so a palette image gives its indices, 1 channel,
+            and a TIFF in which white is zero is not inverted; "colours": like "values", but with the colours of a
+            palette.
     """
     request = Request(axes, channels, reading)
     if isinstance(source, np.ndarray):
@@ -149,7 +148,7 @@ def decode(
 
 
 def pixel_limit() -> int | None:
-    """Returns the number of pixels that an image may have, since a small file can hold enough to fill the memory.
+    """Returns the largest number of pixels that an image may have; without a limit, a small file could fill the memory.
 
     The limit is `PIL.Image.MAX_IMAGE_PIXELS`, about 89 million; None means no limit. The environment variable
     `UNET_DIFFUSION_MAX_PIXELS` sets it.
@@ -166,7 +165,7 @@ def pixel_limit() -> int | None:
 
 
 def scientific(package: str, files: str) -> Any:
-    """Imports a package of the extra `scientific`, which `files` need; the ImportError says so."""
+    """Imports a package of the extra `scientific` that `files` need; the ImportError states this."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -174,7 +173,7 @@ def scientific(package: str, files: str) -> Any:
 
 
 def _check_pixel_count(width: int, height: int, channels: int = 1) -> None:
-    """Raises a ValueError for an image above the limit, which holds for pixels of up to 4 channels."""
+    """Raises a ValueError for an image above the limit, which is for pixels of up to 4 channels."""
     limit = pixel_limit()
     if limit is not None and width * height * -(-channels // 4) > limit:
         raise ValueError(_too_large(f"{width}x{height} pixels of {channels} channels", limit))
@@ -231,7 +230,7 @@ def _decode_npy(data: bytes, request: Request) -> Decoded:
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns a shape of more than three axes without the first of length 1, such as one moment and one depth."""
+    """Returns a shape of more than three axes without the first axes of length 1, such as one time and one depth."""
     axes = list(shape)
     while len(axes) > 3 and 1 in axes:
         axes.remove(1)
@@ -239,7 +238,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _places(shape: tuple[int, ...], request: Request, unnamed_pages: bool = False) -> tuple[int, ...]:
-    """Returns which axes of an array are rows, columns and channels; all in their order unless there are three."""
+    """Returns the axes of an array that are rows, columns and channels; all axes in order unless there are three."""
     if len(shape) != 3 or 0 in shape or request.order(shape, unnamed_pages) == "HWC":
         return tuple(range(len(shape)))
     return 1, 2, 0
@@ -267,7 +266,7 @@ def _decode_deep(image: Image.Image, data: bytes, decoder: str) -> Decoded:
 
 
 def _frames(image: Image.Image) -> int:
-    """Returns the number of frames of an animation; the further images of a JPEG file are previews or depth maps."""
+    """Returns the number of frames of an animation; further images in a JPEG file are previews or depth maps."""
     if image.format == "MPO":
         return 1
     try:
@@ -305,11 +304,11 @@ def _from_pillow(image: Image.Image, request: Request) -> Decoded:
 
 
 def negative(pixels: np.ndarray, bits: int | None = None) -> np.ndarray:
-    """Exchanges black and white in bools, and in unsigned integers of up to 16 bits; others stay as they are.
+    """Swaps black and white in bools and in unsigned integers of up to 16 bits; other values stay as they are.
 
     Args:
         pixels: of any shape.
-        bits: of the integers that are used; by default all that they have.
+        bits: number of bits of the integers that are used; by default all.
     """
     if pixels.dtype.kind == "b":
         return ~pixels
@@ -337,7 +336,7 @@ def _loses_depth(image: Image.Image) -> bool:
         return False
     if max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))) > 8:  # of TIFF
         return True
-    tiles = getattr(image, "tile", [])  # how the file's bytes will be unpacked; empty once they are
+    tiles = getattr(image, "tile", [])  # how the file's bytes will be unpacked; empty once this is done
     arguments = tiles[0][3] if tiles else ()
     if image.format == "PPM":  # (raw mode, largest value)
         return isinstance(arguments, tuple) and len(arguments) > 1 and arguments[1] > 255
@@ -346,7 +345,7 @@ def _loses_depth(image: Image.Image) -> bool:
 
 
 def _is_garbled(image: Image.Image) -> bool:
-    """Returns whether Pillow takes signed bytes of a TIFF for unsigned, or exchanges its bytes twice."""
+    """Returns whether Pillow reads signed bytes of a TIFF as unsigned, or swaps its bytes twice."""
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return False
@@ -356,7 +355,7 @@ def _is_garbled(image: Image.Image) -> bool:
 
 
 def _check_unread_bits(image: Image.Image) -> None:
-    """Raises a ValueError for an open file of JPEG 2000 or AVIF with more than 8 bits, which Pillow would change."""
+    """Raises a ValueError for an open JPEG 2000 or AVIF file with more than 8 bits, which Pillow would change."""
     file = getattr(image, "fp", None)  # None once the pixels are loaded
     if file is None or image.format not in ("JPEG2000", "AVIF"):
         return
@@ -373,7 +372,7 @@ def _decode_tiff(data: bytes, request: Request) -> Decoded:
     try:
         with Image.open(io.BytesIO(data)) as image:
             orientation, tags = _orientation(image), getattr(image, "tag_v2", {})
-            whole = tags.get(SAMPLES_PER_PIXEL, 1) == len(image.getbands())  # Pillow reads unknown channels as one
+            whole = tags.get(SAMPLES_PER_PIXEL, 1) == len(image.getbands())  # Pillow merges unknown channels to one
             whole = whole and not _loses_depth(image) and not _is_garbled(image)
             if whole and getattr(image, "n_frames", 1) == 1 and not _states_planes(tags.get(DESCRIPTION)):
                 return _from_pillow(image, request)
@@ -401,13 +400,13 @@ def _decode_tiff(data: bytes, request: Request) -> Decoded:
 
 
 def _states_planes(description: Any) -> bool:
-    """Returns whether a TIFF of one page says that other planes follow it, as large ImageJ stacks do."""
+    """Returns whether a TIFF of one page states that more planes follow, as large ImageJ stacks do."""
     text = description if isinstance(description, str) else ""
     return (text.startswith("ImageJ=") and "\nimages=" in text) or '"truncated"' in text
 
 
 def _planes(series: Any, request: Request) -> tuple[np.ndarray, bool]:
-    """Returns the pixels of a series of a TIFF, as stored, (H, W) or (H, W, C); and whether channels are its pages."""
+    """Returns the stored pixels of a TIFF series, (H, W) or (H, W, C), and whether its pages are the channels."""
     sizes = [(axis, size) for axis, size in zip(series.axes, series.shape) if size > 1 or axis in "YX"]
     kept, shape = "".join(axis for axis, _ in sizes), tuple(size for _, size in sizes)
     others = kept.replace("Y", "").replace("X", "")

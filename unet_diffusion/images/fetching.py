@@ -11,7 +11,7 @@ from PIL import Image
 
 ImageLike: TypeAlias = Image.Image | np.ndarray | bytes | str | Path | Mapping[str, Any]
 
-PROTOCOLS = ("http", "https", "hf", "s3", "gs", "gcs", "az", "abfs", "memory")  # by which images are read
+PROTOCOLS = ("http", "https", "hf", "s3", "gs", "gcs", "az", "abfs", "memory")  # with which images are read
 
 
 def read_bytes(source: ImageLike) -> tuple[bytes, str]:
@@ -47,8 +47,8 @@ def read_bytes(source: ImageLike) -> tuple[bytes, str]:
 def _download(url: str, protocol: str) -> bytes:
     """Downloads a remote file.
 
-    The URL may come from a downloaded table. It must therefore not name a file system that does more than fetch a
-    file, or one that is built on another.
+    The URL may come from a downloaded table. So it must not name a file system that does more than fetch a file, or
+    that is built on another one.
     """
     if protocol not in PROTOCOLS or "::" in url:
         raise ValueError(f"{url} cannot be read: images are fetched by {', '.join(PROTOCOLS)}; download it first.")

@@ -15,7 +15,7 @@ from unet_diffusion.images.palette import viewable
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2, scale: int = 1) -> Image.Image:
-    """Lays out images of one size in rows of `columns`, shown as RGB; by default the grid is about square.
+    """Lays out images of one size, as RGB, in rows of `columns`; by default the grid is about square.
 
     There are `gap` white pixels between images, and each pixel becomes a square of `scale` pixels a side.
     """
@@ -30,13 +30,13 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Writes a PNG aside and renames it."""
+    """Writes a PNG to a temporary file and renames it."""
     with written_aside(path) as aside:
         aside.write_bytes(encoded_image(image))
 
 
 def save_stored(image: Tensor, path: Path) -> None:
-    """Writes stored values (C, H, W) aside and renames them: as PNG if the suffix says so, else as array (H, W, C)."""
+    """Writes stored values (C, H, W) via a temporary file: as PNG if the suffix is `.png`, else as array (H, W, C)."""
     with written_aside(path) as aside:
         aside.write_bytes(encoded_stored(image, path.suffix))
 
@@ -49,7 +49,7 @@ def encoded_image(image: Image.Image) -> bytes:
 
 
 def encoded_labels(labels: np.ndarray) -> bytes:
-    """Returns the content of a compressed TIFF file of numbers (H, W): uint16, or uint32 where one is above 65535.
+    """Returns the content of a compressed TIFF file of numbers (H, W): uint16, or uint32 if one is above 65535.
 
     Raises:
         ImportError: for uint32 without the extra `scientific`.
@@ -78,6 +78,6 @@ def encoded_array(array: np.ndarray) -> bytes:
 
 
 def array_images(images: np.ndarray) -> list[Image.Image]:
-    """Converts images (B, H, W, C) in [0, 1] to PIL images: the first three of more channels, the first of two."""
+    """Converts images (B, H, W, C) in [0, 1] to PIL images: the first three of more channels, or the first of two."""
     eight_bit = (images.clip(0, 1) * 255).round().astype(np.uint8)
     return [Image.fromarray(image[..., :3] if image.shape[2] >= 3 else image[..., 0]) for image in eight_bit]

@@ -1,12 +1,12 @@
-"""What the bytes of a file say about its pixels that Pillow does not tell: bits per channel, and lossy compression."""
+"""Facts about pixels that Pillow does not report, from the bytes of a file: bits per channel, and lossy compression."""
 
 import re
 import struct
 
-LOSSY = frozenset({"JPEG", "MPO", "AVIF", "HEIF"})  # Pillow's names of formats that hardly ever keep every value
+LOSSY = frozenset({"JPEG", "MPO", "AVIF", "HEIF"})  # Pillow's names of formats that rarely keep every value
 LOSSY_TIFF = frozenset({6, 7, 33003, 33004, 33005, 34712, 34892, 50001, 50002, 52546})  # JPEG, JPEG 2000, WebP, JPEG XL
-IRREVERSIBLE = 0  # the wavelet of JPEG 2000 that rounds; 1 is the one that does not
-UNREAD = {  # how files begin that are no image, or one of a format that is not read, and what can be done
+IRREVERSIBLE = 0  # the JPEG 2000 wavelet that rounds; 1 is the one that does not
+UNREAD = {  # first bytes of files that are not an image, or of a format that is not read, and what can be done
     rb".{4}ftyp(hei|hev|mif1|msf1)": "it is a HEIC image, which is not read; convert it to PNG or JPEG",
     rb".{4}ftypavi": "it is an AVIF image, which this Pillow does not read; install pillow 11.3 or newer",
     rb"\xff\n|\0\0\0\x0cJXL ": "it is a JPEG XL image, which is not read; convert it to PNG or TIFF",
@@ -21,12 +21,12 @@ UNREAD = {  # how files begin that are no image, or one of a format that is not 
 
 
 def unread_format(data: bytes) -> str | None:
-    """Returns what a file is that cannot be read, and what can be done, if its first bytes tell."""
+    """Returns the kind of a file that cannot be read, and what can be done, if its first bytes tell the kind."""
     return next((what for begins, what in UNREAD.items() if re.match(begins, data, re.DOTALL | re.IGNORECASE)), None)
 
 
 def bits_per_channel(kind: str | None, data: bytes) -> int:
-    """Returns the bits that a channel has in a file of JPEG 2000 or AVIF; 8 for other formats, or if it is not said."""
+    """Returns the bits per channel in a JPEG 2000 or AVIF file; 8 for other formats, or if the file does not say."""
     if kind == "JPEG2000":
         siz, _ = _jpeg2000(data)
         return max(((depth & 127) + 1 for depth in siz[38::3]), default=8)
@@ -37,7 +37,7 @@ def bits_per_channel(kind: str | None, data: bytes) -> int:
 
 
 def is_lossy(kind: str | None, data: bytes | None) -> bool:
-    """Returns whether a file keeps its values only nearly; where that cannot be told, it is taken to.
+    """Returns whether a file keeps its values only approximately; if its bytes cannot tell, it counts as such.
 
     Args:
         kind: Pillow's name of the format.
@@ -52,7 +52,7 @@ def is_lossy(kind: str | None, data: bytes | None) -> bool:
 
 
 def _jpeg2000(data: bytes) -> tuple[bytes, bytes]:
-    """Returns the markers SIZ and COD of a codestream without their names and with their lengths, or empty."""
+    """Returns the contents of the SIZ and COD markers of a codestream, from their lengths on, or empty bytes."""
     segments = {0x51: b"", 0x52: b""}
     place = data.find(b"\xff\x4f\xff\x51") + 2  # SOC, then SIZ
     while place > 1 and place + 4 <= len(data) and not segments[0x52]:
@@ -63,10 +63,10 @@ def _jpeg2000(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _webp_chunks(data: bytes, place: int) -> list[str]:
-    """Returns the names of the chunks of a WebP file, those inside of the frames of an animation included."""
+    """Returns the names of the chunks of a WebP file, including those inside the frames of an animation."""
     names = []
     while place + 8 <= len(data):
         name, length = data[place : place + 4].decode("latin-1"), struct.unpack_from("<I", data, place + 4)[0]
         names.append(name)
-        place += 24 if name == "ANMF" else 8 + length + length % 2  # a frame has 16 bytes, then chunks
+        place += 24 if name == "ANMF" else 8 + length + length % 2  # a frame starts with 16 bytes, then chunks
     return names

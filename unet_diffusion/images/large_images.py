@@ -23,11 +23,11 @@ ZARR = "Zarr arrays and compressed TIFF files in windows"
 
 @dataclass(frozen=True)
 class Opened:
-    """An array that is not read yet."""
+    """An array that has not been read yet."""
 
     array: Any
     axes: str  # a letter for each
-    bits: int | None = None  # of the values, if 0 is shown white, so that black and white are exchanged
+    bits: int | None = None  # bits of the values if 0 is shown white, so black and white are swapped
     pixel_size: PixelSize | None = None
 
 
@@ -38,11 +38,11 @@ class LargeImage:
     shape: tuple[int, int, int]  # (H, W, C)
     dtype: np.dtype
     read: Callable[[slice, slice], np.ndarray]  # (rows, columns, C) in memory, in the machine's byte order
-    pixel_size: PixelSize | None = None  # height and width in micrometres, if the file says so
+    pixel_size: PixelSize | None = None  # height and width in micrometres, if the file states them
 
 
 class MappedFile:
-    """An array in a file, which `map_file` maps again for every window, so that read pages do not stay in memory."""
+    """An array in a file. `map_file` maps it again for every window, so that read pages do not stay in memory."""
 
     def __init__(self, map_file: Callable[[], np.ndarray]) -> None:
         self.map_file = map_file
@@ -80,11 +80,11 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
     Args:
         source: path of a `.npy` file, a TIFF (memory-mapped if it is not compressed, else read by tiles or strips) or a
             Zarr array; or any array (H, W) or (H, W, C) that has a shape and a dtype and can be sliced.
-        channels: that are expected. If only the first of three axes without a name has this size, it is the channels;
-            and so is the last one of the pages of a TIFF.
+        channels: the expected number of channels. If only the first of three unnamed axes has this size, it is the
+            channels; for the pages of a TIFF, so is the last axis.
 
     Raises:
-        ValueError: a file that is missing, damaged or of another format, or a shape that is not an image's.
+        ValueError: the file is missing, damaged or of another format, or its shape is not that of an image.
         ImportError: for TIFF and Zarr without the extra `scientific`.
     """
     if not isinstance(source, (str, Path)):
@@ -98,7 +98,7 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
         opened = _open_file(path, channels)
     except ImportError:
         raise
-    except Exception as error:  # every library that reads them reports damaged files its own way
+    except Exception as error:  # every library reports damaged files in its own way
         raise ValueError(f"{path} cannot be read: {error}; it is damaged, or not what its name says.") from error
     return _as_image(opened, str(path))
 
@@ -106,7 +106,7 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
 def _open_file(path: Path, channels: int | None) -> Opened:
     """Opens the array in a file without reading it."""
     if path.suffix == ".npy":
-        mapped = MappedFile(lambda: np.lib.format.open_memmap(path, mode="r"))  # refuses Python objects
+        mapped = MappedFile(lambda: np.lib.format.open_memmap(path, mode="r"))  # refuses pickled Python objects
         return Opened(mapped, _axes(mapped, channels))
     if path.suffix == ".zarr":
         array = scientific("zarr", ZARR).open_array(path, mode="r")
@@ -133,8 +133,7 @@ def create_mask(path: Path, height: int, width: int) -> Any:
     """Creates a mask uint8 (H, W) to which windows can be assigned; the suffix sets the format: .npy, .tif or .zarr.
 
     Raises:
-        ValueError: another suffix.
-        ImportError: for TIFF and Zarr without the extra `scientific`.
+        ValueError: the suffix is another one. ImportError: for TIFF and Zarr without the extra `scientific`.
     """
     shape = (height, width)
     if path.suffix == ".npy":
@@ -150,18 +149,18 @@ def create_mask(path: Path, height: int, width: int) -> Any:
 
 
 class ScratchArrays:
-    """Creates arrays of zeros in files of a folder, of which only the window in use is in memory."""
+    """Creates arrays of zeros in files of a folder, with only the window in use in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
 
     def __call__(self, shape: tuple[int, ...], dtype: Any) -> MappedFile:
-        """Returns an array; an OSError if the disk has no room for it."""
+        """Returns a new array; raises an OSError if the disk has no room for it."""
         path = self.folder / str(self.count)
         self.count += 1
         length = math.prod(shape) * np.dtype(dtype).itemsize
         with open(path, "wb") as file:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, but would kill the process later
+            if hasattr(os, "posix_fallocate"):  # a full disk raises an error here; later it would kill the process
                 os.posix_fallocate(file.fileno(), 0, length)
             else:
                 file.truncate(length)
@@ -169,7 +168,7 @@ class ScratchArrays:
 
 
 def check_label_format() -> None:
-    """Raises an ImportError without the extra `scientific`, which label images need."""
+    """Raises an ImportError if the extra `scientific`, which label images need, is not installed."""
     scientific("tifffile", LABELS)
 
 

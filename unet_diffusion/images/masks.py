@@ -1,7 +1,7 @@
 """Masks: how a mask file becomes numbers.
 
 Class indices, black and white, colours, palettes and instance numbers are all read into one kind of number per pixel, a
-*key*: a grey value or an index is its own key, and a colour has a key above all grey values. The meaning of the keys is
+*key*. A grey value or an index is its own key, and a colour has a key above all grey values. The meaning of the keys is
 decided once for a whole set, from its training masks (`unet_diffusion.data.masked.encoding`).
 """
 
@@ -26,16 +26,16 @@ QUARTER_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and widt
 
 @dataclass(frozen=True)
 class DecodedMask:
-    """One mask as read, and what its file says about it."""
+    """One mask as read, with the facts that its file states."""
 
     keys: np.ndarray  # int64 (H, W)
     palette: Mapping[int, Colour] = field(default_factory=dict)  # colours of the indices; empty without a palette
-    orientation: int = 1  # EXIF orientation that the file states, 1 to 8; 1, upright, if it states none
+    orientation: int = 1  # EXIF orientation in the file, 1 to 8; 1, upright, if there is none
     format: str = ""  # such as "JPEG", "PNG", "TIFF" or "NPY"; empty for arrays
-    lossy: bool = False  # the file keeps its values only nearly, as JPEG does
+    lossy: bool = False  # the file keeps its values only approximately, as JPEG does
     pages: int = 1  # frames of an animation, or pages of a TIFF
     unread_pages: int = 0  # pages that are left out: all frames but the first, or pages of another size
-    white_is_zero: bool = False  # a TIFF whose lookup table is inverted: 0 is shown white, but remains 0
+    white_is_zero: bool = False  # a TIFF whose lookup table is inverted: 0 is shown white, but stays 0
     overlap: int = 0  # pixels that several files of the mask mark
 
 
@@ -48,14 +48,14 @@ def decode_mask(source: ImageLike, *, reading: MaskReading = "values", axes: Axi
 
     "colours": the same, but palette images give the keys of their colours.
 
-    "brightness": how bright each pixel is, 0 to 255, or to 65535 for 16 bits, for two classes with soft edges. Grey
-    images give their values, floats up to 1 times 255, colour images the largest of their channels, and all are
-    multiplied by alpha; where all is black, alpha itself counts, if it varies. Palette images with a palette of greys
-    give the greys; with colours, they give 0 for index 0, and 255 for the one other index that a mask may have, so that
-    red on white is not turned round.
+    "brightness": the brightness of each pixel, 0 to 255, or to 65535 for 16 bits, for two classes with soft edges. Grey
+    images give their values, floats up to 1 times 255, colour images the largest of their channels. All are multiplied
+    by alpha; if everything is black, alpha itself counts, if it varies. Palette images with a palette of greys give the
+    greys. With colours, they give 0 for index 0, and 255 for the one other index that a mask may have, so that red on
+    white is not inverted.
 
-    Stored values count: a TIFF in which white is zero, as Fiji writes masks, is not turned round, at any number of
-    bits. Bits of such a TIFF give 0 where they are 0, and 255 where they are 1.
+    Stored values count: a TIFF in which white is zero, as Fiji writes masks, is not inverted, at any number of bits.
+    Single bits of such a TIFF give 0 for 0, and 255 for 1.
 
     Args:
         source: as `decode_image` takes it.
@@ -63,8 +63,8 @@ def decode_mask(source: ImageLike, *, reading: MaskReading = "values", axes: Axi
         axes: as `decode_image` takes them.
 
     Raises:
-        ValueError: a file that cannot be decoded, or that has one channel per class (multi-label); the message then
-            says whether classes overlap. Unless brightness is read, also a file that holds fractions, 16-bit colours or
+        ValueError: the file cannot be decoded, or has one channel per class (multi-label); the message then tells
+            whether classes overlap. Unless brightness is read, also if the file holds fractions, 16-bit colours or
             half-transparent pixels.
     """
     decoded = decode(source, axes=axes, reading="colours" if reading == "colours" else "values")
@@ -85,13 +85,13 @@ def decode_instances(source: ImageLike, *, axes: AxisOrder | None = None) -> np.
     """Reads instance numbers, uint16 (H, W), 0 for the background, from a grey or palette image or an array.
 
     Raises:
-        ValueError: a file that cannot be decoded, or that holds colours or fractions.
+        ValueError: the file cannot be decoded, or holds colours or fractions.
     """
     return instance_numbers(decode_mask(source, axes=axes))
 
 
 def instance_numbers(mask: DecodedMask) -> np.ndarray:
-    """Returns the keys of a mask as instance numbers, uint16 (H, W); larger numbers are replaced, in their order.
+    """Returns the keys of a mask as instance numbers, uint16 (H, W); larger numbers are renumbered in order.
 
     Raises:
         ValueError: the keys are colours, or there are more than 65535 objects.
@@ -109,18 +109,18 @@ def instance_numbers(mask: DecodedMask) -> np.ndarray:
 
 
 def fit_orientation(labels: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
-    """Turns a mask (H, W) upright as its image, but only where the sizes show that it has to be turned.
+    """Turns a mask (H, W) upright like its image, but only if the sizes show that it has to be turned.
 
-    Images are turned upright by their EXIF orientation, and so are masks that state one. A mask without one may have
-    been drawn on the upright image, as viewers show it, or on the pixels as they are stored. If it has the size of
-    the upright image, it is left alone. If it has that size with height and width exchanged, and the image states a
-    quarter turn, it was drawn on the stored pixels and is turned in the same way. (Where the turn does not change the
-    size, the two cases cannot be distinguished, and the doctor says so.)
+    Images are turned upright by their EXIF orientation, and so are masks that state one. A mask without an orientation
+    may have been drawn on the upright image, as viewers show it, or on the stored pixels. If it has the size of the
+    upright image, it is left alone. If it has that size with height and width swapped, and the image states a quarter
+    turn, it was drawn on the stored pixels and is turned in the same way. (If the turn does not change the size, the
+    two cases cannot be told apart, and the doctor reports this.)
 
     Args:
         labels: the mask.
         size: height and width of the upright image.
-        orientation: EXIF orientation that the image states.
+        orientation: EXIF orientation of the image.
     """
     if labels.shape == size or labels.shape != size[::-1]:
         return labels
@@ -199,7 +199,7 @@ def _brightness(decoded: Decoded) -> tuple[np.ndarray, dict[int, Colour]]:
 
 
 def _is_colour(pixels: np.ndarray) -> bool:
-    """Returns whether 2 or more channels are grey or colour, with or without alpha, rather than one per class."""
+    """Returns whether 2 or more channels are grey or colour, with or without alpha, and not one per class."""
     channels = pixels.shape[2]
     if channels > 4 or pixels.dtype.kind == "f":
         return False
@@ -211,7 +211,7 @@ def _is_colour(pixels: np.ndarray) -> bool:
 def _palette_brightness(indices: np.ndarray, palette: list[int]) -> np.ndarray:
     """Returns the brightness of the pixels of a palette image, from the indices if there are two, 0 being the dark one.
 
-    So a mask of red on white is not turned round.
+    So a mask of red on white is not inverted.
     """
     used = np.unique(indices).tolist()
     colours = _used_colours(palette, np.array(used))
@@ -228,7 +228,7 @@ def _palette_brightness(indices: np.ndarray, palette: list[int]) -> np.ndarray:
 
 
 def _scaled(pixels: np.ndarray) -> np.ndarray:
-    """Rounds floats, those from 0 to 1 times 255."""
+    """Rounds floats; if none is above 1, they are first multiplied by 255."""
     if pixels.min() < 0 or pixels.max() > LARGEST["uint16"]:
         raise ValueError(
             f"the mask holds {pixels.min():g} to {pixels.max():g}, but must hold 0 to 1, 0 to 255 or 0 to 65535."
@@ -237,14 +237,14 @@ def _scaled(pixels: np.ndarray) -> np.ndarray:
 
 
 def _used_colours(values: list[int], used: np.ndarray) -> dict[int, Colour]:
-    """Returns the colours of indices; those that the palette does not list have none."""
+    """Returns the colours of indices; indices that the palette does not list have none."""
     listed = range(len(values) // 3)
     places = [index for index in used.tolist() if index in listed]
     return {index: (values[3 * index], values[3 * index + 1], values[3 * index + 2]) for index in places}
 
 
 def _colour_keys(pixels: np.ndarray, colours: bool) -> np.ndarray:
-    """Returns the keys (H, W) of pixels (H, W, C); values 0 and 1 count as colours only if `colours` says so."""
+    """Returns the keys (H, W) of pixels (H, W, C); values 0 and 1 count as colours only with `colours`."""
     eight_bits = pixels.dtype == np.uint8 and (colours or pixels.max() > 1)
     if pixels.shape[2] in (2, 4) and eight_bits:
         if not colours and _is_shape_of_alpha(pixels):
@@ -263,7 +263,7 @@ def _colour_keys(pixels: np.ndarray, colours: bool) -> np.ndarray:
 
 
 def _reason(pixels: np.ndarray) -> str:
-    """Returns why channels that are classes cannot be read."""
+    """Returns the reason why channels that are classes cannot be read."""
     overlaps = int(((pixels > 0).sum(axis=2) > 1).sum())
     if overlaps:
         return f"they overlap at {overlaps} pixels (multi-label), and a softmax over classes learns one class a pixel"
@@ -298,6 +298,6 @@ def _is_shape_of_alpha(pixels: np.ndarray) -> bool:
 
 
 def _is_class_per_channel(pixels: np.ndarray) -> bool:
-    """Returns whether each pixel has one channel above 0, and not always the last: then that is no alpha."""
+    """Returns whether each pixel has one channel above 0, and not always the last, which is then not alpha."""
     hidden = (pixels[:, :, -1:] == 0) & (pixels[:, :, :-1] > 0)  # colours that nobody can see
     return bool(hidden.any() and ((pixels > 0).sum(axis=2) == 1).all())

@@ -1,4 +1,4 @@
-"""Colours of classes: masks drawn as palette images, and over images."""
+"""Colours of classes: masks drawn as palette images, and masks drawn over images."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ def viewable(image: Image.Image) -> Image.Image:
 
 
 def mask_image(mask: np.ndarray, palette: Sequence[Sequence[int]] | None = None) -> Image.Image:
-    """Converts a mask of class indices (H, W) to a palette image, whose values stay the indices.
+    """Converts a mask of class indices (H, W) to a palette image; its values are still the indices.
 
     Args:
         mask: values 0 to 255.
@@ -57,7 +57,7 @@ def overlay(
     palette: Sequence[Sequence[int]] | None = None,
     objects: np.ndarray | None = None,
 ) -> Image.Image:
-    """Draws the classes of a mask (H, W) in colour over an image of the same size; class 0 stays clear.
+    """Draws the classes of a mask (H, W) in colour over an image of the same size; class 0 stays transparent.
 
     The outlines of `objects`, numbers (H, W), 0 for the background, are drawn without any transparency.
     """
@@ -71,7 +71,7 @@ def overlay(
 
 
 def outlines(objects: np.ndarray) -> np.ndarray:
-    """Returns the pixels of objects (H, W) that touch background or another object by an edge, bool (H, W)."""
+    """Returns the pixels of objects (H, W) that touch background or another object at an edge, bool (H, W)."""
     from skimage.segmentation import find_boundaries
 
     return find_boundaries(objects, mode="inner")

@@ -19,17 +19,19 @@ DTYPES: dict[str, torch.dtype] = {"uint8": torch.uint8, "uint16": torch.uint16, 
 class PixelRange:
     """The stored values that become -1 and 1.
 
-    If images have a range each, they are stretched by `stretch` first, as whole images; `to_model` takes the result.
+    If each image has its own range, whole images are first stretched by `stretch`, and `to_model` takes the result.
 
     Args:
         low: stored value that becomes -1, one for all channels or one per channel.
         high: stored value that becomes 1, one for all channels or one per channel; above `low`.
         dtype: data type of the stored images.
-        percentiles: of each channel of an image that `stretch` makes the ends of the range; None for one range for all.
+        percentiles: percentiles of each channel of an image that `stretch` maps to the ends of the range; None for one
+            range for all.
 
     Raises:
-        ValueError: bounds that are not finite, out of order or of different number, an unknown dtype, percentiles that
-            are not two numbers from 0 to 100 in order, or percentiles and another range than that of `stretched`.
+        ValueError: the bounds are not finite, out of order or of different number; the dtype is unknown; the
+            percentiles are not two numbers from 0 to 100 in order; or there are percentiles and another range than that
+            of `stretched`.
     """
 
     low: tuple[float, ...]
@@ -66,7 +68,7 @@ class PixelRange:
         return cls((0.0,), (float(LARGEST.get(dtype, 1)),), dtype, percentiles)
 
     def stretch(self, image: Tensor) -> Tensor:
-        """Stretches a whole stored image (C, H, W) of the dtype to its percentiles; without any it stays as it is."""
+        """Stretches a whole stored image (C, H, W) of the dtype to its percentiles, or leaves it if there are none."""
         if self.percentiles is None:
             return image
         stored = image.float() if image.is_floating_point() else image
@@ -87,14 +89,14 @@ class PixelRange:
         return f"its data, whose percentiles are {list(self.low)} to {list(self.high)}"
 
     def to_model(self, stored: Tensor) -> Tensor:
-        """Maps stored values (..., C, H, W) of any dtype to float32 in [-1, 1], clipping what is outside the range."""
+        """Maps stored values (..., C, H, W) of any dtype to float32 in [-1, 1], clipping values outside the range."""
         low, high = self._bounds(stored)
         return ((stored.to(torch.float32) - low) * (2 / (high - low)) - 1).clamp(-1, 1)
 
     def to_stored(self, images: Tensor) -> Tensor:
         """Maps values in [-1, 1], (..., C, H, W), to the stored dtype: clipped, and rounded to the nearest integer.
 
-        The inverse of `to_model`; exact for every integer of the range.
+        It is the inverse of `to_model`, and exact for every integer in the range.
         """
         low, high = self._bounds(images)
         values = (images.to(torch.float32).clamp(-1, 1) + 1) * ((high - low) / 2) + low
@@ -109,7 +111,7 @@ class PixelRange:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "PixelRange":
-        """Returns the range that `to_dict` described; its values are checked again."""
+        """Returns the range described by `to_dict`; its values are checked again."""
         if set(fields) - {"percentiles"} != {"low", "high", "dtype"}:
             raise ValueError(
                 f"a pixel range has the keys low, high, dtype and, perhaps, percentiles; found "

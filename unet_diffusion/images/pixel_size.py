@@ -1,4 +1,4 @@
-"""How large a pixel is in the object that an image shows, where its file says so."""
+"""The size of a pixel in the object that an image shows, if the file states it."""
 
 import io
 import math
@@ -16,7 +16,7 @@ MICROMETRES = {
     **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
 }
 RESOLUTION_UNITS = {3: 1e4, 4: 1e3, 5: 1.0}  # values of the tag in micrometres; 1 is none, and 2 the inch
-FINEST_PRINT = 10.0  # micrometres; a coarser resolution may be that of a printer or screen
+FINEST_PRINT = 10.0  # micrometres; coarser resolutions may be those of a printer or screen
 ORIENTATION = 274  # tag of TIFF, as the next three
 X_RESOLUTION = 282
 Y_RESOLUTION = 283
@@ -24,14 +24,15 @@ RESOLUTION_UNIT = 296
 
 
 def read_pixel_size(data: bytes) -> PixelSize | None:
-    """Returns the height and width in micrometres of a pixel of an image file, or None if the file does not say.
+    """Returns the height and width in micrometres of a pixel of an image file, or None if the file does not state it.
 
     These are trusted, in this order:
         - `PhysicalSizeX` and `PhysicalSizeY` of an OME-TIFF;
         - the resolution of a TIFF of ImageJ or Fiji, if its unit is a metric length;
         - the resolution of any other TIFF in micrometres or, if a pixel is smaller than 10 micrometres, in millimetres
           or centimetres.
-    A resolution in inches is one of a printer or screen, and so is that of PNG and JPEG: none says what was imaged.
+    A resolution in inches is that of a printer or screen, and so is that of PNG and JPEG; it tells nothing about the
+        object.
 
     Raises:
         ImportError: for a TIFF without the extra `scientific`.
@@ -45,13 +46,13 @@ def read_pixel_size(data: bytes) -> PixelSize | None:
             is_turned = _tag(tiff, ORIENTATION) in (5, 6, 7, 8)
     except (
         Exception
-    ):  # damaged bytes raise errors of all kinds; that of the image, if there is one, is raised elsewhere
+    ):  # damaged bytes raise errors of all kinds; an error of the image itself, if any, is raised elsewhere
         return None
     return (size[1], size[0]) if size and is_turned else size
 
 
 def known_pixel_size(data: bytes) -> PixelSize | None:
-    """Returns what `read_pixel_size` does, and None for a TIFF without the extra `scientific` too."""
+    """Returns the same as `read_pixel_size`, but None for a TIFF if the extra `scientific` is not installed."""
     try:
         return read_pixel_size(data)
     except ImportError:
@@ -59,7 +60,7 @@ def known_pixel_size(data: bytes) -> PixelSize | None:
 
 
 def pixel_size_of(tiff: Any) -> PixelSize | None:
-    """Returns what `read_pixel_size` does for a `tifffile.TiffFile`, whose orientation is not applied."""
+    """Returns the same as `read_pixel_size`, for a `tifffile.TiffFile`; the orientation is not applied."""
     try:
         return _of_ome(tiff) or _of_imagej(tiff) or _of_tags(tiff)
     except Exception:  # metadata that is damaged, or has another form
@@ -85,7 +86,7 @@ def _of_imagej(tiff: Any) -> PixelSize | None:
 
 
 def _of_tags(tiff: Any) -> PixelSize | None:
-    if tiff.is_imagej:  # its unit of resolution is in its description
+    if tiff.is_imagej:  # the unit of its resolution is in the description
         return None
     unit = RESOLUTION_UNITS.get(int(_tag(tiff, RESOLUTION_UNIT) or 0), math.nan)
     size = _size(_per_pixel(tiff, Y_RESOLUTION) * unit, _per_pixel(tiff, X_RESOLUTION) * unit)
@@ -98,7 +99,7 @@ def _tag(tiff: Any, code: int) -> Any:
 
 
 def _per_pixel(tiff: Any, code: int) -> float:
-    """Returns how many units a pixel has, NaN if the tag of pixels per unit is not there."""
+    """Returns how many units a pixel measures; NaN if the tag of pixels per unit is missing."""
     pixels, units = _tag(tiff, code) or (0, 0)
     return units / pixels if pixels else math.nan
 

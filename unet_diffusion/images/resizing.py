@@ -1,4 +1,4 @@
-"""Resizing and converting decoded images to the size, the channels and the values that a run asks for."""
+"""Resizes and converts decoded images to the size, the channels and the values that a run asks for."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -19,12 +19,11 @@ class Preparation:
 
     Args:
         image_size: length of the shorter side in pixels; smaller images are enlarged; None keeps the size.
-        crop: "center" cuts the square in the middle; "random" keeps the longer side, for another crop in
-            every epoch.
+        crop: "center" cuts the square in the middle; "random" keeps the longer side, for a new crop in every epoch.
         channels: 1 or 3 converts between grey and colour; None keeps the channels.
-        axes: order of the axes of arrays, and of TIFF files that do not name theirs, for `decode_image`; images that
-            are given to a preparation are (H, W, C) already.
-        percentiles: of each channel of the whole image that become the ends of the range of its data type
+        axes: order of the axes of arrays, and of TIFF files that do not name their axes, for `decode_image`; images
+            that are passed to a preparation are already (H, W, C).
+        percentiles: percentiles of each channel of the whole image that become the ends of the range of its data type
             (`Stretch`); None keeps the values.
     """
 
@@ -46,14 +45,14 @@ class Preparation:
         return resize(image[window], height, width)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the options as JSON types; percentiles, unknown to earlier versions, only if there are any."""
+        """Returns the options as JSON types; percentiles are new, so they are included only if there are any."""
         options = asdict(self)
         if self.percentiles is None:
             del options["percentiles"]
         return options
 
     def labels(self, mask: np.ndarray) -> np.ndarray:
-        """Cuts and resizes a mask (H, W) as its image, by nearest neighbour, so that no label is mixed from others."""
+        """Cuts and resizes a mask (H, W) like its image, by nearest neighbour, so that labels are not mixed."""
         if self.image_size is None:
             return mask
         window, (height, width) = self._window(mask.shape[0], mask.shape[1], self.image_size)
@@ -71,7 +70,7 @@ class Preparation:
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes an image (H, W, C) to (height, width, C) by Pillow's antialiased Lanczos filter, channel by channel.
 
-    It computes in float32 whatever the dtype, so that 16-bit and float images lose nothing. The filter's overshoot is
+    It computes in float32 for any dtype, so that 16-bit and float images lose nothing. The filter's overshoot is
     clipped to the values that the channel had.
     """
     if image.shape[:2] == (height, width):
@@ -95,7 +94,7 @@ def convert_channels(image: np.ndarray, channels: int) -> np.ndarray:
     """Converts an image (H, W, C) to (H, W, channels): grey is repeated, colour becomes luma, alpha is laid on white.
 
     Raises:
-        ValueError: there is no such conversion, as from 7 channels.
+        ValueError: there is no such conversion, for example from 7 channels.
     """
     found = image.shape[2]
     if found == channels:

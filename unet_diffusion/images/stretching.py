@@ -1,4 +1,4 @@
-"""Stretching each image so that two of its percentiles become the ends of the range of its data type."""
+"""Stretches each image so that two of its percentiles become the ends of the range of its data type."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ import numpy as np
 
 from unet_diffusion.images.decoding import LARGEST
 
-BINS = 1 << 16  # of a histogram; values of more bits are counted by their upper half first
+BINS = 1 << 16  # of a histogram; values with more bits are counted by their upper half first
 
 
 @dataclass(frozen=True)
 class Stretch:
     """The values of an image that become the ends of the range, 0 to 255, 0 to 65535, or 0 to 1 for floats.
 
-    Where two percentiles of a channel are the same value, as of a few bright specks on an even ground, its smallest and
-    largest value take their place.
+    If the two percentiles of a channel are equal, as for a few bright specks on an even background, its smallest and
+    largest values are used instead.
 
     Attributes:
         low: of each channel, (C,).
@@ -27,7 +27,7 @@ class Stretch:
 
     @classmethod
     def of(cls, image: np.ndarray, percentiles: Sequence[float]) -> "Stretch":
-        """Returns the percentiles, from 0 to 100, of each channel of an image (H, W, C): values that occur in it."""
+        """Returns the percentiles, from 0 to 100, of each channel of an image (H, W, C), as values that occur in it."""
         ranks = (0, *percentiles, 100)
         return cls._of_ranked(np.percentile(image, ranks, axis=(0, 1), method="inverted_cdf"))
 
@@ -35,7 +35,7 @@ class Stretch:
     def of_parts(cls, parts: Callable[[], Iterable[np.ndarray]], percentiles: Sequence[float]) -> "Stretch":
         """Returns the same for an image that is read in parts (h, w, C), twice if its values have 32 bits.
 
-        Values are counted, not kept: floats by the bits that sort as they do, the upper 16 first.
+        Values are counted, not kept. Floats are counted by bits that sort in the same order, the upper 16 first.
 
         Raises:
             ValueError: a part holds NaN or infinity.
@@ -65,13 +65,13 @@ class Stretch:
 
     @classmethod
     def _of_ranked(cls, values: np.ndarray) -> "Stretch":
-        """Returns the stretch of channels by their smallest value, two percentiles and largest value, (4, C)."""
+        """Returns the stretch of channels, given their smallest value, two percentiles and largest value, (4, C)."""
         least, low, high, most = values
         same = high <= low
         return cls(np.where(same, least, low), np.where(same, most, high))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Returns the stretched image, or part of one, (H, W, C), of the same data type; what lies outside is clipped.
+        """Returns the stretched image or part of one, (H, W, C), in the same data type; values outside are clipped.
 
         Integers are rounded to the nearest.
         """
@@ -84,7 +84,7 @@ class Stretch:
 
 
 def _rank(percentile: float, count: int) -> int:
-    """Returns the index, of `count` sorted values, of the least one that this percentage of them does not exceed."""
+    """Returns the index, among `count` sorted values, of the least one that this percentage of them does not exceed."""
     return max(int(np.ceil(percentile / 100 * count)) - 1, 0)
 
 

@@ -12,7 +12,7 @@ from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
 from unet_diffusion.network.feature_maps import fit, has_channels_last, in_layout_of
 
 MAX_GROUPS = 32  # of GroupNorm (Wu & He 2018)
-SMALL = 1024  # pixels; maps with fewer have another kernel in PyTorch's GroupNorm (its `feature_map_threshold`)
+SMALL = 1024  # pixels; PyTorch's GroupNorm has another kernel for smaller maps (its `feature_map_threshold`)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BlockStyle:
     activation: str
     padding: str
     head_channels: int
-    embed_dim: int | None  # size of the condition embedding; None: the blocks know no timestep
+    embed_dim: int | None  # size of the condition embedding; None: the blocks get no timestep
 
     @property
     def border(self) -> int:
@@ -49,7 +49,7 @@ class BlockStyle:
 def group_count(channels: int) -> int:
     """The largest number of groups up to 32 that divides `channels` and leaves at least two channels a group.
 
-    Two, because at 1x1 pixel a group of one channel has a single value, which cannot be normalised.
+    One channel a group is too few: at 1x1 pixel, such a group has a single value, which cannot be normalised.
     """
     return max(groups for groups in range(1, MAX_GROUPS + 1) if channels % groups == 0 and 2 * groups <= channels)
 
@@ -57,12 +57,13 @@ def group_count(channels: int) -> int:
 class GroupNorm(nn.GroupNorm):
     """Group normalisation (Wu & He 2018) that returns a map in the layout of its input, as PyTorch's does on a CPU.
 
-    On CUDA, PyTorch up to 2.13 returns contiguous maps. The next convolution would bring their channels last again, in
-    the forward pass and in the backward pass, and the activation between them would meet gradients in another layout.
-    Here they are brought last once. A compiler chooses layouts itself.
+    On CUDA, PyTorch up to 2.13 returns contiguous maps. The next convolution would convert them to channels last again,
+    in the forward pass and in the backward pass, and the activation in between would get gradients in another layout.
+    Here they are converted once. A compiler chooses layouts itself.
 
     On a CPU, PyTorch 2.13 takes ten times as long for small bfloat16 maps with channels last as for contiguous ones.
-    They are normalised here, from the sums of each channel, except in training, which keeps maps contiguous.
+    This class normalises such maps itself, from the sums of each channel. Training does not need this, since it keeps
+    maps contiguous.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,10 +109,11 @@ class ScaleShift(nn.Module):
     def after(self, norm: nn.Module, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Scales and shifts `norm(x)`, for x (B, C, H, W).
 
-        In training, GroupNorm does both in one pass, which keeps one map less for the backward pass: the images, each
-        with its own weights, are treated as one image of B * C channels. Otherwise the layers are called: offloading
-        hooks into them, and a graph is for any batch. A map with channels last has no view of this shape, so a CPU
-        calls the layers for it too. Elsewhere GroupNorm copies such a map anyway, twice in training.
+        In training, GroupNorm does both in one pass, so one map less is kept for the backward pass. For this, the batch
+        is treated as one image of B * C channels, with separate weights for each original image. Otherwise the layers
+        are called one by one, since offloading hooks into them and a graph has to work for any batch. A map with
+        channels last cannot be viewed in this shape, so on a CPU the layers are called for it too. On other devices
+        GroupNorm copies such a map anyway, twice in training.
         """
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if eager and isinstance(norm, nn.GroupNorm) and (x.is_contiguous() or x.device.type != "cpu"):
@@ -132,7 +134,7 @@ def norm_scale_shift(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor
 class PlainBlock(nn.Module):
     """Convolution, activation, convolution, activation (Ronneberger et al. 2015, figure 1, blue arrows).
 
-    A timestep, which the network of 2015 did not have, scales and shifts the map between the two convolutions.
+    The network of 2015 had no timestep. Here a timestep scales and shifts the map between the two convolutions.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float, style: BlockStyle) -> None:
@@ -208,7 +210,7 @@ class Blocks(nn.Module):
             else nn.Identity()
             for _ in range(count)
         )
-        self.gradient_checkpointing = False  # set by it too
+        self.gradient_checkpointing = False  # set by the same call
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Map (B, C_in, H, W) and embedding (B, E) to a map (B, C_out, H, W)."""
@@ -224,9 +226,9 @@ class Blocks(nn.Module):
 class Downsample(nn.Sequential):
     """Halves height and width: 2x2 max pooling (2015) or a strided convolution.
 
-    Sizes round up in a padded network, so that no row is lost, and down in an unpadded one. Pooling rounds up by a row
-    and a column of -inf at the far end, which an even size drops again. `ceil_mode` would give the same values, but the
-    default compiler then makes a graph for each parity.
+    Sizes round up in a padded network, so that no row is lost, and down in an unpadded one. To round up, pooling adds a
+    row and a column of -inf at the far end; for an even size, pooling drops these again. `ceil_mode` would give the
+    same values, but the default compiler would then make a graph for each parity.
     """
 
     def __init__(self, kind: str, channels: int, style: BlockStyle) -> None:
@@ -287,5 +289,5 @@ class DecoderStage(nn.Module):
         if self.crop_skip:
             skip = fit(skip, x)
         else:
-            x = fit(x, skip)  # one row or column less where downsampling rounded up
+            x = fit(x, skip)  # crops a row or column where downsampling rounded up
         return self.blocks(torch.cat([skip, x], dim=1), embedding)

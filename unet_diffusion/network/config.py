@@ -1,4 +1,4 @@
-"""The config of a `UNet`: its checks and those of `forward`, its presets and the sizes that follow from it."""
+"""The config of a `UNet`: its checks, its presets, and the sizes that follow from it. Also the checks of `forward`."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -104,7 +104,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 def check_input(unet: Any, sample: Any, timestep: Any, class_labels: Any, head: str) -> None:
     """Checks the arguments of `UNet.forward`; raises a ValueError that gives the value, the rule and the fix."""
     config = unet.config
-    if head not in HEADS:  # no helper, whose strings would be built at every call
+    if head not in HEADS:  # no helper here: its strings would be built at every call
         raise ValueError(f"head is {head!r}, but must be one of {', '.join(HEADS)}.")
     if head in ("noise", "both") and unet.noise_head is None:
         raise ValueError(f"head is {head!r}, but the network has no noise head: out_channels is None.")
@@ -145,7 +145,7 @@ def check_recipe(timesteps: Sequence[int], hidden: Sequence[int], stages: Sequen
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The config values of a preset, a JSON file in `unet_diffusion/presets`; ValueError for an unknown one."""
+    """Loads the config of a preset, a JSON file in `unet_diffusion/presets`; raises a ValueError for an unknown one."""
     found = files("unet_diffusion").joinpath("presets").iterdir()
     presets = {path.name.removesuffix(".json"): path for path in found if path.name.endswith(".json")}
     if name not in presets:

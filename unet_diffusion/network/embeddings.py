@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 LARGEST_PERIOD = 10_000  # timesteps: the slowest sinusoid of Vaswani et al. 2017, as in DDPM
-SMALLEST_NOISE_LEVEL = 1e-4  # smaller noise levels count as this one, since their logarithm has no bound
+SMALLEST_NOISE_LEVEL = 1e-4  # smaller noise levels are raised to this one, since their logarithm has no lower bound
 
 
 class SinusoidalFeatures(nn.Module):
@@ -31,7 +31,7 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        drawn = torch.randn(dim // 2).bfloat16()  # to numbers of 8 bits, so that half precision does not change them
+        drawn = torch.randn(dim // 2).bfloat16()  # rounded to 8 significant bits, so half precision keeps them
         self.register_buffer("frequencies", drawn.float())
 
     def forward(self, noise_level: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor
 def fit(x: Tensor, like: Tensor) -> Tensor:
     """Crops or zero-pads `x` (..., h, w) around its centre to the height and width of `like` (..., H, W).
 
-    One pad with negative amounts, since a branch on the size would recompile at every parity. If the difference is odd,
-    its larger part is at the far end, where pooling rounded.
+    A single pad, with negative amounts for a crop: a branch on the size would recompile for every parity. If the
+    difference is odd, its larger part is at the far end, where pooling rounded.
     """
     height, width = like.shape[-2] - x.shape[-2], like.shape[-1] - x.shape[-1]
     top, left = -(-height // 2), -(-width // 2)
@@ -26,8 +26,8 @@ def mirrored(places: Tensor, side: int) -> Tensor:
 def channels_last(images: Tensor) -> Tensor:
     """Copies images (B, C, H, W) with the values of a pixel side by side: the fastest layout without gradients.
 
-    PyTorch takes an image of one channel to have this layout already and then does not pass it on. So the strides are
-    set here.
+    PyTorch considers an image of one channel to have this layout already, and then does not pass the layout on. So the
+    strides are set here.
     """
     count, channels, height, width = images.shape
     strides = (height * width * channels, 1, width * channels, channels)
@@ -35,10 +35,10 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 def has_channels_last(x: Tensor) -> bool:
-    """Whether a map (B, C, H, W) has the values of a pixel side by side, and not those of a channel too."""
+    """Returns whether a map (B, C, H, W) has the values of a pixel side by side, and is not also contiguous."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def in_layout_of(x: Tensor, like: Tensor) -> Tensor:
-    """Returns `x` (B, C, H, W) with channels last if `like`, of the same shape, has them last; a copy if need be."""
+    """Returns `x` (B, C, H, W) with channels last if `like`, of the same shape, has them last; copies if needed."""
     return x.contiguous(memory_format=torch.channels_last) if has_channels_last(like) else x

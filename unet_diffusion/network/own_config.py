@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FOREIGN = "down_block_types"  # a key of diffusers' U-Nets, which show its value when they refuse it
-OWN = "own_down_block_types"  # where a class that has this key itself saves its value
-STOCK = "block_out_channels"  # a key that all of them have, and most of ours do not
+FOREIGN = "down_block_types"  # a key of diffusers' U-Nets; they show its value when they refuse it
+OWN = "own_down_block_types"  # the key for its value in classes that have FOREIGN themselves
+STOCK = "block_out_channels"  # a key that all U-Nets of diffusers have, and most of ours do not
 FIXES = {
     "UNet2DModel": "make a UNet of it: UNet2DAdapter.from_stock(UNet2DModel.from_pretrained(...)), with "
     "`from unet_diffusion.adapters import UNet2DAdapter`",
@@ -19,18 +19,21 @@ FIXES = {
 class OwnConfig:
     """A mixin for networks, before `ModelMixin`: it refuses the configs of other classes, and they refuse its own.
 
-    Diffusers takes from them what has a known name, and returns a network without the weights, which have other names.
-    So saved configs hold one key of a `UNet2DModel` that cannot be right: a sentence that names the class to use.
+    From a foreign config, diffusers would take the keys that it knows and return a network without the saved weights,
+    since their names differ. So saved configs hold one key of a `UNet2DModel` with an invalid value: a sentence that
+    names the class to use.
 
     Attributes:
-        former_names: of the class in saved configs.
+        former_names: earlier names of the class, which saved configs may hold.
     """
 
     former_names: tuple[str, ...] = ()
 
     @classmethod
     def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
-        """Goes on as `ConfigMixin.extract_init_dict`; a subclass takes the configs of the class whose arguments it has.
+        """Checks the class that the config names, then calls `ConfigMixin.extract_init_dict`.
+
+        A subclass also takes the configs of a base class if it has the same arguments.
 
         Raises:
             ValueError: the config names another class.
@@ -49,7 +52,7 @@ class OwnConfig:
         return super().extract_init_dict(own, **kwargs)  # type: ignore[misc]  # of the class beside this mixin
 
     def to_json_string(self) -> str:
-        """The content of `config.json`, which classes of diffusers refuse."""
+        """Returns the content of `config.json`, which the classes of diffusers refuse."""
         values = json.loads(super().to_json_string())  # type: ignore[misc]  # of the class beside this mixin
         if FOREIGN in values:
             values[OWN] = values[FOREIGN]

@@ -10,16 +10,17 @@ from unet_diffusion.network.config import Precision
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-ACCELERATE_PRECISION = "ACCELERATE_MIXED_PRECISION"  # in which `accelerate launch` hands on what its configuration says
+ACCELERATE_PRECISION = "ACCELERATE_MIXED_PRECISION"  # the variable in which `accelerate launch` passes its setting on
 
 
 def settled_precision(name: Precision, device: torch.device) -> Precision:
-    """Returns "no", "bf16" or "fp16"; "auto" is what `accelerate launch` was told, or else the fastest safe one.
+    """Resolves "auto" and returns "no", "bf16" or "fp16".
 
-    That is bfloat16, whose range is that of float32, where the device computes in it.
+    "auto" is the precision that `accelerate launch` was configured with, or else the fastest safe one: bfloat16, which
+    has the range of float32, if the device computes in it, and float32 otherwise.
 
     Raises:
-        ValueError: another name, or fp16 on a CPU, which has none.
+        ValueError: the name is unknown, or it is fp16 on a CPU, which does not have it.
     """
     require_choice("mixed_precision", name, get_args(Precision))
     if name == "auto":
@@ -31,7 +32,7 @@ def settled_precision(name: Precision, device: torch.device) -> Precision:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Returns whether a device has instructions for bfloat16: on CPUs AVX512-BF16 or AMX. Others would emulate it."""
+    """Returns whether a device has instructions for bfloat16: on CPUs AVX512-BF16 or AMX. Other devices emulate it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # PyTorch has no public ones
@@ -39,5 +40,5 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, name: Precision) -> torch.autocast:
-    """A context in which convolutions, matrix products and attention compute in a precision that is settled."""
+    """A context in which convolutions, matrix products and attention compute in a settled precision."""
     return torch.autocast(device.type, dtype=HALF.get(name), enabled=name in HALF)

@@ -1,8 +1,8 @@
-"""The number of threads in which a CPU trains fastest at the moment.
+"""The number of threads with which a CPU trains fastest at the moment.
 
-Every operation of a network is shared among all threads and ends with the slowest one. Where another program uses a
-core, all wait for the thread that shares it, hundreds of times in a training step: two threads can then take 25 times
-as long as one.
+Every operation of a network is shared among all threads and ends with the slowest one. If another program uses a core,
+all threads wait for the one that shares this core, hundreds of times in a training step. Two threads can then take 25
+times as long as one.
 """
 
 import os
@@ -13,11 +13,11 @@ from torch.nn.functional import conv2d, group_norm, silu
 
 STATED = "OMP_NUM_THREADS"
 TRIAL = 0.25  # seconds for each number of threads: many turns of the scheduler of the operating system
-CLEARLY = 1.5  # times as fast must fewer threads be, since small operations gain less from many than large ones
+CLEARLY = 1.5  # fewer threads must be this many times as fast, since large operations gain more from many threads
 
 
 def fastest_threads() -> int:
-    """Returns the number of threads in which a CPU computes fastest now: all, a half of them, a quarter ... or one.
+    """Returns the number of threads with which a CPU computes fastest now: all, half of them, a quarter ... or one.
 
     It is all of them unless fewer are clearly faster. If `OMP_NUM_THREADS` is set, nothing is tried.
     """
@@ -34,7 +34,7 @@ def fastest_threads() -> int:
 
 @torch.no_grad()
 def _seconds(threads: int) -> float:
-    """Returns how long some layers of a small network take in a number of threads, on average."""
+    """Returns the mean time that some layers of a small network take with a number of threads, in seconds."""
     torch.set_num_threads(threads)
     maps, kernels = torch.ones(16, 32, 16, 16), torch.full((32, 32, 3, 3), 1e-3)
     durations: list[float] = []

@@ -1,9 +1,9 @@
 """Images of any size through a network, window by window (the overlap-tile strategy of Ronneberger et al. 2015).
 
 The network determines how far an output pixel looks into the image (`context`). It also determines where windows may
-start: at multiples of its stride, since otherwise pooling would join other pixels than in the whole image. Windows of a
-padded network lie inside the image, so that its zero padding lies where it does for the whole image. Windows of an
-unpadded network reach over the border, where the image is mirrored, and keep valid output only.
+start: at multiples of its stride, since otherwise pooling would group other pixels than in the whole image. Windows of
+a padded network lie inside the image, so that the zero padding is where it is for the whole image. Windows of an
+unpadded network reach beyond the border, where the image is mirrored, and only valid output is kept.
 
 Without attention and without statistics over space, the tiled result equals that of the whole image up to rounding
 (about 1e-6 of the largest logit). Otherwise every pixel depends on all others, but a window sees only its own pixels.
@@ -27,10 +27,10 @@ from unet_diffusion.network.config import CONVOLUTIONS_PER_BLOCK
 from unet_diffusion.network.feature_maps import mirrored
 from unet_diffusion.randomness import keyed_generator
 
-# Windows of 1 GiB are not faster on a CPU than those of 64 MiB, whose maps stay in its caches. With GroupNorm a window
-# is worse than the whole image, and a small one worse than a large one (docs/large-images.md: mean IoU 0.780 whole,
-# 0.779 in windows of 416, 0.775 in windows of 208); so an image is cut only if the whole would take a lot of memory.
-# The first four limit the windows that `Tiling.of` chooses.
+# Windows of 1 GiB are not faster on a CPU than those of 64 MiB, whose maps stay in its caches. With GroupNorm, a window
+# gives worse masks than the whole image, and a small window worse ones than a large one (docs/large-images.md: mean IoU
+# 0.780 whole, 0.779 in windows of 416, 0.775 in windows of 208); so an image is cut only if the whole would take a lot
+# of memory. The first four limit the windows that `Tiling.of` chooses.
 MEMORY = 2**26  # bytes that a window may take in the network
 WHOLE = 2**29  # bytes that an image may take without being cut
 LENGTH = 3  # least side of a window, as a multiple of what it shares with its neighbours: the windows of a large image
@@ -45,10 +45,10 @@ Predict = Callable[[Tensor], Tensor]  # (B, C, h, w) -> (B, K, h, w), or smaller
 
 
 def context(unet: Any) -> tuple[int, int] | None:
-    """The numbers of input pixels before and after an output pixel that can change it, along each side; None for all.
+    """Returns how many input pixels before and after an output pixel can change it, along each side; None for all.
 
-    All pixels can, if there is attention or a normalisation with statistics of the image: GroupNorm, InstanceNorm, and
-    BatchNorm in training mode. Networks other than `UNet` are treated like this too.
+    All pixels can if there is attention, or a normalisation that uses statistics of the image: GroupNorm, InstanceNorm,
+    and BatchNorm in training mode. Networks other than `UNet` are treated like this too.
     """
     for module in unet.modules():
         of_image = isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))
@@ -62,8 +62,8 @@ def context(unet: Any) -> tuple[int, int] | None:
 def context_of_convolutions(config: Mapping[str, Any]) -> tuple[int, int]:
     """The context of a `UNet` with this config, ignoring attention and statistics over space.
 
-    Follows an output pixel back through the U, as an interval of pixels of each map. The interval depends on where the
-    pixel lies in its cell of the coarsest map, so the result is the widest over all places.
+    It follows an output pixel back through the U, as an interval of pixels in each map. The interval depends on where
+    the pixel lies in its cell of the coarsest map, so the result is the widest one over all positions.
     """
     deepest = len(config["channels"]) - 1
     radius = CONVOLUTIONS_PER_BLOCK * config["blocks_per_stage"]  # of the 3x3 convolutions of a stage
@@ -109,16 +109,16 @@ class Tiling:
 
     Args:
         stride: pixels of the image per pixel of the network's coarsest map; windows start at its multiples.
-        tile: pixels that each further window adds along a side; a multiple of the stride.
+        tile: pixels that each additional window adds along a side; a multiple of the stride.
         before: pixels at the start of a window whose output is not used, unless the image starts there.
-        after: the same at its end.
+        after: the same at the end of a window.
         ramp: half the width over which neighbouring windows are blended, at most a quarter of the tile; 0 for a sharp
             cut.
         smallest: input side of the smallest window of an unpadded network; 0 for a padded one.
         margin: pixels that an unpadded network loses at each end.
-        lead: pixels that an unpadded network gets before the output: its margin or, by whole strides, more.
-        trail: least number of pixels that it gets after the output.
-        whole: pixels of the largest image that is a single window, for any tile.
+        lead: pixels that an unpadded network gets before the output: its margin, or whole strides more.
+        trail: least number of pixels that an unpadded network gets after the output.
+        whole: number of pixels of the largest image that runs as a single window, whatever the tile.
     """
 
     stride: int
@@ -137,11 +137,11 @@ class Tiling:
         """The tiling for a network.
 
         Args:
-            unet: a `UNet`, or a network with its `config` and `feature_info`.
+            unet: a `UNet`, or a network with the same `config` and `feature_info`.
             tile_size: output pixels a side of a tile, rounded down to a multiple of the network's stride (but not to
                 0). None chooses it so that a window takes about 64 MiB in the network, or more if it would share more
-                than a third of its side with a neighbour. Images that take at most 512 MiB are then not cut. Both have
-                at most about 64 x 64 positions where the network attends.
+                than a third of its side with a neighbour. Images that take at most 512 MiB are then not cut. If the
+                network attends, windows and uncut images have at most about 64 x 64 positions there.
             symmetric: whether the windows will be flipped too, so that both ends need the longer context.
 
         Raises:
@@ -160,7 +160,7 @@ class Tiling:
             before = after = 0
             smallest = unet.smallest_side  # with even sides at every pooling, so the margins are equal
             margin = lead = (smallest - unet.output_size(smallest, smallest)[0]) // 2
-            spoilt = stride - 1 if unet.config.upsample == "nearest" else 0  # at the end, by its one-sided padding
+            spoilt = stride - 1 if unet.config.upsample == "nearest" else 0  # at the end, by the one-sided padding
             trail = margin + spoilt
             if symmetric and spoilt:
                 lead += stride
@@ -181,15 +181,15 @@ class Tiling:
         return self.before + self.after + 2 * self.ramp
 
     def batch_size(self, height: int, width: int) -> int:
-        """The number of images of a size that take about the memory of the largest window; 1 if they are cut."""
+        """Returns how many images of a size take about the memory of the largest window; 1 if they are cut."""
         window = self.tile + self.shared + self.lead + self.trail
         pixels = (height + self.lead + self.trail) * (width + self.lead + self.trail)
         return max(max(window**2, self.whole) // pixels, 1)
 
     def batches(self, images: Iterable[Tensor], scale: int = 1) -> Iterator[list[Tensor]]:
-        """Batches of consecutive images (C, h, w) of one size that take about the memory of the largest window.
+        """Yields batches of consecutive images (C, h, w) of one size that take about the memory of the largest window.
 
-        The network gets them `scale` times larger a side.
+        The network gets the images enlarged `scale` times a side.
         """
         batch: list[Tensor] = []
         for image in images:
@@ -207,7 +207,7 @@ class Tiling:
         return len(rows) * len(columns)
 
     def windows(self, height: int, width: int) -> tuple[list[Span], list[Span]]:
-        """The windows along both sides of an image of a size; a single one if the image is small enough."""
+        """Returns the windows along both sides of an image; a single one if the image is small enough."""
         whole = (height + self.lead + self.trail) * (width + self.lead + self.trail) <= self.whole
         tiling = replace(self, tile=max(height, width)) if whole else self
         return tiling.spans(height), tiling.spans(width)
@@ -215,8 +215,8 @@ class Tiling:
     def spans(self, side: int) -> list[Span]:
         """The windows along a side of the image, in order.
 
-        Their length equals the side modulo the stride. So the offset from the image's end is a multiple of the stride
-        too, and a flipped image is cut as it would be by itself.
+        Their length is congruent to the side modulo the stride. So their distance from the end of the image is a
+        multiple of the stride too, and the windows suit the flipped image as they are.
         """
         length = self.tile + self.shared
         length += (side - length) % self.stride
@@ -242,7 +242,7 @@ class Tiling:
         return tuple(pieces)
 
     def input_range(self, span: Span) -> range:
-        """The pixels that the network needs for a window's output; they reach beyond the image if it is unpadded."""
+        """The pixels that the network needs for a window's output; unpadded networks need some beyond the image."""
         if not self.smallest:
             return range(span.start, span.stop)
         wanted = max(self.lead + span.stop - span.start + self.trail, self.smallest)
@@ -251,7 +251,7 @@ class Tiling:
 
 
 def affordable(unet: Any, stride: int, least: int) -> tuple[int, int]:
-    """Pixels a side of a window, at least `least` unless attention forbids it, and of an image that runs whole."""
+    """Returns the side of a window, at least `least` if attention allows, and the size in pixels of an uncut image."""
     bytes_per_pixel = 4 * MAPS * unet.feature_info[-1]["channels"]
     side, whole = max(int((MEMORY / bytes_per_pixel) ** 0.5), least), WHOLE // bytes_per_pixel
     if any(isinstance(module, ATTENTION) for module in unet.modules()):
@@ -265,7 +265,7 @@ def tiled(predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling) -
     """Runs a network over an image of any size and yields the finished parts.
 
     Every pixel is yielded once. Besides the current window, memory holds the strips along the shorter side of the image
-    in which windows are blended; so it does not grow with the image.
+    in which windows are blended, so it does not grow with the image.
 
     Args:
         predict: the network, on one window: (B, C, h, w) in [-1, 1] to (B, K, h, w), or smaller if it is unpadded.

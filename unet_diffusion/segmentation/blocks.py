@@ -1,4 +1,4 @@
-"""Parts of one value that are connected, in maps that are read block by block since they may be larger than memory."""
+"""Connected parts of one value, in maps that are read block by block since they may be larger than memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Parts:
     """Connected parts of a map (H, W).
 
     Attributes:
-        labels: integers (H, W), 0 for what is in no part; a part that lies in several blocks has several labels.
-        numbers: of the part of each label, 0..n; that of label 0 is 0.
-        sizes: of the parts, in pixels; that of part 0 is 0.
+        labels: integers (H, W), 0 for pixels in no part; a part that lies in several blocks has several labels.
+        numbers: the number of each label's part, 0..n; that of label 0 is 0.
+        sizes: the sizes of the parts, in pixels; that of part 0 is 0.
     """
 
     labels: Any
@@ -30,14 +30,14 @@ class Parts:
 
 
 def blocks(shape: tuple[int, int], side: int) -> Iterator[Window]:
-    """Yields the blocks of `side` pixels that cover a map (H, W), row by row; those at its end are smaller."""
+    """Yields the blocks of `side` pixels that cover a map (H, W), row by row; the last ones may be smaller."""
     for top in range(0, shape[0], side):
         for left in range(0, shape[1], side):
             yield slice(top, min(top + side, shape[0])), slice(left, min(left + side, shape[1]))
 
 
 def grown(window: Window, by: int, shape: tuple[int, int]) -> tuple[Window, Window]:
-    """Returns a window with `by` more pixels on each side, as far as the map (H, W) goes, and its place in that."""
+    """Returns a window with `by` more pixels on each side, cut to the map (H, W), and the window's place in it."""
     larger = [slice(max(side.start - by, 0), min(side.stop + by, end)) for side, end in zip(window, shape)]
     inner = [slice(side.start - more.start, side.stop - more.start) for side, more in zip(window, larger)]
     return (larger[0], larger[1]), (inner[0], inner[1])
@@ -60,11 +60,11 @@ def connected_parts(
     """Finds the connected parts of one value, each block on its own, and joins them where blocks meet.
 
     Args:
-        read: gives the values in a window, integers or bool; 0 is in no part.
-        shape: of the map (H, W).
+        read: returns the values in a window, integers or bool; pixels of value 0 are in no part.
+        shape: the shape of the map (H, W).
         side: of the blocks, in pixels.
         labels: array (H, W) of zeros, to which windows of labels are assigned.
-        corners: whether pixels that touch by a corner are connected too.
+        corners: whether pixels that touch only at a corner are connected too.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components as components_of_graph
@@ -88,5 +88,5 @@ def connected_parts(
             pairs.append(np.unique(np.stack([one[meet], other[meet]]).astype(np.int64), axis=1))
     one, other = np.concatenate(pairs, axis=1)
     graph = csr_array((np.ones(len(one), dtype=bool), (one, other)), shape=(count + 1, count + 1))
-    numbers = components_of_graph(graph, directed=False)[1]  # in the order of the labels, so that 0 stays
+    numbers = components_of_graph(graph, directed=False)[1]  # in the order of the labels, so 0 stays 0
     return Parts(labels, numbers, np.bincount(numbers, np.concatenate(sizes)).astype(np.int64))

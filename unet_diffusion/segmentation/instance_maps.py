@@ -11,12 +11,12 @@ from torch import Tensor
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.segmentation.instances import check_instances
 
-SMALLEST = 0.01  # share of the objects of the training that are smaller than those that are looked for later
-UNKNOWN = -1  # in instance maps: pixels of which it is not known to which object they belong
+SMALLEST = 0.01  # share of the training objects that may be smaller than any object looked for later
+UNKNOWN = -1  # in instance maps: pixels whose object is not known
 
 
 def objects_of_mask(mask: np.ndarray, instances: np.ndarray | None = None) -> np.ndarray:
-    """Returns the objects of a class mask, int32 (H, W), 0 where there is none: in class 0 and where it is ignored.
+    """Returns the objects of a class mask, int32 (H, W), 0 for no object: in class 0 and where the mask is ignored.
 
     Args:
         mask: class indices or 255 = ignored (H, W).
@@ -31,8 +31,8 @@ def objects_of_mask(mask: np.ndarray, instances: np.ndarray | None = None) -> np
 def inner_boundary(instances: Tensor) -> Tensor:
     """Returns the pixels of objects beside a pixel of the background or of another object, bool (..., H, W).
 
-    These are the pixels that `skimage.segmentation.find_boundaries(mode="inner")` finds. The image's border is no
-    boundary, and neither is that of pixels which are `UNKNOWN`, since the object may go on there.
+    These are the pixels that `skimage.segmentation.find_boundaries(mode="inner")` finds. The image's border is not a
+    boundary, and neither is the border of `UNKNOWN` pixels, since the object may go on there.
 
     Args:
         instances: numbers of the objects (..., H, W), 0 for the background.
@@ -50,9 +50,9 @@ def inner_boundary(instances: Tensor) -> Tensor:
 def normalised_distance(instances: np.ndarray) -> np.ndarray:
     """Returns the distance to the nearest pixel outside the object, divided by its largest value in the object.
 
-    The distance is Euclidean, from pixel to pixel, so that it is at least 1 before the division. The image's border is
-    not outside: an object that is cut there counts as if it went on. An object without a pixel outside has 1
-    everywhere. Distances are computed one object at a time, in a window of its size.
+    The distance is Euclidean, from pixel to pixel, so it is at least 1 before the division. The area beyond the image's
+    border is not outside: an object that is cut there counts as if it went on. An object that fills the image is 1
+    everywhere. Distances are computed one object at a time, in a window of the object's size.
 
     Args:
         instances: numbers of the objects, integer (H, W), 0 for the background.
@@ -84,11 +84,11 @@ def object_areas(instances: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ObjectSizes:
-    """What a network keeps of the sizes of the objects that it learnt from.
+    """The sizes of training objects, as a network keeps them.
 
     Attributes:
-        diameter: the median, in pixels: that of a circle of an object's area.
-        min_area: the largest number of pixels that at least 99 % of the objects have.
+        diameter: the median diameter in pixels; the diameter of an object is that of a circle of the same area.
+        min_area: the largest area, in pixels, that at least 99 % of the objects reach.
     """
 
     diameter: float

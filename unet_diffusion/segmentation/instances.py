@@ -1,4 +1,4 @@
-"""Maps of instances (such as cells): connected components, and borders between instances that touch."""
+"""Maps of instances (such as cells): their connected components, and borders between instances that touch."""
 
 import math
 
@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from unet_diffusion.checks import require
 
-REACH = 6.0  # sigmas after which a border weight is 0: exp(-6**2 / 2) = 1.5e-8, below the precision of float32
+REACH = 6.0  # sigmas beyond which a border weight is 0: exp(-6**2 / 2) = 1.5e-8, below the precision of float32
 
 
 def connected_components(foreground: np.ndarray) -> np.ndarray:
@@ -21,9 +21,9 @@ def connected_components(foreground: np.ndarray) -> np.ndarray:
 def separate_instances(instances: np.ndarray) -> np.ndarray:
     """Sets pixels that touch another instance to background, so that there is a border between instances.
 
-    The separation border of Ronneberger et al. 2015, section 3.1: without it, a class mask of touching cells has no
-    border for a network to learn, nor for `border_weight_map` to weight. Each of two cells gives up one pixel (diagonal
-    contact counts).
+    This is the separation border of Ronneberger et al. 2015, section 3.1. Without it, a class mask of touching cells
+    has no border for a network to learn or for `border_weight_map` to weight. Each of two touching cells gives up one
+    pixel (diagonal contact counts).
 
     Args:
         instances: integer (H, W), 0 background, 1..n instances.
@@ -56,7 +56,7 @@ def border_weight_map(
         instances: (H, W), integer labels (0 background, 1..n instances), or bool, whose connected components are used.
         w0: weight at the narrowest gap.
         sigma: width of the gaps that count, in pixels.
-        class_weights: w_c of background and instances, such as `class_weights_from_counts` of the data set.
+        class_weights: w_c of background and instances, such as the data set's `class_weights_from_counts`.
 
     Returns:
         float32 (H, W).

@@ -1,8 +1,8 @@
 """Losses of segmentation over class logits, and class weights.
 
 Logits are (B, K, H, W) over K classes, background included. Masks are int64 (B, h, w) class indices; pixels of value
-`IGNORE_INDEX` do not count. The logits of an unpadded network are smaller than the mask: then masks and pixel weights
-are cut at the centre to the size of the logits.
+`IGNORE_INDEX` do not count. The logits of an unpadded network are smaller than the mask; masks and pixel weights are
+then cut around the centre to the size of the logits.
 """
 
 import torch
@@ -14,8 +14,8 @@ from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.network.feature_maps import fit
 
 LOSSES = ("cross_entropy", "dice", "both")
-MAX_RATIO = 50.0  # of two class weights
-BOUNDARY_WEIGHT = 10.0  # of a boundary pixel, as in the code of Caicedo et al. 2019, which weighs 1 : 1 : 10
+MAX_RATIO = 50.0  # largest ratio of two class weights
+BOUNDARY_WEIGHT = 10.0  # of a boundary pixel, as in the code of Caicedo et al. 2019 (weights 1 : 1 : 10)
 
 
 def cross_entropy(
@@ -23,14 +23,14 @@ def cross_entropy(
 ) -> Tensor:
     """Pixel-wise softmax cross-entropy (Ronneberger et al. 2015, eq. 1), computed in float32.
 
-    The weighted sum of each image is divided by its number of pixels that are not ignored, and not by the sum of the
-    weights: so an image with heavy borders costs more, as in the paper, whose energy is that of one image. The mean
-    over the images is then the same however they are split into micro-batches and processes.
+    The weighted sum of each image is divided by its number of pixels that are not ignored, not by the sum of the
+    weights. So an image with heavy borders costs more, as in the paper, where the energy is that of one image. The mean
+    over the images then does not depend on how they are split into micro-batches and processes.
 
     Args:
         logits: (B, K, H, W).
         masks: int64 (B, h, w) with h >= H and w >= W; values in 0..K-1 or `IGNORE_INDEX`.
-        class_weights: (K,), factors by the class of the pixel.
+        class_weights: (K,), factors for the class of each pixel.
         pixel_weights: (B, 1, h, w), further factors, such as `border_weight_map`.
 
     Returns:
@@ -53,13 +53,13 @@ def cross_entropy(
 def boundary_loss(logits: Tensor, boundary: Tensor, masks: Tensor) -> Tensor:
     """Binary cross-entropy of the boundary of objects, computed in float32.
 
-    A boundary pixel counts `BOUNDARY_WEIGHT` times, as in Caicedo et al. 2019 (Cytometry A 95:952), since few pixels
-    are boundary; a missed one may join two objects. The mean is that of `cross_entropy`.
+    A boundary pixel counts `BOUNDARY_WEIGHT` times, as in Caicedo et al. 2019 (Cytometry A 95:952), since boundary
+    pixels are few and a missed one may join two objects. The mean is that of `cross_entropy`.
 
     Args:
         logits: (B, H, W).
         boundary: bool (B, h, w) with h >= H and w >= W, as `inner_boundary` finds it.
-        masks: int64 (B, h, w); only where they are `IGNORE_INDEX` matters.
+        masks: int64 (B, h, w); they only show which pixels are ignored (`IGNORE_INDEX`).
 
     Returns:
         A scalar.
@@ -76,13 +76,13 @@ def boundary_loss(logits: Tensor, boundary: Tensor, masks: Tensor) -> Tensor:
 def distance_loss(predicted: Tensor, distance: Tensor, masks: Tensor) -> Tensor:
     """Mean squared error of the distance in objects, computed in float32.
 
-    It counts in the background too, as in the regression of distances by Naylor et al. 2019 (IEEE TMI 38:448). The mean
-    is that of `cross_entropy`.
+    The background counts too, as in the distance regression of Naylor et al. 2019 (IEEE TMI 38:448). The mean is that
+    of `cross_entropy`.
 
     Args:
         predicted: (B, H, W).
         distance: (B, h, w) with h >= H and w >= W, as `normalised_distance` computes it.
-        masks: int64 (B, h, w); only where they are `IGNORE_INDEX` matters.
+        masks: int64 (B, h, w); they only show which pixels are ignored (`IGNORE_INDEX`).
 
     Returns:
         A scalar.
@@ -96,16 +96,16 @@ def distance_loss(predicted: Tensor, distance: Tensor, masks: Tensor) -> Tensor:
 
 
 def mean_over_pixels(losses: Tensor, masks: Tensor) -> Tensor:
-    """Means of losses (B, H, W) over the pixels of each image that its mask does not ignore; then their mean."""
+    """Averages losses (B, H, W) over the pixels of each image that are not ignored, then over the images."""
     return (losses.sum(dim=(1, 2)) / (masks != IGNORE_INDEX).sum(dim=(1, 2)).clamp(min=1)).mean()
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """1 - soft Dice, 2 sum(p g) / (sum(p) + sum(g)) with softmax p (Milletari et al. 2016, without their squares).
+    """1 - soft Dice; soft Dice is 2 sum(p g) / (sum(p) + sum(g)) with softmax p (Milletari et al. 2016, no squares).
 
-    For each image, the sums run over its pixels that are not ignored, and the mean over the classes in its mask: an
-    absent class has no overlap to raise, and its false positives already lower the other classes. The loss is the mean
-    over the images, the same however they are split into micro-batches and processes.
+    For each image, the sums run over the pixels that are not ignored, and the mean is over the classes in its mask. An
+    absent class has no overlap to raise, and its false positives already lower the scores of the other classes. The
+    loss is the mean over the images, which does not depend on how they are split into micro-batches and processes.
 
     Args:
         logits: (B, K, H, W).
@@ -136,7 +136,7 @@ def segmentation_loss(
     class_weights: Tensor | None = None,
     pixel_weights: Tensor | None = None,
 ) -> Tensor:
-    """The loss of a name: `cross_entropy`, `dice_loss`, or their sum, with their arguments and shapes.
+    """Computes the loss of a given name: `cross_entropy`, `dice_loss`, or their sum. Arguments and shapes are theirs.
 
     Raises:
         ValueError: the name is unknown, "dice" is given weights, or the masks are smaller than the logits.
@@ -164,7 +164,7 @@ def cut_to(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def class_counts(masks: Tensor, num_classes: int) -> Tensor:
-    """Pixels per class, int64 (num_classes,), without ignored ones; counts of several masks may be added.
+    """Counts the pixels per class, int64 (num_classes,), without ignored ones; counts of several masks can be added.
 
     Raises:
         ValueError: a class index is neither below `num_classes` nor `IGNORE_INDEX`.
@@ -186,7 +186,7 @@ def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
 def class_weights_from_counts(counts: Tensor) -> Tensor:
     """Inverse class frequencies for `cross_entropy`, limited, float32 (K,).
 
-    Up to the limit, all classes that occur have the same share of the loss: total / (classes that occur * count). No
+    Within the limit, all classes that occur have the same share of the loss: total / (classes that occur * count). No
     weight is more than `MAX_RATIO` times the smallest, which is about the range of ENet's weights (Paszke et al. 2016,
     section 5.2); otherwise a few pixels of a rare class could outweigh the rest. The mean over the pixels is 1, so the
     loss keeps its scale. A class that does not occur gets 1.

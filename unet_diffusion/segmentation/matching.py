@@ -17,8 +17,8 @@ class Matches:
     """Counts over one image or several, from which scores follow.
 
     Attributes:
-        hits: matches at each of `THRESHOLDS`: pairs of a predicted and a true object, each in one pair at most, whose
-            IoU reaches the threshold.
+        hits: number of matches at each of `THRESHOLDS`. A match is a pair of a predicted and a true object whose IoU
+            reaches the threshold; each object is in at most one pair.
         overlap: sum of the IoU of the matches at 0.5.
         predicted: number of predicted objects.
         true: number of true objects.
@@ -35,8 +35,8 @@ class Matches:
         """Returns the scores, NaN where they are undefined.
 
         `ap_50`, ... `ap_90` is TP / (TP + FP + FN) at an IoU of 0.5, ... 0.9, which the Data Science Bowl 2018 and
-        StarDist (Schmidt et al. 2018) call average precision; `precision`, `recall` and `f1` in the same way, and
-        `_mean` for the mean over the thresholds. `panoptic_quality` is that of Kirillov et al. 2019, eq. 1, at 0.5.
+        StarDist (Schmidt et al. 2018) call average precision. `precision`, `recall` and `f1` are named in the same way,
+        and `_mean` is the mean over the thresholds. `panoptic_quality` is that of Kirillov et al. 2019, eq. 1, at 0.5.
         `count_error` is `miscounted` divided by the number of true objects.
         """
         hits = np.array(self.hits, dtype=np.float64)
@@ -83,7 +83,7 @@ def match_objects(predicted: np.ndarray, true: np.ndarray) -> Matches:
 
 
 def add_matches(matches: Iterable[Matches]) -> Matches:
-    """Returns the counts of several images together."""
+    """Adds up the counts of several images."""
     each = list(matches)
     hits = tuple(int(count) for count in np.sum([one.hits for one in each], axis=0))
     return Matches(
@@ -98,7 +98,7 @@ def add_matches(matches: Iterable[Matches]) -> Matches:
 def _count(one: np.ndarray, other: np.ndarray, reached: np.ndarray) -> int:
     """Returns the largest number of these pairs in which no object occurs twice.
 
-    At an IoU above 0.5 none does; at 0.5 itself an object may equal two others together.
+    At an IoU above 0.5 no object occurs twice; at exactly 0.5, an object may equal two others together.
     """
     one, other = one[reached], other[reached]
     if len(np.unique(one)) == len(one) and len(np.unique(other)) == len(other):

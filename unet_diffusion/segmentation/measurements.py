@@ -11,11 +11,11 @@ DIGITS = "%.8g"  # of measurements in CSV files
 
 
 def object_classes(objects: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the class of each object, which has the largest mean probability within it, and this probability.
+    """Returns the class of each object, the one with the largest mean probability in it, and this probability.
 
     Args:
         objects: integer (H, W), 1..n and 0 for the background.
-        probabilities: of each class, (K, H, W), where class 0 is the background, which no object is.
+        probabilities: of each class, (K, H, W); class 0 is the background, and no object has this class.
 
     Returns:
         int64 (n,) in 1..K-1, and float64 (n,) in [0, 1].
@@ -41,14 +41,14 @@ def object_table(
         pixel_size: height and width of a pixel in micrometres, or None.
 
     Returns:
-        Columns with an entry for each object: `object`, its number in `objects`; `class`, its index, and `class_name`
-        (the largest mean probability within it); `area` in pixels; `y` and `x` of its centre, where 0 is the middle of
-        the first row and column; `top`, `left`, `bottom` and `right`, the rows and columns of its box, without `bottom`
-        and `right` themselves; `major_axis`, `minor_axis` and `eccentricity` of the ellipse with the same second
-        moments; `solidity`, the share of its convex hull; `confidence`, the mean probability of its class; and
-        `mean_0`, ... of the stored values of each channel. With a pixel size also `area_um2` in square micrometres and,
-        in micrometres, `diameter_um` of a circle of this area, `major_axis_um` and `minor_axis_um`. Numbers that no
-        pixel has are left out.
+        Columns with an entry for each object: `object`, its number in `objects`; `class`, the index of its class (the
+        one with the largest mean probability in it), and `class_name`; `area` in pixels; `y` and `x` of its centre,
+        where 0 is the middle of the first row and column; `top`, `left`, `bottom` and `right`, the rows and columns of
+        its box, without `bottom` and `right` themselves; `major_axis`, `minor_axis` and `eccentricity` of the ellipse
+        with the same second moments; `solidity`, its share of its convex hull; `confidence`, the mean probability of
+        its class; and `mean_0`, ..., the mean stored value of each channel. With a pixel size there are also `area_um2`
+        in square micrometres and, in micrometres, `diameter_um` of a circle of this area, `major_axis_um` and
+        `minor_axis_um`. Numbers that no pixel has are left out.
     """
     measured = ObjectMeasurements(int(objects.max(initial=0)), len(image), len(probabilities))
     measured.add(objects, image, probabilities)
@@ -56,14 +56,14 @@ def object_table(
 
 
 class ObjectMeasurements:
-    """Measures objects block by block; what was added decides, and not how it was cut into blocks.
+    """Measures objects block by block; the result does not depend on how the image is cut into blocks.
 
-    The memory grows with the number of objects and of the rows that they span.
+    Memory grows with the number of objects and with the rows that they span.
 
     Args:
         count: the largest number of an object.
-        channels: of the image.
-        num_classes: background included.
+        channels: number of channels of the image.
+        num_classes: number of classes, background included.
     """
 
     def __init__(self, count: int, channels: int, num_classes: int) -> None:
@@ -78,7 +78,7 @@ class ObjectMeasurements:
         """Adds a block.
 
         Args:
-            objects: their numbers, (h, w), 0 for the background.
+            objects: the objects' numbers, (h, w), 0 for the background.
             image: stored values (C, h, w).
             probabilities: of each class, (K, h, w).
             top: row of the image at which the block starts.
@@ -95,7 +95,7 @@ class ObjectMeasurements:
         for side, values in zip(box, (extents[1], extents[2], -extents[1] - 1, -extents[3] - 1)):
             np.minimum.at(side, extents[0], values)
         there = np.unique(extents[0])
-        y, x = rows - box[0][numbers - 1], columns - box[1][numbers - 1]  # small numbers, whose sums are exact
+        y, x = rows - box[0][numbers - 1], columns - box[1][numbers - 1]  # small numbers, so that sums are exact
         sums = np.zeros((6, self.area.size))
         for total, values in zip(sums, (y, x, y * y, y * x, x * x, None)):
             add_sums(total, numbers, values)
@@ -139,7 +139,7 @@ class ObjectMeasurements:
         }
 
     def _hull_areas(self) -> np.ndarray:
-        """Returns the pixels of the convex hull of each object, 1 for numbers that no pixel has."""
+        """Returns the area of each object's convex hull in pixels; 1 for numbers that no pixel has."""
         numbers, rows, left, right = _joined_extents(np.concatenate(self.extents, axis=1))
         areas = np.ones(self.area.size)
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
@@ -150,7 +150,7 @@ class ObjectMeasurements:
 
 
 def joined_tables(tables: Sequence[dict[str, np.ndarray]]) -> Any:
-    """Returns tables of objects as one pandas DataFrame, with the place of each table in the column `image`."""
+    """Joins tables of objects to one pandas DataFrame; its column `image` holds each table's place in the sequence."""
     import pandas  # here, as SciPy in `objects`
 
     frames = [as_frame({"image": np.full(len(table["object"]), i), **table}) for i, table in enumerate(tables)]
@@ -172,7 +172,7 @@ def table_as_csv(table: Any) -> bytes:
 def hull_area(rows: list[int], left: list[int], right: list[int]) -> int:
     """Counts the pixels of the convex hull of an object, as `skimage.morphology.convex_hull_image` does.
 
-    The hull is that of the middles of the four edges of each pixel, and a pixel belongs to it if its middle does. Here
+    It is the hull of the middles of the four edges of each pixel, and a pixel belongs to it if its own middle does. All
     this is computed in whole numbers.
 
     Args:
@@ -187,7 +187,7 @@ def hull_area(rows: list[int], left: list[int], right: list[int]) -> int:
 
 def _furthest(rows: list[int], columns: list[int]) -> list[int]:
     """Returns the last column of the convex hull in each row, given the last column of the object."""
-    points: list[tuple[int, int]] = []  # in half pixels: row and column; a hull that turns one way
+    points: list[tuple[int, int]] = []  # row and column in half pixels; the hull turns only one way
     before, last = rows[0] - 1, columns[0]
     for row, column in zip(rows, columns):
         if row - 1 > before:
@@ -207,7 +207,7 @@ def _furthest(rows: list[int], columns: list[int]) -> list[int]:
 
 
 def _add_to_hull(points: list[tuple[int, int]], point: tuple[int, int]) -> None:
-    """Adds a point behind the others, and removes those that are then within the hull."""
+    """Adds a point at the end, and removes points that are then inside the hull."""
     y, x = point
     while len(points) > 1:
         (first_y, first_x), (last_y, last_x) = points[-2:]
@@ -218,14 +218,14 @@ def _add_to_hull(points: list[tuple[int, int]], point: tuple[int, int]) -> None:
 
 
 def _extents(numbers: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Returns number, row, first and last column of each object in each row, of pixels in their order; int64 (4, m)."""
+    """Returns number, row, first and last column of each object in each row, given sorted pixels; int64 (4, m)."""
     starts = (np.diff(numbers, prepend=-1) != 0) | (np.diff(rows, prepend=-1) != 0)
     ends = np.append(starts[1:], True)[: len(starts)]
     return _joined_extents(np.stack([numbers[starts], rows[starts], columns[starts], columns[ends]]))
 
 
 def _joined_extents(extents: np.ndarray) -> np.ndarray:
-    """Joins what is of the same object in the same row; sorts by object, then by row."""
+    """Joins extents of the same object in the same row; sorts by object, then by row."""
     number, row, left, right = extents[:, np.lexsort((extents[1], extents[0]))]
     (starts,) = np.nonzero((np.diff(number, prepend=-1) != 0) | (np.diff(row, prepend=-1) != 0))
     if not len(starts):
@@ -252,7 +252,7 @@ def _shifted(sums: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarra
 def _in_micrometres(
     area: np.ndarray, moments: tuple[np.ndarray, np.ndarray, np.ndarray], high: float, wide: float
 ) -> dict[str, np.ndarray]:
-    """Returns the columns in micrometres, of pixels that need not be square."""
+    """Returns the columns in micrometres; pixels need not be square."""
     yy, yx, xx = moments
     major, minor = _ellipse_axes(yy * high * high, yx * high * wide, xx * wide * wide)
     areas = area * high * wide

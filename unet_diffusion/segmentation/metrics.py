@@ -18,8 +18,8 @@ from unet_diffusion.segmentation.losses import check_labels
 class SegmentationMetrics:
     """Pixel accuracy, IoU and Dice, pooled over all pixels and as means over images.
 
-    torchmetrics counts the confusion matrix. Its scores are not used, since they give 0 to a class that occurs neither
-    in the masks nor in the predictions; here the score of this class is NaN and left out of the means.
+    torchmetrics computes the confusion matrix. Its scores are not used, since they give 0 to a class that occurs
+    neither in the masks nor in the predictions. Here the score of such a class is NaN and is left out of the means.
 
     Attributes:
         confusion: int64 (K, K), pixels by class of the mask (rows) and of the prediction (columns).
@@ -61,7 +61,7 @@ class SegmentationMetrics:
             self.image_sums += torch.stack([scores.nan_to_num(), (~scores.isnan()).double()])
 
     def sum_over_processes(self, sum_tensor: Callable[[Tensor], Tensor]) -> None:
-        """Replaces the state by its sum over all processes; each image must have gone to one process only.
+        """Replaces the state by its sum over all processes; each image must have been seen by one process only.
 
         Args:
             sum_tensor: returns the sum of a tensor on the CPU over processes.
@@ -70,11 +70,11 @@ class SegmentationMetrics:
         self.image_sums = sum_tensor(self.image_sums)
 
     def compute(self) -> dict[str, float]:
-        """The scores, in [0, 1], or NaN where undefined.
+        """Returns the scores, in [0, 1], or NaN where undefined.
 
-        `pooled/...` counts the pixels of all images together. `per_image/...` is the mean over the images in
-        which the score is defined: `mean_iou` first averages over the classes that occur in the image, `iou_2` takes
-        the images in which class 2 occurs (in mask or prediction).
+        `pooled/...` counts the pixels of all images together. `per_image/...` is the mean over the images for which the
+        score is defined: `mean_iou` first averages over the classes that occur in the image, and `iou_2` is over the
+        images in which class 2 occurs (in mask or prediction).
 
         Returns:
             For each prefix `accuracy`, `mean_iou`, `mean_dice`, and `iou_k` and `dice_k` for each class k.
@@ -101,14 +101,14 @@ class SegmentationMetrics:
 def boundary_f1(predicted: np.ndarray, mask: np.ndarray, tolerance: float = 2.0) -> float:
     """Boundary F1 (Csurka et al. 2013), the mean over the classes that have a boundary in the mask or the prediction.
 
-    Precision is the share of predicted boundary pixels with a true one within `tolerance`, recall the share of true
-    ones with a predicted one; boundary pixels are those on both sides of an edge. Nothing is counted within the
-    tolerance of ignored pixels, where the true boundary is unknown.
+    Precision is the share of predicted boundary pixels with a true one within `tolerance`. Recall is the share of true
+    boundary pixels with a predicted one. Boundary pixels are those on both sides of an edge. Nothing is counted within
+    the tolerance of ignored pixels, since the true boundary is unknown there.
 
     Args:
         predicted: class indices (H, W).
         mask: class indices or 255 = ignored (H, W).
-        tolerance: in pixels.
+        tolerance: distance in pixels.
 
     Returns:
         A score in [0, 1]; NaN if neither has a boundary.
@@ -130,7 +130,7 @@ def boundary_f1(predicted: np.ndarray, mask: np.ndarray, tolerance: float = 2.0)
 
 
 def _near(boundary: np.ndarray, tolerance: float) -> np.ndarray:
-    """Pixels (H, W) that have a pixel of `boundary` within the tolerance."""
+    """Returns which pixels (H, W) have a pixel of `boundary` within the tolerance."""
     if not boundary.any():
         return np.zeros_like(boundary)
     return ndimage.distance_transform_edt(~boundary) <= tolerance
@@ -139,8 +139,8 @@ def _near(boundary: np.ndarray, tolerance: float) -> np.ndarray:
 def membrane_components(membrane: np.ndarray, fill: bool) -> np.ndarray:
     """Labels cells, the connected components of a bool map (H, W) that are not membrane: int32 (H, W), 1..n.
 
-    `fill` gives membrane pixels to the nearest cell, so that the width of a predicted membrane does not count (the
-    border thinning of Arganda-Carreras et al. 2015). The truth is not filled: scores leave its membrane, 0, out.
+    With `fill`, membrane pixels go to the nearest cell, so that the width of a predicted membrane does not count (the
+    border thinning of Arganda-Carreras et al. 2015). The truth is not filled, since scores leave out its membrane, 0.
     """
     cells = connected_components(~membrane)
     return expand_labels(cells, distance=max(cells.shape) * 2) if fill else cells
@@ -150,7 +150,7 @@ def adapted_rand_error(predicted: np.ndarray, instances: np.ndarray) -> float:
     """1 - F1 over pairs of pixels in the same instance (Arganda-Carreras et al. 2015), through scikit-image.
 
     Args:
-        predicted: integer labels (H, W); every value, also 0, is a segment.
+        predicted: integer labels (H, W); every value, including 0, is a segment.
         instances: true labels (H, W); pixels of value 0 are left out.
 
     Returns:
@@ -163,10 +163,10 @@ def adapted_rand_error(predicted: np.ndarray, instances: np.ndarray) -> float:
 
 
 def variation_of_information(predicted: np.ndarray, instances: np.ndarray) -> tuple[float, float]:
-    """The two parts of the variation of information (Meila 2007), in bits, through scikit-image; they add up to it.
+    """The two parts of the variation of information (Meila 2007), which add up to it, in bits, through scikit-image.
 
     Args:
-        predicted: integer labels (H, W); every value, also 0, is a segment.
+        predicted: integer labels (H, W); every value, including 0, is a segment.
         instances: true labels (H, W); pixels of value 0 are left out.
 
     Returns:

@@ -13,11 +13,11 @@ from unet_diffusion.checks import require
 from unet_diffusion.segmentation.blocks import NEIGHBOURS, Parts, Window, blocks, connected_parts, grown, steps
 
 SMOOTHING = 0.08  # sigma of the Gaussian over the height, in diameters of an object
-# Of the lower of two summits that belong to one object, by measurement, for no map, one and two; the height of two is
-# a product, so that its passes are lower.
+# As a share of the lower of two summits that belong to one object, by measurement, for no map, one and two. The height
+# of two maps is a product, so its passes are lower.
 LOWEST_PASS = (0.87, 0.8, 0.6)
-HALO = 64  # pixels around a block in which its distances to the edge of the mask are looked for first
-LARGEST_WINDOW = 2**25  # pixels of a block with what is around it, unless the image is one block
+HALO = 64  # pixels around a block in which its distances to the edge of the mask are first looked for
+LARGEST_WINDOW = 2**25  # pixels of a block with its surroundings, unless the image is one block
 
 
 def find_objects(
@@ -31,12 +31,12 @@ def find_objects(
 ) -> np.ndarray:
     """Finds the objects in the class probabilities of an image, and separates those that touch.
 
-    Each object is a summit of a height: of the distance to the edge of the mask or, where the network has learnt maps
-    of objects, of the distance and of 1 - boundary, multiplied where there are both. The height is smoothed by a
-    Gaussian of 0.08 diameters, and every pixel belongs to the summit that the steepest ascent leads to (a watershed;
-    Meyer 1994 calls it topographic). Two summits are one object if the pass between them reaches 0.87 of the lower one,
-    0.8 with one map, or 0.6 with both: the dynamics of Grimaud 1992 as a ratio, so that it holds for small objects and
-    large ones.
+    Each object is a summit of a height. Without object maps, the height is the distance to the edge of the mask. If the
+    network has learnt object maps, it is the distance or 1 - boundary, or their product if there are both. The height
+    is smoothed by a Gaussian of 0.08 diameters, and every pixel belongs to the summit that the steepest ascent leads to
+    (a watershed; Meyer 1994 calls it topographic). Two summits are one object if the pass between them reaches 0.87 of
+    the lower summit, 0.8 with one map, or 0.6 with both. These are the dynamics of Grimaud 1992 as a ratio, so that
+    they suit small and large objects.
 
     Without maps, an object ends where the class changes. With maps, it may hold pixels of several classes, but summits
     around which different classes are the most probable are never one object.
@@ -46,25 +46,25 @@ def find_objects(
             if another class is the most probable.
         boundary: probability that a pixel lies on the inner boundary of an object, (H, W), in [0, 1].
         distance: of each pixel of an object from its boundary, (H, W), about 0 there and 1 in its middle.
-        diameter: of usual objects, in pixels; None takes twice the median, over the connected parts of the mask, of the
-            largest distance from the edge.
+        diameter: the diameter of usual objects, in pixels. None takes the largest distance from the edge in each
+            connected part of the mask, and twice the median of these.
         min_area: objects of fewer pixels are left out.
-        max_hole: holes of at most this many pixels are filled. A hole is background that does not reach the border of
-            the image, also by corners.
+        max_hole: holes of at most this many pixels are filled. A hole is background that is not connected to the border
+            of the image, not even by corners.
 
     Returns:
         int32 (H, W): 0 for the background, 1..n for the objects, in the order of their first pixels, row by row. Each
         object is connected (corners count).
 
     Raises:
-        ValueError: maps of another size, fewer than two classes, or a number out of its range.
+        ValueError: the maps have another size, there are fewer than two classes, or a number is out of its range.
     """
     search = ObjectSearch(probabilities, boundary, distance, np.zeros, max(probabilities.shape))
     return search.find(diameter, min_area, max_hole)[0]
 
 
 def one_hot(mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns a mask of class indices (H, W) as probabilities of 0 and 1, float32 (K, H, W); others are background."""
+    """Returns a mask of class indices (H, W) as probabilities 0 and 1, float32 (K, H, W); others are background."""
     classes = np.arange(num_classes).reshape(-1, 1, 1)
     return (np.where(mask < num_classes, mask, 0) == classes).astype(np.float32)
 
@@ -72,21 +72,21 @@ def one_hot(mask: np.ndarray, num_classes: int) -> np.ndarray:
 class ObjectSearch:
     """Finds the objects of `find_objects` block by block, in maps that may be larger than memory.
 
-    The result does not depend on the blocks, and objects may be as large as the image: basins, passes between them and
-    holes are put together over all blocks, and only then it is decided which basins are one object. The memory grows
-    with the number of basins, and not with the image. What is around a block is looked at as far as the distance to
-    the edge of the mask goes.
+    The result does not depend on the blocks, and objects may be as large as the image. Basins, passes between them and
+    holes are collected over all blocks, and only then are basins joined to objects. Memory grows with the number of
+    basins, not with the image. The surroundings of a block are read as far as the distance to the edge of the mask
+    requires.
 
     Args:
-        probabilities: (K, H, W), an array or anything that windows of it can be read from.
+        probabilities: (K, H, W), an array or anything else from which windows can be read.
         boundary: (H, W), in the same way, or None.
         distance: (H, W), in the same way, or None.
-        create: gives an array of zeros of a shape and a type, to which windows can be assigned; it is called up to 9
-            times for maps (H, W).
+        create: returns an array of zeros of a given shape and type, to which windows can be assigned. It is called up
+            to 9 times for maps (H, W).
         side: of the blocks, in pixels.
 
     Raises:
-        ValueError: maps of another size, or fewer than two classes.
+        ValueError: the maps have another size, or there are fewer than two classes.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class ObjectSearch:
         self.integers = np.dtype(np.int32 if height * width < 2**31 else np.int64)
 
     def find(self, diameter: float | None, min_area: int, max_hole: int) -> tuple[Any, int]:
-        """Returns the objects as `find_objects` does, in an array that `create` gave, and their number.
+        """Returns the objects as `find_objects` does, in an array from `create`, and their number.
 
         Raises:
-            ValueError: a number out of its range, or a part of the mask so wide that its middle is about 2,000 pixels
-                from its edge, in an image of several blocks.
+            ValueError: a number is out of its range; or, in an image of several blocks, a part of the mask is so wide
+                that its middle is about 2,000 pixels from its edge.
         """
         _check_numbers(diameter, min_area, max_hole)
         self._find_classes(max_hole)
@@ -143,7 +143,7 @@ class ObjectSearch:
         return connected_parts(read, self.shape, self.side, self._integers(), corners)
 
     def _find_classes(self, max_hole: int) -> None:
-        """Finds the most probable class of each pixel; holes get the most probable one but the background."""
+        """Finds the most probable class of each pixel; in holes, the most probable class other than the background."""
         self.classes = self.create(self.shape, np.min_scalar_type(self.num_classes))
         for block in self._blocks():
             self.classes[block] = self.probabilities[:, *block].argmax(axis=0)
@@ -153,7 +153,7 @@ class ObjectSearch:
             self.classes[block] = classes
 
     def _holes(self, foreground: Callable[[Window], np.ndarray], largest: int) -> Iterator[tuple[Window, np.ndarray]]:
-        """Yields the blocks that have pixels of holes of at most `largest` pixels, and these pixels."""
+        """Yields the blocks that have pixels in holes of at most `largest` pixels, and these pixels."""
         if largest == 0:
             return
         parts = self._connected(lambda window: ~foreground(window), corners=True)
@@ -167,9 +167,9 @@ class ObjectSearch:
                 yield block, holes
 
     def _depth_of(self, block: Window) -> np.ndarray:
-        """Returns the distance of a block's pixels to the nearest one of another class, or background with maps.
+        """Returns the distance of a block's pixels to the nearest pixel of another class; with maps, of background.
 
-        A distance is certain if no pixel that is not looked at is nearer.
+        A distance is certain if no pixel outside the window that was read can be nearer.
         """
         halo = 0 if self.side >= max(self.shape) else HALO
         while True:
@@ -216,7 +216,7 @@ class ObjectSearch:
     def _basins(self) -> Parts:
         """Finds the summit that the steepest ascent leads to from each pixel.
 
-        Where an ascent leaves a block, it goes on in the neighbour. Summits are numbered by their place, row by row.
+        An ascent that leaves a block goes on in the neighbouring one. Summits are numbered by position, row by row.
         """
         labels, count = self._integers(), 0
         found: list[tuple[np.ndarray, np.ndarray]] = []
@@ -268,7 +268,7 @@ class ObjectSearch:
         return Parts(basins.labels, np.append(0, roots + 1)[basins.numbers], basins.sizes)
 
     def _without_small(self, objects: Parts, min_area: int, max_hole: int) -> Parts:
-        """Leaves out objects of fewer than `min_area` pixels, and fills the holes that this makes in others."""
+        """Removes objects of fewer than `min_area` pixels, and fills the holes that this makes in other objects."""
         if min_area <= 1:
             return objects
         sizes = np.zeros(int(objects.numbers.max()))
@@ -281,7 +281,7 @@ class ObjectSearch:
         return objects
 
     def _filled(self, objects: Parts, max_hole: int) -> Parts:
-        """Gives each pixel of a hole to the nearest object, which is not further away than the hole allows."""
+        """Gives each pixel of a hole to the nearest object, which cannot be further away than the hole allows."""
         from scipy import ndimage
 
         filled = None
@@ -338,7 +338,7 @@ def _check_numbers(diameter: float | None, min_area: int, max_hole: int) -> None
 
 
 def add_sums(totals: np.ndarray, numbers: np.ndarray, values: np.ndarray | None) -> None:
-    """Adds the sums of values over objects 1..n, or without values their pixels, to totals (n,); 0 is no object."""
+    """Adds to totals (n,) the sums of values over objects 1..n (without values, the pixel counts); 0 is no object."""
     weights = None if values is None else values.ravel()
     totals += np.bincount(numbers.ravel(), weights, minlength=len(totals) + 1)[1:]
 
@@ -349,14 +349,14 @@ def _depth(classes: np.ndarray, as_one: bool) -> np.ndarray:
 
     depth = np.zeros(classes.shape, dtype=np.float32)
     for each in [classes > 0] if as_one else [classes == label for label in np.unique(classes) if label]:
-        if each.all():  # there is no other pixel to measure the distance to
+        if each.all():  # no other pixel to measure the distance to
             return np.full(classes.shape, max(classes.shape) / 2, dtype=np.float32)
         np.maximum(depth, ndimage.distance_transform_edt(each), out=depth, casting="same_kind")
     return depth
 
 
 def _is_one(classes: np.ndarray, as_one: bool) -> bool:
-    """Returns whether all pixels are of one class that is not the background, or of any such class if `as_one`."""
+    """Returns whether all pixels have one class that is not background; with `as_one`, classes may differ."""
     lowest = classes.min()
     return bool(lowest > 0 and (as_one or lowest == classes.max()))
 
@@ -375,11 +375,11 @@ def _reach(window: Window, inner: Window, shape: tuple[int, int]) -> np.ndarray:
 def _ascents(height: np.ndarray, regions: np.ndarray, inner: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Follows the steepest ascent from each pixel of `inner` within its region, until it ends or leaves `inner`.
 
-    Of equal heights, it leads to the pixel that comes later.
+    Of pixels of equal height, the ascent leads to the later one.
 
     Returns:
-        int (h, w) of `inner`: from 1 up, the number of the pixel that the ascent ends at, 0 for the background; and
-        rows and columns of these pixels, which may be just outside of `inner`.
+        int (h, w) of `inner`: the number, from 1 up, of the pixel where the ascent ends, 0 for the background; and the
+        rows and columns of these pixels, which may be just outside `inner`.
     """
     places = np.arange(height.size, dtype=np.int64).reshape(height.shape)
     upwards, highest = places.copy(), height.copy()
@@ -410,7 +410,7 @@ def _ascents(height: np.ndarray, regions: np.ndarray, inner: Window) -> tuple[np
 
 
 def _passes(height: np.ndarray, regions: np.ndarray, basins: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pairs of neighbouring basins, as the lower number times `factor` plus the other, and their passes."""
+    """Returns the pairs of neighbouring basins, as lower number times `factor` plus higher number, and their passes."""
     pairs, heights = [], []
     for first, second in steps(height.shape, NEIGHBOURS):
         meet = (basins[first] != basins[second]) & (regions[first] == regions[second])
@@ -431,7 +431,7 @@ def _highest(pair: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _merged(
     passes: list[tuple[int, int, float]], summits: list[float], classes: list[int], lowest: float
 ) -> np.ndarray:
-    """Joins basins over passes, the highest first; returns the basin with the highest summit of each one's object."""
+    """Joins basins over passes, highest first; returns, for each basin, its object's basin of the highest summit."""
     leader = list(range(len(summits)))
 
     def find(basin: int) -> int:

@@ -18,7 +18,7 @@ from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, n
 from unet_diffusion.unet import UNet
 
 CLASSIFIER_MAPS = 4  # float32 maps of the first hidden width that exist at once in a pixel classifier
-CLASSIFIER_SEED = 0  # of the noise for a pixel classifier: the same for every image and at every call
+CLASSIFIER_SEED = 0  # of the noise for a pixel classifier: the same for every image and call
 
 Turn = tuple[int, bool]  # quarter turns, and whether the image is mirrored after them
 TURNS: tuple[Turn, ...] = tuple((quarters, mirror) for quarters in range(4) for mirror in (False, True))
@@ -28,8 +28,8 @@ TURNS: tuple[Turn, ...] = tuple((quarters, mirror) for quarters in range(4) for 
 class Segmenter:
     """A network, and the versions of the image whose probabilities are averaged for one mask.
 
-    A classifier reads the network's features at all levels, which are its timesteps. Without one, the probabilities of
-    the segmentation head at the levels are averaged.
+    With a classifier, the levels are its timesteps, and it reads the network's features at all of them. Without one,
+    the probabilities of the segmentation head at the levels are averaged.
     """
 
     unet: UNet
@@ -43,9 +43,9 @@ class Segmenter:
     precision: Precision = "no"  # in which the networks compute
 
     def seeds(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:
-        """A seed for the noise of each of `count` images: from the generator, or always the same for a classifier.
+        """Returns a noise seed for each of `count` images: from the generator, or always the same for a classifier.
 
-        In a sequence there is a generator for each image.
+        A sequence must hold one generator per image.
         """
         if self.classifier is not None:
             return [CLASSIFIER_SEED] * count
@@ -82,7 +82,7 @@ class Segmenter:
             outside the object, as a share of its largest value in the object: about 0 to 1, but not limited to it.
 
         Raises:
-            ValueError: the masks come from a network, or a classifier, without instances.
+            ValueError: the masks come from a network or a classifier that has not learnt instances.
         """
         if not self.has_objects:
             raise ValueError(
@@ -104,11 +104,11 @@ class Segmenter:
     def _maps(
         self, read_stored: Read, size: tuple[int, int], seeds: list[int], window_done: Callable[[], Any]
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yields what `regions` yields and, in two further channels, boundary and distance if the network has them."""
+        """Yields as `regions` does; if the network has boundary and distance, they are two further channels."""
         channels = self.unet.config.in_channels
 
         def read(rows: slice, columns: slice) -> Tensor:
-            """The clean images and, in further channels, the noise of each version."""
+            """Returns the clean images and, in further channels, the noise of each version."""
             clean = self.pixel_range.to_model(read_stored(rows, columns).to(self.device))
             noises = [
                 torch.stack([noise_window(seed, draw, channels, rows, columns) for seed in seeds]).to(self.device)
@@ -125,7 +125,7 @@ class Segmenter:
         yield from tiled(predict, read, size, self.tiling)
 
     def _averaged(self, clean: Tensor, noises: list[Tensor]) -> Tensor:
-        """The mean maps (B, K or K + 2, h, w) of a window (B, C, h, w) in [-1, 1], given the noise of its versions."""
+        """Returns the mean maps (B, K or K + 2, h, w) of a window (B, C, h, w) in [-1, 1] over its noisy versions."""
         total, count = torch.zeros((), device=clean.device), 0
         for turn in self.turns:
             for logits in self._logits(turned(clean, turn), [turned(noise, turn) for noise in noises]):
@@ -133,17 +133,17 @@ class Segmenter:
         return total / count
 
     def _activated(self, logits: Tensor) -> Tensor:
-        """Scores (B, K, h, w) to probabilities and, where there are two more channels, boundary and distance."""
+        """Turns scores (B, K, h, w) into probabilities and, if there are two more channels, boundary and distance."""
         if not self.has_objects:
             return logits.softmax(dim=1)
         classes, boundary, distance = logits.split((self.num_classes, 1, 1), dim=1)
         return torch.cat([classes.softmax(dim=1), boundary.sigmoid(), distance], dim=1)
 
     def _logits(self, clean: Tensor, noises: list[Tensor]) -> Iterator[Tensor]:
-        """The scores of the classifier, or of the segmentation head for each noisy version."""
+        """Yields the scores of the classifier, or those of the segmentation head for each noisy version."""
         if self.classifier is not None:
             features = self.classifier.features(self.unet, self.scheduler, clean, noises)
-            with autocast(clean.device, self.precision):  # left before each yield, since it holds for the caller too
+            with autocast(clean.device, self.precision):  # left before each yield, since the caller would be in it too
                 scores = self.classifier(features, clean.shape[2:])
             yield scores
             return
@@ -160,10 +160,10 @@ class Segmenter:
 
 
 def tiling_for_classifier(tiling: Tiling, classifier: PixelClassifier) -> Tiling:
-    """The tiling of a network, with windows and whole images small enough for a pixel classifier too.
+    """Limits a network's tiling to windows and whole images that are small enough for a pixel classifier too.
 
-    The context stays. To upsample, an output pixel reads the pixels of each map next to its own; but the output of the
-    network reads these too, by the two or more 3x3 convolutions of every finer stage.
+    The context stays the same. In upsampling, an output pixel reads neighbouring pixels of each map. But the output of
+    the network reads these too, through the two or more 3x3 convolutions of every finer stage.
     """
     bytes_per_pixel = 4 * CLASSIFIER_MAPS * classifier.config.hidden[0]
     side = max(int((MEMORY / bytes_per_pixel) ** 0.5), LENGTH * tiling.shared)
@@ -192,7 +192,7 @@ def check_levels(unet: UNet, scheduler: SchedulerMixin | None, num_draws: int, t
 
 
 def check_evaluation_mode(unet: nn.Module) -> None:
-    """Raises a ValueError if the network has layers that are random or learn in its current mode."""
+    """Raises a ValueError if the network has layers that, in its current mode, are random or learn."""
     for module in unet.modules():
         if module.training and (
             isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Dropout) and module.p > 0)

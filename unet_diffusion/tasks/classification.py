@@ -41,8 +41,9 @@ class ClassificationTask(Task):
 
     Args:
         network: the classifier.
-        data: images to learn from and perhaps held-out ones, both with labels. Without held-out images, those to learn
-            from, which must not be a stream, are shown and counted in their place, and the last weights are exported.
+        data: images to learn from and perhaps held-out ones, both with labels. Without held-out images, the images to
+            learn from are shown and counted in their place, and the last weights are exported; these images must then
+            not be a stream.
         num_workers: processes that load images ahead.
     """
 
@@ -58,11 +59,11 @@ class ClassificationTask(Task):
         self.shown = shown
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
-        """Returns the cross-entropy of stored images `image` (B, C, H, W) and their classes `label` (B,)."""
+        """Returns the cross-entropy for stored images `image` (B, C, H, W) and their classes `label` (B,)."""
         return classification_loss(network(self.pixel_range.to_model(batch["image"])), batch["label"])
 
     def validate(self, network: ImageClassifier, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the share of held-out images whose class gets the highest score, and the loss.
+        """Returns the share of held-out images whose own class gets the highest score, and the loss.
 
         Images without a label are left out. Without held-out images nothing is returned.
         """
@@ -83,7 +84,7 @@ class ClassificationTask(Task):
             yield network(self.pixel_range.to_model(batch["image"]).to(network.device)).cpu(), batch["label"]
 
     def preview(self, network: ImageClassifier, path: Path) -> None:
-        """Writes the images, held out if there are such, whose own class gets the lowest probability, lowest first."""
+        """Writes the images (held-out ones if any) whose own class gets the lowest probability, lowest first."""
         losses = [
             F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="none")
             for logits, labels in self._predictions(network, range(len(self.shown)))

@@ -27,14 +27,14 @@ class DiffusionConfig:
     """The prediction of the network, and how noise is added."""
 
     recipe: Literal["ddpm"] | None = None
-    """"ddpm" is the classic recipe: predict the noise, weigh all timesteps alike, linear betas. It is what "auto" means
-    in the next three options; no other value goes with it."""
+    """"ddpm" is the classic recipe: predict the noise, weight all timesteps equally, use linear betas. It sets the next
+    three options where they are "auto", and no other values go with it."""
     prediction_type: PredictionType | Literal["auto"] = "auto"
     """"epsilon" (the noise, as in DDPM), "v_prediction" or "sample" (the clean image); "auto" is "v_prediction" without
     a recipe."""
     min_snr_gamma: float | Literal["auto"] | None = "auto"
-    """Gamma of the Min-SNR weights of the timesteps; None weighs them alike, as in DDPM; "auto" is 5 without a recipe.
-    With zero_terminal_snr, the weights of the noisiest timesteps do not go to 0."""
+    """Gamma of the Min-SNR weights of the timesteps; None weights them equally, as in DDPM; "auto" is 5 without a
+    recipe. With zero_terminal_snr, the weights of the noisiest timesteps do not go to 0."""
     beta_schedule: BetaSchedule | Literal["auto"] = "auto"
     """"linear" (DDPM), "scaled_linear" or "squaredcos_cap_v2" (the cosine schedule), which is "auto" without a
     recipe."""
@@ -45,7 +45,7 @@ class DiffusionConfig:
     class_conditional: bool = False
     """Condition on the class labels of the data."""
     label_dropout: float = 0.1
-    """Share of the labels replaced by "no class" in training, which guidance needs; with class_conditional."""
+    """With class_conditional, share of the labels replaced by "no class" in training; guidance needs this."""
     validation_images: int = 256
     """Held-out images for the validation loss, each with a fixed timestep and fixed noise."""
     preview_images: int = 36
@@ -90,12 +90,12 @@ class FewStepsConfig:
     """How a run is tuned to generate in a few steps."""
 
     method: TuningMethod = "distillation"
-    """"distillation" learns the images that the run itself reaches in 8 evaluations from the same noise, and in the
-    last third of the steps to make them as likely as the data (DMD). "consistency" (ECT) learns to give the same image
-    from all noise levels."""
+    """"distillation" learns the images that the run itself reaches in 8 evaluations from the same noise; in the last
+    third of the steps it learns to make its images as likely as the data (DMD). "consistency" (ECT) learns to give the
+    same image from all noise levels."""
     stages: int = 8
-    """Stages of equal length of consistency tuning. In each the compared noise levels are nearer to each other by the
-    same factor, and in the last one a 256th apart; the paper (ECT) has 8, 4 and, for short tunings, 1."""
+    """Stages of consistency tuning, all of equal length. From stage to stage the compared noise levels move closer by
+    the same factor, until they are a 256th apart in the last; the paper (ECT) has 8, 4 and, for short tunings, 1."""
 
     def __post_init__(self) -> None:
         set_plain(self)
@@ -106,13 +106,13 @@ class FewStepsConfig:
 
 @dataclass
 class SuperResolutionConfig:
-    """How small the images are that the network learns to enlarge."""
+    """The size of the images that the network learns to enlarge."""
 
     scale: int | None = None
-    """With task "super-resolution", how many times larger images become a side: 2, 4 or any integer above 1."""
+    """With task "super-resolution", the factor by which each side of an image grows: 2, 4 or any integer above 1."""
     condition_noise: float = 0.05
-    """Highest standard deviation of the noise that training adds to the enlarged small image, whose values lie in
-    [-1, 1]; drawn for each image. The network then copes with images that differ a little from those of training,
+    """Highest standard deviation of the noise that training adds to the enlarged small image (values from -1 to 1); the
+    deviation is drawn for each image. The network then copes with images that differ a little from the training images,
     such as compressed ones. 0 adds none."""
 
     def __post_init__(self) -> None:
@@ -127,20 +127,20 @@ class SegmentationConfig:
     """The segmentation loss, the part of the network that learns, and when to stop."""
 
     loss: LossName = "cross_entropy"
-    """Pixel-wise softmax cross-entropy (2015), soft Dice, or "both" added up."""
+    """Pixel-wise softmax cross-entropy (2015), soft Dice, or "both" (their sum)."""
     balance_classes: bool = False
-    """Weigh classes by the inverse of their share of the training pixels, in the cross-entropy."""
+    """Weight classes in the cross-entropy by the inverse of their share of the training pixels."""
     instances: bool = False
     """Learn objects too: their boundaries, and how deep in its object each pixel lies, from instance maps or, without
-    these, from the connected components of each class. Objects that touch then stay whole in the masks."""
+    instance maps, from the connected components of each class. Objects that touch then stay whole in the masks."""
     learn: LearningPart = "everything"
     """The part that learns: "everything", the "decoder" with the segmentation head, or the "head" alone; the rest is
     frozen. Or a "pixel_classifier" on features of the frozen network of a DDPM run, for a handful of masks."""
     trunk_rate: float = 1.0
-    """Learning rate of all but the segmentation head, as a share of learning_rate; below 1 it spares pretrained
-    weights."""
+    """Learning rate of everything but the segmentation head, as a share of learning_rate; values below 1 change
+    pretrained weights less."""
     timestep: float | None = None
-    """Timestep that the network gets while it segments; by default its own (0 for networks made here)."""
+    """Timestep that the network gets while it segments; by default the network's own (0 for networks made here)."""
     patience: int | None = None
     """Stop after this many validations in a row without a higher mean IoU; by default the run goes to its last
     step."""
@@ -163,7 +163,7 @@ class FrozenFeaturesConfig:
 
     timesteps: tuple[int, ...] = (50, 150, 250)
     """Timesteps whose noise is added to the image, one network pass each; by default those of Baranchuk et al. 2022,
-    of 1000."""
+    out of 1000."""
     stages: tuple[int, ...] | None = None
     """Stages of the decoder, 0 the coarsest; by default all."""
     hidden: tuple[int, ...] = (128, 32)
@@ -177,7 +177,7 @@ class FrozenFeaturesConfig:
 
 @dataclass
 class JointConfig:
-    """Which images without masks are used beside those with masks, and what the network learns from them."""
+    """Which images without masks are used besides those with masks, and what the network learns from them."""
 
     denoising_weight: float = 0.0
     """Weight of the noise-prediction loss. Above 0, every step also predicts the noise of as many images without
@@ -187,9 +187,9 @@ class JointConfig:
     as many images without masks, wherever the network is sure of their classes. By default 1 for a network from a DDPM
     run if there are such images (unlabelled, or those beyond max_labels), else 0."""
     confidence: float = 0.9
-    """Probability of a class from which the network counts as sure, in self-training."""
+    """In self-training, the probability of a class from which on the network counts as sure."""
     unlabelled: str | None = None
-    """Images without masks, a source like `data`; by default all of `data`, including those beyond max_labels. Images
+    """Images without masks, given like `data`; by default all of `data`, including the images beyond max_labels. Images
     held out for validation are left out."""
 
     def __post_init__(self) -> None:
@@ -203,5 +203,5 @@ class JointConfig:
 
     @property
     def needs_images(self) -> bool:
-        """Returns whether images without masks teach the network; a weight that is None counts as 0."""
+        """Returns whether the network learns from images without masks; a weight that is None counts as 0."""
         return max(self.denoising_weight, self.self_training_weight or 0) > 0

@@ -49,7 +49,7 @@ from the one of this folder, which says what the network predicts: `DDIMSchedule
 
 
 def saved_section(run: Path, name: str) -> dict[str, Any] | None:
-    """Returns a section of the options that a run was started with; None without one, as in a pipeline alone."""
+    """Returns a section of the options that a run was started with; None if there is none, as in a pipeline alone."""
     path = run / "config.json"
     return json.loads(path.read_text(encoding="utf-8")).get(name) if path.is_file() else None
 
@@ -57,8 +57,8 @@ def saved_section(run: Path, name: str) -> dict[str, Any] | None:
 def saved_objective(run: Path, unet: UNet, scheduler: DDPMScheduler) -> DiffusionConfig:
     """Returns the objective that a saved noise predictor was trained for.
 
-    It is read from the `config.json` of a run. In the folder of a pipeline alone it follows from the network and the
-    scheduler, except for the weights of the timesteps, which are then the default ones.
+    It is read from the `config.json` of a run. In the folder of a pipeline alone, it follows from the network and the
+    scheduler, and the timesteps get the default weights.
     """
     saved = saved_section(run, "diffusion")
     if saved is not None:
@@ -83,10 +83,10 @@ class DiffusionTask(Task):
         data: images to learn from and held-out ones.
         config: the objective.
         num_workers: processes that load images ahead.
-        scheduler: of an earlier run with this objective; None: made from `config`.
+        scheduler: the scheduler of an earlier run with this objective; None makes one from `config`.
     """
 
-    few_steps: int | None = None  # up to how many steps the network is tuned for
+    few_steps: int | None = None  # the largest number of steps that the network is tuned for
     curves = {
         "loss": ("loss", "validation_loss"),
         "learning rate": ("learning_rate",),
@@ -112,7 +112,7 @@ class DiffusionTask(Task):
         unet.register_to_config(prediction_type=self.scheduler.config.prediction_type)
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
-        """Returns the weighted noise-prediction loss of stored images `image` (B, C, H, W) and classes `label` (B,).
+        """Returns the weighted noise-prediction loss for stored images `image` (B, C, H, W) and classes `label` (B,).
 
         Each sample's generator draws its timestep, then its noise, then whether its label is dropped.
         """
@@ -148,9 +148,9 @@ class DiffusionTask(Task):
         return noise_prediction_loss(network, self.scheduler, clean, noise, timesteps, labels, gamma, condition)
 
     def condition(self, clean: Tensor, generators: Sequence[torch.Generator] = ()) -> Tensor | None:
-        """Returns what the network sees beside noisy versions of images (B, C, H, W) in [-1, 1]: here, nothing.
+        """Returns the condition that the network sees beside noisy images (B, C, H, W) in [-1, 1]; here there is none.
 
-        In training there is a generator for each image; in validation there is none, so that nothing is random.
+        In training there is a generator for each image; in validation there are none, so that nothing is random.
         """
         return None
 
@@ -160,7 +160,7 @@ class DiffusionTask(Task):
         return f"timesteps {timesteps}; {super().describe(context, step, generators)}"
 
     def _timesteps(self, generators: list[torch.Generator]) -> Tensor:
-        """Draws one timestep from each generator, int64 (B,), as the first number from it."""
+        """Draws one timestep from each generator, int64 (B,); it is the generator's first number."""
         last = self.config.num_train_timesteps
         return torch.stack([torch.randint(last, (), generator=generator) for generator in generators])
 
@@ -198,7 +198,7 @@ class DiffusionTask(Task):
 
     @property
     def sampling(self) -> tuple[SamplerName, int]:
-        """The sampler of previews, and its steps: those that suit the network best."""
+        """The sampler of previews and its number of steps, as they suit the network best."""
         return best_sampling(self.scheduler.config.prediction_type, self.few_steps)
 
     @property
@@ -208,7 +208,7 @@ class DiffusionTask(Task):
         return f"Samples, {steps} steps of `{name}`"
 
     def sample(self, unet: UNet, count: int, steps: int | None = None) -> list[Image.Image]:
-        """Generates images from the same noise at every call, by default in as many steps as the network needs."""
+        """Generates images, from the same noise in every call; by default in as many steps as the network needs."""
         pipe, (name, enough) = self.pipeline(unet), self.sampling
         pipe.scheduler = sampler(name, pipe.scheduler)
         classes = unet.config.num_class_embeds

@@ -39,9 +39,9 @@ from unet_diffusion.training.batches import Batches
 from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.unet import UNet
 
-PROGRESS = "progress"  # in a batch: the share of the steps before its own, float64 (), on the CPU
-MATCHING = 2 / 3  # of the steps of distillation are behind when distribution matching begins
-CRITIC_SHARE = 2.0  # of the learning rate
+PROGRESS = "progress"  # in a batch: the share of the steps that are done before it, float64 (), on the CPU
+MATCHING = 2 / 3  # share of the steps of distillation after which distribution matching begins
+CRITIC_SHARE = 2.0  # learning rate of the critic, as a share of that of the network
 WAS_TUNED = {
     True: (
         "was then tuned with {version} to give in one evaluation what it gave in several (Luhman & Luhman 2021), with "
@@ -79,20 +79,20 @@ OTHERS = "\nOther samplers are for the run that this one was tuned from.\n"
 class FewStepsTuning(DiffusionTask):
     """Tuning of a finished noise predictor, by distillation or for consistency (`unet_diffusion.diffusion`).
 
-    This is the part that all tasks of tuning share. It comes before the task that trained the network in their bases.
+    All tuning tasks share this part. Among their base classes, it comes before the task that trained the network.
     """
 
     few_steps = FEW_STEPS
     stages: int
     levels: NoiseLevels
     points: StartingPoints
-    paths: list[list[int]]  # of the batch that was drawn last
-    teacher: UNet | None = None  # the network as it was before, for distillation
+    paths: list[list[int]]  # of the last drawn batch
+    teacher: UNet | None = None  # the network before tuning, for distillation
     precision: Precision = "no"
-    step = 1 / FINEST  # from t to r, as a share of the noise level of t
+    step = 1 / FINEST  # distance from t to r, as a share of the noise level of t
 
     def tune(self, few_steps: FewStepsConfig) -> None:
-        """Sets how the network is tuned; for distillation it gets a critic beside it."""
+        """Sets how the network is tuned; for distillation it gets a critic."""
         unet = self.network
         assert isinstance(unet, UNet)
         check_tunable(self.scheduler.config.prediction_type)
@@ -103,14 +103,14 @@ class FewStepsTuning(DiffusionTask):
             self.network = GeneratorAndCritic(unet, self.scheduler)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Returns the parameters that learn; those of the critic, which has to keep up, learn faster."""
+        """Returns the parameters that learn. The critic has to keep up, so its parameters learn faster."""
         if not isinstance(self.network, GeneratorAndCritic):
             return super().parameter_groups()
         parts = ((self.network.generator, 1.0), (self.network.critic, CRITIC_SHARE))
         return [([each for each in part.parameters() if each.requires_grad], share) for part, share in parts]
 
     def batches(self, context: RunContext, start_step: int) -> Batches:
-        """Yields batches of `DiffusionTask` with the share of the training that is done."""
+        """Yields the batches of `DiffusionTask`, and with each the share of the training that is done."""
         config = context.config
         self._bring_teacher(context.accelerator)
         for micro, batch in enumerate(super().batches(context, start_step)):
@@ -130,10 +130,10 @@ class FewStepsTuning(DiffusionTask):
     def loss(  # type: ignore[override]
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> Tensor | dict[str, Tensor]:
-        """Returns the loss of tuning of stored images `image` (B, C, H, W) and classes `label` (B,).
+        """Returns the tuning loss for stored images `image` (B, C, H, W) and classes `label` (B,).
 
-        Distillation begins with the distance from the ends of the trajectories. Its last part is distribution matching.
-        The noise-prediction loss of the critic is added to both.
+        At first, the loss of distillation is the distance from the ends of the trajectories. In the last part, it is
+        that of distribution matching. The noise-prediction loss of the critic is added in both parts.
         """
         progress = batch[PROGRESS].item()
         if self.teacher is None:
@@ -215,7 +215,7 @@ class FewStepsTuning(DiffusionTask):
     def validate(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
         """Returns the loss on held-out images, with noise that never changes.
 
-        Of consistency tuning it is that of the last stage, of distillation the distance from the ends.
+        For consistency tuning it is the loss of the last stage; for distillation, the distance from the ends.
         """
         self.step = 1 / FINEST
         self._bring_teacher(accelerator)
@@ -226,7 +226,7 @@ class FewStepsTuning(DiffusionTask):
         super().save(tuned(network), folder)
 
     def preview(self, network: Any, path: Path) -> None:
-        """Writes a grid of what the tuned network gives."""
+        """Writes a grid of results of the tuned network."""
         super().preview(tuned(network), path)
 
 
@@ -236,7 +236,7 @@ def tuned(network: UNet | GeneratorAndCritic) -> UNet:
 
 
 def one_step_scheduler(scheduler: DDPMScheduler) -> DDPMScheduler:
-    """Returns the like of a scheduler of the training whose one step starts at the last timestep."""
+    """Returns a copy of a scheduler of the training whose single step starts at the last timestep."""
     return DDPMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
 
 
@@ -249,11 +249,11 @@ class FewStepsTask(FewStepsTuning):
         unet: a trained network that predicts velocities or clean images.
         config: the objective that it was trained for.
         few_steps: how it is tuned.
-        scheduler: that it was trained with. The pipeline is saved with its like, whose one step starts at the last
-            timestep.
+        scheduler: the scheduler that it was trained with. The pipeline is saved with a copy whose single step starts at
+            the last timestep.
 
     Raises:
-        ValueError: a network that predicts noise.
+        ValueError: the network predicts noise.
     """
 
     caption = "Samples: above in one step, below from the same noise in two"
@@ -271,7 +271,7 @@ class FewStepsTask(FewStepsTuning):
         self.tune(few_steps)
 
     def preview(self, network: Any, path: Path) -> None:
-        """Writes a grid of images generated in one step, and below from the same noise in two."""
+        """Writes a grid of images generated in one step and, below them, images from the same noise in two steps."""
         network = tuned(network)
         count = self.config.preview_images
         columns = round(count**0.5)
@@ -293,7 +293,7 @@ class FewStepsSuperResolutionTask(FewStepsTuning, SuperResolutionTask):
     """Tuning of a network that enlarges images, for the `Trainer`; the arguments are those of both tasks.
 
     Raises:
-        ValueError: as for `SuperResolutionTask`, or a network that predicts noise.
+        ValueError: as for `SuperResolutionTask`, or the network predicts noise.
     """
 
     def __init__(
@@ -310,7 +310,7 @@ class FewStepsSuperResolutionTask(FewStepsTuning, SuperResolutionTask):
         self.tune(few_steps)
 
     def card(self, network: Any) -> Card:
-        """Returns the card of a network that enlarges in a few steps."""
+        """Returns the card of a network that enlarges images in a few steps."""
         network = tuned(network)
         summary = (
             f"A U-Net with {parameters(network)} parameters that makes images with {network.config.out_channels} "

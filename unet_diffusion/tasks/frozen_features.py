@@ -20,18 +20,19 @@ from unet_diffusion.unused_options import check_used
 class FrozenFeaturesTask(SegmentationTask):
     """A `PixelClassifier` that learns beside a frozen network, for `unet_diffusion.training.trainer.Trainer`.
 
-    Only the classifier learns, is averaged and is saved in checkpoints. In training each sample sees other noise at
+    Only the classifier learns, is averaged and is saved in checkpoints. In training, each sample gets new noise at
     every step; validation, previews and the exported pipeline use the fixed noise of `SegmentationPipeline`. Arguments
     that are not listed are those of `SegmentationTask`.
 
     Args:
         unet: a trained noise predictor; it is frozen and put in evaluation mode.
-        config: the loss; its options for a network that learns must have their defaults.
-        features: what the classifier reads.
-        scheduler: whose noise the network was trained with.
+        config: the loss; the options for a network that learns must have their defaults.
+        features: the features that the classifier reads.
+        scheduler: the scheduler that the network was trained with.
 
     Raises:
-        ValueError: a network or a scheduler that a pixel classifier cannot read; an option for another way to learn.
+        ValueError: a pixel classifier cannot use the network or the scheduler, or an option is for another way to
+            learn.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class FrozenFeaturesTask(SegmentationTask):
         return [self.unet]
 
     def batches(self, context: RunContext, start_step: int) -> Batches:
-        """Moves the trunk, which the training loop does not know, to the device; yields as `SegmentationTask` does."""
+        """Moves the trunk to the device, as the training loop does not know it; yields as `SegmentationTask` does."""
         self.unet.to(context.accelerator.device)
         return super().batches(context, start_step)
 
     def logits(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Returns class scores (B, K, H, W); the trunk's features are computed as the classifier asks for them."""
+        """Returns class scores (B, K, H, W); computes the features of the trunk that the classifier needs."""
         shape, timesteps = images.shape[1:], self.network.config.timesteps
         noises = (standard_normal(shape, generators, images.device) for _ in timesteps)
         return network(self.network.features(self.unet, self.scheduler, images, noises), images.shape[2:])

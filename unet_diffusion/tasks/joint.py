@@ -1,7 +1,7 @@
 """Learning masks and noise prediction in the same steps, on one network with both heads.
 
-The checkpoint then segments and still generates, and images without masks keep teaching the trunk what images of the
-domain look like.
+The checkpoint then segments and can still generate images. Images without masks keep teaching the trunk what images of
+the domain look like.
 """
 
 from collections.abc import Mapping
@@ -23,25 +23,25 @@ from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
 
-SHARED = ("everything", "decoder")  # values of `learn` with which both heads train shared layers
-PREFIX = "unlabelled_"  # of the entries of a batch that belong to the images without masks
+SHARED = ("everything", "decoder")  # values of `learn` for which both heads train shared layers
+PREFIX = "unlabelled_"  # of batch entries that belong to images without masks
 
 
 class JointTask(Task):
     """A `SegmentationTask` and a `DiffusionTask` on one network, for `unet_diffusion.training.trainer.Trainer`.
 
-    A step makes two forward passes, of labelled images through the segmentation head and of noisy ones through the
-    noise head, and one backward pass from the sum of both losses.
+    A step makes two forward passes: labelled images through the segmentation head, and noisy images through the noise
+    head. One backward pass starts from the sum of both losses.
 
     Args:
-        segmentation: learns the masks, on a padded `UNet` with both heads and a timestep embedding. Its options say
+        segmentation: learns the masks, on a padded `UNet` with both heads and a timestep embedding. Its options define
             which part learns, and how many images and samples a preview shows.
         diffusion: learns noise prediction, with the same network and scheduler, from images of the same channels and
-            range of values. Its held-out images are those of `validation_loss`.
+            range of values. Its held-out images give `validation_loss`.
         denoising_weight: factor of the noise-prediction loss, above 0.
 
     Raises:
-        ValueError: a network that cannot predict noise, or a trunk that does not learn.
+        ValueError: the network cannot predict noise, or its trunk does not learn.
     """
 
     curves = {
@@ -60,7 +60,7 @@ class JointTask(Task):
                 "denoising_weight out."
             )
         self.segmentation, self.diffusion = segmentation, diffusion
-        segmentation.scheduler = diffusion.scheduler  # also of a network that was untrained, so that the run generates
+        segmentation.scheduler = diffusion.scheduler  # also if the network was untrained, so that the run generates
         diffusion.config = replace(diffusion.config, preview_images=segmentation.config.preview_images)
         segmentation.frozen = freeze(network.to_segmentation(), LEARN[learn])  # each task had frozen the other's head
         segmentation.frozen.remove(network.noise_head.requires_grad_(True))
@@ -82,7 +82,7 @@ class JointTask(Task):
     def loss(
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> dict[str, Tensor]:
-        """Returns the sum of the mask losses and the weighted noise-prediction loss, and each without its weight."""
+        """Returns the mask loss plus the weighted noise-prediction loss, and each of the two without its weight."""
         self.segmentation.hold_frozen()  # before both losses
         unlabelled = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
         noise = self.diffusion.loss(network, unlabelled, generators)  # draws first, since `describe` draws again
@@ -105,7 +105,7 @@ class JointTask(Task):
         self.segmentation.finish_step(lost, accelerator)
 
     def describe(self, context: RunContext, step: int, generators: list[torch.Generator]) -> str:
-        """Describes a step of this process: its labelled images, its unlabelled ones, and the timesteps of these."""
+        """Describes a step of this process: its labelled images, its unlabelled ones, and the latter's timesteps."""
         labelled = self.segmentation.describe(context, step, generators)
         unlabelled = self.diffusion.describe(other_order(context, "unlabelled"), step, generators)
         return f"with masks {labelled}; for noise prediction {unlabelled}"
@@ -115,7 +115,7 @@ class JointTask(Task):
         return self.segmentation.validate(network, accelerator) | self.diffusion.validate(network, accelerator)
 
     def preview(self, network: UNet, path: Path) -> None:
-        """Writes masks of images as `SegmentationTask` does, and samples into `<name>-samples.png` beside that file."""
+        """Writes masks of images as `SegmentationTask` does, and samples to `<name>-samples.png` beside that file."""
         self.segmentation.preview(network, path)
         self.diffusion.preview(network, path.with_stem(f"{path.stem}-samples"))
 

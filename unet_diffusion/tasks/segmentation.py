@@ -59,18 +59,19 @@ class SegmentationTask(Task):
     """Pixel-wise classification with masks, for `unet_diffusion.training.trainer.Trainer`.
 
     Args:
-        network: a network with a segmentation head, which becomes the active one, and gets the part that learns
-            instances if it has to; a noise head is frozen.
-        data: images with masks; with the maps of objects (`load_masked` with `instances`) if the network learns them.
+        network: a network with a segmentation head, which becomes the active head. It gets the part that learns
+            instances if the config asks for it. A noise head is frozen.
+        data: images with masks, and with the object maps (`load_masked` with `instances`) if the network learns these.
         config: the loss and what learns.
-        augmentation: how training images are varied; None: not at all.
-        scheduler: of a DDPM run that the network comes from; saved with the pipeline, which can then still generate.
+        augmentation: how training images are varied; None leaves them as they are.
+        scheduler: the scheduler of the DDPM run that the network comes from. It is saved with the pipeline, which can
+            then still generate images.
         num_workers: processes that load images ahead.
 
     Raises:
-        ValueError: a timestep for a network without a timestep embedding, `instances` without the maps of objects, a
-            network with instances that are not learnt, or patience without held-out images. Without them nothing is
-            scored: the last weights are exported, and previews show training images.
+        ValueError: a timestep for a network without a timestep embedding, `instances` without the object maps, a
+            network with instances that are not learnt, or patience without held-out images. Without held-out images
+            nothing is scored: the last weights are exported, and previews show training images.
     """
 
     curves = {"loss": ("loss", *PARTS), "mean IoU": ("mean_iou",), "learning rate": ("learning_rate",)}
@@ -115,7 +116,7 @@ class SegmentationTask(Task):
             network.register_to_config(segmentation_timestep=timestep)
         if (sizes := self.object_sizes) is not None:
             network.register_to_config(object_diameter=sizes.diameter, object_min_area=sizes.min_area)
-        if network.config.get("padding") == "valid":  # so that its output covers images to their border, as in 2015
+        if network.config.get("padding") == "valid":  # so that its output covers images up to their border, as in 2015
             self.train = self.train.mirrored(Tiling.of(network).margin)
         return freeze(network, LEARN[self.config.learn])
 
@@ -131,11 +132,11 @@ class SegmentationTask(Task):
     def loss(
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> Tensor | dict[str, Tensor]:
-        """Returns the segmentation loss of stored images `image` (B, C, H, W) and masks `mask` int64 (B, H, W).
+        """Returns the segmentation loss for stored images `image` (B, C, H, W) and masks `mask` int64 (B, H, W).
 
-        They are augmented as each sample's generator says. Pixels may have `weights`, float32 (B, 1, H, W). If the
-        network learns instances, there are `objects`, float32 (B, 2, H, W) (`object_maps`). Their boundaries are found
-        after the augmentation, and the loss is the sum of three, which are returned beside it.
+        Each sample is augmented with its own generator. Pixels may have `weights`, float32 (B, 1, H, W). If the network
+        learns instances, there are `objects`, float32 (B, 2, H, W) (`object_maps`). Their boundaries are found after
+        the augmentation. The loss is then the sum of three losses, which are returned beside it.
         """
         self.hold_frozen()
         images, masks = self.pixel_range.to_model(batch["image"]), batch["mask"]
@@ -149,20 +150,20 @@ class SegmentationTask(Task):
         loss = segmentation_loss(classes, masks, self.config.loss, self.class_weights, weights)
         if not self.config.instances:
             return loss
-        assert objects is not None  # since the data have a diameter
+        assert objects is not None  # because the data have a diameter
         boundary = boundary_loss(logits[:, -2], inner_boundary(objects[:, 0]), masks)
         distance = distance_loss(logits[:, -1], objects[:, 1], masks)
         return {"loss": loss + boundary + distance, **dict(zip(PARTS, (loss, boundary, distance)))}
 
     def hold_frozen(self) -> None:
-        """Puts modules in which nothing learns in evaluation mode, else they would drop values and gather means."""
+        """Puts modules in which nothing learns in evaluation mode; else they would drop values and update means."""
         for module in self.frozen:
             module.eval()
 
     def logits(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Returns class scores (B, K, H, W) of images (B, C, H, W) in [-1, 1]; generators as for `loss`.
 
-        If the network learns instances, two more channels follow, of boundary and distance.
+        If the network learns instances, two more channels follow: boundary and distance.
         """
         return network(images, head="segmentation", return_dict=False)[0]
 
@@ -180,7 +181,7 @@ class SegmentationTask(Task):
         return {name: scores[f"pooled/{name}"] for name in ("mean_iou", "mean_dice", "accuracy")}
 
     def preview(self, network: ModelMixin, path: Path) -> None:
-        """Writes held-out images, or else training images, each beside its mask and the prediction."""
+        """Writes held-out images (training images if there are none), each beside its mask and the prediction."""
         images = self.train if self.validation is None else self.validation
         shown = []
         predict = self.pipeline(network).predictor()
@@ -223,7 +224,7 @@ class SegmentationTask(Task):
 
     @property
     def objects_learnt(self) -> str:
-        """Returns a sentence on the objects that the network learns, after a space; empty if it learns none."""
+        """Returns a space and a sentence on the objects that the network learns; empty if it learns none."""
         if (sizes := self.object_sizes) is None:
             return ""
         return (
@@ -233,7 +234,7 @@ class SegmentationTask(Task):
 
     @property
     def caption(self) -> str:
-        """Returns the caption of `masks.png`, which says so if it shows images that were trained on."""
+        """Returns the caption of `masks.png`; it says so if the images shown were trained on."""
         return (
             MASKS
             if self.validation is not None
@@ -242,7 +243,7 @@ class SegmentationTask(Task):
 
 
 def freeze(network: nn.Module, learning: tuple[str, ...]) -> list[nn.Module]:
-    """Freezes the noise head, and all parameters whose names do not start with one of the prefixes given.
+    """Freezes the noise head, and all parameters whose names do not start with one of the given prefixes.
 
     Returns:
         The modules in which nothing learns.

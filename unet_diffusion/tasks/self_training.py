@@ -21,8 +21,8 @@ from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, images_of_step, other_order, training_batches
 from unet_diffusion.unet import UNet
 
-START = 0.1  # share of the steps in which the masks alone teach, before self-training starts
-KEPT = 1 - 1 / 128  # of the running mean at each step; ReMixMatch averages over the last 128 batches
+START = 0.1  # share of the steps before self-training starts; until then the network learns from masks alone
+KEPT = 1 - 1 / 128  # share of the running mean kept at each step; ReMixMatch averages over the last 128 batches
 SMALLEST = 1e-3  # smallest mean probability of a class in the division of `aligned`
 COLOUR = 0.5  # smallest `colour` of the augmentation of images that learn from the network's own masks
 COUNTED = 256  # masks, cut as in training, from which the shares of the classes are measured
@@ -33,11 +33,11 @@ class SelfTrainingTask(SegmentationTask):
     """A `SegmentationTask` that also learns from images without masks (Sohn et al. 2020, eq. 4, for every pixel).
 
     The network predicts the classes of an unchanged image. Its probabilities are aligned with the shares of the classes
-    in the masks (`aligned`), by their running mean over the steps before, which is the same for all micro-batches and
-    processes of a step. Where it is sure, the prediction serves as the mask of the augmented image, whose colours
-    vary more than usual (`COLOUR`); the other pixels teach nothing. The loss is the cross-entropy, a mean over all
-    pixels, sure or not. Instances are learnt from the masks alone. Self-training starts after a tenth of the steps;
-    until then nothing but the masks teaches.
+    in the masks (`aligned`). This uses their running mean over the earlier steps, which is the same for all
+    micro-batches and processes of a step. Where the network is sure, the prediction serves as the mask of the augmented
+    image, whose colours vary more than usual (`COLOUR`). The other pixels are ignored. The loss is the cross-entropy,
+    as a mean over all pixels, sure or not. Instances are learnt from the masks alone. Self-training starts after a
+    tenth of the steps; until then the network learns from masks alone.
 
     Arguments that are not listed are those of `SegmentationTask`.
 
@@ -77,14 +77,14 @@ class SelfTrainingTask(SegmentationTask):
         self.shares = class_shares(data.train, self.num_classes)
         self.state = {"probabilities": torch.zeros(self.num_classes), "weight": torch.zeros(())}  # mean: their quotient
         self.seen: Tensor | None = (
-            None  # in this step: sums of the images' mean probabilities, and the number of images
+            None  # in this step: the sums of the images' mean probabilities, and the number of images
         )
         self.strong = replace(augmentation, colour=max(augmentation.colour, COLOUR))
         self.images, self.confidence = images, joint.confidence
         self.weight = joint.self_training_weight or 0.0
 
     def batches(self, context: RunContext, start_step: int) -> Batches:
-        """Yields batches of `SegmentationTask`, after a tenth of the steps with images without masks."""
+        """Yields batches of `SegmentationTask`; after a tenth of the steps they also hold images without masks."""
         labelled, config = super().batches(context, start_step), context.config
         others = training_batches(self.images, other_order(context, "self-training"), start_step, self.num_workers)
         for micro, (batch, other) in enumerate(zip(labelled, others)):
@@ -94,7 +94,7 @@ class SelfTrainingTask(SegmentationTask):
     def loss(
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> Tensor | dict[str, Tensor]:
-        """Returns the mask loss plus the weighted self-training loss, each of them, and the share of sure pixels."""
+        """Returns the mask loss plus the weighted self-training loss, each loss alone, and the share of sure pixels."""
         losses = super().loss(network, batch, generators)
         parts = losses if isinstance(losses, dict) else {"loss": losses}
         masks = parts["loss"]
@@ -110,7 +110,7 @@ class SelfTrainingTask(SegmentationTask):
         }
 
     def own_loss(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Returns the loss of images (B, C, H, W) against the network's own masks, and the share of sure pixels."""
+        """Returns the loss on images (B, C, H, W) against the network's own masks, and the share of sure pixels."""
         with torch.no_grad():
             probabilities = self.class_logits(network, images, generators).softmax(dim=1)
             sums = torch.cat(
@@ -154,7 +154,7 @@ class SelfTrainingTask(SegmentationTask):
 def class_shares(train: MaskedDataset, num_classes: int) -> Tensor:
     """Measures the shares of the classes in masks that are cut as in training, float32 (K,), adding up to 1.
 
-    Squares cut at random places show the middle of an image more often than its border. Shares in whole images could
+    Squares cut at random places show the middle of an image more often than its border. So shares in whole images could
     be far off, and alignment would then suppress a class that lies in the middle.
     """
     draws = ((draw // len(train), draw % len(train)) for draw in range(COUNTED))  # epoch and index
@@ -166,13 +166,13 @@ def class_shares(train: MaskedDataset, num_classes: int) -> Tensor:
 def aligned(probabilities: Tensor, shares: Tensor, means: Tensor) -> Tensor:
     """Moves the means of class probabilities towards expected shares (Berthelot et al. 2020, ReMixMatch, section 3.1).
 
-    Without it, a class that the network predicts too rarely is learnt less and less from its own masks, until it is
-    gone.
+    Without this, a class that the network predicts too rarely is learnt less and less from the network's own masks,
+    until it disappears.
 
     Args:
         probabilities: (B, K, H, W), which add up to 1 over the classes, as does the result.
         shares: expected means (K,), which add up to 1.
-        means: of what the network predicts (K,).
+        means: of the network's predictions (K,).
     """
     moved = probabilities * (shares / means.clamp(min=SMALLEST))[:, None, None]
     return moved / moved.sum(dim=1, keepdim=True).clamp(min=torch.finfo(moved.dtype).tiny)

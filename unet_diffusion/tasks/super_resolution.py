@@ -39,9 +39,10 @@ enlarges images with this network.
 
 
 def saved_small_images(run: Path, scale: int) -> SuperResolutionConfig:
-    """Returns how small the images were that a saved run learnt to enlarge.
+    """Returns the options for the small images that a saved run learnt to enlarge.
 
-    The noise that training added to them is read from the `config.json` of a run; without one it is the default.
+    The noise that training added to these images is read from the `config.json` of the run; without that file it is the
+    default.
     """
     return SuperResolutionConfig(**{**(saved_section(run, "super_resolution") or {}), "scale": scale})
 
@@ -53,15 +54,15 @@ class SuperResolutionTask(DiffusionTask):
     (`unet_diffusion.diffusion.low_resolution`). Arguments that are not listed are those of `DiffusionTask`.
 
     Args:
-        unet: a network of 2 C channels in and C out, for images of C channels.
-        data: images to learn from, and held-out ones, which previews show; without them previews show the former,
-            which must not be a stream.
+        unet: a network with 2 C input channels and C output channels, for images of C channels.
+        data: images to learn from, and held-out ones, which previews show. Without held-out images, previews show the
+            images to learn from, which must then not be a stream.
         config: the objective.
-        super_resolution: the scale, which is needed, and the noise of the small image.
+        super_resolution: the scale, which is required, and the noise of the small image.
 
     Raises:
-        ValueError: sides that are not multiples of the scale, a stream without a validation set, class labels, or a
-            network that cannot enlarge images.
+        ValueError: the sides are not multiples of the scale, a stream has no validation set, there are class labels, or
+            the network cannot enlarge images.
     """
 
     def __init__(
@@ -116,12 +117,12 @@ class SuperResolutionTask(DiffusionTask):
 
     @property
     def use(self) -> str:
-        """How to load and use the run, for its card."""
+        """Text on how to load and use the run, for its card."""
         name, steps = self.sampling
         return USE.replace("SAMPLER", name).replace("STEPS", str(steps))
 
     def preview(self, network: UNet, path: Path) -> None:
-        """Writes images, held out if there are such, in threes: small, enlarged from a fixed noise, and original."""
+        """Writes images (held-out ones if any) in threes: small, enlarged from a fixed noise, and original."""
         count = min(len(self.shown), self.config.preview_images)
         clean = self.pixel_range.to_model(torch.stack([self.shown[i]["image"] for i in range(count)]))
         small = shrunk(clean, self.scale, self.pixel_range)

@@ -1,4 +1,4 @@
-"""The Accelerator of a run, and the context that tasks and data get."""
+"""The Accelerator of a run, and the context that is passed to tasks and data."""
 
 import logging
 import os
@@ -51,9 +51,9 @@ def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
     """Returns the Accelerator of a run: its devices, processes, precision and trackers.
 
     Raises:
-        ValueError: a tracker that is unknown or not installed, which Accelerate would leave out; fp16 on a CPU, which
-            it would silently replace by float32; weights that are sharded among processes; or processes that know
-            nothing of each other, each of which would train a run of its own.
+        ValueError: a tracker is unknown or not installed, which Accelerate would leave out; fp16 is asked for on a CPU,
+            where Accelerate would silently use float32; weights are sharded among processes; or processes do not know
+            of each other, so that each would train a run of its own.
     """
     check_trackers(config.trackers)
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
@@ -86,7 +86,7 @@ def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
 
 
 def _choose_threads(before: Any) -> None:
-    """Lets PyTorch compute in the number of threads that a run had before, or else in the fastest one.
+    """Sets PyTorch's number of threads to the one that a run had before, or else to the fastest one.
 
     With another number, sums are rounded in another order, so a resumed run would not go on bit by bit.
     """
@@ -104,7 +104,7 @@ def _choose_threads(before: Any) -> None:
 
 
 def _on_cpu() -> bool:
-    """Returns whether Accelerate has to be told to use the CPU: else several processes there are a run each."""
+    """Returns whether to tell Accelerate to use the CPU; otherwise several processes there would be a run each."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
 
@@ -127,7 +127,7 @@ def check_trackers(trackers: Sequence[Any]) -> None:
 
 
 def memory_layout(device: torch.device) -> torch.memory_format:
-    """Returns the layout of a network's weights, and thus of its maps, with which a device trains fastest.
+    """Returns the memory layout of weights, and thus of maps, with which a device trains fastest.
 
     The tensor cores of CUDA read the values of a pixel side by side.
     """
@@ -135,18 +135,18 @@ def memory_layout(device: torch.device) -> torch.memory_format:
 
 
 def steps_ahead(device: torch.device, limit: int) -> int:
-    """Returns the number of steps after which a run reads which of them were lost, at the latest `limit`.
+    """Returns after how many steps, at most `limit`, a run reads which of them were lost.
 
-    An accelerator works on a queue of steps, and to read a value from it waits for the end of the queue. On a CPU there
+    An accelerator works on a queue of steps, and reading a value from it waits for the end of the queue. On a CPU there
     is no queue.
     """
     return 1 if device.type == "cpu" else limit
 
 
 def choose_kernels(device: torch.device) -> None:
-    """Lets CUDA multiply float32 on its tensor cores (TF32), as it convolves, and try out kernels for each size.
+    """Lets CUDA multiply float32 on its tensor cores (TF32), as it does for convolutions, and try kernels per size.
 
-    Training has one size, for which the trial pays.
+    Training uses a single size, so the trial pays off.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")

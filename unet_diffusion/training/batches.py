@@ -25,8 +25,8 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
     """An endless batch sampler: lists of (epoch, index), one list per forward pass of one process.
 
     The draws of a run are one stream: the permutation of the data set in epoch 0, then in epoch 1, and so on. Optimizer
-    step s takes the next `batch_size * num_processes * accumulate` draws. So every image is seen once an epoch, a run
-    resumes at any step without saved state, and the images of a step do not depend on how they are divided among
+    step s takes the next `batch_size * num_processes * accumulate` draws. So every image is seen once an epoch, and a
+    run resumes at any step without saved state. The images of a step do not depend on how they are divided among
     processes, batches and accumulation.
 
     Attributes:
@@ -35,7 +35,7 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
         process_index: this process, counted from 0.
         num_processes: number of processes.
         accumulate: forward passes per optimizer step.
-        seed: of the run.
+        seed: the seed of the run.
         start_step: optimizer step at which the stream starts.
     """
 
@@ -70,7 +70,7 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
 
 
 def training_batches(dataset: TrainingImages, context: RunContext, start_step: int, num_workers: int = 0) -> Batches:
-    """Yields the micro-batches of this process without end, on its device, from an optimizer step on.
+    """Yields the micro-batches of this process endlessly, on its device, starting at an optimizer step.
 
     The order depends on the seed and the step alone. So a run resumes where it stopped, and several processes share the
     images. Accelerate's own sharding and skipping are not used.
@@ -99,7 +99,7 @@ def training_batches(dataset: TrainingImages, context: RunContext, start_step: i
 
 
 def global_batches(dataset: ImageDataset | MaskedDataset, context: RunContext, start_step: int) -> GlobalBatches:
-    """Returns the order in which this process sees the images of a data set, from an optimizer step on."""
+    """Returns the order in which this process sees the images of a data set, starting at an optimizer step."""
     config, accelerator = context.config, context.accelerator
     return GlobalBatches(
         len(dataset),
@@ -113,7 +113,7 @@ def global_batches(dataset: ImageDataset | MaskedDataset, context: RunContext, s
 
 
 def images_of_step(dataset: TrainingImages, context: RunContext, step: int) -> str:
-    """Names, for a message, the images that this process sees in an optimizer step."""
+    """Lists, for a message, the images that this process sees in an optimizer step."""
     if isinstance(dataset, StreamingImages):
         first = step * context.images_per_step
         return f"images among {first} to {first + context.images_per_step - 1} of the stream {dataset.name}"

@@ -21,7 +21,7 @@ from unet_diffusion.files import remove_at_once, write_json, written_aside
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the folder; other formats are not read
+FORMAT = 2  # of the checkpoint folder; other formats are not read
 UNREADABLE = (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, KeyError)
 
 
@@ -45,16 +45,17 @@ class DamagedCheckpoint(ValueError):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes a checkpoint under `folder`, reads it back, and removes those that it replaces.
+    """Writes a checkpoint under `folder`, reads it back, and removes the checkpoints that it replaces.
 
-    These are the oldest beyond `keep`, and those of the same or a later step: a run resumes from the newest whole
-    checkpoint, so it reaches an earlier step only if the later ones are damaged.
+    These are the oldest ones beyond `keep`, and those of the same or a later step. A run resumes from the newest whole
+    checkpoint, so it reaches an earlier step only if the later checkpoints are damaged.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        OSError: it could not be written, for example because the disk is full; earlier checkpoints are unchanged.
+        OSError: the checkpoint could not be written, for example because the disk is full; earlier checkpoints are
+            unchanged.
     """
     path = folder / f"step-{checkpoint.step:08d}"
     try:
@@ -99,7 +100,7 @@ def saved_checkpoints(folder: Path) -> list[Path]:
 def load_latest(folder: Path) -> Checkpoint | None:
     """Reads the newest whole checkpoint; None if there are no checkpoints.
 
-    A damaged one is named in a warning, and the one before it is read.
+    If it is damaged, a warning names it and the one before it is read.
 
     Raises:
         DamagedCheckpoint: all are damaged.
@@ -163,7 +164,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], saved: dict[str, Tensor]) -> None:
     """Loads the state that `optimizer_tensors` returned, into the memory layout of each parameter.
 
-    A fused kernel steps through a parameter and its averages by their places in memory, so these must agree.
+    A fused kernel steps through a parameter and its averages in memory order, so their layouts must agree.
 
     Raises:
         ValueError: the state belongs to other parameters.

@@ -11,7 +11,7 @@ from unet_diffusion.unused_options import check_used
 Schedule = Literal["cosine", "constant"]
 OptimizerName = Literal["adamw", "muon"]
 EVERY = ("log_every", "validate_every", "preview_every", "checkpoint_every")
-FREE_TO_CHANGE = {  # when a run is resumed; images_per_step, which follows from three of them, must stay
+FREE_TO_CHANGE = {  # when a run is resumed; images_per_step, which follows from three of these, must stay the same
     *EVERY,
     *("steps", "batch_size", "accumulate", "processes", "threads"),
     *("output", "max_skipped_steps", "keep_checkpoints", "trackers", "num_workers", "cache_dir"),
@@ -33,7 +33,7 @@ class TrainingConfig:
     """"adamw", or "muon" (Jordan et al. 2024): Muon for the kernels inside the U, AdamW for the rest. "auto" is "muon"
     for networks that learn to generate or enlarge images, unless --recipe is ddpm, and "adamw" for all others."""
     learning_rate: float = 1e-3
-    """Learning rate of AdamW at its peak; that of Muon is 20 times as high."""
+    """Peak learning rate of AdamW; that of Muon is 20 times as high."""
     warmup_steps: int = 200
     """Steps over which the learning rate rises from 0."""
     schedule: Schedule = "cosine"
@@ -43,15 +43,16 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Norm to which larger gradients are scaled down."""
     max_skipped_steps: int = 20
-    """Steps in a row, skipped because their loss or gradient is not finite, that end the run. A skipped step changes
-    no weight."""
+    """Number of skipped steps in a row that ends the run. A step is skipped if its loss or gradient is not finite, and
+    then changes no weight."""
     ema_decay: float = 0.999
     """Decay of the moving average of the weights. The pipeline is saved with this average."""
     mixed_precision: Precision = "auto"
-    """"no" (float32), "bf16" or "fp16"; noise and losses stay in float32. "auto" is what `accelerate launch` was told,
-    or else bf16 where the GPU or the processor has it (AVX512-BF16, AMX). A resumed run keeps its precision."""
+    """"no" (float32), "bf16" or "fp16"; noise and losses stay in float32. "auto" is the precision set for `accelerate
+    launch`, or else bf16 where the GPU or the processor has it (AVX512-BF16, AMX). A resumed run keeps its
+    precision."""
     compile: bool = False
-    """Compile the network's blocks (pays on CUDA, not on a CPU)."""
+    """Compile the network's blocks (faster on CUDA, not on a CPU)."""
     seed: int = 0
     """Seed of everything random."""
     log_every: int = 20
@@ -65,10 +66,11 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     """Checkpoints kept; older ones are deleted."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Trackers that get the metrics too, by their names in Accelerate, such as tensorboard, wandb, trackio. Their
+    """Trackers that also get the metrics, by their names in Accelerate, such as tensorboard, wandb, trackio. Their
     packages must be installed."""
     allow_changed_data: bool = False
-    """Resume although the data have changed since the run was started. Images that it held out are still held out."""
+    """Resume although the data have changed since the run was started. Images that the run held out are still held
+    out."""
 
     def __post_init__(self) -> None:
         set_plain(self)
@@ -79,7 +81,7 @@ class TrainingConfig:
         not_negative, positive = "must be a number of at least 0", "must be a number above 0"
         require_each(self, ("weight_decay",), lambda value: is_number(value) and value >= 0, not_negative)
         require_each(self, ("learning_rate",), lambda value: is_number(value) and value > 0, positive)
-        norm = self.max_grad_norm  # infinite: no gradient is scaled down
+        norm = self.max_grad_norm  # if infinite, no gradient is scaled down
         require(norm == math.inf or (is_number(norm) and norm > 0), "max_grad_norm", norm, positive)
         decays = is_number(self.ema_decay) and 0 <= self.ema_decay < 1
         require(decays, "ema_decay", self.ema_decay, "must be at least 0 and below 1")

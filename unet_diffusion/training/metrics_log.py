@@ -12,7 +12,7 @@ from unet_diffusion.files import named_errors, write_text, written_aside
 class MetricsLog:
     """Appends lines to the file, which may not exist yet.
 
-    A run that resumes at a step first drops the lines after it, so that no step is missing or there twice.
+    A run that resumes at a step first drops the lines after that step, so that every step is there exactly once.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -21,10 +21,10 @@ class MetricsLog:
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, step: int, **values: Any) -> None:
-        """Adds one line, which is on the disk before any later checkpoint is.
+        """Adds one line, which is on disk before any later checkpoint.
 
         Raises:
-            OSError: it could not be written, for example because the disk is full.
+            OSError: the line could not be written, for example because the disk is full.
         """
         with named_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
@@ -36,7 +36,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns all whole lines of a `metrics.jsonl`; a last line that a killed run left torn is dropped.
 
     Raises:
-        ValueError: a line before it is damaged.
+        ValueError: a line before the last is damaged.
     """
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
@@ -61,12 +61,12 @@ def save_curves(rows: list[dict[str, Any]], path: Path, panels: Mapping[str, Seq
         path: the PNG to write.
         panels: the quantities in each panel, by its title; quantities that were not logged are left out.
     """
-    from matplotlib.figure import Figure  # here, since it takes a tenth of the time that the package takes to import
+    from matplotlib.figure import Figure  # here, since it takes a tenth of the package's import time
     from matplotlib.ticker import LogFormatter
 
     panels = {title: [name for name in names if series(rows, name)[0]] for title, names in panels.items()}
     panels = {title: names for title, names in panels.items() if names}
-    width = 5 * max(len(panels), 1)  # in inches; so are the borders, since a search for them draws everything twice
+    width = 5 * max(len(panels), 1)  # in inches, as are the borders; a search for these would draw all twice
     figure = Figure(figsize=(width, 3.2))
     figure.subplots_adjust(left=0.65 / width, right=1 - 0.1 / width, bottom=0.15, top=0.91, wspace=0.18)
     for position, (title, names) in enumerate(panels.items(), start=1):

@@ -13,7 +13,7 @@ from unet_diffusion.training.metrics_log import series
 from unet_diffusion.unet import UNet
 from unet_diffusion.version import __version__
 
-SCORES = {"mean_iou": "Mean IoU", "accuracy": "Accuracy"}  # by which weights are chosen
+SCORES = {"mean_iou": "Mean IoU", "accuracy": "Accuracy"}  # scores by which weights are chosen
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Card:
     """The parts of a model card that depend on the task, as Markdown.
 
     Attributes:
-        tag: of the task, as the Hugging Face Hub calls it.
+        tag: the Hugging Face Hub's name of the task.
         summary: what the network is and does; `{version}` stands for this package and its version.
-        images: files that show it, and their captions.
+        images: files that show what it does, and their captions.
         use: how to use it; `{name}` stands for the name of the run.
     """
 
@@ -42,8 +42,8 @@ class Card:
     ) -> str:
         """Returns the whole card of a run: its name, the lines of its `metrics.jsonl` and its configuration.
 
-        The weights were chosen by the quantity `best_by`; None: they are the last ones. `data` are the lines of the
-        summary of the data.
+        The weights were chosen by the quantity `best_by`; None means they are the last ones. `data` holds the lines of
+        the data summary.
         """
         shown = "\n\n".join(f"![{caption}]({file})" for file, caption in self.images.items())
         return f"""\
@@ -73,7 +73,7 @@ tags:
 
 
 def data_section(lines: Sequence[str]) -> str:
-    """Returns the section on the data, as a block of text that keeps columns aligned; empty without lines."""
+    """Returns the section on the data, as a text block that keeps columns aligned; empty if there are no lines."""
     return "\n".join(["## Data", "", "```text", *lines, "```", "", ""]) if lines else ""
 
 
@@ -100,7 +100,7 @@ def training_facts(rows: list[dict[str, Any]], config: dict[str, Any], best_by: 
 
 
 def parameters(network: nn.Module) -> str:
-    """Returns the number of parameters, with separators."""
+    """Returns the number of parameters as text, with thousands separators."""
     return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
 
 

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class MovingAverage(EMAModel):
-    """The `EMAModel` of diffusers, which lost steps leave as it is without the device being waited for."""
+    """The `EMAModel` of diffusers, which ignores lost steps without waiting for the device."""
 
     @torch.no_grad()
     def step_unless(self, lost: Tensor, parameters: Iterable[nn.Parameter]) -> None:
         """Takes a step as `EMAModel.step` does, unless `lost`, bool (), on the device, is true.
 
-        The step is counted in either case; take lost ones from `optimization_step` once they are known.
+        The step is counted in either case; subtract lost steps from `optimization_step` once they are known.
         """
         self.optimization_step += 1
         self.cur_decay_value = self.get_decay(self.optimization_step)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from unet_diffusion.training.config import OptimizerName
 
 INSIDE = {"encoder", "bridge", "decoder", "down_blocks", "mid_block", "up_blocks"}  # modules between stem and heads
-KERNEL_RATE = 20.0  # Muon's learning rate for each of AdamW's: 0.02, that of its authors, for our default of 1e-3
+KERNEL_RATE = 20.0  # Muon's learning rate over AdamW's: our default of 1e-3 gives 0.02, as its authors use
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the polynomial of Jordan et al. 2024, steepest at 0
-SHORT_SIDE = 128  # of matrices from which on products in bfloat16 are faster on a CPU that has it
+SHORT_SIDE = 128  # of matrices; from here on, products in bfloat16 are faster on a CPU that has it
 
 Groups = Iterable[tuple[list[nn.Parameter], float]]  # parameters, and their share of the learning rate
 
@@ -25,12 +25,12 @@ def make_optimizer(
     weight_decay: float,
     products: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """Returns the optimizer of this name; each of its groups has a `share` of the learning rate.
+    """Makes the optimizer of this name; each of its groups has a `share` of the learning rate.
 
     Muon multiplies large matrices in the type of `products`.
 
     Raises:
-        ValueError: Muon, and a network without kernels that it could learn.
+        ValueError: Muon is asked for, but the network has no kernels that it could learn.
     """
     if name == "adamw":
         whole = [{"params": parameters, "share": share} for parameters, share in groups]
@@ -60,13 +60,13 @@ def kernels_inside(network: nn.Module) -> list[nn.Parameter]:
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"), beside AdamW.
 
-    Groups with the key `kernels` are learnt by Muon. Its update is the momentum of a kernel, as a matrix of a row for
-    each output, with all singular values near 1, so that directions with a small gradient are learnt as fast as others.
-    `torch.optim.Muon` takes matrices only, and computes in bfloat16, which processors without it emulate slowly. Here
-    it is for those that have it: `products` is the type in which matrices with a short side of at least 128 are
-    multiplied.
+    Groups with the key `kernels` are learnt by Muon. It takes the momentum of a kernel as a matrix with a row for each
+    output, and brings all singular values near 1. So directions with a small gradient are learnt as fast as others.
+    `torch.optim.Muon` takes only matrices, and computes in bfloat16, which some processors emulate slowly. Here
+    bfloat16 is for processors that have it: `products` is the type in which matrices with a short side of at least 128
+    are multiplied.
 
-    A step changes nothing if the attribute `found_inf` is above 0, as that of the fused AdamW. Averages of AdamW and
+    As with the fused AdamW, a step changes nothing if the attribute `found_inf` is above 0. The averages of AdamW and
     the momentum are in `state`. The arguments are those of `torch.optim.AdamW`.
     """
 
@@ -88,7 +88,7 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _step_kernels(self, group: dict[str, Any], lost: Tensor | None) -> None:
-        by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}  # of one shape, all at once
+        by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}  # kernels of one shape are updated at once
         for kernel in group["params"]:
             if kernel.grad is not None:
                 by_shape.setdefault(tuple(kernel.shape), []).append(kernel)
@@ -115,16 +115,16 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrices: Tensor, products: torch.dtype | None = None) -> Tensor:
-    """Returns matrices (B, M, N) with the singular vectors of the given ones and singular values between 0.6 and 1.3.
+    """Returns matrices (B, M, N) with the singular vectors of the given ones, and singular values from 0.6 to 1.3.
 
     This is the Newton-Schulz iteration of Jordan et al. 2024, X <- a X + b (X X') X + c (X X')^2 X, which only
-    multiplies matrices. All that it multiplies X by is a polynomial of X X', so it is done with the short sides alone:
-    for a kernel of 3x3, a third of the work. Singular values below about a thousandth of the root of the sum of their
-    squares stay smaller.
+    multiplies matrices. X is only ever multiplied by polynomials of X X'. So the iteration runs on matrices of the
+    short side alone: for a kernel of 3x3, a third of the work. Singular values below about a thousandth of the root of
+    the sum of their squares stay smaller.
 
-    Matrices are multiplied in the type `products`, by default their own. In bfloat16 the errors of X X' add up beyond
-    all bounds if one singular value is far above the others, so X is computed after three of the five iterations, and
-    X X' from it again.
+    Matrices are multiplied in the type `products`, by default their own type. In bfloat16 the errors of X X' grow
+    without bound if one singular value is far above the others. So after three of the five iterations, X is computed,
+    and X X' is computed from it again.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     wide = matrices.mT if tall else matrices

@@ -17,7 +17,7 @@ from unet_diffusion.unused_options import unused_among
 
 logger = logging.getLogger(__name__)
 
-# The values of options in runs from before these options existed.
+# The values of options for runs from before these options existed.
 FORMER = {
     "task": "generation",
     "self_training_weight": 0.0,
@@ -30,21 +30,21 @@ FORMER = {
     "method": "consistency",
 }
 RENAMED = {"preview_pictures": "preview_images", "validation_pictures": "validation_images"}  # former names of options
-PLACES = {"data", "masks", "validation_data", "validation_masks", "unlabelled"}  # of data, which a record compares
-FINDING = {  # where a record compares the content, it does not matter how images and masks are found there
+PLACES = {"data", "masks", "validation_data", "validation_masks", "unlabelled"}  # of data, compared by a record
+FINDING = {  # options on how images and masks are found; they do not matter where a record compares the content
     *("split", "validation_split", "image_column", "mask_column", "label_column"),
     *("image_suffix", "mask_suffix", "mask_prefix", "max_broken"),
 }
 PATHS = {*PLACES, "model"}
-WORKERS_END = 6.0  # seconds; every 5 the data workers of PyTorch check that their process lives
+WORKERS_END = 6.0  # seconds; every 5 seconds, PyTorch's data workers check that their process lives
 
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
     """Locks a folder against other runs for the length of a block.
 
-    The operating system releases the lock when the process dies, however it dies. But with filelock before 4.0 the data
-    workers of a killed process hold it until they notice, so the lock is waited for that long.
+    The operating system releases the lock when the process dies, however it dies. But with filelock before 4.0, the
+    data workers of a killed process keep the lock until they notice, so this waits that long for the lock.
 
     Raises:
         RuntimeError: another process is training in the folder.
@@ -64,15 +64,15 @@ def only_run_in(folder: Path) -> Iterator[None]:
 def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = None, **facts: Any) -> None:
     """Writes the whole configuration of a run as `config.json`, after checking that it equals an existing one.
 
-    Options that name files are equal if they name the same ones, however they are written. Where the data lie, and how
-    images and masks are found there, does not matter if their content is the same, and neither do former values of
-    options that decide nothing. Files that a killed run left half written are removed.
+    Options that name files are equal if they name the same files, however the paths are written. If the content of the
+    data is the same, it does not matter where the data lie and how images and masks are found there. Former values of
+    options that decide nothing do not matter either. Files that a killed run left half written are removed.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         resolved: the configuration.
         record: what is known about the data, written as `data.json`.
-        facts: for `unused_among`.
+        facts: arguments for `unused_among`.
 
     Raises:
         ValueError: the folder holds a run of another configuration or, unless `allow_changed_data` is set, of other
@@ -88,7 +88,7 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
             facts["held_out"] = bool(record.held_out)
         free = FREE_TO_CHANGE if earlier is None else FREE_TO_CHANGE | PLACES
         if earlier is not None and (earlier.trained or now.get("allow_changed_data")):
-            free |= FINDING  # but not of a stream, of which only the files are compared
+            free |= FINDING  # but not for a stream, where only the files are compared
         _check_options(folder, before, now, free, facts)
         if record is not None and earlier is not None:
             if record.fingerprint != earlier.fingerprint and not now.get("allow_changed_data"):
@@ -128,7 +128,7 @@ def _check_options(
 
 
 def _differs(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Returns whether an option has another value; paths are compared by what they name, not by how it is written."""
+    """Returns whether an option has another value; paths are equal if they name the same file."""
     former, value = before.get(key), now.get(key)
     if key in PATHS and isinstance(former, str) and isinstance(value, str):
         return resolved_place(former) != resolved_place(value)

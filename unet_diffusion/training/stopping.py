@@ -16,7 +16,7 @@ GRACE = 20  # seconds that a data worker outlives a SIGTERM
 
 
 class StopRequest:
-    """True once Ctrl-C or SIGTERM was received; the loop then saves, and leaves by `leave`."""
+    """True once Ctrl-C or SIGTERM was received; the loop then saves and exits with `leave`."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -25,14 +25,14 @@ class StopRequest:
         return self.received is not None
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal; a second one ends the process at once, without the save."""
+        """Handles a signal; a second signal ends the process at once, without saving."""
         if self.received is not None:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
 
     def leave(self, message: str) -> None:
-        """Ends the program with status 128 + signal, also in processes that received none; Ctrl-C shows the message."""
+        """Ends the program with status 128 + signal, also in processes that got no signal; Ctrl-C shows the message."""
         number = self.received or signal.SIGTERM
         if number == signal.SIGINT:
             raise KeyboardInterrupt(message)
@@ -59,7 +59,7 @@ def outlive_sigterm(worker: int) -> None:
 
     The training process can then save, and ends the worker when it leaves. SIGALRM ends it after `GRACE` seconds.
     """
-    if hasattr(signal, "alarm"):  # not on Windows, which does not send SIGTERM
+    if hasattr(signal, "alarm"):  # not on Windows, which sends no SIGTERM
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
@@ -70,11 +70,11 @@ class BestWeights:
         self.patience = patience
         self.score: float | None = None
         self.step = 0
-        self.misses = 0  # validations since
+        self.misses = 0  # validations since the best one
         self.tensors: dict[str, Tensor] = {}
 
     def offer(self, score: float, step: int, network: nn.Module) -> None:
-        """Takes the network's weights if the score is higher than all before; NaN never is."""
+        """Takes the network's weights if the score is higher than all scores before; NaN never is."""
         if score > (-float("inf") if self.score is None else self.score):
             self.score, self.step, self.misses = score, step, 0
             self.tensors = {name: tensor.to("cpu", copy=True) for name, tensor in network.state_dict().items()}
@@ -109,7 +109,7 @@ class SkippedSteps:
 
     Attributes:
         total: skipped steps since the start of the run.
-        in_a_row: skipped steps since the last one that counted.
+        in_a_row: skipped steps since the last step that was not skipped.
     """
 
     def __init__(self, limit: int) -> None:

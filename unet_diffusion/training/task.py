@@ -20,17 +20,19 @@ from unet_diffusion.training.model_cards import Card
 
 
 class Task(ABC):
-    """A network that learns, its images and its loss; how it is validated, shown and saved.
+    """A network that learns, its images and its loss, and how it is validated, shown and saved.
 
     Attributes:
         network: the network that learns.
         train: the images to learn from.
         num_workers: processes that load images ahead.
-        optimizer: the one that suits what is learnt, which "auto" means.
-        best_by: the number of `validate` by whose highest value the exported weights are chosen; None: the last ones.
-        patience: validations in a row without a higher one after which training ends; None: it goes to the last step.
+        optimizer: the optimizer that "auto" stands for, which suits the task.
+        best_by: the number from `validate` whose highest value chooses the exported weights; None exports the last
+            weights.
+        patience: validations in a row without a higher `best_by` after which training ends; None trains to the last
+            step.
         curves: the quantities in each panel of `curves.png`, by its title.
-        state: what the task itself learns, such as running means: float tensors, which checkpoints keep.
+        state: float tensors that the task itself learns, such as running means; checkpoints keep them.
     """
 
     network: ModelMixin
@@ -47,16 +49,16 @@ class Task(ABC):
         return [([parameter for parameter in self.network.parameters() if parameter.requires_grad], 1.0)]
 
     def batches(self, context: RunContext, start_step: int) -> Batches:
-        """Yields the micro-batches of this process without end, on its device, from an optimizer step on."""
+        """Yields the micro-batches of this process endlessly, on its device, starting at an optimizer step."""
         return training_batches(self.train, context, start_step, self.num_workers)
 
     @abstractmethod
     def loss(
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> Tensor | dict[str, Tensor]:
-        """Returns the scalar to minimise, or that one as "loss" among others by name, which are logged beside it.
+        """Returns the scalar to minimise, or a dict with this scalar as "loss" and further values to log by name.
 
-        All that is random about sample i comes from `generators[i]`.
+        Everything random about sample i comes from `generators[i]`.
         """
 
     def finish_step(self, lost: Tensor, accelerator: Accelerator) -> None:  # noqa: B027  (most tasks have no state)
@@ -68,7 +70,7 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self, network: ModelMixin, accelerator: Accelerator) -> dict[str, float]:
-        """Returns numbers of the held-out images, averaged over processes."""
+        """Returns quantities measured on the held-out images, by name, averaged over processes."""
 
     @abstractmethod
     def preview(self, network: ModelMixin, path: Path) -> None:
@@ -76,17 +78,17 @@ class Task(ABC):
 
     @abstractmethod
     def save(self, network: ModelMixin, folder: Path) -> None:
-        """Writes what users load, and images that show what it can do."""
+        """Writes the files that users load, and images that show what the network can do."""
 
     @abstractmethod
     def card(self, network: ModelMixin) -> Card:
-        """Returns what the model card says about the network."""
+        """Returns the parts of the model card that describe the network."""
 
     def export(self, network: ModelMixin, folder: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> None:
         """Writes the trained network, its curves and its model card into the folder of the run.
 
-        The curves and the card show `rows`, the lines of `metrics.jsonl`; the card also the resolved `config`, and the
-        summary of the data from `data.json`.
+        The curves and the card show `rows`, the lines of `metrics.jsonl`. The card also shows the resolved `config` and
+        the summary of the data from `data.json`.
         """
         record = DataRecord.read(folder) or DataRecord()
         with merged_into(folder) as aside:

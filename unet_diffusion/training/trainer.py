@@ -1,7 +1,7 @@
 """The training loop, which is the same for every task and runs on Accelerate.
 
-A task (`unet_diffusion.training.task`) says what is learnt, and how it is validated and shown. The loop does the rest:
-accumulation, clipping, the learning rate, the moving average, precision, logging, checkpoints and resuming.
+A task (`unet_diffusion.training.task`) defines what is learnt, and how it is validated and shown. The loop does the
+rest: accumulation, clipping, the learning rate, the moving average, precision, logging, checkpoints and resuming.
 """
 
 import json
@@ -50,9 +50,9 @@ class Trainer:
         task: what is learnt.
         config: the options of the loop.
         output: the folder of the run.
-        resolved: the whole configuration of the run, written as `config.json`; a run is resumed only by an equal one.
+        resolved: the whole configuration of the run, written as `config.json`; a run is resumed only with an equal one.
         accelerator: from `make_accelerator`, made before the task, whose data depend on the process.
-        record: what is known about the data, written as `data.json`; a run is resumed only by equal data.
+        record: what is known about the data, written as `data.json`; a run is resumed only with equal data.
 
     Raises:
         ValueError: the folder holds a run of another configuration or of other data.
@@ -92,7 +92,7 @@ class Trainer:
         self.seconds = 0.0  # of training since then
         self.best = BestWeights(task.patience)
         self.skipped = SkippedSteps(config.max_skipped_steps)
-        self.unread: list[Tensor] = []  # of the last steps: whether each was lost, bool (), still on the device
+        self.unread: list[Tensor] = []  # whether each of the last steps was lost, bool (), still on the device
         self.read_every = steps_ahead(accelerator.device, config.max_skipped_steps)
 
         choose_kernels(accelerator.device)
@@ -141,8 +141,8 @@ class Trainer:
             if self._any_process(self._lacks_validation()):
                 self._validate()
             self._export()
-        # The gradients' reducer holds the process group: freed after `end_training`, it would wait with the
-        # interpreter's lock for threads of the group that may need the lock to end.
+        # The reducer of the gradients holds the process group. If it were freed after `end_training`, it would hold the
+        # interpreter's lock while waiting for threads of the group, which may need the lock to end.
         self.network = self.task.network
         self.accelerator.free_memory()
         self.accelerator.end_training()
@@ -185,7 +185,7 @@ class Trainer:
 
     def _optimize_unless(self, lost: Tensor) -> None:
         """Takes a step of the optimizer, whose kernel changes nothing if `lost` is true on the device."""
-        if self.accelerator.scaler:  # which skips the step in the same way, and lowers its scale
+        if self.accelerator.scaler:  # it skips the step in the same way, and lowers its scale
             self.optimizer.step()
             return
         self.optimizer.optimizer.found_inf = lost.float()
@@ -193,7 +193,7 @@ class Trainer:
         del self.optimizer.optimizer.found_inf
 
     def _read_lost_steps(self) -> None:
-        """Waits for the device, and counts and reports the lost ones among the last steps."""
+        """Waits for the device, then counts and reports the lost steps among the last ones."""
         if not self.unread:
             return
         started, first = time.perf_counter(), self.step - len(self.unread)
@@ -228,7 +228,7 @@ class Trainer:
         return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device), "sum").item())
 
     def _stopping(self, stop: bool) -> bool:
-        """Returns whether any process was asked to stop; several compare notes where lost steps are read."""
+        """Returns whether any process was asked to stop; several processes check this where lost steps are read."""
         if self.accelerator.num_processes == 1:
             return stop
         return self._due(self.read_every) and self._any_process(stop)
@@ -358,7 +358,7 @@ class Trainer:
         self.step = checkpoint.step
 
     def _make_schedule(self) -> LRScheduler:
-        """Makes the learning rate from `step` on. It is not prepared: Accelerate would step it once per process."""
+        """Makes the schedule from `step` on. It is not prepared, since Accelerate would step it once per process."""
         optimizer, config = self.optimizer.optimizer, self.config
         for group in optimizer.param_groups:
             group["initial_lr"] = group["share"] * config.learning_rate
@@ -367,7 +367,7 @@ class Trainer:
         return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps, last_epoch=self.step - 1)
 
     def _lacks_validation(self) -> bool:
-        """Returns whether the last step was not validated: `steps` was lowered to those that a stopped run had done."""
+        """Returns whether the last step was not validated, since `steps` was lowered to those of a stopped run."""
         if not self.accelerator.is_main_process:
             return False
         rows = read_metrics(self.metrics.path)

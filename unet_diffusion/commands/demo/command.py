@@ -16,10 +16,10 @@ POLL = 0.2  # seconds
 
 
 def demo(options: Demo) -> str:
-    """Serves the page until Ctrl-C or SIGTERM, and returns a sentence that it is closed.
+    """Serves the page until Ctrl-C or SIGTERM, then returns a sentence that it is closed.
 
-    Uploads and results are kept for an hour, in a temporary folder that is deleted with the page. Nothing is loaded
-    from the internet or sent to it.
+    Uploads and results are kept for an hour, in a temporary folder that is deleted when the page closes. Nothing is
+    loaded from the internet or sent to it.
 
     Raises:
         ValueError: there is no finished run, or the examples do not fit it.
@@ -37,7 +37,7 @@ def demo(options: Demo) -> str:
         blocks = page(options.run, abilities, examples, Path(folder))
         address = serve(blocks, options, launch_options())
         with stop_requests() as stop:
-            # printed, since the result appears only when the page is closed
+            # printed here, since the result appears only when the page is closed
             print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
             while not stop:
                 time.sleep(POLL)

@@ -22,7 +22,7 @@ THUMBNAIL = 128
 
 
 def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image.Image]]:
-    """The first images of a folder, each with a thumbnail; a ValueError names one that does not fit the run."""
+    """Returns the first images of a folder with thumbnails; a ValueError names an image that does not fit the run."""
     if reader is None:
         raise ValueError(f"examples are {folder}, but the run only generates images and takes none; leave them out.")
     try:
@@ -39,25 +39,25 @@ def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image
 
 
 def read_upload(path: Path, pipe: Reader) -> Tensor:
-    """The stored values (C, H, W) of a file for a run; errors give its name without the folders of the server."""
+    """Reads the stored values (C, H, W) of a file for a run; errors give its name without the server's folders."""
     (image,) = pipe.read_images({"bytes": path.read_bytes(), "path": path.name})
     return image
 
 
 def viewed(pipe: Reader, image: Tensor) -> Image.Image:
-    """Stored values (C, H, W) that the run takes, as RGB, mapped by the run's pixel range."""
+    """Converts stored values (C, H, W) that the run takes to RGB, by the run's pixel range."""
     return as_rgb(pipe.pixel_range.to_model(pipe.pixel_range.stretch(image)), pipe.pixel_range)
 
 
 def as_rgb(image: Tensor, pixel_range: PixelRange) -> Image.Image:
-    """An image (C, H, W) in [-1, 1] as RGB: of more than three channels the first three, of two the first."""
+    """Converts an image (C, H, W) in [-1, 1] to RGB: the first three of more than three channels, the first of two."""
     values = as_output(image[None], "np", pixel_range)
     assert isinstance(values, np.ndarray)
     return array_images(values)[0].convert("RGB")
 
 
 def fitted(image: Image.Image, largest: int = LARGEST_SHOWN) -> Image.Image:
-    """An image for the page: a large one shrunk, a small one with its pixels enlarged to visible squares."""
+    """Fits an image to the page: shrinks a large one, and enlarges the pixels of a small one to visible squares."""
     longest = max(image.size)
     if longest > largest:
         width, height = (max(1, round(side * largest / longest)) for side in image.size)
@@ -67,7 +67,7 @@ def fitted(image: Image.Image, largest: int = LARGEST_SHOWN) -> Image.Image:
 
 
 def heat(values: np.ndarray) -> Image.Image:
-    """Values from 0 to 1, (H, W), as colours from black through red to white."""
-    from matplotlib import colormaps  # here, since it takes a tenth of the time that the package takes to import
+    """Draws values from 0 to 1, (H, W), in colours from black through red to white."""
+    from matplotlib import colormaps  # here, since it takes a tenth of the package's import time
 
     return Image.fromarray(colormaps["inferno"](values, bytes=True)[..., :3])

@@ -1,6 +1,6 @@
-"""The jobs of a run's page, without the page: generate, segment, enlarge.
+"""The jobs behind a run's page: generate, segment, enlarge.
 
-Each job works on a copy of a pipeline that shares its networks, so that visitors do not share samplers or progress, and
+Each job works on a copy of a pipeline that shares the networks, so that visitors do not share samplers or progress. It
 reads an upload as the library reads a file.
 """
 
@@ -35,19 +35,19 @@ from unet_diffusion.saved_index import INDEX, SUPER_RESOLUTION, check_run, read_
 from unet_diffusion.saved_runs import best_device, load_pipeline
 
 T = TypeVar("T")
-ReportSteps = Callable[[int, int], Any]  # gets the numbers of finished and of all steps
+ReportSteps = Callable[[int, int], Any]  # takes the number of finished steps and of all steps
 
 MAX_COUNT = 64  # images per request
 MAX_STEPS = 1000
 MAX_BATCH = 16  # images in the network at once
 MAX_ENLARGED = 4096 * 4096  # pixels of a large image
-MAX_PROBABILITIES = 2**28  # of an image, 1 GiB; with more there are no uncertainty map and no objects
+MAX_PROBABILITIES = 2**28  # of an image, 1 GiB; above this, there is no uncertainty map and there are no objects
 NO_CLASS, EVERY_CLASS = "none", "each"
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """The pipelines that a run can be loaded as; None for the others."""
+    """The pipelines as which a run can be loaded; None for those as which it cannot."""
 
     generation: ImageGenerationPipeline | None = None
     segmentation: SegmentationPipeline | None = None
@@ -64,7 +64,7 @@ class Segmented:
     """An image with its mask."""
 
     image: Image.Image  # RGB, at the size on the page
-    mask: np.ndarray  # classes of its pixels, (H, W)
+    mask: np.ndarray  # class of each pixel, (H, W)
     palette: list[list[int]] | None
     uncertainty: Image.Image | None  # entropy from 0 (black) to 1; None if the image is too large
     legend: list[tuple[str, tuple[int, int, int], float]]  # of each class: name, colour, share of the whole image
@@ -72,7 +72,7 @@ class Segmented:
     objects: "FoundObjects | None" = None  # None if they were not asked for, or the image is too large
 
     def overlay(self, opacity: float) -> Image.Image:
-        """The classes in colour over the image, and the outlines of objects; does not run the network."""
+        """Draws the classes in colour over the image, and the outlines of objects, without running the network."""
         require(0 <= opacity <= 1, "opacity", opacity, "must be from 0 to 1")
         labels = None if self.objects is None else self.objects.labels
         return overlay(self.image, self.mask, opacity, self.palette, labels)
@@ -82,10 +82,10 @@ class Segmented:
 class FoundObjects:
     """The objects of an image."""
 
-    labels: np.ndarray  # their numbers at the size on the page, (H, W), 0 for the background
-    counts: list[int]  # of each class, that of the background is 0
-    label_file: Path  # their numbers in the whole image, as `unet-diffusion segment --instances` writes them
-    table_file: Path  # CSV, in the same way
+    labels: np.ndarray  # numbers of the objects at the size on the page, (H, W), 0 for the background
+    counts: list[int]  # number of objects of each class; 0 for the background
+    label_file: Path  # numbers of the objects in the whole image, as `unet-diffusion segment --instances` writes them
+    table_file: Path  # CSV, as the same command writes it
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Steps:
 
 
 def load_abilities(run: Path, device: str) -> Abilities:
-    """Loads a run once for each task that it was trained for; a segmentation run may generate images too."""
+    """Loads a run once for each task that it was trained for; a segmentation run may also generate images."""
     check_run(run)
     place, kind = best_device(device), saved_kind(run)
     if kind == SUPER_RESOLUTION:
@@ -127,7 +127,7 @@ def load_abilities(run: Path, device: str) -> Abilities:
 
 
 def class_choices(pipe: ImageGenerationPipeline) -> list[tuple[str, str]]:
-    """The choices of a class, each in words and as `generate_images` takes it; empty for a network without classes."""
+    """The choices of a class, each as words and as the value for `generate_images`; empty without classes."""
     classes = pipe.unet.config.num_class_embeds
     if classes is None:
         return []
@@ -137,7 +137,7 @@ def class_choices(pipe: ImageGenerationPipeline) -> list[tuple[str, str]]:
 
 
 def can_guide(pipe: ImageGenerationPipeline) -> bool:
-    """Returns whether a class can guide the images, which a network that is tuned for a few steps does not support."""
+    """Returns whether a class can guide the images; a network tuned for a few steps does not support this."""
     return may_omit_class(pipe) and pipe.few_steps is None
 
 
@@ -158,7 +158,7 @@ def generate_images(
 ) -> list[Image.Image]:
     """Generates the images that `unet-diffusion sample` makes with the same options.
 
-    `choice` is the index of a class, `EVERY_CLASS` for each in turn, or `NO_CLASS`.
+    `choice` is the index of a class, `EVERY_CLASS` for all classes in turn, or `NO_CLASS`.
     """
     _check_bound("count", count, MAX_COUNT)
     _check_sampling(steps, seed)
@@ -179,14 +179,14 @@ def generate_images(
 
 
 def learnt_objects(pipe: SegmentationPipeline) -> bool:
-    """Returns whether the network of a run has learnt what tells objects apart."""
+    """Returns whether the network of a run has learnt to tell objects apart."""
     return pipe.classifier is None and bool(pipe.unet.config.get("instances"))
 
 
 def segment_image(
     pipe: SegmentationPipeline, source: Path, folder: Path, report: ReportSteps, instances: bool = False
 ) -> Segmented:
-    """Segments one image file, and writes the mask and what is known of objects below `folder`."""
+    """Segments one image file, and writes the mask and the files of its objects below `folder`."""
     stored = read_upload(source, pipe)
     image = viewed(pipe, stored)
     height, width = stored.shape[1:]
@@ -259,7 +259,7 @@ def enlarge_image(
 
 
 def _own_copy(pipe: T, report: ReportSteps) -> T:
-    """A copy of a pipeline with the same networks, whose scheduler can be replaced and whose progress is reported."""
+    """Copies a pipeline with the same networks; the copy's scheduler can be replaced, and it reports progress."""
     own: Any = copy(pipe)
     own.progress_bar = lambda total: nullcontext(Steps(total, report))
     return own

@@ -32,12 +32,12 @@ from unet_diffusion.training.model_cards import parameters, size
 
 Examples = list[tuple[Path, Image.Image]]
 
-# One job of a network at a time, whoever asks for it, and only through the page.
+# One job of a network runs at a time, for all visitors together, and only through the page.
 ON_NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-PROGRESS = gr.Progress()  # as a default, it shows Gradio that a function reports progress
+PROGRESS = gr.Progress()  # as a default value, it tells Gradio that a function reports progress
 MAX_WAITING = 32
-CLEAN_EVERY, KEPT = 600, 3600  # seconds: uploads and results are deleted when they are older
+CLEAN_EVERY, KEPT = 600, 3600  # seconds: uploads and results older than this are deleted
 MAX_VISITORS = 100  # visitors whose last mask is kept
 MESSAGE_SECONDS = 60
 TOO_LARGE = "The image is too large for objects on this page: use unet-diffusion segment --instances."
@@ -84,7 +84,7 @@ def page(run: Path, abilities: Abilities, examples: Examples, folder: Path) -> g
 
 
 def launch_options() -> dict[str, Any]:
-    """The look of the page, and the parts of Gradio that it switches off: tunnels, own fonts, histories, services."""
+    """The look of the page, with parts of Gradio switched off: tunnels, its own fonts, histories, services."""
     theme = gr.themes.Default(primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("monospace",))
     left_out = dict.fromkeys(("share", "inbrowser", "enable_monitoring", "run_history", "ssr_mode", "pwa"), False)
     capacity = {"state_session_capacity": MAX_VISITORS, "footer_links": []}
@@ -92,26 +92,26 @@ def launch_options() -> dict[str, Any]:
 
 
 def describe(pipe: ImageGenerationPipeline | Reader) -> str:
-    """A sentence on the network and its images."""
+    """Returns a sentence on the network and its images."""
     images = f"images of {pipe.channels} channel{'s' if pipe.channels > 1 else ''}, {pipe.pixel_range.dtype}"
     return f"{parameters(pipe.unet)} parameters on {pipe.device}, for {images}, trained at {size(pipe.unet)} pixels."
 
 
 @contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Shows an error about a visitor's input as a message; the page goes on working."""
+    """Shows an error about a visitor's input as a message; the page keeps working."""
     shown: dict[str, Any] = {"duration": MESSAGE_SECONDS, "print_exception": False}
     try:
         yield
     except MemoryError as error:
         raise gr.Error(f"Out of memory: {escape(str(error), False)} Use a smaller image.", **shown) from error
     except (ValueError, ImportError, RuntimeError, OSError, FloatingPointError) as error:
-        sentence = escape(str(error), quote=False)  # a message is HTML, and may hold the name of an upload
+        sentence = escape(str(error), quote=False)  # messages are HTML, and may hold the name of an upload
         raise gr.Error(sentence[:1].upper() + sentence[1:], **shown) from error
 
 
 def _report(progress: gr.Progress, what: str) -> Callable[[int, int], None]:
-    """A function that shows finished steps in Gradio's progress display."""
+    """Returns a function that shows finished steps in Gradio's progress display."""
     return lambda done, total: progress((done, total), desc=what, unit="steps")
 
 
@@ -212,7 +212,7 @@ def _segment_tab(pipe: SegmentationPipeline, examples: Examples, folder: Path) -
                     table = gr.DownloadButton("Table as CSV", visible=False, size="md", elem_id="table")
 
     def job(path: Path | None, opacity: float, objects: bool, progress: gr.Progress = PROGRESS) -> Any:
-        if path is None:  # the box was ticked before there is an image
+        if path is None:  # the box was ticked before there was an image
             return gr.skip()
         report = _report(progress, "segmenting")
         with errors_as_messages():

@@ -18,7 +18,7 @@ def doctor(options: Doctor) -> Report:
 
     config: DataConfig | MaskedDataConfig = options
     if options.plain:
-        # training on images alone has another default of validation_fraction
+        # training on images alone has another default for validation_fraction
         names = [field.name for field in fields(ImageOptions) if field.name != "validation_fraction"]
         shared = {name: getattr(options, name) for name in names}
         config = DataConfig(
@@ -27,5 +27,5 @@ def doctor(options: Doctor) -> Report:
             crop_size=options.crop_size,
             max_images=options.max_labels,
         )
-        config.validation_fraction = 0.0  # so that nothing is said about it
+        config.validation_fraction = 0.0  # so that the report does not mention it
     return examine(config, options.errors_only)

@@ -33,27 +33,27 @@ class Examined:
 
     part: PartName | Literal["unlabelled"]
     name: str  # of the source and the split
-    notes: tuple[str, ...]  # on the files
+    notes: tuple[str, ...]  # notes on the files
     facts: list[RowFacts]
-    streamed: bool = False  # the facts are those of the first rows of a stream
+    streamed: bool = False  # the facts are only of the first rows of a stream
     orphans: tuple[Path, ...] = ()  # masks without an image
     class_names: tuple[str, ...] = ()  # of the files of masks, if there is one for each class
     found: tuple[Finding, ...] = ()  # on its classes
 
 
 def present(config: DataConfig | MaskedDataConfig, unlabelled: str | None = None, quiet: bool = False) -> Summary:
-    """Examines the data of a run before anything else, and prints what was understood, warnings and notes.
+    """Examines the data of a run before anything else, and prints a summary, warnings and notes.
 
     Args:
         config: names the data.
         unlabelled: a source of further images, which need no masks.
-        quiet: print nothing, as all processes but one of a run should.
+        quiet: print nothing; set it in all processes of a run but one.
 
     Returns:
-        The summary, which belongs into the folder of the run.
+        The summary, to be saved in the folder of the run.
 
     Raises:
-        ValueError: with all errors and questions that `examine` finds, or because there is no such source.
+        ValueError: `examine` finds errors or questions, which are all listed, or there is no such source.
     """
     report = examine(config, unlabelled=unlabelled)
     if not quiet:
@@ -66,9 +66,9 @@ def present(config: DataConfig | MaskedDataConfig, unlabelled: str | None = None
 def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False, unlabelled: str | None = None) -> Report:
     """Examines every image and mask of the split to train on and of the validation set, if one is named.
 
-    The facts of each row are kept beside the decoded images, so that a second examination is quick. Of a stream, only
-    the first rows are examined. Images of the source `unlabelled` are examined too, but not for duplicates, since those
-    with masks are often among them.
+    The facts of each row are kept beside the decoded images, so a second examination is quick. Only the first rows of a
+    stream are examined. Images of the source `unlabelled` are examined too, but not for duplicates, since they often
+    include the images with masks.
 
     Raises:
         ValueError: the source, a split or a column does not exist.
@@ -88,7 +88,7 @@ def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False, un
 
 
 def _print(text: str) -> None:
-    """Prints text at once; a name that the terminal cannot show must not keep a run from starting."""
+    """Prints text at once; a name that the terminal cannot show must not stop a run from starting."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
@@ -113,7 +113,7 @@ def _open(config: DataConfig | MaskedDataConfig, part: PartName) -> Examined:
 
 
 def _without_images(rows: Dataset | IterableDataset, name: str, max_images: int | None) -> list[Finding]:
-    """Finds classes without an image among the first ones; none in a stream that has to be read for that."""
+    """Finds classes that have no image among the first ones; for a stream that would have to be read, none."""
     names = class_names(rows)
     if names is None or not isinstance(rows, Dataset):
         return []
@@ -161,12 +161,12 @@ def _judge_masks(config: MaskedDataConfig, examined: list[Examined]) -> tuple[li
 
 
 def _name_of(part: Examined, examined: list[Examined]) -> str:
-    """Returns the name of a part, also if another part has the same images."""
+    """Returns the name of a part; the name is distinct even if another part has the same images."""
     return part.name if part is examined[0] or part.name != examined[0].name else f"{part.name} for validation"
 
 
 def _ranges(config: DataConfig | MaskedDataConfig) -> tuple[str, ...]:
-    """Returns the range of each image as a note, if it has one of its own."""
+    """Returns a note on the range of values, if each image has its own."""
     if config.image_percentiles is None:
         return ()
     low, high = config.image_percentiles
@@ -184,14 +184,14 @@ def _held_out(config: DataConfig | MaskedDataConfig, examined: Examined) -> tupl
 
 
 def _mask_source(config: MaskedDataConfig, examined: Examined) -> tuple[str, str]:
-    """Returns what to call the masks of a part, and where they are."""
+    """Returns a name for the masks of a part, and their place."""
     if examined.part == "train":
         return "masks", config.masks or examined.name
     return "validation masks", config.validation_masks or config.masks or examined.name
 
 
 def _of_another_split(config: MaskedDataConfig, examined: Examined) -> list[Finding]:
-    """Finds masks whose folder names another split than that of their images: images in train, masks in val."""
+    """Finds masks whose folder names another split than that of the images: images in train, masks in val."""
     of_train = examined.part == "train"
     images, masks = (config.data, config.masks) if of_train else (config.validation_data, config.validation_masks)
     if not isinstance(images, str) or not isinstance(masks, str):
@@ -210,7 +210,7 @@ def _of_another_split(config: MaskedDataConfig, examined: Examined) -> list[Find
 def _encoding_of(
     config: MaskedDataConfig, part: Examined, encoding: MaskEncoding | None
 ) -> tuple[MaskEncoding | None, list[Finding]]:
-    """Returns what the values of one part mean, by the encoding of the training masks."""
+    """Returns the encoding of one part, given that of the training masks."""
     if encoding is None or not any(fact.keys for fact in part.facts):
         return encoding, []
     try:
@@ -220,9 +220,9 @@ def _encoding_of(
 
 
 def _encoding(facts: list[RowFacts], config: MaskedDataConfig) -> tuple[MaskEncoding | None, list[Finding]]:
-    """Returns what the masks' values mean, or None and the reason why that is unclear."""
+    """Returns the encoding of the masks, or None and the reason why it is unclear."""
     if not any(fact.keys for fact in facts):
-        return None, []  # no mask can be used, which has findings of its own
+        return None, []  # no mask can be used; other findings report this
     try:
         return agreed_encoding(facts, config), []
     except ValueError as error:

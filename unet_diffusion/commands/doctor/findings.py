@@ -19,9 +19,9 @@ class Finding:
     """One fault or remarkable property of a data set.
 
     Attributes:
-        severity: "error": a run would stop, or learn something else than intended. "question": it would probably learn
-            something else, which only the user can tell; the sentence names the option that answers. "warning": a run
-            would be worse than it could be. "note": worth knowing.
+        severity: "error": a run would stop, or learn something else than intended. "question": a run would probably
+            learn something else, but only the user can tell; the sentence names the option that answers it. "warning":
+            a run would be worse than it could be. "note": worth knowing.
         sentence: the fault and the fix.
         examples: rows or files that show it.
     """
@@ -38,11 +38,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What was understood of a data set, and all findings, most severe first; as text for people by `str`.
+    """The summary of a data set and all findings, most severe first; `str` gives it as text for people.
 
     Attributes:
         summary: the parts of the data set and their contents.
-        findings: findings in all parts.
+        findings: the findings in all parts.
     """
 
     summary: Summary
@@ -60,7 +60,7 @@ class Report:
 
     @property
     def refusal(self) -> str:
-        """Returns why a run must not start, with all errors and questions; empty if it may."""
+        """Returns the reasons why a run must not start, with all errors and questions; empty if it may start."""
         if not self.errors and not self.questions:
             return ""
         unanswered = "the data cannot be trained on before these questions are answered."
@@ -69,7 +69,7 @@ class Report:
 
     @property
     def advice(self) -> tuple[Finding, ...]:
-        """Returns the findings with which a run may start."""
+        """Returns the findings that do not stop a run from starting."""
         return self._of("warning") + self._of("note")
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class Report:
 
 
 def about(severity: Severity, sentence: str, examples: Sequence[str]) -> list[Finding]:
-    """Returns one finding if there are examples, else none; "{count}" becomes the number of examples."""
+    """Returns one finding if there are examples, else none; "{count}" is replaced by the number of examples."""
     if not examples:
         return []
     return [Finding(severity, sentence.replace("{count}", str(len(examples))), tuple(examples))]
@@ -93,8 +93,8 @@ def asked(kind: str, name: str, rows: Sequence[tuple[str | None, str]]) -> list[
 
     Args:
         kind: "image" or "mask".
-        name: of their source and split.
-        rows: pairs of the question, if there is one, and the example.
+        name: the name of their source and split.
+        rows: pairs of a question, or None, and the example.
     """
     examples: dict[str, list[str]] = {}
     for question, example in rows:
@@ -107,5 +107,5 @@ def asked(kind: str, name: str, rows: Sequence[tuple[str | None, str]]) -> list[
 
 
 def judged(error: ValueError, what: str = "") -> Finding:
-    """Returns an error about a whole data set as a finding: a question, if it asks one."""
+    """Turns an error about a whole data set into a finding: a question, if the error asks one."""
     return Finding("question" if isinstance(error, Question) else "error", f"{what}{error}")

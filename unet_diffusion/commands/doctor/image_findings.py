@@ -11,12 +11,12 @@ from unet_diffusion.data.sets import unclear_range
 from unet_diffusion.data.streaming import FEWEST_ROWS_JUDGED
 
 FEWEST_EXPOSURES = 10  # images from which ranges of values are compared
-UNLIKE = 3  # times as wide a range, from which on two are called different
-FEW_LEVELS = 256  # of the 65536 levels of a 16-bit image; no more than 8 bits have
+UNLIKE = 3  # times as wide: from here on, two ranges are called different
+FEW_LEVELS = 256  # of the 65536 levels of a 16-bit image; 8 bits have no more
 
 
 def unusable_severity(facts: list[RowFacts], config: ImageOptions) -> Severity:
-    """Returns "warning" if a run would leave the unusable rows out, "error" if `max_broken` allows fewer."""
+    """Returns "warning" if a run would leave out the unusable rows, "error" if `max_broken` allows only fewer."""
     kind = _kind(facts, config)
     unusable = sum(
         not fact.usable or (fact.mask_size != (0, 0) and fact.mask_size != fact.size) or _kind([fact], config) != kind
@@ -47,7 +47,7 @@ def image_findings(facts: list[RowFacts], name: str, config: ImageOptions, one_s
 
 
 def duplicate_findings(parts: dict[str, list[RowFacts]]) -> list[Finding]:
-    """Returns the findings about images that are equal pixel by pixel, inside a split and across splits."""
+    """Returns the findings about images that are equal pixel by pixel, within a split and across splits."""
     places: dict[str, list[tuple[str, RowFacts]]] = defaultdict(list)
     for part, facts in parts.items():
         for fact in facts:
@@ -80,7 +80,7 @@ def duplicate_findings(parts: dict[str, list[RowFacts]]) -> list[Finding]:
 
 
 def _kind(facts: list[RowFacts], config: ImageOptions) -> tuple[int | None, str]:
-    """Returns the channels and the dtype of the first image that can be read, which the others must share."""
+    """Returns the channels and the dtype of the first image that can be read; the others must have the same."""
     first = next((fact for fact in facts if fact.image_problem is None), None)
     if first is None:
         return 0, ""
@@ -149,7 +149,7 @@ def _values(usable: list[RowFacts], name: str, config: ImageOptions) -> list[Fin
 
 
 def _exposures(usable: list[RowFacts], name: str) -> list[Finding]:
-    """Finds that the ranges of values differ a lot, which a range for each image evens out."""
+    """Finds sets whose ranges of values differ a lot; giving each image its own range evens this out."""
     ranked = sorted(usable, key=lambda fact: fact.high - fact.low)
     narrow, wide = (ranked[int(share * (len(ranked) - 1))] for share in (0.1, 0.9))
     spans = [fact.high - fact.low for fact in (narrow, wide)]

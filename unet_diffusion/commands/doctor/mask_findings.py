@@ -16,9 +16,9 @@ from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
 RARE = 0.01  # share of the pixels; a class with less is called rare
-SLOPED = 0.05  # share of the changes from pixel to pixel, from which on a value often lies between two others
-LARGE = SKETCHED**2 // 8  # pixels of a sketch; in smaller objects it shows too little
-ALIKE = 0.9  # intersection over union of the sketches of masks that are nearly the same
+SLOPED = 0.05  # share of the changes from pixel to pixel; from here on, a value often lies between two others
+LARGE = SKETCHED**2 // 8  # pixels of a sketch; smaller objects show too little
+ALIKE = 0.9  # intersection over union from which sketches of masks count as nearly the same
 FEWEST_ALIKE = 3  # masks
 
 
@@ -46,7 +46,7 @@ def mask_findings(
     encoding: MaskEncoding | None,
     learned: bool = True,
 ) -> list[Finding]:
-    """Returns the findings about the masks of one split; without an encoding, their values cannot be judged.
+    """Returns the findings about the masks of one split; without an encoding, the values are not judged.
 
     Masks that are only measured, not learned, may hold a single class.
     """
@@ -122,7 +122,7 @@ def _palettes(masked: list[RowFacts], name: str) -> list[Finding]:
 
 
 def _shown_inverted(masked: list[RowFacts], name: str) -> list[Finding]:
-    """Finds TIFF files that show 0 as white, which matters most if others show it as black."""
+    """Finds TIFF files that show 0 as white; this matters most if other files show it as black."""
     inverted = [fact.name for fact in masked if fact.white_is_zero]
     start = (
         f"masks of {name} whose files show 0 as white: {{count}} of {len(masked)}. Their stored values count, so that"
@@ -134,7 +134,7 @@ def _shown_inverted(masked: list[RowFacts], name: str) -> list[Finding]:
 
 
 def _slopes(masked: list[RowFacts], name: str) -> list[Finding]:
-    """Finds masks of classes that were resized with interpolation, which puts classes between others."""
+    """Finds class masks that were resized with interpolation, which puts other classes between two classes."""
     changes = sum(fact.changes for fact in masked)
     ramps: Counter[int] = Counter()
     for fact in masked:
@@ -211,7 +211,7 @@ def _binary_as_indices(
 
 
 def _likeness(masked: list[RowFacts], name: str, encoding: MaskEncoding | None) -> list[Finding]:
-    """Finds sets whose masks are the images themselves, or all alike, such as the field of view of a camera.
+    """Finds sets whose masks are the images themselves, or are all alike, such as a camera's field of view.
 
     Masks of more than two classes are not compared, since their lowest value may be rare.
     """

@@ -24,11 +24,11 @@ from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 9  # of the stored facts; after a change of what a field means, old ones are not read
+FORMAT = 9  # of the stored facts; raised when a field changes its meaning, so that old facts are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
-FEWEST_SOFT = 4  # values of a mask whose edges may be soft; of three, one may be a thin border
+FEWEST_SOFT = 4  # values of a mask whose edges may be soft; with three, one may be a thin border
 SLOW = 1000  # rows; a longer examination shows its progress
-STREAMED = 100  # rows that are examined of a stream
+STREAMED = 100  # rows of a stream that are examined
 
 
 @dataclass
@@ -38,7 +38,7 @@ class RowFacts:
     name: str  # for messages: the number of the row and its file
     image_problem: str | None = None  # why the image cannot be used; its other fields are then empty
     mask_problem: str | None = None  # why the mask or the instance map cannot be used
-    image_question: str | None = None  # which the image raises, and an option answers; the problem shows why
+    image_question: str | None = None  # a question that the image raises and an option answers; the problem shows why
     mask_question: str | None = None  # the same for the mask
     no_mask: bool = False  # the row should have a mask
     size: tuple[int, int] = (0, 0)  # width and height of the upright image
@@ -75,11 +75,11 @@ class RowFacts:
 
     @property
     def usable(self) -> bool:
-        """Returns whether the row can be used, as far as its files show alone."""
+        """Returns whether the row can be used, judging from its files alone."""
         return self.image_problem is None and self.mask_problem is None and not self.no_mask
 
     def told(self, problem: str | None) -> str:
-        """Returns the row and its problem, with the file between them unless the problem names it."""
+        """Returns the row and its problem as text, with the file between them unless the problem names it."""
         row, _, file = self.name.partition(" (")
         if not problem:
             return self.name
@@ -89,9 +89,9 @@ class RowFacts:
 def gather_facts(
     dataset: datasets.Dataset, reading: Reading | None, cache_dir: str | Path | None, axes: AxisOrder | None = None
 ) -> list[RowFacts]:
-    """Gathers the facts about all rows, or reads those that an earlier call gathered.
+    """Gathers the facts about all rows, or reads the facts that an earlier call gathered.
 
-    Without a reading, there are no masks. `axes` are as `decode_image` takes them.
+    Without a reading, there are no masks. `axes` is as in `decode_image`.
     """
 
     def write(folder: Path) -> None:
@@ -107,7 +107,7 @@ def gather_facts(
 def facts_of_stream(
     stream: datasets.Dataset | datasets.IterableDataset, name: str, axes: AxisOrder | None
 ) -> list[RowFacts]:
-    """Gathers the facts about the first rows of a stream of images, which are kept nowhere."""
+    """Gathers the facts about the first rows of a stream of images; they are not stored."""
     return _numbered(map(_examiner(stream, None, axes), islice(rows_of(stream, name), STREAMED)))
 
 
@@ -151,7 +151,7 @@ def _examiner(
 
 
 def _parts(error: ValueError) -> tuple[str, str | None]:
-    """Returns what is wrong with a file, and the question that this raises."""
+    """Returns the problem with a file, and the question that it raises."""
     return (error.found, error.question) if isinstance(error, Question) else (str(error), None)
 
 
@@ -195,7 +195,7 @@ def _note_mask(
 
 
 def _note_slopes(facts: RowFacts, keys: np.ndarray) -> None:
-    """Counts slopes of three pixels in rows and columns: their values rise or fall, as they do at soft edges."""
+    """Counts slopes of three pixels in rows and columns, whose values rise or fall as they do at soft edges."""
     ramps: Counter[int] = Counter()
     for lines in (keys, keys.T):
         steps = np.sign(np.diff(lines, axis=1))

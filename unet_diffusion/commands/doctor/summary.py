@@ -1,8 +1,8 @@
-"""The summary of a data set, which commands print before they work and which model cards contain."""
+"""The summary of a data set. Commands print it before they work, and model cards contain it."""
 
 from dataclasses import dataclass
 
-LEFT = ("class", "value", "name")  # columns that start at the left; numbers end at the right
+LEFT = ("class", "value", "name")  # left-aligned columns; numbers are right-aligned
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Section:
     """One part of a data set, such as its training images.
 
     Attributes:
-        heading: what it is, and its most important figures.
-        notes: what else was understood, as sentences or parts of them.
+        heading: the name of the part, and its most important figures.
+        notes: further facts, as sentences or parts of them.
         table: figures in rows, if there are any.
     """
 
@@ -49,7 +49,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was understood of a data set; as text for people by `str`."""
+    """The facts about a data set; `str` gives them as text for people."""
 
     sections: tuple[Section, ...]
 

@@ -1,4 +1,4 @@
-"""Words and figures for what was understood of a data set, from the facts of its rows."""
+"""The summary of a data set in words and figures, from the facts of its rows."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +12,7 @@ from unet_diffusion.images.no_class import IGNORE_INDEX
 
 MOST_VALUES = 12  # values without a meaning in a table
 MOST_COLOURS = 6  # of one class in a table
-NO_CLASS = -1  # of values outside the encoding
+NO_CLASS = -1  # class of values outside the encoding
 
 
 def describe_images(
@@ -20,7 +20,7 @@ def describe_images(
 ) -> Section:
     """Returns the number, sizes, channels, dtype and values of the images of one part.
 
-    Of a stream, the facts are those of its first rows.
+    For a stream, the facts are those of its first rows.
     """
     usable = [fact for fact in facts if not fact.image_problem]
     number = f"the first {counted(len(facts), 'image')} of a stream" if streamed else counted(len(facts), "image")
@@ -38,7 +38,7 @@ def describe_images(
 def describe_masks(
     part: str, name: str, facts: list[RowFacts], encoding: MaskEncoding | None, class_names: Sequence[str] | None
 ) -> Section:
-    """Returns the classes of the masks of one part, and their shares; without an encoding, the values alone."""
+    """Returns the classes of the masks of one part and their shares; without an encoding, only the values."""
     masked = [fact for fact in facts if fact.keys]
     heading = f"{part}: {name}: {counted(len(masked), 'mask')}"
     if not masked:

@@ -12,7 +12,7 @@ from unet_diffusion.files import written_aside
 
 @dataclass(frozen=True)
 class Exported:
-    """The folder or the file of an export, and a sentence for each file that was read again and compared."""
+    """The folder or file of an export, and a sentence for each file that was read back and compared."""
 
     path: Path
     checks: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ def export(options: Export) -> Exported:
     Raises:
         ValueError: there is no run, the target exists, or the run cannot be written in that form.
         ImportError: the form needs libraries that are not installed.
-        RuntimeError: what was written is not what the run computes; nothing is left behind.
+        RuntimeError: the written form does not compute what the run computes; nothing is left behind.
     """
     options.check_paths()
     checks: list[str] = []

@@ -1,6 +1,6 @@
 """The heads of a run as graphs that run without this package: ONNX, and programs of `torch.export`.
 
-Each file is written, read again, and compared with the network that it was made from.
+Each file is written, read back, and compared with the network that it was made from.
 """
 
 import json
@@ -26,7 +26,7 @@ from unet_diffusion.version import __version__
 Graph = Callable[..., Tensor]  # read from a file; it takes the inputs of its `HeadFunction`
 
 FIELDS = "metadata.json"  # the file in a program of torch.export that describes its inputs and output
-TOLERANCE = 1e-4  # share of the largest absolute value; another order of additions makes about 1e-6
+TOLERANCE = 1e-4  # share of the largest absolute value; another order of additions causes about 1e-6
 LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
 LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: protobuf is limited to 2 GiB, and the graph needs some too
 
@@ -57,7 +57,7 @@ def write_graphs(form: str, run: Path, target: Path, head: str | None) -> list[s
 
 
 def heads_of(run: Path, unet: UNet, wanted: str | None) -> list[str]:
-    """The names of the heads to write; raises a ValueError if they are not functions of one image."""
+    """Returns the names of the heads to write; raises a ValueError if they are not functions of one image."""
     if wanted != "noise" and "classifier" in saved_components(run):
         raise ValueError(
             f"the masks of {run} come from a pixel classifier, which reads images with noise at several timesteps, "
@@ -91,7 +91,7 @@ def check_function(function: HeadFunction, form: str, run: Path) -> None:
 
 
 def fields_of(function: HeadFunction, sizes: Sizes, form: str, run: Path) -> dict[str, str]:
-    """The metadata of a file, as text; lists and objects are JSON, and what the run lacks is left out."""
+    """Returns the metadata of a file as text; lists and objects are JSON, and fields that a run lacks are left out."""
     index, config = read_object(run / INDEX), function.unet.config
     saved = {name: from_index(index.get(f"_{name}")) for name in ("class_names", "palette", "label_names")}
     fields: dict[str, Any] = {
@@ -149,7 +149,7 @@ def write_onnx(program: ExportedProgram, function: HeadFunction, file: Path, fie
     assert converted is not None  # since no file was given
     model = converted.model
     for node in model.graph.all_nodes():
-        node.metadata_props.clear()  # the compiler's notes, as large as a small network
+        node.metadata_props.clear()  # notes of the compiler, as large as a small network
     model.metadata_props.update({**fields, "opset": str(model.opset_imports[""])})
     converted.save(file, external_data=False)
 
@@ -190,7 +190,7 @@ def compare(function: HeadFunction, graph: Graph, sizes: Sequence[tuple[int, int
             shapes = f"{tuple(found.shape)} rather than {tuple(expected.shape)}"
             raise RuntimeError(f"{name} gives {shapes} for {place}, {report}")
         absolute, scale = (found - expected).abs().max().item(), expected.abs().max().item()
-        relative = absolute / scale if scale else absolute  # a network may give zero
+        relative = absolute / scale if scale else absolute  # the network's output may be zero
         if not relative <= TOLERANCE:  # NaN included
             raise RuntimeError(
                 f"{name} differs from the network by {absolute:.1e} for {place}, {relative:.1e} of the largest value, "
@@ -205,7 +205,7 @@ def compare(function: HeadFunction, graph: Graph, sizes: Sequence[tuple[int, int
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides the warnings of torch about its own code, and about torchvision, during the conversion."""
+    """Hides warnings of torch about its own code and about torchvision during the conversion."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""One head of a network as a function of tensors, and the graph of that function for any batch, height and width."""
+"""One head of a network as a function of tensors, and the graph of this function for any batch, height and width."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ class Sizes:
     """The batches, heights and widths that a network or its graph takes."""
 
     smallest: int  # height and width, in pixels
-    multiple: int = 1  # that heights and widths are of
+    multiple: int = 1  # heights and widths are multiples of this
     largest_batch: int | None = None  # None: any
 
     @classmethod
@@ -30,14 +30,15 @@ class Sizes:
 
     @classmethod
     def of_program(cls, unet: UNet) -> "Sizes":
-        """The sizes that one program of `torch.export` takes, which excludes maps of a single row or column."""
+        """The sizes that one program of `torch.export` takes; maps of a single row or column are excluded."""
         stock = isinstance(unet, UNet2DAdapter)
         return cls(2 * unet.stride, unet.stride, STOCK_BATCH) if stock else cls(unet.smallest_side + unet.stride)
 
     def tried(self, unet: UNet) -> list[tuple[int, int, int]]:
-        """Batches, heights and widths to compare a graph at: smallest, even, odd, oblong, and those of the training.
+        """Batches, heights and widths to compare a graph at: smallest, even, odd, oblong, and those of training.
 
-        The smallest height and width are not combined, since rounding is large where one or two pixels are normalised.
+        The smallest height and width are not combined, since rounding errors are large if one or two pixels are
+        normalised.
         """
         one = self.multiple
         side = -(-(self.smallest + unet.stride) // (2 * one)) * 2 * one  # even
@@ -105,7 +106,7 @@ def traced(function: HeadFunction) -> ExportedProgram:
             function,
             function.example(2, side, side + 2 * multiple),
             dynamic_shapes=((axes, *({0: batch} for _ in function.names[1:])),),
-            prefer_deferred_runtime_asserts_over_guards=True,  # otherwise sizes must have the parity of the example
+            prefer_deferred_runtime_asserts_over_guards=True,  # otherwise sizes would need the example's parity
         )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine

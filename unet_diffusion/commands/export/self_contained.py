@@ -1,4 +1,4 @@
-"""A run as a folder that diffusers loads without this package: the code lies beside the weights."""
+"""A run as a folder that diffusers loads without this package, with the code beside the weights."""
 
 import importlib
 import json
@@ -79,7 +79,7 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
     Weights are copied as they are. Each network of this package gets a file with its code (`source_bundle`), which
     `config.json` names for `AutoModel` and `model_index.json` for pipelines. Our pipelines get such a file too. A
     generation run is saved as a `DDPMPipeline`, which can load it, and the README names ours as the custom pipeline.
-    `name` is that of the folder in the README.
+    `name` is the name of the folder in the README.
     """
     index, components = read_object(run / INDEX), saved_components(run)
     kind = pipeline_name(index)
@@ -97,7 +97,7 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
         path = target / key / "config.json"
         config = read_object(path)
         config["auto_map"] = {"AutoModel": f"{code}.{network.__name__}"}
-        config["_use_default_values"] = ["auto_map"]  # for `AutoModel` only; the network would warn of it
+        config["_use_default_values"] = ["auto_map"]  # for `AutoModel` only; the network would warn about it
         write_sorted(path, config)
 
     own = getattr(pipelines, kind, None)
@@ -119,7 +119,7 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
 
 
 def copy_component(source: Path, target: Path, network: type | None) -> None:
-    """Copies the configs of a component and, if it is a network, its weights, after reading them once."""
+    """Copies the configs of a component and, if it is a network, its weights, after loading them once as a check."""
     files = [file for file in source.glob("*") if file.suffix in COPIED and not file.name.startswith(PREFIX)]
     if not any(file.suffix == (".json" if network is None else ".safetensors") for file in files):
         raise ValueError(f"{source} holds no weights or no config; give the folder of a finished run.")

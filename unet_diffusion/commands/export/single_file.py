@@ -1,6 +1,6 @@
 """A run as one file: safetensors with all weights, and all configs as JSON in the metadata.
 
-Reading it takes in numbers and JSON only, and runs no code except that of diffusers and this package.
+Reading it parses only numbers and JSON, and runs no code except that of diffusers and this package.
 """
 
 import json
@@ -52,7 +52,7 @@ def write_single_file(run: Path, target: Path) -> str:
             networks[name] = load_weights(kind, run / name)
             tensors |= {f"{name}.{key}": value.contiguous() for key, value in networks[name].state_dict().items()}
     metadata = {name: json.dumps(config, sort_keys=True) for name, config in configs.items()}
-    made_with = {"format": "pt", "unet_diffusion": __version__}  # the former as in all files of diffusers
+    made_with = {"format": "pt", "unet_diffusion": __version__}  # "format" as in all files of diffusers
     save_file(tensors, target, {**metadata, **made_with})
 
     pipe = load_single_file(target)

@@ -1,7 +1,7 @@
-"""The source of one class of the package, with all that it needs from the package, as one file.
+"""The source of one class of the package, with everything that it needs from the package, as one file.
 
-Diffusers runs code beside weights in this form. For a pipeline on the Hub it downloads one file per class, and all
-local code shares one folder and one set of module names, so separate helper files of several checkpoints would mix.
+Diffusers runs code beside weights in this form. For a pipeline on the Hub, it downloads one file per class. All local
+code shares one folder and one set of module names, so separate helper files of several checkpoints would get mixed up.
 """
 
 import ast
@@ -53,8 +53,8 @@ class Module:
 def bundle(kind: type) -> str:
     """The source of a file that defines a class of the package without importing the package.
 
-    It holds the definitions that the class reaches, each as it is written, in an order that runs. Imports inside
-    functions are optional; they are hidden from diffusers, which demands all that it sees.
+    It holds the definitions that the class reaches, unchanged, in an order that runs. Imports inside functions are
+    optional; they are hidden from diffusers, which requires every import that it sees.
 
     The file of a pipeline holds no networks: these have their own files, and a copy would be another class. The
     pipeline knows them by the class of diffusers that they are derived from.
@@ -154,7 +154,7 @@ def base_of_network(place: str, name: str) -> Origin | None:
 
 
 def import_lines(imports: dict[str, Origin]) -> Iterator[str]:
-    """Import lines that bind the names: modules first, then names from modules, in order."""
+    """Yields import lines that bind the names: modules first, then names from modules, in order."""
     taken: dict[str, list[str]] = {}
     for name, (place, wanted) in sorted(imports.items()):
         if wanted is None:
@@ -166,7 +166,7 @@ def import_lines(imports: dict[str, Origin]) -> Iterator[str]:
 
 
 def dependencies_first(place: str) -> list[str]:
-    """A module of the package and the modules that it imports, each after its own imports."""
+    """Returns a module of the package and the modules that it imports, each after its own imports."""
     order: dict[str, None] = {}
 
     def visit(place: str) -> None:
@@ -180,7 +180,7 @@ def dependencies_first(place: str) -> list[str]:
 
 
 def source(module: Module, names: Iterable[str]) -> str:
-    """The text of some definitions of a module, as it is written there, with the comments above each."""
+    """Returns the unchanged text of some definitions of a module, with the comments above each."""
     nodes = {id(node): node for name, node in module.definitions.items() if name in names}
     text = ""
     for node in sorted(nodes.values(), key=lambda node: node.lineno):

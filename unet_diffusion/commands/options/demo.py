@@ -18,7 +18,8 @@ class Demo:
     examples: Path | None = None
     """Folder whose first 24 images visitors can pick, for runs that segment or enlarge."""
     host: str = "127.0.0.1"
-    """Address to serve on; by default only this machine can open the page, with "0.0.0.0" all in its network."""
+    """Address to serve on; by default only this machine can open the page; with "0.0.0.0", all machines in its network
+    can."""
     port: int | None = None
     """Port to serve on; by default the first free one from 7860."""
     device: str = "auto"

@@ -18,16 +18,17 @@ class Doctor(MaskedDataConfig):
     """A folder of images, a file, glob or folder of Parquet, Arrow or WebDataset tar files, a `save_to_disk` folder,
     or the name of a data set on the Hugging Face Hub."""
     plain: bool = False
-    """Examine the images alone; they have no masks, or the masks do not matter."""
+    """Examine only the images; use this if they have no masks, or the masks do not matter."""
     label_column: str | None = None
-    """Column of the classes, as for `train-ddpm`; "label" also says that subfolders are classes. With `plain`."""
+    """Column of the classes, as for `train-ddpm`; "label" also declares that subfolders are classes. Only with
+    `plain`."""
     errors_only: bool = False
-    """Report errors only, without warnings and notes."""
+    """Report only errors, without warnings and notes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_used(self)
 
     def check_paths(self) -> None:
-        """Raises a ValueError for a set that does not exist."""
+        """Raises a ValueError for a data set that does not exist."""
         check_sources(self)

@@ -26,7 +26,7 @@ class EvaluationData(MaskedOptions):
 
 
 def check_alone(options: SourceOptions) -> None:
-    """Raises a ValueError for options of data where none are given, so that the run's own are used as it used them."""
+    """Raises a ValueError for data options without `data`, since the run's own images are used as the run used them."""
     if options.data is not None:
         return
     for each in fields(options):
@@ -40,7 +40,7 @@ def check_alone(options: SourceOptions) -> None:
 
 @dataclass
 class Evaluate:
-    """Score the masks of a trained run on images with masks, each at its own size: by default those it held out."""
+    """Score the masks of a trained run on images with masks, each at its own size; by default those it held out."""
 
     data: MaskedOptions = field(default_factory=EvaluationData)
     run: Path = Path("runs/segmentation")
@@ -52,14 +52,14 @@ class Evaluate:
     augment: bool = False
     """Average over 8 flips and rotations, at 8 times the cost."""
     boundary_tolerance: float = 2.0
-    """Pixels by which a predicted boundary may miss the true one, in the boundary F1."""
+    """Distance in pixels by which a predicted boundary may miss the true one, in the boundary F1."""
     membrane: str | int | None = None
-    """Class of the membrane between cells, by name, or by index where the classes have no names: also score the cells,
-    by adapted Rand error and variation of information. Objects are always scored where the set has instance maps."""
+    """Class of the membrane between cells, by name, or by index if the classes have no names. With it, cells are scored
+    too, by adapted Rand error and variation of information. Objects are always scored if the set has instance maps."""
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
     mixed_precision: Precision = "auto"
-    """"no" (float32), "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has it."""
+    """Precision of the network: "no" (float32), "bf16" or "fp16"; "auto" is bf16 where the device has it."""
     overwrite: bool = False
     """Replace an evaluation that is already there."""
 
@@ -73,7 +73,7 @@ class Evaluate:
         return folder / "evaluation.json", folder / "evaluation.md"
 
     def check_paths(self) -> None:
-        """Raises a ValueError for a missing run or set, or an output that cannot be written or is there."""
+        """Raises a ValueError for a missing run or set, or an output that exists or cannot be written."""
         check_run_for(self.run, "SegmentationPipeline")
         check_output(self.files[0].parent)
         check_absent(*self.files, overwrite=self.overwrite)

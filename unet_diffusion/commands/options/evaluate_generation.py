@@ -33,16 +33,16 @@ class EvaluateGeneration(GenerationOptions):
 
     data: DataConfig = field(default_factory=RealData)
     count: int = 512
-    """Number of images to generate, and of real images to compare them with, if there are that many."""
+    """Number of images to generate, and of real images to compare them with if there are that many."""
     features: str = "efficientnet-lite0"
     """Network whose features are compared: "efficientnet-lite0" (offline, extra `metrics`), "inception" (downloads,
-    extra `inception`), or the folder of a finished run of `train-classifier`, for images like those that it learned
-    from. Figures of different networks cannot be compared."""
+    extra `inception`), or the folder of a finished run of `train-classifier`, for images like those that it learnt
+    from. Figures from different networks cannot be compared."""
     training_images: int = 10_000
-    """Training images among which the nearest one to each generated image is searched."""
+    """Number of training images in which the one nearest to each generated image is searched."""
     output: Path | None = None
     """File of the figures; by default `generation.json` in the run's folder. A PNG of the same name shows the generated
-    images that are nearest to a training image, each beside that one."""
+    images that are nearest to a training image, each beside that image."""
     overwrite: bool = False
     """Replace figures that are already there."""
 
@@ -63,7 +63,7 @@ class EvaluateGeneration(GenerationOptions):
         return output, output.with_suffix(".png")
 
     def check_paths(self) -> None:
-        """Raises a ValueError for a missing run or set, or an output that cannot be written or is there."""
+        """Raises a ValueError for a missing run or set, or an output that exists or cannot be written."""
         check_run_for(self.run, "ImageGenerationPipeline")
         check_output(self.files[0].parent)
         check_absent(*self.files, overwrite=self.overwrite)

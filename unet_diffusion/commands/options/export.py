@@ -14,7 +14,7 @@ from unet_diffusion.unused_options import check_used
 ExportFormat = Literal["self-contained", "onnx", "torch-export", "safetensors-single"]
 
 
-GRAPHS = ("onnx", "torch-export")  # formats that hold a graph of each head, rather than weights to train
+GRAPHS = ("onnx", "torch-export")  # formats with a graph of each head, not with weights to train
 
 
 @dataclass
@@ -26,9 +26,9 @@ class Export:
     target: Positional[Path]
     """Folder to write, which must not exist yet; "safetensors-single" writes a file, such as masks.safetensors."""
     format: ExportFormat = "self-contained"
-    """"self-contained": the code beside the weights, for diffusers with `trust_remote_code=True`. "onnx" and
+    """"self-contained": code beside the weights, for diffusers with `trust_remote_code=True`. "onnx" and
     "torch-export": a graph of each head for any batch and size, compared with the network. "safetensors-single": one
-    file of all weights and configs, for `load_single_file` of this package."""
+    file with all weights and configs, for `load_single_file` of this package."""
     head: Literal["segmentation", "noise"] | None = None
     """The head that "onnx" and "torch-export" write; by default all heads of the run."""
 

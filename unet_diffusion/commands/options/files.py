@@ -1,4 +1,4 @@
-"""The options that commands share which work through image files."""
+"""The options that are shared by commands that work through image files."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from unet_diffusion.unused_options import check_used
 
 @dataclass
 class FileOptions(ABC):
-    """A run, and the image files that it works through."""
+    """A run, and the image files to process with it."""
 
     run: Path
     """Folder of the run."""
@@ -28,9 +28,10 @@ class FileOptions(ABC):
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
     mixed_precision: Precision = "auto"
-    """"no" (float32), "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has it."""
+    """Precision of the network: "no" (float32), "bf16" or "fp16"; "auto" is bf16 where the device has it."""
     overwrite: bool = False
-    """Replace files that the command has not made; what it has made is only made again if it has to change."""
+    """Replace files that the command has not made. Files that it has made are only made again if they have to
+    change."""
     _found: Inputs | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -43,20 +44,20 @@ class FileOptions(ABC):
 
     @abstractmethod
     def checked_inputs(self) -> Inputs:
-        """Returns the images, after the run and the output are checked."""
+        """Checks the run and the output, then returns the images."""
 
     def check_paths(self) -> None:
         """Raises the errors of `checked_inputs`."""
         self._found = self.checked_inputs()
 
     def take_inputs(self) -> Inputs:
-        """Returns the images that `check_paths` has just found, since to find many takes seconds, or finds them."""
+        """Returns the images that `check_paths` has just found, since finding many takes seconds; else finds them."""
         found, self._found = self._found, None
         return found or self.checked_inputs()
 
 
 def check_results(run: Path, pipeline: str, output: Path) -> None:
-    """Raises a ValueError unless a pipeline of this class may load a run, and its results may be written to a folder.
+    """Raises a ValueError unless a pipeline of this class can load a run, and results may be written to a folder.
 
     The folder must not be among the images that the run was trained on.
     """

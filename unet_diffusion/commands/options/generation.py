@@ -1,4 +1,4 @@
-"""The options that commands share which generate images."""
+"""The options that are shared by commands that generate images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +12,21 @@ from unet_diffusion.unused_options import check_used
 
 @dataclass
 class GenerationOptions:
-    """Which images to generate. Image i depends on the seed and i alone, up to rounding."""
+    """Which images to generate. Image i depends only on the seed and i, up to rounding."""
 
     run: Path = Path("runs/ddpm")
     """Folder of the run, or of any saved pipeline with a UNet."""
     count: int = 16
     """Number of images."""
     sampler: SamplerName | None = None
-    """How the noise is removed. The default suits the run: "dpm-solver++", "sde-dpm-solver++" if it predicts noise
-    (--recipe ddpm), or "lcm" if it is one of tune-few-steps. "ddpm" is the original, with --steps 1000."""
+    """Sampler that removes the noise. The default suits the run: "dpm-solver++", "sde-dpm-solver++" if the run predicts
+    noise (--recipe ddpm), or "lcm" if it is from tune-few-steps. "ddpm" is the original, with --steps 1000."""
     steps: int | None = None
     """Steps of the sampler, by default 20, or 2 for a run of tune-few-steps."""
     seed: int = 0
     """Seed of everything random."""
     class_labels: tuple[str, ...] = ()
-    """Classes to generate, in turn, by name, or by index where the run has no names; for class-conditional runs."""
+    """Classes to generate in turn, by name, or by index if the run has no names; for class-conditional runs."""
     guidance_scale: float = 1.0
     """Strength of classifier-free guidance; 1 turns it off."""
     max_batch: int = 64
@@ -34,7 +34,7 @@ class GenerationOptions:
     device: str = "auto"
     """Where to compute: "auto", "cpu", "cuda", "mps"."""
     mixed_precision: Precision = "auto"
-    """"no" (float32), "bf16" or "fp16", in which the network computes; "auto" is bf16 where the device has it."""
+    """Precision of the network: "no" (float32), "bf16" or "fp16"; "auto" is bf16 where the device has it."""
 
     def __post_init__(self) -> None:
         set_plain(self)

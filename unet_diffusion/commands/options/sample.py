@@ -13,12 +13,13 @@ GRID = "grid.png"
 
 @dataclass
 class Sample(GenerationOptions):
-    """Generate images with a trained run. Image i depends on the seed and i alone, up to rounding."""
+    """Generate images with a trained run. Image i depends only on the seed and i, up to rounding."""
 
     output: Path | None = None
     """Folder for the images; by default `samples` in the run's folder."""
     overwrite: bool = False
-    """Replace files that the command has not made; what it has made is only made again if it has to change."""
+    """Replace files that the command has not made. Files that it has made are only made again if they have to
+    change."""
 
     @property
     def folder(self) -> Path:

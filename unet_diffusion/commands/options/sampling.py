@@ -1,4 +1,4 @@
-"""The sampler and the number of steps with which a run generates, where the options leave them open."""
+"""The sampler and the number of steps with which a run generates images, if the options leave them open."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from unet_diffusion.saved_index import read_object, saved_few_steps, scheduler_f
 
 
 def sampling_of(run: Path, sampler: SamplerName | None, steps: int | None) -> tuple[SamplerName, int]:
-    """Returns the sampler and its steps, each by default the one that suits the network of the run best."""
+    """Returns the sampler and its number of steps; each defaults to what suits the network of the run best."""
     folder = scheduler_folder(run)
     scheduler = {} if folder is None else read_object(folder / "scheduler_config.json")
     best, enough = best_sampling(scheduler.get("prediction_type", "epsilon"), saved_few_steps(run))

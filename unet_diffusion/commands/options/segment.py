@@ -18,7 +18,7 @@ OBJECT_TABLES = ("objects.csv", "objects.parquet", "counts.csv")
 
 @dataclass
 class Segment(FileOptions):
-    """Segment image files with a trained run. A file that cannot be segmented is reported, and the others go on."""
+    """Segment image files with a trained run. A file that fails is reported; the others are segmented."""
 
     run: Path = Path("runs/segmentation")
     """Folder of the run, or of any saved SegmentationPipeline."""
@@ -27,7 +27,7 @@ class Segment(FileOptions):
     augment: bool = False
     """Average over 8 flips and rotations, at 8 times the cost."""
     timesteps: tuple[int, ...] = ()
-    """Timesteps at which noise is added and the masks are averaged; by default the clean image."""
+    """Timesteps at which noise is added, with the masks averaged; by default the clean image is segmented."""
     num_draws: int = 1
     """Noisy versions per timestep."""
     opacity: float = 0.5
@@ -35,14 +35,14 @@ class Segment(FileOptions):
     overlays: bool = True
     """Write an overlay for each image, beside its mask."""
     instances: bool = False
-    """Find the objects too: write a label image for each image, outlines in the overlays, and tables of all objects."""
+    """Find the objects too; write a label image for each image, outlines in the overlays, and tables of all objects."""
     min_area: float | None = None
-    """Leave out objects of a smaller area than this, in the unit. By default the area that 99 % of the objects of the
-    training have; of a run that did not learn objects, 0."""
+    """Leave out objects of a smaller area than this, in the unit. By default the area that 99 % of the training objects
+    have, or 0 for a run that did not learn objects."""
     max_hole: float = 0
     """Fill holes in objects of at most this area, in the unit."""
     unit: Unit = "pixel"
-    """Unit of the two areas: pixels, or square micrometres, for which TIFF files have to say their pixel size."""
+    """Unit of the two areas: pixels, or square micrometres; the latter needs TIFF files that state their pixel size."""
     seed: int = 0
     """Seed of the noise, together with the place of each image among the inputs."""
 
@@ -67,7 +67,7 @@ class Segment(FileOptions):
         return self.output or self.run / "masks"
 
     def checked_inputs(self) -> Inputs:
-        """Returns the images; a ValueError for a missing run, no image, or an output that is not ours or writable."""
+        """Returns the images; a ValueError for a missing run, no image, or an output not ours or not writable."""
         check_results(self.run, "SegmentationPipeline", self.folder)
         if not record_path(self.folder, "segment").exists():
             tables = (TABLE, *(OBJECT_TABLES if self.instances else ()))

@@ -18,7 +18,7 @@ class ClassifierTraining(TrainingConfig):
     steps: int = 1000
     """Optimizer steps of the whole run."""
     learning_rate: float = 1e-2
-    """Learning rate of AdamW at its peak."""
+    """Peak learning rate of AdamW."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises from 0."""
     validate_every: int = 250

@@ -29,7 +29,7 @@ class TrainDDPM:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     task: TaskName = "generation"
-    """"generation" makes images from noise; "super-resolution" makes small images `scale` times larger a side."""
+    """"generation" makes images from noise; "super-resolution" enlarges each side of small images `scale` times."""
     super_resolution: SuperResolutionConfig = field(default_factory=SuperResolutionConfig)
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ class SegmentationTraining(TrainingConfig):
 
 @dataclass
 class TrainSegmentation:
-    """Train a U-Net to give masks, from a DDPM run or from nothing. To resume, give the same command again."""
+    """Train a U-Net to predict masks, from a DDPM run or from scratch. To resume, give the same command again."""
 
     data: MaskedDataConfig
     output: Path = Path("runs/segmentation")
@@ -41,7 +41,7 @@ class TrainSegmentation:
     frozen_features: FrozenFeaturesConfig = field(default_factory=FrozenFeaturesConfig)
     joint: JointConfig = field(default_factory=JointConfig)
     augment: bool = True
-    """Vary images and masks in training, as the next options say."""
+    """Vary images and masks in training, as set by the next options."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     training: TrainingConfig = field(default_factory=SegmentationTraining)
 

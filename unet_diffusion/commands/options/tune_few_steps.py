@@ -25,12 +25,12 @@ class FewStepsTraining(TrainingConfig):
     steps: int = 2000
     """Optimizer steps of the whole run."""
     learning_rate: float = 3e-4
-    """Learning rate of AdamW at its peak; that of Muon is 20 times as high."""
+    """Peak learning rate of AdamW; that of Muon is 20 times as high."""
 
 
 @dataclass
 class TuneFewSteps:
-    """Tune a finished run so that it generates or enlarges in 1 to 4 steps. To resume, give the same command."""
+    """Tune a finished run to generate or enlarge images in 1 to 4 steps. To resume, give the same command again."""
 
     model: Path
     """Folder of the run to tune; it does not change."""

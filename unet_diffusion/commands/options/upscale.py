@@ -12,22 +12,22 @@ from unet_diffusion.diffusion.config import SamplerName
 
 @dataclass
 class Upscale(FileOptions):
-    """Enlarge image files with a super-resolution run. A file that fails is reported, and the others go on."""
+    """Enlarge image files with a super-resolution run. A file that fails is reported; the others are enlarged."""
 
     run: Path = Path("runs/super-resolution")
     """Folder of the run, or of any saved SuperResolutionPipeline."""
     output: Path | None = None
     """Folder for the large images; by default `upscaled` in the run's folder."""
     sampler: SamplerName | None = None
-    """How the noise is removed. The default suits the run: "dpm-solver++", "sde-dpm-solver++" if it predicts noise
-    (--recipe ddpm), or "lcm" if it is one of tune-few-steps. "ddpm" is the original, with --steps 1000."""
+    """Sampler that removes the noise. The default suits the run: "dpm-solver++", "sde-dpm-solver++" if the run predicts
+    noise (--recipe ddpm), or "lcm" if it is from tune-few-steps. "ddpm" is the original, with --steps 1000."""
     steps: int | None = None
     """Steps of the sampler, by default 20, or 2 for a run of tune-few-steps."""
     seed: int = 0
     """Seed of the noise, together with the place of each image among the inputs."""
     condition_noise: float = 0.0
-    """Standard deviation of noise that is added to the enlarged image, whose values lie in [-1, 1]; for images of lower
-    quality than those of the training, such as compressed ones."""
+    """Standard deviation of noise that is added to the enlarged image (values from -1 to 1); for images of lower
+    quality than the training images, such as compressed ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,7 @@ def augment(
     weights: Tensor | None = None,
     objects: Tensor | None = None,
 ) -> Augmented:
-    """Varies each sample at random; the result depends on the sample and its generator, not on the rest of the batch.
+    """Varies each sample at random; the result depends only on the sample and its generator, not on the batch.
 
     Masks and objects are never interpolated. Pixels from outside the image are mirrored in the image, `IGNORE_INDEX` in
     the mask, 0 in the weights and `UNKNOWN` in the objects.
@@ -45,7 +45,7 @@ def augment(
     Args:
         images: float32 (B, C, H, W) in [-1, 1]; so is the result.
         masks: int64 (B, H, W).
-        config: which variations, and how far.
+        config: which variations there are, and how far they go.
         generators: one CPU generator per sample, such as `keyed_generator(seed, "augmentation", epoch, index)`.
         weights: pixel weights (B, 1, H, W), such as border weights.
         objects: further maps (B, M, H, W) that move with the mask, such as the numbers of objects.
@@ -79,8 +79,8 @@ def augment(
         weights = None if weights is None else warp_weights(weights, grid)
         objects = None if objects is None else warp_objects(objects, grid)
 
-    # A CPU takes one image at a time, which its cache holds; besides, the last bits of a mean or a power may depend on
-    # the place in the batch there.
+    # A CPU takes one image at a time, since one fits in its cache. Besides, on a CPU the last bits of a mean or a power
+    # may depend on the place in the batch.
     parts = [slice(i, i + 1) for i in range(len(images))] if images.device.type == "cpu" else [slice(None)]
     if max(config.brightness, config.contrast, config.gamma, config.noise) > 0:
         varied = [vary_intensity(images[part], config, uniform[part, 5:], generators[part]) for part in parts]
@@ -96,7 +96,7 @@ def augment(
 def orient(images: Tensor, moves: Tensor) -> Tensor:
     """Mirrors and turns each image (B, ..., H, W) by its row of `moves` (B, 3): left-right, top-bottom, quarter turns.
 
-    This does not go through the grid, since whole pixels can be moved exactly. The images of one move go together.
+    This does not use the grid, since whole pixels can be moved exactly. Images with the same move are moved together.
     """
     moved = torch.empty_like(images, memory_format=torch.contiguous_format)
     kinds, kind_of = moves.unique(dim=0, return_inverse=True)
@@ -121,7 +121,7 @@ def elastic_displacement(vectors: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sampling_grid(displacement: Tensor, angle: Tensor, scale: Tensor) -> Tensor:
-    """Returns where each output pixel is read: displaced, then turned and scaled about the image's centre.
+    """Returns the place where each output pixel is read: displaced, then turned and scaled about the image's centre.
 
     The grid is computed in pixels, so that an image that is not square is turned without shear.
 
@@ -152,14 +152,14 @@ def warp_images(images: Tensor, grid: Tensor) -> Tensor:
 
 
 def warp_masks(masks: Tensor, grid: Tensor) -> Tensor:
-    """Reads class indices (B, H, W) at the grid: the nearest pixel's, and `IGNORE_INDEX` outside."""
+    """Reads class indices (B, H, W) at the grid: that of the nearest pixel, and `IGNORE_INDEX` outside."""
     shifted = (masks - IGNORE_INDEX).unsqueeze(1).float()  # 0 means ignore, since grid_sample fills in 0 outside
     sampled = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return sampled.squeeze(1).to(masks.dtype) + IGNORE_INDEX
 
 
 def warp_objects(objects: Tensor, grid: Tensor) -> Tensor:
-    """Reads maps (B, M, H, W) at the grid: the nearest pixel's, and `UNKNOWN` outside."""
+    """Reads maps (B, M, H, W) at the grid: the value of the nearest pixel, and `UNKNOWN` outside."""
     return F.grid_sample(objects - UNKNOWN, grid, mode="nearest", padding_mode="zeros", align_corners=False) + UNKNOWN
 
 
@@ -188,7 +188,7 @@ def vary_intensity(
     shift = per_image(config.brightness * (2 * draw - 1) for draw in brightness)
     exponent = per_image((1 + config.gamma) ** (2 * draw - 1) for draw in gamma)
     values = (images + 1) / 2  # in [0, 1], where a power is defined
-    mean = values.mean(dim=-1).flatten(1).mean(dim=1)  # by rows first, since the number of threads splits a long sum
+    mean = values.mean(dim=-1).flatten(1).mean(dim=1)  # by rows first, since a long sum is split among threads
     values = toned(values, mean.view(-1, 1, 1, 1), factor, shift, exponent)
     if config.noise > 0:
         level = per_image(config.noise * draw for draw in noise)

@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 5  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
-MOST_EXACT_KEYS = 128  # of brightness above 8 bits; further ones are rounded down to a multiple of the step
-STEP = 1024  # divides half of the range of 16 bits, at which binary masks are split
+MOST_EXACT_KEYS = 128  # of brightness above 8 bits; further keys are rounded down to a multiple of the step
+STEP = 1024  # divides half of the 16-bit range, at which binary masks are split
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class MaskedCache:
     """The usable images of a source with their masks.
 
     Args:
-        folder: written by `cache_masked`. It holds the files of an `ImageCache`; `codes.bin`, uint8, the position of
-            each pixel's key in `keys`; `counts.npy` (N, len(keys)), `rows.npy` (N,), `mask_digests.npy` (N, 16) and
+        folder: written by `cache_masked`. It holds the files of an `ImageCache`; `codes.bin`, uint8, with the position
+            of each pixel's key in `keys`; `counts.npy` (N, len(keys)), `rows.npy` (N,), `mask_digests.npy` (N, 16) and
             `masks.json`; and with instances `instances.bin`, uint16, and `touching.bin`, uint8.
     """
 
@@ -73,7 +73,7 @@ class MaskedCache:
         self.sizes = self.images.sizes  # int64 (N, 2): height and width
         self.counts = np.load(folder / "counts.npy")  # int64 (N, len(keys)): pixels of each key
         self.rows = np.load(folder / "rows.npy")  # int64 (N,): rows of the source
-        self.lossy: list[str] = info["lossy"]  # of each mask, the format of its file if it changes values, or else ""
+        self.lossy: list[str] = info["lossy"]  # of each mask, its file's format if that changes values, or else ""
         self.objects: list[bool] = info["objects"]  # of each mask, whether its values look like numbers of objects
         self.mask_digests = np.load(folder / "mask_digests.npy")  # uint8 (N, 16): hash of each mask as decoded
         self.has_instances: bool = info["has_instances"]
@@ -130,13 +130,13 @@ def cache_masked(
     max_broken: float = 0.0,
     cache_dir: str | Path | None = None,
 ) -> MaskedCache:
-    """Decodes and prepares all images and masks of a source, or opens what an earlier call wrote.
+    """Decodes and prepares all images and masks of a source, or opens the cache that an earlier call wrote.
 
-    The meaning of the masks' values is decided later, so that another encoding needs no new decoding, unless it reads
-    files in another way. Brightness of 16 bits may be rounded down, but not below `threshold`.
+    The meaning of the masks' values is decided later, so another encoding needs no new decoding, unless it reads files
+    in another way. Brightness of 16 bits may be rounded down, but not below `threshold`.
 
     Raises:
-        ValueError: a share of more than `max_broken` of the rows cannot be used, or none can.
+        ValueError: more than a share `max_broken` of the rows cannot be used, or no row can.
     """
     key = ["masked", FORMAT, source_key(dataset), preparation.to_dict(), reading, threshold]
 
@@ -152,13 +152,13 @@ class KeyTable:
     """The keys that occur in a set, in the order of their first occurrence.
 
     Args:
-        rounds: whether keys above 8 bits are rounded down where there are many, as for the brightness of binary masks.
-        threshold: below which keys of `threshold` and more are not rounded.
+        rounds: whether keys above 8 bits are rounded down if there are many, as for the brightness of binary masks.
+        threshold: keys from this value on are not rounded to values below it.
     """
 
     def __init__(self, rounds: bool = False, threshold: float | None = None) -> None:
         self.rounds, self.threshold = rounds, threshold
-        self.positions: dict[int, int] = {}  # of each key in that order
+        self.positions: dict[int, int] = {}  # the position of each key in that order
         self.palette: dict[int, Colour] = {}  # colours of keys that palette files state
 
     def encode(self, mask: DecodedMask) -> tuple[np.ndarray, dict[int, int]]:
@@ -189,7 +189,7 @@ class KeyTable:
         return positions[inverse].reshape(mask.keys.shape), dict(zip(keys.tolist(), counts.tolist()))
 
     def _rounded(self, keys: np.ndarray) -> np.ndarray:
-        """Returns keys of which those above 8 bits are rounded down, if there would be too many."""
+        """Returns the keys; if there would be too many, those above 8 bits are rounded down."""
         if not self.rounds or keys.max() < MOST_KEYS:
             return keys
         known = set(self.positions)

@@ -32,30 +32,33 @@ class MaskedOptions(SourceOptions):
     mask_column: str | None = None
     """Column of the masks; by default `mask`, or else the only other one of type Image."""
     instances_column: str | None = None
-    """Column of instance maps, 0 for the background. In training, background separates instances that touch, unless
-    `instances` is set."""
+    """Column of instance maps, 0 for the background. In training, instances that touch are separated by background,
+    unless `instances` is set."""
     masks: Data | None = None
     """Folder of masks, named like their images except for the ending; `data` is then a folder of images."""
     mask_suffix: str | None = None
-    """End of the names of masks before the ending, such as "_mask"; without `masks`, masks lie beside their images."""
+    """End of the names of masks, before the file ending, such as "_mask"; without `masks`, masks lie beside their
+    images."""
     mask_prefix: str | None = None
     """Beginning of the names of masks, such as "mask_"."""
     image_suffix: str | None = None
-    """End of the names of images before the ending that their masks lack, such as "_0000" or "_img"."""
+    """End of the names of images, before the file ending, that their masks lack, such as "_0000" or "_img"."""
     masks_per_image: Literal["one", "objects", "classes"] = "one"
-    """"one"; "objects" if an image has a file for each object, which become instances; "classes" if it has a file for
-    each class, which is called by what the file's name has beyond the image's. 0: neither object nor class."""
+    """"one"; "objects" if an image has a file for each object (these become instances); "classes" if it has a file for
+    each class, whose name is the part of the file's name beyond the image's. In these files, 0 is neither object nor
+    class."""
     mask_encoding: str = "auto"
     """Meaning of mask values: "indices" of classes (255: ignored), "binary" (two classes, split at mask_threshold),
     "palette" (each colour or value is a class, black first), "instances" (0: background, above: class 1). "auto" takes
-    colours for a palette, exactly 0 and 255 for binary, and anything else for indices; it asks where several are
+    colours for a palette, exactly 0 and 255 for binary, and anything else for indices; an error asks if several are
     likely."""
     mask_threshold: float | None = None
-    """Value from which on a pixel of a binary mask is class 1; by default the higher of two values, or half of the
+    """Pixels of a binary mask are class 1 from this value on; by default the higher of two values, or half of the
     largest (128 for 0 to 255). Colours count by their brightest channel."""
     mask_colours: dict[str, int] | None = None
-    """Class of each colour, such as "#000000" 0 "#ff0000" 1; 255: ignored. By default those of a labelmap.txt (CVAT)
-    or class_dict.csv beside the masks or images, or those found in the masks, or those that a trained run knows."""
+    """Class of each colour, such as "#000000" 0 "#ff0000" 1; 255: ignored. By default the colours of a labelmap.txt
+    (CVAT) or class_dict.csv beside the masks or images, or those found in the masks, or those that a trained run
+    knows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,7 +95,7 @@ class MaskedOptions(SourceOptions):
 
     @property
     def preparation(self) -> Preparation:
-        """Returns the conversion of every image and mask before they are stored, which cuts nothing off."""
+        """Returns the conversion of every image and mask before they are stored; it cuts nothing off."""
         return Preparation(self.image_size, "random", self.channels, self.axes)
 
 
@@ -101,12 +104,12 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     """The images with masks of a run, and how both are converted before they reach the network."""
 
     validation_fraction: float = 0.1
-    """About the share of the images that is held out, if no validation set is named; 0: none, and the last weights are
-    saved. What is held out follows from each image's content, so that equal images stay together and adding an image
-    moves no other."""
+    """Approximate share of the images that is held out if no validation set is named; 0: none, and the last weights are
+    saved. Each image's content decides whether it is held out, so equal images stay together and adding an image moves
+    no other."""
     image_size: int | None = None
-    """Length of the shorter side in pixels, to which images are resized (Lanczos; masks by nearest neighbour); without
-    crop_size they are also cut to the square in the middle. By default they keep their size, which must then be the
+    """Length in pixels to which the shorter side of images is resized (Lanczos; masks by nearest neighbour); without
+    crop_size images are also cut to the square in the middle. By default images keep their size, which must then be the
     same for all training images unless crop_size is given."""
     crop_size: int | None = None
     """Side in pixels of the squares to train on, cut at a new random place in every epoch. Smaller images are mirrored
@@ -119,8 +122,8 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     """Names of the classes, in the order of their indices; by default those of a labelmap.txt, class_dict.csv or
     _classes.csv, if there is one. For masks in colour give mask_colours too."""
     max_labels: int | None = None
-    """Number of rows to train on, as if the others had no masks: the first ones that are not held out; by default
-    all."""
+    """Number of rows to train on: the first ones that are not held out. The other rows count as images without masks.
+    By default all."""
     border_weights: bool = False
     """Weight the loss by the map of the 2015 paper, which stresses the background between neighbouring instances
     (connected components if there are no instance maps)."""
@@ -145,14 +148,14 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
 
     @property
     def labelmap(self) -> LabelMap | None:
-        """Returns the labels that a file beside the masks states, unless other options state the meaning of masks."""
+        """Returns the labels from a file beside the masks, unless other options state the meaning of masks."""
         if self.mask_colours is not None or self.mask_encoding not in ("auto", "palette"):
             return None
         return find_labelmap(self.data, self.masks, self.split)
 
     @property
     def class_list(self) -> tuple[Path, tuple[str, ...]] | None:
-        """Returns the names of class indices that a file beside the masks states, unless the user states classes."""
+        """Returns the names of class indices from a file beside the masks, unless the user states classes."""
         if self.known_classes is not None or self.mask_colours is not None:
             return None
         return find_class_list(self.data, self.masks, self.split) if self.mask_encoding in ("auto", "indices") else None
@@ -175,7 +178,7 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
 
 
 ELASTIC = 10.0  # pixels (Ronneberger et al. 2015, section 3.1)
-ELASTIC_SHARE = 1 / 8  # of the grid's spacing, at most, by default
+ELASTIC_SHARE = 1 / 8  # largest default deviation, as a share of the grid's spacing
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class AugmentationConfig:
 
     elastic: float | None = None
     """Standard deviation of the displacements in pixels. None: 10, as in the paper, or an eighth of the grid's spacing
-    where that is less, with which small crops do not fold."""
+    if that is less, so that small crops do not fold."""
     elastic_grid: int = 3  # displacement vectors per side of the image
     flip: bool = True  # mirror left-right and top-bottom, each in half of the samples
     rotate90: bool = True  # turn by 0, 90, 180 or 270 degrees; images that are not square by 0 or 180
@@ -195,7 +198,7 @@ class AugmentationConfig:
     gamma: float = 0.2  # largest change of the exponent: between 1 / 1.2 and 1.2, log-uniform
     noise: float = 0.02  # largest standard deviation of Gaussian noise, as a fraction of the value range
     invert: float = 0.0  # share of the samples in which dark and bright are exchanged, for objects that occur as both
-    colour: float = 0.0  # how far channels vary independently, for colours that few labels do not show; 0.3 is strong
+    colour: float = 0.0  # how far channels vary independently, for colours that a few masks do not show; 0.3 is strong
 
     def __post_init__(self) -> None:
         """Checks every value."""
@@ -214,8 +217,8 @@ class AugmentationConfig:
     def elastic_pixels(self, height: int, width: int) -> float:
         """Returns the standard deviation of the displacements, in pixels, in images of a size.
 
-        If it is not given, no crop of 1,000 folded at 64, 128 and 256 pixels a side with grids of 2, 3 and 5 vectors a
-        side. At a sixth of the spacing, up to 4 % did, and at 10 pixels in a crop of 64, 46 %.
+        With the default, none of 1,000 crops folded at 64, 128 and 256 pixels a side with grids of 2, 3 and 5 vectors a
+        side. At a sixth of the spacing, up to 4 % folded, and at 10 pixels in a crop of 64, 46 %.
         """
         if self.elastic is not None:
             return self.elastic

@@ -28,7 +28,7 @@ from unet_diffusion.segmentation.instance_maps import (
 )
 from unet_diffusion.segmentation.instances import border_weight_map
 
-ROWS_AT_ONCE = 64  # whose weights or objects are computed in parallel; bounds the memory
+ROWS_AT_ONCE = 64  # rows whose weights or objects are computed in parallel; bounds the memory
 
 
 class MaskedDataset(Dataset):
@@ -48,7 +48,7 @@ class MaskedDataset(Dataset):
         seed: of the run.
 
     Attributes:
-        margin: pixels by which `dataset[epoch, index]` mirrors images beyond their border before it cuts them.
+        margin: number of pixels by which `dataset[epoch, index]` mirrors images beyond their border before cutting.
     """
 
     def __init__(
@@ -91,17 +91,17 @@ class MaskedDataset(Dataset):
         return self.cache.images.ids(self.rows)
 
     def contents(self) -> list[str]:
-        """Returns what a network learns from each image: its content hash and that of its mask."""
+        """Returns what identifies an image for learning: its content hash and that of its mask."""
         return [f"{image} {mask}" for image, mask in zip(self.ids(), hexadecimal(self.cache.mask_digests[self.rows]))]
 
     def only(self, chosen: np.ndarray) -> "MaskedDataset":
-        """Returns the images of this set that are chosen, bool (N,), alone."""
+        """Returns a set of only those images that are chosen, bool (N,)."""
         dataset = copy.copy(self)
         dataset.rows = self.rows[chosen]
         return dataset
 
     def mirrored(self, margin: int) -> "MaskedDataset":
-        """Returns the same set with another margin: that of an unpadded network, whose output then reaches the border.
+        """Returns the same set with the margin of an unpadded network, so that the output reaches the border.
 
         Ronneberger et al. 2015 cut their tiles in this way. In the margin the mask is `IGNORE_INDEX`.
         """
@@ -110,7 +110,7 @@ class MaskedDataset(Dataset):
         return dataset
 
     def class_counts(self) -> Tensor:
-        """Counts the pixels of each class in the masks of this set, int64 (num_classes,), without ignored ones."""
+        """Counts the pixels of each class in the masks of this set, int64 (num_classes,), leaving out ignored ones."""
         counts = np.zeros(256, dtype=np.int64)
         np.add.at(counts, self.table[: len(self.cache.keys)], self.cache.counts[self.rows].sum(axis=0))
         return torch.from_numpy(counts[: self.num_classes])
@@ -147,7 +147,7 @@ class MaskedDataset(Dataset):
         return item
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
-        """Returns item (epoch, index), which depends on these and the seed alone; without epoch, the whole image."""
+        """Returns item (epoch, index), which depends only on these and the seed; without epoch, the whole image."""
         if isinstance(key, tuple):
             epoch, index = key
             return self.fetch(index, keyed_generator(self.seed, "crop", epoch, index))
@@ -159,11 +159,11 @@ class MaskedDataset(Dataset):
 def border_weights(
     cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None, separate: bool = True
 ) -> PixelFile:
-    """Returns the border weights (`border_weight_map`) of all images of a cache, which are computed once.
+    """Returns the border weights (`border_weight_map`) of all images of a cache; they are computed once.
 
-    They separate the instances; without instance maps, the connected components of all pixels that are neither class 0
-    nor ignored. `table` gives the class of each code of the cache. With `separate`, the pixels where two instances
-    touch are background, as `MaskedDataset` says.
+    They separate the instances or, without instance maps, the connected components of all pixels that are neither class
+    0 nor ignored. `table` gives the class of each code of the cache. With `separate`, the pixels where two instances
+    touch are background, as in `MaskedDataset`.
     """
 
     def weights(index: int) -> np.ndarray:
@@ -179,14 +179,14 @@ def border_weights(
 
 
 def object_maps(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None) -> PixelFile:
-    """Returns the objects of all images of a cache, float32 (2, H, W), which are computed once.
+    """Returns the object maps of all images of a cache, float32 (2, H, W); they are computed once.
 
-    The first map holds their numbers, and the second their distances (`normalised_distance`). The objects are those of
-    the instance maps or, without these, of the class masks (`objects_of_mask`). `table` gives the class of each code of
-    the cache.
+    The first map holds the numbers of the objects, the second their distances (`normalised_distance`). The objects come
+    from the instance maps or, without these, from the class masks (`objects_of_mask`). `table` gives the class of each
+    code of the cache.
 
-    The maps are those of whole images, so that an object that a crop cuts has its own distances. They move with the
-    masks in augmentation, and the boundaries are found after it.
+    The maps are computed on whole images, so an object that a crop cuts keeps its own distances. They move with the
+    masks in augmentation, and the boundaries are found afterwards.
     """
 
     def maps(index: int) -> np.ndarray:
@@ -216,7 +216,7 @@ def object_sizes(objects: PixelFile, rows: np.ndarray) -> ObjectSizes:
 def _computed(
     name: str, key: list[Any], compute: Callable[[int], np.ndarray], cache: MaskedCache, cache_dir: str | Path | None
 ) -> Path:
-    """Returns a file of the arrays that `compute` makes of each image of a cache, by a key on which they depend."""
+    """Returns a file of the arrays that `compute` makes from each image of a cache; `key` holds what they depend on."""
 
     def write(folder: Path) -> None:
         rows = range(len(cache))

@@ -1,4 +1,4 @@
-"""The class that each value of the masks stands for: found from the training masks, or stated."""
+"""The class that each value of the masks stands for, found from the training masks or stated."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +37,7 @@ class MaskEncoding:
         num_classes: background included.
         palette: red, green and blue of each class, if the masks state them.
         kind: "indices", "binary", "palette" or "instances".
-        threshold: of binary masks: the value from which on a pixel is class 1; None: `classes` has all values.
+        threshold: for binary masks, pixels are class 1 from this value on; None if `classes` has all values.
         class_names: one name per class, if a file beside the masks states them.
         notes: what was understood, as sentences.
     """
@@ -61,7 +61,7 @@ class MaskEncoding:
         return self.classes.get(key)
 
     def keys_of(self, label: int) -> list[int]:
-        """Returns the keys of a class, ascending; those to ignore for `IGNORE_INDEX`."""
+        """Returns the keys of a class, ascending; for `IGNORE_INDEX`, the keys to ignore."""
         return sorted(key for key in self.classes if self.label(key) == label)
 
     def unknown(self, keys: Collection[int]) -> list[int]:
@@ -96,7 +96,7 @@ class MaskEncoding:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MaskEncoding":
-        """Returns the encoding of `to_dict`; raises a ValueError for other values."""
+        """Returns the encoding that `to_dict` described; raises a ValueError for other values."""
         try:
             palette, names = values["palette"], values["class_names"]
             return cls(
@@ -127,18 +127,18 @@ def find_encoding(
     """Finds what the keys of a set of training masks mean.
 
     Args:
-        seen: the keys of each mask, or all keys that occur, as if of one mask.
+        seen: the keys of each mask, or all keys that occur as if they were of one mask.
         encoding: as `MaskedOptions.mask_encoding`; "palette" orders the colours by (red, green, blue), and masks of
             "instances" were read as 0 and 1.
-        num_classes: number of classes, background included; by default as many as occur, at least 2.
+        num_classes: number of classes, background included; by default the number that occur, at least 2.
         class_names: names of the classes, if they are stated.
-        colours: class of each colour, or `IGNORE_INDEX`, instead of those that are found.
+        colours: class of each colour, or `IGNORE_INDEX`, in place of the classes that would be found.
         palette: colours of class indices that palette files state, if `seen` does not hold them.
         threshold: as `MaskedOptions.mask_threshold`.
 
     Raises:
-        ValueError: an unknown encoding; keys that do not fit it, or that may mean several things under "auto"; more
-            classes than `num_classes` or than 255.
+        ValueError: the encoding is unknown; keys do not fit it, or may mean several things under "auto"; or there are
+            more classes than `num_classes` or than 255.
     """
     check_encoding(encoding, colours, threshold)
     if not isinstance(seen, SeenMasks):
@@ -176,13 +176,13 @@ def check_learnable(seen: SeenMasks, encoding: str) -> None:
 
 
 def for_other_masks(encoding: MaskEncoding, seen: SeenMasks) -> MaskEncoding:
-    """Returns what the masks of another set mean, such as a test set, by the encoding of the training masks.
+    """Returns the encoding of the masks of another set, such as a test set, given that of the training masks.
 
-    Binary masks may differ from those trained on: 1 and 255 are class 1 in masks that hold nothing else above 0. Masks
-    in the colours of Pascal VOC may have its outline.
+    Binary masks may differ from the training masks: 1 and 255 are class 1 in masks that hold nothing else above 0.
+    Masks in the colours of Pascal VOC may have its outline.
 
     Raises:
-        ValueError: binary masks with values unlike those trained on, of which some would be empty and others not.
+        ValueError: binary masks have other values than the training masks, so that some would be empty and others not.
     """
     found, threshold = seen.keys, encoding.threshold
     outline = outline_key(found)
@@ -199,7 +199,7 @@ def for_other_masks(encoding: MaskEncoding, seen: SeenMasks) -> MaskEncoding:
 
 
 def check_encoding(encoding: str, colours: Mapping[Colour, int] | None, threshold: float | None = None) -> None:
-    """Raises a ValueError for an unknown encoding, or for colours or a threshold with an encoding that has none."""
+    """Raises a ValueError for an unknown encoding, or for colours or a threshold that the encoding does not use."""
     require_choice("mask_encoding", encoding, ENCODINGS)
     if colours is not None and encoding not in ("auto", "palette"):
         raise ValueError(f"mask_colours are given, but mask_encoding is {encoding!r}; set it to 'palette'.")
@@ -214,7 +214,7 @@ def parse_colours(colours: Mapping[str, int]) -> dict[Colour, int]:
     """Reads colours such as "#ff0000" or "black" as (red, green, blue).
 
     Raises:
-        ValueError: other text, one colour with two classes, or a class that is not from 0 to 255.
+        ValueError: a text is not a colour, a colour has two classes, or a class is not from 0 to 255.
     """
     classes: dict[Colour, int] = {}
     for text, label in colours.items():
@@ -330,7 +330,7 @@ def _palette_encoding(
         )
     count = max(2, num_classes or count)
     shown = [colour(label) for label in range(count)]
-    for key, label in reversed(classes.items()):  # so that the first colour of a class is shown
+    for key, label in reversed(classes.items()):  # reversed, so that the first colour of a class is shown
         if label != IGNORE_INDEX:
             shown[label] = key_colour(min(key, 255) if key < COLOURED else key)
     return MaskEncoding(classes, count, tuple(shown), "palette", notes=notes)

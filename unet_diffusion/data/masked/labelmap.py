@@ -29,8 +29,9 @@ class LabelMap:
     def classes(self, black_occurs: bool, class_names: Sequence[str] | None) -> tuple[tuple[str, Colour], ...]:
         """Returns name and colour of each class, in the order of their indices.
 
-        They are in the order of `class_names`, or else in that of the file, with the background first: black, or else
-        what is called background. If the file has neither, but black occurs in the masks, it is class 0.
+        They are in the order of `class_names`, or else in that of the file with the background first. The background is
+        black, or else the class named background. If the file has neither, but black occurs in the masks, black is
+        class 0.
 
         Raises:
             ValueError: `class_names` are not the names of the file.
@@ -54,18 +55,18 @@ class LabelMap:
         return tuple((name, colours[name]) for name in class_names)
 
     def fits(self, seen: SeenMasks) -> bool:
-        """Returns whether masks are in colours, or in black and a grey, of the file."""
+        """Returns whether the masks are in colours of the file, or in black and a grey of it."""
         keys = {colour_key(colour) for _, colour in self.labels} | {colour_key(BLACK)}
         return seen.coloured or (set(seen.keys) <= keys and len(seen.keys) > 1)
 
 
 def find_labelmap(data: str, masks: str | None, split: str = "train") -> LabelMap | None:
-    """Reads labelmap.txt or class_dict.csv from the folder of the masks, that of the images, or one of their parents.
+    """Reads labelmap.txt or class_dict.csv from the folder of the masks, of the images, or one of their parents.
 
-    A table whose columns are not the name, red, green and blue is left alone.
+    A table whose columns are not name, red, green and blue is ignored.
 
     Raises:
-        ValueError: it cannot be read, or has a line without a name and a colour, or two lines with the same.
+        ValueError: the file cannot be read, or has a line without a name and a colour, or two lines with the same.
     """
     for home in _homes(data, masks, split):
         if (home / FILE).is_file():
@@ -76,7 +77,7 @@ def find_labelmap(data: str, masks: str | None, split: str = "train") -> LabelMa
 
 
 def find_class_list(data: str, masks: str | None, split: str = "train") -> tuple[Path, tuple[str, ...]] | None:
-    """Reads the names of class indices from a file _classes.csv in one of the folders of `find_labelmap`.
+    """Reads the names of class indices from a _classes.csv in one of the folders that `find_labelmap` searches.
 
     Returns:
         The file and the names, in the order of the indices; None if there is no such file, or it does not list classes
@@ -116,10 +117,11 @@ def _lines(path: Path) -> list[str]:
 
 
 def read_labelmap(path: Path) -> LabelMap:
-    """Reads lines such as "cat:128,0,0::", or a table; empty lines and those that begin with # are left out.
+    """Reads lines such as "cat:128,0,0::", or a table; empty lines and lines that begin with # are left out.
 
     Raises:
-        ValueError: it is not text, is empty, or has a line without a name and a colour, or two lines with the same.
+        ValueError: the file is not text, is empty, or has a line without a name and a colour, or two lines with the
+            same.
     """
     lines, form = _lines(path), "name:red,green,blue:: as in 'cat:128,0,0::'"
     if path.name == COLOUR_TABLE:

@@ -1,4 +1,4 @@
-"""Which files of folders are images and which are masks, each with the name by which they are paired."""
+"""Which files in folders are images and which are masks, each with the name by which they are paired."""
 
 import os
 import re
@@ -24,10 +24,10 @@ class Layout:
     """The images and the masks of a split, by name.
 
     Attributes:
-        images: the file of each name of an image.
-        masks: the file of each name of a mask.
+        images: the file of each image, by name.
+        masks: the file of each mask, by name.
         places: folders of the images and of the masks, for messages.
-        affixes: what the user says that names have beyond what an image and its mask share.
+        affixes: the parts of names, as the user states them, beyond what an image and its mask share.
         notes: sentences about what was understood.
     """
 
@@ -39,7 +39,7 @@ class Layout:
 
 
 def holds_table(folder: Path, split: str) -> bool:
-    """Returns whether a folder holds tables, shards or metadata, which say themselves what images and masks are."""
+    """Returns whether a folder holds tables, shards or metadata, which tell images from masks themselves."""
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return True
     if any((place / name).is_file() for place in (folder, folder / split) for name in METADATA):
@@ -50,14 +50,14 @@ def holds_table(folder: Path, split: str) -> bool:
 def find_layout(folder: Path, split: str, masks: Path | None, affixes: Affixes) -> Layout:
     """Finds the images and the masks of a split.
 
-    They lie in two folders; or in one, where affixes tell them apart; or in a folder that has folders with usual
-    names, such as `images` and `masks`, itself or in its subfolders.
+    They lie in two folders; or in one folder, where affixes tell them apart; or in a folder that has, itself or in its
+    subfolders, folders with usual names such as `images` and `masks`.
 
     Args:
         folder: of the images, or of both.
         split: a subfolder of each folder, if they have splits.
         masks: folder of the masks, if they have one of their own.
-        affixes: of the names.
+        affixes: the affixes of the names.
 
     Raises:
         ValueError: nothing tells masks from images, a folder has no image, or there are polygons instead of masks.
@@ -95,7 +95,7 @@ def _two_folders(folder: Path, masks: Path, split: str, affixes: Affixes) -> Lay
 
 
 def _one_folder(folder: Path, split: str, affixes: Affixes) -> Layout:
-    """Tells masks from images by the affixes; where a name has those of both, the longer ones decide."""
+    """Tells masks from images by the affixes; if a name has the affixes of both, the longer ones decide."""
     notes: list[str] = []
     home, files = _images_of_split(folder, split, notes)
     of_masks = len(affixes.mask_prefix + affixes.mask_suffix)
@@ -167,9 +167,9 @@ def _several(home: Path, images: list[str], masks: list[str]) -> ValueError:
 
 
 def _unclear(folder: Path, split: str, stated: bool) -> ValueError:
-    """Returns the error that asks where the masks are, with what the names suggest.
+    """Returns the error that asks where the masks are, with suggestions from the names.
 
-    `stated` says that the user named the folder for the images and for the masks.
+    `stated` means that the user gave this folder for the images and for the masks.
     """
     home, files = _images_of_split(folder, split, [])
     by_ending = _same_name_but_for_ending(home, files)
@@ -191,7 +191,7 @@ def _unclear(folder: Path, split: str, stated: bool) -> ValueError:
 
 
 def _likely_masks(home: Path) -> list[Path]:
-    """Returns folders in or beside that of the images which are called like masks: `masks`, or `train_masks`."""
+    """Returns folders in or beside that of the images that are named like masks: `masks`, or `train_masks`."""
     within = [path for path in _subfolders(home) if LIKE_MASKS.search(path.name)]
     beside = [path for path in _subfolders(home.parent) if path != home and LIKE_MASKS.search(path.name)]
     beside = [path for path in beside if _usual(path.name) in MASK_FOLDERS or home.name in path.name]
@@ -210,7 +210,7 @@ def _same_name_but_for_ending(home: Path, files: list[Path]) -> str:
 
 
 def _images_of_split(folder: Path, split: str, notes: list[str]) -> tuple[Path, list[Path]]:
-    """Lists the images as `images_of_split` does, without pickles of Cellpose, or refuses polygons by their name."""
+    """Lists the images as `images_of_split` does, without pickles of Cellpose; an error names polygons."""
     if not _holds_image(folder):
         refuse_annotations(folder)
     found = images_of_split(folder, split)
@@ -232,7 +232,7 @@ def _below(home: Path, files: list[Path]) -> list[tuple[Path, Path]]:
 def _named(
     files: list[tuple[Path, Path]], home: Path, strip: Callable[[str], str | None], affixes: Affixes, notes: list[str]
 ) -> dict[str, Path]:
-    """Returns files by their paths without affixes and ending; those without an affix are left out, with a note."""
+    """Returns files by their paths without affixes and ending; files without an affix are left out, with a note."""
     names = [(strip(name_of(path)), file) for path, file in files]
     kept = [(name, file) for name, file in names if name is not None]
     others = [file for name, file in names if name is None]
@@ -258,7 +258,7 @@ def _usual(name: str) -> str:
 def _subfolders(folder: Path) -> list[Path]:
     try:
         return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:  # `images_of_split` says so, if the folder is one of images
+    except OSError:  # `images_of_split` reports it if the folder holds images
         return []
 
 
@@ -276,7 +276,7 @@ def _inside(inner: Path, outer: Path) -> bool:
 
 
 def _outside(home: Path, files: list[Path], other: Path) -> tuple[Path, list[Path]]:
-    """Returns the files that do not lie in another folder, and the folder that they have in common."""
+    """Returns the files that are not inside another folder, and the folder that these files share."""
     within = {parent: _inside(parent, other) for parent in {file.parent for file in files}}
     kept = [file for file in files if not within[file.parent]]
     if not kept:

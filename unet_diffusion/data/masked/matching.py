@@ -23,7 +23,7 @@ from unet_diffusion.data.masked.pairing import (
 )
 
 Files = dict[str, list[Path | None]]  # the masks of each image, by its name
-Found = dict[str, list[str | None]]  # the same by the names of the masks
+Found = dict[str, list[str | None]]  # the same, with the names of the masks
 Groups = dict[str, dict[str, str]]  # as `group` returns them
 
 
@@ -32,8 +32,8 @@ class Matched:
     """The masks of each image.
 
     Attributes:
-        files: by the name of the image. Files of objects are in the order of their names, and files of classes in the
-            order of the classes, None for those that an image lacks.
+        files: by the name of the image. Files of objects are in the order of their names. Files of classes are in the
+            order of the classes, with None for files that an image lacks.
         notes: how names were paired, as sentences.
         orphans: masks without an image.
         classes: names of the classes above 0, if the files are classes.
@@ -54,7 +54,7 @@ def match(layout: Layout, per_image: str, classes: Sequence[str] | None) -> Matc
         classes: names of the classes above 0 in their order; by default those of the files.
 
     Raises:
-        ValueError: no mask belongs to an image, or names do not tell which does.
+        ValueError: no mask belongs to an image, or the names do not tell which mask does.
     """
     names: list[str] = []
     if per_image == "one":
@@ -79,7 +79,7 @@ def match(layout: Layout, per_image: str, classes: Sequence[str] | None) -> Matc
 
 
 def _one_each(layout: Layout) -> tuple[dict[str, str], str]:
-    """Returns the mask of each image by name, and the way in which they were found."""
+    """Returns the mask of each image by name, and the way in which the pairs were found."""
     _refuse_shifted(layout)
     pairs, way = pair(layout.images, layout.masks)
     return (pairs, way) if pairs else (_single(layout), "by the beginning of their names, or by their folders")
@@ -114,7 +114,7 @@ def _single(layout: Layout) -> dict[str, str]:
 
 
 def _of_classes(groups: Groups, stated: Sequence[str] | None) -> tuple[Found, list[str]]:
-    """Returns the masks of each image in the order of the classes, None for those without a file, and the classes."""
+    """Returns the masks of each image in the order of the classes (None without a file), and the classes."""
     extras = {extra for masks in groups.values() for extra in masks.values()}
     parts = class_parts(extras) if stated is None else stated_parts(extras, stated)
     occurring = sorted(set(parts.values()), key=natural)
@@ -144,7 +144,7 @@ def _of_classes(groups: Groups, stated: Sequence[str] | None) -> tuple[Found, li
 
 
 def _ask_for_objects(groups: Groups, parts: dict[str, str]) -> None:
-    """Raises a ValueError if the classes are numbers, or each occurs in one image only, as names of objects do."""
+    """Raises a ValueError if the classes look like objects: they are numbers, or each occurs in one image only."""
     counts = Counter(parts[extra] for masks in groups.values() for extra in masks.values())
     if all(name.isdecimal() or not name for name in counts) or (len(groups) > 1 and max(counts.values()) == 1):
         raise ValueError(
@@ -155,7 +155,7 @@ def _ask_for_objects(groups: Groups, parts: dict[str, str]) -> None:
 
 
 def _unpaired(layout: Layout) -> ValueError:
-    """Returns the error for masks of which none belongs to an image, with the options that settle it if names do."""
+    """Returns the error if no mask belongs to an image, with the options that would help if the names tell."""
     refuse_annotations(layout.places[1])
     image_names, mask_names = list(layout.images), list(layout.masks)
     without = f", without {layout.affixes}" if layout.affixes else ""
@@ -183,7 +183,7 @@ def _unpaired(layout: Layout) -> ValueError:
 
 
 def _suffix_with_ending(layout: Layout) -> str:
-    """Returns the stated suffix without the ending of a file, if it has one and no name has the suffix."""
+    """Returns the stated suffix without a file ending, if it has one and no name has the suffix."""
     stated = Path("a" + layout.affixes.mask_suffix)
     return stated.stem[1:] if not layout.masks and stated.suffix.lower() in IMAGE_SUFFIXES else ""
 
@@ -196,7 +196,7 @@ def _told(layout: Layout, files: Files, way: str) -> str:
 
 
 def _refuse_copies(layout: Layout, files: Files) -> None:
-    """Raises a ValueError if the first masks are the images themselves, or copies beside polygons or one in another."""
+    """Raises a ValueError if the first masks are the images, or copies of them beside polygons or in nested folders."""
     couples = [(layout.images[image], mask) for image, masks in list(files.items())[:MOST_EXAMPLES] for mask in masks]
     if not all(mask is not None and _is_copy(image, mask) for image, mask in couples):
         return

@@ -19,7 +19,7 @@ from unet_diffusion.images.no_class import IGNORE_INDEX
 
 
 def settled_encoding(config: MaskedDataConfig, seen: SeenMasks) -> MaskEncoding:
-    """Returns what the training masks mean; the doctor and training both ask this.
+    """Returns the encoding of the training masks, for both the doctor and training.
 
     Args:
         config: names the masks.
@@ -57,7 +57,7 @@ def settled_encoding(config: MaskedDataConfig, seen: SeenMasks) -> MaskEncoding:
 
 
 def encoding_of_part(config: MaskedDataConfig, encoding: MaskEncoding, seen: SeenMasks) -> MaskEncoding:
-    """Returns what the masks of one part of a run mean, such as its validation set; a stated threshold holds for all.
+    """Returns the encoding of one part of a run, such as its validation set; a stated threshold holds for all parts.
 
     Raises the errors of `for_other_masks`.
     """
@@ -65,7 +65,7 @@ def encoding_of_part(config: MaskedDataConfig, encoding: MaskEncoding, seen: See
 
 
 def reading_of_others(options: MaskedOptions, saved: MaskEncoding | None) -> Reading:
-    """Returns how the masks of a labelled set for a trained network are read: as those it was trained on, if open."""
+    """Returns how to read the masks of a labelled set for a trained network: if open, as its training masks."""
     if saved is None or options.mask_encoding != "auto" or options.mask_colours is not None:
         return options.mask_reading
     return READINGS[saved.kind]
@@ -79,18 +79,18 @@ def encoding_of_others(
     saved: MaskEncoding | None,
     name: str,
 ) -> MaskEncoding:
-    """Returns what the masks of another set mean as classes of a network.
+    """Returns the encoding of the masks of another set, as classes of a network.
 
     Args:
         options: names the set.
         seen: its masks, as `reading_of_others` reads them.
         num_classes: classes of the network.
         palette: red, green and blue of each class of the network, or None.
-        saved: what the masks meant that the network was trained on; None if nothing says so.
+        saved: the encoding of the masks that the network was trained on; None if it is not known.
         name: of the set.
 
     Raises:
-        ValueError: only the training masks could tell, or the masks do not fit the network.
+        ValueError: only the training masks could tell the meaning, or the masks do not fit the network.
     """
     encoding, colours, found = options.mask_encoding, options.colours, seen.keys
     binary = num_classes == 2 and set(found) <= {0, IGNORE_INDEX}
@@ -136,14 +136,14 @@ def _by_labelmap(labelmap: LabelMap, config: MaskedDataConfig, seen: SeenMasks) 
 
 
 def _same_kind(encoding: str, saved: MaskEncoding, unlike_indices: bool) -> bool:
-    """Returns whether masks are taken as those that a network was trained on."""
+    """Returns whether masks are read like those that a network was trained on."""
     if saved.kind == "indices":
         return encoding == "auto" and not unlike_indices
     return encoding in ("auto", saved.kind)
 
 
 def _check_classes_beside_background(found: Sequence[int], encoding: str, num_classes: int, name: str) -> None:
-    """Raises a ValueError for masks of two classes, if the network has more."""
+    """Raises a ValueError for masks of two classes if the network has more classes."""
     two = encoding in ("binary", "instances") or (encoding == "auto" and list(found) == [0, IGNORE_INDEX])
     if two and num_classes > 2:
         raise ValueError(
@@ -153,7 +153,7 @@ def _check_classes_beside_background(found: Sequence[int], encoding: str, num_cl
 
 
 def _colours_of(palette: Sequence[Sequence[int]]) -> dict[Colour, int]:
-    """Returns the class of each colour; of equal colours the first was found in training, others fill missing ones."""
+    """Returns the class of each colour; among equal colours the first one counts, since others fill gaps."""
     colours = {(red, green, blue): label for label, (red, green, blue) in reversed([*enumerate(palette)])}
     if any(colour_key(colour) >= COLOURED for colour in colours):
         colours.setdefault(VOC_OUTLINE, IGNORE_INDEX)

@@ -11,10 +11,10 @@ from unet_diffusion.data.folders import check_only_split
 def masked_rows(source: str, split: str, masks: InMemory) -> Dataset:
     """Returns undecoded columns `image` and `mask` of images and masks that are given in the same order.
 
-    Of a data set of masks, the column `mask` is taken, or else the only one of images.
+    From a data set of masks, the column `mask` is taken, or else the only column of images.
 
     Raises:
-        ValueError: the images are not in memory, or there are more or fewer than masks.
+        ValueError: the images are not in memory, or their number differs from that of the masks.
     """
     if not isinstance(source, InMemory):
         raise ValueError(f"masks are {masks}, but data is {source!r}; give both in memory, or both as files.")
@@ -30,7 +30,7 @@ def masked_rows(source: str, split: str, masks: InMemory) -> Dataset:
 
 
 def _only(source: InMemory, column: str, name: str) -> Dataset:
-    """Returns one column alone, undecoded and under this name."""
+    """Returns only one column, undecoded and under this name."""
     rows: Dataset = source.rows.select_columns([column])
     rows = undecoded(rows, column, f"{name}_column")
     return rows if column == name else rows.rename_column(column, name)

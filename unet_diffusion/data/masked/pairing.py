@@ -21,7 +21,7 @@ Keyed = Callable[[Collection[str]], dict[Key, str] | None]
 
 ENDING = re.compile(r"(\.ome(?=\.tiff?$))?\.[^./]+$", re.IGNORECASE)
 TOKEN = re.compile(r"[0-9]+|[^\W\d_]+|.", re.DOTALL)  # runs of digits, runs of letters, single other characters
-SEPARATORS = " _-./"  # between the name of an image and what a mask's name has beyond it
+SEPARATORS = " _-./"  # between the name of an image and the rest of its mask's name
 NEARLY_ALL = 0.9  # share of the names that must find a partner by the part that differs
 SAME_NAME = "of the same name"
 LIKE_MASKS = re.compile(r"mask|label|seg|gt|truth|annot|manual|target", re.IGNORECASE)
@@ -29,7 +29,7 @@ LIKE_MASKS = re.compile(r"mask|label|seg|gt|truth|annot|manual|target", re.IGNOR
 
 @dataclass(frozen=True)
 class Affixes:
-    """What names have beyond the part that an image and its mask share; the fields are named like the options."""
+    """The parts of names beyond what an image and its mask share; the fields are named like the options."""
 
     image_suffix: str = ""
     mask_prefix: str = ""
@@ -44,7 +44,7 @@ class Affixes:
         return " and ".join(given)
 
     def of_image(self, name: str) -> str | None:
-        """Returns the name of an image without the suffix; None if it does not end in it."""
+        """Returns the name of an image without the suffix; None if the name does not end in the suffix."""
         return _without(name, "", self.image_suffix)
 
     def of_mask(self, name: str) -> str | None:
@@ -59,7 +59,7 @@ def _without(name: str, prefix: str, suffix: str) -> str | None:
 
 
 def name_of(path: Path) -> str:
-    """Returns a relative path without its ending; `.ome.tif` is one ending, and equal letters have one spelling."""
+    """Returns a relative path without its ending; `.ome.tif` is one ending, and equal letters get one encoding."""
     return ENDING.sub("", unicodedata.normalize("NFC", readable(path.as_posix())))
 
 
@@ -88,13 +88,13 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 def pair(images: Collection[str], masks: Collection[str]) -> tuple[dict[str, str], str]:
     """Finds the one mask of each image.
 
-    The names are equal; or else equal apart from capital letters and spaces at the ends; or else the names of the files
-    without their folders; or else the parts of the names in which the images differ from each other, and the masks from
-    each other (`21_training` and `21_manual1`). A later way is taken only if it pairs more, and all that an earlier way
-    pairs.
+    There are four ways, tried in this order. The names are equal; they are equal apart from capital letters and spaces
+    at the ends; the file names without their folders are equal; or the parts are equal in which the images differ from
+    each other, and the masks from each other (`21_training` and `21_manual1`). A later way is taken only if it pairs
+    all images that an earlier way pairs, and more.
 
     Returns:
-        The mask of each image that has one, by name, and the way as words for a sentence.
+        The mask of each image that has one, by name, and the way, as words for a sentence.
     """
     equal = {name: name for name in images if name in masks}
     best, best_way = equal, SAME_NAME
@@ -117,12 +117,12 @@ def _partners(images: dict[Key, str] | None, masks: dict[Key, str] | None) -> di
 
 
 def _by_file(names: Collection[str]) -> dict[Key, str] | None:
-    """Returns names by that of the file alone; None if two are the same."""
+    """Returns names by file name alone; None if two are the same."""
     return _unique({name: (name.rpartition("/")[2],) for name in names})
 
 
 def _alike(names: Collection[str]) -> dict[Key, str] | None:
-    """Returns names in small letters, without spaces at the ends; None if two are then the same."""
+    """Returns names by their lower-case form without spaces at the ends; None if two are then the same."""
     return _unique({name: tuple(part.strip().casefold() for part in name.split("/")) for name in names})
 
 
@@ -136,7 +136,7 @@ def _by_difference(images: Collection[str], masks: Collection[str]) -> dict[str,
         return {}
     for keyed in (_distinct, _distinct_loosely, _distinct_files, _distinct_files_loosely):
         pairs = _partners(keyed(images), keyed(masks))
-        # those without a partner lie on one side: numbers from 0 and numbers from 1 do not pair
+        # names without a partner lie on one side: numbers from 0 do not pair with numbers from 1
         most = max(len(images), len(masks))
         if len(pairs) == min(len(images), len(masks)) and len(pairs) >= NEARLY_ALL * most:
             return pairs
@@ -158,7 +158,7 @@ def _distinct(names: Collection[str]) -> dict[Key, str] | None:
 
 
 def _distinct_loosely(names: Collection[str]) -> dict[Key, str] | None:
-    """Takes 001 for 1, and small letters for capital ones."""
+    """Treats 001 as 1, and ignores case."""
     parts = distinct_parts(names)
     loose = {name: tuple(str(int(t)) if _is_number(t) else t.casefold() for t in part) for name, part in parts.items()}
     return _unique(loose)
@@ -179,14 +179,14 @@ def _of_files(names: Collection[str], keyed: Keyed) -> dict[Key, str] | None:
 
 
 def distinct_parts(names: Collection[str]) -> dict[str, Key]:
-    """Returns the tokens of each name without those that all names begin or end with; numbers are never cut."""
+    """Returns each name's tokens without those that all names begin or end with; numbers are never cut."""
     start, end = common_ends(names)
     tokens = {name: _tokens(name) for name in names}
     return {name: found[len(start) : len(found) - len(end)] for name, found in tokens.items()}
 
 
 def common_ends(names: Collection[str]) -> tuple[list[str], list[str]]:
-    """Returns the tokens that all names begin with, and those that all end with."""
+    """Returns the tokens that all names begin with, and the tokens that all names end with."""
     tokens = [_tokens(name) for name in names]
     start = _common(tokens)
     end = _common([found[: len(start) - 1 if start else None : -1] for found in tokens])
@@ -217,12 +217,12 @@ def shifted(images: Collection[str], masks: Collection[str]) -> bool:
 def group(images: Collection[str], masks: Collection[str]) -> dict[str, dict[str, str]]:
     """Finds all masks of each image.
 
-    A mask belongs to the image with whose name its own begins (`id000` and `id000-2`, but not `id0`), in whose folder
-    it lies (`id000/2`; or `id000/2` if `id000/photo` is the only image of that folder), or whose name it has in a
-    folder of its own (`cell/id000`).
+    A mask belongs to an image in one of three cases. Its name begins with the image's name (`id000` and `id000-2`, but
+    not `id0`); it lies in the image's folder (`id000/2` for `id000`; or for `id000/photo`, if that is the only image of
+    the folder); or it has the image's name in another folder (`cell/id000`).
 
     Returns:
-        For each image with masks, what the name of each of its masks has beyond the image's, in natural order.
+        For each image with masks, the part of each mask's name beyond the image's name, in natural order.
     """
     whole = {_tokens(name): name for name in images}
     files = {_tokens(file): name for (file,), name in (_by_file(images) or {}).items()}
@@ -245,7 +245,7 @@ def group(images: Collection[str], masks: Collection[str]) -> dict[str, dict[str
 
 
 def _longest(images: Mapping[Key, str], tokens: Key) -> tuple[str | None, int]:
-    """Returns the image whose tokens are the longest start of others, and its length in characters."""
+    """Returns the image whose tokens are the longest start of `tokens`, and its length in characters."""
     for count in range(len(tokens), 0, -1):
         key = tokens[:count]
         if key in images:
@@ -254,9 +254,9 @@ def _longest(images: Mapping[Key, str], tokens: Key) -> tuple[str | None, int]:
 
 
 def class_parts(extras: Iterable[str]) -> dict[str, str]:
-    """Returns the name of the class for each text that names of masks have beyond those of their images.
+    """Returns the class name for each text, the part of a mask's name beyond that of its image.
 
-    What all of them begin or end with is left out: `class_cell` and `class_dirt` are the classes `cell` and `dirt`.
+    Common beginnings and ends are left out: `class_cell` and `class_dirt` are the classes `cell` and `dirt`.
     """
     distinct = sorted(set(extras))
     parts = {extra: "".join(part).strip(SEPARATORS) for extra, part in distinct_parts(distinct).items()}
@@ -265,7 +265,7 @@ def class_parts(extras: Iterable[str]) -> dict[str, str]:
 
 
 def stated_parts(extras: Iterable[str], classes: Collection[str]) -> dict[str, str]:
-    """Returns the class for each text that names of masks have beyond those of their images: the longest in the text.
+    """Returns the class for each text, the part of a mask's name beyond that of its image: the longest in the text.
 
     Texts that contain no class are named as `class_parts` does.
     """
@@ -279,7 +279,7 @@ def stated_parts(extras: Iterable[str], classes: Collection[str]) -> dict[str, s
 
 
 def guess_affixes(images: Collection[str], masks: Collection[str]) -> Affixes | None:
-    """Returns affixes by which all would find a partner of the same name; None if there are none."""
+    """Returns affixes with which all files would find a partner of the same name; None if there are none."""
     image_files, mask_files = ({name.rpartition("/")[2] for name in names} for names in (images, masks))
     ends = ["".join(common_ends(files)[1]) for files in (image_files, mask_files)]
     starts = ["".join(common_ends(files)[0]) for files in (image_files, mask_files)]
@@ -295,7 +295,7 @@ def guess_affixes(images: Collection[str], masks: Collection[str]) -> Affixes | 
 def kinds_of_masks(images: Collection[str], masks: Collection[str]) -> tuple[str, list[str]] | None:
     """Returns the suffix of images and those of masks, if each image has masks of several kinds; None if not.
 
-    Such are `a_photo` with `a_classes`, `a_colours` and `a_objects`.
+    For example, `a_photo` with `a_classes`, `a_colours` and `a_objects`.
     """
     end = "".join(common_ends({name.rpartition("/")[2] for name in images})[1])
     groups = group({name.removesuffix(end) for name in images}, masks)
@@ -312,9 +312,9 @@ def kinds_of_masks(images: Collection[str], masks: Collection[str]) -> tuple[str
 
 
 def guess_in_one_folder(names: Collection[str]) -> Affixes | None:
-    """Returns the affixes that tell masks from images in one folder: of `a` and `a_mask`, or of `a_img` and `a_mask`.
+    """Returns affixes that tell masks from images in one folder, as for `a` and `a_mask`, or `a_img` and `a_mask`.
 
-    None if nothing suggests any.
+    None if the names suggest none.
     """
     bases: dict[str, set[str]] = {}  # of each end: the names without it
     for name in names:

@@ -1,4 +1,4 @@
-"""Masks that are several files for one image, a file for each object or each class, merged into one."""
+"""Masks in several files for one image, with a file for each object or each class, merged into one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,23 +10,23 @@ from unet_diffusion.data.masked.config import Reading
 from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.masks import DecodedMask, decode_mask, describe_keys
 
-NEAR = 32  # values this close to 0 or 255 are taken for these in files that hold more, as JPEG leaves them
+NEAR = 32  # values this close to 0 or 255 count as these in files with more values, as JPEG leaves them
 
 
 def read_mask(value: Any, reading: Reading, axes: AxisOrder | None = None) -> DecodedMask:
     """Reads the mask of a row: an image, or a list of the files of an image.
 
-    A list is merged: under "instances", file after file is an object, numbered from 1, and where two overlap the later
-    one stays; else they are the classes from 1, None for those without a file.
+    A list is merged. Under "instances", each file is an object, numbered from 1 in order, and where two overlap the
+    later one stays. Otherwise the files are the classes from 1 on, with None for classes without a file.
 
     Args:
-        value: of the column of masks, as `decode_mask` takes it, or a list of such values.
+        value: the value in the column of masks, as `decode_mask` takes it, or a list of such values.
         reading: as `MaskedOptions.mask_reading`.
         axes: as `decode_image` takes them.
 
     Raises:
-        ValueError: a file that cannot be decoded or does not hold two values; files of different sizes; or pixels of
-            two classes.
+        ValueError: a file cannot be decoded or does not hold two values; files have different sizes; or a pixel has two
+            classes.
     """
     if not isinstance(value, list):
         return decode_mask(value, reading="values" if reading == "instances" else reading, axes=axes)
@@ -56,7 +56,7 @@ def _marked(part: Mapping[str, Any], axes: AxisOrder | None) -> tuple[np.ndarray
     """Returns the pixels that a file marks, bool (H, W), and the orientation that it states."""
     try:
         mask = decode_mask(part, axes=axes)
-    except Question:  # of alpha, which can only mark the object
+    except Question:  # about alpha, which can only mark the object
         mask = decode_mask(part, reading="brightness", axes=axes)
     found = np.unique(mask.keys)
     if len(found) <= 2 and (found[0] == 0 or len(found) == 1):

@@ -1,4 +1,4 @@
-"""Questions about the values of masks: what could mean several things is refused, with the option that settles it."""
+"""Questions about the values of masks: ambiguous values are refused, and the error names the option that settles it."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from unet_diffusion.data.masked.seen import SeenMasks, highest_of_run
 from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe_keys, key_colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
-FEWEST_OBJECTS = 4  # values 1..n of one mask may number its objects from here on; fewer are more often classes
-MANY_CLASSES = 64  # more are probably instance numbers or soft edges, unless the user says otherwise
+FEWEST_OBJECTS = 4  # from this n on, the values 1..n of a mask may number its objects; fewer are more often classes
+MANY_CLASSES = 64  # more are probably instance numbers or soft edges, unless the user states otherwise
 MOST_LISTED = 20  # colours in a table of a message
 NEARLY_ALL = 0.9  # of the masks
 RARE = 0.01  # share of the pixels, below which a value may be a shade of a soft edge
@@ -57,7 +57,7 @@ def ask_about_test_values(seen: SeenMasks, num_classes: int) -> None:
 
 
 def ask_about_lossy(seen: SeenMasks, encoding: str) -> None:
-    """Raises a Question if files changed the values of masks, which `encoding` would take as they are."""
+    """Raises a Question if file compression changed the values of masks that `encoding` would take as they are."""
     if not seen.formats:
         return
     formats, count = " and ".join(seen.formats), sum(map(bool, seen.lossy))
@@ -72,7 +72,7 @@ def ask_about_lossy(seen: SeenMasks, encoding: str) -> None:
 
 
 def ask_about_colours(seen: SeenMasks) -> None:
-    """Raises a Question if colours were changed by lossy files, or most of them blend others, as at soft edges."""
+    """Raises a Question if lossy files changed colours, or if most colours are blends of others, as at soft edges."""
     ask_about_lossy(seen, "palette")
     found, main = seen.keys, shades_between(seen)
     if len(found) <= MANY_CLASSES and main is None:
@@ -94,7 +94,7 @@ def ask_about_colours(seen: SeenMasks) -> None:
 
 
 def ask_about_order(found: Sequence[int], num_classes: int | None, class_names: Sequence[str] | None) -> None:
-    """Raises a Question if classes are named or counted, but nothing says which of the colours found is which."""
+    """Raises a Question if classes are named or counted, but nothing tells which colour is which class."""
     count = num_classes if class_names is None else len(class_names)
     black_first = len(found) == 2 and 0 in found
     if count is None or (count == len(found) and (class_names is None or black_first)):
@@ -125,7 +125,7 @@ def ask_about_mixed_masks(seen: SeenMasks, threshold: int) -> None:
 
 
 def by_colour(key: int) -> tuple[int, int, int]:
-    """Returns what keys are sorted by: red, green and blue; a value of more than 8 bits comes in its order."""
+    """Returns the sort key of a mask's key: red, green and blue; values of more than 8 bits stay in their order."""
     return key_colour(key) if key >= COLOURED or key <= IGNORE_INDEX else (key, 0, 0)
 
 
@@ -148,7 +148,7 @@ def default_threshold(largest: int) -> int | None:
 
 
 def shades_between(seen: SeenMasks) -> list[int] | None:
-    """Returns the main colours or values if all others are rare and lie between two of these; None if not."""
+    """Returns the main colours or values if all others are rare and lie between two of them; else None."""
     totals = seen.totals
     least = RARE * sum(totals.values())
     main = sorted({key for key, count in totals.items() if count >= least} | {key for key, _ in totals.most_common(2)})
@@ -184,7 +184,7 @@ def _ask_about_objects(seen: SeenMasks) -> None:
 
 
 def counts_of_objects(seen: SeenMasks) -> set[int]:
-    """Returns every n for which some mask holds exactly 1..n, if values look like numbers of objects in nearly all."""
+    """Returns every n for which some mask holds exactly 1..n, if nearly all masks look like numbers of objects."""
     highest = [highest_of_run(counts) for counts in seen.counts]
     many = [looks for run, looks in zip(highest, seen.objects) if run is not None and run >= FEWEST_OBJECTS]
     filled = [run for run in highest if run != 0]
@@ -195,7 +195,7 @@ def counts_of_objects(seen: SeenMasks) -> set[int]:
 
 
 def _what_values_mean(seen: SeenMasks) -> str:
-    """Returns the question what grey values mean."""
+    """Returns the text of the question about the meaning of grey values."""
     found = seen.keys
     classes = max(key for key in found if key != IGNORE_INDEX) + 1
     threshold, full = default_threshold(found[-1]), 65535 if found[-1] > 255 else max(found[-1], 1)
@@ -246,7 +246,7 @@ def _is_blend(shade: np.ndarray, ends: np.ndarray) -> bool:
 
 
 def _of_voc(found: Sequence[int]) -> bool:
-    """Returns whether all keys are colours of Pascal VOC's palette, the outline aside."""
+    """Returns whether all keys are colours of Pascal VOC's palette, apart from the outline."""
     return {key for key in found if key >= COLOURED} <= VOC_KEYS
 
 

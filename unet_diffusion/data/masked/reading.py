@@ -25,10 +25,10 @@ SPLIT_OBJECTS = 0.1  # share of objects that may consist of several pieces
 
 @dataclass(frozen=True)
 class Labels:
-    """The mask of one row, turned upright as its image.
+    """The mask of one row, turned upright like its image.
 
     Attributes:
-        mask: keys and facts of the file; the keys of instance maps are 0 and 1.
+        mask: the keys, and facts about the file; the keys of instance maps are 0 and 1.
         instances: uint16 (H, W), or None.
         objects: whether the values look like numbers of objects.
     """
@@ -45,12 +45,12 @@ def read_labels(
 
     Args:
         sources: the files of the columns `mask` and perhaps `instances`, as `decode_mask` takes them.
-        image: the image of the row; None: the masks are not turned.
+        image: the image of the row; None leaves the masks unturned.
         reading: as `decode_mask` takes it; "instances" reads the mask as an instance map.
         axes: as `decode_image` takes them.
 
     Raises:
-        ValueError: a file cannot be decoded, or does not hold what the reading asks for.
+        ValueError: a file cannot be decoded, or its content does not fit the reading.
     """
     mask = read_mask(sources["mask"], reading, axes)
     instances = None
@@ -68,7 +68,7 @@ def read_labels(
 
 
 def numbers_objects(labels: np.ndarray, keys: Collection[int]) -> bool:
-    """Returns whether the values of a mask look like numbers of objects: 1..n, nearly all of one connected piece.
+    """Returns whether the values of a mask look like numbers of objects: 1..n, nearly each of them one connected piece.
 
     Args:
         labels: the mask (H, W).

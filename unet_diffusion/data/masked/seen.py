@@ -1,4 +1,4 @@
-"""What was seen in the masks of a set: their values, before anything is known about what these mean."""
+"""The values seen in the masks of a set, before anything is known about their meaning."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ class SeenMasks:
     Attributes:
         counts: of each mask, the pixels of each key.
         palette: colours of the keys that palette files state.
-        lossy: of each mask, the format of its file if it changes values, such as "JPEG", or else "".
+        lossy: for each mask, the format of its file if the format changes values, such as "JPEG", or else "".
         objects: of each mask, whether its values look like numbers of objects (`reading.numbers_objects`).
     """
 
@@ -25,7 +25,7 @@ class SeenMasks:
 
     @classmethod
     def of(cls, *masks: Collection[int], palette: Mapping[int, Colour] | None = None) -> "SeenMasks":
-        """Returns masks of which only the keys are known, as if each key had one pixel."""
+        """Returns the values of masks whose keys alone are known, as if each key had one pixel."""
         return cls([dict.fromkeys(mask, 1) for mask in masks], palette or {})
 
     @property
@@ -43,7 +43,7 @@ class SeenMasks:
 
     @property
     def formats(self) -> list[str]:
-        """Returns the formats of files that change values."""
+        """Returns the file formats that changed values."""
         return sorted({name for name in self.lossy if name})
 
     @property
@@ -57,7 +57,7 @@ class SeenMasks:
         return all(sum(key > 0 for key in counts) <= 1 for counts in self.counts)
 
     def largest_of_exact(self) -> Iterator[int]:
-        """Yields the largest key of each mask whose file keeps values as they are."""
+        """Yields the largest key of each mask whose file keeps values exactly."""
         for place, counts in enumerate(self.counts):
             if not (self.lossy and self.lossy[place]):
                 yield max(counts, default=0)

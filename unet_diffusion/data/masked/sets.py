@@ -1,7 +1,7 @@
 """The images and masks of a segmentation run: from its options to training and validation sets.
 
-The pieces are `open_masked_source` (where they come from), `MaskedCache` (decoded once), `settled_encoding` (what the
-masks' values mean) and `MaskedDataset` (items).
+The pieces are `open_masked_source` (where they come from), `MaskedCache` (decoded once), `settled_encoding` (the
+meaning of the masks' values) and `MaskedDataset` (items).
 """
 
 import logging
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaskedSets:
-    """Training and validation images, and what their masks mean.
+    """Training and validation images, and the meaning of their masks.
 
     Attributes:
         train: items (epoch, index) are crops, if a crop size is given.
@@ -48,10 +48,10 @@ class MaskedSets:
             if nothing is held out.
         num_classes: number of classes, background included.
         class_names: one name per class, or None.
-        palette: red, green and blue of each class, or None if the masks do not say.
+        palette: red, green and blue of each class, or None if the masks do not state colours.
         pixel_range: maps stored values to [-1, 1].
         encoding: meaning of the values of the training masks.
-        object_sizes: of the training objects, if they are loaded with their instances.
+        object_sizes: the sizes of the training objects, if instances are loaded.
     """
 
     train: MaskedDataset
@@ -70,7 +70,7 @@ class MaskedPart(Part):
 
     Attributes:
         orphans: masks without an image.
-        class_names: of masks with a file for each class, the background first; else empty.
+        class_names: the classes of masks with a file for each class, the background first; else empty.
     """
 
     rows: Dataset
@@ -84,14 +84,14 @@ def load_masked(
     """Opens, decodes (unless the cache has them) and splits the images and masks of a run.
 
     The meaning of the masks' values and the number of classes are taken from all masks of `data`, whether they are
-    trained on, held out or beyond `max_labels`, so that they do not depend on that choice.
+    trained on, held out or beyond `max_labels`. So they do not depend on that choice.
 
     Args:
         config: names the images.
-        seed: of the run; it sets the crops, but not what is held out.
-        before: what the run that is resumed knew about its data; as in `hold_out`.
-        instances: whether the training items hold the maps of `object_maps`. Then the masks keep objects that touch
-            whole, since these maps tell them apart; otherwise background separates them.
+        seed: the seed of the run; it determines the crops, but not which images are held out.
+        before: the data record of the run that is resumed, as in `hold_out`.
+        instances: whether the training items hold the maps of `object_maps`. If so, touching objects stay whole in the
+            masks, since these maps tell them apart; otherwise background separates them.
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many rows are broken; sizes differ and there is
@@ -139,7 +139,7 @@ def load_masked(
 
 
 def first_labels(cache: ImageCache, rows: np.ndarray, most: int | None, before: DataRecord | None) -> np.ndarray:
-    """Returns the rows whose masks are learnt from, `most` at most: first those of the run that is resumed."""
+    """Returns the rows, at most `most`, whose masks are learnt from: first those of the run that is resumed."""
     known = np.isin(cache.ids(rows), () if before is None else before.trained)
     return np.sort(np.concatenate([rows[known], rows[~known]])[:most])
 
@@ -156,8 +156,8 @@ def load_labelled(
 ) -> MaskedDataset:
     """Opens one whole set of images and masks, such as a test set, for a trained network.
 
-    The meaning of the masks' values must not be found from this set: it may lack a class, and the colours after that
-    class would be taken for others.
+    The meaning of the masks' values must not be found from this set. It may lack a class, and then later colours would
+    be taken for other classes.
 
     Args:
         options: names the images.
@@ -165,9 +165,9 @@ def load_labelled(
         channels: number of channels that the network takes.
         pixel_range: maps stored values to the network's [-1, 1].
         palette: red, green and blue of each class of the network, for masks in colour without `mask_colours`.
-        saved: meaning of the masks that the network was trained on, if its run knows it; with it, masks are read as
-            those were, unless the options state their meaning.
-        class_names: of the network, the background first, for masks with a file for each class.
+        saved: encoding of the masks that the network was trained on, if its run has it. Masks are then read like those,
+            unless the options state their meaning.
+        class_names: the classes of the network, the background first, for masks with a file for each class.
 
     Raises:
         ValueError: the source, the split or a column does not exist; too many rows are broken; the images have other
@@ -196,7 +196,7 @@ def load_labelled(
 
 
 def with_class_names(config: MaskedDataConfig, names: tuple[str, ...]) -> MaskedDataConfig:
-    """Returns the options with the classes that the files of masks name, unless the user states any.
+    """Returns the options with the classes named by the files of masks, unless the user states classes.
 
     Raises:
         ValueError: `num_classes` is stated and is another number.
@@ -207,7 +207,8 @@ def with_class_names(config: MaskedDataConfig, names: tuple[str, ...]) -> Masked
 def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) -> MaskedPart:
     """Opens the rows to train on, or those of a named validation set, by `open_masked_source`.
 
-    With `max_labels`, rows without a mask are left out: they are images without labels, as those beyond that number.
+    With `max_labels`, rows without a mask are left out: they count as images without labels, like those beyond that
+        number.
     """
     source, split, masks = config.data, config.split, config.masks
     if part == "validation":

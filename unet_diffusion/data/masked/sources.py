@@ -30,13 +30,13 @@ from unet_diffusion.data.sources import of_files, open_all_columns
 
 @dataclass(frozen=True)
 class MaskedSource:
-    """The rows of a source of images with masks, and what was understood about its files.
+    """The rows of a source of images with masks, and facts about its files.
 
     Attributes:
-        rows: undecoded columns `image`, `mask` and perhaps `instances`; the mask of an image without one is empty.
+        rows: undecoded columns `image`, `mask` and perhaps `instances`; if an image has no mask, the cell is empty.
         notes: sentences for the summary of the data, such as "34 files were left out: 34 .heic".
         orphans: masks without an image.
-        class_names: of masks with a file for each class, the background first; else empty.
+        class_names: the classes of masks with a file for each class, the background first; else empty.
     """
 
     rows: Dataset
@@ -70,23 +70,23 @@ def open_masked_source(
         image_column: as in `open_source`.
         mask_column: by default the column `mask`, or else the only other one of type Image.
         instances_column: column of instance maps; none by default.
-        masks: folder of masks, which have the names of their images except for the ending (`a/1.jpg` and `a/1.png`), or
+        masks: folder of masks. They have the names of their images except for the ending (`a/1.jpg` and `a/1.png`), or
             else names that differ where those of the images do (`pair` in `unet_diffusion.data.masked.pairing`).
         mask_suffix: end of the names of masks before the ending (`1.jpg` and `1_mask.png`); without `masks`, masks lie
             beside their images.
         mask_prefix: beginning of the names of masks (`1.jpg` and `mask_1.png`).
         image_suffix: end of the names of images before the ending (`1_0000.png` and `1.png`).
         masks_per_image: "one"; "objects" or "classes" if each image has a file for each of them. The column `mask` then
-            holds lists, of the objects in the order of their names, or of the classes above 0 in their order, None
-            for those without a file.
-        class_files: with "classes", the names of the classes above 0 in their order, by what names of masks have beyond
-            those of images; by default those that occur, sorted.
+            holds lists: of the objects in the order of their names, or of the classes above 0 in their order, with None
+            for classes without a file.
+        class_files: with "classes", the names of the classes above 0 in order, as they appear in the part of a mask's
+            name beyond the image's; by default those that occur, sorted.
         group_column: as in `open_with_notes`; it adds the column `group`.
         cache_dir: as in `open_source`.
 
     Raises:
-        ValueError: the source, the split or a column does not exist; two files have the same name; names do not tell
-            which mask belongs to which image; or there are polygons instead of masks.
+        ValueError: the source, the split or a column does not exist; two files have the same name; the names do not
+            tell which mask belongs to which image; or there are polygons instead of masks.
     """
     source, masks = as_source(source), None if masks is None else as_source(masks, "masks")
     affixes = Affixes(image_suffix or "", mask_prefix or "", mask_suffix or "")
@@ -174,7 +174,7 @@ def _open_folders(layout: Layout, per_image: str, classes: Sequence[str] | None)
 
 
 def _rows(images: dict[str, Path], files: dict[str, list[Path | None]], several: bool) -> Dataset:
-    """Returns the rows; a mask is one image, or for several files of an image a list of them."""
+    """Returns the rows; a mask is one image, or a list of them if an image has several files."""
     value = datasets.Image(decode=False)
     masks = [[_stored(file) for file in files.get(image, [])] for image in images]
     columns: dict[str, list[Any]] = {

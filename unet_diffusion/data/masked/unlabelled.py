@@ -26,20 +26,20 @@ def load_unlabelled(
     label_names: tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> ImageSets:
-    """Opens images without masks; they are read in the same way as those with masks.
+    """Opens images without masks, and reads them in the same way as those with masks.
 
     Args:
-        source: of the images, as `data` in the options; None: all images of `data`, with masks or without.
+        source: the source of the images, like `data` in the options; None takes all images of `data`, with or without
+            masks.
         options: how the images with masks were read.
-        data: the images with masks. Their validation images are also those of noise prediction, and neither equal
-            images, wherever they come from, nor other images of their groups are trained on. A warning says when the
-            groups of `source` are not known.
+        data: the images with masks. Their validation images are also those of noise prediction. Images equal to these,
+            wherever they come from, are not trained on, and neither are other images of their groups. A warning tells
+            if the groups of `source` are not known.
         label_names: classes that the network can be conditioned on; other classes count as none.
-        seed: of the run; it sets the crops.
+        seed: the seed of the run; it determines the crops.
 
     Raises:
-        ValueError: a source that cannot be read; images of other channels, dtype or size; or only images that are held
-            out.
+        ValueError: the source cannot be read; images have other channels, dtype or size; or all images are held out.
     """
     name = source
     if name is None:
@@ -100,7 +100,7 @@ def _opened(source: str, options: MaskedDataConfig) -> Dataset:
 
 
 def _outside_groups(cache: ImageCache, held_out: MaskedDataset) -> np.ndarray:
-    """Returns, as bool (N,), which images of a cache belong to no group of the held-out ones."""
+    """Returns which images of a cache belong to no group of the held-out images, bool (N,)."""
     groups = held_out.cache.images.groups
     if cache.groups is None or groups is None:
         return np.ones(len(cache), dtype=bool)
