@@ -58,7 +58,8 @@ def merged_into(folder: Path) -> Iterator[Path]:
     since a folder that has it counts as a whole pipeline.
 
     Raises:
-        OSError: they could not be written, for example because the disk is full; `folder` is as it was.
+        OSError: a file could not be written, for example because the disk is full. The files of `folder` are then as
+            they were; if it was the replacing that failed, some are new, and there is no `model_index.json`.
     """
     with named_errors(folder), tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
         aside = Path(name)

@@ -65,7 +65,7 @@ class OwnConfig:
 
         Raises:
             ValueError: the config names another class, the folder is that of a pipeline, or weights are missing, unless
-                `ignore_mismatched_sizes` is set.
+                `ignore_mismatched_sizes` or `output_loading_info` is set.
         """
         cls._check_folder(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         told = {**kwargs, "output_loading_info": True}

@@ -265,7 +265,7 @@ def tiled(predict: Predict, read: Read, size: tuple[int, int], tiling: Tiling) -
     """Runs a network over an image of any size and yields the finished parts.
 
     Every pixel is yielded once. Besides the current window, memory holds the strips along the shorter side of the image
-    in which windows are blended, so it does not grow with the image.
+    in which windows are blended, so it grows only with the length of that side.
 
     Args:
         predict: the network, on one window: (B, C, h, w) in [-1, 1] to (B, K, h, w), or smaller if it is unpadded.
