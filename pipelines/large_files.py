@@ -26,7 +26,7 @@ from unet_diffusion.segmentation.blocks import blocks
 from unet_diffusion.segmentation.measurements import ObjectMeasurements, as_frame, table_as_csv
 from unet_diffusion.segmentation.objects import ObjectSearch
 
-BLOCK = 1024  # pixels a side of the blocks in which large images are read and their objects are found
+FILE_BLOCK = 1024  # pixels a side of the blocks in which large images are read and their objects are found
 
 # rows, columns, the probabilities there (1, K, h, w) and, if there are object maps, two more maps (1, h, w)
 Regions = Iterable[tuple[Any, ...]]
@@ -72,7 +72,7 @@ def _stretch_of(image: LargeImage, pixel_range: PixelRange) -> Callable[[np.ndar
     kept = np.dtype(pixel_range.dtype)
 
     def parts() -> Iterator[np.ndarray]:
-        for rows, columns in blocks(image.shape[:2], BLOCK):
+        for rows, columns in blocks(image.shape[:2], FILE_BLOCK):
             yield image.read(rows, columns).astype(kept, copy=False)
 
     stretch = Stretch.of_parts(parts, percentiles)
@@ -139,10 +139,10 @@ def _write_objects(
 ) -> None:
     """Finds the objects of an image in its maps, block by block, and writes the label image and the table."""
     chances, boundary, distance = maps if len(maps) == 3 else (*maps, None, None)
-    search = ObjectSearch(chances, boundary, distance, create, BLOCK)
+    search = ObjectSearch(chances, boundary, distance, create, FILE_BLOCK)
     objects, count = search.find(options.diameter, options.min_area, options.max_hole)
     measured = ObjectMeasurements(count, image.shape[2], options.num_classes)
-    for rows, columns in blocks(image.shape[:2], BLOCK):
+    for rows, columns in blocks(image.shape[:2], FILE_BLOCK):
         stored = np.moveaxis(image.read(rows, columns), 2, 0)
         measured.add(objects[rows, columns], stored, chances[:, rows, columns], rows.start, columns.start)
     write_labels(labels, objects, count)

@@ -128,7 +128,7 @@ def test_images_with_a_range_each_are_stretched_as_a_whole_in_memory_and_from_fi
     for index in range(2):
         assert np.array_equal(output.masks[index], expected.masks[index])
     assert not np.array_equal(output.masks[0], fixed(images[0], output_type="np").masks[0])
-    monkeypatch.setattr("unet_diffusion.pipelines.large_files.BLOCK", 16)
+    monkeypatch.setattr("unet_diffusion.pipelines.large_files.FILE_BLOCK", 16)
     np.save(tmp_path / "image.npy", images[0])
     own.segment_file(tmp_path / "image.npy", tmp_path / "mask.npy", tile_size=16)
     assert np.array_equal(np.load(tmp_path / "mask.npy"), expected.masks[0])
@@ -491,7 +491,7 @@ def test_objects_of_files_are_those_of_the_whole_image(tmp_path, monkeypatch, le
     assert expected.instances[0].max() > 50
     np.save(tmp_path / "image.npy", pixels)
     for side in (1024, 16):
-        monkeypatch.setattr("unet_diffusion.pipelines.large_files.BLOCK", side)
+        monkeypatch.setattr("unet_diffusion.pipelines.large_files.FILE_BLOCK", side)
         pipe.segment_file(tmp_path / "image.npy", tmp_path / f"{side}.npy", **options)
         assert np.array_equal(np.load(tmp_path / f"{side}.npy"), expected.masks[0])
         with tifffile.TiffFile(tmp_path / f"{side}-objects.tif") as labels:
