@@ -36,8 +36,8 @@ def sample(options: Sample) -> Path:
     unless the run or an option has changed.
 
     Raises:
-        ValueError: an option does not fit the run, or images would be overwritten. RuntimeError: after the last batch,
-        if some batches did not fit into memory.
+        ValueError: an option does not fit the run, or images would be overwritten.
+        RuntimeError: after the last batch, if some batches did not fit into memory.
     """
     options.check_paths()
     pipe = generation_pipeline(options)

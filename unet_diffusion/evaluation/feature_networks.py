@@ -154,8 +154,8 @@ def feature_network(name: str) -> FeatureNetwork:
             the folder of a finished run of `train-classifier`, which takes images with the channels of its training.
 
     Raises:
-        ValueError: the name is unknown, or the folder holds no classifier that can be read. ImportError: the extra that
-        the network needs, `metrics` or `inception`, is missing.
+        ValueError: the name is unknown, or the folder holds no classifier that can be read.
+        ImportError: the extra that the network needs, `metrics` or `inception`, is missing.
     """
     if name in NETWORKS:
         return FeatureNetwork(name, NETWORKS[name]())
