@@ -133,7 +133,8 @@ def create_mask(path: Path, height: int, width: int) -> Any:
     """Creates a mask uint8 (H, W) to which windows can be assigned; the suffix sets the format: .npy, .tif or .zarr.
 
     Raises:
-        ValueError: the suffix is another one. ImportError: for TIFF and Zarr without the extra `scientific`.
+        ValueError: the suffix is another one.
+        ImportError: for TIFF and Zarr without the extra `scientific`.
     """
     shape = (height, width)
     if path.suffix == ".npy":
