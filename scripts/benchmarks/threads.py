@@ -50,12 +50,16 @@ class BenchmarkThreads:
         for name in ("steps", "batch_size", "rounds"):
             require(is_count(getattr(self, name)), name, getattr(self, name), "must be at least 1")
         require(all(is_count(each, 0) for each in self.busy), "busy", self.busy, "each must be 0 or more")
-        stated = os.environ.get("OMP_NUM_THREADS")
-        require(stated is None, "OMP_NUM_THREADS", stated, "must not be set, since the number of threads is compared")
 
 
 def run(options: BenchmarkThreads) -> str:
-    """Times all cases, writes the rows and the table, and returns the table."""
+    """Times all cases, writes the rows and the table, and returns the table.
+
+    Raises:
+        ValueError: the environment says how many threads there are.
+    """
+    stated = os.environ.get("OMP_NUM_THREADS")
+    require(stated is None, "OMP_NUM_THREADS", stated, "must not be set, since the number of threads is compared")
     rows = []
     for count in options.busy:
         with busy_programs(count):

@@ -12,7 +12,7 @@ def test_each_way_is_timed_beside_each_number_of_programs(tmp_path, monkeypatch)
     config = tmp_path / "network.json"
     config.write_text(json.dumps({"channels": [4, 8], "attention": [False, False]}))
     with pytest.raises(ValueError, match="OMP_NUM_THREADS is '1', but must not be set"):
-        threads.BenchmarkThreads(tmp_path)
+        threads.run(threads.BenchmarkThreads(tmp_path))
     monkeypatch.delenv("OMP_NUM_THREADS")
     options = threads.BenchmarkThreads(tmp_path / "out", config, busy=(0, 1), steps=1, batch_size=2, rounds=1)
     text = threads.run(options)
