@@ -172,7 +172,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                 files.
             return_dict: whether to return a `SuperResolutionOutput`, or else a tuple.
             mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
-                it. Everything else stays in float32.
+                it, or what `accelerate launch` was told. Everything else stays in float32.
 
         Raises:
             ValueError: an image or an argument does not fit the network or the scheduler; the message gives the fix.
