@@ -206,8 +206,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 it, or what `accelerate launch` was told. Everything else stays in float32.
             instances: whether to find and measure the objects too (`unet_diffusion.segmentation.find_objects`), from
                 the network's object maps if it has learnt them. The tuple then also has the objects and their table.
-            min_area: objects of fewer pixels are left out. None takes the area that 99 % of the training objects have,
-                `unet.config.object_min_area`, or 0 if it is not known.
+            min_area: objects of fewer pixels are left out. None takes `unet.config.object_min_area`, which training
+                finds, or 0 if it is not known.
             max_hole: holes in objects of at most this many pixels are filled.
             pixel_size: height and width of the pixels of all images in micrometres, for columns of the table in
                 micrometres; None for no such columns. `unet_diffusion.images.pixel_size.read_pixel_size` reads it from

@@ -58,8 +58,7 @@ class UNet2DAdapter(UNet):
         prediction_type: what the noise head was trained to predict, as for `UNet`; None if it is not known.
         instances: whether the logits have the two channels that tell objects apart, as for `UNet`.
         object_diameter: median diameter of the training objects, in pixels, as for `UNet`; None if it is not known.
-        object_min_area: area in pixels that at least 99 % of the training objects have, as for `UNet`; None if it is
-            not known.
+        object_min_area: least area of the training objects, in pixels, as for `UNet`; None if it is not known.
         stock: config values of the `UNet2DModel`; other values are that class's defaults.
 
     Raises:

@@ -103,8 +103,9 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         object_diameter: median diameter of the training objects, in pixels; the diameter of an object is that of a
             circle of the same area. None if it is not known. Training with `instances` sets it, and the network itself
             does not use it.
-        object_min_area: the number of pixels that at least 99 % of the training objects have; None if it is not known.
-            Training with `instances` sets it, and the network itself does not use it.
+        object_min_area: the number of pixels that at least 99 % of the training objects have, or a tenth of their
+            median area if that is less; None if it is not known. Training with `instances` sets it, and the network
+            itself does not use it.
 
     Raises:
         ValueError: a value breaks a rule above; the message gives the rule and the fix.

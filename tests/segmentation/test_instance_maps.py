@@ -128,6 +128,11 @@ def test_diameters_are_those_of_circles_of_equal_area():
     assert ObjectSizes.of(areas[:1]).diameter == pytest.approx(100, rel=0.02)
 
 
+def test_the_least_area_is_at_most_a_tenth_of_the_median_and_at_least_a_pixel():
+    assert ObjectSizes.of(np.full(50, 170)).min_area == 17  # equal objects, of which the border may leave a part
+    assert ObjectSizes.of(np.full(50, 4)).min_area == 1
+
+
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (100, 1), (101, 2), (1000, 10)])
 def test_at_most_one_object_in_a_hundred_is_smaller_than_the_least_area(count, expected):
     areas = np.random.default_rng(0).permutation(np.arange(1, count + 1))

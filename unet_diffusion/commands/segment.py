@@ -71,7 +71,7 @@ def segment(options: Segment) -> Path:
     least, learnt = options.min_area, pipe.unet.config.get("object_min_area") or 0
     if options.instances and least is None and learnt > 1:
         logger.warning(
-            "objects of fewer than %d pixels are left out, since 99 %% of those of the training have as many; set "
+            "objects of fewer than %d pixels are left out, since hardly any object of the training was so small; set "
             "min_area to 0 to keep them",
             learnt,
         )

@@ -12,6 +12,7 @@ from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.segmentation.instances import check_instances
 
 SMALLEST = 0.01  # share of the training objects that may be smaller than any object looked for later
+SPECK = 0.1  # of the median area; what is larger may be a part of an object
 UNKNOWN = -1  # in instance maps: pixels whose object is not known
 
 
@@ -88,7 +89,8 @@ class ObjectSizes:
 
     Attributes:
         diameter: the median diameter in pixels; the diameter of an object is that of a circle of the same area.
-        min_area: the largest area, in pixels, that at least 99 % of the objects reach.
+        min_area: the largest area, in pixels, that at least 99 % of the objects reach, but at most a tenth of the
+            median area, so that parts of usual objects, such as those at the border of an image, are larger.
     """
 
     diameter: float
@@ -98,4 +100,5 @@ class ObjectSizes:
     def of(cls, areas: np.ndarray) -> "ObjectSizes":
         """Returns the sizes of objects of these areas, (n,) in pixels, n >= 1."""
         diameter = float(np.median(np.sqrt(4 * areas / np.pi)))
-        return cls(diameter, int(np.quantile(areas, SMALLEST, method="lower")))
+        reached = int(np.quantile(areas, SMALLEST, method="lower"))
+        return cls(diameter, max(1, min(reached, int(SPECK * np.median(areas)))))

@@ -112,7 +112,7 @@ def make_trainer(config: TrainSegmentation) -> TimedTrainer:
 
 
 def least_area(train: MaskedDataset, count: int) -> int:
-    """Returns the area that 99 % of the objects in the first images of a set have; a network with maps knows it."""
+    """Returns the least area of the objects in the first images of a set, as a network with maps keeps it."""
     maps = (np.asarray(train.cache.instances[row]).astype(np.int64) for row in train.rows[:count])
     return ObjectSizes.of(np.concatenate([object_areas(each) for each in maps])).min_area
 

@@ -107,7 +107,7 @@ def test_our_ways_are_trained_and_scored_once_and_peers_that_are_missing_are_nam
 def test_the_least_area_is_that_of_the_labelled_objects_for_masks_too(options):
     train = labelled(options, "fluorescence", "train")
     first = np.bincount(np.asarray(train.cache.instances[train.rows[0]]).ravel())[1:]
-    assert least_area(train, 1) == first[first > 0].min()
+    assert least_area(train, 1) == max(1, int(0.1 * np.median(first[first > 0])))
     pipe = SegmentationPipeline(UNet(in_channels=1, out_channels=None, channels=[4, 8], num_classes=2, head_channels=4))
     image = train[0]["image"].numpy()
     for method in ("ours-masks", "ours"):

@@ -38,7 +38,7 @@ class Segment(FileOptions):
     """Find the objects too; write a label image for each image, outlines in the overlays, and tables of all objects."""
     min_area: float | None = None
     """Leave out objects of a smaller area than this, in the unit. By default the area that 99 % of the training objects
-    have, or 0 for a run that did not learn objects."""
+    have, at most a tenth of their median area, or 0 for a run that did not learn objects."""
     max_hole: float = 0
     """Fill holes in objects of at most this area, in the unit."""
     unit: Unit = "pixel"
