@@ -1,8 +1,8 @@
 """The number of threads with which a CPU trains fastest at the moment.
 
 Every operation of a network is shared among all threads and ends with the slowest one. If another program uses a core,
-all threads wait for the one that shares this core, hundreds of times in a training step. Two threads can then take 25
-times as long as one.
+all threads wait for the one that shares this core, hundreds of times in a training step. Two threads then took 33 times
+as long as one (docs/performance.md).
 """
 
 import os
