@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unet_diffusion.checks import is_count, require
 from unet_diffusion.diffusion.sampling import NOISE_SETTINGS, check_noise, noise_settings
-from unet_diffusion.images.conversion import Reading, check_image, dtype_name, stored_images
+from unet_diffusion.images.conversion import UNCHANGED, check_image, dtype_name, stored_images
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.saved_index import (
     GENERATES,
@@ -36,7 +36,7 @@ class PrivateArguments:
     config: Any
     unet: UNet
     scheduler: Any
-    reading = Reading()  # how images other than tensors are read; commands set it to the options of the run
+    preparation = UNCHANGED  # of images other than tensors; commands set it to the options of the run
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -90,7 +90,7 @@ class PrivateArguments:
 
     def read_images(self, image: Any) -> Iterator[Tensor]:
         """Yields the images that `stored_images` finds in `image`, each checked."""
-        for stored in stored_images(image, self.channels, self.reading):
+        for stored in stored_images(image, self.channels, self.preparation):
             self.check_image(stored)
             yield stored
 

@@ -147,6 +147,11 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         """Red, green and blue of each class, or None for the default colours."""
         return self.config["_palette"]
 
+    @property
+    def object_min_area(self) -> int:
+        """Area in pixels below which objects are left out by default; 0 if training found none."""
+        return self.unet.config.get("object_min_area") or 0
+
     def check_inputs(
         self, tile_size: int | None, num_draws: int, timesteps: Sequence[int] | None, output_type: str = "pil"
     ) -> None:
@@ -363,8 +368,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
     def _object_sizes(self, min_area: int | None) -> tuple[float | None, int]:
         """Returns the usual diameter of objects, None if it is not known, and the smallest area of an object."""
-        learnt = self.unet.config
-        return learnt.get("object_diameter"), (learnt.get("object_min_area") or 0) if min_area is None else min_area
+        diameter = self.unet.config.get("object_diameter")
+        return diameter, self.object_min_area if min_area is None else min_area
 
     def overlay(self, image: Any, mask: Any, opacity: float = 0.5, objects: np.ndarray | None = None) -> Image.Image:
         """Draws the classes of a mask in colour over its image, as RGB; class 0 stays transparent.

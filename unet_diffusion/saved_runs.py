@@ -11,7 +11,7 @@ from torch import nn
 
 from unet_diffusion.adapters import PixelClassifier
 from unet_diffusion.images.axes import AXIS_ORDERS
-from unet_diffusion.images.conversion import Reading
+from unet_diffusion.images.resizing import Preparation
 from unet_diffusion.network.config import check_keys, check_model
 from unet_diffusion.network.own_config import FOREIGN
 from unet_diffusion.saved_index import (
@@ -142,16 +142,16 @@ def load_pipeline(kind: type[T], run: Path) -> T:
         pipe = kind.from_pretrained(run, use_safetensors=True, **networks)  # type: ignore[attr-defined]
     except (OSError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{run} cannot be loaded: {error} Get it again, or give the folder of another run.") from error
-    pipe.reading = stated_reading(run)
+    pipe.preparation = stated_preparation(run)
     return pipe
 
 
-def stated_reading(run: Path) -> Reading:
-    """Returns the way of reading images that a run's options state in its `config.json`."""
+def stated_preparation(run: Path) -> Preparation:
+    """Returns the channels and the order of axes that a run's options state for its images in its `config.json`."""
     options = read_object(run / "config.json").get("data") if (run / "config.json").is_file() else None
     options = options if isinstance(options, dict) else {}
     channels, axes = options.get("channels"), options.get("axes")
-    return Reading(channels if channels in (1, 3) else None, axes if axes in AXIS_ORDERS else None)
+    return Preparation(channels=channels if channels in (1, 3) else None, axes=axes if axes in AXIS_ORDERS else None)
 
 
 def best_device(name: str) -> torch.device:

@@ -7,6 +7,7 @@ import json
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from unet_diffusion.cli import answers
@@ -43,10 +44,6 @@ def timed(ours: bool, model: Path, steps: int, batch_size: int) -> dict[str, flo
 
 if __name__ == "__main__":
     way, model, steps, batch_size = sys.argv[1:]
-    options = (way == "ours", Path(model), int(steps), int(batch_size))
-    if way == "ours":
-        with answers("threaded_steps"):  # which says how threads wait
-            made = timed(*options)
-    else:
-        made = timed(*options)
-    print(json.dumps(made))
+    ours = way == "ours"
+    with answers("threaded_steps") if ours else nullcontext():  # which says how threads wait
+        print(json.dumps(timed(ours, Path(model), int(steps), int(batch_size))))

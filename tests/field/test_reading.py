@@ -12,7 +12,7 @@ from unet_diffusion import UNet
 from unet_diffusion.cli import run
 from unet_diffusion.files import write_json
 from unet_diffusion.pipelines import SegmentationPipeline, SuperResolutionPipeline
-from unet_diffusion.saved_runs import load_pipeline, stated_reading
+from unet_diffusion.saved_runs import load_pipeline, stated_preparation
 
 
 def saved_run(folder: Path, pipe: SegmentationPipeline | SuperResolutionPipeline, **options: object) -> Path:
@@ -90,5 +90,5 @@ def test_upscale_converts_too(tmp_path):
 @pytest.mark.parametrize("content", [{}, {"data": None}, {"data": {"channels": "3", "axes": "WHC"}}, {"data": [3]}])
 def test_what_states_nothing_that_is_known_changes_nothing(tmp_path, content):
     write_json(tmp_path / "config.json", content)
-    reading = stated_reading(tmp_path)
-    assert (reading.channels, reading.axes) == (None, None)
+    preparation = stated_preparation(tmp_path)
+    assert (preparation.channels, preparation.axes) == (None, None)

@@ -68,12 +68,12 @@ def segment(options: Segment) -> Path:
     pipe = load_pipeline(SegmentationPipeline, options.run).to(best_device(options.device))
     precision = settled_precision(options.mixed_precision, pipe.device)
     pipe.check_inputs(options.tile_size, options.num_draws, options.timesteps or None)
-    least, learnt = options.min_area, pipe.unet.config.get("object_min_area") or 0
-    if options.instances and least is None and learnt > 1:
+    least = options.min_area
+    if options.instances and least is None and pipe.object_min_area > 1:
         logger.warning(
             "objects of fewer than %d pixels are left out, since hardly any object of the training was so small; set "
             "min_area to 0 to keep them",
-            learnt,
+            pipe.object_min_area,
         )
     labels = pipe.class_names or [str(label) for label in range(pipe.num_classes)]
 

@@ -1,7 +1,6 @@
 """Converts images as users pass them to tensors of stored values, and values in [-1, 1] to the output of a pipeline."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,35 +9,23 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.checks import require_choice
-from unet_diffusion.images.axes import AxisOrder, counted
+from unet_diffusion.images.axes import counted
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.pixel_range import PixelRange
-from unet_diffusion.images.resizing import convert_channels
+from unet_diffusion.images.resizing import Preparation
 
 PIL_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16", ("float32", 1): "F"}
+UNCHANGED = Preparation()  # keeps channels and values
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How the options of a run state that its images are read; it holds for every image that the run gets later.
-
-    Args:
-        channels: 1 or 3 converts between grey and colour, as in training; None keeps the channels.
-        axes: order of the axes of arrays, and of TIFF files that do not name their axes, for `decode_image`.
-    """
-
-    channels: int | None = None
-    axes: AxisOrder | None = None
-
-
-def stored_images(image: Any, channels: int | None = None, reading: Reading = Reading()) -> Iterator[Tensor]:
+def stored_images(image: Any, channels: int | None = None, preparation: Preparation = UNCHANGED) -> Iterator[Tensor]:
     """Yields the images in `image` one by one, as tensors (C, H, W) of the values that files store.
 
     Args:
         image: a tensor (C, H, W) or (B, C, H, W), anything that `decode_image` takes, or a list of these, which is
             decoded one by one.
         channels: the expected number of channels, which tells arrays (H, W, C) and (C, H, W) apart.
-        reading: how images that are not tensors are read.
+        preparation: how images that are not tensors are read and converted.
 
     Raises:
         ValueError: a tensor has another shape, or holds NaN or infinity; `decode_image` fails; or channels cannot be
@@ -46,7 +33,7 @@ def stored_images(image: Any, channels: int | None = None, reading: Reading = Re
     """
     if isinstance(image, (list, tuple)):
         for each in image:
-            yield from stored_images(each, channels, reading)
+            yield from stored_images(each, channels, preparation)
     elif isinstance(image, Tensor):
         if image.ndim not in (3, 4) or 0 in image.shape:
             raise ValueError(f"the tensor has shape {tuple(image.shape)}, but must be (C, H, W) or (B, C, H, W).")
@@ -54,9 +41,8 @@ def stored_images(image: Any, channels: int | None = None, reading: Reading = Re
             raise ValueError("the tensor has values that are NaN or infinite.")
         yield from image if image.ndim == 4 else [image]
     else:
-        pixels = decode_image(image, axes=reading.axes, channels=channels if reading == Reading() else None)
-        if reading.channels is not None:
-            pixels = convert_channels(pixels, reading.channels)
+        expected = channels if preparation.channels is None else None
+        pixels = preparation(decode_image(image, axes=preparation.axes, channels=expected))
         yield torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
 
 
