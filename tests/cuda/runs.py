@@ -11,20 +11,24 @@ from tests.support.tiny import squares
 from unet_diffusion.commands.options.train_classifier import TrainClassifier
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
+from unet_diffusion.commands.options.tune_few_steps import TuneFewSteps
 from unet_diffusion.commands.train_classifier import train_classifier
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import train_segmentation
+from unet_diffusion.commands.tune_few_steps import tune_few_steps
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.tasks.classification import ClassificationTask
 from unet_diffusion.tasks.config import (
     DiffusionConfig,
+    FewStepsConfig,
     FrozenFeaturesConfig,
     JointConfig,
     SegmentationConfig,
     SuperResolutionConfig,
 )
 from unet_diffusion.tasks.diffusion import DiffusionTask
+from unet_diffusion.tasks.few_steps import FewStepsTask
 from unet_diffusion.tasks.frozen_features import FrozenFeaturesTask
 from unet_diffusion.tasks.joint import JointTask
 from unet_diffusion.tasks.segmentation import SegmentationTask
@@ -36,17 +40,19 @@ STEPS, CUT = 8, 4  # steps of a run, and of its first checkpoint
 TASKS = {
     "noise prediction": DiffusionTask,
     "super-resolution": SuperResolutionTask,
+    "consistency": FewStepsTask,
+    "distillation": FewStepsTask,
     "classification": ClassificationTask,
     "segmentation": SegmentationTask,
     "joint": JointTask,
     "self-training": SelfTrainingTask,
     "pixel classifier": FrozenFeaturesTask,
 }
-Options = TrainDDPM | TrainClassifier | TrainSegmentation
+Options = TrainDDPM | TrainClassifier | TrainSegmentation | TuneFewSteps
 
 
 def run_of(task: str, folder: Path, **training) -> Options:
-    """Returns the options of a run; a pixel classifier's noise predictor is trained for it."""
+    """Returns the options of a run; the noise predictor that it starts from, if any, is trained for it."""
     if not (folder / "data").exists():
         squares(folder / "data", 24, kinds=("left", "right"))
         (folder / "network.json").write_text(json.dumps({"channels": [16, 32], "head_channels": 16, "dropout": 0.1}))
@@ -67,6 +73,11 @@ def run_of(task: str, folder: Path, **training) -> Options:
         return ddpm
     if task == "super-resolution":
         return replace(ddpm, task="super-resolution", super_resolution=SuperResolutionConfig(scale=2))
+    trained = folder / "trained"
+    if task in ("consistency", "distillation", "pixel classifier") and not trained.exists():
+        train_ddpm(replace(ddpm, output=trained))
+    if task in ("consistency", "distillation"):
+        return TuneFewSteps(trained, output, plain, FewStepsConfig(method=task), options)
     masked = TrainSegmentation(
         data=MaskedDataConfig(
             data=images, masks=str(folder / "data" / "masks"), validation_fraction=0.25, max_labels=8, cache_dir=cache
@@ -82,9 +93,6 @@ def run_of(task: str, folder: Path, **training) -> Options:
     if task == "self-training":
         return replace(masked, joint=JointConfig(self_training_weight=0.5, confidence=0.6))
     if task == "pixel classifier":
-        trained = folder / "trained"
-        if not trained.exists():
-            train_ddpm(replace(ddpm, output=trained))
         features = FrozenFeaturesConfig(timesteps=(10, 50), hidden=(16,))
         learn = replace(masked.segmentation, learn="pixel_classifier")
         return replace(masked, model=str(trained), segmentation=learn, frozen_features=features)
@@ -94,6 +102,8 @@ def run_of(task: str, folder: Path, **training) -> Options:
 def train(options: Options) -> Path:
     if isinstance(options, TrainClassifier):
         return train_classifier(options)
+    if isinstance(options, TuneFewSteps):
+        return tune_few_steps(options)
     return train_ddpm(options) if isinstance(options, TrainDDPM) else train_segmentation(options)
 
 

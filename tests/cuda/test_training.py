@@ -44,7 +44,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(task, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("task", ["noise prediction", "joint"])
+@pytest.mark.parametrize("task", ["noise prediction", "distillation", "joint"])
 def test_half_precision_stays_near_the_full_loss_and_resumes(task, precision, tmp_path):
     full = train(run_of(task, tmp_path, keep_checkpoints=STEPS))
     options = run_of(task, tmp_path, mixed_precision=precision, keep_checkpoints=STEPS)
