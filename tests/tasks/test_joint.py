@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset, Features
+from datasets import Image as DatasetImage
 from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut, squares
 from unet_diffusion import cli
+from unet_diffusion.commands.doctor.examination import examine
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_ddpm import train_ddpm
@@ -25,6 +28,7 @@ from unet_diffusion.data.cache import content_digest
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
+from unet_diffusion.data.masked.unlabelled import load_unlabelled
 from unet_diffusion.data.sets import place_of
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
@@ -417,6 +421,26 @@ def test_unlabelled_images_of_another_kind_are_refused(options, tmp_path):
         options.joint = replace(options.joint, unlabelled=str(tmp_path / name))
         with pytest.raises(ValueError, match=message):
             task_of(options)
+
+
+def test_unlabelled_images_come_from_the_stated_column_if_the_source_has_it(options, tmp_path):
+    """As in tables with several images a row; a table with one column of images needs no name."""
+    pixels = [np.random.default_rng(seed).integers(0, 255, (16, 16), dtype=np.uint8) for seed in range(15)]
+    rows = {"t1": pixels[:6], "mask": [(image > 128).astype(np.uint8) for image in pixels[:6]]}
+    Dataset.from_dict(rows, Features({"t1": DatasetImage(), "mask": DatasetImage()})).to_parquet(tmp_path / "a.parquet")
+    two = {"t1": pixels[6:9], "t2": pixels[9:12]}
+    Dataset.from_dict(two, Features(dict.fromkeys(two, DatasetImage()))).to_parquet(tmp_path / "b.parquet")
+    one = {"scan": pixels[12:]}
+    Dataset.from_dict(one, Features({"scan": DatasetImage()})).to_parquet(tmp_path / "c.parquet")
+    config = MaskedDataConfig(
+        data=str(tmp_path / "a.parquet"), image_column="t1", mask_column="mask", validation_fraction=0
+    )
+    data = load_masked(config)
+    for name, expected in (("b", pixels[6:9]), ("c", pixels[12:])):
+        source = str(tmp_path / f"{name}.parquet")
+        images = load_unlabelled(source, config, data).train
+        assert [images[i]["image"].numpy().tobytes() for i in range(3)] == [each.tobytes() for each in expected]
+        assert f"unlabelled: {source} (train): 3 images of 16x16" in str(examine(config, unlabelled=source).summary)
 
 
 def test_a_source_of_held_out_images_alone_is_refused(options, tmp_path):

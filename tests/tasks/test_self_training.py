@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut, squares
@@ -20,6 +22,7 @@ from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConf
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.randomness import keyed_generator
+from unet_diffusion.tasks import self_training
 from unet_diffusion.tasks.config import JointConfig, SegmentationConfig
 from unet_diffusion.tasks.joint import JointTask
 from unet_diffusion.tasks.segmentation import SegmentationTask
@@ -92,8 +95,8 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
 
     unlabelled = batch[IMAGE] / 127.5 - 1
     probability = task.network(unlabelled).logits.softmax(dim=1)[:, 1]
-    draws = [divmod(draw, 6) for draw in range(256)]  # squares are uncut here, so each counts 42 or 43 times
-    share = sum((task.train[draw]["mask"] == 1).float().mean().item() for draw in draws) / 256
+    counts = task.train.class_counts()  # squares are uncut here
+    share = (counts[1] / counts.sum()).item()
     odds = probability / (1 - probability)
     odds = odds * share / (1 - share) / (0.7 / 0.3)  # aligned by the running mean
     own = (odds > 1).long()
@@ -129,11 +132,60 @@ def test_without_sure_pixels_the_loss_is_that_of_the_masks_alone(options):
 def test_shares_are_those_of_masks_as_they_are_cut(options):
     options.data = replace(options.data, crop_size=6)  # so that the middle of the 16 pixels is seen more often
     train = load_masked(options.data, options.training.seed).train
-    shares = class_shares(train, 2)
+    shares = class_shares(train)
     expected = torch.stack([(train[epoch, i]["mask"] == 1).float().mean() for epoch in range(200) for i in range(6)])
     assert shares.sum() == 1 and shares[1] == pytest.approx(expected.mean().item(), abs=0.05)
     whole = train.class_counts().float()
     assert shares[1] > 1.2 * (whole[1] / whole.sum())
+
+
+def test_shares_come_from_images_all_over_the_set(options, tmp_path):
+    """Of 600 images only the last 300 show the class."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for index in range(600):
+        mask = np.zeros((8, 8), np.uint8)
+        mask[:4] = index >= 300
+        image = np.random.default_rng(index).integers(0, 255, (8, 8), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{index:03}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index:03}.png")
+    data = MaskedDataConfig(
+        data=str(tmp_path / "images"), masks=str(tmp_path / "masks"), validation_fraction=0, crop_size=8
+    )
+    assert class_shares(load_masked(data).train)[1] == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_class_that_no_counted_square_shows_keeps_its_share_in_whole_images(options, monkeypatch):
+    options.data = replace(options.data, crop_size=2)
+    train = load_masked(options.data, options.training.seed).train
+    monkeypatch.setattr(self_training, "COUNTED", 1)  # so each image is cut once
+    whole = train.class_counts().float() / train.class_counts().sum()
+
+    def cut(key):
+        return {"mask": torch.tensor([[shown, shown], [shown, IGNORE_INDEX]])}
+
+    monkeypatch.setattr(type(train), "__getitem__", lambda self, key: cut(key))
+    shown = 0
+    assert torch.allclose(class_shares(train), torch.tensor([1.0, whole[1]]) / (1 + whole[1]))
+    shown = IGNORE_INDEX
+    assert torch.allclose(class_shares(train), whole)
+
+
+def test_its_masks_come_from_the_whole_network(options, tmp_path):
+    """A layer that drops everything in training would leave the head's bias alone."""
+    (tmp_path / "network.json").write_text(
+        json.dumps({"channels": [8, 16], "head_channels": 8, "norm": "batch", "dropout": 0.5})
+    )
+    task = task_of(replace(options, model=str(tmp_path / "network.json")))
+    images = task.pixel_range.to_model(batch_at(options, task, step=7)[IMAGE])
+    undecided(task)
+    seen = []
+    task.logits = lambda *arguments: seen.append(task.network.training) or SegmentationTask.logits(task, *arguments)
+    task.network.train()
+    task.own_loss(task.network, images, generators())
+    assert seen == [False, True] and task.network.training
+    expected = task.network.eval()(images).logits.softmax(dim=1).mean((2, 3)).sum(0)
+    assert torch.allclose(task.seen[:-1], expected, atol=0.05)
 
 
 def test_alignment_moves_the_means_and_keeps_the_sure():
@@ -191,6 +243,14 @@ def test_it_starts_after_a_tenth_of_the_steps(options, accumulate):
     batches = task.batches(context(options), 1)
     expected = [step >= 3 for step in range(1, 8) for _ in range(accumulate)]  # of 25 steps
     assert [IMAGE in next(batches) for _ in expected] == expected
+
+
+def test_it_goes_on_in_a_run_that_is_resumed_with_more_steps(options):
+    options.training = replace(options.training, steps=400)
+    task = task_of(options)
+    assert IMAGE not in batch_at(options, task, step=16)
+    task.state = {**task.state, "weight": torch.tensor(0.1)}  # as in a checkpoint of 16 steps of 16
+    assert IMAGE in batch_at(options, task, step=16)
 
 
 def test_images_beyond_the_labels_are_used_and_held_out_ones_are_not(options):
@@ -252,26 +312,32 @@ def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(opt
     ddpm = DataConfig(data=options.data.data, channels=3, validation_fraction=0.0)
     training = replace(options.training, steps=1, validate_every=500)  # nothing is held out
     train_ddpm(TrainDDPM(tmp_path / "ddpm", options.model, ddpm, training=training))
-    few = replace(options, model=str(tmp_path / "ddpm"), joint=JointConfig())
+    data = replace(options.data, max_labels=5)
+    few = replace(options, data=data, model=str(tmp_path / "ddpm"), joint=JointConfig())
     everything = replace(few, data=replace(few.data, max_labels=None))
     named = replace(everything, joint=JointConfig(unlabelled=options.data.data))
     frozen = replace(few, segmentation=SegmentationConfig(learn="pixel_classifier"))
     scratch = replace(few, model=options.model)
+
+    def settled(each: TrainSegmentation) -> JointConfig:
+        return settled_joint(each, load_masked(each.data))
+
     weights = [
-        settled_joint(each).self_training_weight
+        settled(each).self_training_weight
         for each in (
             few,
             named,
             everything,
+            replace(few, data=replace(few.data, max_labels=100)),  # of 12
             scratch,
             frozen,
             replace(few, augment=False, augmentation=AugmentationConfig()),
         )
     ]
-    assert weights == [1, 1, 0, 0, 0, 0]
-    assert settled_joint(replace(few, joint=JointConfig(self_training_weight=0.0))).self_training_weight == 0
+    assert weights == [1, 1, 0, 0, 0, 0, 0]
+    assert settled(replace(few, joint=JointConfig(self_training_weight=0.0))).self_training_weight == 0
     run = train_segmentation(few)
     assert json.loads((run / "config.json").read_text())["joint"]["self_training_weight"] == 1
     assert series(read_metrics(run / "metrics.jsonl"), "self_training_loss")[1]
     with pytest.raises(ValueError, match="so nothing learns from these images"):
-        settled_joint(replace(scratch, joint=JointConfig(unlabelled=options.data.data)))
+        settled(replace(scratch, joint=JointConfig(unlabelled=options.data.data)))

@@ -49,10 +49,10 @@ def train_segmentation(options: TrainSegmentation) -> Path:
     """
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
-    options = replace(options, joint=settled_joint(options))
     summary = present(options.data, options.joint.unlabelled, quiet=not accelerator.is_main_process)
     before = DataRecord.before(options.output)
     data = load_masked(options.data, options.training.seed, before, options.segmentation.instances)
+    options = replace(options, joint=settled_joint(options, data))
     check_used(options, image_channels=data.train.channels)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     task = make_task(options, data)
@@ -78,7 +78,7 @@ def unlabelled_images(task: Task) -> TrainingImages | None:
 
 def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
     """Returns the task of the options; a ValueError names options, data or a network that do not go together."""
-    joint, run = settled_joint(options), Path(options.model)
+    joint, run = settled_joint(options, data), Path(options.model)
     scheduler = saved_scheduler(run, data)
     rest = (options.augmentation if options.augment else None, scheduler, options.data.num_workers)
     if options.segmentation.learn == "pixel_classifier":
@@ -103,12 +103,12 @@ def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
     return JointTask(segmentation, denoising, joint.denoising_weight)
 
 
-def settled_joint(options: TrainSegmentation) -> JointConfig:
+def settled_joint(options: TrainSegmentation, data: MaskedSets) -> JointConfig:
     """Returns the options for images without masks, with a self-training weight if the options leave it open."""
     joint = options.joint
     if joint.self_training_weight is not None:
         return joint
-    has_images = joint.unlabelled is not None or options.data.max_labels is not None
+    has_images = joint.unlabelled is not None or data.without_masks > 0
     fits = options.augment and options.segmentation.learn != "pixel_classifier"
     pays = has_images and fits and scheduler_folder(Path(options.model)) is not None
     return replace(joint, self_training_weight=1.0 if pays else 0.0)

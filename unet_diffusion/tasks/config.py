@@ -185,12 +185,12 @@ class JointConfig:
     self_training_weight: float | None = None
     """Weight of the loss against the network's own masks. Above 0, every step after the first tenth also learns from
     as many images without masks, wherever the network is sure of their classes. By default 1 for a network from a DDPM
-    run if there are such images (unlabelled, or those beyond max_labels), else 0."""
+    run if there are such images (unlabelled, or images of `data` that max_labels leaves without a mask), else 0."""
     confidence: float = 0.9
     """In self-training, the probability of a class from which on the network counts as sure."""
     unlabelled: str | None = None
-    """Images without masks, given like `data`; by default all of `data`, including the images beyond max_labels. Images
-    held out for validation are left out."""
+    """Images without masks, given like `data`, of the split `train`; by default all of `data`, including the images
+    beyond max_labels. Images held out for validation are left out."""
 
     def __post_init__(self) -> None:
         set_plain(self)

@@ -1,5 +1,6 @@
 """Learning from images without masks: predictions of which the network is sure serve as masks."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -37,7 +38,8 @@ class SelfTrainingTask(SegmentationTask):
     micro-batches and processes of a step. Where the network is sure, the prediction serves as the mask of the augmented
     image, whose colours vary more than usual (`COLOUR`). The other pixels are ignored. The loss is the cross-entropy,
     as a mean over all pixels, sure or not. Instances are learnt from the masks alone. Self-training starts after a
-    tenth of the steps; until then the network learns from masks alone.
+    tenth of the steps; until then the network learns from masks alone. Once started, it goes on in a run that is
+    resumed with more steps.
 
     Arguments that are not listed are those of `SegmentationTask`.
 
@@ -74,7 +76,7 @@ class SelfTrainingTask(SegmentationTask):
                 "masks of whole images; take a network with padding='same', or set self_training_weight=0."
             )
         super().__init__(network, data, config, augmentation, scheduler, num_workers)
-        self.shares = class_shares(data.train, self.num_classes)
+        self.shares = class_shares(data.train)
         self.state = {"probabilities": torch.zeros(self.num_classes), "weight": torch.zeros(())}  # mean: their quotient
         self.seen: Tensor | None = (
             None  # in this step: the sums of the images' mean probabilities, and the number of images
@@ -87,8 +89,9 @@ class SelfTrainingTask(SegmentationTask):
         """Yields batches of `SegmentationTask`; after a tenth of the steps they also hold images without masks."""
         labelled, config = super().batches(context, start_step), context.config
         others = training_batches(self.images, other_order(context, "self-training"), start_step, self.num_workers)
+        goes_on = self.state["weight"].item() > 0  # in a run that is resumed, maybe with more steps
         for micro, (batch, other) in enumerate(zip(labelled, others)):
-            started = start_step + micro // config.accumulate >= START * config.steps
+            started = goes_on or start_step + micro // config.accumulate >= START * config.steps
             yield batch | ({IMAGE: other["image"]} if started else {})
 
     def loss(
@@ -112,7 +115,10 @@ class SelfTrainingTask(SegmentationTask):
     def own_loss(self, network: nn.Module, images: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Returns the loss on images (B, C, H, W) against the network's own masks, and the share of sure pixels."""
         with torch.no_grad():
+            network.eval()  # its masks come from the whole network, without dropout
             probabilities = self.class_logits(network, images, generators).softmax(dim=1)
+            network.train()
+            self.hold_frozen()
             sums = torch.cat(
                 [probabilities.mean((2, 3)).sum(0), torch.full_like(probabilities[:1, 0, 0, 0], len(images))]
             )
@@ -151,16 +157,24 @@ class SelfTrainingTask(SegmentationTask):
         return f"{super().describe(context, step, generators)}; without masks {others}"
 
 
-def class_shares(train: MaskedDataset, num_classes: int) -> Tensor:
-    """Measures the shares of the classes in masks that are cut as in training, float32 (K,), adding up to 1.
+def class_shares(train: MaskedDataset) -> Tensor:
+    """Measures the shares of the classes in masks as training shows them, float32 (K,), adding up to 1.
 
     Squares cut at random places show the middle of an image more often than its border. So shares in whole images could
-    be far off, and alignment would then suppress a class that lies in the middle.
+    be far off, and alignment would then suppress a class that lies in the middle. A class that none of the counted
+    squares shows has its share in whole images, since alignment would remove a class without a share.
     """
-    draws = ((draw // len(train), draw % len(train)) for draw in range(COUNTED))  # epoch and index
-    masks = torch.cat([train[draw]["mask"].flatten() for draw in draws])
-    counts = torch.bincount(masks[masks != IGNORE_INDEX], minlength=num_classes).float()
-    return counts / counts.sum()
+    whole = train.class_counts().float()
+    counts = whole
+    if train.crop_size is not None:
+        indices = range(0, len(train), max(1, len(train) // COUNTED))
+        counts = torch.zeros_like(whole)
+        for epoch in range(math.ceil(COUNTED / len(indices))):
+            for index in indices:
+                mask = train[epoch, index]["mask"]
+                counts += torch.bincount(mask[mask != IGNORE_INDEX], minlength=len(counts))
+    shares = torch.where(counts > 0, counts / counts.sum(), whole / whole.sum())
+    return shares / shares.sum()
 
 
 def aligned(probabilities: Tensor, shares: Tensor, means: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from unet_diffusion.data.masked import sets as masked_sets
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.meaning import encoding_of_part
+from unet_diffusion.data.masked.unlabelled import image_column_of
 from unet_diffusion.data.names import SPLIT_FOLDERS
 
 PartName = Literal["train", "validation"]
@@ -127,8 +128,9 @@ def _without_images(rows: Dataset | IterableDataset, name: str, max_images: int 
 
 
 def _open_unlabelled(config: DataConfig | MaskedDataConfig, source: str) -> Examined:
-    images = _open(DataConfig(data=source, axes=config.axes, cache_dir=config.cache_dir), "train")
-    return replace(images, part="unlabelled")
+    image = image_column_of(source, config) if isinstance(config, MaskedDataConfig) else config.image_column
+    images = DataConfig(data=source, image_column=image, axes=config.axes, cache_dir=config.cache_dir)
+    return replace(_open(images, "train"), part="unlabelled")
 
 
 def _judge_images(

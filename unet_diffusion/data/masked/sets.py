@@ -52,6 +52,7 @@ class MaskedSets:
         pixel_range: maps stored values to [-1, 1].
         encoding: meaning of the values of the training masks.
         object_sizes: the sizes of the training objects, if instances are loaded.
+        without_masks: number of images of the training source that have no mask or whose mask is beyond `max_labels`.
     """
 
     train: MaskedDataset
@@ -62,6 +63,7 @@ class MaskedSets:
     pixel_range: PixelRange
     encoding: MaskEncoding
     object_sizes: ObjectSizes | None = None
+    without_masks: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,13 @@ class MaskedPart(Part):
     Attributes:
         orphans: masks without an image.
         class_names: the classes of masks with a file for each class, the background first; else empty.
+        without_masks: number of images that are left out because they have no mask.
     """
 
     rows: Dataset
     orphans: tuple[Path, ...] = ()
     class_names: tuple[str, ...] = ()
+    without_masks: int = 0
 
 
 def load_masked(
@@ -105,7 +109,9 @@ def load_masked(
     encoding = settled_encoding(config, cache.seen)
     table = _table(encoding, cache, name)
     rows, held_out = hold_out(cache.images, config, before)
+    with_masks = len(rows)
     rows = first_labels(cache.images, rows, config.max_labels, before)
+    without_masks = part.without_masks + with_masks - len(rows)
     if config.crop_size is None:
         _check_sizes(cache, rows)
     pixel_range = find_range(config, cache.images, rows)
@@ -135,7 +141,8 @@ def load_masked(
     if len(held_out):
         validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
     names = config.class_names or encoding.class_names
-    return MaskedSets(train, validation, encoding.num_classes, names, encoding.palette, pixel_range, encoding, sizes)
+    meaning = (encoding.num_classes, names, encoding.palette, pixel_range, encoding)
+    return MaskedSets(train, validation, *meaning, sizes, without_masks)
 
 
 def first_labels(cache: ImageCache, rows: np.ndarray, most: int | None, before: DataRecord | None) -> np.ndarray:
@@ -208,7 +215,7 @@ def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) ->
     """Opens the rows to train on, or those of a named validation set, by `open_masked_source`.
 
     With `max_labels`, rows without a mask are left out: they count as images without labels, like those beyond that
-        number.
+    number.
     """
     source, split, masks = config.data, config.split, config.masks
     if part == "validation":
@@ -219,7 +226,8 @@ def open_part(config: MaskedDataConfig, part: Literal["train", "validation"]) ->
     if part == "train" and config.max_labels is not None:
         masked = present(opened.rows, "mask")
         if 0 < len(masked) < len(opened.rows):
-            return replace(opened, rows=opened.rows.select(masked))
+            without = len(opened.rows) - len(masked)
+            return replace(opened, rows=opened.rows.select(masked), without_masks=without)
     return opened
 
 

@@ -12,7 +12,7 @@ from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import MaskedSets, open_part
 from unet_diffusion.data.sets import ImageSets, check_same_size, labels_among, rows_without
-from unet_diffusion.data.sources import open_with_notes
+from unet_diffusion.data.sources import open_all_columns, open_with_notes
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def load_unlabelled(
     """Opens images without masks, and reads them in the same way as those with masks.
 
     Args:
-        source: the source of the images, like `data` in the options; None takes all images of `data`, with or without
+        source: the source of the images, whose split `train` is read; None takes all images of `data`, with or without
             masks.
         options: how the images with masks were read.
         data: the images with masks. Their validation images are also those of noise prediction. Images equal to these,
@@ -86,14 +86,25 @@ def load_unlabelled(
     )
 
 
+def image_column_of(source: str, options: MaskedDataConfig) -> str | None:
+    """Returns the image column that the options state, if a source without masks has it too; None finds its own."""
+    if options.image_column is None:
+        return None
+    cache = None if options.cache_dir is None else str(options.cache_dir)
+    features = open_all_columns(source, "train", False, cache).rows.features
+    return options.image_column if options.image_column in (features or ()) else None
+
+
 def _opened(source: str, options: MaskedDataConfig) -> Dataset:
     """Opens a source with its groups, if it has the column that names them."""
+    image, cache = image_column_of(source, options), options.cache_dir
     try:
-        rows = open_with_notes(source, group_column=options.group_column, cache_dir=options.cache_dir).rows
+        group = options.group_column
+        rows = open_with_notes(source, image_column=image, group_column=group, cache_dir=cache).rows
     except ValueError as error:
         if options.group_column is None:
             raise
-        rows = open_with_notes(source, cache_dir=options.cache_dir).rows
+        rows = open_with_notes(source, image_column=image, cache_dir=cache).rows
         logger.warning("the groups of unlabelled images of %s are not known; %s: %s", source, ALONE, error)
     assert isinstance(rows, Dataset)
     return rows
