@@ -77,11 +77,11 @@ def kept_steps(folder: Path, seconds: float, make_trainer: Callable[[Path], Time
     return json.loads(pace.read_text(encoding="utf-8"))["steps"]
 
 
-def train_ddpm_timed(config: TrainDDPM, trainer: type[TimedTrainer] = TimedTrainer) -> None:
-    """Trains as `train-ddpm` does, with the seconds counted."""
+def ddpm_trainer(config: TrainDDPM, trainer: type[TimedTrainer] = TimedTrainer) -> TimedTrainer:
+    """Opens the data, and makes the network and a trainer that trains as `train-ddpm` does, with seconds counted."""
     accelerator = make_accelerator(config.training, config.output)
     data = load_images(config.data, config.training.seed)
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
     unet = make_unet(config, data.train.height, data.train.width, data.train.channels, data.train.class_names)
     task = DiffusionTask(unet, data, config.diffusion, config.data.num_workers)
-    trainer(task, config.training, config.output, asdict(config), accelerator).run()
+    return trainer(task, config.training, config.output, asdict(config), accelerator)

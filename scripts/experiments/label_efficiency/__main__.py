@@ -1,8 +1,9 @@
 r"""Compares several ways to learn from few labels by their mean IoU on the test images.
 
-All methods have the same labelled images (the first rows of `train.parquet`), steps, squares, augmentation, loss,
-optimizer, and validation images, which choose the best weights. `test.parquet` is scored once. Noise predictors learn
-from all images of `train.parquet`, and from no others.
+All methods have the same labelled images (the first rows of `train.parquet`), steps or processor time, squares,
+augmentation of these, optimizer, and validation images, which choose the best weights. All learn from masks by
+cross-entropy, and "unimatch", as its authors, also by Dice. `test.parquet` is scored once. Noise predictors learn from
+all images of `train.parquet`, and from no others.
 
     OMP_NUM_THREADS=1 python -m scripts.experiments.label_efficiency --data shared/data \
         --output runs/label-efficiency --sets wbc

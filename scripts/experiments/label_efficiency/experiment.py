@@ -7,18 +7,21 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow.parquet
+import torch
 
 from scripts import NETWORKS
 from scripts.experiments.cases import check_cases, label_counts, short_hash
 from scripts.experiments.label_efficiency.networks import monai_features
-from scripts.experiments.label_efficiency.unimatch import CONFIDENCE
+from scripts.experiments.label_efficiency.unimatch import CONFIDENCE, VALUES
 from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.files import written_aside
+from unet_diffusion.network.config import Precision
+from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.saved_index import read_object
 from unet_diffusion.tasks.config import DiffusionConfig, JointConfig, SegmentationConfig
-from unet_diffusion.tasks.self_training import COLOUR
+from unet_diffusion.tasks.self_training import COLOUR, START
 from unet_diffusion.training.config import OptimizerName, TrainingConfig
 
 Method = Literal[
@@ -42,7 +45,9 @@ PARTS = ("train", "validation", "test")
 VALIDATIONS = 20  # of a run that has `minutes`
 INVERTED = 0.5  # share of the samples of `inverted_sets`
 SMALLEST_MONAI = 32  # pixels a side
-TRAINING = ("steps", "batch_size", "learning_rate", "warmup_steps", "ema_decay")  # in the config of a run
+# in the config of a run
+TRAINING = ("steps", "batch_size", "optimizer", "learning_rate", "mixed_precision", "warmup_steps", "ema_decay")
+OBJECTIVE = DiffusionConfig(preview_images=4)  # of the noise predictors
 BY_PACE = ("steps", "warmup_steps")  # of these, what follows from `minutes`
 COUNTS = ("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size")
 
@@ -79,7 +84,8 @@ class LabelEfficiency:
     """Processor minutes of the steps of each run, including those of its noise predictor; it has as many steps as fit,
     and 20 validations. By default all runs have `steps`."""
     patience: int | None = None
-    """Stop a run after this many validations without a better one; by default it goes to its last step."""
+    """Stop a run after this many validations without a better one, at the learning rate of that step; by default it
+    goes to its last step, where the rate is 0. To see whether longer runs are better, compare several `minutes`."""
     batch_size: int = 8
     """Squares per step."""
     learning_rate: float = 1e-3
@@ -91,7 +97,9 @@ class LabelEfficiency:
     network: Path = NETWORKS / "quarter-width.json"
     """JSON file of our network's config values."""
     pretraining_steps: int = 4800
-    """Optimizer steps of the noise predictor."""
+    """Optimizer steps of the noise predictor, without `minutes`."""
+    pretraining_share: float = 0.5
+    """With `minutes`, the share of them that the noise predictor takes; it has as many steps as fit."""
     pretraining_batch_size: int = 16
     """Squares per step of the noise predictor."""
     timestep: float | None = None
@@ -116,6 +124,8 @@ class LabelEfficiency:
         check_cases(self, METHODS)
         require_each(self, COUNTS, is_count, "must be at least 1; leave it out for the default")
         require_each(self, ("minutes",), lambda value: is_number(value) and value > 0, "must be above 0")
+        share = is_number(self.pretraining_share) and 0 < self.pretraining_share < 1
+        require(share, "pretraining_share", self.pretraining_share, "must be above 0 and below 1")
         if "monai" in self.methods:
             rule = f"MONAI's network needs at least {SMALLEST_MONAI}; give more, or leave monai out of methods"
             require(self.crop_size >= SMALLEST_MONAI, "crop_size", self.crop_size, rule)
@@ -145,6 +155,7 @@ class LabelEfficiency:
             batch_size=self.batch_size,
             optimizer=optimizer,
             learning_rate=self.learning_rate,
+            mixed_precision=self.precision,
             warmup_steps=steps // 10,
             ema_decay=0.99,
             validate_every=every,
@@ -155,14 +166,22 @@ class LabelEfficiency:
             seed=seed,
         )
 
-    def pretraining(self) -> TrainingConfig:
+    @property
+    def precision(self) -> Precision:
+        """The precision of all runs, which is that of the commands on this machine."""
+        return settled_precision("auto", torch.device("cpu"))
+
+    def pretraining(self, steps: int | None = None) -> TrainingConfig:
         """The training options of the noise predictor, which ignore the learning rate and the seeds of the runs."""
+        steps = self.pretraining_steps if steps is None else steps
         return TrainingConfig(
-            steps=self.pretraining_steps,
+            steps=steps,
             batch_size=self.pretraining_batch_size,
-            warmup_steps=self.pretraining_steps // 10,
+            optimizer="muon",
+            mixed_precision=self.precision,
+            warmup_steps=steps // 10,
             ema_decay=0.998,
-            preview_every=self.pretraining_steps,
+            preview_every=steps,
             checkpoint_every=200,
             keep_checkpoints=1,
             trackers=(),
@@ -222,7 +241,7 @@ class LabelEfficiency:
 
     def config(self, name: str, method: str, facts: "SetFacts") -> dict[str, Any]:
         """All values that the runs of a set by a method depend on, as JSON stores them."""
-        training = self.training(0)
+        training = self.training(0, optimizer=self.optimizer_of(method))
         chosen = [name for name in TRAINING if self.minutes is None or name not in BY_PACE]
         config: dict[str, Any] = {
             "training": {name: getattr(training, name) for name in chosen},
@@ -230,8 +249,6 @@ class LabelEfficiency:
             "augmentation": asdict(self.augmentation_of(name)),
         }
         config |= {"validate_every": self.validate_every} if self.minutes is None else {"minutes": self.minutes}
-        if self.optimizer_of(method) != "adamw":
-            config["training"]["optimizer"] = self.optimizer_of(method)
         if self.patience is not None:
             config["patience"] = self.patience
         if method == "monai":
@@ -250,15 +267,20 @@ class LabelEfficiency:
                 "weight": self.self_training_weight,
                 "confidence": self.confidence,
                 "colour": COLOUR,
+                "start": START,
             }
         if method == UNIMATCH:
-            config["unimatch"] = {"confidence": CONFIDENCE}
+            config["unimatch"] = VALUES
         return json.loads(json.dumps(config))
 
     def pretraining_config(self) -> dict[str, Any]:
         """All values that the noise predictor of a set depends on."""
-        counts = {"steps": self.pretraining_steps, "batch_size": self.pretraining_batch_size}
-        return json.loads(json.dumps({**counts, "crop_size": self.crop_size, "network": self.network_values()}))
+        training = self.pretraining()
+        config = {name: getattr(training, name) for name in TRAINING if self.minutes is None or name not in BY_PACE}
+        if self.minutes is not None:
+            config |= {"minutes": self.minutes, "share": self.pretraining_share}
+        config |= {"crop_size": self.crop_size, "network": self.network_values(), "objective": asdict(OBJECTIVE)}
+        return json.loads(json.dumps(config))
 
     def runs(self) -> "list[Run]":
         """All runs, one seed after the other."""
@@ -273,6 +295,7 @@ class LabelEfficiency:
                 for seed in self.seeds
                 for count in fitting
                 for method in self.methods
+                if draw == self.draws[0] or count < facts.images  # all images are the same in every draw
             ]
         return made
 

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 
 from scripts.experiments.label_efficiency.experiment import METHODS, Run
 from scripts.reports import label_ticks, markdown_table, save_figure
-from unet_diffusion.files import write_json
+from unet_diffusion.files import write_text
 
 Row = dict[str, Any]  # as `training.train_and_test` returns it
 BASE = "scratch"  # the method that the others are compared with
@@ -41,16 +41,23 @@ def add_row(path: Path, row: Row) -> None:
     """Adds a run to those on disk, some of which another process may have written in the meantime."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        write_json(path, [*read_rows(path), row])
+        rows = read_rows(path)
+        if not any(is_same_run(row, other) for other in rows):
+            lines = ",\n".join(map(json.dumps, [*rows, row]))  # one for each run
+            write_text(path, f"[\n{lines}\n]\n")
 
 
 def row_of(rows: Sequence[Row], run: Run) -> Row | None:
     """The row of a run, or None if it is not finished."""
-    wanted = [getattr(run, name) for name in KEY]
-    return next((row for row in rows if [row[name] for name in KEY] == wanted and draw_of(row) == run.draw), None)
+    return next((row for row in rows if is_same_run(row, vars(run))), None)
 
 
-def draw_of(row: Row) -> int:
+def is_same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rows are of the same run."""
+    return draw_of(one) == draw_of(other) and all(one[name] == other[name] for name in KEY)
+
+
+def draw_of(row: Mapping[str, Any]) -> int:
     """The choice of labelled images of a run."""
     return row.get("draw", 0)
 

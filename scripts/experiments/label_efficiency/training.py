@@ -11,6 +11,7 @@ from scripts.benchmarks.other_libraries import Peer
 from scripts.experiments.cases import short_hash
 from scripts.experiments.label_efficiency.experiment import (
     FROM_DDPM,
+    OBJECTIVE,
     UNIMATCH,
     LabelEfficiency,
     Run,
@@ -19,8 +20,8 @@ from scripts.experiments.label_efficiency.experiment import (
 )
 from scripts.experiments.label_efficiency.networks import parameters, untrained_peer
 from scripts.experiments.label_efficiency.unimatch import UniMatchTask
-from scripts.experiments.pace import PACED
-from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, kept_steps, train_ddpm_timed
+from scripts.experiments.pace import PACED, WARM
+from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, ddpm_trainer, kept_steps
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_segmentation import make_task
@@ -32,9 +33,8 @@ from unet_diffusion.files import INDEX
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_runs import load_pipeline
-from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.tasks.segmentation import SegmentationTask
-from unet_diffusion.tasks.self_training import SelfTrainingTask
+from unet_diffusion.tasks.self_training import START, SelfTrainingTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.task import Task
 
@@ -100,19 +100,11 @@ def make_trainer(run: Run, config: TrainSegmentation, facts: SetFacts) -> TimedT
 
 
 def steps_of(minutes: float, run: Run, config: TrainSegmentation, facts: SetFacts, before: float) -> int:
-    """Returns how many steps a run has, as its pace was when it started.
-
-    Raises:
-        ValueError: its noise predictor took all of the time: `before` CPU seconds.
-    """
-    if before >= 60 * minutes:
-        raise ValueError(
-            f"minutes is {minutes}, but the noise predictor of {run.data} took {before / 60:.1f}; give more, or fewer "
-            "pretraining_steps."
-        )
+    """Returns how many steps a run has, as its pace was when it started; `before` it, CPU seconds are spent."""
 
     def short(aside: Path) -> TimedTrainer:
-        training = replace(config.training, steps=PACED, warmup_steps=0)
+        # such that self-training starts after the same share of the measured steps as in the run
+        training = replace(config.training, steps=round(WARM / START) + PACED - WARM, warmup_steps=0)
         return make_trainer(run, replace(config, output=aside, training=training), facts)
 
     return kept_steps(config.output, 60 * minutes - before, short)
@@ -148,9 +140,13 @@ def pretrain(options: LabelEfficiency, name: str) -> tuple[str, float]:
         Its folder, and the CPU seconds of its steps.
     """
     config = pretraining_run(options, name)
+    if options.minutes is not None:
+        seconds = 60 * options.minutes * options.pretraining_share
+        steps = kept_steps(config.output, seconds, lambda aside: ddpm_trainer(replace(config, output=aside)))
+        config = replace(config, training=options.pretraining(steps))
     steps = str(config.training.steps)
     if not (config.output / INDEX).is_file():  # written last
-        train_ddpm_timed(config)
+        ddpm_trainer(config).run()
     return str(config.output), json.loads((config.output / SECONDS).read_text(encoding="utf-8"))[steps]
 
 
@@ -163,11 +159,11 @@ def pretraining_run(options: LabelEfficiency, name: str) -> TrainDDPM:
         flip=True,
         validation_fraction=0.0,
     )
-    folder = f"ddpm-{options.pretraining_steps}-{short_hash(options.pretraining_config())}"
+    folder = f"ddpm-{short_hash(options.pretraining_config())}"
     return TrainDDPM(
         options.output / name / folder,
         str(options.network),
         data,
-        DiffusionConfig(preview_images=4),
+        OBJECTIVE,
         options.pretraining(),
     )

@@ -2,32 +2,47 @@
 
 The prediction for a weakly varied image serves as the mask of two strongly varied versions, in which a box may come
 from another image (CutMix), and of the same image with half of the channels of all encoder maps dropped. Where the
-prediction is not sure, nothing is learnt. What is theirs are the views, the threshold, the losses and their weights;
-network, optimizer, learning rate, moving average and steps are those of the other methods, and so is the Dice loss.
+prediction is not sure, nothing is learnt. What is theirs are the views of images without masks, the threshold, the
+losses and their weights. Network, optimizer, learning rate, moving average, steps and the augmentation of images with
+masks are those of the other methods. Their network has dropout and ours none.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor, nn
 
 from unet_diffusion.data.masked.augmentation import augment
 from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.images.no_class import IGNORE_INDEX
-from unet_diffusion.segmentation.losses import dice_loss, segmentation_loss
 from unet_diffusion.tasks.self_training import SelfTrainingTask
 from unet_diffusion.training.accelerator import RunContext
 from unet_diffusion.training.batches import Batches, other_order, training_batches
 
 CONFIDENCE = 0.95
+TURNED, ROTATED = 0.5, 0.25  # shares of the images: mirrored and turned by 0, 90, 180 or 270 degrees; rotated freely
+ANGLE = 20.0  # largest free rotation to either side, in degrees
 JITTER, HUE, JITTERED = 0.5, 0.25, 0.8  # brightness, contrast and saturation; share of a turn; share of the images
 BLUR, BLURRED = (0.1, 2.0), 0.5  # standard deviations in pixels, share of the images
 BOX_AREA, BOX_RATIO, MIXED = (0.02, 0.4), (0.3, 1 / 0.3), 0.5  # of the image, height to width, share of the images
 DROPPED = 0.5  # of the channels
+SMOOTH = 1e-5  # added to both sides of the fraction of `pooled_dice`
+VALUES = {  # in the configuration of a run
+    **{
+        "confidence": CONFIDENCE,
+        "turned": TURNED,
+        "rotated": ROTATED,
+        "angle": ANGLE,
+        "jitter": (JITTER, HUE, JITTERED),
+    },
+    **{"blur": (*BLUR, BLURRED), "box": (*BOX_AREA, *BOX_RATIO, MIXED), "dropped": DROPPED, "dice": "pooled, squared"},
+}
 FIRST, SECOND = "first_image", "second_image"  # in a batch: images without masks, and those that boxes come from
 
 
@@ -48,12 +63,10 @@ class UniMatchTask(SelfTrainingTask):
         self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> dict[str, Tensor]:
         """Returns half of the sum of the loss of the masks and of 0.5 times those of strong views and of features."""
-        images, masks = self._weak(self.pixel_range.to_model(batch["image"]), batch["mask"], generators)
-        views = []
-        for name in (FIRST, SECOND):
-            unlabelled = self.pixel_range.to_model(batch[name])
-            unknown = torch.zeros(len(unlabelled), *unlabelled.shape[2:], dtype=torch.int64)
-            views.append(self._weak(unlabelled, unknown, generators))
+        assert self.augmentation is not None
+        labelled_images = self.pixel_range.to_model(batch["image"])
+        images, masks, *_ = augment(labelled_images, batch["mask"], self.augmentation, generators)
+        views = [self._weak(self.pixel_range.to_model(batch[name]), generators) for name in (FIRST, SECOND)]
         (first, outside), (second, outside_second) = views
 
         with torch.no_grad():
@@ -67,15 +80,16 @@ class UniMatchTask(SelfTrainingTask):
 
         strong, targets = [], []
         for _ in range(2):
-            boxes = torch.stack([box(generator, first.shape[-1]) for generator in generators])
+            boxes = torch.stack([box(generator, first.shape[-1]) for generator in generators]).to(first.device)
             strong.append(torch.where(boxes[:, None], varied(second, generators), varied(first, generators)))
             targets.append(torch.where(boxes, of_second, of_first))
         losses = [
-            dice_loss(scores, target)
+            pooled_dice(scores, target)
             for scores, target in zip(self.class_logits(network, torch.cat(strong), generators).chunk(2), targets)
         ]
-        labelled = segmentation_loss(whole[: len(images)], masks, "both") / 2
-        consistency, features = sum(losses) / 2, dice_loss(perturbed[len(images) :], of_first)
+        scores = whole[: len(images)]
+        labelled = (F.cross_entropy(scores, masks, ignore_index=IGNORE_INDEX) + pooled_dice(scores, masks)) / 2
+        consistency, features = sum(losses) / 2, pooled_dice(perturbed[len(images) :], of_first)
         return {
             "loss": (labelled + 0.5 * consistency + 0.5 * features) / 2,
             "segmentation_loss": labelled,
@@ -87,13 +101,39 @@ class UniMatchTask(SelfTrainingTask):
         """Describes the images with masks of a step."""
         return super(SelfTrainingTask, self).describe(context, step, generators)
 
-    def _weak(self, images: Tensor, masks: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Returns images and masks, mirrored and turned."""
+    def _weak(self, images: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Returns images mirrored and turned, rotated or as they are, and masks that are ignored outside of them."""
         assert self.augmentation is not None
-        off = dict.fromkeys(("elastic", "brightness", "contrast", "gamma", "noise"), 0.0)
-        weak = AugmentationConfig(**off, rotation=20.0, scale=(1.0, 1.0), invert=self.augmentation.invert)
-        images, masks, *_ = augment(images, masks, weak, generators)
-        return images, masks
+        off = dict.fromkeys(("elastic", "rotation", "brightness", "contrast", "gamma", "noise"), 0.0)
+        inverted = AugmentationConfig(**off, flip=False, rotate90=False, scale=(1, 1), invert=self.augmentation.invert)
+        views, outside = [], []
+        for image, generator in zip(images, generators):
+            view, mask = image[None], torch.zeros(1, *image.shape[1:], dtype=torch.int64, device=image.device)
+            drawn = torch.rand((), generator=generator).item()
+            if drawn < TURNED:
+                turns, side = torch.randint(4, (), generator=generator), torch.randint(2, (), generator=generator)
+                view = view.rot90(int(turns), (2, 3)).flip(2 + int(side))
+            rotated = TURNED <= drawn < TURNED + ROTATED
+            view, mask, *_ = augment(view, mask, replace(inverted, rotation=ANGLE * rotated), [generator])
+            views.append(view)
+            outside.append(mask)
+        return torch.cat(views), torch.cat(outside)
+
+
+def pooled_dice(logits: Tensor, masks: Tensor) -> Tensor:
+    """1 - soft Dice as theirs, 2 sum(p g) / (sum(p^2) + sum(g^2)): sums over the whole batch, mean over the classes.
+
+    Args:
+        logits: (B, K, H, W).
+        masks: int64 (B, H, W), with `IGNORE_INDEX` where nothing is learnt.
+    """
+    valid = (masks != IGNORE_INDEX)[:, None]
+    probabilities = logits.float().softmax(dim=1) * valid
+    target = torch.zeros_like(probabilities).scatter_(1, masks[:, None].where(valid, 0), valid.float())
+    over = (0, 2, 3)
+    overlap = (probabilities * target).sum(over)
+    sizes = probabilities.square().sum(over) + target.sum(over)
+    return 1 - ((2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()
 
 
 def pseudo_masks(logits: Tensor, outside: Tensor) -> Tensor:
@@ -111,7 +151,7 @@ def dropped_features(network: Any, generators: list[torch.Generator]) -> Iterato
 
     def both(maps: Tensor) -> Tensor:
         kept = torch.rand(maps.shape[:2], generator=generators[0]) >= DROPPED
-        return torch.cat([maps, maps * kept[..., None, None].to(maps.dtype) / (1 - DROPPED)])
+        return torch.cat([maps, maps * kept[..., None, None].to(maps) / (1 - DROPPED)])
 
     def at_stage(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         x, skip, embedding = arguments

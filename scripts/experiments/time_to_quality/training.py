@@ -18,7 +18,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from torch import nn
 
-from scripts.experiments.timed_trainer import TimedTrainer, train_ddpm_timed
+from scripts.experiments.timed_trainer import TimedTrainer, ddpm_trainer
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.files import written_aside
@@ -185,4 +185,4 @@ class SnapshotTrainer(TimedTrainer):
 
 def train_ours(config: TrainDDPM) -> None:
     """Trains as `train-ddpm` does, with the seconds counted and snapshots written."""
-    train_ddpm_timed(config, SnapshotTrainer)
+    ddpm_trainer(config, SnapshotTrainer).run()

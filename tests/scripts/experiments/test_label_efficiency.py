@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +13,24 @@ from scripts import NETWORKS
 from scripts.experiments.label_efficiency import __main__ as script
 from scripts.experiments.label_efficiency import training
 from scripts.experiments.label_efficiency.efficientnet_unet import EfficientNetUNet
-from scripts.experiments.label_efficiency.experiment import SetFacts
+from scripts.experiments.label_efficiency.experiment import SetFacts, set_facts
 from scripts.experiments.label_efficiency.networks import monai_features, parameters, untrained_peer
-from scripts.experiments.label_efficiency.summary import paired_difference
-from scripts.experiments.label_efficiency.training import TimedTrainer, pretrain, pretraining_run, train_and_test
+from scripts.experiments.label_efficiency.summary import add_row, paired_difference, read_rows
+from scripts.experiments.label_efficiency.training import (
+    TimedTrainer,
+    pretrain,
+    pretraining_run,
+    steps_of,
+    train_and_test,
+)
+from scripts.experiments.pace import WARM
 from tests.support.blobs import blobs
+from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.evaluation.feature_networks import EfficientNetLite0
 from unet_diffusion.saved_runs import load_unet
+from unet_diffusion.tasks.self_training import IMAGE, START
 
 TINY = {"channels": [8, 16, 24], "head_channels": 8}
 
@@ -113,6 +123,7 @@ def test_a_run_reads_what_its_method_uses(options):
     for method in ("scratch", "self_training", *fine_tuned, "pixel_classifier", "imagenet"):
         assert changed(method, steps=3) and changed(method, crop_size=8) and changed(method, inverted_sets=("squares",))
         assert changed(method, pretraining_steps=3) == (method in (*fine_tuned, "pixel_classifier"))
+        assert changed(method, pretraining_batch_size=3) == (method in (*fine_tuned, "pixel_classifier"))
         assert changed(method, trunk_rate=0.5) == changed(method, timestep=9.0) == (method in fine_tuned)
         assert changed(method, denoising_weight=0.5) == (method == "joint")
         assert changed(method, confidence=0.5) == changed(method, self_training_weight=2.0)
@@ -187,8 +198,41 @@ def test_a_run_has_the_steps_that_fit_into_its_minutes_less_those_of_the_noise_p
     for row in (scratch, pretrained):
         assert row["config"]["minutes"] == 1 and "steps" not in row["config"]["training"]
         assert row["config"]["training"]["optimizer"] == "muon"
-    with pytest.raises(ValueError, match=r"minutes is 0.5, but the noise predictor of squares took 0.7; give more"):
-        script.label_efficiency(replace(options, minutes=0.5, methods=("pretrained",)))
+
+
+@pytest.mark.slow
+def test_a_noise_predictor_takes_its_share_of_the_minutes(options, monkeypatch):
+    monkeypatch.setattr(TimedTrainer, "durations", lambda trainer, steps: [2.0] * steps)
+    options = replace(options, minutes=1.0, pretraining_share=0.3)
+    folder, seconds = pretrain(options, "squares")
+    assert json.loads((Path(folder) / "config.json").read_text())["training"]["steps"] == 9  # 18 seconds of 2
+    assert pretrain(options, "squares") == (folder, seconds)
+
+
+def test_the_pace_of_self_training_counts_its_first_steps_alike(options, monkeypatch):
+    """Steps with and without images that have no mask are measured in the proportion of the run."""
+    options = replace(options, methods=("self_training",), minutes=1.0)
+    (run,) = options.runs()
+    facts = set_facts(options.masked("squares"))
+    masked = options.masked("squares", 2, facts.num_classes)
+    config = TrainSegmentation(
+        masked,
+        options.output / "run",
+        str(options.network),
+        joint=options.joint(run.method),
+        training=options.training(0),
+    )
+    seen = []
+
+    def durations(trainer, steps):
+        batches = trainer.task.batches(trainer.context, 0)
+        seen.extend([IMAGE in next(batches) for _ in range(steps)])
+        return [1.0] * steps
+
+    monkeypatch.setattr(TimedTrainer, "durations", durations)
+    assert steps_of(1.0, run, config, facts, 20.0) == 40
+    counted = seen[WARM:]
+    assert counted.count(False) / len(counted) == START
 
 
 def test_patience_ends_a_run(options):
@@ -200,6 +244,8 @@ def test_patience_ends_a_run(options):
 
 def test_all_labels_are_those_of_the_set_and_larger_numbers_are_left_out(options):
     assert [run.labels for run in replace(options, labels=("all", 3, 6, 5)).runs()] == [3, 5]
+    runs = replace(options, labels=(3, "all"), draws=(2, 1)).runs()
+    assert [(run.draw, run.labels) for run in runs] == [(2, 3), (2, 5), (1, 3)]  # all are the same in every draw
     with pytest.raises(ValueError, match=r"labels is \(6, 7\), but squares has 5 training images; give smaller"):
         replace(options, labels=(6, 7)).runs()
 
@@ -347,6 +393,14 @@ def test_few_labels_are_compared_with_many_from_scratch():
     assert "with 10 labels" not in script.summary(rows[::2])
 
 
+def test_a_run_has_one_row_however_often_it_is_added(tmp_path):
+    path, row = tmp_path / "rows.json", {**full("scratch", 1, 0, 0.5), "data": "squares", "config": {"steps": 9}}
+    for each in (row, {**row, "mean_iou": 0.6}, {**row, "draw": 1}, {**row, "draw": 0}):
+        add_row(path, each)
+    assert read_rows(path) == [row, {**row, "draw": 1}]  # earlier rows do not name their draw, which is 0
+    assert len(path.read_text().splitlines()) == 4
+
+
 def test_the_table_shows_mean_and_range_over_seeds():
     rows = [full("scratch", 1, 0, 0.5), full("scratch", 1, 1, 0.75), full("scratch", 9, 0, 0.8)]
     text = script.summary([rows[2], full("monai", 9, 0, 0.7)])
@@ -372,6 +426,7 @@ def test_the_table_shows_mean_and_range_over_seeds():
         ({"seeds": (-1,)}, "seeds is -1, but each must be at least 0"),
         ({"draws": (-1,)}, "draws is -1, but each must be at least 0"),
         ({"minutes": 0.0}, "minutes is 0.0, but must be above 0"),
+        ({"pretraining_share": 1.0}, "pretraining_share is 1.0, but must be above 0 and below 1"),
         ({"patience": 0}, "patience is 0, but must be an integer of at least 1"),
         ({"crop_size": 0}, "crop_size is 0, but must be at least 1"),
         ({"methods": ("monai",)}, "crop_size is 16, but MONAI's network needs at least 32"),

@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.experiments.label_efficiency.unimatch import box, dropped_features, pseudo_masks, varied
+from scripts.experiments.label_efficiency.unimatch import (
+    UniMatchTask,
+    box,
+    dropped_features,
+    pooled_dice,
+    pseudo_masks,
+    varied,
+)
 from tests.support.segmentation import SMALL
 from unet_diffusion import UNet
+from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
 
@@ -55,3 +63,29 @@ def test_pixels_teach_where_the_prediction_is_sure_and_inside_of_the_image():
     logits[0, 1, 0, :2] = 5.0  # a probability of 0.993; the last pixel has 0.5
     outside = torch.tensor([[[0, IGNORE_INDEX, 0]]])
     assert pseudo_masks(logits, outside).tolist() == [[[1, IGNORE_INDEX, IGNORE_INDEX]]]
+
+
+def test_weak_views_are_mirrored_and_turned_or_rotated_or_as_they_are():
+    task = UniMatchTask.__new__(UniMatchTask)
+    task.augmentation = AugmentationConfig()
+    image = torch.rand(1, 1, 8, 8) * 2 - 1
+    views, outside = task._weak(image.expand(400, -1, -1, -1), generators(400))
+    turned = {image[0].rot90(k, (1, 2)).flip(side).numpy().tobytes() for k in range(4) for side in (1, 2)}
+    kinds = [
+        0 if torch.equal(view, image[0]) else 1 if view.numpy().tobytes() in turned else 2
+        for view in views.contiguous()
+    ]
+    assert 0.2 < kinds.count(0) / 400 < 0.3 and 0.45 < kinds.count(1) / 400 < 0.55
+    cut = (outside == IGNORE_INDEX).any((1, 2)).tolist()
+    assert not any(lost for lost, kind in zip(cut, kinds) if kind < 2)
+    assert sum(cut) > 0.5 * kinds.count(2)  # small angles lose no whole pixel
+
+
+def test_dice_pools_the_batch_and_leaves_out_what_is_ignored():
+    probability = torch.tensor([[[0.9, 0.4]], [[0.2, 0.7]]])  # of class 1
+    logits = torch.stack([(1 - probability).log(), probability.log()], dim=1)
+    masks = torch.tensor([[[1, 0]], [[0, IGNORE_INDEX]]])
+    first = 2 * (0.6 + 0.8) / (0.1**2 + 0.6**2 + 0.8**2 + 2)  # of class 0
+    second = 2 * 0.9 / (0.9**2 + 0.4**2 + 0.2**2 + 1)
+    assert pooled_dice(logits, masks).item() == pytest.approx(1 - (first + second) / 2, abs=1e-4)
+    assert pooled_dice(logits, torch.full_like(masks, IGNORE_INDEX)).item() == pytest.approx(0, abs=1e-6)
