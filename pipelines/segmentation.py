@@ -150,6 +150,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
     @property
     def object_min_area(self) -> int:
         """Area in pixels below which objects are left out by default; 0 if training found none."""
+        if self.classifier is not None:  # whose classes are other objects than those of the network
+            return 0
         return self.unet.config.get("object_min_area") or 0
 
     def check_inputs(
@@ -368,7 +370,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
     def _object_sizes(self, min_area: int | None) -> tuple[float | None, int]:
         """Returns the usual diameter of objects, None if it is not known, and the smallest area of an object."""
-        diameter = self.unet.config.get("object_diameter")
+        diameter = self.unet.config.get("object_diameter") if self.classifier is None else None
         return diameter, self.object_min_area if min_area is None else min_area
 
     def overlay(self, image: Any, mask: Any, opacity: float = 0.5, objects: np.ndarray | None = None) -> Image.Image:
@@ -378,7 +380,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             image: one image, as in `__call__`.
             mask: its mask as a PIL image, an array or a tensor (H, W).
             opacity: of the colours, from 0 to 1.
-            objects: the objects' numbers, (H, W), to outline each object in the colour of its class; None for no
+            objects: the objects' numbers, (H, W), to outline them in the colours of the mask's classes; None for no
                 outlines.
 
         Raises:

@@ -12,9 +12,11 @@ from PIL import Image
 from torch import nn
 
 from unet_diffusion import UNet, cli
+from unet_diffusion.checks import Question
 from unet_diffusion.commands.evaluate import evaluate
 from unet_diffusion.commands.options.evaluate import Evaluate
 from unet_diffusion.data.masked.config import MaskedOptions
+from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.evaluation.mask_scores import score_masks
 from unet_diffusion.images.pixel_range import PixelRange
@@ -196,6 +198,33 @@ def test_objects_are_matched_with_the_instances(tmp_path):
     mask[instances == 3] = 255
     scores = score_masks(white, load(save_instances(tmp_path / "unknown", instances, mask)))
     assert scores.pooled["object_ap_50"] == 1  # what lies where the truth is unknown is not false
+
+
+def test_objects_of_the_background_are_none(tmp_path):
+    """As in training, a numbered object needs a class."""
+    instances = np.zeros((12, 24))
+    instances[2:6, 2:6], instances[2:6, 16:20] = 1, 2
+    scores = score_masks(
+        lambda image: white(image) * (torch.arange(24) < 12),
+        load(save_instances(tmp_path / "one", instances, 1 * (instances == 1))),
+    )
+    assert (scores.pooled["object_ap_50"], scores.pooled["object_count_error"]) == (1, 0)
+
+
+def test_a_value_that_all_objects_share_is_asked_about(tmp_path):
+    """For a run that learnt from instance maps, whose test masks may be masks of classes."""
+    cells = np.zeros((12, 24))
+    cells[2:6, 2:6] = cells[2:6, 16:20] = 255
+    source = save(tmp_path / "cells", [cells] * 3, [cells, cells, np.where(np.arange(24) < 12, cells, 0)])
+    saved = MaskEncoding({0: 0, 1: 1}, 2, kind="instances")
+    with pytest.raises(Question, match="in 2 of 3 masks in several separate pieces. If .* give mask_encoding='binary'"):
+        load(source, saved=saved)
+    as_classes = load({**source, "mask_encoding": "binary"}, saved=saved)
+    assert not as_classes.cache.has_instances and as_classes[0]["mask"].sum() == 32
+    assert load({**source, "mask_encoding": "instances"}, saved=saved).cache.instances[0].max() == 255
+    numbered = np.where(np.arange(24) < 12, cells, cells / 5)
+    source = save(tmp_path / "numbered", [cells] * 2, [cells, numbered])
+    assert load(source, saved=saved).cache.numbered == [[1, 1], [2, 0]]
 
 
 def test_options_that_fit_no_set_are_refused(tmp_path):

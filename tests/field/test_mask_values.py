@@ -481,8 +481,19 @@ def test_what_stands_for_no_class_is_to_be_255(tmp_path, load, empty, said):
     (tmp_path / "masks").mkdir()
     for number in range(2):
         np.save(tmp_path / "masks" / f"{number}.npy", np.select([blocks(0, 1, 2, 0) == 2], [empty], 0))
-    with pytest.raises(ValueError, match=f"{said}.* for pixels without a class, write 255, which is ignored."):
+    with pytest.raises(ValueError, match=f"{said}.* for pixels without a class, write 255, which is ignored, or .* 0"):
         load(tmp_path / "images", tmp_path / "masks")
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int64", "float64"])
+def test_numbers_of_objects_that_are_too_large_are_to_be_renumbered(tmp_path, load, dtype):
+    """Such as hashes, or the objects of whole volumes."""
+    images_for(tmp_path / "images", 2)
+    (tmp_path / "masks").mkdir()
+    for number in range(2):
+        np.save(tmp_path / "masks" / f"{number}.npy", np.where(blocks(0, 1, 2, 0) == 2, 20_000_000, 0).astype(dtype))
+    with pytest.raises(ValueError, match="(?s)2e.07|20000000.*; renumber the objects from 1 up"):
+        load(tmp_path / "images", tmp_path / "masks", mask_encoding="instances")
 
 
 def test_soft_edges_of_several_classes_are_to_be_drawn_again(tmp_path, load):

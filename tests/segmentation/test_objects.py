@@ -140,6 +140,27 @@ def test_small_objects_are_left_out_and_small_holes_filled():
     assert of_mask(mask, min_area=6).max() == 2
 
 
+def test_a_hole_belongs_to_the_object_around_it():
+    mask = np.zeros((20, 20), dtype=int)
+    mask[2:18, 2:18] = 2
+    mask[8:11, 8:11] = 0
+    mask[5, 5] = 0
+    probabilities = one_hot(mask, 4)
+    whole = find_objects(probabilities, max_hole=9)
+    assert whole.max() == 1 and (whole > 0).sum() == 256
+    assert object_classes(whole, probabilities)[0].tolist() == [2]
+
+
+@pytest.mark.parametrize("level", [-0.05, 0.0, 0.05])
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_what_is_no_object_of_the_maps_is_one_and_not_many(level, noise):
+    """Pixels of a class whose distance was learnt as 0, as pixels without a number beside numbered objects have it."""
+    disk = disks([(50, 50)], 35, (100, 100))
+    distance = level + noise * np.random.default_rng(0).standard_normal(disk.shape)
+    boundary = np.full(disk.shape, 0.05)
+    assert find_objects(one_hot(disk, 2), boundary, distance, diameter=20).max() == 1
+
+
 def test_a_speck_of_another_class_is_taken_in_if_it_is_too_small():
     mask = np.zeros((30, 30), dtype=int)
     mask[5:25, 5:25] = 1

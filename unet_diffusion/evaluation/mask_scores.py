@@ -15,6 +15,7 @@ from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
+from unet_diffusion.segmentation.instance_maps import objects_of_mask
 from unet_diffusion.segmentation.instances import connected_components
 from unet_diffusion.segmentation.matching import THRESHOLDS, Matches, add_matches, match_objects
 from unet_diffusion.segmentation.metrics import (
@@ -174,7 +175,7 @@ def score_masks(
             cells = membrane_components((true == membrane) | ~known, fill=False)
             scores |= _of_segments("cell", membrane_components(predicted == membrane, fill=True), cells)
         if dataset.cache.has_instances:
-            instances = np.where(known, dataset.cache.instances[row], 0)
+            instances = objects_of_mask(true, dataset.cache.instances[row])
             parts = connected_components(predicted != 0) if objects is None else objects
             scores |= _of_segments("instance", parts, instances)
             if objects is None:

@@ -24,7 +24,10 @@ PixelReading: TypeAlias = Literal["image", "values", "colours"]
 
 LARGEST = {"uint8": 255, "uint16": 65535}
 LARGEST_OF_MASKS = (1 << 24) - 1  # largest number of an object; floats hold all integers up to it
-NOT_A_CLASS = "; where it stands for pixels without a class, write 255, which is ignored"
+NOT_A_CLASS = (
+    "; where it stands for pixels without a class, write 255, which is ignored, or in an instance map 0, for no object"
+)
+RENUMBER = "; renumber the objects from 1 up, as skimage.segmentation.relabel_sequential does"
 MAX_PIXELS = "UNET_DIFFUSION_MAX_PIXELS"  # environment variable that sets PIL.Image.MAX_IMAGE_PIXELS
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -447,7 +450,8 @@ def _checked(pixels: np.ndarray, name: str, of_mask: bool = False) -> np.ndarray
         low, high, numbers = pixels.min(), pixels.max(), of_mask and pixels.size == math.prod(pixels.shape[:2])
         largest = LARGEST_OF_MASKS if numbers else LARGEST["uint16"]
         if low < 0 or high > largest:
-            fix = NOT_A_CLASS.replace("it stands", f"{low} stands") if of_mask and low < 0 else ""
+            fix = RENUMBER if numbers else ""
+            fix = NOT_A_CLASS.replace("it stands", f"{low} stands") if of_mask and low < 0 else fix
             raise ValueError(f"{name} holds {low} to {high}, but integers must be from 0 to {largest}{fix}.")
         pixels = pixels.astype(np.uint16 if high <= LARGEST["uint16"] else np.uint32)
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])

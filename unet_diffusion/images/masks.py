@@ -13,7 +13,7 @@ import numpy as np
 
 from unet_diffusion.checks import Question
 from unet_diffusion.images.axes import AxisOrder
-from unet_diffusion.images.decoding import LARGEST, LARGEST_OF_MASKS, NOT_A_CLASS, Decoded, decode
+from unet_diffusion.images.decoding import LARGEST, LARGEST_OF_MASKS, NOT_A_CLASS, RENUMBER, Decoded, decode
 from unet_diffusion.images.fetching import ImageLike
 
 Colour: TypeAlias = tuple[int, int, int]
@@ -175,7 +175,7 @@ def _whole(pixels: np.ndarray) -> np.ndarray:
     if outside.size or fractions.size:
         wrong = (outside if outside.size else fractions).flat[0]
         fix = "; give mask_encoding='binary' if there are two classes, to split them at half; else resize masks by "
-        fix = NOT_A_CLASS if outside.size else f"{fix}nearest neighbour"
+        fix = (NOT_A_CLASS if wrong < 0 else RENUMBER) if outside.size else f"{fix}nearest neighbour"
         raise ValueError(f"the mask holds the value {wrong:g}, but classes are whole numbers from 0 up{fix}.")
     return pixels.astype(np.uint32)
 

@@ -154,7 +154,7 @@ def joined_tables(tables: Sequence[dict[str, np.ndarray]]) -> Any:
     import pandas  # here, as SciPy in `objects`
 
     frames = [as_frame({"image": np.full(len(table["object"]), i), **table}) for i, table in enumerate(tables)]
-    return pandas.concat(frames, ignore_index=True)
+    return pandas.concat(frames, ignore_index=True) if frames else as_frame({"image": np.zeros(0, dtype=np.int64)})
 
 
 def as_frame(table: dict[str, np.ndarray]) -> Any:

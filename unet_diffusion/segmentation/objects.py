@@ -16,6 +16,7 @@ SMOOTHING = 0.08  # sigma of the Gaussian over the height, in diameters of an ob
 # As a share of the lower of two summits that belong to one object, by measurement, for no map, one and two. The height
 # of two maps is a product, so its passes are lower.
 LOWEST_PASS = (0.87, 0.8, 0.6)
+SLIGHT = 0.05  # descent to a pass that never separates, for heights from maps (0 to 1), whose noise is not more
 HALO = 64  # pixels around a block in which its distances to the edge of the mask are first looked for
 LARGEST_WINDOW = 2**25  # pixels of a block with its surroundings, unless the image is one block
 
@@ -36,7 +37,8 @@ def find_objects(
     is smoothed by a Gaussian of 0.08 diameters, and every pixel belongs to the summit that the steepest ascent leads to
     (a watershed; Meyer 1994 calls it topographic). Two summits are one object if the pass between them reaches 0.87 of
     the lower summit, 0.8 with one map, or 0.6 with both. These are the dynamics of Grimaud 1992 as a ratio, so that
-    they suit small and large objects.
+    they suit small and large objects. With maps, a pass less than 0.05 below the lower summit also joins, so that the
+    noise of low summits, as in objects that are one or two pixels wide, separates nothing.
 
     Without maps, an object ends where the class changes. With maps, it may hold pixels of several classes, but summits
     around which different classes are the most probable are never one object.
@@ -54,7 +56,7 @@ def find_objects(
 
     Returns:
         int32 (H, W): 0 for the background, 1..n for the objects, in the order of their first pixels, row by row. Each
-        object is connected (corners count).
+        object is connected (corners count). Parts of the mask that meet at corners alone are different objects.
 
     Raises:
         ValueError: the maps have another size, there are fewer than two classes, or a number is out of its range.
@@ -101,6 +103,7 @@ class ObjectSearch:
         self.probabilities, self.boundary, self.distance = probabilities, boundary, distance
         self.lowest_pass = LOWEST_PASS[(boundary is not None) + (distance is not None)]
         self.has_maps = boundary is not None or distance is not None
+        self.slight = SLIGHT if self.has_maps else 0.0
         self.num_classes, height, width = probabilities.shape
         self.shape, self.side, self.create = (height, width), side, create
         self.integers = np.dtype(np.int32 if height * width < 2**31 else np.int64)
@@ -143,14 +146,17 @@ class ObjectSearch:
         return connected_parts(read, self.shape, self.side, self._integers(), corners)
 
     def _find_classes(self, max_hole: int) -> None:
-        """Finds the most probable class of each pixel; in holes, the most probable class other than the background."""
+        """Finds the most probable class of each pixel; pixels in holes get that of the nearest object."""
+        from scipy import ndimage
+
         self.classes = self.create(self.shape, np.min_scalar_type(self.num_classes))
         for block in self._blocks():
             self.classes[block] = self.probabilities[:, *block].argmax(axis=0)
         for block, holes in self._holes(self._foreground, max_hole):
-            classes = np.array(self.classes[block])
-            classes[holes] = self.probabilities[1:, *block][:, holes].argmax(axis=0) + 1
-            self.classes[block] = classes
+            window, inner = grown(block, math.isqrt(max_hole) + 2, self.shape)
+            classes = self.probabilities[:, *window].argmax(axis=0)  # as they were before any hole was filled
+            rows, columns = ndimage.distance_transform_edt(classes == 0, return_distances=False, return_indices=True)
+            self.classes[block] = np.where(holes, classes[rows, columns][inner], classes[inner])
 
     def _holes(self, foreground: Callable[[Window], np.ndarray], largest: int) -> Iterator[tuple[Window, np.ndarray]]:
         """Yields the blocks that have pixels in holes of at most `largest` pixels, and these pixels."""
@@ -264,7 +270,7 @@ class ObjectSearch:
         one, other = np.divmod(pair, count + 1)
         passes = list(zip((one - 1).tolist(), (other - 1).tolist(), level.tolist()))
         classes = (sums / sizes).argmax(axis=0)
-        roots = _merged(passes, heights.tolist(), classes.tolist(), self.lowest_pass)
+        roots = _merged(passes, heights.tolist(), classes.tolist(), self.lowest_pass, self.slight)
         return Parts(basins.labels, np.append(0, roots + 1)[basins.numbers], basins.sizes)
 
     def _without_small(self, objects: Parts, min_area: int, max_hole: int) -> Parts:
@@ -429,7 +435,7 @@ def _highest(pair: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _merged(
-    passes: list[tuple[int, int, float]], summits: list[float], classes: list[int], lowest: float
+    passes: list[tuple[int, int, float]], summits: list[float], classes: list[int], lowest: float, slight: float
 ) -> np.ndarray:
     """Joins basins over passes, highest first; returns, for each basin, its object's basin of the highest summit."""
     leader = list(range(len(summits)))
@@ -441,6 +447,7 @@ def _merged(
 
     for one, other, level in passes:
         one, other = sorted((find(one), find(other)), key=lambda basin: (summits[basin], basin))
-        if one != other and classes[one] == classes[other] and level >= lowest * summits[one]:
+        reaches = level >= min(lowest * summits[one], summits[one] - slight)
+        if one != other and classes[one] == classes[other] and reaches:
             leader[one] = other
     return np.array([find(basin) for basin in range(len(summits))], dtype=np.int64)

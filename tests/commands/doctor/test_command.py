@@ -264,7 +264,13 @@ def test_instance_maps_are_examined_too(tmp_path, look):
     assert "row 3: its instance map has 14x4 pixels, but the image has 14x12" in sentences(report, "error")
     maps[3] = maps[2]
     source = save(tmp_path / "maps", image=images, mask=maps)
-    assert not look(source, mask_encoding="instances").errors
+    report = look(source, mask_encoding="instances")
+    assert not report.errors
+    found = sentences(report, "warning")  # these masks are scattered pixels, all of one number
+    assert "with objects in several separate pieces: 9" in found and "row 0: 1 of 1" in found
+    numbered = np.arange(12 * 14, dtype=np.uint16).reshape(12, 14)
+    source = save(tmp_path / "numbered", image=images, mask=[numbered] * len(images))
+    assert "separate pieces" not in sentences(look(source, mask_encoding="instances"), "warning")
 
 
 def test_a_second_examination_decodes_nothing(tmp_path, look, monkeypatch):

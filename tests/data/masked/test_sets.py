@@ -225,6 +225,16 @@ def test_instances_are_separated_in_training_only_and_give_border_weights(tmp_pa
         assert np.array_equal(item["weights"][0].numpy(), border_weight_map(separated))
         assert np.array_equal(sets.validation[0]["mask"].numpy(), mask)
         assert set(sets.validation[0]) == {"image", "mask"}
+    mask[instances == 7] = 255
+    ignored = load(
+        save(tmp_path / "ignored", images, [mask] * 3, nuclei=[instances] * 3),
+        instances_column="nuclei",
+        border_weights=True,
+    )
+    item = ignored.train[0]  # an ignored object touches nothing, and stays ignored
+    assert np.array_equal(item["mask"].numpy(), mask)
+    assert np.array_equal(item["weights"][0].numpy(), border_weight_map(np.where(instances == 7, 0, instances)))
+    mask[instances == 7] = 1
     components = load(str(tmp_path / "columns"), border_weights=True).train[0]
     assert np.array_equal(components["weights"][0].numpy(), border_weight_map(mask > 0))
     assert np.array_equal(components["mask"].numpy(), mask)

@@ -11,6 +11,7 @@ from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.meaning import settled_encoding
 from unet_diffusion.data.masked.questions import each_of_values
+from unet_diffusion.data.masked.reading import SPLIT_OBJECTS
 from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
@@ -89,6 +90,7 @@ def mask_findings(
         [f"{fact.name}: {fact.overlap} pixels" for fact in facts if fact.overlap],
     )
     masked = [fact for fact in facts if fact.keys]
+    found += _split_objects(masked, name)
     found += _palettes(masked, name) + _shown_inverted(masked, name) + _likeness(masked, name, encoding)
     if encoding is None or not masked:
         return found
@@ -100,6 +102,20 @@ def mask_findings(
             [f"{fact.name}: {fact.lossy}" for fact in masked if fact.lossy],
         )
     return found + _slopes(masked, name) + _classes(masked, name, encoding, config, learned)
+
+
+def _split_objects(masked: list[RowFacts], name: str) -> list[Finding]:
+    """Finds instance maps in which separate objects share a number, as in masks of classes."""
+    numbered, split = sum(fact.numbered for fact in masked), sum(fact.split for fact in masked)
+    if split <= SPLIT_OBJECTS * numbered:
+        return []
+    sentence = (
+        f"instance maps of {name} with objects in several separate pieces: {{count}}. Each number is taken for one "
+        "object. If all objects of a map share a number, it is a mask of classes; then leave out "
+        "mask_encoding='instances' or instances_column."
+    )
+    examples = [f"{fact.name}: {fact.split} of {fact.numbered}" for fact in masked if fact.split]
+    return about("warning", sentence, examples)
 
 
 def _size(size: tuple[int, int]) -> str:

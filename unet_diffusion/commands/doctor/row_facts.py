@@ -24,7 +24,7 @@ from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 9  # of the stored facts; raised when a field changes its meaning, so that old facts are not read
+FORMAT = 10  # of the stored facts; raised when a field changes its meaning, so that old facts are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 FEWEST_SOFT = 4  # values of a mask whose edges may be soft; with three, one may be a thin border
 SLOW = 1000  # rows; a longer examination shows its progress
@@ -58,6 +58,8 @@ class RowFacts:
     lossy: str = ""  # format of the mask's file, if it changes values
     unread_mask_pages: int = 0  # frames or pages of the mask's file that are left out
     objects: bool = False  # the values of the mask look like numbers of objects
+    numbered: int = 0  # objects in the instance map
+    split: int = 0  # of these, the ones in several separate pieces
     changes: int = 0  # neighbouring pixels of the mask whose values differ; only where edges may be soft
     ramps: list[tuple[int, int]] = field(default_factory=list)  # each value, and how often it lies in a slope of three
     white_is_zero: bool = False  # the file of the mask is a TIFF that shows 0 as white
@@ -169,6 +171,7 @@ def _note_mask(
     labels = read_labels(sources, image, reading, axes)
     mask, keys = labels.mask, labels.mask.keys
     facts.palette, facts.objects, facts.overlap = list(mask.palette.items()), labels.objects, mask.overlap
+    facts.numbered, facts.split = labels.numbered, labels.split
     facts.lossy, facts.white_is_zero = mask.format if mask.lossy else "", mask.white_is_zero
     facts.unread_mask_pages = mask.unread_pages
     if image is not None:

@@ -32,11 +32,10 @@ from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import Colour, DecodedMask, describe_keys
 from unet_diffusion.images.resizing import Preparation
-from unet_diffusion.segmentation.instances import separate_instances
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 5  # of the files below; after a change, old caches are not read
+FORMAT = 6  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
 MOST_EXACT_KEYS = 128  # of brightness above 8 bits; further keys are rounded down to a multiple of the step
 STEP = 1024  # divides half of the 16-bit range, at which binary masks are split
@@ -50,6 +49,7 @@ class Example:
     mask: DecodedMask
     instances: np.ndarray | None  # uint16 (H, W)
     objects: bool  # the values of the mask look like numbers of objects
+    numbered: tuple[int, int] = (0, 0)  # objects in the instance map, and those of them in several separate pieces
     digest: bytes = b""  # of the image as decoded
     mask_digest: bytes = b""  # of the mask, and of the instance map if there is one, as decoded
 
@@ -60,7 +60,7 @@ class MaskedCache:
     Args:
         folder: written by `cache_masked`. It holds the files of an `ImageCache`; `codes.bin`, uint8, with the position
             of each pixel's key in `keys`; `counts.npy` (N, len(keys)), `rows.npy` (N,), `mask_digests.npy` (N, 16) and
-            `masks.json`; and with instances `instances.bin`, uint16, and `touching.bin`, uint8.
+            `masks.json`; and with instances `instances.bin`, uint16.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,10 +77,10 @@ class MaskedCache:
         self.objects: list[bool] = info["objects"]  # of each mask, whether its values look like numbers of objects
         self.mask_digests = np.load(folder / "mask_digests.npy")  # uint8 (N, 16): hash of each mask as decoded
         self.has_instances: bool = info["has_instances"]
+        self.numbered: list[tuple[int, int]] = info["numbered"]  # as in `Example`
         self.codes = PixelFile(folder / "codes.bin", "uint8", self.sizes)  # positions in `keys`
         if self.has_instances:
             self.instances = PixelFile(folder / "instances.bin", "uint16", self.sizes)
-            self.touching = PixelFile(folder / "touching.bin", "uint8", self.sizes)  # 1 where two instances touch
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,6 +113,7 @@ def example_reader(
             replace(labels.mask, keys=preparation.labels(labels.mask.keys)),
             None if labels.instances is None else preparation.labels(labels.instances),
             labels.objects,
+            (labels.numbered, labels.split),
             content_digest(image.pixels),
             content_digest(labels.mask.keys, *([] if labels.instances is None else [labels.instances])),
         )
@@ -230,13 +231,14 @@ def _write(
     counted: list[dict[int, int]] = []
     lossy: list[str] = []
     objects: list[bool] = []
+    numbered: list[tuple[int, int]] = []
     overlapping = 0
     mask_digests: list[bytes] = []
     groups = dataset["group"] if "group" in dataset.features else None
     has_instances = reading == "instances" or "instances" in dataset.features
     with ExitStack() as stack:
         writer = stack.enter_context(ImageWriter(folder))
-        names = ["codes", "instances", "touching"] if has_instances else ["codes"]
+        names = ["codes", "instances"] if has_instances else ["codes"]
         files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
         for row, example in enumerate(each_row(dataset, example_reader(dataset, preparation, reading))):
             try:
@@ -252,13 +254,12 @@ def _write(
             overlapping += example.mask.overlap > 0
             files["codes"].write(codes.data)
             if example.instances is not None:
-                separated = separate_instances(example.instances)
                 files["instances"].write(np.ascontiguousarray(example.instances).data)
-                files["touching"].write((separated != example.instances).astype(np.uint8).data)
             rows.append(row)
             counted.append(counts)
             lossy.append(example.mask.format if example.mask.lossy else "")
             objects.append(example.objects)
+            numbered.append(example.numbered)
         writer.finish(name)
     if overlapping:
         logger.warning(
@@ -274,5 +275,6 @@ def _write(
         "lossy": lossy,
         "objects": objects,
         "has_instances": has_instances,
+        "numbered": numbered,
     }
     (folder / "masks.json").write_text(json.dumps(info, indent=2) + "\n")

@@ -26,7 +26,7 @@ from unet_diffusion.segmentation.instance_maps import (
     object_areas,
     objects_of_mask,
 )
-from unet_diffusion.segmentation.instances import border_weight_map
+from unet_diffusion.segmentation.instances import border_weight_map, separate_instances
 
 ROWS_AT_ONCE = 64  # rows whose weights or objects are computed in parallel; bounds the memory
 
@@ -42,7 +42,7 @@ class MaskedDataset(Dataset):
         pixel_range: maps the stored values to [-1, 1].
         name: of the source.
         crop_size: side of the square that `dataset[epoch, index]` cuts out at a random place; None: whole images.
-        separate: set pixels where two instances touch to class 0 (`separate_instances`).
+        touching: the pixels of `touching_pixels` of all images of the cache, which become class 0, or None.
         weights: border weights of all images of the cache, or None.
         objects: the maps of `object_maps` of all images of the cache, or None.
         seed: of the run.
@@ -61,7 +61,7 @@ class MaskedDataset(Dataset):
         *,
         name: str,
         crop_size: int | None = None,
-        separate: bool = False,
+        touching: PixelFile | None = None,
         weights: PixelFile | None = None,
         objects: PixelFile | None = None,
         seed: int = 0,
@@ -73,7 +73,7 @@ class MaskedDataset(Dataset):
         self.pixel_range = pixel_range
         self.name = name
         self.crop_size = crop_size
-        self.separate = separate
+        self.touching = touching
         self.weights = weights
         self.objects = objects
         self.seed = seed
@@ -133,8 +133,8 @@ class MaskedDataset(Dataset):
             window, padding = crop_window((height, width), size, generator, self.margin)
         image = self.cache.images.image(row)[(slice(None), *window)]
         mask = self.table[self.cache.codes[row][window]]
-        if self.separate:
-            mask[self.cache.touching[row][window] > 0] = 0
+        if self.touching is not None:
+            mask[self.touching[row][window] > 0] = 0
         item = {
             "image": torch.from_numpy(np.pad(image, ((0, 0), *padding), mode="reflect")),
             "mask": torch.from_numpy(np.pad(mask, padding, constant_values=IGNORE_INDEX)).to(torch.int64),
@@ -156,25 +156,41 @@ class MaskedDataset(Dataset):
         return self.fetch(key)
 
 
+def touching_pixels(cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None) -> PixelFile:
+    """Returns where objects touch others in all images of a cache, uint8 (H, W), 1 there; it is computed once.
+
+    These are the pixels that `separate_instances` takes from the objects of `objects_of_mask`. Pixels that the masks
+    ignore belong to no object. `table` gives the class of each code of the cache.
+    """
+
+    def touching(index: int) -> np.ndarray:
+        objects = objects_of_mask(table[cache.codes[index]], cache.instances[index])
+        return (separate_instances(objects) != objects).astype(np.uint8)
+
+    key: list[Any] = ["touching", cache.fingerprint, table.tolist()]
+    return PixelFile(_computed("touching", key, touching, cache, cache_dir), "uint8", cache.sizes)
+
+
 def border_weights(
     cache: MaskedCache, table: np.ndarray, cache_dir: str | Path | None, separate: bool = True
 ) -> PixelFile:
     """Returns the border weights (`border_weight_map`) of all images of a cache; they are computed once.
 
-    They separate the instances or, without instance maps, the connected components of all pixels that are neither class
-    0 nor ignored. `table` gives the class of each code of the cache. With `separate`, the pixels where two instances
-    touch are background, as in `MaskedDataset`.
+    They separate the objects of the instance maps (`objects_of_mask`) or, without instance maps, the connected
+    components of all pixels that are neither class 0 nor ignored. `table` gives the class of each code of the cache.
+    With `separate`, the pixels where two objects touch are background (`touching_pixels`).
     """
 
     def weights(index: int) -> np.ndarray:
-        if cache.has_instances:
-            instances = cache.instances[index]
-            return border_weight_map(np.where(cache.touching[index] > 0, 0, instances) if separate else instances)
         classes = table[cache.codes[index]]
+        if cache.has_instances:
+            objects = objects_of_mask(classes, cache.instances[index])
+            return border_weight_map(separate_instances(objects) if separate else objects)
         return border_weight_map((classes != 0) & (classes != IGNORE_INDEX))
 
-    key: list[Any] = ["border weights", cache.fingerprint, None if cache.has_instances else table.tolist()]
-    key += [] if separate or not cache.has_instances else ["whole"]
+    key: list[Any] = ["border weights", cache.fingerprint, table.tolist()]
+    key += ["objects"] if cache.has_instances else []
+    key += ["separate"] if cache.has_instances and separate else []
     return PixelFile(_computed("weights", key, weights, cache, cache_dir), "float32", cache.sizes)
 
 

@@ -124,6 +124,23 @@ def ask_about_mixed_masks(seen: SeenMasks, threshold: int) -> None:
         )
 
 
+def ask_about_shared_numbers(numbered: Sequence[tuple[int, int]], name: str) -> None:
+    """Raises a Question if no instance map has a second object, and in most of them the first is in several pieces.
+
+    Args:
+        numbered: of each map, the number of objects, and of those in several separate pieces.
+        name: of the set.
+    """
+    with_objects = [(count, split) for count, split in numbered if count]
+    split = sum(split for _, split in with_objects)
+    if with_objects and max(count for count, _ in with_objects) == 1 and split > len(with_objects) / 2:
+        raise Question(
+            f"the run learnt from instance maps, but each mask of {name} has a single value above 0, in {split} of "
+            f"{len(with_objects)} masks in several separate pieces. If the value is that of all objects, give "
+            "mask_encoding='binary'; if each mask shows one object, give mask_encoding='instances'."
+        )
+
+
 def by_colour(key: int) -> tuple[int, int, int]:
     """Returns the sort key of a mask's key: red, green and blue; values of more than 8 bits stay in their order."""
     return key_colour(key) if key >= COLOURED or key <= IGNORE_INDEX else (key, 0, 0)

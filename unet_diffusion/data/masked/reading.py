@@ -1,6 +1,6 @@
 """The mask of one row, and perhaps its instance map, as the doctor and training both read them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,11 +31,15 @@ class Labels:
         mask: the keys, and facts about the file; the keys of instance maps are 0 and 1.
         instances: uint16 (H, W), or None.
         objects: whether the values look like numbers of objects.
+        numbered: number of objects in the instance map.
+        split: number of these that consist of several separate pieces.
     """
 
     mask: DecodedMask
     instances: np.ndarray | None
     objects: bool
+    numbered: int = 0
+    split: int = 0
 
 
 def read_labels(
@@ -64,7 +68,8 @@ def read_labels(
         size = image.pixels.shape[:2]
         mask = replace(mask, keys=fit_orientation(mask.keys, size, image.orientation))
         instances = None if instances is None else fit_orientation(instances, size, image.orientation)
-    return Labels(mask, instances, objects)
+    pieces = [] if instances is None else list(pieces_of(instances))
+    return Labels(mask, instances, objects, len(pieces), sum(count > 1 for count in pieces))
 
 
 def numbers_objects(labels: np.ndarray, keys: Collection[int]) -> bool:
@@ -78,8 +83,15 @@ def numbers_objects(labels: np.ndarray, keys: Collection[int]) -> bool:
     if highest is None or highest < FEWEST_OBJECTS:
         return False
     pieces = 0
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        pieces += ndimage.label(labels[box] == label, structure=np.ones((3, 3)))[1]
+    for count in pieces_of(labels):
+        pieces += count
         if pieces > highest * (1 + SPLIT_OBJECTS):
             return False
     return True
+
+
+def pieces_of(labels: np.ndarray) -> Iterator[int]:
+    """Yields the number of connected pieces, also by corners, of each object 1..n that occurs in labels (H, W)."""
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is not None:
+            yield ndimage.label(labels[box] == label, structure=np.ones((3, 3)))[1]

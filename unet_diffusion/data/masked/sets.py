@@ -18,7 +18,13 @@ from unet_diffusion.data.config import part_name
 from unet_diffusion.data.folders import MOST_EXAMPLES
 from unet_diffusion.data.masked.cache import MaskedCache, cache_masked
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions, Reading
-from unet_diffusion.data.masked.dataset import MaskedDataset, border_weights, object_maps, object_sizes
+from unet_diffusion.data.masked.dataset import (
+    MaskedDataset,
+    border_weights,
+    object_maps,
+    object_sizes,
+    touching_pixels,
+)
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.meaning import (
     encoding_of_others,
@@ -26,6 +32,7 @@ from unet_diffusion.data.masked.meaning import (
     reading_of_others,
     settled_encoding,
 )
+from unet_diffusion.data.masked.questions import ask_about_shared_numbers
 from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import Part, find_range, hold_out
@@ -115,7 +122,7 @@ def load_masked(
     if config.crop_size is None:
         _check_sizes(cache, rows)
     pixel_range = find_range(config, cache.images, rows)
-    separate = cache.has_instances and not instances
+    touching = touching_pixels(cache, table, config.cache_dir) if cache.has_instances and not instances else None
     objects = object_maps(cache, table, config.cache_dir) if instances else None
     train = MaskedDataset(
         cache,
@@ -125,7 +132,7 @@ def load_masked(
         pixel_range,
         name=name,
         crop_size=config.crop_size,
-        separate=separate,
+        touching=touching,
         weights=border_weights(cache, table, config.cache_dir, not instances) if config.border_weights else None,
         objects=objects,
         seed=seed,
@@ -189,7 +196,10 @@ def load_labelled(
             f"{num_classes} classes without names; give masks with one file for each image."
         )
     preparation = replace(options.preparation, percentiles=pixel_range.percentiles)
-    cache, name = _cached(options, part, reading_of_others(options, saved), preparation)
+    reading = reading_of_others(options, saved)
+    cache, name = _cached(options, part, reading, preparation)
+    if reading == "instances" and options.mask_encoding == "auto":
+        ask_about_shared_numbers(cache.numbered, name)
     check_same_kind(f"images of {name}", cache.images, "the network takes", channels, pixel_range.dtype)
     encoding = encoding_of_others(options, cache.seen, num_classes, palette, saved, name)
     table = _table(encoding, cache, f"{name}, for a network of {num_classes} classes")
