@@ -46,10 +46,13 @@ def test_merging_replaces_files_and_leaves_others(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / "checkpoints" / ".writing-12-step-1").mkdir(parents=True)
-    (tmp_path / ".writing-12-a.json").write_text("")
+    (tmp_path / ".writing-99999999-step-1").mkdir()
+    for name in (".writing-99999999-a.json", f".writing-{os.getpid()}-b.json", ".writing-x7_k", "c.json"):
+        (tmp_path / name).write_text("")
+    living = tmp_path / f".writing-{os.getppid()}-d.json"
+    living.write_text("")
     remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*")] == ["checkpoints"]
+    assert {path.name for path in tmp_path.iterdir()} == {"c.json", living.name}
 
 
 def test_a_leftover_of_a_process_with_the_same_number_is_replaced(tmp_path):

@@ -107,9 +107,13 @@ def remove_at_once(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes files that a killed process left half written under `folder`; no other process may be writing there."""
-    for leftover in list(folder.rglob(f"{PREFIX}*")):
-        remove(leftover)
+    """Deletes files that a killed process left half written in `folder`, but not what a living one is writing there."""
+    import psutil  # here, since most modules only write files
+
+    for leftover in list(folder.glob(f"{PREFIX}*")):
+        process, named, _ = leftover.name.removeprefix(PREFIX).partition("-")
+        if not (named and process.isdecimal() and int(process) != os.getpid() and psutil.pid_exists(int(process))):
+            remove(leftover)
 
 
 def remove_leftovers_of(*paths: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, LCMScheduler
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.support.runs import assert_same_run, metrics
 from tests.support.tiny import power_cut
@@ -112,6 +113,32 @@ def test_an_interrupted_tuning_ends_as_an_undisturbed_one(base, both, method, tm
     with power_cut(FewStepsTask, 6):
         tune_few_steps(options)
     assert_same_run(tune_few_steps(options), both[method], 4)
+
+
+def test_another_teacher_ends_a_tuning(base, tmp_path):
+    """The run to tune was trained further in its folder."""
+    model = shutil.copytree(base, tmp_path / "base")
+    options = tuning(model, tmp_path / "cut")
+    with power_cut(FewStepsTask, 6):
+        tune_few_steps(options)
+    weights = load_file(model / "unet/diffusion_pytorch_model.safetensors")
+    weights["stem.weight"] += 1e-3
+    save_file(weights, model / "unet/diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match="the weights of .*base have changed since the run in .*cut was started"):
+        tune_few_steps(options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tuning_with_more_steps_stays_in_its_last_phase(base, both, method, tmp_path):
+    run = shutil.copytree(both[method], tmp_path / "run")
+    options = tuning(base, run, method)
+    task = make_task(replace(options, data=run_images(base, options.data)), load_images(run_images(base, options.data)))
+    longer = replace(options.training, steps=40)
+    saved = load_file(run / "checkpoints/step-00000004/task.safetensors")
+    assert saved[PROGRESS] == 0.75
+    task.state = saved
+    batches = task.batches(RunContext(longer, Accelerator(cpu=True)), 4)
+    assert [next(batches)[PROGRESS].item() for _ in range(4)] == [0.75] * 4
 
 
 def test_a_tuning_of_an_earlier_version_was_for_consistency(base, both, tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import pickle
@@ -18,6 +19,7 @@ from unet_diffusion.training.checkpoints import (
     same_bits,
     save_checkpoint,
     saved_checkpoints,
+    weights_digest,
 )
 
 
@@ -41,6 +43,27 @@ def test_only_the_newest_are_kept(tmp_path):
         save_checkpoint(tmp_path, checkpoint(step), keep=2)
     assert sorted(tmp_path.iterdir()) == saved_checkpoints(tmp_path)
     assert [path.name for path in saved_checkpoints(tmp_path)] == ["step-00000009", "step-00000010"]
+
+
+def test_copies_of_a_user_are_no_checkpoints_and_stay(tmp_path):
+    kept = [tmp_path / name for name in ("step-00000002-keep", "step-00000009.old", "step-1")]
+    for folder in kept:
+        folder.mkdir()
+    (tmp_path / "step-00000011").write_text("a file")
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, checkpoint(step), keep=1)
+    assert saved_checkpoints(tmp_path) == [tmp_path / "step-00000003"]
+    assert all(folder.is_dir() for folder in kept)
+
+
+def test_a_digest_changes_with_any_weight():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 2)
+    before = weights_digest(network)
+    assert before == weights_digest(copy.deepcopy(network).to(memory_format=torch.contiguous_format))
+    with torch.no_grad():
+        network.bias[1] += 1e-6
+    assert weights_digest(network) != before
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "empty_json"])

@@ -1,10 +1,12 @@
 import multiprocessing
+import os
 import time
 
 import pytest
 
+from unet_diffusion.data.record import DataRecord
 from unet_diffusion.training import run_folder
-from unet_diffusion.training.run_folder import claim, only_run_in
+from unet_diffusion.training.run_folder import UNCHANGED, claim, only_run_in, started_with
 
 
 def hold(folder, seconds: float) -> None:
@@ -62,3 +64,42 @@ def test_a_run_from_before_options_were_renamed_resumes(tmp_path):
     claim(tmp_path / "other", {"diffusion": {"preview_pictures": 36}})
     with pytest.raises(ValueError, match="preview_images is 12, but the run in .* was started with 36"):
         claim(tmp_path / "other", {"diffusion": {"preview_images": 12}})
+
+
+def test_files_of_a_folder_without_a_run_are_not_replaced(tmp_path):
+    """Such as a folder of notes and figures; a record alone is what a start leaves that was killed."""
+    for name in ("README.md", "data.json", "curves.png", "metrics.jsonl", "model_index.json"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text('{"mine": 1}\n')
+        with pytest.raises(ValueError, match=rf"which holds no run .*, but {name}, which a run would replace"):
+            claim(folder, {"steps": 3}, DataRecord())
+        assert (folder / name).read_text() == '{"mine": 1}\n' and len([*folder.iterdir()]) == 1
+    DataRecord(fingerprint="a").write(tmp_path)
+    claim(tmp_path, {"steps": 3}, DataRecord(fingerprint="b"))
+    assert DataRecord.read(tmp_path).fingerprint == "b"
+
+
+def test_the_number_of_threads_is_that_of_the_first_start(tmp_path):
+    for threads in (8, 1, 4):
+        claim(tmp_path, {"steps": 3, "threads": threads})
+        assert started_with(tmp_path)["threads"] == 8
+
+
+def test_weights_that_a_run_needs_but_does_not_keep_must_not_change(tmp_path):
+    claim(tmp_path / "new", {"model": "runs/mine", UNCHANGED: "a"})
+    claim(tmp_path / "new", {"model": "runs/mine", UNCHANGED: "a"})
+    with pytest.raises(ValueError, match="the weights of runs/mine have changed since the run in .* was started"):
+        claim(tmp_path / "new", {"model": "runs/mine", UNCHANGED: "b"})
+    claim(tmp_path / "old", {"model": "runs/mine"})  # from a version that did not note them
+    claim(tmp_path / "old", {"model": "runs/mine", UNCHANGED: "b"})
+
+
+def test_what_a_living_process_writes_in_the_folder_stays(tmp_path):
+    """Such as an export or samples into the folder of the run."""
+    (tmp_path / "samples").mkdir()
+    kept = [tmp_path / f".writing-{os.getppid()}-onnx", tmp_path / "samples" / ".writing-99999999-0.png"]
+    for path in (*kept, tmp_path / ".writing-99999999-config.json"):
+        path.write_text("")
+    claim(tmp_path, {"steps": 3})
+    assert sorted(tmp_path.rglob(".writing-*")) == sorted(kept)

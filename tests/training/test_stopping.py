@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import torch
 from torch import nn
 
@@ -52,3 +55,16 @@ def test_restored_state_continues_exactly():
     again.load_into(loaded)
     assert again.exhausted and loaded.weight.item() == 3
     assert torch.equal(again.tensors["weight"], best.tensors["weight"])
+
+
+def test_data_workers_outlive_what_ends_the_run():
+    """As Ctrl-C and SIGTERM reach all processes of a terminal or a job."""
+    code = """
+import os, signal
+from unet_diffusion.training.stopping import outlive_signals
+outlive_signals(0)
+os.kill(os.getpid(), signal.SIGINT)
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive", signal.alarm(0) > 0)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "alive True\n"

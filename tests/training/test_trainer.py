@@ -192,6 +192,53 @@ def test_a_finished_run_is_not_trained_again(options, finished):
     assert metrics(options.output) == before
 
 
+def test_a_finished_run_without_checkpoints_is_not_started_again(options, finished):
+    run = shutil.copytree(finished, options.output)
+    shutil.rmtree(run / "checkpoints")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(ValueError, match="is finished and has no checkpoints, so it cannot go on"):
+        train_ddpm(replace(options, training=replace(options.training, steps=8)))
+    del before[run / "config.json"]  # which says what was asked for
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_loss_of_some_steps_is_averaged_over_these(options, monkeypatch):
+    plain, step = DiffusionTask.loss, iter(range(100))
+
+    def loss(self, *arguments):
+        value = plain(self, *arguments)
+        return {"loss": value, **({"rare": 3 + 0 * value.detach()} if next(step) in (2, 3, 5) else {})}
+
+    monkeypatch.setattr(DiffusionTask, "loss", loss)
+    monkeypatch.setattr(DiffusionTask, "validate", lambda *arguments: {"validation_loss": 0.0})
+    options.training = replace(options.training, log_every=5, checkpoint_every=4, schedule="constant", steps=4)
+    train_ddpm(options)
+    state = json.loads((options.output / "checkpoints/step-00000004/state.json").read_text())
+    assert state["loss_counts"] == {} and state["seconds"] == 0  # the last step ends a line
+    train_ddpm(replace(options, training=replace(options.training, steps=10)))
+    assert [row.get("rare") for row in metrics(options.output) if "loss" in row] == [3, None, 3]
+
+
+def test_the_steps_of_a_stopped_line_go_on(options, monkeypatch):
+    options.training = replace(options.training, log_every=6)
+    with power_cut(DiffusionTask, 5):
+        train_ddpm(options)
+    state = json.loads((options.output / "checkpoints/step-00000004/state.json").read_text())
+    assert state["loss_counts"] == {"loss": 4} and state["seconds"] > 0
+    monkeypatch.setattr("unet_diffusion.training.trainer.time.perf_counter", lambda: 0.0)  # the rest takes no time
+    train_ddpm(options)
+    lines = (options.output / "metrics.jsonl").read_text().splitlines()
+    (row,) = [row for row in map(json.loads, lines) if "loss" in row]
+    assert row["images_per_second"] == pytest.approx(6 * 4 / state["seconds"], abs=0.1)
+
+
+def test_accumulation_is_that_of_the_options(options, tmp_path, monkeypatch):
+    options.training = replace(options.training, batch_size=2, accumulate=2)
+    whole = train_ddpm(replace(options, output=tmp_path / "whole"))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    assert_same_run(train_ddpm(options), whole, 6)
+
+
 def test_a_second_run_in_the_folder_is_refused(options, monkeypatch):
     monkeypatch.setattr("unet_diffusion.training.run_folder.WORKERS_END", 0.1)
     options.output.mkdir()

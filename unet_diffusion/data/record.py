@@ -160,6 +160,16 @@ def make_record(
     )
 
 
+def is_foreign_record(folder: Path) -> bool:
+    """Returns whether a folder has a `data.json` that no run wrote."""
+    if not (folder / FILE).exists():
+        return False
+    try:
+        return not read_object(folder / FILE).keys() & {field.name for field in fields(DataRecord)}
+    except ValueError:
+        return True
+
+
 def resolved_place(source: str) -> str:
     """Returns the path that a source or model names, however it is written; other names stay distinct."""
     return os.path.realpath(os.path.expanduser(source))

@@ -39,7 +39,8 @@ from unet_diffusion.training.batches import Batches
 from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.unet import UNet
 
-PROGRESS = "progress"  # in a batch: the share of the steps that are done before it, float64 (), on the CPU
+# In a batch, the share of the steps done before it, float64 (), on the CPU; in the state, that of the last batch.
+PROGRESS = "progress"
 MATCHING = 2 / 3  # share of the steps of distillation after which distribution matching begins
 CRITIC_SHARE = 2.0  # learning rate of the critic, as a share of that of the network
 WAS_TUNED = {
@@ -95,11 +96,12 @@ class FewStepsTuning(DiffusionTask):
         """Sets how the network is tuned; for distillation it gets a critic."""
         unet = self.network
         assert isinstance(unet, UNet)
+        self.state = {PROGRESS: torch.zeros((), dtype=torch.float64)}
         check_tunable(self.scheduler.config.prediction_type)
         self.stages, self.levels = few_steps.stages, NoiseLevels(self.scheduler)
         self.points = StartingPoints(self.scheduler)
         if few_steps.method == "distillation":
-            self.teacher = copy.deepcopy(unet).eval().requires_grad_(False)
+            self.teacher = self.unchanged = copy.deepcopy(unet).eval().requires_grad_(False)
             self.network = GeneratorAndCritic(unet, self.scheduler)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
@@ -110,11 +112,14 @@ class FewStepsTuning(DiffusionTask):
         return [([each for each in part.parameters() if each.requires_grad], share) for part, share in parts]
 
     def batches(self, context: RunContext, start_step: int) -> Batches:
-        """Yields the batches of `DiffusionTask`, and with each the share of the training that is done."""
-        config = context.config
+        """Yields the batches of `DiffusionTask`, and with each the share of the training that is done.
+
+        The share never falls: in a run that is resumed with more steps, it stays until these have caught up.
+        """
+        config, reached = context.config, self.state[PROGRESS].item()
         self._bring_teacher(context.accelerator)
         for micro, batch in enumerate(super().batches(context, start_step)):
-            progress = (start_step + micro // config.accumulate) / config.steps
+            progress = max(reached, (start_step + micro // config.accumulate) / config.steps)
             yield batch | {PROGRESS: torch.tensor(progress, dtype=torch.float64)}
 
     @property
@@ -135,6 +140,7 @@ class FewStepsTuning(DiffusionTask):
         At first, the loss of distillation is the distance from the ends of the trajectories. In the last part, it is
         that of distribution matching. The noise-prediction loss of the critic is added in both parts.
         """
+        self.state = {PROGRESS: batch[PROGRESS]}
         progress = batch[PROGRESS].item()
         if self.teacher is None:
             self.step = stage_step(progress, self.stages)

@@ -50,7 +50,7 @@ class FrozenFeaturesTask(SegmentationTask):
             unet, data.num_classes, features.timesteps, features.hidden, features.stages
         )
         classifier.check_trunk(unet, scheduler)
-        self.unet = unet.eval().requires_grad_(False)
+        self.unet = self.unchanged = unet.eval().requires_grad_(False)
         super().__init__(classifier, data, config, augmentation, scheduler, num_workers)
 
     def _prepare(self) -> list[nn.Module]:

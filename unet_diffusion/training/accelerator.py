@@ -68,6 +68,7 @@ def make_accelerator(config: TrainingConfig, output: Path) -> Accelerator:
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
     )
+    accelerator.gradient_accumulation_steps = config.accumulate  # which a variable of Accelerate overrides
     launched = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
     if accelerator.num_processes != launched:
         raise ValueError(

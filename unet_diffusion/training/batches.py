@@ -14,7 +14,7 @@ from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.streaming import StreamingImages
 from unet_diffusion.randomness import keyed_permutation, keyed_seed
 from unet_diffusion.training.accelerator import RunContext
-from unet_diffusion.training.stopping import outlive_sigterm
+from unet_diffusion.training.stopping import outlive_signals
 
 Batches = Generator[dict[str, Tensor], None, None]  # its `close` ends the data workers
 TrainingImages = ImageDataset | MaskedDataset | StreamingImages
@@ -86,7 +86,7 @@ def training_batches(dataset: TrainingImages, context: RunContext, start_step: i
         "collate_fn": to_batch,
         "num_workers": num_workers,
         "pin_memory": device.type == "cuda",
-        "worker_init_fn": outlive_sigterm,
+        "worker_init_fn": outlive_signals,
     }
     if isinstance(dataset, StreamingImages):
         dataset.start = start_step * context.images_per_step

@@ -7,6 +7,7 @@ moving average, optimizer), `state.json` and `checksums.json`.
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet_diffusion.files import remove_at_once, write_json, written_aside
 
 logger = logging.getLogger(__name__)
 
+NAME = re.compile(r"step-\d{8,}")  # of a checkpoint folder; a copy under another name is left alone
 FORMAT = 2  # of the checkpoint folder; other formats are not read
 UNREADABLE = (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, KeyError)
 
@@ -80,6 +82,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return path
 
 
+def weights_digest(network: nn.Module) -> str:
+    """Returns a hash of all parameters and buffers of a network, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_bytes(tensor).numpy().data)
+    return digest.hexdigest()
+
+
 def same_bits(some: dict[str, dict[str, Tensor]], others: dict[str, dict[str, Tensor]]) -> bool:
     """Returns whether two checkpoints have the same tensors, bit for bit."""
     if {part: set(tensors) for part, tensors in some.items()} != {part: set(each) for part, each in others.items()}:
@@ -94,7 +105,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def saved_checkpoints(folder: Path) -> list[Path]:
     """Returns the folders of all finished checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"))
+    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

@@ -31,7 +31,7 @@ class TrainingConfig:
     """Forward passes per optimizer step."""
     optimizer: OptimizerName | Literal["auto"] = "auto"
     """"adamw", or "muon" (Jordan et al. 2024): Muon for the kernels inside the U, AdamW for the rest. "auto" is "muon"
-    for networks that learn to generate or enlarge images, unless --recipe is ddpm, and "adamw" for all others."""
+    for networks that learn only to generate or enlarge images, unless --recipe is ddpm, and "adamw" for all others."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW; that of Muon is 20 times as high."""
     warmup_steps: int = 200

@@ -62,6 +62,8 @@ class Muon(torch.optim.AdamW):
 
     Groups with the key `kernels` are learnt by Muon. It takes the momentum of a kernel as a matrix with a row for each
     output, and brings all singular values near 1. So directions with a small gradient are learnt as fast as others.
+    The kernel of a transposed convolution has a row for each input, since PyTorch stores it so. With a stride as large
+    as the kernel, as here, that is also the matrix of the map from an input pixel to its output pixels.
     `torch.optim.Muon` takes only matrices, and computes in bfloat16, which some processors emulate slowly. Here
     bfloat16 is for processors that have it: `products` is the type in which matrices with a short side of at least 128
     are multiplied.

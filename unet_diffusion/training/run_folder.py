@@ -9,8 +9,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unet_diffusion.data.record import DataRecord, resolved_place
-from unet_diffusion.files import remove_leftovers, write_json
+from unet_diffusion.data.record import FILE as RECORD
+from unet_diffusion.data.record import DataRecord, is_foreign_record, resolved_place
+from unet_diffusion.files import INDEX, remove_leftovers, write_json
 from unet_diffusion.saved_index import read_object
 from unet_diffusion.training.config import FREE_TO_CHANGE
 from unet_diffusion.unused_options import unused_among
@@ -36,6 +37,15 @@ FINDING = {  # options on how images and masks are found; they do not matter whe
     *("image_suffix", "mask_suffix", "mask_prefix", "max_broken"),
 }
 PATHS = {*PLACES, "model"}
+UNCHANGED = "unchanged_weights"  # in `config.json`: a hash of the network that `Task.unchanged` describes
+REPLACED = (
+    INDEX,
+    "README.md",
+    "metrics.jsonl",
+    "curves.png",
+    "masks.png",
+    "samples.png",
+)  # by a run, beside its record
 WORKERS_END = 6.0  # seconds; every 5 seconds, PyTorch's data workers check that their process lives
 
 
@@ -76,11 +86,14 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
 
     Raises:
         ValueError: the folder holds a run of another configuration or, unless `allow_changed_data` is set, of other
-            data.
+            data; or it holds no run, but files that a run would replace.
     """
     path = folder / "config.json"
     if path.exists():
         before, now = (FORMER | flat(each) for each in (json.loads(path.read_text(encoding="utf-8")), resolved))
+        if "threads" in before:
+            resolved = resolved | {"threads": before["threads"]}  # those of the first start
+        _check_unchanged(folder, before, now)
         earlier = None if record is None else DataRecord.read(folder)
         if record is not None and earlier is None:
             logger.warning("the run in %s has no data.json, so whether its data have changed is not checked", folder)
@@ -103,10 +116,35 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
                     "them, or choose another output folder."
                 )
             record = earlier.followed_by(record)
-    remove_leftovers(folder)
+    else:
+        _check_no_run(folder)
+    for place in (folder, folder / "checkpoints", folder / "previews"):
+        remove_leftovers(place)
     if record is not None:
         record.write(folder)
     write_json(path, resolved)
+
+
+def _check_unchanged(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises a ValueError if the weights that a run needs, but does not keep, are others than at its start."""
+    former, value = before.pop(UNCHANGED, None), now.pop(UNCHANGED, None)
+    if former is not None and former != value:
+        raise ValueError(
+            f"the weights of {now.get('model')} have changed since the run in {folder} was started, which needs them "
+            "as they were; give a folder that has them, under the same path, or choose another output folder."
+        )
+
+
+def _check_no_run(folder: Path) -> None:
+    """Raises a ValueError if a folder without a run has files that a run would replace."""
+    found = [name for name in REPLACED if (folder / name).exists()]
+    if is_foreign_record(folder):
+        found.append(RECORD)
+    if found:
+        raise ValueError(
+            f"output is {folder}, which holds no run (no config.json), but {', '.join(found)}, which a run would "
+            "replace; choose another folder, or move these files."
+        )
 
 
 def started_with(folder: Path) -> dict[str, Any]:

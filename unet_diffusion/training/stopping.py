@@ -54,11 +54,13 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def outlive_sigterm(worker: int) -> None:
-    """Keeps a data worker alive for a while after SIGTERM, which often reaches all processes of a job.
+def outlive_signals(worker: int) -> None:
+    """Keeps a data worker alive after Ctrl-C, and for a while after SIGTERM; both often reach all processes of a job.
 
-    The training process can then save, and ends the worker when it leaves. SIGALRM ends it after `GRACE` seconds.
+    The training process can then save, and ends the worker when it leaves. SIGALRM ends it `GRACE` seconds after
+    SIGTERM.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):  # not on Windows, which sends no SIGTERM
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 

@@ -24,6 +24,8 @@ class Task(ABC):
 
     Attributes:
         network: the network that learns.
+        unchanged: a network that does not learn and that checkpoints do not keep, such as a frozen trunk; a run is
+            resumed only with the same one.
         train: the images to learn from.
         num_workers: processes that load images ahead.
         optimizer: the optimizer that "auto" stands for, which suits the task.
@@ -36,6 +38,7 @@ class Task(ABC):
     """
 
     network: ModelMixin
+    unchanged: nn.Module | None = None
     train: TrainingImages
     num_workers: int = 0
     optimizer: OptimizerName = "adamw"

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from unet_diffusion.data.record import DataRecord
+from unet_diffusion.files import INDEX
 from unet_diffusion.network.precision import PRECISIONS
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.training.accelerator import RunContext, choose_kernels, memory_layout, steps_ahead
@@ -31,12 +32,13 @@ from unet_diffusion.training.checkpoints import (
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
+    weights_digest,
 )
 from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.training.metrics_log import MetricsLog, read_metrics
 from unet_diffusion.training.moving_average import MovingAverage
 from unet_diffusion.training.optimizer import make_optimizer
-from unet_diffusion.training.run_folder import claim, only_run_in
+from unet_diffusion.training.run_folder import UNCHANGED, claim, only_run_in
 from unet_diffusion.training.stopping import BestWeights, SkippedSteps, stop_requests
 from unet_diffusion.training.task import Task
 
@@ -77,6 +79,7 @@ class Trainer:
         }
         optimizer_name = task.optimizer if config.optimizer == "auto" else config.optimizer
         facts |= {"mixed_precision": accelerator.mixed_precision, "optimizer": optimizer_name}  # which may be "auto"
+        facts |= {} if task.unchanged is None else {UNCHANGED: weights_digest(task.unchanged)}
         self.resolved = json.loads(json.dumps({**resolved, **facts}, default=str))
         self.record = record
         if config.warmup_steps > config.steps and accelerator.is_main_process:
@@ -88,7 +91,8 @@ class Trainer:
             )
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last log line
-        self.loss_count = 0  # steps in these sums
+        self.loss_counts: dict[str, Tensor] = {}  # steps in each of these sums, since not all steps have all losses
+        self.loss_count = 0  # steps since then that were not lost
         self.seconds = 0.0  # of training since then
         self.best = BestWeights(task.patience)
         self.skipped = SkippedSteps(config.max_skipped_steps)
@@ -152,7 +156,7 @@ class Trainer:
         accelerator, config, started = self.accelerator, self.config, time.perf_counter()
         self.network.train()
         buffers = [buffer.clone() for buffer in self.task.network.buffers()]  # such as running means
-        sums, finite = dict(self.loss_sums), torch.ones((), dtype=torch.bool, device=accelerator.device)
+        sums, names, finite = dict(self.loss_sums), set(), torch.ones((), dtype=torch.bool, device=accelerator.device)
         for micro in range(config.accumulate):
             batch = next(batches)
             torch.manual_seed(keyed_seed(config.seed, "dropout", self.step, self._first_sample(micro)))
@@ -166,10 +170,12 @@ class Trainer:
                     lost = self._lost(finite)
                     self._optimize_unless(lost)
                 self.optimizer.zero_grad()
-            sums = {name: sums.get(name, 0) + loss.detach() / config.accumulate for name, loss in losses.items()}
+            sums |= {name: sums.get(name, 0) + loss.detach() / config.accumulate for name, loss in losses.items()}
+            names |= set(losses)
         for buffer, before in zip(self.task.network.buffers(), buffers):
             buffer.copy_(torch.where(lost, before, buffer))
         self.loss_sums = {name: torch.where(lost, self.loss_sums.get(name, 0.0), sums[name]) for name in sums}
+        self.loss_counts |= {name: self.loss_counts.get(name, 0) + ~lost for name in names}
         self.ema.step_unless(lost, self.task.network.parameters())
         self.task.finish_step(lost, accelerator)
         self.unread.append(lost)
@@ -235,10 +241,11 @@ class Trainer:
 
     def _log(self, bar: tqdm) -> None:
         self._read_lost_steps()
-        means = self._mean_over_processes() if self.loss_count else {}
-        losses = {name: total.item() / self.loss_count for name, total in means.items()}
+        sums = self._mean_over_processes() if self.loss_count else {}
+        counts = {name: self.loss_counts[name].item() for name in sums}
+        losses = {name: total.item() / counts[name] for name, total in sums.items() if counts[name]}
         rate = self.loss_count * self.context.images_per_step / self.seconds
-        self.loss_sums, self.loss_count, self.seconds = {}, 0, 0.0
+        self.loss_sums, self.loss_counts, self.loss_count, self.seconds = {}, {}, 0, 0.0
         bar.set_postfix(loss=f"{losses.get('loss', math.nan):.4f}", images_per_second=f"{rate:.0f}")
         self._record(
             **losses,  # none, if all steps since the last line were skipped
@@ -306,7 +313,9 @@ class Trainer:
                     "skipped": self.skipped.state(),
                     "ema_steps": self.ema.optimization_step,
                     "loss_sums": {name: total.item() for name, total in self.loss_sums.items()},
+                    "loss_counts": {name: count.item() for name, count in self.loss_counts.items()},
                     "loss_count": self.loss_count,
+                    "seconds": self.seconds,
                     "scaler": scaler.state_dict() if scaler else None,
                 },
             )
@@ -321,6 +330,11 @@ class Trainer:
         checkpoint = load_latest(self.output / "checkpoints")
         if checkpoint:
             self._restore(checkpoint)
+        elif (self.output / INDEX).exists():
+            raise ValueError(
+                f"the run in {self.output} is finished and has no checkpoints, so it cannot go on, and another start "
+                "would replace its results; choose another output folder."
+            )
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device)).unique().tolist()
         if len(steps) > 1:
             raise ValueError(
@@ -349,10 +363,11 @@ class Trainer:
         self.best.restore(state["best"], checkpoint.tensors.get("best", {}))
         self.task.state = {**self.task.state, **checkpoint.tensors.get("task", {})}
         self.skipped.restore(state["skipped"])
-        self.loss_sums = {
-            name: torch.tensor(total, device=self.accelerator.device) for name, total in state["loss_sums"].items()
-        }
-        self.loss_count = state["loss_count"]
+        self.loss_count, device = state["loss_count"], self.accelerator.device
+        counts = state.get("loss_counts", dict.fromkeys(state["loss_sums"], self.loss_count))  # absent in earlier ones
+        self.loss_sums = {name: torch.tensor(total, device=device) for name, total in state["loss_sums"].items()}
+        self.loss_counts = {name: torch.tensor(count, device=device) for name, count in counts.items()}
+        self.seconds = state.get("seconds", 0.0)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = checkpoint.step

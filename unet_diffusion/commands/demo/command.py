@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +15,7 @@ from unet_diffusion.training.stopping import stop_requests
 
 MAX_UPLOAD = "1gb"
 POLL = 0.2  # seconds
+FOLDER = "GRADIO_TEMP_DIR"  # environment variable of the folder where Gradio keeps files
 
 
 def demo(options: Demo) -> str:
@@ -28,8 +31,7 @@ def demo(options: Demo) -> str:
     """
     abilities = load_abilities(options.run, options.device)
     examples = [] if options.examples is None else find_examples(options.examples, abilities.reader)
-    with TemporaryDirectory(prefix="unet-diffusion-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
-        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")  # before Gradio is imported
+    with TemporaryDirectory(prefix="unet-diffusion-demo-", dir=os.environ.get(FOLDER)) as folder, _gradio_in(folder):
         try:
             from unet_diffusion.commands.demo.page import launch_options, page  # Gradio is an extra, and slow
         except ImportError as error:
@@ -43,6 +45,20 @@ def demo(options: Demo) -> str:
                 time.sleep(POLL)
         blocks.close(verbose=False)
     return "The page is closed."
+
+
+@contextmanager
+def _gradio_in(folder: str) -> Iterator[None]:
+    """Lets Gradio keep its files in a folder for the length of a block; it has to begin before Gradio is imported."""
+    before = os.environ.get(FOLDER)
+    os.environ.update({FOLDER: folder, "GRADIO_ANALYTICS_ENABLED": "False"})
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FOLDER]
+        else:
+            os.environ[FOLDER] = before
 
 
 def serve(blocks: Any, options: Demo, look: dict[str, Any]) -> str:
