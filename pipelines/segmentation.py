@@ -380,7 +380,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             image: one image, as in `__call__`.
             mask: its mask as a PIL image, an array or a tensor (H, W).
             opacity: of the colours, from 0 to 1.
-            objects: the objects' numbers, (H, W), to outline them in the colours of the mask's classes; None for no
+            objects: the objects' numbers, (H, W), to outline each object in the colour of its class; None for no
                 outlines.
 
         Raises:

@@ -19,7 +19,7 @@ from unet_diffusion.commands.segment import segment
 from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.figures import encoded_labels
 from unet_diffusion.images.large_images import open_image
-from unet_diffusion.images.palette import overlay
+from unet_diffusion.images.palette import colour, outlines, overlay
 from unet_diffusion.pipelines import SegmentationPipeline
 
 NAMES = ["ground", "dim", "bright"]
@@ -256,3 +256,14 @@ def test_outlines_are_opaque_and_inside_of_the_objects():
     inner[2:5, 2:5] = inner[2:5, 7:10] = True
     assert (shown[(mask > 0) & ~inner] == [9, 8, 7]).all()
     assert (shown[inner | (mask == 0)] == 100).all()
+
+
+def test_outlines_have_the_colour_of_the_class_of_most_pixels():
+    """Also where the mask is background, as in a hole that was filled."""
+    mask, objects = np.zeros((12, 24), dtype=np.uint8), np.zeros((12, 24), dtype=np.int32)
+    objects[2:10, 2:10], objects[2:10, 14:22] = 1, 2
+    mask[2:10, 3:10], mask[2:5, 3:10] = 2, 1
+    shown = np.asarray(overlay(Image.new("L", (24, 12), 10), mask, 0.0, objects=objects))
+    assert {tuple(pixel) for pixel in shown[outlines(objects) & (objects == 1)].tolist()} == {colour(2)}
+    assert {tuple(pixel) for pixel in shown[outlines(objects) & (objects == 2)].tolist()} == {colour(1)}
+    assert {tuple(pixel) for pixel in shown[~outlines(objects)].tolist()} == {(10, 10, 10)}

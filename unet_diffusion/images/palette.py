@@ -59,15 +59,27 @@ def overlay(
 ) -> Image.Image:
     """Draws the classes of a mask (H, W) in colour over an image of the same size; class 0 stays transparent.
 
-    The outlines of `objects`, numbers (H, W), 0 for the background, are drawn without any transparency.
+    The outlines of `objects`, numbers (H, W), 0 for the background, are drawn without any transparency, in the colour
+    of the class that most of the object's pixels have in the mask.
     """
     base = np.asarray(viewable(image), dtype=np.float32)
-    colours = np.asarray(mask_image(mask, palette).convert("RGB"), dtype=np.float32)
     strength = np.where(mask > 0, opacity, 0.0)
     if objects is not None:
-        strength[(mask > 0) & outlines(objects)] = 1
+        lines = outlines(objects)
+        mask, strength = np.where(lines, _main_classes(objects, mask)[objects], mask), np.where(lines, 1.0, strength)
+    colours = np.asarray(mask_image(mask, palette).convert("RGB"), dtype=np.float32)
     shown = (1 - strength[..., None]) * base + strength[..., None] * colours
     return Image.fromarray(shown.round().astype(np.uint8))
+
+
+def _main_classes(objects: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns, for objects 0..n, the class that most of their pixels have in a mask; 1 if all of them have class 0."""
+    known = (objects > 0) & (mask > 0)
+    pairs, counts = np.unique(objects[known].astype(np.int64) * 256 + mask[known], return_counts=True)
+    pairs = pairs[np.argsort(counts, kind="stable")]  # the most frequent class of an object is assigned last
+    classes = np.ones(int(objects.max()) + 1, dtype=np.uint8)
+    classes[pairs // 256] = pairs % 256
+    return classes
 
 
 def outlines(objects: np.ndarray) -> np.ndarray:
