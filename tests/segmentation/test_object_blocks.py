@@ -55,7 +55,7 @@ def test_only_windows_are_read():
     probabilities, boundary, distance = (Counted(each) for each in random_maps(90, 400, 2, seed=1))
     in_blocks(16, probabilities, boundary, distance, diameter=9.0)
     assert probabilities.largest == 16 * 16
-    assert boundary.largest == distance.largest == (16 + 2 * 3) ** 2  # 4 sigma of 0.08 diameters, rounded
+    assert boundary.largest == distance.largest == (16 + 2 * 4) ** 2  # 4 sigma of 0.08 diameters, rounded, and 1
 
 
 @pytest.mark.parametrize(

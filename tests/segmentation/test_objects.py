@@ -161,6 +161,24 @@ def test_what_is_no_object_of_the_maps_is_one_and_not_many(level, noise):
     assert find_objects(one_hot(disk, 2), boundary, distance, diameter=20).max() == 1
 
 
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_thin_object_whose_pixels_are_all_boundary_is_one(width, seed):
+    """Maps as a network gives them: the boundary is sure in most places, the distance near 1 all along."""
+    random = np.random.default_rng(seed)
+    line = np.zeros((60, 100), dtype=int)
+    line[30 : 30 + width, 20:80] = 1
+    noise = ndimage.gaussian_filter(random.standard_normal(line.shape), 1.5)
+    boundary = 1 / (1 + np.exp(-3 - noise / noise.std()))
+    distance = line * (0.9 + 0.05 * random.standard_normal(line.shape))
+    assert find_objects(one_hot(line, 2), boundary, distance, diameter=10).max() == 1
+    other = np.roll(line, width, axis=0)  # touches the first along its whole length, where the distance is low
+    both = np.where(line + other, 1, 0)
+    assert find_objects(one_hot(both, 2), *maps(line + 2 * other * (1 - line)), diameter=10).max() == (
+        1 if width < 3 else 2
+    )
+
+
 def test_a_speck_of_another_class_is_taken_in_if_it_is_too_small():
     mask = np.zeros((30, 30), dtype=int)
     mask[5:25, 5:25] = 1

@@ -33,7 +33,8 @@ def find_objects(
     """Finds the objects in the class probabilities of an image, and separates those that touch.
 
     Each object is a summit of a height. Without object maps, the height is the distance to the edge of the mask. If the
-    network has learnt object maps, it is the distance or 1 - boundary, or their product if there are both. The height
+    network has learnt object maps, it is the distance or 1 - boundary, or their product if there are both; beside the
+    background, the boundary then counts only as far as the distance is below 1. The height
     is smoothed by a Gaussian of 0.08 diameters, and every pixel belongs to the summit that the steepest ascent leads to
     (a watershed; Meyer 1994 calls it topographic). Two summits are one object if the pass between them reaches 0.87 of
     the lower summit, 0.8 with one map, or 0.6 with both. These are the dynamics of Grimaud 1992 as a ratio, so that
@@ -208,14 +209,16 @@ class ObjectSearch:
         from scipy import ndimage
 
         radius = int(4 * sigma + 0.5)
-        window, inner = grown(block, radius, self.shape)
-        if not self.has_maps:
+        window, inner = grown(block, radius + 1, self.shape)  # 1 for the neighbours of a pixel
+        if self.has_maps:
+            height = _height_of_maps(
+                self._foreground(window),
+                None if self.boundary is None else self.boundary[window],
+                None if self.distance is None else self.distance[window],
+            )
+        else:
             assert self.depth is not None
             height = np.asarray(self.depth[window])
-        else:
-            height = self._foreground(window).astype(np.float32)  # 0 outside, where no boundary is learnt
-            height = height if self.boundary is None else height * (1 - self.boundary[window])
-            height = height if self.distance is None else height * self.distance[window]
         height = height.astype(np.float32, copy=False)
         return ndimage.gaussian_filter(height, sigma, mode="nearest", radius=radius)[inner]
 
@@ -359,6 +362,21 @@ def _depth(classes: np.ndarray, as_one: bool) -> np.ndarray:
             return np.full(classes.shape, max(classes.shape) / 2, dtype=np.float32)
         np.maximum(depth, ndimage.distance_transform_edt(each), out=depth, casting="same_kind")
     return depth
+
+
+def _height_of_maps(foreground: np.ndarray, boundary: np.ndarray | None, distance: np.ndarray | None) -> np.ndarray:
+    """Returns the height of pixels (H, W) from the maps of objects, 0 outside of objects, where no boundary is learnt.
+
+    A pixel beside the background is a boundary in any case, which tells nothing about another object. So if there is
+    also a distance, its boundary counts only as far as the distance is low. Otherwise objects that are one or two
+    pixels wide would be boundary alone.
+    """
+    from scipy import ndimage
+
+    if boundary is None or distance is None:
+        return foreground * (distance if boundary is None else 1 - boundary)
+    inside = ndimage.binary_erosion(foreground, np.ones((3, 3)), border_value=1)
+    return foreground * distance * (1 - boundary * np.where(inside, 1, np.clip(1 - distance, 0, 1)))
 
 
 def _is_one(classes: np.ndarray, as_one: bool) -> bool:
