@@ -199,7 +199,8 @@ class DiffusionTask(Task):
     @property
     def sampling(self) -> tuple[SamplerName, int]:
         """The sampler of previews and its number of steps, as they suit the network best."""
-        return best_sampling(self.scheduler.config.prediction_type, self.few_steps)
+        config = self.scheduler.config
+        return best_sampling(config.prediction_type, self.few_steps, config.num_train_timesteps)
 
     @property
     def caption(self) -> str:
