@@ -218,8 +218,8 @@ def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int
         )
     elif few_steps is not None and steps > few_steps:
         problem = (
-            f"num_inference_steps is {steps}, but the network was tuned for 1 to {few_steps} steps; take {few_steps} or "
-            "fewer."
+            f"num_inference_steps is {steps}, but the network was tuned for 1 to {few_steps} steps; take at most "
+            f"{few_steps}."
         )
     if problem:
         warnings.warn(problem, stacklevel=4)  # the line that calls a pipeline
