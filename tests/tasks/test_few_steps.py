@@ -240,7 +240,9 @@ def test_validations_of_a_run_that_held_nothing_out_are_refused(tmp_path):
 def test_a_tuned_run_is_no_teacher(both, tmp_path):
     """Distillation learns from means, which no tuned network predicts; consistency tuning learns from the images."""
     for run in both.values():
-        with pytest.raises(ValueError, match="a run that was tuned for 1 to 4 steps, but distillation learns from the mean"):
+        with pytest.raises(
+            ValueError, match="a run that was tuned for 1 to 4 steps, but distillation learns from the mean"
+        ):
             tune_few_steps(tuning(run, tmp_path / "again"))
         tuning(run, tmp_path / "again", "consistency").check_paths()
     assert not (tmp_path / "again" / "config.json").exists()

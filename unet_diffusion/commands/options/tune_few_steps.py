@@ -55,9 +55,9 @@ class TuneFewSteps:
         few = saved_few_steps(self.model)
         if few is not None and self.few_steps.method == "distillation":
             raise ValueError(
-                f"model is {self.model}, a run that was tuned for 1 to {few} steps, but distillation learns from the mean "
-                "of all likely images, which a tuned run no longer predicts; give the run that it was tuned from, or "
-                "set method to 'consistency', which learns from the images alone."
+                f"model is {self.model}, a run that was tuned for 1 to {few} steps, but distillation learns from the "
+                "mean of all likely images, which a tuned run no longer predicts; give the run that it was tuned from, "
+                "or set method to 'consistency', which learns from the images alone."
             )
         check_output(self.output)
         if self.output.resolve() == self.model.resolve():
