@@ -17,10 +17,9 @@ from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.config import SamplerName, best_sampling
 from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
-from unet_diffusion.images.conversion import has_png
+from unet_diffusion.images.conversion import fits_stock_pipelines, has_png
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.no_class import NO_LABEL
-from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed, standard_normal
 from unet_diffusion.tasks.config import DiffusionConfig
@@ -277,7 +276,7 @@ class DiffusionTask(Task):
         """Returns text on how to generate images with the run, for its card: with a stock pipeline where one fits."""
         needs_class = network.config.num_class_embeds is not None and network.config.get("label_dropout", 0) == 0
         name, steps = self.sampling
-        if not needs_class and is_stock_range(self.pixel_range, network.config.in_channels):
+        if not needs_class and fits_stock_pipelines(network.config.in_channels, self.pixel_range):
             timesteps = str(self.scheduler.config.num_train_timesteps)
             return self.stock_use.replace("TIMESTEPS", timesteps).replace("STEPS", str(steps))
         arguments = f"num_inference_steps={steps}, generator=torch.manual_seed(0)"
@@ -293,10 +292,3 @@ class DiffusionTask(Task):
             .replace("LABELS", f" --class-labels {label}" if needs_class else "")
             .replace("REASON", NEEDS_CLASS if needs_class else OTHER_VALUES)
         )
-
-
-def is_stock_range(pixel_range: PixelRange, channels: int) -> bool:
-    """Returns whether the stock pipelines of diffusers give images of this range and number of channels."""
-    full = PixelRange.full("uint8")
-    same = (pixel_range.dtype, set(pixel_range.low), set(pixel_range.high)) == ("uint8", {*full.low}, {*full.high})
-    return same and has_png(channels, pixel_range)
