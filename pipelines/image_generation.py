@@ -19,6 +19,7 @@ from unet_diffusion.diffusion.sampling import (
     check_few_steps,
     check_has_classes,
     check_scheduler,
+    check_steps,
     denoised,
     scaled_input,
     start_sampling,
@@ -30,6 +31,7 @@ from unet_diffusion.network.precision import autocast, settled_precision
 from unet_diffusion.pipelines.base import (
     Generators,
     PrivateArguments,
+    check_finite,
     check_noise_predictor,
     check_tuned_steps,
     generators_for,
@@ -191,13 +193,14 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
         Args:
             batch_size: number of images.
-            num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1000 for plain DDPM.
+            num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1000 for plain DDPM. They must not
+                be more than the timesteps of the training.
             class_labels: one class for all images, or one per image; None for no class. A class is one of
                 `label_names`, or its index, an integer. A string of digits counts as an index only if the classes have
                 no names.
             guidance_scale: w in uncond + w (cond - uncond), classifier-free guidance (Ho & Salimans 2022); 1 for none.
             guidance_interval: (low, high), the guided part of the schedule: 0 is its noisy beginning, 1 its end
-                (Kynkaanniemi et al. 2024); None for all of it.
+                (Kynkaanniemi et al. 2024); None for all of it. It must hold the beginning of a step.
             height: in pixels; None for that of `unet.config.sample_size`.
             width: in pixels; None for that of `unet.config.sample_size`.
             generator: one generator, or a list or tuple with one per image, so that an image does not depend on the
@@ -216,14 +219,16 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 it, or what `accelerate launch` was told. Everything else stays in float32.
 
         Raises:
-            ValueError: an argument that does not fit the others, the network or the scheduler.
+            ValueError: an argument that does not fit the others, the network or the scheduler; or the images are not
+                finite.
         """
         config = self.unet.config
         size = config.sample_size
         batch_size, num_inference_steps, max_batch = map(plain, (batch_size, num_inference_steps, max_batch))
         height, width, guidance_scale = map(plain, (height, width, guidance_scale))
+        guidance_interval, eta = plain(guidance_interval), plain(eta)
         default_height, default_width = (size, size) if isinstance(size, int) else size
-        height, width = height or default_height, width or default_width
+        height, width = default_height if height is None else height, default_width if width is None else width
         counts = {"batch_size": batch_size, "num_inference_steps": num_inference_steps, "max_batch": max_batch}
         for name, count in {**counts, "height": height, "width": width}.items():
             require(is_count(count), name, count, "must be an integer of at least 1")
@@ -232,13 +237,17 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         generator = generators_for(generator, batch_size)
         shape = (batch_size, config.in_channels, height, width)
         self.check_inputs(shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
+        check_steps(self.scheduler, num_inference_steps)
         check_few_steps(self.few_steps, self.scheduler, num_inference_steps, guidance_scale)
         check_classes(config, batch_size, labels, guidance_scale, guidance_interval)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
         self._precision = settled_precision(mixed_precision, device)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        start_sampling(self.scheduler, num_inference_steps, device)
         self._num_timesteps = len(self.scheduler.timesteps)
+        guided = [i for i in range(self._num_timesteps) if self._is_guided(i, guidance_interval)]
+        rule = f"the {self._num_timesteps} steps begin at multiples of 1 / {self._num_timesteps}, none of them in it"
+        require(bool(guided), "guidance_interval", guidance_interval, rule)
         noise = self.prepare_latents(shape, device, generator, latents)
         classes = None if labels is None else torch.tensor(labels, device=device)
 
@@ -254,7 +263,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 for i, t in enumerate(self.scheduler.timesteps):
                     if self.interrupt:
                         break
-                    guidance = self._guidance_at(i, guidance_interval)
+                    guidance = self.guidance_scale if self._is_guided(i, guidance_interval) else 1.0
                     prediction = self._predict(sample, t, part_classes, guidance)
                     sample = denoised(self.scheduler, i, prediction, sample, part_generator, eta)
                     if callback_on_step_end is not None:
@@ -263,14 +272,16 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                     progress.update()
                 finished.append(sample)
 
-        images = as_output(torch.cat(finished).float(), output_type, self.pixel_range)
+        generated = torch.cat(finished).float()
+        check_finite(generated)
+        images = as_output(generated, output_type, self.pixel_range)
         self.maybe_free_model_hooks()
         return ImageGenerationOutput(images=images) if return_dict else (images,)
 
-    def _guidance_at(self, step: int, interval: tuple[float, float] | None) -> float:
-        """Returns the guidance scale of a step; outside the interval it is 1, which means no guidance."""
-        low, high = interval or (0.0, 1.0)
-        return self.guidance_scale if low <= step / self.num_timesteps < high else 1.0
+    def _is_guided(self, step: int, interval: tuple[float, float] | None) -> bool:
+        """Returns whether a step begins in the interval; None means all of the schedule."""
+        low, high = (0.0, 1.0) if interval is None else interval
+        return low <= step / self.num_timesteps < high
 
     def _predict(self, sample: Tensor, timestep: Any, classes: Tensor | None, guidance: float) -> Tensor:
         """The network's prediction, float32 (B, C, H, W), guided by the class unless `guidance` is 1."""

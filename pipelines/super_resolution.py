@@ -19,6 +19,7 @@ from unet_diffusion.diffusion.low_resolution import enlarged, with_noise
 from unet_diffusion.diffusion.sampling import (
     check_few_steps,
     check_scheduler,
+    check_steps,
     denoised,
     scaled_input,
     start_sampling,
@@ -31,6 +32,7 @@ from unet_diffusion.network.tiling import Tiling, tiled
 from unet_diffusion.pipelines.base import (
     Generators,
     PrivateArguments,
+    check_finite,
     check_noise_predictor,
     check_tuned_steps,
     generators_for,
@@ -136,6 +138,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
         steps = num_inference_steps
         require(is_count(steps), "num_inference_steps", steps, "must be an integer of at least 1")
+        check_steps(self.scheduler, steps)
         check_condition_noise(condition_noise)
         check_output_type(output_type, OUTPUT_TYPES, self.channels, self.pixel_range)
         check_scheduler(self.scheduler, eta=None)
@@ -160,7 +163,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                 values that are stored in files; or a list of these. An array is taken as (C, H, W) if only this order
                 fits the network's channels.
             num_inference_steps: steps of the scheduler; about 20 for a fast solver, 1 or 2 of `LCMScheduler` for a
-                network that `tune-few-steps` has tuned.
+                network that `tune-few-steps` has tuned. They must not be more than the timesteps of the training.
             generator: one generator, or a list or tuple with one per image, so that an image does not depend on the
                 others; None for PyTorch's global one.
             condition_noise: deviation of the noise that is added to the enlarged image, whose values lie in [-1, 1]. It
@@ -175,7 +178,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                 it, or what `accelerate launch` was told. Everything else stays in float32.
 
         Raises:
-            ValueError: an image or an argument does not fit the network or the scheduler; the message gives the fix.
+            ValueError: an image or an argument does not fit the network or the scheduler, or a large image is not
+                finite; the message gives the fix.
         """
         num_inference_steps, condition_noise = plain(num_inference_steps), plain(condition_noise)
         self.check_inputs(num_inference_steps, condition_noise, output_type)
@@ -185,7 +189,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         inputs = list(self.read_images(image))
         given = generators_for(generator, len(inputs))
         generators = iter([given] * len(inputs) if isinstance(given, torch.Generator) else given or ())
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        start_sampling(self.scheduler, num_inference_steps, self._execution_device)
         batches = list(tiling.batches(inputs, self.scale))
         images: list[Any] = []
         with self.progress_bar(total=len(batches) * len(self.scheduler.timesteps)) as progress:
@@ -203,6 +207,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                     prediction = self._predict(large, t, condition, tiling)
                     large = denoised(self.scheduler, i, prediction, large, own)
                     progress.update()
+                check_finite(large)
                 images.extend(as_output(large.float(), output_type, self.pixel_range))
         self.maybe_free_model_hooks()
         return SuperResolutionOutput(images=images) if return_dict else (images,)

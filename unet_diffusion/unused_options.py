@@ -290,9 +290,14 @@ TABLE = (
         "leave out plain, or {option}",
     ),
     Unused(
-        ("flip", "num_workers", "streaming"),
+        ("flip",),
         lambda training_images: True,
-        "the real images are compared as they are, all at once",
+        "real images are mirrored if the run learnt from mirrored ones",
+    ),
+    Unused(
+        ("num_workers", "streaming"),
+        lambda training_images: True,
+        "the real images are compared all at once",
     ),
     Unused(
         ("label_column",),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from unet_diffusion import cli
 from unet_diffusion.commands import evaluate_generation
-from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
+from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration, RealData
 from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.record import make_record
@@ -150,6 +150,23 @@ def test_generated_images_are_compared_with_real_ones_and_with_the_counts(run, t
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "other.png")])
     with pytest.raises(SystemExit, match="'absent', but must be one of efficientnet-lite0, inception"):
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "new.json"), "--features", "absent"])
+
+
+def test_copies_of_what_a_run_with_flips_or_crops_learnt_from_are_found(run, tmp_path, capsys):
+    output = tmp_path / "run"
+    arguments = ["--output", str(output), "--model", str(run.parent / "network.json"), "--steps", "1"]
+    arguments += ["--max-images", "100", "--validation-fraction", "0.3", "--preview-images", "1", "--batch-size", "2"]
+    cli.run("train-ddpm", [*arguments, "--warmup-steps", "0", "--crop-size", "26", "--flip"])
+    options = EvaluateGeneration(run=output, count=64, steps=1, output=tmp_path / "figures.json")
+    real = evaluate_generation.load_real(options, generation_pipeline(options).unet)
+    assert real.mirrored and real.training.random and real.held_out.random
+    text = evaluate_generation.evaluate_generation(options, real, [real.training[:64].flip(-1) / 2 + 0.5])
+    scores = json.loads((tmp_path / "figures.json").read_text())
+    assert scores["memorisation"]["generated"] == pytest.approx(0, abs=1e-6) and scores["memorisation"]["near"] == 1
+    assert "only one crop of each is searched" in scores["note"] and scores["note"] in text
+    whole = EvaluateGeneration(run=run, count=64, data=RealData("mnist-5000", image_size=8, max_images=80))
+    real = evaluate_generation.load_real(whole, generation_pipeline(whole).unet)
+    assert not real.mirrored and not real.training.random and "crop" not in real.note
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,21 @@
 import inspect
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from unet_diffusion import UNet
-from unet_diffusion.diffusion.config import SamplerName
-from unet_diffusion.diffusion.sampling import check_classes, sampler, step_arguments
+from unet_diffusion.diffusion.config import SamplerName, best_sampling
+from unet_diffusion.diffusion.sampling import (
+    check_classes,
+    check_steps,
+    denoised,
+    sampler,
+    start_sampling,
+    step_arguments,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
 NAMES = get_args(SamplerName)
@@ -101,7 +109,51 @@ def test_clipping_is_for_noise_prediction_where_the_training_clips():
 def test_thresholding_of_diffusers_is_clipping_to_the_range_of_images():
     scheduler = sampler("dpm-solver++", DDPMScheduler())
     images = 3 * torch.randn(2, 1, 8, 8)
-    torch.testing.assert_close(scheduler._threshold_sample(images), images.clamp(-1, 1))
+    stock = type(scheduler).from_config(scheduler.config)._threshold_sample(images)  # by quantiles
+    torch.testing.assert_close(stock, images.clamp(-1, 1))
+    torch.testing.assert_close(scheduler._threshold_sample(images), stock)
+
+
+@pytest.mark.parametrize("name", ["dpm-solver++", "unipc"])
+def test_more_values_than_quantiles_can_be_computed_of_are_clipped(name, tmp_path):
+    sampler(name, DDPMScheduler()).save_pretrained(tmp_path)
+    scheduler = type(sampler(name, DDPMScheduler())).from_pretrained(tmp_path)  # the class of diffusers
+    start_sampling(scheduler, 2, torch.device("cpu"))
+    prediction = torch.zeros(1, 1, 1, 2**24 + 1)
+    noisy = torch.full_like(prediction, 0.5)
+    assert denoised(scheduler, 0, prediction, noisy, None).abs().max() <= 1.01
+
+
+@pytest.mark.parametrize("timesteps", [100, 1000])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_timestep_is_negative(name, timesteps):
+    def too_many(steps):  # as diffusers counts them
+        return len(np.arange(timesteps, 0, -timesteps / steps)) > steps
+
+    affected = [steps for steps in range(1, timesteps + 1) if too_many(steps)]
+    assert {100: 5, 1000: 62}[timesteps] == len(affected)
+    scheduler = sampler(name, DDPMScheduler(num_train_timesteps=timesteps))
+    for steps in affected:
+        start_sampling(scheduler, steps, torch.device("cpu"))
+        assert scheduler.timesteps.min() >= 0 and scheduler.num_inference_steps == steps
+        assert len(scheduler.timesteps) == (2 * steps - 1 if name == "heun" else steps)
+        if hasattr(scheduler, "sigmas"):
+            assert len(scheduler.sigmas) == len(scheduler.timesteps) + 1 and scheduler.sigmas[-1] == 0
+            assert (scheduler.sigmas[:-1] > 0).all()
+
+
+def test_more_steps_than_training_timesteps_are_refused():
+    scheduler = sampler("dpm-solver++", DDPMScheduler(num_train_timesteps=10))
+    check_steps(scheduler, 10)
+    with pytest.raises(ValueError, match="num_inference_steps is 11, but the network was trained with 10 timesteps"):
+        check_steps(scheduler, 11)
+    check_steps(EDMEulerScheduler(num_train_timesteps=10), 11)  # its times are continuous
+
+
+def test_default_number_of_steps_is_at_most_that_of_the_training_timesteps():
+    assert best_sampling("v_prediction", None, 10) == ("dpm-solver++", 10)
+    assert best_sampling("epsilon", None, 1000) == ("sde-dpm-solver++", 20)
+    assert best_sampling("v_prediction", 4, 1) == ("lcm", 1)
 
 
 @pytest.mark.parametrize("name", ["dpm-solver++", "sde-dpm-solver++", "unipc", "euler", "ddim", "ddpm"])

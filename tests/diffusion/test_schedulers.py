@@ -315,6 +315,37 @@ def test_samplers_need_no_more_steps_than_they_are_said_to(name, beta_schedule):
     assert images.std().item() == pytest.approx(STD, abs=STD_TOLERANCE + 0.04 * STD)  # so few steps are 5 % off
 
 
+def generated(name: str, steps: int, prediction: str = "epsilon", **arguments: Any) -> Result:
+    """Mean and deviation of the samples of one of our samplers with the exact predictor."""
+    training = DDPMScheduler(prediction_type=prediction, clip_sample=False)
+    unet = GaussianPredictor("vp", prediction, alphas_cumprod=tuple(training.alphas_cumprod.tolist()))
+    pipe = ImageGenerationPipeline(unet, sampler(name, training))
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(IMAGES, steps, generator=generator, output_type="latent", **arguments).images
+    return Result(images.mean().item(), images.std().item())
+
+
+@pytest.mark.parametrize("name", [name for name in get_args(SamplerName) if name != "lcm"])
+def test_a_step_more_changes_little_where_diffusers_counts_down_to_timestep_minus_one(name):
+    """With 61 steps, 1000 / 61 is rounded down, and the network would be asked for timestep -1."""
+    affected, other = generated(name, 61), generated(name, 60)
+    assert affected.mean == pytest.approx(other.mean, abs=0.01 * STD)
+    assert affected.std == pytest.approx(other.std, abs=0.02 * STD)
+
+
+@pytest.mark.parametrize(
+    ("steps", "prediction", "arguments"),
+    [(300, "epsilon", {}), (501, "epsilon", {}), (501, "v_prediction", {}), (300, "sample", {"eta": 1.0})],
+)
+def test_ddim_goes_to_its_next_timestep_also_if_its_steps_do_not_divide_the_training_timesteps(
+    steps, prediction, arguments
+):
+    found = generated("ddim", steps, prediction, **arguments)
+    assert found.mean == pytest.approx(MEAN, abs=MEAN_TOLERANCE)
+    assert found.std == pytest.approx(STD, abs=STD_TOLERANCE)
+
+
 @pytest.mark.parametrize("name", ["CogVideoXDPMScheduler", "RePaintScheduler", "ScoreSdeVeScheduler"])
 def test_scheduler_that_needs_another_loop_is_refused(name):
     pipe = ImageGenerationPipeline(GaussianPredictor("flow"), getattr(diffusers.schedulers, name)())

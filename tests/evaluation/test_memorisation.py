@@ -23,6 +23,23 @@ def test_copies_are_found_and_shown_beside_their_originals():
     assert not np.array_equal(first, others[0])
 
 
+def test_copies_of_mirrored_images_are_found_where_the_training_mirrored():
+    training = noise(50, seed=0)
+    generated = torch.cat([noise(9, seed=1), training[[7]].flip(-1), training[[30]]])
+    distances, held_out = [], []
+    for mirrored in (False, True):
+        search = CopySearch(training, pairs=2, mirrored=mirrored)
+        search.add(generated)
+        scores, pairs = search.scores(noise(400, seed=2))
+        distances.append(search.distances)
+        held_out.append(scores.held_out)
+    assert distances[1][9:].tolist() == pytest.approx([0, 0], abs=1e-6) and distances[0][9] > 0.1
+    assert (distances[1][:9] <= distances[0][:9]).all()
+    assert held_out[1] < held_out[0]  # held-out images are compared in the same way
+    first, second, *others = (np.asarray(pairs)[2:5, left : left + 5] for left in (2, 9, 16, 23))
+    assert np.array_equal(first, second) and np.array_equal(*others)
+
+
 def test_distances_are_root_mean_squares_of_pixels():
     training = torch.zeros(3, 2, 4, 4)
     figures, _ = memorisation(torch.full((1, 2, 4, 4), 0.5), training, torch.full((20, 2, 4, 4), -0.25))

@@ -3,6 +3,8 @@
 import doctest
 import json
 import logging
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -323,8 +325,42 @@ def test_wrong_classes_are_named():
         untrained_null()
     with pytest.raises(ValueError, match="train with label_dropout > 0"):
         untrained_null(class_labels=0, guidance_scale=2.0)
-    with pytest.raises(ValueError, match=r"guidance_interval is \(0.5, 0.5\)"):
-        pipeline(class_network())(class_labels=0, guidance_scale=2.0, guidance_interval=(0.5, 0.5))
+    pipe = pipeline(class_network())
+    for interval, scale, rule in (
+        ((0.5, 0.5), 2.0, "must be two numbers, 0 <= low < high <= 1"),
+        ((), 2.0, "must be two numbers"),
+        ((0.0, 0.5), 1.0, "there is no guidance"),
+        ((0.55, 0.7), 2.0, "the 2 steps begin at multiples of 1 / 2, none of them in it"),
+    ):
+        with pytest.raises(ValueError, match=f"guidance_interval is {re.escape(repr(interval))}, but .*{rule}"):
+            pipe(1, 2, class_labels=0, guidance_scale=scale, guidance_interval=interval)
+    pipe(1, 2, class_labels=0, guidance_scale=2.0, guidance_interval=np.array([0, 0.5]), eta=np.float32(0.5))
+
+
+def test_sides_of_zero_are_refused():
+    for side in ("height", "width"):
+        with pytest.raises(ValueError, match=f"{side} is 0, but must be an integer of at least 1"):
+            pipeline()(1, 2, **{side: 0})
+
+
+def test_more_steps_than_training_timesteps_are_refused():
+    with pytest.raises(ValueError, match="num_inference_steps is 20, but the network was trained with 10 timesteps"):
+        pipeline(scheduler=DDPMScheduler(num_train_timesteps=10))()
+
+
+def test_images_that_are_not_finite_are_an_error():
+    pipe = pipeline()
+    with pytest.raises(ValueError, match="values that are NaN or infinite"):
+        pipe(1, 2, latents=torch.full((1, 1, 8, 8), torch.nan))
+
+
+def test_more_steps_than_a_network_was_tuned_for_are_warned_of():
+    pipe = pipeline(scheduler=sampler("lcm", DDPMScheduler()), few_steps=4)
+    with pytest.warns(UserWarning, match="num_inference_steps is 5, but the network was tuned for 1 to 4 steps"):
+        pipe(1, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pipe(1, 4)
 
 
 def test_networks_that_cannot_generate_are_refused():

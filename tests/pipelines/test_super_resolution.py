@@ -136,6 +136,19 @@ def test_images_of_one_size_run_together_up_to_the_memory_of_a_window():
     assert list(tiling.batches([], scale=2)) == []
 
 
+def test_more_steps_than_training_timesteps_are_refused():
+    pipe = pipeline(scheduler=sampler("dpm-solver++", DDPMScheduler(num_train_timesteps=10)))
+    with pytest.raises(ValueError, match="num_inference_steps is 20, but the network was trained with 10 timesteps"):
+        pipe(image(4, 5))
+
+
+def test_large_images_that_are_not_finite_are_an_error(monkeypatch):
+    pipe = pipeline()
+    monkeypatch.setattr(pipe, "_predict", lambda large, *rest: torch.full_like(large, torch.nan))
+    with pytest.raises(ValueError, match="values that are NaN or infinite"):
+        pipe(image(4, 5), 2)
+
+
 def test_one_generator_goes_from_image_to_image():
     """Like one sequence of noise for all: each image starts where the one before it ended."""
     pipe = pipeline()

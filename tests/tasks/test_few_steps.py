@@ -232,6 +232,49 @@ def test_many_steps_of_a_tuned_run_are_warned_of(tuned):
         pipe(num_inference_steps=20)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data": TuningData("mnist-5000", validation_fraction=0)}, "validate_every is 4, but no image is held out"),
+        ({"data": TuningData("mnist-5000", label_column="kind")}, "label_column is 'kind', but the network does not"),
+    ],
+)
+def test_options_that_decide_nothing_are_refused(base, tmp_path, given, message):
+    run = shutil.copytree(base, tmp_path / "run")
+    network = json.loads((run / "unet/config.json").read_text())
+    (run / "unet/config.json").write_text(json.dumps({**network, "num_class_embeds": None}))
+    options = replace(tuning(run, tmp_path / "tuned"), **given)
+    with pytest.raises(ValueError, match=message):
+        options.check_paths()
+
+
+def test_validations_of_a_run_that_held_nothing_out_are_refused(tmp_path):
+    (tmp_path / "network.json").write_text(json.dumps({"channels": [8, 16], "head_channels": 8}))
+    run = train_ddpm(
+        TrainDDPM(
+            output=tmp_path / "run",
+            model=str(tmp_path / "network.json"),
+            data=DataConfig(max_images=4, validation_fraction=0, image_size=8),
+            diffusion=DiffusionConfig(preview_images=1),
+            training=TrainingConfig(steps=1, batch_size=2, warmup_steps=0, trackers=()),
+        )
+    )
+    with pytest.raises(ValueError, match="validate_every is 4, but no image is held out"):
+        tune_few_steps(tuning(run, tmp_path / "tuned"))
+    assert not (tmp_path / "tuned" / "config.json").exists()
+
+
+def test_a_tuned_run_is_no_teacher(both, tmp_path):
+    """Distillation learns from means, which no tuned network predicts; consistency tuning learns from the images."""
+    for run in both.values():
+        with pytest.raises(
+            ValueError, match="a run that was tuned for 1 to 4 steps, but distillation learns from the mean"
+        ):
+            tune_few_steps(tuning(run, tmp_path / "again"))
+        tuning(run, tmp_path / "again", "consistency").check_paths()
+    assert not (tmp_path / "again" / "config.json").exists()
+
+
 def test_an_export_says_how_a_tuned_run_generates(base, tuned, tmp_path):
     for run, said, left_out in (
         (tuned, ("pipe(num_inference_steps=1)", "1 to 4 steps of LCMScheduler"), "guidance"),

@@ -33,10 +33,16 @@ from unet_diffusion.images.axes import counted
 from unet_diffusion.images.figures import save_image
 from unet_diffusion.pipelines.base import saved_range
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
+from unet_diffusion.saved_index import read_object
 from unet_diffusion.saved_runs import best_device
 from unet_diffusion.unet import UNet
 
 logger = logging.getLogger(__name__)
+
+CROPS = (
+    "the run learnt from crops at all places of its images, but only one crop of each is searched, so copies of other "
+    "crops can be missed, and the share of near images can be too low."
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,9 @@ class RealImages:
         training: images of the training rows, searched for copies.
         features: features of the first `count` training images, (count, D).
         held_out: images that were held out of training; None if there are none.
-        note: a sentence about images that the run was, or may have been, trained on although the data hold them out; ""
-            if there are none.
+        note: sentences about images that the run was, or may have been, trained on although the data hold them out, and
+            about crops that are not searched; "" if there are none.
+        mirrored: whether the run also learnt from mirrored images, so that copies of these are searched too.
     """
 
     network: FeatureNetwork
@@ -57,13 +64,14 @@ class RealImages:
     features: Tensor
     held_out: DrawnImages | None
     note: str = ""
+    mirrored: bool = False
 
 
 def load_real(options: EvaluateGeneration, unet: UNet) -> RealImages:
     """Returns the real images for runs whose networks generate the same kind of images as this one.
 
     Without `data`, they are the images of the run in the options, divided as that run divided them. In other data,
-    images that this run was trained on do not count as held out.
+    images that this run was trained on do not count as held out. All are cut and mirrored as the run learnt from them.
 
     Raises:
         ValueError: there are too few images, they have another size or other channels than the network generates, or
@@ -77,13 +85,24 @@ def load_real(options: EvaluateGeneration, unet: UNet) -> RealImages:
         raise ValueError(
             f"data is not given, and none of the images that the run in {options.run} held out is there; give data."
         )
-    training = drawn(images.train, max(options.count, options.training_images))
+    mirrored = learnt_mirrored(options.run)
+    random = mirrored or (isinstance(images.train, ImageDataset) and images.train.random)
+    as_learnt = {"random": random, "flip": mirrored}
+    training = drawn(images.train, max(options.count, options.training_images), **as_learnt)
     check_same_images(training, unet)
     first = training.first(options.count)
     check_enough(len(first), options.count)
     new, note = untrained(images.validation, options.run)
-    held_out = None if new is None else drawn(new, options.count)
-    return RealImages(network, training, features_of(network, first), held_out, note)
+    held_out = None if new is None else drawn(new, options.count, **as_learnt)
+    if training.random and training.are_cut:
+        note = " ".join(filter(None, [note, CROPS]))
+    return RealImages(network, training, features_of(network, first), held_out, note, mirrored)
+
+
+def learnt_mirrored(run: Path) -> bool:
+    """Returns whether a run also learnt from mirrored images; False for a pipeline alone, which does not say."""
+    path = run / "config.json"
+    return path.is_file() and bool(read_object(path).get("data", {}).get("flip", False))
 
 
 def load_as_learnt(data: DataConfig, run: Path) -> ImageSets:
@@ -182,7 +201,8 @@ def evaluate_generation(
         pipe = generation_pipeline(options)
         real = real or load_real(options, pipe.unet)
         generated = generated_batches(options, pipe) if generated is None else generated
-    features, copies = [], CopySearch(real.training.first(options.training_images))
+    features = []
+    copies = CopySearch(real.training.first(options.training_images), mirrored=real.mirrored)
     for batch in generated:
         images = batch.cpu() * 2 - 1
         features.append(features_of(real.network, images))

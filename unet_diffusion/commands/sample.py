@@ -14,7 +14,7 @@ from unet_diffusion.commands.options.sample import GRID, Sample
 from unet_diffusion.commands.overlap import Behind
 from unet_diffusion.commands.record import Record, Result
 from unet_diffusion.commands.runner import digest, is_out_of_memory, reason_of
-from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.diffusion.sampling import check_steps, sampler
 from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import encoded_array, encoded_image, grid
 from unet_diffusion.network.precision import settled_precision
@@ -49,9 +49,11 @@ def sample(options: Sample) -> Path:
 
 
 def generation_pipeline(options: GenerationOptions) -> ImageGenerationPipeline:
-    """Loads the run's pipeline with the sampler, on the device."""
+    """Loads the run's pipeline with the sampler, on the device; a ValueError for more steps than the sampler has."""
     pipe = load_pipeline(ImageGenerationPipeline, options.run).to(best_device(options.device))
-    pipe.scheduler = sampler(options.sampling[0], pipe.scheduler)
+    name, steps = options.sampling
+    pipe.scheduler = sampler(name, pipe.scheduler)
+    check_steps(pipe.scheduler, steps)
     return pipe
 
 

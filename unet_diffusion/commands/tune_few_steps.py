@@ -20,6 +20,7 @@ from unet_diffusion.tasks.few_steps import FewStepsSuperResolutionTask, FewSteps
 from unet_diffusion.tasks.super_resolution import saved_small_images
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.trainer import Trainer
+from unet_diffusion.unused_options import check_used
 
 
 def tune_few_steps(options: TuneFewSteps) -> Path:
@@ -39,6 +40,7 @@ def tune_few_steps(options: TuneFewSteps) -> Path:
     options = replace(options, data=run_images(options.model, options.data) if own else options.data)
     earlier = options.model if own else None
     data, summary = load_examined(options.data, options.training.seed, options.output, accelerator, earlier)
+    check_used(options, held_out=data.validation is not None)
     task = make_task(options, data)
     resolved = asdict(options) | {"diffusion": asdict(task.config)}
     if isinstance(task, FewStepsSuperResolutionTask):

@@ -9,7 +9,9 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 FEW_STEPS = 4  # the largest number that tune-few-steps tunes for
 
 
-def best_sampling(prediction_type: Any, few_steps: int | None = None) -> tuple[SamplerName, int]:
+def best_sampling(
+    prediction_type: Any, few_steps: int | None = None, num_train_timesteps: int | None = None
+) -> tuple[SamplerName, int]:
     """The sampler with which a network needs the fewest steps for good images, and that number of steps.
 
     A noise predictor needs fresh noise in every step, which makes up for its errors (docs/samplers.md).
@@ -17,10 +19,13 @@ def best_sampling(prediction_type: Any, few_steps: int | None = None) -> tuple[S
     Args:
         prediction_type: what the network predicts.
         few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it was not tuned.
+        num_train_timesteps: the timesteps that the network knows, which are the most steps; None for no limit.
     """
+    name: SamplerName = "sde-dpm-solver++" if prediction_type == "epsilon" else "dpm-solver++"
+    steps = 20
     if few_steps is not None:
-        return "lcm", 2
-    return ("sde-dpm-solver++" if prediction_type == "epsilon" else "dpm-solver++"), 20
+        name, steps = "lcm", 2
+    return name, steps if num_train_timesteps is None else min(steps, num_train_timesteps)
 
 
 def check_tunable(prediction_type: Any) -> None:

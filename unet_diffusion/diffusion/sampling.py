@@ -3,10 +3,13 @@
 import inspect
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, get_args
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
+from diffusers.schedulers.scheduling_ddim_parallel import DDIMParallelScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
@@ -16,7 +19,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from unet_diffusion.checks import require
+from unet_diffusion.checks import is_number, require
 from unet_diffusion.diffusion.config import SamplerName
 
 # The steps are spaced evenly from the noisiest timestep ("trailing"; Lin et al. 2024, table 2); a schedule that ends at
@@ -44,6 +47,7 @@ NOISE_SETTINGS = {  # settings that a network is trained for, and their values f
     "trained_betas": None,
     "rescale_betas_zero_snr": False,
 }
+STEPS_OF_ONE_LENGTH = (DDIMScheduler, DDIMParallelScheduler, CogVideoXDDIMScheduler)  # wherever their timesteps lie
 MEANS = 2  # steps after which an image is still near the mean of many
 OTHER_TIMES = {"use_flow_sigmas": True, "timestep_type": "continuous"}  # settings that give a network other timesteps
 STEP_ARGUMENTS = {"self", "model_output", "timestep", "sample"}  # every scheduler's step gets these
@@ -79,7 +83,8 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
     # If the training's scheduler clips and the network predicts noise, the resulting clean image is clipped to [-1, 1]:
     # at the noisy end of the cosine schedule, an error in the noise becomes one 20,000 times larger in the image. Other
     # predictions do not have this factor, and clipping DDIM makes their images worse. Thresholding with the default
-    # sample_max_value = 1 is the same clipping. DDPM keeps the setting of the training's scheduler.
+    # sample_max_value = 1 is the same clipping, see `clip_without_quantiles`. DDPM keeps the setting of the training's
+    # scheduler.
     clips = config.get("clip_sample", config.get("thresholding", False)) and config.get("clip_sample_range", 1.0) == 1.0
     if name != "ddpm":
         key = "clip_sample" if "clip_sample" in known else "thresholding"
@@ -87,7 +92,9 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
     if name == "lcm":  # steps are spaced evenly among these, which must not be more than the timesteps
         config["original_inference_steps"] = config["num_train_timesteps"]
     config.pop("_use_default_values", None)  # otherwise from_config replaces these values by the new defaults
-    return kind.from_config(config, timestep_spacing="trailing", **fixed)
+    made = kind.from_config(config, timestep_spacing="trailing", **fixed)
+    clip_without_quantiles(made)
+    return made
 
 
 def check_schedule(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> None:
@@ -209,6 +216,11 @@ def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int
             "from any noise, and such samplers expect the mean of all that are likely. Take 1 to "
             f'{few_steps} steps of sampler("lcm", pipe.scheduler), or the run that it was tuned from.'
         )
+    elif few_steps is not None and steps > few_steps:
+        problem = (
+            f"num_inference_steps is {steps}, but the network was tuned for 1 to {few_steps} steps; take at most "
+            f"{few_steps}."
+        )
     if problem:
         warnings.warn(problem, stacklevel=4)  # the line that calls a pipeline
 
@@ -226,11 +238,55 @@ def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
         raise ValueError(f"eta is {eta}, but {name}.step takes none; leave it out, or use DDIMScheduler.")
 
 
+def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
+    """Raises a ValueError for more steps of a sampler than the timesteps that its network was trained with."""
+    known = (noise_settings(scheduler) or {}).get("num_train_timesteps")
+    if known is not None and num_inference_steps > known:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}, but the network was trained with {known} timesteps, which "
+            f"cannot be divided into more steps; take {known} or fewer."
+        )
+
+
 def start_sampling(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:
     """Sets the timesteps of a scheduler and makes it forget the steps that it took before."""
     scheduler.set_timesteps(num_inference_steps, device=device)
+    drop_timestep_before_first(scheduler, num_inference_steps)
+    clip_without_quantiles(scheduler)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # otherwise a timestep that occurs twice would start at its second place
+
+
+def drop_timestep_before_first(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
+    """Removes timestep -1 from the end of the timesteps of a scheduler whose `timestep_spacing` is "trailing".
+
+    For some numbers of steps n, such as 61 of 1000 timesteps T, T / n is rounded down, and diffusers, which counts down
+    from T to 0 in steps of T / n, adds this timestep, which no network knows.
+    """
+    if scheduler.config.get("timestep_spacing") != "trailing":
+        return
+    known = scheduler.timesteps != -1
+    if known.all():
+        return
+    if hasattr(scheduler, "sigmas"):  # one for each timestep, and the last, 0
+        levels, last = scheduler.sigmas[:-1], scheduler.sigmas[-1:]
+        scheduler.sigmas = torch.cat([levels[known.to(levels.device)], last])
+    scheduler.timesteps = scheduler.timesteps[known]
+    scheduler.num_inference_steps = num_inference_steps
+
+
+def clip_without_quantiles(scheduler: SchedulerMixin) -> None:
+    """Makes a scheduler that thresholds at 1 clip clean images to [-1, 1] directly, with the same result.
+
+    diffusers computes quantiles first, which PyTorch refuses for more than 2^24 values, and clamps them to 1.
+    """
+    if scheduler.config.get("thresholding") and scheduler.config.get("sample_max_value") == 1:
+        scheduler._threshold_sample = clipped
+
+
+def clipped(sample: Tensor) -> Tensor:
+    """Clips clean images of any shape to [-1, 1]."""
+    return sample.clamp(-1, 1)
 
 
 def scaled_input(scheduler: SchedulerMixin, sample: Tensor, timestep: Any) -> Tensor:
@@ -243,7 +299,18 @@ def denoised(
 ) -> Tensor:
     """Takes `sample` (B, C, H, W) through one step of the scheduler; other arguments as for `step_arguments`."""
     arguments = step_arguments(scheduler, step, generator, eta)
-    return scheduler.step(prediction, scheduler.timesteps[step], sample, **arguments).prev_sample
+    timestep = scheduler.timesteps[step]
+    if not isinstance(scheduler, STEPS_OF_ONE_LENGTH):
+        return scheduler.step(prediction, timestep, sample, **arguments).prev_sample
+    # It goes from t to t - T // n, also where its timesteps lie further apart since n does not divide T. With the exact
+    # n = T / d, it goes to t - d.
+    following = scheduler.timesteps[step + 1] if step + 1 < len(scheduler.timesteps) else -1
+    steps, distance = scheduler.num_inference_steps, int(timestep - following)
+    scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, distance)
+    try:
+        return scheduler.step(prediction, timestep, sample, **arguments).prev_sample
+    finally:
+        scheduler.num_inference_steps = steps
 
 
 def step_arguments(scheduler: SchedulerMixin, step: int, generator: Any, eta: float | None) -> dict[str, Any]:
@@ -293,5 +360,10 @@ def check_classes(
                 raise ValueError(f"class label {label} is not between 0 and {classes - 1}.")
         rule = "the null class that guidance needs was not trained; set it to 1, or train with label_dropout > 0"
         require(guidance_scale == 1 or label_dropout > 0, "guidance_scale", guidance_scale, rule)
-    low, high = guidance_interval or (0, 1)
-    require(0 <= low < high <= 1, "guidance_interval", guidance_interval, "must be 0 <= low < high <= 1")
+    if guidance_interval is None:
+        return
+    pair = isinstance(guidance_interval, (list, tuple)) and len(guidance_interval) == 2
+    valid = pair and all(map(is_number, guidance_interval)) and 0 <= guidance_interval[0] < guidance_interval[1] <= 1
+    require(valid, "guidance_interval", guidance_interval, "must be two numbers, 0 <= low < high <= 1")
+    rule = "guidance_scale is 1, so there is no guidance; set guidance_scale, or leave it out"
+    require(guidance_scale != 1, "guidance_interval", guidance_interval, rule)

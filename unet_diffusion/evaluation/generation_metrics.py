@@ -105,8 +105,8 @@ def kernel_distance(real: Tensor, generated: Tensor, *, seed: int = 0) -> Measur
     It is the mean of the unbiased estimate (Gretton et al. 2012, eq. 3) over at least 10 subsets of at most 1000
     images. The subsets are drawn at random and share no image. So they are independent, and the standard error of their
     mean is that of the distance. The distance is unbiased at any count, so distances of different counts can be
-    compared. Equal distributions give values around 0, on both sides. Both sets contribute as many images as the
-    smaller one has.
+    compared. Equal distributions give values around 0, on both sides. Both sets contribute the same number of images:
+    as many of the smaller set as fill whole subsets.
 
     Args:
         real: (N, D).

@@ -1,8 +1,9 @@
 """Scores that show whether generated images are copies of training images."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -80,7 +81,7 @@ def with_error(value: float, error: float | None) -> str:
 
 
 def memorisation(
-    generated: Tensor, training: Rows, held_out: Rows | None = None, pairs: int = 16
+    generated: Tensor, training: Rows, held_out: Rows | None = None, pairs: int = 16, mirrored: bool = False
 ) -> tuple[Memorisation, Image.Image]:
     """Returns the scores, and a grid of the generated images nearest to a training image, each beside that image.
 
@@ -89,13 +90,32 @@ def memorisation(
         training: images trained on, of the same kind, (N, C, H, W).
         held_out: images not trained on, of the same kind, (K, C, H, W).
         pairs: number of pairs in the grid.
+        mirrored: whether the training also showed the images mirrored left to right, so that these are searched too.
 
     Raises:
         ValueError: the images have different sizes or channels.
     """
-    search = CopySearch(training, pairs)
+    search = CopySearch(training, pairs, mirrored)
     search.add(generated)
     return search.scores(held_out)
+
+
+@dataclass(frozen=True, eq=False)
+class Mirrored:
+    """Images (N, C, H, W), mirrored left to right."""
+
+    images: Rows
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, part: Any, /) -> Tensor:
+        return self.images[part].flip(-1)
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Returns the number of images, their channels, height and width."""
+        return self.images.shape
 
 
 class CopySearch:
@@ -104,13 +124,16 @@ class CopySearch:
     Args:
         training: as in `memorisation`.
         pairs: as in `memorisation`.
+        mirrored: as in `memorisation`.
     """
 
-    def __init__(self, training: Rows, pairs: int = 16) -> None:
+    def __init__(self, training: Rows, pairs: int = 16, mirrored: bool = False) -> None:
         self.training = training
         self.pairs = pairs
+        self.mirrored = mirrored
         self.distances = torch.empty(0, dtype=torch.float64)  # (M,)
         self.nearest = torch.empty(0, dtype=torch.int64)  # (M,): training images
+        self.turned = torch.empty(0, dtype=torch.bool)  # (M,): whether these are mirrored
         self.shown: dict[int, Tensor] = {}  # the images with the smallest distances, by place
         self._waiting: list[Tensor] = []  # since the training images are read once for all waiting images
         self._values = math.prod(training.shape[1:])  # of an image
@@ -124,11 +147,25 @@ class CopySearch:
     def _search(self) -> None:
         generated, first = torch.cat(self._waiting), len(self.distances)
         self._waiting.clear()
-        found = nearest_neighbours(generated, self.training)
-        self.distances = torch.cat([self.distances, found.distances[:, 0] / self._values**0.5])
-        self.nearest = torch.cat([self.nearest, found.indices[:, 0]])
+        found = (self.distances, self.nearest, self.turned), self._nearest(generated)
+        self.distances, self.nearest, self.turned = map(torch.cat, zip(*found))
         nearest = self.distances.argsort(stable=True)[: self.pairs].tolist()
         self.shown = {n: generated[n - first].clone() if n >= first else self.shown[n] for n in nearest}
+
+    def _nearest(self, images: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns distance, index and whether it is mirrored, of the training image nearest to each image, (B,) each.
+
+        An image is as far from a mirrored one as the mirrored image from the other.
+        """
+        found = nearest_neighbours(images, self.training)
+        distances, indices = found.distances[:, 0], found.indices[:, 0]
+        turned = torch.zeros(len(indices), dtype=torch.bool)
+        if self.mirrored:
+            others = nearest_neighbours(Mirrored(images), self.training)
+            turned = others.distances[:, 0] < distances
+            distances = distances.minimum(others.distances[:, 0])
+            indices = indices.where(~turned, others.indices[:, 0])
+        return distances / self._values**0.5, indices, turned
 
     def scores(self, held_out: Rows | None = None) -> tuple[Memorisation, Image.Image]:
         """Returns the same as `memorisation` for the images so far; there must be at least one."""
@@ -138,7 +175,7 @@ class CopySearch:
         counts = (len(distances), 0 if held_out is None else len(held_out), len(training))
         if held_out is None or not len(held_out):
             return Memorisation(_median(distances), None, None, *counts, _error(_median, distances)), self._grid()
-        controls = nearest_neighbours(held_out, training).distances[:, 0] / self._values**0.5
+        controls, _, _ = self._nearest(held_out)
         near = None if len(controls) < FEWEST_HELD_OUT else _share_below(distances, controls)
         flag = ""
         if len(controls) < SMALLEST_SAMPLE:
@@ -148,7 +185,9 @@ class CopySearch:
         return Memorisation(_median(distances), _median(controls), near, *counts, *errors, flag=flag), self._grid()
 
     def _grid(self) -> Image.Image:
-        nearest = self.training[self.nearest[list(self.shown)]]
+        shown = list(self.shown)
+        nearest = self.training[self.nearest[shown]]
+        nearest = torch.where(self.turned[shown][:, None, None, None], nearest.flip(-1), nearest)
         both = torch.stack([torch.stack([*self.shown.values()]), nearest], dim=1).flatten(0, 1)
         images = array_images((both / 2 + 0.5).permute(0, 2, 3, 1).numpy())
         return grid(images, columns=min(8, len(images)))

@@ -84,6 +84,12 @@ def has_png(channels: int, pixel_range: PixelRange) -> bool:
     return (pixel_range.dtype, channels) in PIL_MODES and pixel_range.dtype != "float32"
 
 
+def fits_stock_pipelines(channels: int, pixel_range: PixelRange) -> bool:
+    """Returns whether these are images as the pipelines of diffusers give them: of 8 bits, and black is -1, white 1."""
+    ends = set(zip(pixel_range.low, pixel_range.high))
+    return pixel_range.dtype == "uint8" and ends == {(0, 255)} and has_png(channels, pixel_range)
+
+
 def as_output(images: Tensor, output_type: str, pixel_range: PixelRange) -> list[Image.Image] | np.ndarray | Tensor:
     """Converts images, float32 (B, C, H, W) around [-1, 1], to an output type of the pipelines.
 

@@ -1,6 +1,7 @@
 """Learning to predict noise."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.config import SamplerName, best_sampling
 from unet_diffusion.diffusion.objectives import noise_prediction_loss
 from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.images.conversion import fits_stock_pipelines, has_png
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
@@ -36,16 +38,34 @@ import unet_diffusion
 from diffusers import DDPMPipeline
 
 pipe = DDPMPipeline.from_pretrained("{name}")  # this folder
-pipe(generator=torch.manual_seed(0)).images[0].save("sample.png")
+pipe(num_inference_steps=TIMESTEPS, generator=torch.manual_seed(0)).images[0].save("sample.png")
 ```
 
-Faster, in 20 steps: `unet-diffusion sample --run {name}`.
+In STEPS steps of a faster sampler: `unet-diffusion sample --run {name}`.
 
 Load the folder with `DDPMPipeline`, which `DiffusionPipeline` finds by itself, or with `ImageGenerationPipeline` from
 `unet_diffusion.pipelines`, which also takes classes, guidance and any scheduler. The network alone is
 `unet_diffusion.UNet.from_pretrained("{name}/unet")`; `UNet2DModel.from_pretrained` refuses it. Make another scheduler
 from the one of this folder, which says what the network predicts: `DDIMScheduler.from_config(pipe.scheduler.config)`.
 """
+OWN_USE = """
+```python
+import torch
+from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.pipelines import ImageGenerationPipeline
+
+pipe = ImageGenerationPipeline.from_pretrained("{name}")  # this folder
+pipe.scheduler = sampler("SAMPLER", pipe.scheduler)
+CALL
+```
+
+or `unet-diffusion sample --run {name}LABELS`.
+
+Load the folder with this class. `DDPMPipeline`, which `DiffusionPipeline` finds by itself, does not suit this run:
+REASON. The network alone is `unet_diffusion.UNet.from_pretrained("{name}/unet")`.
+"""
+NEEDS_CLASS = "it passes no class, which this network needs"
+OTHER_VALUES = "it gives images of 8 bits from 0 to 255, with 1, 3 or 4 channels"
 
 
 def saved_section(run: Path, name: str) -> dict[str, Any] | None:
@@ -84,9 +104,14 @@ class DiffusionTask(Task):
         config: the objective.
         num_workers: processes that load images ahead.
         scheduler: the scheduler of an earlier run with this objective; None makes one from `config`.
+
+    Raises:
+        ValueError: the network has no noise head, other channels out than in, no timestep embedding or unpadded
+            convolutions, or it has classes while the config is not class-conditional, or the other way round.
     """
 
     few_steps: int | None = None  # the largest number of steps that the network is tuned for
+    stock_use = USE  # of a card, with a stock pipeline
     curves = {
         "loss": ("loss", "validation_loss"),
         "learning rate": ("learning_rate",),
@@ -110,6 +135,13 @@ class DiffusionTask(Task):
         self.scheduler = config.make_scheduler() if scheduler is None else scheduler
         self.optimizer = "adamw" if config.recipe == "ddpm" else "muon"
         unet.register_to_config(prediction_type=self.scheduler.config.prediction_type)
+        self.pipeline(unet)  # raises a ValueError for networks that cannot do this
+        classes = unet.config.num_class_embeds
+        if config.class_conditional != (classes is not None):
+            raise ValueError(
+                f"class_conditional is {config.class_conditional}, but num_class_embeds of the network is {classes}; "
+                "set class_conditional for a network with classes, and only for one."
+            )
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
         """Returns the weighted noise-prediction loss for stored images `image` (B, C, H, W) and classes `label` (B,).
@@ -199,7 +231,8 @@ class DiffusionTask(Task):
     @property
     def sampling(self) -> tuple[SamplerName, int]:
         """The sampler of previews and its number of steps, as they suit the network best."""
-        return best_sampling(self.scheduler.config.prediction_type, self.few_steps)
+        config = self.scheduler.config
+        return best_sampling(config.prediction_type, self.few_steps, config.num_train_timesteps)
 
     @property
     def caption(self) -> str:
@@ -237,4 +270,25 @@ class DiffusionTask(Task):
             f"A U-Net with {parameters(network)} parameters that generates images of {size(network)} pixels with "
             f"{network.config.in_channels} channel(s), trained as a noise predictor (DDPM) with {{version}}."
         )
-        return Card("unconditional-image-generation", summary, {"samples.png": self.caption}, USE)
+        return Card("unconditional-image-generation", summary, {"samples.png": self.caption}, self.use(network))
+
+    def use(self, network: UNet) -> str:
+        """Returns text on how to generate images with the run, for its card: with a stock pipeline where one fits."""
+        needs_class = network.config.num_class_embeds is not None and network.config.get("label_dropout", 0) == 0
+        name, steps = self.sampling
+        if not needs_class and fits_stock_pipelines(network.config.in_channels, self.pixel_range):
+            timesteps = str(self.scheduler.config.num_train_timesteps)
+            return self.stock_use.replace("TIMESTEPS", timesteps).replace("STEPS", str(steps))
+        arguments = f"num_inference_steps={steps}, generator=torch.manual_seed(0)"
+        if needs_class:
+            arguments += ", class_labels=0"
+        call = f'pipe({arguments}).images[0].save("sample.png")'
+        if not has_png(network.config.in_channels, self.pixel_range):
+            call = f'images = pipe({arguments}, output_type="stored").images  # (1, C, H, W), values as in the files'
+        label = shlex.quote(self.class_names[0]) if self.class_names else "0"
+        return (
+            OWN_USE.replace("SAMPLER", name)
+            .replace("CALL", call)
+            .replace("LABELS", f" --class-labels {label}" if needs_class else "")
+            .replace("REASON", NEEDS_CLASS if needs_class else OTHER_VALUES)
+        )

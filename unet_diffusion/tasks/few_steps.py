@@ -66,7 +66,7 @@ In two to four steps:
 
 ```python
 pipe = DDPMPipeline.from_pretrained("{name}")
-pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=TIMESTEPS)
 pipe(num_inference_steps=2, generator=torch.manual_seed(0)).images[0].save("sample.png")
 ```
 
@@ -84,6 +84,7 @@ class FewStepsTuning(DiffusionTask):
     """
 
     few_steps = FEW_STEPS
+    stock_use = USE
     stages: int
     levels: NoiseLevels
     points: StartingPoints
@@ -292,7 +293,7 @@ class FewStepsTask(FewStepsTuning):
             f"{network.config.in_channels} channel(s) in 1 to {FEW_STEPS} steps. It is a noise predictor (DDPM) that "
             f"{self.was_tuned}"
         )
-        return Card("unconditional-image-generation", summary, {"samples.png": self.caption}, USE)
+        return Card("unconditional-image-generation", summary, {"samples.png": self.caption}, self.use(network))
 
 
 class FewStepsSuperResolutionTask(FewStepsTuning, SuperResolutionTask):
@@ -324,4 +325,4 @@ class FewStepsSuperResolutionTask(FewStepsTuning, SuperResolutionTask):
             f"{size(network)} pixels as a noise predictor that sees the small image (SR3, Saharia et al. 2021), and "
             f"{self.was_tuned} The detail that it adds is drawn at random: it is likely, but not what was there."
         )
-        return Card("image-to-image", summary, {"samples.png": self.caption}, self.use + OTHERS)
+        return Card("image-to-image", summary, {"samples.png": self.caption}, self.use(network) + OTHERS)

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
-from unet_diffusion.tasks.diffusion import USE as GENERATE
 from unet_diffusion.tasks.diffusion import DiffusionTask
 from unet_diffusion.tasks.segmentation import LEARN, NOT_HELD_OUT, PARTS, SegmentationTask, freeze
 from unet_diffusion.tasks.segmentation import USE as SEGMENT
@@ -141,7 +140,7 @@ class JointTask(Task):
         summary += self.segmentation.objects_learnt
         if self.segmentation.validation is None:
             summary += f" These are the last weights; {NOT_HELD_OUT}."
-        use = f"{SEGMENT}\nIt also generates images:\n{GENERATE}"
+        use = f"{SEGMENT}\nIt also generates images:\n{self.diffusion.use(network)}"
         images = {"masks.png": self.segmentation.caption, "samples.png": self.diffusion.caption}
         return Card("image-segmentation", summary, images, use)
 

@@ -13,6 +13,7 @@ from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.diffusion.config import check_scale, check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk, with_noise
 from unet_diffusion.diffusion.sampling import sampler
+from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, standard_normal
@@ -28,10 +29,10 @@ from unet_diffusion.pipelines import SuperResolutionPipeline
 
 pipe = SuperResolutionPipeline.from_pretrained("{name}")  # this folder
 pipe.scheduler = sampler("SAMPLER", pipe.scheduler)
-pipe("small.png", num_inference_steps=STEPS).images[0].save("large.png")
+CALL
 ```
 
-or `unet-diffusion upscale --run {name} --inputs small.png`.
+or `unet-diffusion upscale --run {name} --inputs SMALL`.
 
 Load it with this class. `DiffusionPipeline.from_pretrained` looks for classes in diffusers only, and none of them
 enlarges images with this network.
@@ -88,10 +89,9 @@ class SuperResolutionTask(DiffusionTask):
                 "class_conditional is set, but super-resolution starts from an image, which shows what it is of; "
                 "leave it out."
             )
-        super().__init__(unet, data, config, num_workers, scheduler)
         self.scale, self.condition_noise = super_resolution.scale, super_resolution.condition_noise
         self.shown = shown
-        self.pipeline(unet)  # raises a ValueError for networks that cannot enlarge
+        super().__init__(unet, data, config, num_workers, scheduler)
 
     def condition(self, clean: Tensor, generators: Sequence[torch.Generator] = ()) -> Tensor:
         """Returns the small versions of `clean` (B, C, H, W), enlarged; in training with noise of a random level."""
@@ -115,11 +115,16 @@ class SuperResolutionTask(DiffusionTask):
         kind, (name, steps) = "Training" if self.data.validation is None else "Held-out", self.sampling
         return f"{kind} images: small, enlarged in {steps} steps of `{name}`, original"
 
-    @property
-    def use(self) -> str:
-        """Text on how to load and use the run, for its card."""
+    def use(self, network: UNet) -> str:
+        """Returns text on how to load and use the run, for its card."""
         name, steps = self.sampling
-        return USE.replace("SAMPLER", name).replace("STEPS", str(steps))
+        small, call = "small.png", f'pipe("small.png", num_inference_steps={steps}).images[0].save("large.png")'
+        if not has_png(self.train.channels, self.pixel_range):
+            small = "small.tif"
+            call = (
+                f'large = pipe("small.tif", num_inference_steps={steps}, output_type="stored").images[0]  # (C, H, W)'
+            )
+        return USE.replace("SAMPLER", name).replace("CALL", call).replace("SMALL", small)
 
     def preview(self, network: UNet, path: Path) -> None:
         """Writes images (held-out ones if any) in threes: small, enlarged from a fixed noise, and original."""
@@ -143,4 +148,4 @@ class SuperResolutionTask(DiffusionTask):
             f"of {size(network)} pixels, as a noise predictor that sees the small image (SR3, Saharia et al. 2021). "
             "The detail that it adds is drawn at random: it is likely, but not what was there."
         )
-        return Card("image-to-image", summary, {"samples.png": self.caption}, self.use)
+        return Card("image-to-image", summary, {"samples.png": self.caption}, self.use(network))

@@ -91,6 +91,14 @@ def test_wrong_devices_are_named(joint_run):
 # --- generate
 
 
+def test_a_run_in_the_working_folder_does_not_matter(joint, tmp_path, monkeypatch):
+    """`runs/ddpm` is the default run of the commands."""
+    (tmp_path / "runs/ddpm/scheduler").mkdir(parents=True)
+    (tmp_path / "runs/ddpm/scheduler/scheduler_config.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    assert len(generate_images(joint.generation, 1, 3, "ddim", 0, EVERY_CLASS, 1.0, Reports())) == 1
+
+
 def test_images_are_those_of_the_command(joint, joint_run, tmp_path):
     cli.run("sample", ["--run", str(joint_run), "--output", str(tmp_path / "samples"), "--count", "3", "--steps", "2",
                        "--seed", "5", "--class-labels", "left", "right", "--max-batch", "16"])  # fmt: skip

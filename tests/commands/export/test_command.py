@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import re
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -26,6 +27,8 @@ from unet_diffusion.cli import run
 from unet_diffusion.commands.export.command import export
 from unet_diffusion.commands.export.source_bundle import bundle
 from unet_diffusion.commands.options.export import Export
+from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.pipelines import ImageGenerationPipeline
 
 MODULES = [
     import_module(info.name)
@@ -222,6 +225,31 @@ def test_the_folder_holds_what_is_loaded_and_says_how(runs, exports):
     for name, result in (("segmentation", 'masks[0].save("mask.png")'), ("larger", 'images[0].save("large.png")')):
         assert result in (exports / name / "README.md").read_text()
     assert f'custom_pipeline="{code("image_generation")}"' in (exports / "generation" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("unet", "timesteps", "arguments", "shown"),
+    [
+        ({}, 4, {}, "pipe(num_inference_steps=4).images[0].save"),
+        ({"num_class_embeds": 3}, 4, {}, "pipe(num_inference_steps=4, class_labels=0).images[0].save"),
+        ({}, 4, {"pixel_range": PixelRange((0.0,), (9.0,), "uint16").to_dict()}, "images[0].save"),
+        ({"in_channels": 5, "out_channels": 5}, 4, {}, 'pipe(num_inference_steps=4, output_type="stored").images'),
+    ],
+)
+def test_the_code_in_the_readme_of_an_exported_generator_executes(
+    unet, timesteps, arguments, shown, tmp_path, monkeypatch
+):
+    scheduler = DDPMScheduler(num_train_timesteps=timesteps)
+    ImageGenerationPipeline(network(**unet), scheduler, **arguments).save_pretrained(tmp_path / "run")
+    export(Export(tmp_path / "run", tmp_path / "folder"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "folder" / "README.md").read_text(), re.S)
+    assert any(shown in block for block in blocks)
+    for block in blocks:
+        exec(block, {})
+    assert (tmp_path / "sample.png").exists() == ("save" in shown)
 
 
 def test_a_stock_pipeline_around_our_network_is_exported_under_its_own_name(tmp_path, capsys):

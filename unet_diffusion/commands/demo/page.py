@@ -118,7 +118,8 @@ def _report(progress: gr.Progress, what: str) -> Callable[[int, int], None]:
 def _sampling_fields(pipe: ImageGenerationPipeline | SuperResolutionPipeline) -> list[gr.components.Component]:
     """Steps, sampler and seed."""
     largest = min(MAX_STEPS, pipe.scheduler.config.num_train_timesteps)
-    name, steps = best_sampling(pipe.scheduler.config.get("prediction_type"), pipe.few_steps)
+    config = pipe.scheduler.config
+    name, steps = best_sampling(config.get("prediction_type"), pipe.few_steps, config.get("num_train_timesteps"))
     names = [each for each in get_args(SamplerName) if (each == "lcm") == (pipe.few_steps is not None)]
     return [
         gr.Number(min(steps, largest), label="Steps", precision=0, minimum=1, maximum=largest, elem_id="steps"),

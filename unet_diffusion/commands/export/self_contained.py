@@ -13,10 +13,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from unet_diffusion import pipelines
 from unet_diffusion.commands.export.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.files import PREFIX
+from unet_diffusion.images.conversion import fits_stock_pipelines, has_png
+from unet_diffusion.pipelines.base import saved_range
 from unet_diffusion.saved_index import INDEX, STOCK_PIPELINE, TUNED, pipeline_name, read_object, saved_components
 from unet_diffusion.saved_runs import load_weights
 from unet_diffusion.version import __version__
 
+DEFAULT_STEPS = 1000  # of DDPMPipeline
 COPIED = (".json", ".safetensors")  # other files in a run's folder may be code or pickles
 README = """\
 ---
@@ -72,6 +75,14 @@ pipe = DiffusionPipeline.from_pretrained(
     "{{name}}", custom_pipeline="{{code}}", trust_remote_code=True
 )"""
 
+ALONE = """\
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(  # with {choices}
+    "{name}", custom_pipeline="{code}", trust_remote_code=True
+)
+pipe({steps}).images{result}"""
+
 
 def write_self_contained(run: Path, target: Path, name: str) -> None:
     """Writes a folder that diffusers loads without this package.
@@ -112,6 +123,18 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
     steps, choices = "", "any scheduler, classes and guidance"
     if index.get(TUNED) is not None:
         steps, choices = "num_inference_steps=1", f"classes, and 1 to {index[TUNED]} steps of LCMScheduler"
+    if loading is BOTH:
+        timesteps = read_object(run / "scheduler" / "scheduler_config.json").get("num_train_timesteps", DEFAULT_STEPS)
+        steps = steps or (f"num_inference_steps={timesteps}" if timesteps < DEFAULT_STEPS else "")
+        unet, pixel_range = read_object(run / "unet" / "config.json"), saved_range(index.get("_pixel_range"))
+        needs_class = unet.get("num_class_embeds") is not None and not unet.get("label_dropout")
+        if needs_class or not fits_stock_pipelines(unet["in_channels"], pixel_range):
+            loading, result = ALONE, '[0].save("sample.png")'
+            steps = ", ".join(
+                [steps or f"num_inference_steps={timesteps}", *(["class_labels=0"] if needs_class else [])]
+            )
+            if not has_png(unet["in_channels"], pixel_range):
+                steps, result = f'{steps}, output_type="stored"', "  # (1, C, H, W), values as in the files"
     facts = {"pipeline": index["_class_name"], "code": code, "result": result, "steps": steps, "choices": choices}
     loading = loading.format(name=name, **facts)
     readme = README.format(name=name, version=__version__, loading=loading)

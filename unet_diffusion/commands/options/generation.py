@@ -22,7 +22,7 @@ class GenerationOptions:
     """Sampler that removes the noise. The default suits the run: "dpm-solver++", "sde-dpm-solver++" if the run predicts
     noise (--recipe ddpm), or "lcm" if it is from tune-few-steps. "ddpm" is the original, with --steps 1000."""
     steps: int | None = None
-    """Steps of the sampler, by default 20, or 2 for a run of tune-few-steps."""
+    """Steps of the sampler, by default 20, or 2 for a run of tune-few-steps; at most the timesteps of its training."""
     seed: int = 0
     """Seed of everything random."""
     class_labels: tuple[str, ...] = ()

@@ -8,9 +8,17 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.folders import check_outside, check_sources, sources_of_run
 from unet_diffusion.diffusion.config import check_tunable
 from unet_diffusion.files import check_output
-from unet_diffusion.saved_index import check_run, read_object, saved_kind, scheduler_folder
+from unet_diffusion.saved_index import (
+    check_run,
+    read_object,
+    saved_few_steps,
+    saved_kind,
+    scheduler_folder,
+    unet_folder,
+)
 from unet_diffusion.tasks.config import FewStepsConfig
 from unet_diffusion.training.config import TrainingConfig
+from unet_diffusion.unused_options import check_used
 
 
 @dataclass
@@ -44,12 +52,22 @@ class TuneFewSteps:
         """Raises a ValueError for a run that cannot be tuned, missing data, or an output that cannot be written."""
         check_run(self.model)
         check_kind(self.model)
+        few = saved_few_steps(self.model)
+        if few is not None and self.few_steps.method == "distillation":
+            raise ValueError(
+                f"model is {self.model}, a run that was tuned for 1 to {few} steps, but distillation learns from the "
+                "mean of all likely images, which a tuned run no longer predicts; give the run that it was tuned from, "
+                "or set method to 'consistency', which learns from the images alone."
+            )
         check_output(self.output)
         if self.output.resolve() == self.model.resolve():
             raise ValueError(f"output is {self.output}, the run to tune, which does not change; give another folder.")
         own = sources_of_run(self.model) if self.data.data is None else ()
         check_outside(self.output, self.data.data, self.data.validation_data, *own)
         check_sources(self.data)
+        if self.data.data is not None:  # otherwise checked when the images of the run are known
+            classes = read_object(unet_folder(self.model) / "config.json").get("num_class_embeds")
+            check_used(self, held_out=self.data.holds_out, class_conditional=classes is not None)
 
 
 def check_kind(run: Path) -> None:
