@@ -196,14 +196,17 @@ def test_a_folder_without_weights_ends_in_the_error_of_diffusers(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7])
-def test_device_map_puts_on_disk_what_memory_cannot_hold(tmp_path, share):
+@pytest.mark.parametrize("gradients", [False, True])
+def test_device_map_puts_on_disk_what_memory_cannot_hold(tmp_path, share, gradients):
     unet = network(channels=(8, 16, 16), blocks_per_stage=2)
     unet.save_pretrained(tmp_path / "saved")
     memory = {"cpu": int(share * compute_module_sizes(unet)[""])}
     folder = str(tmp_path / "offload")
     loaded = UNet.from_pretrained(tmp_path / "saved", device_map="auto", max_memory=memory, offload_folder=folder)
     assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
-    torch.testing.assert_close(prediction(loaded), prediction(unet), rtol=0, atol=1e-5)
+    with torch.set_grad_enabled(gradients):
+        found = loaded(torch.linspace(-1, 1, 126).reshape(2, 1, 9, 7), 5).sample
+    torch.testing.assert_close(found, prediction(unet), rtol=0, atol=1e-5)
 
 
 @pytest.fixture
