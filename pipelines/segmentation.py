@@ -350,7 +350,9 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
         Raises:
             ValueError: an image or an argument does not fit the network, or a file that would be written exists. Or
-                objects are wanted, and the middle of a part of the mask is about 2,000 pixels from its edge.
+                the image holds NaN or infinity, or is a TIFF that is to be shown turned or with other colours than it
+                stores. Or objects are wanted, and the middle of a part of the mask is about 2,000 pixels from its edge.
+            OSError: the disk has no room for the files; those that were there are as they were.
         """
         tile_size, num_draws, timesteps, instances, min_area, max_hole = map(
             plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole)
@@ -359,8 +361,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         check_object_options(instances, min_area, max_hole)
         image = open_image(source, self.channels)
         size = image.shape[:2]
-        dtype = "float32" if image.dtype.kind == "f" else image.dtype.name
-        check_image(self.channels, self.pixel_range, image.shape[2], dtype)
+        check_image(self.channels, self.pixel_range, image.shape[2], image.dtype.name)
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment, mixed_precision)
 
         regions = self._regions(segmenter, stretched_reader(image, self.pixel_range), size, 1, generator, instances)
