@@ -77,6 +77,16 @@ def test_layerwise_casting_stores_small_and_computes_large(storage):
     assert (output - expected).norm() < 16 * torch.finfo(storage).eps * expected.norm()
 
 
+@pytest.mark.parametrize("instances", [False, True])
+def test_a_head_that_is_added_later_computes_in_the_dtype_of_the_layers(instances):
+    unet = network()
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    unet.to_segmentation(3, instances=instances)
+    logits = unet(images(), 5).logits
+    assert logits.dtype == unet.segmentation_head.weight.dtype == torch.float32
+    assert network().to(torch.bfloat16).to_segmentation(3).segmentation_head.weight.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     "options", [{"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}]
 )

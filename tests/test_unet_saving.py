@@ -41,6 +41,17 @@ def test_a_variant_is_loaded_only_by_its_name(tmp_path):
         UNet.from_pretrained(tmp_path)
 
 
+def test_fused_projections_must_come_apart_before_commands_load_the_network(tmp_path):
+    unet = network()
+    unet.fuse_qkv_projections()
+    unet.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"fused projections, .*; call unfuse_qkv_projections\(\) and save it again"):
+        load_unet(str(tmp_path), {})
+    unet.unfuse_qkv_projections()
+    unet.save_pretrained(tmp_path)
+    assert torch.equal(prediction(load_unet(str(tmp_path), {})), prediction(unet))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_load_in_the_dtype_asked_for(tmp_path, dtype):
     unet = network()

@@ -278,10 +278,12 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         return self
 
     def _new_head(self, channels: int) -> nn.Module:
-        """Makes an untrained head, with the dtype and the device of the trunk."""
-        parameter = next(self.parameters())
+        """Makes an untrained head, with the dtype and the device that the trunk computes in, not those of its storage.
+
+        Layerwise casting and group offloading hook into the layers that were there before, but not into the head.
+        """
         head = nn.Conv2d(self.channels_out, channels, kernel_size=1)
-        return head.to(parameter.device, parameter.dtype).train(self.training)
+        return head.to(self.device, self.dtype).train(self.training)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Computes the class scores, then any object channels, from the map (B, C0, H, W) that the heads read."""
