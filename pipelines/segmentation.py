@@ -210,7 +210,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             return_probabilities: whether to return probabilities and uncertainty, 4 (K + 1) bytes per pixel.
             return_dict: whether to return a `SegmentationOutput`, or else a tuple.
             mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
-                it, or what `accelerate launch` was told. Everything else stays in float32.
+                it, or what `accelerate launch` was told. Everything else stays in float32. "no" leaves a
+                `torch.autocast` around the call as it is.
             instances: whether to find and measure the objects too (`unet_diffusion.segmentation.find_objects`), from
                 the network's object maps if it has learnt them. The tuple then also has the objects and their table.
             min_area: objects of fewer pixels are left out. None takes `unet.config.object_min_area`, which training
