@@ -1,5 +1,6 @@
 """Images of any size to masks, with test-time augmentation and an uncertainty map."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -306,7 +307,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
         Images of a data set are those that `for_prepared_images` describes. No progress is shown.
         """
-        pipe = self.for_prepared_images()
+        pipe = copy.copy(self.for_prepared_images())  # so that this pipeline keeps its own progress bar
         pipe.set_progress_bar_config(disable=True)
         return lambda image: pipe(image, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
 

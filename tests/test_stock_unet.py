@@ -285,6 +285,24 @@ def test_values_and_networks_that_are_not_a_plain_unet_are_refused(changes, mess
         UNet2DAdapter(**{**DDPM, **changes})
 
 
+def test_only_a_stock_network_becomes_an_adapter():
+    for network in (UNet(channels=(4, 8), head_channels=8), adapter()):
+        with pytest.raises(ValueError, match=f"the model is a {type(network).__name__}, .* use it as it is"):
+            UNet2DAdapter.from_stock(network)
+
+
+def test_a_network_with_lora_becomes_a_stock_one_after_the_lora_is_gone():
+    peft = pytest.importorskip("peft")
+    network = adapter()
+    network.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    with pytest.raises(ValueError, match=r"has an adapter, such as LoRA, .* call unload_lora\(\) first"):
+        network.to_stock()
+    network.fuse_lora()
+    network.unload_lora()
+    kept = network.to_stock().state_dict()["mid_block.attentions.0.to_q.weight"]
+    assert torch.equal(kept, network.state_dict()["bridge.attentions.0.to_q.weight"])
+
+
 # --- pipelines ---
 
 

@@ -37,6 +37,7 @@ OWN_KEYS = {
     "object_min_area",
 }
 UNET_KEYS = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # keys that repeat the stock config
+ADAPTED = ".base_layer."  # in the names of weights that have an adapter beside them
 TRUNK_BLOCKS = {  # blocks whose only path from image to prediction is the trunk
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
@@ -122,14 +123,26 @@ class UNet2DAdapter(UNet):
         """Makes the adapter of a stock model, with a copy of its weights.
 
         Raises:
-            ValueError: the model is not a plain U-Net.
+            ValueError: the model is not a plain U-Net, or not a `UNet2DModel` of diffusers itself.
         """
+        if not isinstance(stock, UNet2DModel) or isinstance(stock, UNet):
+            fix = "use it as it is" if isinstance(stock, UNet) else "use another checkpoint"
+            raise ValueError(f"the model is a {type(stock).__name__}, but must be a UNet2DModel of diffusers; {fix}.")
         adapter = cls(**{key: stock.config[key] for key in STOCK_KEYS})
         adapter.load_state_dict(copied(stock.state_dict(), adapter._names()), assign=True)
         return adapter.train(stock.training)
 
     def to_stock(self) -> UNet2DModel:
-        """Makes the stock model with copies of the weights of trunk and noise head, without the segmentation head."""
+        """Makes the stock model with copies of the weights of trunk and noise head, without the segmentation head.
+
+        Raises:
+            ValueError: the network has an adapter, such as LoRA.
+        """
+        if any(ADAPTED in name for name in self.state_dict()):
+            raise ValueError(
+                "the network has an adapter, such as LoRA, which a UNet2DModel lacks; call unload_lora() first, and "
+                "fuse_lora() before it if the weights are to keep what the adapter has learnt."
+            )
         stock = UNet2DModel(**{key: self.config[key] for key in STOCK_KEYS})
         back = [(theirs, ours) for ours, theirs in self._names()]
         stock.load_state_dict(copied(self.state_dict(), back), assign=True)
