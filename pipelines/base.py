@@ -26,8 +26,6 @@ from unet_diffusion.saved_index import (
 )
 from unet_diffusion.unet import UNet
 
-logger = logging.getLogger(__name__)
-
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None  # one for all images, or one for each
 
 
@@ -51,7 +49,7 @@ class PrivateArguments:
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # beside this
         index = cls.load_config(pretrained_model_name_or_path, **kwargs)  # type: ignore[attr-defined]
         if "_pixel_range" not in index and "pixel_range" not in kwargs:
-            logger.warning(
+            logging.getLogger(__name__).warning(
                 "%s was saved by a pipeline of diffusers, which leaves out the range of pixel values, the names of "
                 "classes and the settings of the training, so images of 8 bits are assumed; pass pixel_range and the "
                 "others, or save runs with %s, or copy their folder",

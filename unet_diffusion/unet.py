@@ -43,7 +43,7 @@ from unet_diffusion.network.embeddings import ConditionEmbedding
 from unet_diffusion.network.own_config import OwnConfig
 
 CACHE_LINE = 64  # bytes
-INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # dtypes of class labels
+LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # dtypes of class labels
 
 
 @dataclass
@@ -374,7 +374,7 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
             class_labels = torch.full((batch,), self.config.num_class_embeds, device=sample.device)  # the null class
         if class_labels is not None:
             class_labels = torch.as_tensor(class_labels, device=sample.device)
-            if class_labels.dtype not in INDICES:
+            if class_labels.dtype not in LABEL_DTYPES:
                 raise ValueError(f"class_labels hold {class_labels.dtype}, but must be integers, an index per image.")
             class_labels = class_labels.long()  # bytes would be taken for a mask, or refused
         return self.time_embed(timesteps, class_labels, sample.dtype)

@@ -24,18 +24,16 @@ from unet_diffusion.images.decoding import (
 from unet_diffusion.images.headers import LOSSY_TIFF
 from unet_diffusion.images.pixel_size import PixelSize, pixel_size_of
 
-logger = logging.getLogger(__name__)
-
 CHUNK = 1024  # pixels a side of the chunks of a Zarr mask
 LABEL_TILE = 512  # pixels a side of the tiles of a label image
 LARGE_PART = 2**26  # bytes of a tile or strip, read for every window that it touches, from which a warning is due
-INDICES = 3  # value of the tag PHOTOMETRIC: the pixels are indices of a table of colours
+PALETTE_INDICES = 3  # value of the tag PHOTOMETRIC: the pixels are indices of a table of colours
 YCBCR = 6  # value of the tag PHOTOMETRIC; lossy compression converts such colours from RGB and back by itself
 BIG_TIFF = 2**32 - 2**25  # bytes from which a TIFF needs addresses of 64 bits
 LABELS = "label images in tiles"
 TIFF = "TIFF files in windows"
 ZARR = "Zarr arrays and compressed TIFF files in windows"
-SUFFIXES = (".npy", ".zarr", ".tif", ".tiff")
+WINDOW_SUFFIXES = (".npy", ".zarr", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in WINDOW_SUFFIXES:
         raise ValueError(f"{path} cannot be read in windows; give a .npy, .tif or .zarr file, or an array.")
     try:
         opened = _open_file(path, channels)
@@ -142,7 +140,7 @@ def _open_file(path: Path, channels: int | None) -> Opened:
         array = CompressedTiff(path)
         part = math.prod(first.chunks) * first.dtype.itemsize
         if part > LARGE_PART:
-            logger.warning(
+            logging.getLogger(__name__).warning(
                 "%s is compressed in parts of %d MiB, each of which is decoded for every window that it touches; store "
                 "it in tiles to save time and memory",
                 path,
@@ -161,7 +159,7 @@ def _unlike(page: Any) -> str:
     orientation = page.tags.valueof(EXIF_ORIENTATION, default=1)
     if orientation != 1:
         return f"is stored turned or mirrored (orientation {orientation}); store it upright"
-    if page.photometric == INDICES:
+    if page.photometric == PALETTE_INDICES:
         return "holds indices of a table of colours; convert it to RGB"
     if page.photometric in OTHER_COLOURS or (page.photometric == YCBCR and int(page.compression) not in LOSSY_TIFF):
         return f"holds colours as {page.photometric.name}; convert it to RGB"
@@ -200,7 +198,7 @@ def create_mask(path: Path, height: int, width: int) -> Any:
 
 def check_mask_name(path: Path) -> None:
     """Raises a ValueError unless `create_mask` has a format for the suffix."""
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in WINDOW_SUFFIXES:
         raise ValueError(f"{path} cannot be written in windows; end its name with .npy, .tif or .zarr.")
 
 

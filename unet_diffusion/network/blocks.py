@@ -116,8 +116,9 @@ class ScaleShift(nn.Module):
         the layers are called for it too. On other devices GroupNorm copies such a map anyway, twice in training.
         """
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        fits = eager and isinstance(norm, nn.GroupNorm) and (x.is_contiguous() or x.device.type != "cpu")
-        if fits and not has_hooks(norm) and not has_hooks(self):
+        if eager and isinstance(norm, nn.GroupNorm) and (x.is_contiguous() or x.device.type != "cpu"):
+            if has_hooks(norm) or has_hooks(self):
+                return self(norm(x), embedding)
             scale, shift = self.linear(embedding).chunk(2, dim=1)  # (B, C) each
             return norm_scale_shift(norm, x, scale, shift)
         return self(norm(x), embedding)
