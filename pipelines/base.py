@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import logging
+import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -37,6 +39,24 @@ class PrivateArguments:
     unet: UNet
     scheduler: Any
     preparation = UNCHANGED  # of images other than tensors; commands set it to the options of the run
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Loads a pipeline as `DiffusionPipeline.from_pretrained` does.
+
+        A warning tells if the private arguments are missing, because a pipeline of diffusers saved the folder.
+        """
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # beside this
+        index = cls.load_config(pretrained_model_name_or_path, **kwargs)  # type: ignore[attr-defined]
+        if "_pixel_range" not in index and "pixel_range" not in kwargs:
+            logging.getLogger(__name__).warning(
+                "%s was saved by a pipeline of diffusers, which leaves out the range of pixel values, the names of "
+                "classes and the settings of the training, so images of 8 bits are assumed; pass pixel_range and the "
+                "others, or save runs with %s, or copy their folder",
+                pretrained_model_name_or_path,
+                cls.__name__,
+            )
+        return pipe
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:

@@ -216,7 +216,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 the tensors to go on with.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback gets.
             mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
-                it, or what `accelerate launch` was told. Everything else stays in float32.
+                it, or what `accelerate launch` was told. Everything else stays in float32. "no" leaves a
+                `torch.autocast` around the call as it is.
 
         Raises:
             ValueError: an argument that does not fit the others, the network or the scheduler; or the images are not

@@ -16,6 +16,7 @@ from unet_diffusion.images.large_images import (
     LargeImage,
     ScratchArrays,
     check_label_format,
+    check_mask_name,
     create_mask,
     write_labels,
 )
@@ -89,7 +90,8 @@ def write_segmented(image: LargeImage, regions: Regions, target: Any, options: O
         options: how objects are found; None writes the mask alone.
 
     Raises:
-        ValueError: a file exists, the target is an array of another size, or it is an array and objects are wanted.
+        ValueError: a file exists, the target is an array of another size, it is an array and objects are wanted, or
+            its suffix is unknown.
     """
     size = image.shape[:2]
     if not isinstance(target, (str, Path)):
@@ -100,6 +102,7 @@ def write_segmented(image: LargeImage, regions: Regions, target: Any, options: O
         _fill(regions, target)
         return
     path = Path(target)
+    check_mask_name(path)
     others = [path.with_name(f"{path.stem}-objects{ending}") for ending in (".tif", ".csv")]
     paths = [path, *([] if options is None else others)]
     for each in paths:

@@ -1,5 +1,6 @@
 """Images of any size to masks, with test-time augmentation and an uncertainty map."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -210,7 +211,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             return_probabilities: whether to return probabilities and uncertainty, 4 (K + 1) bytes per pixel.
             return_dict: whether to return a `SegmentationOutput`, or else a tuple.
             mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
-                it, or what `accelerate launch` was told. Everything else stays in float32.
+                it, or what `accelerate launch` was told. Everything else stays in float32. "no" leaves a
+                `torch.autocast` around the call as it is.
             instances: whether to find and measure the objects too (`unet_diffusion.segmentation.find_objects`), from
                 the network's object maps if it has learnt them. The tuple then also has the objects and their table.
             min_area: objects of fewer pixels are left out. None takes `unet.config.object_min_area`, which training
@@ -305,7 +307,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
         Images of a data set are those that `for_prepared_images` describes. No progress is shown.
         """
-        pipe = self.for_prepared_images()
+        pipe = copy.copy(self.for_prepared_images())  # so that this pipeline keeps its own progress bar
         pipe.set_progress_bar_config(disable=True)
         return lambda image: pipe(image, output_type="pt", return_probabilities=False, return_dict=False)[0][0]
 
@@ -350,7 +352,9 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
 
         Raises:
             ValueError: an image or an argument does not fit the network, or a file that would be written exists. Or
-                objects are wanted, and the middle of a part of the mask is about 2,000 pixels from its edge.
+                the image holds NaN or infinity, or is a TIFF that is to be shown turned or with other colours than it
+                stores. Or objects are wanted, and the middle of a part of the mask is about 2,000 pixels from its edge.
+            OSError: the disk has no room for the files; those that were there are as they were.
         """
         tile_size, num_draws, timesteps, instances, min_area, max_hole = map(
             plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole)
@@ -359,8 +363,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         check_object_options(instances, min_area, max_hole)
         image = open_image(source, self.channels)
         size = image.shape[:2]
-        dtype = "float32" if image.dtype.kind == "f" else image.dtype.name
-        check_image(self.channels, self.pixel_range, image.shape[2], dtype)
+        check_image(self.channels, self.pixel_range, image.shape[2], image.dtype.name)
         segmenter = self._segmenter(tile_size, num_draws, timesteps, augment, mixed_precision)
 
         regions = self._regions(segmenter, stretched_reader(image, self.pixel_range), size, 1, generator, instances)

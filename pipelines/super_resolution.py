@@ -175,7 +175,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                 files.
             return_dict: whether to return a `SuperResolutionOutput`, or else a tuple.
             mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
-                it, or what `accelerate launch` was told. Everything else stays in float32.
+                it, or what `accelerate launch` was told. Everything else stays in float32. "no" leaves a
+                `torch.autocast` around the call as it is.
 
         Raises:
             ValueError: an image or an argument does not fit the network or the scheduler, or a large image is not

@@ -98,6 +98,27 @@ def test_noise_at_other_sizes_is_refused():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_class_labels_are_integers_of_any_width(dtype):
+    reference = stock(**CLASSES)
+    sample, labels = torch.randn(3, 1, 16, 16), torch.tensor([1, 0, 4])
+    network = UNet2DAdapter.from_stock(reference).eval()
+    expected = reference(sample, 5, labels).sample
+    assert torch.equal(network(sample, 5, labels.to(dtype)).sample, expected)
+    assert torch.equal(network(sample, 5, labels.tolist()).sample, expected)
+
+
+@pytest.mark.parametrize("label", [-1, 6])
+def test_class_labels_that_do_not_exist_are_refused(label):
+    network = UNet2DAdapter.from_stock(stock(**CLASSES))
+    with pytest.raises(IndexError):
+        network(torch.zeros(1, 1, 16, 16), 5, torch.tensor([label]))
+    for labels in (torch.tensor([True]), torch.tensor([1.0])):
+        with pytest.raises(ValueError, match="class_labels hold torch.(bool|float32), but must be integers"):
+            network(torch.zeros(1, 1, 16, 16), 5, labels)
+
+
+@torch.no_grad()
 def test_masks_of_a_class_conditional_network_see_the_mean_class():
     reference = stock(**CLASSES)
     network = UNet2DAdapter.from_stock(reference).to_segmentation(3)
@@ -264,6 +285,24 @@ def test_values_and_networks_that_are_not_a_plain_unet_are_refused(changes, mess
         UNet2DAdapter(**{**DDPM, **changes})
 
 
+def test_only_a_stock_network_becomes_an_adapter():
+    for network in (UNet(channels=(4, 8), head_channels=8), adapter()):
+        with pytest.raises(ValueError, match=f"the model is a {type(network).__name__}, .* use it as it is"):
+            UNet2DAdapter.from_stock(network)
+
+
+def test_a_network_with_lora_becomes_a_stock_one_after_the_lora_is_gone():
+    peft = pytest.importorskip("peft")
+    network = adapter()
+    network.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    with pytest.raises(ValueError, match=r"has an adapter, such as LoRA, .* call unload_lora\(\) first"):
+        network.to_stock()
+    network.fuse_lora()
+    network.unload_lora()
+    kept = network.to_stock().state_dict()["mid_block.attentions.0.to_q.weight"]
+    assert torch.equal(kept, network.state_dict()["bridge.attentions.0.to_q.weight"])
+
+
 # --- pipelines ---
 
 
@@ -294,6 +333,22 @@ def test_chosen_tiles_are_limited_where_a_stock_network_attends():
     tiling = Tiling.of(adapter())  # attends at stride 2
     assert tiling.tile + tiling.shared <= 2 * ATTENDED
     assert Tiling.of(adapter("flat", down_block_types=("DownBlock2D",))).tile > 2 * ATTENDED
+
+
+def test_attention_on_the_way_up_limits_tiles_too():
+    down = {"down_block_types": ("DownBlock2D",) * 3, "add_attention": False}
+    for up, stride in (
+        (("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), 2),
+        (("UpBlock2D", "UpBlock2D", "AttnUpBlock2D"), 1),
+    ):
+        network = adapter(up_block_types=up, **down)
+        assert network.config.attention == [stride == 1, stride == 2, False]
+        tiling = Tiling.of(network)
+        assert tiling.tile + tiling.shared <= stride * ATTENDED
+    finer = adapter(up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D"))  # than on the way down
+    assert finer.config.attention == [True, True, True]
+    image = np.zeros((20, 9), dtype=np.uint8)
+    assert SegmentationPipeline(network.eval())(image, output_type="np").masks[0].shape == (20, 9)
 
 
 # --- learning ---

@@ -180,6 +180,14 @@ def test_fourier_embedding_takes_noise_levels_down_to_zero():
     assert not torch.equal(unet(x, 0.5).sample, unet(x, 50.0).sample)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_class_labels_may_be_integers_of_any_width(dtype):
+    unet, x, labels = small(num_class_embeds=4), torch.randn(2, 1, 16, 16), torch.tensor([3, 1])
+    randomised(unet)
+    assert torch.equal(unet(x, 1, labels.to(dtype)).sample, unet(x, 1, labels).sample)
+
+
 def test_missing_class_means_the_null_class_where_label_dropout_trained_it():
     unet = randomised(small(num_class_embeds=3, label_dropout=0.1))
     x = torch.randn(2, 1, 8, 8)

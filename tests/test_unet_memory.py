@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers.models.attention_dispatch import attention_backend
 from torch import nn
 
@@ -76,18 +77,39 @@ def test_layerwise_casting_stores_small_and_computes_large(storage):
     assert (output - expected).norm() < 16 * torch.finfo(storage).eps * expected.norm()
 
 
+@pytest.mark.parametrize("instances", [False, True])
+def test_a_head_that_is_added_later_computes_in_the_dtype_of_the_layers(instances):
+    unet = network()
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    unet.to_segmentation(3, instances=instances)
+    logits = unet(images(), 5).logits
+    assert logits.dtype == unet.segmentation_head.weight.dtype == torch.float32
+    assert network().to(torch.bfloat16).to_segmentation(3).segmentation_head.weight.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     "options", [{"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}]
 )
 @pytest.mark.parametrize("to_disk", [False, True])
-def test_group_offload_changes_no_value(tmp_path, options, to_disk):
+@pytest.mark.parametrize("gradients", [False, True])
+def test_group_offload_changes_no_value(tmp_path, options, to_disk, gradients):
     """The hooks run here from the CPU to the CPU; on an accelerator the same ones move the weights."""
     unet = network()
     expected = prediction(unet)
     folder = {"offload_to_disk_path": str(tmp_path)} if to_disk else {}
     unet.enable_group_offload(torch.device("cpu"), **options, **folder)
     assert bool(list(tmp_path.glob("*.safetensors"))) == to_disk
-    assert torch.equal(prediction(unet), expected)
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(unet(images(), 5).sample, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_offloading_by_accelerate_changes_no_value(gradients):
+    unet = network()
+    expected = prediction(unet)
+    cpu_offload(unet, torch.device("cpu"))
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(unet(images(), 5).sample, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")

@@ -41,6 +41,17 @@ def test_a_variant_is_loaded_only_by_its_name(tmp_path):
         UNet.from_pretrained(tmp_path)
 
 
+def test_fused_projections_must_come_apart_before_commands_load_the_network(tmp_path):
+    unet = network()
+    unet.fuse_qkv_projections()
+    unet.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"fused projections, .*; call unfuse_qkv_projections\(\) and save it again"):
+        load_unet(str(tmp_path), {})
+    unet.unfuse_qkv_projections()
+    unet.save_pretrained(tmp_path)
+    assert torch.equal(prediction(load_unet(str(tmp_path), {})), prediction(unet))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_load_in_the_dtype_asked_for(tmp_path, dtype):
     unet = network()
@@ -196,14 +207,17 @@ def test_a_folder_without_weights_ends_in_the_error_of_diffusers(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7])
-def test_device_map_puts_on_disk_what_memory_cannot_hold(tmp_path, share):
+@pytest.mark.parametrize("gradients", [False, True])
+def test_device_map_puts_on_disk_what_memory_cannot_hold(tmp_path, share, gradients):
     unet = network(channels=(8, 16, 16), blocks_per_stage=2)
     unet.save_pretrained(tmp_path / "saved")
     memory = {"cpu": int(share * compute_module_sizes(unet)[""])}
     folder = str(tmp_path / "offload")
     loaded = UNet.from_pretrained(tmp_path / "saved", device_map="auto", max_memory=memory, offload_folder=folder)
     assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
-    torch.testing.assert_close(prediction(loaded), prediction(unet), rtol=0, atol=1e-5)
+    with torch.set_grad_enabled(gradients):
+        found = loaded(torch.linspace(-1, 1, 126).reshape(2, 1, 9, 7), 5).sample
+    torch.testing.assert_close(found, prediction(unet), rtol=0, atol=1e-5)
 
 
 @pytest.fixture

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 INDEX = "model_index.json"
+CONFIG = "config.json"  # the options of a run
 STOCK_PIPELINE = "DDPMPipeline"  # the class that model_index.json names for a run that generates images
 OWN_PIPELINE = "_pipeline"  # the key in model_index.json for our class that saved such a run
 OWN_PIPELINES = "unet_diffusion.pipelines."  # prefix of the class that model_index.json names for our other runs
 GENERATES = "_label_names"  # a key that only runs that generate images have
 TUNED = "_few_steps"  # the key for the largest number of steps that a network was tuned for
 GENERATION = "ImageGenerationPipeline"  # our class for runs that generate images
+SEGMENTATION = "SegmentationPipeline"  # our class for runs that give masks
+TRUNK_STAYS = ("head", "pixel_classifier")  # values of `learn` that leave the layers under the noise head as they were
 SUPER_RESOLUTION = "SuperResolutionPipeline"  # the class that model_index.json names for a run that enlarges images
 
 
@@ -33,9 +36,10 @@ def check_run(run: Path) -> None:
 
 
 def check_run_for(run: Path, pipeline: str) -> None:
-    """Raises a ValueError unless the folder holds a saved pipeline that the class of this name can load.
+    """Raises a ValueError unless the folder holds a saved pipeline that the class of this name can use.
 
-    Only a `SuperResolutionPipeline` loads a super-resolution run, and it loads no other.
+    Only a `SuperResolutionPipeline` loads a super-resolution run, and it loads no other. A run whose noise head no
+    longer fits (`part_that_left_noise`) does not generate.
     """
     check_run(run)
     saved = saved_kind(run)
@@ -51,6 +55,26 @@ def check_run_for(run: Path, pipeline: str) -> None:
             f"{run} holds a {saved} without a scheduler, which generates nothing; segment images with it, or give the "
             "folder of a run of train-ddpm."
         )
+    part = part_that_left_noise(run)
+    if pipeline == GENERATION and part is not None:
+        raise ValueError(
+            f"{run} learnt masks with learn={part!r}, which changed the layers under its noise head, so it no "
+            "longer generates; give the run that it started from, or train it with denoising_weight above 0, or with "
+            f"learn={' or '.join(map(repr, TRUNK_STAYS))}."
+        )
+
+
+def part_that_left_noise(run: Path) -> str | None:
+    """The part of a network that learnt masks alone, if its noise head no longer fits the layers under it.
+
+    None if the noise head fits, if it learnt too, or if the folder has no options that say what learnt.
+    """
+    path = run / CONFIG
+    if saved_kind(run) != SEGMENTATION or GENERATES in read_object(run / INDEX) or not path.is_file():
+        return None
+    options = read_object(path).get("segmentation")
+    part = options.get("learn") if isinstance(options, dict) else None
+    return part if isinstance(part, str) and part not in TRUNK_STAYS else None
 
 
 def saved_kind(run: Path) -> str | None:

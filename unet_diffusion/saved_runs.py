@@ -28,6 +28,7 @@ from unet_diffusion.unet import UNet
 T = TypeVar("T")
 
 NETWORKS = {(kind.__module__, kind.__name__): kind for kind in (UNet, UNet2DAdapter, PixelClassifier)}
+FUSED = ".to_qkv."  # in the names of weights that `fuse_qkv_projections` adds
 MAX_NAMES = 3  # number of weights that an error names
 GET_AGAIN = "get it again, or give the folder of another run."
 
@@ -107,6 +108,11 @@ def load_weights(kind: type[T], folder: Path) -> T:
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             names = ", ".join(map(str, sorted(info[problem], key=str)[:MAX_NAMES]))
+            if all(FUSED in name for name in info[problem]):
+                raise ValueError(
+                    f"the network in {folder} was saved with fused projections, such as {names}; call "
+                    "unfuse_qkv_projections() and save it again."
+                )
             raise ValueError(
                 f"the weights in {folder} are those of another network: {len(info[problem])} "
                 f"{problem.replace('_', ' ')}, such as {names}; {GET_AGAIN}"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ OWN_KEYS = {
     "object_min_area",
 }
 UNET_KEYS = {"channels", "attention", "padding", "time_embedding", "label_dropout"}  # keys that repeat the stock config
+ADAPTED = ".base_layer."  # in the names of weights that have an adapter beside them
 TRUNK_BLOCKS = {  # blocks whose only path from image to prediction is the trunk
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
@@ -50,7 +52,8 @@ class UNet2DAdapter(UNet):
     any size: the image is extended to the next multiple by its mirror image, and the maps are cut.
 
     A class-conditional stock model has no null class, so noise prediction needs `class_labels`. Masks do not: the mean
-    of the embeddings of all classes stands for "no class".
+    of the embeddings of all classes stands for "no class". In training, the index after the last class means the same,
+    as in a `UNet`.
 
     Args:
         num_classes: number of classes of the segmentation head, background included; None for no head.
@@ -120,14 +123,26 @@ class UNet2DAdapter(UNet):
         """Makes the adapter of a stock model, with a copy of its weights.
 
         Raises:
-            ValueError: the model is not a plain U-Net.
+            ValueError: the model is not a plain U-Net, or not a `UNet2DModel` of diffusers itself.
         """
+        if not isinstance(stock, UNet2DModel) or isinstance(stock, UNet):
+            fix = "use it as it is" if isinstance(stock, UNet) else "use another checkpoint"
+            raise ValueError(f"the model is a {type(stock).__name__}, but must be a UNet2DModel of diffusers; {fix}.")
         adapter = cls(**{key: stock.config[key] for key in STOCK_KEYS})
         adapter.load_state_dict(copied(stock.state_dict(), adapter._names()), assign=True)
         return adapter.train(stock.training)
 
     def to_stock(self) -> UNet2DModel:
-        """Makes the stock model with copies of the weights of trunk and noise head, without the segmentation head."""
+        """Makes the stock model with copies of the weights of trunk and noise head, without the segmentation head.
+
+        Raises:
+            ValueError: the network has an adapter, such as LoRA.
+        """
+        if any(ADAPTED in name for name in self.state_dict()):
+            raise ValueError(
+                "the network has an adapter, such as LoRA, which a UNet2DModel lacks; call unload_lora() first, and "
+                "fuse_lora() before it if the weights are to keep what the adapter has learnt."
+            )
         stock = UNet2DModel(**{key: self.config[key] for key in STOCK_KEYS})
         back = [(theirs, ours) for ours, theirs in self._names()]
         stock.load_state_dict(copied(self.state_dict(), back), assign=True)
@@ -225,8 +240,11 @@ class StockEmbedding(nn.Module):
         self.time_proj, self.time_embedding = model.time_proj, model.time_embedding
         self.class_embedding: Any = model.class_embedding
 
-    def forward(self, timestep: Tensor, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Timesteps (B,) and class indices (B,) to an embedding (B, D); the index after the last is the null class."""
+    def forward(self, timestep: Tensor, class_labels: Any, dtype: torch.dtype) -> Tensor:
+        """Timesteps (B,) and class indices int64 (B,) to an embedding (B, D).
+
+        The index after the last is the null class. PyTorch refuses other indices.
+        """
         if isinstance(self.time_proj, nn.Embedding):
             timestep = timestep.long()
         embedding = self.time_embedding(self.time_proj(timestep).to(dtype))
@@ -235,7 +253,7 @@ class StockEmbedding(nn.Module):
         classes = torch.arange(self.class_embedding.num_embeddings, device=embedding.device)
         rows = self.class_embedding(classes)  # calls the layer, since offloading and 8-bit storage hook into it
         rows = torch.cat([rows, rows.mean(dim=0, keepdim=True)])
-        return embedding + rows[class_labels].to(dtype)
+        return embedding + F.embedding(class_labels, rows).to(dtype)
 
 
 class StockEncoderStage(nn.Module):
@@ -279,7 +297,8 @@ class NoBridge(nn.Module):
 
 def unet_config(stock: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a `UNet` config that training, tiling and pipelines read, from the config of a stock model."""
-    attention = ["Attn" in kind for kind in stock["down_block_types"]]
+    stages = zip(stock["down_block_types"], reversed(stock["up_block_types"]))  # finest first
+    attention = [any("Attn" in kind for kind in kinds) for kinds in stages]
     attention[-1] |= stock["mid_block_type"] is not None and stock["add_attention"]
     time_embedding = stock["time_embedding_type"]
     return {

@@ -43,6 +43,7 @@ from unet_diffusion.network.embeddings import ConditionEmbedding
 from unet_diffusion.network.own_config import OwnConfig
 
 CACHE_LINE = 64  # bytes
+LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # dtypes of class labels
 
 
 @dataclass
@@ -205,13 +206,13 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
             sample: images in [-1, 1] or their noisy versions, (B, in_channels, H, W).
             timestep: a number or a tensor of shape (), (1,) or (B,), integer or not; None means
                 `config.segmentation_timestep` and is allowed where no noise is predicted.
-            class_labels: class indices, integers (B,); None means the null class.
+            class_labels: class indices, integers of any width (B,); None means the null class.
             return_dict: whether to return a `UNetOutput`; if not, a tuple of its fields that are not None.
             head: "noise", "segmentation", "both" or "features"; None: the active head.
 
         Raises:
             ValueError: a head that the network lacks, a size or channel count that it cannot take, a missing timestep,
-                or class labels where there are no classes.
+                class labels where there are no classes, or class labels that are not integers.
         """
         head = head or self.active_head
         check_input(self, sample, timestep, class_labels, head)
@@ -277,10 +278,12 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         return self
 
     def _new_head(self, channels: int) -> nn.Module:
-        """Makes an untrained head, with the dtype and the device of the trunk."""
-        parameter = next(self.parameters())
+        """Makes an untrained head, with the dtype and the device that the trunk computes in, not those of its storage.
+
+        Layerwise casting and group offloading hook into the layers that were there before, but not into the head.
+        """
         head = nn.Conv2d(self.channels_out, channels, kernel_size=1)
-        return head.to(parameter.device, parameter.dtype).train(self.training)
+        return head.to(self.device, self.dtype).train(self.training)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Computes the class scores, then any object channels, from the map (B, C0, H, W) that the heads read."""
@@ -371,6 +374,9 @@ class UNet(OwnConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
             class_labels = torch.full((batch,), self.config.num_class_embeds, device=sample.device)  # the null class
         if class_labels is not None:
             class_labels = torch.as_tensor(class_labels, device=sample.device)
+            if class_labels.dtype not in LABEL_DTYPES:
+                raise ValueError(f"class_labels hold {class_labels.dtype}, but must be integers, an index per image.")
+            class_labels = class_labels.long()  # bytes would be taken for a mask, or refused
         return self.time_embed(timesteps, class_labels, sample.dtype)
 
     @torch.no_grad()

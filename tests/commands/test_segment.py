@@ -2,6 +2,8 @@
 
 import csv
 import io
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,19 +15,21 @@ from tests.support.segmentation import image, network, pipeline, saved
 from unet_diffusion.cli import run
 from unet_diffusion.commands.options.segment import Segment
 from unet_diffusion.commands.segment import segment
-from unet_diffusion.images.large_images import open_image
+from unet_diffusion.images.large_images import create_mask, open_image
+from unet_diffusion.images.pixel_range import PixelRange
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".tif", ".zarr"])
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".zarr", ".NPY", ".TIF"])
 def test_files_are_segmented_window_by_window(tmp_path, suffix):
-    pytest.importorskip({".npy": "numpy", ".tif": "tifffile", ".zarr": "zarr"}[suffix])
+    pytest.importorskip({".npy": "numpy", ".tif": "tifffile", ".zarr": "zarr"}[suffix.lower()])
     pipe = pipeline(network(norm="none", attention=(False, False)))
     pixels = image(70, 41)
     expected = pipe(pixels, output_type="np").masks[0]
     source, target = tmp_path / f"image{suffix}", tmp_path / f"mask{suffix}"
-    if suffix == ".npy":
-        np.save(source, pixels)
-    elif suffix == ".tif":
+    if suffix.lower() == ".npy":
+        with open(source, "wb") as file:  # a path would get another suffix
+            np.save(file, pixels)
+    elif suffix.lower() == ".tif":
         import tifffile
 
         tifffile.imwrite(source, pixels[..., 0], tile=(16, 16), compression="zlib")
@@ -68,9 +72,63 @@ def test_files_that_cannot_be_read_in_windows_are_refused(tmp_path, name, messag
 def test_a_failed_run_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="channels"):
         pipeline().segment_file(image(9, 9, 3), tmp_path / "mask.npy")
-    with pytest.raises(ValueError, match="cannot be written in windows"):
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'mask.png'} cannot be written in windows")):
         pipeline().segment_file(image(9, 9), tmp_path / "mask.png")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_values_that_are_not_finite_are_refused_in_files_as_in_memory(tmp_path, value):
+    pipe = pipeline(pixel_range=PixelRange((0.0,), (1.0,), "float32").to_dict())
+    pixels = np.zeros((70, 41))
+    pixels[60, 40] = value
+    np.save(tmp_path / "image.npy", pixels)
+    for segment_it in (pipe, lambda source: pipe.segment_file(source, tmp_path / "mask.npy", tile_size=16)):
+        with pytest.raises(ValueError, match="image.npy has pixels that are NaN or infinite"):
+            segment_it(tmp_path / "image.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["image.npy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"extratags": [(274, "H", 1, 6, True)]}, r"turned or mirrored \(orientation 6\); store it upright"),
+        (
+            {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
+            "a table of colours; convert it to RGB",
+        ),
+        ({"photometric": "cielab"}, "holds colours as CIELAB; convert it to RGB"),
+    ],
+)
+def test_tiff_files_that_are_shown_otherwise_than_stored_are_refused(tmp_path, options, message):
+    tifffile = pytest.importorskip("tifffile")
+    shape = (9, 14, 3) if options.get("photometric") == "cielab" else (9, 14)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(shape, np.uint8), **options)
+    with pytest.raises(ValueError, match=f"a.tif .*{message}, or segment it whole"):
+        open_image(tmp_path / "a.tif")
+
+
+def test_a_large_strip_is_warned_of(tmp_path, monkeypatch, caplog):
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("zarr")
+    monkeypatch.setattr("unet_diffusion.images.large_images.LARGE_PART", 2**20)
+    pixels = np.zeros((1025, 1024), np.uint8)
+    tifffile.imwrite(tmp_path / "tiles.tif", pixels, tile=(512, 512), compression="zlib")
+    open_image(tmp_path / "tiles.tif")
+    assert not caplog.messages
+    tifffile.imwrite(tmp_path / "strip.tif", pixels, rowsperstrip=1025, compression="zlib")
+    open_image(tmp_path / "strip.tif")
+    assert "strip.tif is compressed in parts of 1 MiB" in caplog.messages[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve room")
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_a_new_mask_has_its_room_on_the_disk(tmp_path, suffix):
+    """A mapped file without room would kill the process when the disk is full."""
+    pytest.importorskip({".npy": "numpy", ".tif": "tifffile"}[suffix])
+    path = tmp_path / f"mask{suffix}"
+    create_mask(path, 1000, 1000)
+    assert path.stat().st_blocks * 512 >= path.stat().st_size > 1_000_000
 
 
 # --- the command ---

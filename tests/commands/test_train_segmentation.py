@@ -5,13 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut, squares
+from unet_diffusion import UNet
+from unet_diffusion.commands.export.graphs import heads_of
+from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
+from unet_diffusion.commands.options.sample import Sample
 from unet_diffusion.commands.options.segment import Segment
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
+from unet_diffusion.commands.sample import sample
 from unet_diffusion.commands.segment import segment
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import train_segmentation
@@ -72,15 +78,44 @@ def noise_predictor(options: TrainSegmentation, folder: Path) -> Path:
     )
 
 
-def test_a_ddpm_run_keeps_its_noise_head_and_still_generates(options, tmp_path):
+@pytest.mark.parametrize("learn", ["everything", "decoder", "head"])
+def test_a_ddpm_run_keeps_its_noise_head_but_generates_only_if_the_trunk_stayed(options, tmp_path, learn):
     ddpm = noise_predictor(options, tmp_path / "ddpm")
-    run = train_segmentation(replace(options, model=str(ddpm)))
+    part = replace(options.segmentation, learn=learn)
+    run = train_segmentation(replace(options, model=str(ddpm), segmentation=part))
     before, after = weights(ddpm), weights(run)
     assert torch.equal(before["noise_head.weight"], after["noise_head.weight"])
-    assert not torch.equal(before["stem.weight"], after["stem.weight"])
-    pipe = ImageGenerationPipeline.from_pretrained(run)
+    stayed = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    assert (stayed == set(before)) == (learn == "head") and ("stem.weight" in stayed) == (learn != "everything")
+    pipe = ImageGenerationPipeline.from_pretrained(run)  # in Python it can be loaded in any case
     assert len(pipe(batch_size=2, num_inference_steps=2).images) == 2
     assert pipe.unet.active_head == "noise"
+    card = " ".join((run / "README.md").read_text().split())
+    assert ("noise head, which no longer fits" in card) == (learn != "head")
+    wanted = Sample(run=run, output=tmp_path / "samples", count=1, steps=1)
+    figures = EvaluateGeneration(run=run)
+    if learn == "head":
+        sample(wanted)
+        figures.check_paths()
+        return
+    message = f"learnt masks with learn='{learn}', .* give the run that it started from, or train it with denoising"
+    for refused in (lambda: sample(wanted), figures.check_paths):
+        with pytest.raises(ValueError, match=message):
+            refused()
+
+
+def test_graphs_leave_out_a_noise_head_that_no_longer_fits(tmp_path, caplog):
+    unet = UNet(1, 1, 1, channels=(4, 8), head_channels=8, num_classes=2)
+    SegmentationPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
+    for learn, heads in ((None, 2), ("head", 2), ("everything", 1)):
+        if learn is not None:
+            (tmp_path / "config.json").write_text(json.dumps({"segmentation": {"learn": learn}}))
+        assert heads_of(tmp_path, unet, None) == ["segmentation", "noise"][:heads]
+        assert heads_of(tmp_path, unet, "noise") == ["noise"]
+    (message,) = caplog.messages
+    assert (
+        "is left out, since the layers under it have changed" in message and "set head='noise' to write it" in message
+    )
 
 
 def test_a_pixel_classifier_learns_beside_a_ddpm_run(options, tmp_path):

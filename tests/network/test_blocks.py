@@ -62,6 +62,17 @@ def test_training_keeps_one_map_less_for_the_backward_pass(device, channels_last
     assert kept(lambda: condition(norm(x), embedding)) == 2
 
 
+def test_hooks_of_layers_run_in_training_too():
+    norm, condition = GroupNorm(2, 4), ScaleShift(4, 3)
+    x, embedding, called = torch.randn(2, 4, 5, 5), torch.randn(2, 3), []
+    expected = condition.after(norm, x, embedding)
+    for module in (norm, condition):
+        handle = module.register_forward_hook(lambda *_, module=module: called.append(module))
+        torch.testing.assert_close(condition.after(norm, x, embedding), expected)
+        assert called.pop() is module and not called
+        handle.remove()
+
+
 @pytest.mark.parametrize("offset", [0.0, 20.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of the parameters; autocast leaves them float32
 def test_group_norm_of_bfloat16_maps_on_a_cpu_is_exact_to_the_rounding_of_its_result(dtype, offset):

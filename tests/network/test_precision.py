@@ -107,6 +107,18 @@ def test_only_the_network_computes_in_half_precision(compute, changes):
     assert torch.equal(compute(network(**changes), mixed_precision="auto"), full)  # of what the tests tell Accelerate
 
 
+@pytest.mark.parametrize(("compute", "changes"), CASES)
+def test_an_autocast_of_the_caller_is_left_alone(compute, changes):
+    unet, dtypes = network(**changes), set()
+    unet.stem.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    full = compute(unet)
+    assert dtypes == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = compute(unet)
+    assert dtypes == {torch.float32, torch.bfloat16}
+    assert half.dtype == torch.float32 and (half - full).abs().max() < 0.1
+
+
 def test_a_pixel_classifier_computes_in_it_too():
     unet = network()
     torch.manual_seed(0)
@@ -126,9 +138,11 @@ def test_a_file_is_segmented_in_it_as_an_image_in_memory(tmp_path):
     assert np.array_equal(mask, pipe(image, output_type="np", mixed_precision="bf16").masks[0])
 
 
-def test_autocast_is_off_for_float32():
+def test_autocast_is_off_for_float32_unless_the_caller_is_in_one():
     with autocast(CPU, "no"):
         assert not torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", dtype=torch.float16), autocast(CPU, "no"):
+        assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
     with autocast(CPU, "bf16"):
         assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from unet_diffusion import UNet, UNet2DAdapter
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
@@ -40,6 +40,20 @@ def test_runs_of_earlier_versions_load(tmp_path):
     index["_class_names"] = NAMES  # a plain list, as in early versions
     path.write_text(json.dumps(index))
     assert SegmentationPipeline.from_pretrained(tmp_path).class_names == NAMES
+
+
+@pytest.mark.parametrize("pipe", pipelines(), ids=lambda pipe: type(pipe).__name__)
+def test_a_folder_that_a_stock_pipeline_saved_again_is_warned_of(pipe, tmp_path, caplog):
+    type(pipe)(pipe.unet, DDPMScheduler()).save_pretrained(tmp_path / "ours")
+    type(pipe).from_pretrained(tmp_path / "ours")
+    assert not caplog.messages
+    stock = DDPMPipeline.from_pretrained(tmp_path / "ours")
+    stock.save_pretrained(tmp_path / "again")
+    type(pipe).from_pretrained(tmp_path / "again", pixel_range={"low": [0], "high": [1], "dtype": "float32"})
+    assert not caplog.messages
+    type(pipe).from_pretrained(tmp_path / "again")
+    (message,) = caplog.messages
+    assert "again was saved by a pipeline of diffusers, which leaves out the range of pixel values" in message
 
 
 def test_a_stock_network_is_refused_and_its_adapter_named():

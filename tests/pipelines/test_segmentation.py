@@ -146,6 +146,17 @@ def test_images_of_a_data_set_are_not_stretched_again():
     assert torch.equal(own.predictor()(stored), fixed(stored, output_type="pt").masks[0])
 
 
+def test_a_predictor_shows_no_progress_and_leaves_the_bar_of_its_pipeline(capsys):
+    pipe = SegmentationPipeline(network())
+    pipe.set_progress_bar_config(desc="windows")
+    pixels = torch.from_numpy(image(60, 60)).permute(2, 0, 1)
+    predict = pipe.predictor()
+    predict(pixels)
+    assert not capsys.readouterr().err
+    pipe(pixels, tile_size=16)
+    assert "windows" in capsys.readouterr().err
+
+
 def test_objects_are_measured_in_the_values_of_the_file():
     pipe = pipeline(pixel_range=PixelRange.stretched("uint8", (0.0, 100.0)).to_dict())
     pixels = (image(30, 20) // 8 + 5).astype(np.uint8)
@@ -313,6 +324,8 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_wrong_timesteps_are_refused():
     with pytest.raises(ValueError, match="from 0 to 999"):
         pipeline(scheduler=DDPMScheduler())(image(4, 4), timesteps=[1000])
+    with pytest.raises(ValueError, match="timesteps are 5, but must be a list of one or more integers from 0 to 999"):
+        pipeline(scheduler=DDPMScheduler())(image(4, 4), timesteps=5)
     timeless = network(time_embedding=None, out_channels=None)
     with pytest.raises(ValueError, match="time_embedding is None"):
         pipeline(timeless, scheduler=DDPMScheduler())(image(4, 4), timesteps=[1])

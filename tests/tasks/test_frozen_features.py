@@ -86,6 +86,14 @@ def test_probabilities_are_those_of_the_classifier_with_the_fixed_noise(size, au
     assert found.shape == (3, *size)
 
 
+def test_network_and_classifier_may_have_different_dtypes():
+    pipe, pixels = pipeline(), image(16, 16)
+    expected = probabilities(pipe, pixels)
+    pipe.unet.to(torch.bfloat16)
+    found = probabilities(pipe, pixels)
+    assert found.dtype == np.float32 and 0 < np.abs(found - expected).max() < 0.1
+
+
 def test_masks_are_the_same_at_every_call_with_any_generator():
     pipe, pixels = pipeline(), image(16, 16)
     one = probabilities(pipe, pixels, generator=torch.manual_seed(1))

@@ -39,8 +39,8 @@ def train_segmentation(options: TrainSegmentation) -> Path:
 
     The folder holds the pipeline, a model card, `masks.png`, `curves.png`, `metrics.jsonl`, `config.json`, `data.json`,
     previews and checkpoints. Channels and classes follow from the data. A network that comes from a DDPM run keeps its
-    noise head, frozen, and its scheduler. With a `denoising_weight` the noise head learns too, the folder holds
-    `samples.png`, and `ImageGenerationPipeline` loads it as well.
+    noise head, frozen, and its scheduler, but it still generates only if its head alone learns. With a
+    `denoising_weight` the noise head learns too, the folder holds `samples.png`, and the run generates.
 
     Raises:
         ValueError: an option, data or a network cannot be used, or a question has to be answered; raised before

@@ -1,24 +1,39 @@
 """Images and masks too large for memory, read and written in windows: NumPy files, TIFF, Zarr, any array."""
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from unet_diffusion.images.decoding import CHANNEL_AXES, LARGEST, UNNAMED_AXES, WHITE_IS_ZERO, negative, scientific
+from unet_diffusion.images.decoding import (
+    CHANNEL_AXES,
+    EXIF_ORIENTATION,
+    LARGEST,
+    OTHER_COLOURS,
+    UNNAMED_AXES,
+    WHITE_IS_ZERO,
+    negative,
+    scientific,
+)
+from unet_diffusion.images.headers import LOSSY_TIFF
 from unet_diffusion.images.pixel_size import PixelSize, pixel_size_of
 
 CHUNK = 1024  # pixels a side of the chunks of a Zarr mask
 LABEL_TILE = 512  # pixels a side of the tiles of a label image
+LARGE_PART = 2**26  # bytes of a tile or strip, read for every window that it touches, from which a warning is due
+PALETTE_INDICES = 3  # value of the tag PHOTOMETRIC: the pixels are indices of a table of colours
+YCBCR = 6  # value of the tag PHOTOMETRIC; lossy compression converts such colours from RGB and back by itself
 BIG_TIFF = 2**32 - 2**25  # bytes from which a TIFF needs addresses of 64 bits
 LABELS = "label images in tiles"
 TIFF = "TIFF files in windows"
 ZARR = "Zarr arrays and compressed TIFF files in windows"
+WINDOW_SUFFIXES = (".npy", ".zarr", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class Opened:
     axes: str  # a letter for each
     bits: int | None = None  # bits of the values if 0 is shown white, so black and white are swapped
     pixel_size: PixelSize | None = None
+    unlike: str = ""  # how the file is shown otherwise than its values are stored, and the fix
 
 
 @dataclass(frozen=True)
@@ -36,8 +52,8 @@ class LargeImage:
     """An image from which any window can be read."""
 
     shape: tuple[int, int, int]  # (H, W, C)
-    dtype: np.dtype
-    read: Callable[[slice, slice], np.ndarray]  # (rows, columns, C) in memory, in the machine's byte order
+    dtype: np.dtype  # float32 for floats of any width
+    read: Callable[[slice, slice], np.ndarray]  # finite (rows, columns, C) in memory, in the machine's byte order
     pixel_size: PixelSize | None = None  # height and width in micrometres, if the file states them
 
 
@@ -84,7 +100,8 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
             channels; for the pages of a TIFF, so is the last axis.
 
     Raises:
-        ValueError: the file is missing, damaged or of another format, or its shape is not that of an image.
+        ValueError: the file is missing, damaged or of another format, or its shape is not that of an image. Or a TIFF
+            is to be shown turned, or with other colours than it stores. `read` raises it for NaN and infinity.
         ImportError: for TIFF and Zarr without the extra `scientific`.
     """
     if not isinstance(source, (str, Path)):
@@ -92,7 +109,7 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
-    if path.suffix not in (".npy", ".zarr") and path.suffix.lower() not in (".tif", ".tiff"):
+    if path.suffix.lower() not in WINDOW_SUFFIXES:
         raise ValueError(f"{path} cannot be read in windows; give a .npy, .tif or .zarr file, or an array.")
     try:
         opened = _open_file(path, channels)
@@ -100,27 +117,53 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
         raise
     except Exception as error:  # every library reports damaged files in its own way
         raise ValueError(f"{path} cannot be read: {error}; it is damaged, or not what its name says.") from error
+    if opened.unlike:
+        raise ValueError(f"{path} {opened.unlike}, or segment it whole if it fits in memory.")
     return _as_image(opened, str(path))
 
 
 def _open_file(path: Path, channels: int | None) -> Opened:
     """Opens the array in a file without reading it."""
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         mapped = MappedFile(lambda: np.lib.format.open_memmap(path, mode="r"))  # refuses pickled Python objects
         return Opened(mapped, _axes(mapped, channels))
-    if path.suffix == ".zarr":
+    if path.suffix.lower() == ".zarr":
         array = scientific("zarr", ZARR).open_array(path, mode="r")
         return Opened(array, _axes(array, channels))
     tifffile = scientific("tifffile", TIFF)
     with tifffile.TiffFile(path) as tiff:
         axes, first, size = tiff.series[0].axes, tiff.series[0].keyframe, pixel_size_of(tiff)
+        unlike = _unlike(first)
     try:
         array = MappedFile(lambda: tifffile.memmap(path, mode="r"))
     except ValueError:  # compressed
         array = CompressedTiff(path)
+        part = math.prod(first.chunks) * first.dtype.itemsize
+        if part > LARGE_PART:
+            logging.getLogger(__name__).warning(
+                "%s is compressed in parts of %d MiB, each of which is decoded for every window that it touches; store "
+                "it in tiles to save time and memory",
+                path,
+                part >> 20,
+            )
     if axes[0] in UNNAMED_AXES and len(axes) == 3 and array.shape[0] != channels == array.shape[2]:
         axes = "YXC"
-    return Opened(array, axes, first.bitspersample if first.photometric == WHITE_IS_ZERO else None, size)
+    return Opened(array, axes, first.bitspersample if first.photometric == WHITE_IS_ZERO else None, size, unlike)
+
+
+def _unlike(page: Any) -> str:
+    """Returns how a page of a TIFF is shown otherwise than it is stored, and the fix; empty if it is shown so.
+
+    `decode_image` converts such images whole.
+    """
+    orientation = page.tags.valueof(EXIF_ORIENTATION, default=1)
+    if orientation != 1:
+        return f"is stored turned or mirrored (orientation {orientation}); store it upright"
+    if page.photometric == PALETTE_INDICES:
+        return "holds indices of a table of colours; convert it to RGB"
+    if page.photometric in OTHER_COLOURS or (page.photometric == YCBCR and int(page.compression) not in LOSSY_TIFF):
+        return f"holds colours as {page.photometric.name}; convert it to RGB"
+    return ""
 
 
 def _axes(array: Any, channels: int | None) -> str:
@@ -133,20 +176,41 @@ def create_mask(path: Path, height: int, width: int) -> Any:
     """Creates a mask uint8 (H, W) to which windows can be assigned; the suffix sets the format: .npy, .tif or .zarr.
 
     Raises:
-        ValueError: the suffix is another one.
+        ValueError: the suffix is another one; upper and lower case are the same.
+        OSError: the disk has no room for it.
         ImportError: for TIFF and Zarr without the extra `scientific`.
     """
+    check_mask_name(path)
     shape = (height, width)
-    if path.suffix == ".npy":
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        return MappedFile(lambda: np.load(path, mmap_mode="r+", allow_pickle=False))
-    if path.suffix == ".zarr":
+    if path.suffix.lower() == ".zarr":
         return scientific("zarr", ZARR).create_array(path, shape=shape, chunks=(CHUNK, CHUNK), dtype="uint8")
-    if path.suffix.lower() in (".tif", ".tiff"):
+    if path.suffix.lower() == ".npy":
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        mask = MappedFile(lambda: np.load(path, mmap_mode="r+", allow_pickle=False))
+    else:
         tifffile = scientific("tifffile", TIFF)
         tifffile.memmap(path, shape=shape, dtype=np.uint8, photometric="minisblack")
-        return MappedFile(lambda: tifffile.memmap(path, mode="r+"))
-    raise ValueError(f"{path} cannot be written in windows; end its name with .npy, .tif or .zarr.")
+        mask = MappedFile(lambda: tifffile.memmap(path, mode="r+"))
+    with open(path, "r+b") as file:
+        _reserve(file, path.stat().st_size)
+    return mask
+
+
+def check_mask_name(path: Path) -> None:
+    """Raises a ValueError unless `create_mask` has a format for the suffix."""
+    if path.suffix.lower() not in WINDOW_SUFFIXES:
+        raise ValueError(f"{path} cannot be written in windows; end its name with .npy, .tif or .zarr.")
+
+
+def _reserve(file: IO[bytes], length: int) -> None:
+    """Gives a file its length and room on the disk.
+
+    A full disk raises an OSError here; later, when the mapped file is written to, it would kill the process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, length)
+    else:
+        file.truncate(length)
 
 
 class ScratchArrays:
@@ -159,12 +223,8 @@ class ScratchArrays:
         """Returns a new array; raises an OSError if the disk has no room for it."""
         path = self.folder / str(self.count)
         self.count += 1
-        length = math.prod(shape) * np.dtype(dtype).itemsize
         with open(path, "wb") as file:
-            if hasattr(os, "posix_fallocate"):  # a full disk raises an error here; later it would kill the process
-                os.posix_fallocate(file.fileno(), 0, length)
-            else:
-                file.truncate(length)
+            _reserve(file, math.prod(shape) * np.dtype(dtype).itemsize)
         return MappedFile(lambda: np.memmap(path, dtype, "r+", shape=shape))
 
 
@@ -214,11 +274,14 @@ def _as_image(opened: Opened, name: str) -> LargeImage:
             f"{name} has shape {tuple(array.shape)} of {array.dtype} and axes {axes}; "
             "an image is (height, width) or has channels as its only other axis, and holds numbers."
         )
-    dtype = np.dtype(array.dtype).newbyteorder("=")
+    dtype = np.dtype(np.float32) if np.dtype(array.dtype).kind == "f" else np.dtype(array.dtype).newbyteorder("=")
 
     def read(rows: slice, columns: slice) -> np.ndarray:
         place = tuple({"Y": rows, "X": columns}.get(axis, slice(None)) for axis in axes)
-        window = np.array(array[place], dtype=dtype)  # a copy, so that no file stays mapped
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused below
+            window = np.array(array[place], dtype=dtype)  # a copy, so that no file stays mapped
+        if dtype.kind == "f" and not np.isfinite(window).all():
+            raise ValueError(f"{name} has pixels that are NaN or infinite; replace them.")
         window = window if opened.bits is None else negative(window, opened.bits)
         return np.moveaxis(window, axes.index(others), -1) if others else window[..., None]
 

@@ -111,15 +111,26 @@ class ScaleShift(nn.Module):
 
         In training, GroupNorm does both in one pass, so one map less is kept for the backward pass. For this, the batch
         is treated as one image of B * C channels, with separate weights for each original image. Otherwise the layers
-        are called one by one, since offloading hooks into them and a graph has to work for any batch. A map with
-        channels last cannot be viewed in this shape, so on a CPU the layers are called for it too. On other devices
-        GroupNorm copies such a map anyway, twice in training.
+        are called one by one: a graph has to work for any batch, and hooks run only if their layer is called, such as
+        those that bring weights back from a disk. A map with channels last cannot be viewed in this shape, so on a CPU
+        the layers are called for it too. On other devices GroupNorm copies such a map anyway, twice in training.
         """
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if eager and isinstance(norm, nn.GroupNorm) and (x.is_contiguous() or x.device.type != "cpu"):
+            if has_hooks(norm) or has_hooks(self):
+                return self(norm(x), embedding)
             scale, shift = self.linear(embedding).chunk(2, dim=1)  # (B, C) each
             return norm_scale_shift(norm, x, scale, shift)
         return self(norm(x), embedding)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Returns whether a call of the module runs more than its class's `forward`.
+
+    PyTorch keeps its hooks in dictionaries; Accelerate and diffusers replace the `forward` of the object.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return "forward" in vars(module) or any(hooks)
 
 
 def norm_scale_shift(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

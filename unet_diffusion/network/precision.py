@@ -1,7 +1,8 @@
 """The precision in which networks compute: float32, or half precision where a device is faster in it."""
 
 import os
-from typing import get_args
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, get_args
 
 import torch
 
@@ -39,6 +40,9 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
-def autocast(device: torch.device, name: Precision) -> torch.autocast:
-    """A context in which convolutions, matrix products and attention compute in a settled precision."""
-    return torch.autocast(device.type, dtype=HALF.get(name), enabled=name in HALF)
+def autocast(device: torch.device, name: Precision) -> AbstractContextManager[Any]:
+    """A context in which convolutions, matrix products and attention compute in a settled precision.
+
+    "no" changes nothing: if the caller is in an autocast of their own, they asked for its precision.
+    """
+    return torch.autocast(device.type, dtype=HALF[name]) if name in HALF else nullcontext()

@@ -1,6 +1,6 @@
 """Class probabilities of images of any size, averaged over turns and noisy versions of the image."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,7 +142,10 @@ class Segmenter:
     def _logits(self, clean: Tensor, noises: list[Tensor]) -> Iterator[Tensor]:
         """Yields the scores of the classifier, or those of the segmentation head for each noisy version."""
         if self.classifier is not None:
+            features: Iterable[Sequence[Tensor]]
             features = self.classifier.features(self.unet, self.scheduler, clean, noises)
+            if self.unet.dtype != self.classifier.dtype:
+                features = map(self._as_classified, features)
             with autocast(clean.device, self.precision):  # left before each yield, since the caller would be in it too
                 scores = self.classifier(features, clean.shape[2:])
             yield scores
@@ -157,6 +160,11 @@ class Segmenter:
             with autocast(clean.device, self.precision):
                 scores = self.unet(channels_last(images.to(self.unet.dtype)), timestep, head="segmentation").logits
             yield scores
+
+    def _as_classified(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Converts the network's maps of one timestep to the dtype that the classifier computes in."""
+        assert self.classifier is not None
+        return [each.to(self.classifier.dtype) for each in maps]
 
 
 def tiling_for_classifier(tiling: Tiling, classifier: PixelClassifier) -> Tiling:
@@ -187,8 +195,11 @@ def check_levels(unet: UNet, scheduler: SchedulerMixin | None, num_draws: int, t
     if unet.config.get("time_embedding", "sinusoidal") is None:
         raise ValueError("timesteps were given, but the network takes none (time_embedding is None); leave them out.")
     limit = scheduler.config.num_train_timesteps
-    if not timesteps or not all(is_count(t, 0) and t < limit for t in timesteps):
-        raise ValueError(f"timesteps are {list(timesteps)}, but must be one or more integers from 0 to {limit - 1}.")
+    valid = isinstance(timesteps, Sequence) and len(timesteps) > 0
+    if not valid or not all(is_count(t, 0) and t < limit for t in timesteps):
+        raise ValueError(
+            f"timesteps are {timesteps!r}, but must be a list of one or more integers from 0 to {limit - 1}."
+        )
 
 
 def check_evaluation_mode(unet: nn.Module) -> None:

@@ -17,6 +17,7 @@ from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.palette import overlay
 from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
+from unet_diffusion.saved_index import TRUNK_STAYS
 from unet_diffusion.segmentation.instance_maps import inner_boundary
 from unet_diffusion.segmentation.losses import (
     boundary_loss,
@@ -64,8 +65,9 @@ class SegmentationTask(Task):
         data: images with masks, and with the object maps (`load_masked` with `instances`) if the network learns these.
         config: the loss and what learns.
         augmentation: how training images are varied; None leaves them as they are.
-        scheduler: the scheduler of the DDPM run that the network comes from. It is saved with the pipeline, which can
-            then still generate images.
+        scheduler: the scheduler of the DDPM run that the network comes from. It is saved with the pipeline. The
+            pipeline can still generate images if the head alone learns. Otherwise the layers under the noise head
+            change, and the noise head no longer fits them (`JointTask` keeps it fitting).
         num_workers: processes that load images ahead.
 
     Raises:
@@ -217,7 +219,9 @@ class SegmentationTask(Task):
         summary = f"A {kind} that gives every pixel one of {self.num_classes} classes, trained with {{version}}."
         summary += self.objects_learnt
         if pipe.unet.noise_head is not None:
-            summary += " It still has its noise head."
+            fits = self.config.learn in TRUNK_STAYS
+            summary += " It still has its noise head"
+            summary += "." if fits else ", which no longer fits the layers under it, so it does not generate images."
         if self.validation is None:
             summary += f" These are the last weights; {NOT_HELD_OUT}."
         return Card("image-segmentation", summary, {"masks.png": self.caption}, USE)

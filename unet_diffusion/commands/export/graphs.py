@@ -18,10 +18,12 @@ from torch.export import ExportedProgram
 
 from unet_diffusion.commands.export.head_function import HeadFunction, Sizes, traced
 from unet_diffusion.pipelines.base import saved_range
-from unet_diffusion.saved_index import INDEX, from_index, read_object, saved_components
+from unet_diffusion.saved_index import INDEX, from_index, part_that_left_noise, read_object, saved_components
 from unet_diffusion.saved_runs import load_saved
 from unet_diffusion.unet import UNet
 from unet_diffusion.version import __version__
+
+logger = logging.getLogger(__name__)
 
 Graph = Callable[..., Tensor]  # read from a file; it takes the inputs of its `HeadFunction`
 
@@ -57,7 +59,10 @@ def write_graphs(form: str, run: Path, target: Path, head: str | None) -> list[s
 
 
 def heads_of(run: Path, unet: UNet, wanted: str | None) -> list[str]:
-    """Returns the names of the heads to write; raises a ValueError if they are not functions of one image."""
+    """Returns the names of the heads to write; raises a ValueError if they are not functions of one image.
+
+    By default, a noise head is left out if it no longer fits the layers under it; a warning says so.
+    """
     if wanted != "noise" and "classifier" in saved_components(run):
         raise ValueError(
             f"the masks of {run} come from a pixel classifier, which reads images with noise at several timesteps, "
@@ -70,6 +75,15 @@ def heads_of(run: Path, unet: UNet, wanted: str | None) -> list[str]:
         raise ValueError(
             f"head is {wanted!r}, but the network of {run} only has {' and '.join(map(repr, present))}; leave head out."
         )
+    part = part_that_left_noise(run)
+    if wanted is None and part is not None and "noise" in present:
+        logger.warning(
+            "the noise head of %s is left out, since the layers under it have changed while the run learnt masks alone "
+            "(learn=%r); set head='noise' to write it",
+            run,
+            part,
+        )
+        present.remove("noise")
     return present if wanted is None else [wanted]
 
 
@@ -206,15 +220,15 @@ def compare(function: HeadFunction, graph: Graph, sizes: Sequence[tuple[int, int
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hides warnings of torch about its own code and about torchvision during the conversion."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    exporter = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        exporter.setLevel(level)
 
 
 FORMS = {"onnx": ("onnx", write_onnx, load_onnx), "torch-export": ("pt2", write_program, load_program)}

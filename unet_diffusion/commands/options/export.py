@@ -30,7 +30,8 @@ class Export:
     "torch-export": a graph of each head for any batch and size, compared with the network. "safetensors-single": one
     file with all weights and configs, for `load_single_file` of this package."""
     head: Literal["segmentation", "noise"] | None = None
-    """The head that "onnx" and "torch-export" write; by default all heads of the run."""
+    """The head that "onnx" and "torch-export" write; by default all heads of the run, but no noise head that learning
+    masks alone has left behind."""
 
     def __post_init__(self) -> None:
         require_choice("format", self.format, get_args(ExportFormat))
