@@ -3,6 +3,7 @@
 import io
 import logging
 import pickle
+from dataclasses import replace
 from itertools import islice
 from multiprocessing import get_context
 
@@ -18,6 +19,7 @@ from unet_diffusion.data import cache as image_cache
 from unet_diffusion.data.cache import content_digest
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import to_batch
+from unet_diffusion.data.record import DataRecord, make_record
 from unet_diffusion.data.sets import load_images, place_of
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
@@ -108,6 +110,23 @@ def test_named_validation_split(tmp_path, load):
     sets = load(str(tmp_path / "splits"), validation_split="test")
     assert (len(sets.train), len(sets.validation)) == (5, 1)
     assert sets.validation[0]["image"].max() == 4
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("a", "c"), ("a",), ("a", "b", "c")])
+def test_a_run_that_has_learnt_classes_resumes_with_the_same_ones(tmp_path, names):
+    source = save(tmp_path / "set", numbered(4), [0, 0, 0, 0], names)
+    config = DataConfig(source, cache_dir=str(tmp_path / "cache"))
+    before = make_record(load_images(config), config.preparation, class_names=("a", "b"))
+    before.write(tmp_path)
+    assert DataRecord.read(tmp_path) == before
+    with pytest.raises(
+        ValueError, match="class . of .*, but the run has learnt .*, and its classes must stay a, b; rest"
+    ):
+        load_images(config, before=before)
+    stream = replace(config, streaming=True, crop_size=4)
+    with pytest.raises(ValueError, match="its classes must stay a, b"):
+        load_images(stream, before=before)
+    assert load_images(config, before=replace(before, class_names=names)).train.class_names == names
 
 
 def test_max_images_takes_the_first(tmp_path, load):

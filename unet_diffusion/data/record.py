@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unet_diffusion.data.folders import some
 from unet_diffusion.files import write_json
 from unet_diffusion.saved_index import read_object
 
@@ -37,6 +39,8 @@ class DataRecord:
         held_out: content hash of each image that is held out for validation.
         unlabelled: content hash of each image that is learnt from without its mask, if the run learns masks too.
         mask_encoding: meaning of the values of masks, as `MaskEncoding.to_dict` gives it; None without masks.
+        class_names: names of the classes of whole images that are learnt, in the order of their indices; empty if there
+            are none.
     """
 
     summary: tuple[str, ...] = ()
@@ -45,6 +49,7 @@ class DataRecord:
     held_out: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
     mask_encoding: dict[str, Any] | None = None
+    class_names: tuple[str, ...] = ()
 
     def write(self, run: Path) -> None:
         """Writes `data.json` into the folder of a run."""
@@ -136,6 +141,7 @@ def make_record(
     *,
     summary: Iterable[str] = (),
     mask_encoding: dict[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> DataRecord:
     """Returns the record of opened data.
 
@@ -146,6 +152,7 @@ def make_record(
             masks nor held out.
         summary: as in `DataRecord`.
         mask_encoding: as in `DataRecord`.
+        class_names: as in `DataRecord`; a run that resumes this one must have the same.
     """
     parts = (data.train, data.validation, unlabelled)
     contents = [[] if part is None else sorted(part.contents()) for part in parts]
@@ -157,6 +164,27 @@ def make_record(
         () if data.validation is None else tuple(data.validation.ids()),
         () if unlabelled is None else tuple(unlabelled.ids()),
         mask_encoding,
+        tuple(class_names or ()),
+    )
+
+
+def check_class_names(names: Sequence[str] | None, learnt: Sequence[str], source: str) -> None:
+    """Raises a ValueError unless the classes of a source have the names, in this order, that a run has learnt.
+
+    Args:
+        names: of the classes of the source; None if they have none.
+        learnt: of the classes of the run; empty if it has learnt no names, and then nothing is checked.
+        source: name of the source.
+    """
+    now = tuple(names or ())
+    if not learnt or now == tuple(learnt):
+        return
+    pairs = enumerate(zip_longest(learnt, now))
+    index, earlier, found = next((index, *pair) for index, pair in pairs if pair[0] != pair[1])
+    raise ValueError(
+        f"class {index} of {source} is {'missing' if found is None else repr(found)}, but the run has learnt "
+        f"{'no such class' if earlier is None else repr(earlier)}, and its classes must stay {some(learnt)}; restore "
+        "the names of folders or labels, or the file that lists them, or choose another output folder."
     )
 
 

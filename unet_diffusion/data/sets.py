@@ -18,7 +18,7 @@ from datasets import Dataset, IterableDataset
 from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
 from unet_diffusion.data.config import DataConfig, ImageOptions, part_name
 from unet_diffusion.data.dataset import ImageDataset
-from unet_diffusion.data.record import UNRECORDED, DataRecord
+from unet_diffusion.data.record import UNRECORDED, DataRecord, check_class_names
 from unet_diffusion.data.shuffled_rows import BufferedRows, IndexedRows, RowsOfGroups
 from unet_diffusion.data.sources import open_with_notes
 from unet_diffusion.data.streaming import StreamingImages, first_usable
@@ -82,12 +82,18 @@ def load_images(
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many images are broken, or none is usable;
-            sizes differ and neither `crop_size` nor `image_size` is given; or float images have no range.
+            sizes differ and neither `crop_size` nor `image_size` is given; float images have no range; or the classes
+            are not those that the run that is resumed has learnt.
         ImportError: the source needs a package that is not installed.
     """
     if config.streaming:
-        return _stream_images(config, seed, process_index, num_processes)
+        sets = _stream_images(config, seed, process_index, num_processes)
+        if before is not None:
+            check_class_names(sets.train.class_names, before.class_names, sets.train.name)
+        return sets
     cache, name = _cached(config, "train")
+    if before is not None:
+        check_class_names(cache.class_names, before.class_names, name)
     rows, held_out = hold_out(cache, config, before)
     pixel_range = find_range(config, cache, rows)
     size = _item_size(config, cache)
