@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from unet_diffusion.data import cache as image_cache
+from unet_diffusion.data import sets as image_sets
 from unet_diffusion.data.cache import content_digest
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import to_batch
@@ -153,6 +154,35 @@ def test_percentiles_are_measured_per_channel_on_training_images(tmp_path, load)
     values = values.reshape(2, -1)
     np.testing.assert_allclose(sets.train.pixel_range.low, np.percentile(values, 1, axis=1), rtol=1e-6)
     np.testing.assert_allclose(sets.train.pixel_range.high, np.percentile(values, 99, axis=1), rtol=1e-6)
+
+
+def test_the_range_of_large_sets_is_measured_on_all_training_images(tmp_path, load, monkeypatch):
+    monkeypatch.setattr(image_sets, "MOST_MEASURED", 3000)
+    images = np.random.default_rng(0).integers(0, 65536, (6, 64, 96, 1)).astype(np.uint16)
+    images[0] = images[0] % 631 + 1000
+    images[1:, :, 5:] = 0  # so that some columns are unlike the others
+    images[1:, :, :5] |= 1
+    source = save(tmp_path / "set", images)
+    assert load(source, validation_fraction=0).train.pixel_range == PixelRange.full("uint16")
+    train = load(source, percentiles=(10.0, 99.0), validation_fraction=0).train
+    values = image_sets._measured_values(train.cache, train.rows)
+    assert values.shape[0] == 1 and 1500 < values.shape[1] <= 3000
+    assert np.mean((values >= 1000) & (values <= 1630)) == pytest.approx(1 / 6 + 0.0095 * 5 / 6 * 5 / 96, abs=0.01)
+    assert np.mean(values == 0) == pytest.approx(5 / 6 * 91 / 96, abs=0.01)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", 255), ("float32", 0.25), ("float32", 1e9)])
+def test_percentiles_of_channels_that_hold_nearly_one_value(tmp_path, load, dtype, value):
+    images = np.zeros((5, 8, 8, 3), dtype=dtype)
+    images[..., 1] = value
+    images[..., 2] = np.arange(64).reshape(8, 8)
+    images[3, 2, 2, 0] = 7  # sparse
+    train = load(save(tmp_path / "set", images), percentiles=(1.0, 99.0), validation_fraction=0).train
+    low, high = train.pixel_range.low, train.pixel_range.high
+    assert (low[0], high[0], low[1]) == (0, 7, value) and low[2] < high[2]
+    assert high[1] == (value + 1 if value < 1e9 else value + value / 2**20)
+    mapped = train.pixel_range.to_model(train[3]["image"])
+    assert mapped[0].min() == -1 and mapped[0].max() == 1 and (mapped[1] == -1).all()
 
 
 @pytest.mark.parametrize("streaming", [False, True])

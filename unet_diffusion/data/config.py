@@ -118,8 +118,9 @@ class ImageOptions(SourceOptions):
     percentiles: tuple[float, float] | None = None
     """Percentiles of each channel that become -1 and 1, such as 0.1 and 99.9."""
     percentiles_of: Literal["training", "image"] = "training"
-    """"training" measures the percentiles once, on the training images. "image" measures them on every image by itself,
-    also on later ones; use it for images whose brightness differs."""
+    """"training" measures the percentiles once, on about 16 million values of each channel at most, spread evenly over
+    all training images. "image" measures them on every image by itself, also on later ones; use it for images whose
+    brightness differs. If both percentiles are equal, the smallest and the largest value take their place."""
     num_workers: int = 0
     """Processes that load batches ahead; stored images rarely need any."""
 

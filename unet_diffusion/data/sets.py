@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_SEED = 0  # not the run's, so that runs of all seeds are validated on the same images
 MOST_MEASURED = 2**24  # values of each channel, for percentiles
+GOLDEN = (math.sqrt(5) - 1) / 2  # part of a step; its multiples are spread evenly between whole numbers
 NARROW = 1 / 8  # share of the 16-bit range; below it, an error asks for the range
 
 
@@ -295,11 +296,11 @@ def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> Pix
     stated = config.value_range is not None or config.image_percentiles is not None
     if stated or (config.percentiles is None and cache.dtype == "uint8"):
         return _unmeasured_range(config, cache.dtype)
-    values = _measured_values(cache, rows)
     if config.percentiles is not None:
-        low, high = np.percentile(values, config.percentiles, axis=1)
+        low, high = _percentiles(cache, rows, config.percentiles)
         return PixelRange(tuple(map(float, low)), tuple(map(float, high)), cache.dtype)
-    problem = unclear_range(config.data, cache.dtype, float(values.min()), float(values.max()))
+    least, most = _extremes(cache, rows)
+    problem = unclear_range(config.data, cache.dtype, float(least.min()), float(most.max()))
     if problem is not None:
         raise ValueError(problem)
     return _unmeasured_range(config, cache.dtype)
@@ -331,10 +332,50 @@ def _unmeasured_range(config: ImageOptions, dtype: DTypeName) -> PixelRange:
     return PixelRange.full(dtype)
 
 
+def _percentiles(
+    cache: ImageCache, rows: np.ndarray, percentiles: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two percentiles of each channel, (C,) each, the first below the second.
+
+    If both are the same value, the smallest and the largest value take their place, as in `Stretch`. If the channel is
+    constant, the second is 1 more, or for large floats enough more to differ in float32.
+    """
+    low, high = np.percentile(_measured_values(cache, rows), percentiles, axis=1)
+    same = high <= low
+    if same.any():
+        channels = ", ".join(map(str, np.flatnonzero(same)))
+        logger.warning(
+            "the percentiles %g and %g of channel %s are equal; its smallest and largest values are used instead",
+            *percentiles,
+            channels,
+        )
+        least, most = (ends.astype(np.float64) for ends in _extremes(cache, rows))
+        low, high = np.where(same, least, low), np.where(same, most, high)
+        high = np.where(high <= low, low + np.maximum(1, abs(low) / 2**20), high)
+    return low, high
+
+
+def _extremes(cache: ImageCache, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the smallest and the largest value of each channel in all rows, (C,) each."""
+    ends = np.array([(image.min(axis=(1, 2)), image.max(axis=(1, 2))) for image in map(cache.image, rows)])
+    return ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)
+
+
 def _measured_values(cache: ImageCache, rows: np.ndarray) -> np.ndarray:
-    """Returns the values (C, n) of evenly spaced images; n is at most about `MOST_MEASURED`."""
-    step = math.ceil(cache.sizes[rows].prod(axis=1).sum() / MOST_MEASURED)
-    return np.concatenate([cache.image(row).reshape(cache.channels, -1) for row in rows[::step]], axis=1)
+    """Returns values (C, n) that are spread evenly over all pixels of all rows; n is at most about `MOST_MEASURED`.
+
+    All values are returned if there are not more. Otherwise the step is no whole number, since one that fits the width
+    of the images would take the same columns of every row.
+    """
+    pixels = cache.sizes[rows].prod(axis=1)
+    step = math.ceil(pixels.sum() / MOST_MEASURED)
+    step += GOLDEN if step > 1 else 0
+    starts = np.cumsum(pixels) - pixels
+    parts = []
+    for row, start, count in zip(rows, starts, pixels):
+        places = np.arange(math.ceil(start / step), math.ceil((start + count) / step)) * step - start
+        parts.append(cache.image(row).reshape(cache.channels, -1)[:, places.astype(np.int64).clip(0, count - 1)])
+    return np.concatenate(parts, axis=1)
 
 
 def _stream_images(config: DataConfig, seed: int, process_index: int, num_processes: int) -> ImageSets:
