@@ -3,6 +3,7 @@
 import io
 import logging
 import pickle
+import time
 from dataclasses import replace
 from itertools import islice
 from multiprocessing import get_context
@@ -359,6 +360,22 @@ def test_second_start_reads_no_image(tmp_path, load, monkeypatch):
         image_cache.os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
     with pytest.raises(ValueError, match=r"0\.png cannot be decoded"):
         load(str(folder))
+
+
+def test_few_large_images_are_decoded_ahead_of_the_file(monkeypatch):
+    monkeypatch.setattr(image_cache.os, "cpu_count", lambda: 2)
+    decoded = []
+
+    def prepare(row):
+        time.sleep(2 * image_cache.QUICK)
+        decoded.append(row["number"])
+        return row["number"]
+
+    rows = image_cache.each_row(Dataset.from_dict({"number": list(range(40))}), prepare)
+    first = next(rows)
+    time.sleep(0.2)  # all that may be decoded ahead is
+    assert len(decoded) == 1 + 2 * image_cache.MOST_AHEAD
+    assert [first, *rows] == sorted(decoded) == list(range(40))
 
 
 def test_other_settings_are_cached_apart(tmp_path, load):

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.support.image_files import npy
+from unet_diffusion.data.cache import content_digest
 from unet_diffusion.data.dataset import to_batch
 from unet_diffusion.data.masked import cache as masked_cache
 from unet_diffusion.data.masked import dataset as masked_dataset
@@ -240,6 +241,18 @@ def test_instances_are_separated_in_training_only_and_give_border_weights(tmp_pa
     components = load(str(tmp_path / "columns"), border_weights=True).train[0]
     assert np.array_equal(components["weights"][0].numpy(), border_weight_map(mask > 0))
     assert np.array_equal(components["mask"].numpy(), mask)
+
+
+def test_keys_wait_in_the_smallest_type_that_holds_them():
+    kinds = {"uint8": [0, 255], "uint16": [0, 700], "uint32": [0, 2**20]}
+    masks = [{"bytes": npy(np.array([values], dtype=np.uint32)), "path": None} for values in kinds.values()]
+    images = [{"bytes": npy(np.zeros((1, 2), dtype=np.uint8)), "path": None}] * 3
+    rows = Dataset.from_dict({"image": images, "mask": masks}, features=Features({"image": FIELD, "mask": FIELD}))
+    read = masked_cache.example_reader(rows, MaskedDataConfig("data").preparation, "values")
+    for row, (kind, values) in zip(rows, kinds.items()):
+        example = read(row)
+        assert (example.mask.keys.dtype, example.mask.keys.tolist()) == (kind, [values])
+        assert example.mask_digest == content_digest(np.array([values], dtype=np.int64))  # as runs have recorded it
 
 
 def test_max_labels_are_the_first_rows_that_are_not_held_out(tmp_path, load):

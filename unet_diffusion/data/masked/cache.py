@@ -46,7 +46,7 @@ class Example:
     """One row, decoded and prepared."""
 
     image: np.ndarray  # (H, W, C)
-    mask: DecodedMask
+    mask: DecodedMask  # its keys in the smallest unsigned type that holds them
     instances: np.ndarray | None  # uint16 (H, W)
     objects: bool  # the values of the mask look like numbers of objects
     numbered: tuple[int, int] = (0, 0)  # objects in the instance map, and those of them in several separate pieces
@@ -110,7 +110,7 @@ def example_reader(
             _check_size(values, image, name)
         return Example(
             preparation(image.pixels),
-            replace(labels.mask, keys=preparation.labels(labels.mask.keys)),
+            replace(labels.mask, keys=_narrow(preparation.labels(labels.mask.keys))),
             None if labels.instances is None else preparation.labels(labels.instances),
             labels.objects,
             (labels.numbered, labels.split),
@@ -196,10 +196,16 @@ class KeyTable:
         known = set(self.positions)
         if len(known.union(np.unique(keys).tolist())) <= MOST_EXACT_KEYS:
             return keys
+        keys = keys.astype(np.int64)
         rounded = keys // STEP * STEP
         if self.threshold is not None:
             rounded = np.where(keys >= self.threshold, np.maximum(rounded, math.ceil(self.threshold)), rounded)
         return np.where(np.isin(keys, [*known]), keys, rounded)
+
+
+def _narrow(keys: np.ndarray) -> np.ndarray:
+    """Returns keys in the smallest unsigned type that holds them, since several masks wait in memory to be written."""
+    return keys.astype(np.min_scalar_type(keys.max()))
 
 
 def _present(row: dict[str, Any], column: str, readers: dict[str, Callable[[Any], Any]]) -> Any:
