@@ -193,7 +193,7 @@ def test_arrays_of_other_dtypes():
     assert decode_image(np.array([[0, 65535]])).dtype == np.uint16
     assert decode_image(np.zeros((2, 3), dtype=np.float64)).dtype == np.float32
     for array, message in [
-        (np.array([[-1]]), "-1"),
+        (np.array([[-1]]), "-1 to -1, .*; convert them to float32, and give value_range"),
         (np.array([[70000]]), "70000"),
         (np.zeros((2, 3), dtype=complex), "complex"),
         (np.zeros((2, 2, 3, 3)), "shape"),

@@ -20,7 +20,7 @@ import pyarrow.compute
 from filelock import FileLock
 
 from unet_diffusion.data.columns import class_names, image_reader
-from unet_diffusion.data.folders import hash_of, states_of
+from unet_diffusion.data.folders import CACHE, hash_of, states_of
 from unet_diffusion.data.sources import cache_home, unwritable_cache
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
@@ -201,7 +201,7 @@ def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Calla
     limit. `write` fills an empty folder, which is then renamed into place. Raises an OSError if the cache cannot be
     written.
     """
-    home = cache_home(cache_dir) / "unet_diffusion"
+    home = cache_home(cache_dir) / CACHE
     home /= hashlib.sha256(json.dumps([key, pixel_limit()], sort_keys=True).encode()).hexdigest()[:32]
     folder = home / name
     try:
@@ -245,8 +245,8 @@ def check_same_kind(images: str, cache: ImageCache, others: str, channels: int, 
     """
     if (cache.channels, cache.dtype) != (channels, dtype):
         raise ValueError(
-            f"{images} have {cache.channels} channels of {cache.dtype}, but {others} {channels} of {dtype}; they must "
-            "agree, and channels=1 or 3 converts colours."
+            f"{images} have {cache.channels} channels of {cache.dtype}, but {others} {channels} of {dtype}; "
+            f"{_how_to_agree(cache.channels == channels, cache.dtype == dtype)}."
         )
 
 
@@ -255,8 +255,14 @@ def check_like_first(image: np.ndarray, channels: int, dtype: str) -> None:
     if (image.shape[2], image.dtype.name) != (channels, dtype):
         raise ValueError(
             f"the image has {image.shape[2]} channels of {image.dtype}, but the first has {channels} of {dtype}; "
-            "channels=1 or 3 converts colours."
+            f"{_how_to_agree(image.shape[2] == channels, image.dtype.name == dtype)}."
         )
+
+
+def _how_to_agree(same_channels: bool, same_dtype: bool) -> str:
+    """Returns the fix for images of different channels or data types."""
+    dtype = [] if same_dtype else ["store all images in one data type"]
+    return " and ".join(dtype + ([] if same_channels else ["give channels=1 or 3 to convert colours"]))
 
 
 class ImageWriter:
