@@ -16,6 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from unet_diffusion.commands.doctor.examination import examine
 from unet_diffusion.data import cache as image_cache
 from unet_diffusion.data import sets as image_sets
 from unet_diffusion.data.cache import content_digest
@@ -90,6 +91,51 @@ def test_held_out_images_do_not_depend_on_the_seed_and_are_not_trained_on(tmp_pa
     assert first.train.fingerprint == second.train.fingerprint != first.validation.fingerprint
 
 
+def in_groups(folder, images, groups) -> DataConfig:
+    rows = [{"bytes": encoded(image), "path": None} for image in images]
+    features = Features({"image": datasets.Image(decode=False), "group": datasets.Value("string")})
+    Dataset.from_dict({"image": rows, "group": groups}, features=features).save_to_disk(folder)
+    return DataConfig(str(folder), group_column="group", validation_fraction=0.4, cache_dir=str(folder) + " cache")
+
+
+def test_groups_that_share_equal_images_are_on_one_side(tmp_path, caplog):
+    names = [f"patient {number}" for number in range(12)]
+    places = {name: place_of(name) for name in names}
+    apart = load_images(in_groups(tmp_path / "apart", numbered(24), names * 2))
+    held_out = {apart.validation.cache.groups[row] for row in apart.validation.rows}
+    assert held_out == {name for name in names if places[name] < 0.4} and not caplog.text
+
+    images, order = numbered(24), sorted(names, key=places.__getitem__)
+    lowest, highest, between = order[0], order[-1], order[6]
+    images[names.index(highest)] = images[names.index(lowest)]
+    images[12 + names.index(highest)] = images[12 + names.index(between)]  # so that three groups are one
+    joined = load_images(in_groups(tmp_path / "joined", images, names * 2))
+    side = {joined.validation.cache.groups[row] for row in joined.validation.rows}
+    one = {lowest, highest, between}
+    assert side - one == held_out - one and side & one == (one if places[min(one)] < 0.4 else set())
+    assert not {*joined.train.ids()} & {*joined.validation.ids()}
+    assert "2 groups hold images of other groups too" in caplog.text
+
+    config = in_groups(tmp_path / "one", [*numbered(2), *numbered(2)], ["a", "a", "b", "b"])
+    message = "all 4 usable images belong together, since the 2 groups share equal images, so none can be held out"
+    with pytest.raises(ValueError, match=message):
+        load_images(config)
+    assert [finding.severity for finding in examine(config).findings if message in finding.sentence] == ["error"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_images_that_a_run_held_out_are_not_all_that_is_trained_on(tmp_path, load, count):
+    config = DataConfig(save(tmp_path / "set", numbered(20)), validation_fraction=0.3, cache_dir=str(tmp_path))
+    sets = load_images(config)
+    before = make_record(sets, config.preparation)
+    left = [sets.validation[index]["image"].numpy().transpose(1, 2, 0) for index in range(count)]
+    left = replace(config, data=save(tmp_path / "left", left))
+    with pytest.raises(
+        ValueError, match=f"all {count} images of .*left that are left are held out by the run, so that"
+    ):
+        load_images(left, before=before)
+
+
 def test_named_validation_takes_the_range_and_the_classes_of_training(tmp_path, load):
     train = save(tmp_path / "train", numbered(4, dtype=np.float32), [0, 1, 2, 1], names=["a", "b", "c"])
     other = save(tmp_path / "other", numbered(2, dtype=np.float32), [1, 0], names=["a", "c"])
@@ -101,7 +147,11 @@ def test_named_validation_takes_the_range_and_the_classes_of_training(tmp_path, 
     unknown = save(tmp_path / "unknown", numbered(2, dtype=np.float32), [1, 0], names=["a", "d"])
     sixteen = save(tmp_path / "sixteen", numbered(2, dtype=np.uint16))
     smaller = save(tmp_path / "smaller", numbered(2, shape=(4, 4, 1), dtype=np.float32))
-    for validation, message in ((unknown, "not trained on: d"), (sixteen, "1 channels of uint16"), (smaller, "4x4")):
+    for validation, message in (
+        (unknown, "not trained on: d"),
+        (sixteen, r"1 channels of uint16, .*; store all images in one data type\."),
+        (smaller, "4x4"),
+    ):
         with pytest.raises(ValueError, match=message):
             load(train, validation_data=validation, value_range=(0.0, 1.0))
 
@@ -203,6 +253,14 @@ def test_percentiles_of_each_image_make_exposures_of_a_scene_equal(tmp_path, loa
 def test_floats_and_dark_16_bit_images_need_a_range(tmp_path, load):
     with pytest.raises(ValueError, match=r"floats from 0 to 9.*value_range"):
         load(save(tmp_path / "floats", numbered(10, dtype=np.float32)), validation_fraction=0.0)
+    fourteen_bits = save(tmp_path / "fourteen", [np.array([[6000, 8000]], dtype=np.uint16)] * 3)
+    with pytest.raises(ValueError, match=r"only 6000 to 8000 .* value_range 0 16383 if the data have 14 bits"):
+        load(fourteen_bits, validation_fraction=0.0)
+    bright = save(tmp_path / "bright", [np.array([[60000, 62000]], dtype=np.uint16)] * 3)
+    with pytest.raises(
+        ValueError, match=r"only 60000 to 62000 .* Give percentiles such as 0.1 and 99.9, or value_range"
+    ):
+        load(bright, validation_fraction=0.0)
     twelve_bits = save(tmp_path / "twelve", [np.array([[0, 4095]], dtype=np.uint16)] * 3)
     with pytest.raises(ValueError, match=r"only 0 to 4095 of 0 to 65535.* value_range 0 4095 if the data have 12 bits"):
         load(twelve_bits)
@@ -320,7 +378,8 @@ def test_a_stream_is_cut_at_the_size_of_its_files(tmp_path, load):
 def test_broken_images_are_named_and_left_out_up_to_a_share(tmp_path, load, caplog):
     images = [*numbered(8), b"", np.zeros((6, 5, 3), dtype=np.uint8), np.zeros((6, 5, 1), dtype=np.uint16)]
     source = save(tmp_path / "set", images)
-    with pytest.raises(ValueError, match="3 of the 11 images.*row 8: .*empty.*row 9: .*3 channels.*row 10: .*uint16"):
+    rows = "row 8: .*empty.*row 9: .*3 channels.*; give channels=1 or 3 .*row 10: .*uint16.*; store all images in one"
+    with pytest.raises(ValueError, match=f"3 of the 11 images.*{rows}"):
         load(source, max_broken=0.2)
     for _ in range(2):  # warnings come back when the images come from the cache
         caplog.clear()

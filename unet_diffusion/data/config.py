@@ -107,7 +107,8 @@ class ImageOptions(SourceOptions):
     small set holds out one image only."""
     group_column: str | None = None
     """Column of patients, slides or videos, whose images stay together when some are held out; "folder" groups the
-    images of a folder by their folder. The share is then about that of the groups."""
+    images of a folder by their folder. Groups that share equal images stay together too. The share is then about that
+    of the groups."""
     validation_data: Data | None = None
     """Validation set: a source like `data`, from which `validation_split` is read, or else "train"."""
     validation_split: str | None = None
