@@ -166,7 +166,7 @@ class DataConfig(ImageOptions):
     validation_fraction: float = 0.02
     """Approximate share of the images that is held out if no validation set is named and nothing is streamed; 0: none.
     Each image's content decides whether it is held out, so equal images stay together and adding an image moves no
-    other."""
+    other, except where a small set holds out one image only."""
     image_size: int | None = None
     """Length in pixels to which the shorter side of images is resized (Lanczos). By default images keep their size,
     which must then be the same for all unless crop_size is given."""

@@ -92,8 +92,9 @@ def _named(rows: Dataset, name: str) -> InMemory:
 def _encoded(image: Any, name: str, is_mask: bool) -> bytes:
     """Returns the bytes of a file that keeps every value: PNG for PIL images where PNG can, else `.npy`.
 
-    A file that a PIL image was opened from may say how its pixels are meant: in which orientation, and whether 0 is
-    white. PNG keeps the former. The latter is applied as for files, so that images are as shown and masks as stored.
+    A file that a PIL image was opened from may say how its pixels are meant: in which orientation, whether 0 is white,
+    and on which scale. PNG keeps the first. The rest is applied as for files, so that images are as shown and masks as
+    stored.
     """
     file = io.BytesIO()
     if isinstance(image, Image.Image):
@@ -101,7 +102,7 @@ def _encoded(image: Any, name: str, is_mask: bool) -> bytes:
             decoded = decode(image, reading="values" if is_mask else "image")
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} cannot be used: {error}") from error
-        if image.mode in IN_PNG and not decoded.white_is_zero:
+        if image.mode in IN_PNG and not decoded.white_is_zero and not (is_mask and decoded.scale != 1):
             exif = Image.Exif()
             if decoded.orientation != 1:
                 exif[EXIF_ORIENTATION] = decoded.orientation
