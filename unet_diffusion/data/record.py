@@ -5,11 +5,9 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet_diffusion.data.folders import some
 from unet_diffusion.files import write_json
 from unet_diffusion.saved_index import read_object
 
@@ -165,26 +163,6 @@ def make_record(
         () if unlabelled is None else tuple(unlabelled.ids()),
         mask_encoding,
         tuple(class_names or ()),
-    )
-
-
-def check_class_names(names: Sequence[str] | None, learnt: Sequence[str], source: str) -> None:
-    """Raises a ValueError unless the classes of a source have the names, in this order, that a run has learnt.
-
-    Args:
-        names: of the classes of the source; None if they have none.
-        learnt: of the classes of the run; empty if it has learnt no names, and then nothing is checked.
-        source: name of the source.
-    """
-    now = tuple(names or ())
-    if not learnt or now == tuple(learnt):
-        return
-    pairs = enumerate(zip_longest(learnt, now))
-    index, earlier, found = next((index, *pair) for index, pair in pairs if pair[0] != pair[1])
-    raise ValueError(
-        f"class {index} of {source} is {'missing' if found is None else repr(found)}, but the run has learnt "
-        f"{'no such class' if earlier is None else repr(earlier)}, and its classes must stay {some(learnt)}; restore "
-        "the names of folders or labels, or the file that lists them, or choose another output folder."
     )
 
 

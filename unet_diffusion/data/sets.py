@@ -15,10 +15,11 @@ from typing import Literal, cast
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from unet_diffusion.checks import check_class_names
 from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
 from unet_diffusion.data.config import DataConfig, ImageOptions, part_name
 from unet_diffusion.data.dataset import ImageDataset
-from unet_diffusion.data.record import UNRECORDED, DataRecord, check_class_names
+from unet_diffusion.data.record import UNRECORDED, DataRecord
 from unet_diffusion.data.shuffled_rows import BufferedRows, IndexedRows, RowsOfGroups
 from unet_diffusion.data.sources import open_with_notes
 from unet_diffusion.data.streaming import StreamingImages, first_usable

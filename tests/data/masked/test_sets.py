@@ -442,9 +442,7 @@ def test_a_resumed_run_keeps_the_class_of_each_colour_and_the_names(tmp_path):
     again = load_masked(config, before=before, saved=first.encoding)
     assert all(torch.equal(again.train[i]["mask"], first.train[i]["mask"]) for i in range(len(first.train)))
     labelmap.write_text("\n".join([names[0], names[1].replace("cat", "cow"), names[2]]))
-    with pytest.raises(
-        ValueError, match="class 1 of .* is 'cow', but the run has learnt 'cat', .* background, cat, dog;"
-    ):
+    with pytest.raises(ValueError, match="class 1 of .* is 'cow', but the run has learnt 'cat', and the classes"):
         load_masked(config, before=before)
     labelmap.unlink()
     with pytest.raises(ValueError, match="class 0 of .* is missing, but the run has learnt 'background'"):

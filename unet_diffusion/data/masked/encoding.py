@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageColor
 
-from unet_diffusion.checks import Question, require, require_choice
+from unet_diffusion.checks import Question, check_class_names, require, require_choice
 from unet_diffusion.data.masked.questions import (
     VOC_OUTLINE,
     ask_about_binary,
@@ -21,7 +21,6 @@ from unet_diffusion.data.masked.questions import (
     outline_key,
 )
 from unet_diffusion.data.masked.seen import SeenMasks
-from unet_diffusion.data.record import check_class_names
 from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe_keys, key_colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.palette import colour
