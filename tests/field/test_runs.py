@@ -619,6 +619,8 @@ def test_unlabelled_images_of_held_out_groups_are_not_learnt_from(caplog):
     data = load_masked(config)
     groups = data.validation.cache.images.groups
     held_out = {groups[row] for row in data.validation.rows}
+    draw("pool/copy", 2, first=300)
+    shutil.copy(next(Path("in", min(held_out)).iterdir()), "pool/copy")  # so that this group is a held-out one too
     images = load_unlabelled("pool", config, data).train
     assert {images.cache.groups[row] for row in images.rows} == {str(each) for each in range(4, 12)} - held_out
     assert held_out & {"4", "5", "6", "7"} and not caplog.text
