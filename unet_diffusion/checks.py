@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from functools import wraps
+from itertools import zip_longest
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -115,3 +116,22 @@ def class_index(label: str | int, names: Sequence[str] | None, option: str) -> i
         return int(label)
     require(label in names, option, label, f"the classes are {', '.join(names)}")
     return list(names).index(label)
+
+
+def check_class_names(names: Sequence[str] | None, learnt: Sequence[str], source: str) -> None:
+    """Raises a ValueError unless the classes of a source have the names, in this order, that a run has learnt.
+
+    Args:
+        names: of the classes of the source; None if they have none.
+        learnt: of the classes of the run; empty if it has learnt no names, and then nothing is checked.
+        source: name of the source.
+    """
+    if not learnt or list(names or ()) == list(learnt):
+        return
+    pairs = enumerate(zip_longest(learnt, names or ()))
+    index, earlier, found = next((index, *pair) for index, pair in pairs if pair[0] != pair[1])
+    raise ValueError(
+        f"class {index} of {source} is {'missing' if found is None else repr(found)}, but the run has learnt "
+        f"{'no such class' if earlier is None else repr(earlier)}, and the classes of a run stay as they are; restore "
+        "the names of folders or labels, or the file that lists them, or choose another output folder."
+    )

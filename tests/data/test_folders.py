@@ -99,6 +99,15 @@ def test_what_is_likely_wrong_is_asked(tmp_path, names, split, message):
         open_source(fill(tmp_path, names), split)
 
 
+def test_a_cache_inside_the_data_is_no_data(tmp_path):
+    options = {"cache_dir": str(tmp_path), "validation_fraction": 0}
+    fill(tmp_path, "1.png 2.png 3.png")
+    assert [len(load_images(DataConfig(data=str(tmp_path), **options)).train) for _ in range(2)] == [3, 3]
+    assert any((tmp_path / "unet_diffusion").rglob("*.npy")) and len(open_source(tmp_path)) == 3
+    named_so = fill(tmp_path / "set", "unet_diffusion/1.png unet_diffusion/2.png")
+    assert len(open_source(named_so)) == 2
+
+
 def test_a_stated_label_column_says_that_subfolders_are_classes(tmp_path):
     for names in (("images", "masks"), ("test_images", "train_images")):
         folder = fill(tmp_path / names[0], " ".join(f"{name}/1.png" for name in names))
@@ -156,6 +165,7 @@ def parquet(folder: Path, labels: list, kind: Value | None = None, name: str = "
     ("labels", "kind", "classes", "indices"),
     [
         ([10, 2, -1, None, 10], "int64", ("2", "10"), [1, 0, -1, -1, 1]),
+        (["b", " -1 ", "-1", "a"], "string", ("a", "b"), [1, -1, -1, 0]),
         (["b", "", None, "a"], "string", ("a", "b"), [1, -1, -1, 0]),
         ([True, False, True], "bool", ("False", "True"), [1, 0, 1]),
         ([3, 3], "uint8", ("3",), [0, 0]),

@@ -1,6 +1,7 @@
 """Images in memory, given from Python: what is taken, what is refused, and that runs know them by their content."""
 
 import copy
+import io
 import json
 import pickle
 from dataclasses import asdict, replace
@@ -8,6 +9,7 @@ from dataclasses import asdict, replace
 import datasets
 import numpy as np
 import pytest
+import tifffile
 import torch
 from datasets import ClassLabel, Dataset, Features
 from PIL import Image
@@ -76,6 +78,29 @@ def test_pil_images_keep_values_and_palettes(mode):
     assert np.array_equal(decode_image(cell), decode_image(image))
     if mode == "P":
         assert decode(cell, reading="values").palette[:6] == [0, 0, 0, 255, 0, 0]
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("option", ["data", "masks"])
+def test_pil_images_of_files_in_which_white_is_zero_are_read_like_these_files(tmp_path, option, bits):
+    values = (np.arange(64).reshape(8, 8) % 3 > 0) if bits == 1 else np.arange(64, dtype=f"uint{bits}").reshape(8, 8)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
+    (cell,) = as_source([Image.open(tmp_path / "a.tif")], option).rows["image"][:]
+    reading = "values" if option == "masks" else "image"
+    pixels = decode(cell, reading=reading).pixels
+    assert np.array_equal(pixels, decode(tmp_path / "a.tif", reading=reading).pixels)
+    assert (pixels[0, 0, 0] == 0) == (option == "masks")
+
+
+def test_pil_images_keep_their_orientation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(np.arange(20, dtype=np.uint8).reshape(4, 5)).save(file, "PNG", exif=exif)
+    (cell,) = as_source([Image.open(file)]).rows["image"][:]
+    kept, expected = decode(cell), decode(file.getvalue())
+    assert kept.orientation == 6 and kept.pixels.shape == (5, 4, 1)
+    assert np.array_equal(kept.pixels, expected.pixels)
 
 
 def test_a_source_in_memory_is_text_that_depends_on_its_content():

@@ -3,6 +3,8 @@
 import io
 import logging
 import pickle
+import time
+from dataclasses import replace
 from itertools import islice
 from multiprocessing import get_context
 
@@ -14,10 +16,13 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from unet_diffusion.commands.doctor.examination import examine
 from unet_diffusion.data import cache as image_cache
+from unet_diffusion.data import sets as image_sets
 from unet_diffusion.data.cache import content_digest
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import to_batch
+from unet_diffusion.data.record import DataRecord, make_record
 from unet_diffusion.data.sets import load_images, place_of
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
@@ -86,6 +91,51 @@ def test_held_out_images_do_not_depend_on_the_seed_and_are_not_trained_on(tmp_pa
     assert first.train.fingerprint == second.train.fingerprint != first.validation.fingerprint
 
 
+def in_groups(folder, images, groups) -> DataConfig:
+    rows = [{"bytes": encoded(image), "path": None} for image in images]
+    features = Features({"image": datasets.Image(decode=False), "group": datasets.Value("string")})
+    Dataset.from_dict({"image": rows, "group": groups}, features=features).save_to_disk(folder)
+    return DataConfig(str(folder), group_column="group", validation_fraction=0.4, cache_dir=str(folder) + " cache")
+
+
+def test_groups_that_share_equal_images_are_on_one_side(tmp_path, caplog):
+    names = [f"patient {number}" for number in range(12)]
+    places = {name: place_of(name) for name in names}
+    apart = load_images(in_groups(tmp_path / "apart", numbered(24), names * 2))
+    held_out = {apart.validation.cache.groups[row] for row in apart.validation.rows}
+    assert held_out == {name for name in names if places[name] < 0.4} and not caplog.text
+
+    images, order = numbered(24), sorted(names, key=places.__getitem__)
+    lowest, highest, between = order[0], order[-1], order[6]
+    images[names.index(highest)] = images[names.index(lowest)]
+    images[12 + names.index(highest)] = images[12 + names.index(between)]  # so that three groups are one
+    joined = load_images(in_groups(tmp_path / "joined", images, names * 2))
+    side = {joined.validation.cache.groups[row] for row in joined.validation.rows}
+    one = {lowest, highest, between}
+    assert side - one == held_out - one and side & one == (one if places[min(one)] < 0.4 else set())
+    assert not {*joined.train.ids()} & {*joined.validation.ids()}
+    assert "2 groups hold images of other groups too" in caplog.text
+
+    config = in_groups(tmp_path / "one", [*numbered(2), *numbered(2)], ["a", "a", "b", "b"])
+    message = "all 4 usable images belong together, since the 2 groups share equal images, so none can be held out"
+    with pytest.raises(ValueError, match=message):
+        load_images(config)
+    assert [finding.severity for finding in examine(config).findings if message in finding.sentence] == ["error"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_images_that_a_run_held_out_are_not_all_that_is_trained_on(tmp_path, load, count):
+    config = DataConfig(save(tmp_path / "set", numbered(20)), validation_fraction=0.3, cache_dir=str(tmp_path))
+    sets = load_images(config)
+    before = make_record(sets, config.preparation)
+    left = [sets.validation[index]["image"].numpy().transpose(1, 2, 0) for index in range(count)]
+    left = replace(config, data=save(tmp_path / "left", left))
+    with pytest.raises(
+        ValueError, match=f"all {count} images of .*left that are left are held out by the run, so that"
+    ):
+        load_images(left, before=before)
+
+
 def test_named_validation_takes_the_range_and_the_classes_of_training(tmp_path, load):
     train = save(tmp_path / "train", numbered(4, dtype=np.float32), [0, 1, 2, 1], names=["a", "b", "c"])
     other = save(tmp_path / "other", numbered(2, dtype=np.float32), [1, 0], names=["a", "c"])
@@ -97,7 +147,11 @@ def test_named_validation_takes_the_range_and_the_classes_of_training(tmp_path, 
     unknown = save(tmp_path / "unknown", numbered(2, dtype=np.float32), [1, 0], names=["a", "d"])
     sixteen = save(tmp_path / "sixteen", numbered(2, dtype=np.uint16))
     smaller = save(tmp_path / "smaller", numbered(2, shape=(4, 4, 1), dtype=np.float32))
-    for validation, message in ((unknown, "not trained on: d"), (sixteen, "1 channels of uint16"), (smaller, "4x4")):
+    for validation, message in (
+        (unknown, "not trained on: d"),
+        (sixteen, r"1 channels of uint16, .*; store all images in one data type\."),
+        (smaller, "4x4"),
+    ):
         with pytest.raises(ValueError, match=message):
             load(train, validation_data=validation, value_range=(0.0, 1.0))
 
@@ -108,6 +162,21 @@ def test_named_validation_split(tmp_path, load):
     sets = load(str(tmp_path / "splits"), validation_split="test")
     assert (len(sets.train), len(sets.validation)) == (5, 1)
     assert sets.validation[0]["image"].max() == 4
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("a", "c"), ("a",), ("a", "b", "c")])
+def test_a_run_that_has_learnt_classes_resumes_with_the_same_ones(tmp_path, names):
+    source = save(tmp_path / "set", numbered(4), [0, 0, 0, 0], names)
+    config = DataConfig(source, cache_dir=str(tmp_path / "cache"))
+    before = make_record(load_images(config), config.preparation, class_names=("a", "b"))
+    before.write(tmp_path)
+    assert DataRecord.read(tmp_path) == before
+    with pytest.raises(ValueError, match="class . of .*, but the run has learnt .*, and the classes of a run stay"):
+        load_images(config, before=before)
+    stream = replace(config, streaming=True, crop_size=4)
+    with pytest.raises(ValueError, match="the classes of a run stay as they are"):
+        load_images(stream, before=before)
+    assert load_images(config, before=replace(before, class_names=names)).train.class_names == names
 
 
 def test_max_images_takes_the_first(tmp_path, load):
@@ -136,6 +205,35 @@ def test_percentiles_are_measured_per_channel_on_training_images(tmp_path, load)
     np.testing.assert_allclose(sets.train.pixel_range.high, np.percentile(values, 99, axis=1), rtol=1e-6)
 
 
+def test_the_range_of_large_sets_is_measured_on_all_training_images(tmp_path, load, monkeypatch):
+    monkeypatch.setattr(image_sets, "MOST_MEASURED", 3000)
+    images = np.random.default_rng(0).integers(0, 65536, (6, 64, 96, 1)).astype(np.uint16)
+    images[0] = images[0] % 631 + 1000
+    images[1:, :, 5:] = 0  # so that some columns are unlike the others
+    images[1:, :, :5] |= 1
+    source = save(tmp_path / "set", images)
+    assert load(source, validation_fraction=0).train.pixel_range == PixelRange.full("uint16")
+    train = load(source, percentiles=(10.0, 99.0), validation_fraction=0).train
+    values = image_sets._measured_values(train.cache, train.rows)
+    assert values.shape[0] == 1 and 1500 < values.shape[1] <= 3000
+    assert np.mean((values >= 1000) & (values <= 1630)) == pytest.approx(1 / 6 + 0.0095 * 5 / 6 * 5 / 96, abs=0.01)
+    assert np.mean(values == 0) == pytest.approx(5 / 6 * 91 / 96, abs=0.01)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", 255), ("float32", 0.25), ("float32", 1e9)])
+def test_percentiles_of_channels_that_hold_nearly_one_value(tmp_path, load, dtype, value):
+    images = np.zeros((5, 8, 8, 3), dtype=dtype)
+    images[..., 1] = value
+    images[..., 2] = np.arange(64).reshape(8, 8)
+    images[3, 2, 2, 0] = 7  # sparse
+    train = load(save(tmp_path / "set", images), percentiles=(1.0, 99.0), validation_fraction=0).train
+    low, high = train.pixel_range.low, train.pixel_range.high
+    assert (low[0], high[0], low[1]) == (0, 7, value) and low[2] < high[2]
+    assert high[1] == (value + 1 if value < 1e9 else value + value / 2**20)
+    mapped = train.pixel_range.to_model(train[3]["image"])
+    assert mapped[0].min() == -1 and mapped[0].max() == 1 and (mapped[1] == -1).all()
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_percentiles_of_each_image_make_exposures_of_a_scene_equal(tmp_path, load, streaming):
     scene = np.random.default_rng(0).normal(100, 10, size=(8, 8, 1)).astype(np.float32)
@@ -153,6 +251,14 @@ def test_percentiles_of_each_image_make_exposures_of_a_scene_equal(tmp_path, loa
 def test_floats_and_dark_16_bit_images_need_a_range(tmp_path, load):
     with pytest.raises(ValueError, match=r"floats from 0 to 9.*value_range"):
         load(save(tmp_path / "floats", numbered(10, dtype=np.float32)), validation_fraction=0.0)
+    fourteen_bits = save(tmp_path / "fourteen", [np.array([[6000, 8000]], dtype=np.uint16)] * 3)
+    with pytest.raises(ValueError, match=r"only 6000 to 8000 .* value_range 0 16383 if the data have 14 bits"):
+        load(fourteen_bits, validation_fraction=0.0)
+    bright = save(tmp_path / "bright", [np.array([[60000, 62000]], dtype=np.uint16)] * 3)
+    with pytest.raises(
+        ValueError, match=r"only 60000 to 62000 .* Give percentiles such as 0.1 and 99.9, or value_range"
+    ):
+        load(bright, validation_fraction=0.0)
     twelve_bits = save(tmp_path / "twelve", [np.array([[0, 4095]], dtype=np.uint16)] * 3)
     with pytest.raises(ValueError, match=r"only 0 to 4095 of 0 to 65535.* value_range 0 4095 if the data have 12 bits"):
         load(twelve_bits)
@@ -270,7 +376,8 @@ def test_a_stream_is_cut_at_the_size_of_its_files(tmp_path, load):
 def test_broken_images_are_named_and_left_out_up_to_a_share(tmp_path, load, caplog):
     images = [*numbered(8), b"", np.zeros((6, 5, 3), dtype=np.uint8), np.zeros((6, 5, 1), dtype=np.uint16)]
     source = save(tmp_path / "set", images)
-    with pytest.raises(ValueError, match="3 of the 11 images.*row 8: .*empty.*row 9: .*3 channels.*row 10: .*uint16"):
+    rows = "row 8: .*empty.*row 9: .*3 channels.*; give channels=1 or 3 .*row 10: .*uint16.*; store all images in one"
+    with pytest.raises(ValueError, match=f"3 of the 11 images.*{rows}"):
         load(source, max_broken=0.2)
     for _ in range(2):  # warnings come back when the images come from the cache
         caplog.clear()
@@ -310,6 +417,22 @@ def test_second_start_reads_no_image(tmp_path, load, monkeypatch):
         image_cache.os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
     with pytest.raises(ValueError, match=r"0\.png cannot be decoded"):
         load(str(folder))
+
+
+def test_few_large_images_are_decoded_ahead_of_the_file(monkeypatch):
+    monkeypatch.setattr(image_cache.os, "cpu_count", lambda: 2)
+    decoded = []
+
+    def prepare(row):
+        time.sleep(2 * image_cache.QUICK)
+        decoded.append(row["number"])
+        return row["number"]
+
+    rows = image_cache.each_row(Dataset.from_dict({"number": list(range(40))}), prepare)
+    first = next(rows)
+    time.sleep(0.2)  # all that may be decoded ahead is
+    assert len(decoded) == 1 + 2 * image_cache.MOST_AHEAD
+    assert [first, *rows] == sorted(decoded) == list(range(40))
 
 
 def test_other_settings_are_cached_apart(tmp_path, load):

@@ -179,6 +179,7 @@ def test_a_classifier_and_an_enlarger_train_without_held_out_images():
     )
     run = train_classifier(classifier)
     assert "nothing was held out" in (run / "README.md").read_text() and (run / "hardest.png").is_file()
+    assert DataRecord.read(run).class_names == ("a", "b")
     options = ddpm("in", "enlarger", validation_fraction=0.0)
     enlarger = replace(options, task="super-resolution", super_resolution=SuperResolutionConfig(scale=2))
     assert "Training images: small" in (train_ddpm(enlarger) / "README.md").read_text()
@@ -426,6 +427,19 @@ def test_a_run_that_has_lost_its_record_divides_the_images_as_before():
     assert DataRecord.read(run).held_out == held_out
 
 
+def test_a_run_that_learns_classes_goes_on_with_the_same_ones():
+    for name in ("a", "b"):
+        draw(f"in/{name}", 4, first=ord(name))
+    plain, options = ddpm("in", "plain", allow=True), ddpm("in", allow=True)
+    options = replace(options, diffusion=DiffusionConfig(preview_images=2, class_conditional=True))
+    train_ddpm(plain)
+    assert DataRecord.read(train_ddpm(options)).class_names == ("a", "b")
+    Path("in/a").rename("in/c")  # so that b would become the first class
+    with pytest.raises(ValueError, match="class 0 of .* is 'b', but the run has learnt 'a', and the classes of a run"):
+        train_ddpm(replace(options, training=training(3, allow_changed_data=True)))
+    train_ddpm(replace(plain, training=training(3, allow_changed_data=True)))  # it has learnt no classes
+
+
 def test_how_the_same_masks_are_found_may_change():
     draw("in", 12)
     label("in", "masks")
@@ -619,6 +633,8 @@ def test_unlabelled_images_of_held_out_groups_are_not_learnt_from(caplog):
     data = load_masked(config)
     groups = data.validation.cache.images.groups
     held_out = {groups[row] for row in data.validation.rows}
+    draw("pool/copy", 2, first=300)
+    shutil.copy(next(Path("in", min(held_out)).iterdir()), "pool/copy")  # so that this group is a held-out one too
     images = load_unlabelled("pool", config, data).train
     assert {images.cache.groups[row] for row in images.rows} == {str(each) for each in range(4, 12)} - held_out
     assert held_out & {"4", "5", "6", "7"} and not caplog.text

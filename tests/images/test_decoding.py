@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from tests.support.image_files import npy, tiff
-from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.data.memory import as_source
+from unet_diffusion.images.decoding import decode, decode_image
+from unet_diffusion.images.masks import decode_mask
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.images.resizing import Preparation, convert_channels, resize
 
@@ -28,12 +30,23 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def colour_png_of_16_bits(pixels: np.ndarray) -> bytes:
-    """PNG, colour type 2, bit depth 16, filter 0 in every line (PNG specification, sections 5 and 11)."""
+    """PNG of colours of 16 bits."""
     height, width, _ = pixels.shape
-    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    return png([line.astype(">u2").tobytes() for line in pixels], width, 16, 2)
+
+
+def grey_png(pixels: np.ndarray, bits: int) -> bytes:
+    """PNG of grey values of 2 or 4 bits."""
+    places = (pixels[..., None] >> np.arange(bits)[::-1]) & 1
+    lines = np.packbits(places.reshape(len(pixels), -1), axis=1)
+    return png([line.tobytes() for line in lines], pixels.shape[1], bits, 0)
+
+
+def png(lines: list[bytes], width: int, bits: int, colour_type: int) -> bytes:
+    """PNG with filter 0 in every line (PNG specification, sections 5 and 11)."""
     chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, len(lines), bits, colour_type, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + line for line in lines))),
         (b"IEND", b""),
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -170,6 +183,36 @@ def test_16_bit_colour_png_is_not_reduced_to_8_bits(tmp_path):
         decode_image(image)
 
 
+@pytest.mark.parametrize("kind", ["PNG of 2 bits", "PNG of 4 bits", "PGM", "plain PGM", "PGM of 12 bits"])
+def test_masks_keep_grey_values_that_are_scaled_for_show(kind):
+    largest = {"PNG of 2 bits": 3, "PNG of 4 bits": 15, "PGM of 12 bits": 4095}.get(kind, 20)
+    values = np.arange(largest + 1).reshape(-1, 3 if largest == 20 else 4)
+    height, width = values.shape
+    if kind.startswith("PNG"):
+        data = grey_png(values, int(kind[7]))
+    elif kind == "plain PGM":
+        data = f"P2 {width} {height} {largest}\n{' '.join(map(str, values.ravel()))}\n".encode()
+    else:
+        data = f"P5 {width} {height} {largest}\n".encode() + values.astype(">u2" if largest > 255 else "u1").tobytes()
+    with Image.open(io.BytesIO(data)) as image:
+        (cell,) = as_source([image], "masks").rows["image"][:]
+    for source in (data, cell, Image.open(io.BytesIO(data))):
+        assert np.array_equal(decode(source, reading="values").pixels[:, :, 0], values)
+    full = 65535 if largest > 255 else 255
+    shown = decode_image(data)[:, :, 0]
+    np.testing.assert_allclose(shown, values * (full / largest), atol=0.5)
+    np.testing.assert_allclose(decode_mask(data, reading="brightness").keys, values * (full / largest), atol=0.5)
+
+
+@scientific
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_masks_keep_grey_values_of_4_bits_in_tiff(photometric):
+    values = np.arange(16, dtype=np.uint8).reshape(2, 8)
+    data = tiff(values, bitspersample=4, photometric=photometric)
+    assert np.array_equal(decode(data, reading="values").pixels[:, :, 0], values)
+    assert decode_image(data)[0, 1, 0] == (17 if photometric == "minisblack" else 238)
+
+
 def test_16_bit_colour_ppm_is_refused_rather_than_reduced():
     with pytest.raises(ValueError, match="16-bit colours"):
         decode_image(b"P6 2 1 65535\n" + bytes(12))
@@ -193,7 +236,7 @@ def test_arrays_of_other_dtypes():
     assert decode_image(np.array([[0, 65535]])).dtype == np.uint16
     assert decode_image(np.zeros((2, 3), dtype=np.float64)).dtype == np.float32
     for array, message in [
-        (np.array([[-1]]), "-1"),
+        (np.array([[-1]]), "-1 to -1, .*; convert them to float32, and give value_range"),
         (np.array([[70000]]), "70000"),
         (np.zeros((2, 3), dtype=complex), "complex"),
         (np.zeros((2, 2, 3, 3)), "shape"),

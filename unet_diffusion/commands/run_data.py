@@ -12,6 +12,7 @@ from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.dataset import MaskedDataset
+from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import ImageSets, load_images
@@ -68,7 +69,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def held_out_masks(run: Path, num_classes: int) -> MaskedDataset:
-    """Returns the images with masks that a run held out, prepared as in the run.
+    """Returns the images with masks that a run held out, prepared as in the run, with the classes of its record.
 
     Raises:
         ValueError: the run held out no images, or they are no longer there.
@@ -79,7 +80,8 @@ def held_out_masks(run: Path, num_classes: int) -> MaskedDataset:
         raise ValueError(f"data is not given, and the run in {run} held out no image; {give}")
     options = own_options(run, MaskedDataConfig)
     options.border_weights = False
-    images = load_masked(options, before=record).validation
+    saved = None if record.mask_encoding is None else MaskEncoding.from_dict(record.mask_encoding)
+    images = load_masked(options, before=record, saved=saved).validation
     held_out = None if images is None else images.only(np.isin(images.ids(), record.held_out))
     if held_out is None or not len(held_out) or held_out.num_classes != num_classes:
         raise ValueError(f"data is not given, and the images that the run in {run} held out have changed; {give}")

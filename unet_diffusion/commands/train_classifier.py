@@ -38,7 +38,7 @@ def train_classifier(options: TrainClassifier) -> Path:
         data.train.channels, len(names), options.widths, options.dropout, class_names=names, data=data.train.name
     )
     task = ClassificationTask(network, data, options.data.num_workers)
-    record = make_record(data, options.data.preparation, summary=summary.lines())
+    record = make_record(data, options.data.preparation, summary=summary.lines(), class_names=names)
     return Trainer(task, options.training, options.output, asdict(options), accelerator, record).run()
 
 

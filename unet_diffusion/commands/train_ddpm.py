@@ -42,7 +42,8 @@ def train_ddpm(options: TrainDDPM) -> Path:
     else:
         task = DiffusionTask(unet, data, options.diffusion, options.data.num_workers)
         resolved.pop("super_resolution")
-    record = make_record(data, options.data.preparation, summary=summary.lines())
+    names = data.train.class_names if options.diffusion.class_conditional else None
+    record = make_record(data, options.data.preparation, summary=summary.lines(), class_names=names)
     return Trainer(task, options.training, options.output, resolved, accelerator, record).run()
 
 

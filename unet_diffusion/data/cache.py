@@ -5,9 +5,10 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -19,7 +20,7 @@ import pyarrow.compute
 from filelock import FileLock
 
 from unet_diffusion.data.columns import class_names, image_reader
-from unet_diffusion.data.folders import hash_of, states_of
+from unet_diffusion.data.folders import CACHE, hash_of, states_of
 from unet_diffusion.data.sources import cache_home, unwritable_cache
 from unet_diffusion.files import remove_leftovers, written_aside
 from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
@@ -27,13 +28,16 @@ from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import DTYPES
 from unet_diffusion.images.resizing import Preparation
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 3  # of the files below; after a change, old caches are not read
-ROWS_AT_ONCE = 256  # read and decoded in parallel; bounds the memory
-ROWS_PER_TASK = 16  # per thread; handing over small images one by one takes longer than decoding them
+ROWS_AT_ONCE = 256  # whose columns are read, but not decoded
+ROWS_PER_TASK = 16  # of a thread; handing over small images one by one takes longer than decoding them
+QUICK = 0.002  # seconds for a row; up to this, a task has several rows
+MOST_AHEAD = 2  # tasks of each thread that are computed or wait, which bounds the memory
 MOST_BROKEN = 10  # images named in messages
 DIGEST_SIZE = 16  # bytes; even among billions of images, two different ones then have different digests
 
@@ -197,7 +201,7 @@ def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Calla
     limit. `write` fills an empty folder, which is then renamed into place. Raises an OSError if the cache cannot be
     written.
     """
-    home = cache_home(cache_dir) / "unet_diffusion"
+    home = cache_home(cache_dir) / CACHE
     home /= hashlib.sha256(json.dumps([key, pixel_limit()], sort_keys=True).encode()).hexdigest()[:32]
     folder = home / name
     try:
@@ -241,8 +245,8 @@ def check_same_kind(images: str, cache: ImageCache, others: str, channels: int, 
     """
     if (cache.channels, cache.dtype) != (channels, dtype):
         raise ValueError(
-            f"{images} have {cache.channels} channels of {cache.dtype}, but {others} {channels} of {dtype}; they must "
-            "agree, and channels=1 or 3 converts colours."
+            f"{images} have {cache.channels} channels of {cache.dtype}, but {others} {channels} of {dtype}; "
+            f"{_how_to_agree(cache.channels == channels, cache.dtype == dtype)}."
         )
 
 
@@ -251,8 +255,14 @@ def check_like_first(image: np.ndarray, channels: int, dtype: str) -> None:
     if (image.shape[2], image.dtype.name) != (channels, dtype):
         raise ValueError(
             f"the image has {image.shape[2]} channels of {image.dtype}, but the first has {channels} of {dtype}; "
-            "channels=1 or 3 converts colours."
+            f"{_how_to_agree(image.shape[2] == channels, image.dtype.name == dtype)}."
         )
+
+
+def _how_to_agree(same_channels: bool, same_dtype: bool) -> str:
+    """Returns the fix for images of different channels or data types."""
+    dtype = [] if same_dtype else ["store all images in one data type"]
+    return " and ".join(dtype + ([] if same_channels else ["give channels=1 or 3 to convert colours"]))
 
 
 class ImageWriter:
@@ -317,22 +327,48 @@ def as_array(digests: list[bytes]) -> np.ndarray:
 
 
 def each_row(dataset: datasets.Dataset, prepare: Callable[[dict[str, Any]], T]) -> Iterator[T | ValueError]:
-    """Calls `prepare` with each row in several threads; yields the results, or ValueErrors, in order."""
+    """Calls `prepare` with each row in several threads; yields the results, or ValueErrors, in order.
 
-    def prepare_all(rows: list[dict[str, Any]]) -> list[T | ValueError]:
+    Threads take rows one by one, or several at once if these are quick, so that few large images are in memory.
+    """
+
+    def prepare_all(rows: list[dict[str, Any]]) -> tuple[list[T | ValueError], float]:
         results: list[T | ValueError] = []
+        start = time.perf_counter()
         for row in rows:
             try:
                 results.append(prepare(row))
             except ValueError as error:
                 results.append(error)
-        return results
+        return results, time.perf_counter() - start
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoders and resizing release the GIL
-        for columns in dataset.iter(batch_size=ROWS_AT_ONCE):
+    def tasks() -> Iterator[list[dict[str, Any]]]:
+        for columns in dataset.iter(batch_size=ROWS_PER_TASK):
             rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
-            tasks = [rows[start : start + ROWS_PER_TASK] for start in range(0, len(rows), ROWS_PER_TASK)]
-            yield from chain.from_iterable(threads.map(prepare_all, tasks))
+            while rows:
+                task, rows = rows[:count], rows[count:]
+                yield task
+
+    count = 1  # rows of the next task
+    for results, seconds in in_order(prepare_all, tasks()):
+        count = ROWS_PER_TASK if seconds < QUICK * len(results) else 1
+        yield from results
+
+
+def in_order(compute: Callable[[S], T], values: Iterable[S]) -> Iterator[T]:
+    """Calls `compute` with each value in several threads, and yields the results in order.
+
+    Besides the result that is yielded, at most `MOST_AHEAD` values for each thread are computed or wait.
+    """
+    count = os.cpu_count() or 1
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(count) as threads:  # decoders and resizing release the GIL
+        for value in values:
+            waiting.append(threads.submit(compute, value))
+            if len(waiting) > MOST_AHEAD * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folder: Path) -> None:

@@ -107,7 +107,8 @@ class ImageOptions(SourceOptions):
     small set holds out one image only."""
     group_column: str | None = None
     """Column of patients, slides or videos, whose images stay together when some are held out; "folder" groups the
-    images of a folder by their folder. The share is then about that of the groups."""
+    images of a folder by their folder. Groups that share equal images stay together too. The share is then about that
+    of the groups."""
     validation_data: Data | None = None
     """Validation set: a source like `data`, from which `validation_split` is read, or else "train"."""
     validation_split: str | None = None
@@ -118,8 +119,9 @@ class ImageOptions(SourceOptions):
     percentiles: tuple[float, float] | None = None
     """Percentiles of each channel that become -1 and 1, such as 0.1 and 99.9."""
     percentiles_of: Literal["training", "image"] = "training"
-    """"training" measures the percentiles once, on the training images. "image" measures them on every image by itself,
-    also on later ones; use it for images whose brightness differs."""
+    """"training" measures the percentiles once, on about 16 million values of each channel at most, spread evenly over
+    all training images. "image" measures them on every image by itself, also on later ones; use it for images whose
+    brightness differs. If both percentiles are equal, the smallest and the largest value take their place."""
     num_workers: int = 0
     """Processes that load batches ahead; stored images rarely need any."""
 
@@ -164,7 +166,7 @@ class DataConfig(ImageOptions):
     validation_fraction: float = 0.02
     """Approximate share of the images that is held out if no validation set is named and nothing is streamed; 0: none.
     Each image's content decides whether it is held out, so equal images stay together and adding an image moves no
-    other."""
+    other, except where a small set holds out one image only."""
     image_size: int | None = None
     """Length in pixels to which the shorter side of images is resized (Lanczos). By default images keep their size,
     which must then be the same for all unless crop_size is given."""

@@ -38,6 +38,8 @@ FROM_ARRAYS = (
     "Convert them to PNG, TIFF or .npy, an image in each, and give their folder; or, in Python, give DataConfig the "
     "images as an array, or with labels as a datasets.Dataset."
 )
+CACHE = "unet_diffusion"  # the folder, in that of the cache, of decoded images; its subfolders are named by hashes
+CACHED = re.compile(r"[0-9a-f]{32}")
 UNSEEN = frozenset({"thumbs.db", "desktop.ini", *METADATA, *CLASS_FILES})  # files left out without a note
 
 
@@ -104,7 +106,8 @@ def images_of_split(folder: Path, split: str, trust_classes: bool = False) -> Im
 
     The subfolders with images are splits if all of them are named like splits ("train", "Test"), or if one has the name
     of a split other than "train". If several are named like splits and others are not, an error asks, unless
-    `trust_classes` states that they are classes. Links are followed, but no folder is entered twice.
+    `trust_classes` states that they are classes. Links are followed, but no folder is entered twice, and no cache of
+    decoded images.
 
     Raises:
         ValueError: the folder has no such split or no image, is a run, or cannot be listed; or its splits are unclear.
@@ -144,6 +147,11 @@ def is_run(folder: Path, whole: bool = False) -> bool:
     return is_whole or (not whole and (folder / "checkpoints").is_dir())
 
 
+def is_cache(folder: Path) -> bool:
+    """Returns whether a folder is the one that caches keep decoded images in."""
+    return folder.name == CACHE and any(CACHED.fullmatch(entry.name) for entry in folder.glob("*"))
+
+
 def top_folders(home: Path, files: Iterable[Path]) -> dict[str, int]:
     """Returns the subfolders that lie directly in `home`, sorted, with the number of files below each."""
     parts = (parts_below(home, file) for file in files)
@@ -170,6 +178,7 @@ def _find(folder: Path) -> _Found:
             names.clear()
             continue
         names[:] = sorted(name for name in names if not name.startswith((".", "__MACOSX")))
+        names[:] = [name for name in names if not is_cache(Path(parent, name))]
         real = {name: os.path.realpath(Path(parent, name)) for name in names}
         names[:] = [name for name in names if real[name] not in entered]  # a link to a folder above is a loop
         entered.update(real.values())

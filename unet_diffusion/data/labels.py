@@ -180,7 +180,7 @@ def _is_fraction(value: float) -> bool:
 
 
 def _is_none(value: Any) -> bool:
-    return value in (None, "") or (value == -1 and value is not True)
+    return value in (None, "", "-1") or (value == -1 and value is not True)
 
 
 def _note(origin: str, names: list[str], counts: Counter[str], rows: int) -> str:

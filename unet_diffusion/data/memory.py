@@ -10,12 +10,12 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import Dataset, Features
-from PIL import Image, ImageOps
+from PIL import Image
 
 from unet_diffusion.data.config import IN_MEMORY, InMemory
 from unet_diffusion.data.folders import states_of, stored_path
 from unet_diffusion.images.axes import AxisOrder, counted
-from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.decoding import EXIF_ORIENTATION, decode
 
 IN_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # modes of PIL images that PNG keeps
 KINDS = (
@@ -77,7 +77,7 @@ def _of_images(images: Sequence[Any], option: str) -> InMemory:
             cells.append({"bytes": None, "path": stored_path(path.absolute())})
             digest.update(repr(states_of([path])).encode())
         else:
-            data = _encoded(image, name)
+            data = _encoded(image, name, is_masks)
             cells.append({"bytes": data, "path": None})
             digest.update(hashlib.sha256(data).digest())
     rows = Dataset.from_dict({"image": cells}, features=Features({"image": datasets.Image(decode=False)}))
@@ -89,18 +89,26 @@ def _named(rows: Dataset, name: str) -> InMemory:
     return InMemory(f"{name}{IN_MEMORY}{rows._fingerprint})", rows)
 
 
-def _encoded(image: Any, name: str) -> bytes:
-    """Returns the bytes of a file that keeps every value: PNG for PIL images where PNG can, else `.npy`."""
+def _encoded(image: Any, name: str, is_mask: bool) -> bytes:
+    """Returns the bytes of a file that keeps every value: PNG for PIL images where PNG can, else `.npy`.
+
+    A file that a PIL image was opened from may say how its pixels are meant: in which orientation, whether 0 is white,
+    and on which scale. PNG keeps the first. The rest is applied as for files, so that images are as shown and masks as
+    stored.
+    """
     file = io.BytesIO()
     if isinstance(image, Image.Image):
         try:
-            pixels = decode_image(image)
+            decoded = decode(image, reading="values" if is_mask else "image")
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} cannot be used: {error}") from error
-        if image.mode in IN_PNG:
-            ImageOps.exif_transpose(image).save(file, "PNG", compress_level=1)
+        if image.mode in IN_PNG and not decoded.white_is_zero and not (is_mask and decoded.scale != 1):
+            exif = Image.Exif()
+            if decoded.orientation != 1:
+                exif[EXIF_ORIENTATION] = decoded.orientation
+            image.save(file, "PNG", compress_level=1, exif=exif)
         else:
-            np.save(file, pixels)
+            np.save(file, decoded.pixels[:, :, 0] if decoded.pixels.shape[2] == 1 else decoded.pixels)
     elif isinstance(image, np.ndarray):
         if image.ndim not in (2, 3) or image.dtype.kind not in "buif":
             raise ValueError(

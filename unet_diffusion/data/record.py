@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ class DataRecord:
         held_out: content hash of each image that is held out for validation.
         unlabelled: content hash of each image that is learnt from without its mask, if the run learns masks too.
         mask_encoding: meaning of the values of masks, as `MaskEncoding.to_dict` gives it; None without masks.
+        class_names: names of the classes of whole images that are learnt, in the order of their indices; empty if there
+            are none.
     """
 
     summary: tuple[str, ...] = ()
@@ -45,6 +47,7 @@ class DataRecord:
     held_out: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
     mask_encoding: dict[str, Any] | None = None
+    class_names: tuple[str, ...] = ()
 
     def write(self, run: Path) -> None:
         """Writes `data.json` into the folder of a run."""
@@ -136,6 +139,7 @@ def make_record(
     *,
     summary: Iterable[str] = (),
     mask_encoding: dict[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> DataRecord:
     """Returns the record of opened data.
 
@@ -146,6 +150,7 @@ def make_record(
             masks nor held out.
         summary: as in `DataRecord`.
         mask_encoding: as in `DataRecord`.
+        class_names: as in `DataRecord`; a run that resumes this one must have the same.
     """
     parts = (data.train, data.validation, unlabelled)
     contents = [[] if part is None else sorted(part.contents()) for part in parts]
@@ -157,6 +162,7 @@ def make_record(
         () if data.validation is None else tuple(data.validation.ids()),
         () if unlabelled is None else tuple(unlabelled.ids()),
         mask_encoding,
+        tuple(class_names or ()),
     )
 
 

@@ -8,13 +8,14 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from unet_diffusion.checks import check_class_names
 from unet_diffusion.data.cache import ImageCache, cache_images, check_same_kind
 from unet_diffusion.data.config import DataConfig, ImageOptions, part_name
 from unet_diffusion.data.dataset import ImageDataset
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_SEED = 0  # not the run's, so that runs of all seeds are validated on the same images
 MOST_MEASURED = 2**24  # values of each channel, for percentiles
+GOLDEN = (math.sqrt(5) - 1) / 2  # part of a step; its multiples are spread evenly between whole numbers
+USUAL_BITS = (8, 12, 14)  # of cameras whose values are stored in 16
 NARROW = 1 / 8  # share of the 16-bit range; below it, an error asks for the range
 
 
@@ -82,12 +85,18 @@ def load_images(
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many images are broken, or none is usable;
-            sizes differ and neither `crop_size` nor `image_size` is given; or float images have no range.
+            sizes differ and neither `crop_size` nor `image_size` is given; float images have no range; or the classes
+            are not those that the run that is resumed has learnt.
         ImportError: the source needs a package that is not installed.
     """
     if config.streaming:
-        return _stream_images(config, seed, process_index, num_processes)
+        sets = _stream_images(config, seed, process_index, num_processes)
+        if before is not None:
+            check_class_names(sets.train.class_names, before.class_names, sets.train.name)
+        return sets
     cache, name = _cached(config, "train")
+    if before is not None:
+        check_class_names(cache.class_names, before.class_names, name)
     rows, held_out = hold_out(cache, config, before)
     pixel_range = find_range(config, cache, rows)
     size = _item_size(config, cache)
@@ -163,9 +172,11 @@ def hold_out(
     """Returns the rows to train on and those held out, each in ascending order.
 
     An image is held out if the hash of its content, as a number in [0, 1), is below `validation_fraction`. With groups,
-    the hash of the group's name counts instead. So neither names nor order matter, equal images are on the same side,
-    and adding an image moves no other. At least the image with the lowest hash is held out, and at least the one with
-    the highest is trained on. If all images are equal, none is held out, with a warning.
+    the hash of the group's name counts instead, and groups that share equal images count as one (`joined_groups`). So
+    neither the names of files nor their order matter, equal images are on the same side, and adding an image moves no
+    other, unless it joins two groups. At least the image or group with the lowest hash is held out, and at least the
+    one with the highest is trained on, so in a small set an added image may take this place from another. If all images
+    are equal, none is held out, with a warning.
 
     Args:
         cache: the images.
@@ -174,20 +185,29 @@ def hold_out(
             in any way are not held out.
 
     Raises:
-        ValueError: all images belong to one group.
+        ValueError: all images belong to one group, or all have been held out by the run that is resumed.
     """
     rows = np.arange(len(cache))
     if config.names_validation or config.validation_fraction == 0:
         return rows, rows[:0]
     ids = cache.ids(rows)
-    names = cache.groups or ids
+    names = joined_groups(cache.groups, ids) if cache.groups else ids
     places = {name: place_of(name) for name in names}
+    if cache.groups and len(places) < len(set(cache.groups)):
+        count = len(set(cache.groups)) - len(places)
+        logger.warning("%d groups hold images of other groups too, and stay together with these", count)
+    if before is UNRECORDED and len(places) > 1:
+        before = _divided_by_place(ids, config.validation_fraction)
+    learnt = set() if before is None else _names_of(before.learnt, ids, names)
+    kept = set() if before is None else _names_of(before.held_out, ids, names) - learnt
+    if kept == places.keys():
+        raise ValueError(
+            f"all {len(cache)} images of {config.data} that are left are held out by the run, so that none can be "
+            "trained on; restore the others, or choose another output folder."
+        )
     if len(places) == 1:
         if cache.groups:
-            raise ValueError(
-                f"group_column is {config.group_column!r}, but all {len(cache)} usable images belong to the group "
-                f"{names[0]!r}, so none can be held out; leave group_column out, or name a validation set."
-            )
+            raise ValueError(only_one_group(config.group_column, cache.groups))
         images = (
             f"all {len(cache)} images of {config.data} are equal" if len(cache) > 1 else f"{config.data} has one image"
         )
@@ -195,13 +215,43 @@ def hold_out(
         return rows, rows[:0]
     held_out = {name for name, place in places.items() if place < config.validation_fraction}
     held_out = (held_out | {min(places, key=places.__getitem__)}) - {max(places, key=places.__getitem__)}
-    if before is UNRECORDED:
-        before = _divided_by_place(ids, config.validation_fraction)
-    if before is not None:
-        held_out |= _names_of(before.held_out, ids, names)
-        held_out -= _names_of(before.learnt, ids, names)
+    held_out = (held_out | kept) - learnt
     is_held_out = np.array([name in held_out for name in names])
     return rows[~is_held_out], rows[is_held_out]
+
+
+def joined_groups(groups: Sequence[str], ids: Sequence[str]) -> list[str]:
+    """Returns a name for the group of each image; groups that share equal images, even by others, have one name.
+
+    Args:
+        groups: the name of each image's group.
+        ids: the content hash of each image.
+
+    Returns:
+        The names: of joined groups, the first in alphabetical order.
+    """
+    above = {group: group for group in groups}  # of each group, one that it is joined to, or itself
+
+    def name_of(group: str) -> str:
+        while above[group] != group:
+            above[group] = group = above[above[group]]
+        return group
+
+    first: dict[str, str] = {}  # the group of the first image of each content
+    for image, group in zip(ids, groups):
+        one, other = sorted([name_of(first.setdefault(image, group)), name_of(group)])
+        above[other] = one
+    return [name_of(group) for group in groups]
+
+
+def only_one_group(column: str | None, groups: Sequence[str]) -> str:
+    """Returns the error for images that all belong to one group, perhaps of several that share equal images."""
+    several = f"together, since the {len(set(groups))} groups share equal images"
+    belong = f"to the group {groups[0]!r}" if len(set(groups)) == 1 else several
+    return (
+        f"group_column is {column!r}, but all {len(groups)} usable images belong {belong}, so none can be held out; "
+        "leave group_column out, or name a validation set."
+    )
 
 
 def place_of(name: str) -> float:
@@ -289,11 +339,11 @@ def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> Pix
     stated = config.value_range is not None or config.image_percentiles is not None
     if stated or (config.percentiles is None and cache.dtype == "uint8"):
         return _unmeasured_range(config, cache.dtype)
-    values = _measured_values(cache, rows)
     if config.percentiles is not None:
-        low, high = np.percentile(values, config.percentiles, axis=1)
+        low, high = _percentiles(cache, rows, config.percentiles)
         return PixelRange(tuple(map(float, low)), tuple(map(float, high)), cache.dtype)
-    problem = unclear_range(config.data, cache.dtype, float(values.min()), float(values.max()))
+    least, most = _extremes(cache, rows)
+    problem = unclear_range(config.data, cache.dtype, float(least.min()), float(most.max()))
     if problem is not None:
         raise ValueError(problem)
     return _unmeasured_range(config, cache.dtype)
@@ -307,11 +357,12 @@ def unclear_range(name: str, dtype: str, least: float, most: float) -> str | Non
             "value_range, or percentiles such as 0.1 and 99.9."
         )
     if dtype == "uint16" and most - least < NARROW * LARGEST[dtype]:
-        bits = 8 if most <= LARGEST["uint8"] else 12
+        bits = next((bits for bits in USUAL_BITS if most < 2**bits), None)
+        by_bits = "" if bits is None else f"value_range 0 {2**bits - 1} if the data have {bits} bits, "
         return (
             f"the 16-bit images of {name} use only {least:g} to {most:g} of 0 to 65535, so that the network would see "
-            f"them nearly uniform. Give value_range 0 {2**bits - 1} if the data have {bits} bits, percentiles such as "
-            "0.1 and 99.9, or value_range 0 65535 to keep the whole range."
+            f"them nearly uniform. Give {by_bits}percentiles such as 0.1 and 99.9, or value_range 0 65535 to keep the "
+            "whole range."
         )
     return None
 
@@ -325,10 +376,50 @@ def _unmeasured_range(config: ImageOptions, dtype: DTypeName) -> PixelRange:
     return PixelRange.full(dtype)
 
 
+def _percentiles(
+    cache: ImageCache, rows: np.ndarray, percentiles: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two percentiles of each channel, (C,) each, the first below the second.
+
+    If both are the same value, the smallest and the largest value take their place, as in `Stretch`. If the channel is
+    constant, the second is 1 more, or for large floats enough more to differ in float32.
+    """
+    low, high = np.percentile(_measured_values(cache, rows), percentiles, axis=1)
+    same = high <= low
+    if same.any():
+        channels = ", ".join(map(str, np.flatnonzero(same)))
+        logger.warning(
+            "the percentiles %g and %g of channel %s are equal; its smallest and largest values are used instead",
+            *percentiles,
+            channels,
+        )
+        least, most = (ends.astype(np.float64) for ends in _extremes(cache, rows))
+        low, high = np.where(same, least, low), np.where(same, most, high)
+        high = np.where(high <= low, low + np.maximum(1, abs(low) / 2**20), high)
+    return low, high
+
+
+def _extremes(cache: ImageCache, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the smallest and the largest value of each channel in all rows, (C,) each."""
+    ends = np.array([(image.min(axis=(1, 2)), image.max(axis=(1, 2))) for image in map(cache.image, rows)])
+    return ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)
+
+
 def _measured_values(cache: ImageCache, rows: np.ndarray) -> np.ndarray:
-    """Returns the values (C, n) of evenly spaced images; n is at most about `MOST_MEASURED`."""
-    step = math.ceil(cache.sizes[rows].prod(axis=1).sum() / MOST_MEASURED)
-    return np.concatenate([cache.image(row).reshape(cache.channels, -1) for row in rows[::step]], axis=1)
+    """Returns values (C, n) that are spread evenly over all pixels of all rows; n is at most about `MOST_MEASURED`.
+
+    All values are returned if there are not more. Otherwise the step is no whole number, since one that fits the width
+    of the images would take the same columns of every row.
+    """
+    pixels = cache.sizes[rows].prod(axis=1)
+    step = math.ceil(pixels.sum() / MOST_MEASURED)
+    step += GOLDEN if step > 1 else 0
+    starts = np.cumsum(pixels) - pixels
+    parts = []
+    for row, start, count in zip(rows, starts, pixels):
+        places = np.arange(math.ceil(start / step), math.ceil((start + count) / step)) * step - start
+        parts.append(cache.image(row).reshape(cache.channels, -1)[:, places.astype(np.int64).clip(0, count - 1)])
+    return np.concatenate(parts, axis=1)
 
 
 def _stream_images(config: DataConfig, seed: int, process_index: int, num_processes: int) -> ImageSets:

@@ -63,6 +63,7 @@ class Decoded:
     unread_pages: int = 0  # pages that are left out: all frames but the first, or pages of another size
     white_is_zero: bool = False  # a TIFF whose lookup table is inverted: 0 is shown white
     separate: bool = False  # the channels are pages or planes of a TIFF, none of which is colour or alpha
+    scale: float = 1.0  # factor to 8 or 16 bits of grey values that have fewer; unless "image" is read, it is undone
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ def decode(
         source: as `decode_image` takes it.
         axes: as `decode_image` takes them.
         channels: as `decode_image` takes them.
-        reading: "image": as it is shown; "values": as it is stored, so a palette image gives its indices, 1 channel,
-            and a TIFF in which white is zero is not inverted; "colours": like "values", but with the colours of a
-            palette.
+        reading: "image": as it is shown; "values": as it is stored, so a palette image gives its indices, 1 channel, a
+            TIFF in which white is zero is not inverted, and grey values of 2 or 4 bits or with another largest value
+            (PGM) are not scaled; "colours": like "values", but with the colours of a palette.
     """
     request = Request(axes, channels, reading)
     if isinstance(source, np.ndarray):
@@ -288,6 +289,7 @@ def _from_pillow(image: Image.Image, request: Request) -> Decoded:
         raise ValueError("Pillow reads wrong values of such TIFF files, signed or big-endian; give the path.")
     kind, tags = image.format or "", getattr(image, "tag_v2", {})
     lossy = tags.get(COMPRESSION) in LOSSY_TIFF if kind == "TIFF" else is_lossy(kind, None)
+    scale = _scale(image)  # first, since looking for an orientation loads a PNG
     orientation, palette, white_is_zero = _orientation(image), None, tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
     if orientation == 1:
         image.load()
@@ -303,7 +305,10 @@ def _from_pillow(image: Image.Image, request: Request) -> Decoded:
     pixels, bits = np.asarray(image), tags.get(BITS_PER_SAMPLE, (None,))[0]
     if white_is_zero and turned_round != (request.reading == "image"):
         pixels = negative(pixels, bits if pixels.dtype.itemsize > 1 else None)
-    return Decoded(pixels, palette, orientation, "JPEG" if kind == "MPO" else kind, lossy, white_is_zero=white_is_zero)
+    if scale != 1 and request.reading != "image":
+        pixels = np.round(pixels / scale).astype(pixels.dtype)
+    kind = "JPEG" if kind == "MPO" else kind
+    return Decoded(pixels, palette, orientation, kind, lossy, white_is_zero=white_is_zero, scale=scale)
 
 
 def negative(pixels: np.ndarray, bits: int | None = None) -> np.ndarray:
@@ -339,12 +344,28 @@ def _loses_depth(image: Image.Image) -> bool:
         return False
     if max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))) > 8:  # of TIFF
         return True
-    tiles = getattr(image, "tile", [])  # how the file's bytes will be unpacked; empty once this is done
+    raw_mode, largest = _unpacking(image)
+    return largest > 255 if image.format == "PPM" else ";16" in raw_mode
+
+
+def _unpacking(image: Image.Image) -> tuple[str, int]:
+    """Returns Pillow's name for how pixels are stored, and the largest value that a PPM or PGM file states, or else 0.
+
+    The name is empty, and the value 0, once the pixels are loaded.
+    """
+    tiles = getattr(image, "tile", [])
     arguments = tiles[0][3] if tiles else ()
-    if image.format == "PPM":  # (raw mode, largest value)
-        return isinstance(arguments, tuple) and len(arguments) > 1 and arguments[1] > 255
-    raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return isinstance(raw_mode, str) and ";16" in raw_mode
+    parts = arguments if isinstance(arguments, tuple) else (arguments,)
+    raw_mode = parts[0] if parts and isinstance(parts[0], str) else ""
+    return raw_mode, parts[1] if image.format == "PPM" and len(parts) > 1 else 0
+
+
+def _scale(image: Image.Image) -> float:
+    """Returns the factor by which Pillow multiplies the grey values of a file, such as 17 at 4 bits."""
+    raw_mode, largest = _unpacking(image)
+    if image.mode in ("L", "I") and largest:
+        return LARGEST["uint8" if image.mode == "L" else "uint16"] / largest
+    return next((255 / (2**bits - 1) for bits in (2, 4) if raw_mode.startswith(f"L;{bits}")), 1.0)
 
 
 def _is_garbled(image: Image.Image) -> bool:
@@ -450,7 +471,7 @@ def _checked(pixels: np.ndarray, name: str, of_mask: bool = False) -> np.ndarray
         low, high, numbers = pixels.min(), pixels.max(), of_mask and pixels.size == math.prod(pixels.shape[:2])
         largest = LARGEST_OF_MASKS if numbers else LARGEST["uint16"]
         if low < 0 or high > largest:
-            fix = RENUMBER if numbers else ""
+            fix = RENUMBER if numbers else "" if of_mask else "; convert them to float32, and give value_range"
             fix = NOT_A_CLASS.replace("it stands", f"{low} stands") if of_mask and low < 0 else fix
             raise ValueError(f"{name} holds {low} to {high}, but integers must be from 0 to {largest}{fix}.")
         pixels = pixels.astype(np.uint16 if high <= LARGEST["uint16"] else np.uint32)

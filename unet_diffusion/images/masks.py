@@ -55,7 +55,8 @@ def decode_mask(source: ImageLike, *, reading: MaskReading = "values", axes: Axi
     white is not inverted.
 
     Stored values count: a TIFF in which white is zero, as Fiji writes masks, is not inverted, at any number of bits.
-    Single bits of such a TIFF give 0 for 0, and 255 for 1.
+    Single bits of such a TIFF give 0 for 0, and 255 for 1. Grey values of 2 or 4 bits, or of a PGM with another largest
+    value than 255 or 65535, are not scaled to these, except for brightness.
 
     Args:
         source: as `decode_image` takes it.
@@ -187,6 +188,8 @@ def _brightness(decoded: Decoded) -> tuple[np.ndarray, dict[int, Colour]]:
         return _palette_brightness(pixels[:, :, 0], decoded.palette), {}
     channels = pixels.shape[2]
     if channels == 1:
+        if decoded.scale != 1:
+            pixels = np.round(pixels * decoded.scale)
         return (_scaled(pixels) if pixels.dtype.kind == "f" else pixels)[:, :, 0].astype(np.int64), {}
     if decoded.separate or not _is_colour(pixels):
         raise _no_colours(pixels, _reason(pixels))

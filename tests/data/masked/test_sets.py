@@ -12,12 +12,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.support.image_files import npy
+from unet_diffusion.data.cache import content_digest
 from unet_diffusion.data.dataset import to_batch
 from unet_diffusion.data.masked import cache as masked_cache
 from unet_diffusion.data.masked import dataset as masked_dataset
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.sets import load_labelled, load_masked
 from unet_diffusion.data.masked.sources import open_masked_source
+from unet_diffusion.data.record import DataRecord, make_record
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.randomness import keyed_generator
 from unet_diffusion.segmentation.instances import border_weight_map, separate_instances
@@ -27,6 +29,7 @@ from unet_diffusion.training.batches import GlobalBatches
 datasets.disable_progress_bars()
 
 BINARY = np.array([0, 255])
+COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], dtype=np.uint8)
 FIELD = datasets.Image(decode=False)
 
 
@@ -240,6 +243,18 @@ def test_instances_are_separated_in_training_only_and_give_border_weights(tmp_pa
     assert np.array_equal(components["mask"].numpy(), mask)
 
 
+def test_keys_wait_in_the_smallest_type_that_holds_them():
+    kinds = {"uint8": [0, 255], "uint16": [0, 700], "uint32": [0, 2**20]}
+    masks = [{"bytes": npy(np.array([values], dtype=np.uint32)), "path": None} for values in kinds.values()]
+    images = [{"bytes": npy(np.zeros((1, 2), dtype=np.uint8)), "path": None}] * 3
+    rows = Dataset.from_dict({"image": images, "mask": masks}, features=Features({"image": FIELD, "mask": FIELD}))
+    read = masked_cache.example_reader(rows, MaskedDataConfig("data").preparation, "values")
+    for row, (kind, values) in zip(rows, kinds.items()):
+        example = read(row)
+        assert (example.mask.keys.dtype, example.mask.keys.tolist()) == (kind, [values])
+        assert example.mask_digest == content_digest(np.array([values], dtype=np.int64))  # as runs have recorded it
+
+
 def test_max_labels_are_the_first_rows_that_are_not_held_out(tmp_path, load):
     images, masks = examples(9)
     source = save(tmp_path / "set", images, [*masks[:5], *[None] * 4])
@@ -399,6 +414,48 @@ def test_held_out_images_do_not_depend_on_the_seed(tmp_path, load):
     first, second = (load(source, seed=seed) for seed in (1, 2))
     assert first.validation.fingerprint == second.validation.fingerprint
     assert sorted([*first.train.rows, *first.validation.rows]) == list(range(20))
+
+
+def record_of(data) -> DataRecord:
+    return make_record(data, MaskedDataConfig("data").preparation, mask_encoding=data.encoding.to_dict())
+
+
+def test_a_resumed_run_keeps_the_class_of_each_colour_and_the_names(tmp_path):
+    for number, mask in enumerate(examples(4)[1]):
+        for folder, pixels in (("images", np.full((8, 10), number, np.uint8)), ("masks", COLOURS[mask])):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    names = ["background:0,0,0::", "cat:0,0,255::", "dog:255,0,0::"]
+    labelmap = tmp_path / "masks" / "labelmap.txt"
+    labelmap.write_text("\n".join(names))
+    places = {"data": str(tmp_path / "images"), "masks": str(tmp_path / "masks"), "cache_dir": str(tmp_path / "cache")}
+    config = MaskedDataConfig(**places, validation_fraction=0.5)
+    first = load_masked(config)
+    before = record_of(first)
+    assert load_masked(config, before=before).encoding == first.encoding
+
+    labelmap.write_text("\n".join([names[0], names[2], names[1]]))
+    with pytest.raises(
+        ValueError, match=r"\(0, 0, 255\) in the masks of .* is class 2, but .* has been class 1; restore"
+    ):
+        load_masked(config, before=before)
+    again = load_masked(config, before=before, saved=first.encoding)
+    assert all(torch.equal(again.train[i]["mask"], first.train[i]["mask"]) for i in range(len(first.train)))
+    labelmap.write_text("\n".join([names[0], names[1].replace("cat", "cow"), names[2]]))
+    with pytest.raises(ValueError, match="class 1 of .* is 'cow', but the run has learnt 'cat', and the classes"):
+        load_masked(config, before=before)
+    labelmap.unlink()
+    with pytest.raises(ValueError, match="class 0 of .* is missing, but the run has learnt 'background'"):
+        load_masked(config, before=before)
+
+
+def test_a_resumed_run_keeps_its_number_of_classes(tmp_path, load):
+    images, masks = examples(6)
+    before = record_of(load(save(tmp_path / "set", images, masks)))
+    more = save(tmp_path / "more", [*images, np.full((8, 10), 9, np.uint8)], [*masks, np.full((8, 10), 3, np.uint8)])
+    config = MaskedDataConfig(more, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="have 4 classes, but those of the run have 3; restore the masks"):
+        load_masked(config, before=before)
 
 
 def test_the_range_is_measured_on_training_images(tmp_path, load):

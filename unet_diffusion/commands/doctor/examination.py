@@ -39,7 +39,7 @@ class Examined:
     streamed: bool = False  # the facts are only of the first rows of a stream
     orphans: tuple[Path, ...] = ()  # masks without an image
     class_names: tuple[str, ...] = ()  # of the files of masks, if there is one for each class
-    found: tuple[Finding, ...] = ()  # on its classes
+    found: tuple[Finding, ...] = ()  # on its classes and groups
 
 
 def present(config: DataConfig | MaskedDataConfig, unlabelled: str | None = None, quiet: bool = False) -> Summary:
@@ -99,18 +99,36 @@ def _open(config: DataConfig | MaskedDataConfig, part: PartName) -> Examined:
         of_masks = masked_sets.open_part(config, part)
         facts = gather_facts(of_masks.rows, config.mask_reading, config.cache_dir, config.axes)
         return Examined(
-            part, of_masks.name, of_masks.notes, facts, orphans=of_masks.orphans, class_names=of_masks.class_names
+            part,
+            of_masks.name,
+            of_masks.notes,
+            facts,
+            orphans=of_masks.orphans,
+            class_names=of_masks.class_names,
+            found=tuple(_one_group(of_masks.rows, facts, config)),
         )
-    streamed = config.streaming and part == "train"
+    streamed, found = config.streaming and part == "train", []
     opened = sets.open_part(config, part, streamed)
     if streamed:
         facts = facts_of_stream(opened.rows, opened.name, config.axes)
     else:
         assert isinstance(opened.rows, Dataset)
         facts = gather_facts(opened.rows, None, config.cache_dir, config.axes)
+        found += _one_group(opened.rows, facts, config)
     cut = config.max_images is not None and part == "train"
-    found = _without_images(opened.rows, opened.name, config.max_images) if cut else []
+    found += _without_images(opened.rows, opened.name, config.max_images) if cut else []
     return Examined(part, opened.name, opened.notes, facts, streamed, found=tuple(found))
+
+
+def _one_group(rows: Dataset, facts: list[RowFacts], config: DataConfig | MaskedDataConfig) -> list[Finding]:
+    """Finds that all images belong to one group, so that none can be held out."""
+    if "group" not in rows.features:
+        return []
+    usable = [(group, fact.digest) for group, fact in zip(rows["group"], facts) if fact.usable]
+    groups, digests = [group for group, _ in usable], [digest for _, digest in usable]
+    if len(set(sets.joined_groups(groups, digests))) != 1:
+        return []
+    return [Finding("error", sets.only_one_group(config.group_column, groups))]
 
 
 def _without_images(rows: Dataset | IterableDataset, name: str, max_images: int | None) -> list[Finding]:

@@ -35,7 +35,7 @@ from unet_diffusion.images.resizing import Preparation
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 6  # of the files below; after a change, old caches are not read
+FORMAT = 7  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
 MOST_EXACT_KEYS = 128  # of brightness above 8 bits; further keys are rounded down to a multiple of the step
 STEP = 1024  # divides half of the 16-bit range, at which binary masks are split
@@ -46,7 +46,7 @@ class Example:
     """One row, decoded and prepared."""
 
     image: np.ndarray  # (H, W, C)
-    mask: DecodedMask
+    mask: DecodedMask  # its keys in the smallest unsigned type that holds them
     instances: np.ndarray | None  # uint16 (H, W)
     objects: bool  # the values of the mask look like numbers of objects
     numbered: tuple[int, int] = (0, 0)  # objects in the instance map, and those of them in several separate pieces
@@ -110,7 +110,7 @@ def example_reader(
             _check_size(values, image, name)
         return Example(
             preparation(image.pixels),
-            replace(labels.mask, keys=preparation.labels(labels.mask.keys)),
+            replace(labels.mask, keys=_narrow(preparation.labels(labels.mask.keys))),
             None if labels.instances is None else preparation.labels(labels.instances),
             labels.objects,
             (labels.numbered, labels.split),
@@ -196,10 +196,16 @@ class KeyTable:
         known = set(self.positions)
         if len(known.union(np.unique(keys).tolist())) <= MOST_EXACT_KEYS:
             return keys
+        keys = keys.astype(np.int64)
         rounded = keys // STEP * STEP
         if self.threshold is not None:
             rounded = np.where(keys >= self.threshold, np.maximum(rounded, math.ceil(self.threshold)), rounded)
         return np.where(np.isin(keys, [*known]), keys, rounded)
+
+
+def _narrow(keys: np.ndarray) -> np.ndarray:
+    """Returns keys in the smallest unsigned type that holds them, since several masks wait in memory to be written."""
+    return keys.astype(np.min_scalar_type(keys.max()))
 
 
 def _present(row: dict[str, Any], column: str, readers: dict[str, Callable[[Any], Any]]) -> Any:

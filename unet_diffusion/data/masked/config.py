@@ -106,7 +106,7 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     validation_fraction: float = 0.1
     """Approximate share of the images that is held out if no validation set is named; 0: none, and the last weights are
     saved. Each image's content decides whether it is held out, so equal images stay together and adding an image moves
-    no other."""
+    no other, except where a small set holds out one image only."""
     image_size: int | None = None
     """Length in pixels to which the shorter side of images is resized (Lanczos; masks by nearest neighbour); without
     crop_size images are also cut to the square in the middle. By default images keep their size, which must then be the

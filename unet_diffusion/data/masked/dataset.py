@@ -2,9 +2,7 @@
 
 import copy
 import hashlib
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unet_diffusion.data.cache import PixelFile, hexadecimal, written_once
+from unet_diffusion.data.cache import PixelFile, hexadecimal, in_order, written_once
 from unet_diffusion.data.crops import crop_window
 from unet_diffusion.data.masked.cache import MaskedCache
 from unet_diffusion.images.no_class import IGNORE_INDEX
@@ -27,8 +25,6 @@ from unet_diffusion.segmentation.instance_maps import (
     objects_of_mask,
 )
 from unet_diffusion.segmentation.instances import border_weight_map, separate_instances
-
-ROWS_AT_ONCE = 64  # rows whose weights or objects are computed in parallel; bounds the memory
 
 
 class MaskedDataset(Dataset):
@@ -235,10 +231,8 @@ def _computed(
     """Returns a file of the arrays that `compute` makes from each image of a cache; `key` holds what they depend on."""
 
     def write(folder: Path) -> None:
-        rows = range(len(cache))
-        with ThreadPoolExecutor(os.cpu_count()) as threads, open(folder / f"{name}.bin", "wb") as file:
-            for start in range(0, len(cache), ROWS_AT_ONCE):
-                for values in threads.map(compute, rows[start : start + ROWS_AT_ONCE]):
-                    file.write(np.ascontiguousarray(values).data)
+        with open(folder / f"{name}.bin", "wb") as file:
+            for values in in_order(compute, range(len(cache))):
+                file.write(np.ascontiguousarray(values).data)
 
     return written_once(name, key, cache_dir, write) / f"{name}.bin"

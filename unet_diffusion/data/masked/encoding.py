@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageColor
 
-from unet_diffusion.checks import Question, require, require_choice
+from unet_diffusion.checks import Question, check_class_names, require, require_choice
 from unet_diffusion.data.masked.questions import (
     VOC_OUTLINE,
     ask_about_binary,
@@ -196,6 +196,33 @@ def for_other_masks(encoding: MaskEncoding, seen: SeenMasks) -> MaskEncoding:
         threshold = _half(max(*found, *encoding.classes))
         ask_about_mixed_masks(seen, threshold)
     return replace(encoding, threshold=threshold, classes={**encoding.classes, **_split(found, threshold)})
+
+
+def check_same_classes(encoding: MaskEncoding, before: MaskEncoding, name: str) -> None:
+    """Raises a ValueError if a key has another class than in a run that goes on, or the classes are others.
+
+    Args:
+        encoding: of the masks as they are now.
+        before: of the masks that the run has learnt from.
+        name: of the set.
+    """
+    fix = (
+        "restore the masks, and a labelmap.txt, class_dict.csv or _classes.csv beside them, or choose another output "
+        "folder."
+    )
+    for key in dict.fromkeys((*before.classes, *encoding.classes)):
+        label, learnt = encoding.label(key), before.label(key)
+        if None not in (label, learnt) and label != learnt:
+            now, earlier = ("ignored" if each == IGNORE_INDEX else f"class {each}" for each in (label, learnt))
+            raise ValueError(
+                f"{describe_keys([key])} in the masks of {name} is {now}, but for the run it has been {earlier}; {fix}"
+            )
+    if encoding.num_classes != before.num_classes:
+        raise ValueError(
+            f"the masks of {name} have {encoding.num_classes} classes, but those of the run have "
+            f"{before.num_classes}; {fix}"
+        )
+    check_class_names(encoding.class_names, before.class_names or (), name)
 
 
 def check_encoding(encoding: str, colours: Mapping[Colour, int] | None, threshold: float | None = None) -> None:

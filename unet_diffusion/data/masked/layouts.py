@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unet_diffusion.data.annotations import CELLPOSE, is_cellpose_pickle, refuse_annotations
-from unet_diffusion.data.folders import IMAGE_SUFFIXES, METADATA, images_of_split, tables_in
+from unet_diffusion.data.folders import IMAGE_SUFFIXES, METADATA, images_of_split, is_cache, tables_in
 from unet_diffusion.data.masked.pairing import LIKE_MASKS, Affixes, by_name, first, guess_in_one_folder, name_of
 
 # fmt: off
@@ -267,7 +267,8 @@ def _holds_image(folder: Path) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for parent, _, files in os.walk(folder, followlinks=False):
+    for parent, names, files in os.walk(folder, followlinks=False):
+        names[:] = [name for name in names if not is_cache(Path(parent, name))]
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 

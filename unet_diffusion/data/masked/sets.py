@@ -25,7 +25,7 @@ from unet_diffusion.data.masked.dataset import (
     object_sizes,
     touching_pixels,
 )
-from unet_diffusion.data.masked.encoding import MaskEncoding
+from unet_diffusion.data.masked.encoding import MaskEncoding, check_same_classes
 from unet_diffusion.data.masked.meaning import (
     encoding_of_others,
     encoding_of_part,
@@ -90,7 +90,11 @@ class MaskedPart(Part):
 
 
 def load_masked(
-    config: MaskedDataConfig, seed: int = 0, before: DataRecord | None = None, instances: bool = False
+    config: MaskedDataConfig,
+    seed: int = 0,
+    before: DataRecord | None = None,
+    instances: bool = False,
+    saved: MaskEncoding | None = None,
 ) -> MaskedSets:
     """Opens, decodes (unless the cache has them) and splits the images and masks of a run.
 
@@ -100,20 +104,26 @@ def load_masked(
     Args:
         config: names the images.
         seed: the seed of the run; it determines the crops, but not which images are held out.
-        before: the data record of the run that is resumed, as in `hold_out`.
+        before: the data record of the run that is resumed, as in `hold_out`. The classes must be those of the record.
         instances: whether the training items hold the maps of `object_maps`. If so, touching objects stay whole in the
             masks, since these maps tell them apart; otherwise background separates them.
+        saved: the meaning of the masks' values, if it is known from training; by default it is found.
 
     Raises:
         ValueError: the source, a split or a column does not exist; too many rows are broken; sizes differ and there is
-            no crop size; mask values have no class, or fewer than two classes occur; there are no objects; or
-            validation images have other channels, dtype or mask values.
+            no crop size; mask values have no class, or fewer than two classes occur; there are no objects;
+            validation images have other channels, dtype or mask values; or the masks or their labelmap.txt state other
+            classes than those that the run that is resumed has learnt.
         ImportError: a file needs a package that is not installed.
     """
     part = open_part(config, "train")
     config = with_class_names(config, part.class_names)
-    cache, name = _cached(config, part, config.mask_reading, config.preparation)
-    encoding = settled_encoding(config, cache.seen)
+    reading = reading_of_others(config, saved)
+    cache, name = _cached(config, part, reading, config.preparation)
+    encoding = settled_encoding(config, cache.seen) if saved is None else saved
+    encoding = encoding.noted(class_names=config.class_names)
+    if before is not None and before.mask_encoding is not None:
+        check_same_classes(encoding, MaskEncoding.from_dict(before.mask_encoding), name)
     table = _table(encoding, cache, name)
     rows, held_out = hold_out(cache.images, config, before)
     with_masks = len(rows)
@@ -140,15 +150,14 @@ def load_masked(
     _check_classes(train)
     sizes = None if objects is None else object_sizes(objects, rows)
     if config.names_validation:
-        cache, name = _cached(config, open_part(config, "validation"), config.mask_reading, config.preparation)
+        cache, name = _cached(config, open_part(config, "validation"), reading, config.preparation)
         images = f"validation images of {name}"
         check_same_kind(images, cache.images, "the training images have", train.channels, pixel_range.dtype)
         table, held_out = _table(encoding_of_part(config, encoding, cache.seen), cache, name), np.arange(len(cache))
     validation = None
     if len(held_out):
         validation = MaskedDataset(cache, held_out, table, encoding.num_classes, pixel_range, name=name)
-    names = config.class_names or encoding.class_names
-    meaning = (encoding.num_classes, names, encoding.palette, pixel_range, encoding)
+    meaning = (encoding.num_classes, encoding.class_names, encoding.palette, pixel_range, encoding)
     return MaskedSets(train, validation, *meaning, sizes, without_masks)
 
 

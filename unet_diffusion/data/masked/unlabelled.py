@@ -65,7 +65,7 @@ def load_unlabelled(
     usable = np.arange(len(cache))
     if held_out is not None:
         usable = rows_without(cache, held_out.cache.images, held_out.rows)
-        usable = usable[_outside_groups(cache, held_out)[usable]]
+        usable = usable[_outside_groups(cache, held_out, usable)[usable]]
     if not len(usable):
         raise ValueError(f"all {len(cache)} unlabelled images of {name} are held out for validation; give others.")
     train = ImageDataset(
@@ -110,9 +110,13 @@ def _opened(source: str, options: MaskedDataConfig) -> Dataset:
     return rows
 
 
-def _outside_groups(cache: ImageCache, held_out: MaskedDataset) -> np.ndarray:
-    """Returns which images of a cache belong to no group of the held-out images, bool (N,)."""
+def _outside_groups(cache: ImageCache, held_out: MaskedDataset, usable: np.ndarray) -> np.ndarray:
+    """Returns which images of a cache belong to no group that holds a held-out image, bool (N,).
+
+    The rows besides `usable` are those of images that equal held-out ones.
+    """
     groups = held_out.cache.images.groups
     if cache.groups is None or groups is None:
         return np.ones(len(cache), dtype=bool)
-    return ~np.isin(cache.groups, [groups[row] for row in held_out.rows])
+    equal = np.setdiff1d(np.arange(len(cache)), usable)
+    return ~np.isin(cache.groups, [groups[row] for row in held_out.rows] + [cache.groups[row] for row in equal])
