@@ -95,7 +95,8 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
 
     Args:
         source: path of a `.npy` file, a TIFF (memory-mapped if it is not compressed, else read by tiles or strips) or a
-            Zarr array; or any array (H, W) or (H, W, C) that has a shape and a dtype and can be sliced.
+            Zarr array, such as `image.ome.zarr/0`; or any array (H, W) or (H, W, C) that has a shape and a dtype and
+            can be sliced.
         channels: the expected number of channels. If only the first of three unnamed axes has this size, it is the
             channels; for the pages of a TIFF, so is the last axis.
 
@@ -109,11 +110,11 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
-    if path.suffix.lower() not in WINDOW_SUFFIXES:
+    if path.suffix.lower() not in WINDOW_SUFFIXES and not _is_zarr(path):
         raise ValueError(f"{path} cannot be read in windows; give a .npy, .tif or .zarr file, or an array.")
     try:
         opened = _open_file(path, channels)
-    except ImportError:
+    except (ImportError, NotAnArray):
         raise
     except Exception as error:  # every library reports damaged files in its own way
         raise ValueError(f"{path} cannot be read: {error}; it is damaged, or not what its name says.") from error
@@ -122,13 +123,25 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
     return _as_image(opened, str(path))
 
 
+class NotAnArray(ValueError):
+    """A folder that holds several arrays."""
+
+
+def _is_zarr(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
+
+
 def _open_file(path: Path, channels: int | None) -> Opened:
     """Opens the array in a file without reading it."""
     if path.suffix.lower() == ".npy":
         mapped = MappedFile(lambda: np.lib.format.open_memmap(path, mode="r"))  # refuses pickled Python objects
         return Opened(mapped, _axes(mapped, channels))
-    if path.suffix.lower() == ".zarr":
-        array = scientific("zarr", ZARR).open_array(path, mode="r")
+    if path.suffix.lower() == ".zarr" or _is_zarr(path):
+        zarr = scientific("zarr", ZARR)
+        array = zarr.open(path, mode="r")
+        if isinstance(array, zarr.Group):
+            names = ", ".join(str(path / name) for name in sorted(array.array_keys())) or "it has none itself"
+            raise NotAnArray(f"{path} is a group of Zarr arrays, as in OME-Zarr; give one of them: {names}.")
         return Opened(array, _axes(array, channels))
     tifffile = scientific("tifffile", TIFF)
     with tifffile.TiffFile(path) as tiff:
