@@ -106,13 +106,17 @@ def remove_at_once(folder: Path) -> None:
     remove(aside)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Deletes files that a killed process left half written in `folder`, but not what a living one is writing there."""
+def remove_leftovers(folder: Path, alone: bool = False) -> None:
+    """Deletes files that killed processes left half written in `folder`.
+
+    What living processes write there stays, unless this one is `alone`: then no other may be writing there.
+    """
     import psutil  # here, since most modules only write files
 
     for leftover in list(folder.glob(f"{PREFIX}*")):
         process, named, _ = leftover.name.removeprefix(PREFIX).partition("-")
-        if not (named and process.isdecimal() and int(process) != os.getpid() and psutil.pid_exists(int(process))):
+        other = named and process.isdecimal() and int(process) != os.getpid()
+        if alone or not (other and psutil.pid_exists(int(process))):
             remove(leftover)
 
 

@@ -101,6 +101,9 @@ class NoisePredictor(nn.Module):
 class LossAlone(DiffusionTask):
     """Noise prediction without previews and without a saved pipeline."""
 
+    def check_network(self, unet: Any) -> None:
+        """Checks nothing, since the network has no config."""
+
     def preview(self, unet: Any, path: Path) -> None:
         """Writes nothing."""
 

@@ -209,7 +209,7 @@ def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Calla
             home.mkdir(parents=True, exist_ok=True)
             with FileLock(home / "lock"):
                 if not folder.is_dir():
-                    remove_leftovers(home)
+                    remove_leftovers(home, alone=True)
                     with written_aside(folder) as aside:
                         aside.mkdir()
                         write(aside)

@@ -135,12 +135,16 @@ class DiffusionTask(Task):
         self.scheduler = config.make_scheduler() if scheduler is None else scheduler
         self.optimizer = "adamw" if config.recipe == "ddpm" else "muon"
         unet.register_to_config(prediction_type=self.scheduler.config.prediction_type)
-        self.pipeline(unet)  # raises a ValueError for networks that cannot do this
-        classes = unet.config.num_class_embeds
-        if config.class_conditional != (classes is not None):
+        self.check_network(unet)
+
+    def check_network(self, unet: UNet) -> None:
+        """Raises a ValueError if a network cannot generate, or has classes where none are learnt, or the reverse."""
+        self.pipeline(unet)
+        classes, conditional = unet.config.num_class_embeds, self.config.class_conditional
+        if conditional != (classes is not None):
             raise ValueError(
-                f"class_conditional is {config.class_conditional}, but num_class_embeds of the network is {classes}; "
-                "set class_conditional for a network with classes, and only for one."
+                f"class_conditional is {conditional}, but num_class_embeds of the network is {classes}; set "
+                "class_conditional for a network with classes, and only for one."
             )
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor], generators: list[torch.Generator]) -> Tensor:
