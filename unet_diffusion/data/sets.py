@@ -342,11 +342,13 @@ def find_range(config: ImageOptions, cache: ImageCache, rows: np.ndarray) -> Pix
     if config.percentiles is not None:
         low, high = _percentiles(cache, rows, config.percentiles)
         return PixelRange(tuple(map(float, low)), tuple(map(float, high)), cache.dtype)
-    least, most = _extremes(cache, rows)
-    problem = unclear_range(config.data, cache.dtype, float(least.min()), float(most.max()))
-    if problem is not None:
-        raise ValueError(problem)
-    return _unmeasured_range(config, cache.dtype)
+    least, most = math.inf, -math.inf
+    for image in map(cache.image, rows):
+        least, most = min(least, float(image.min())), max(most, float(image.max()))
+        problem = unclear_range(config.data, cache.dtype, least, most)
+        if problem is None:  # further images can only widen the range
+            return _unmeasured_range(config, cache.dtype)
+    raise ValueError(problem)
 
 
 def unclear_range(name: str, dtype: str, least: float, most: float) -> str | None:
