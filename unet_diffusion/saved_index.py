@@ -29,6 +29,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
+def saved_section(run: Path, name: str) -> dict[str, Any] | None:
+    """A section of the options that a run was started with; None if there is none, as in the folder of a pipeline."""
+    path = run / CONFIG
+    return read_object(path).get(name) if path.is_file() else None
+
+
 def check_run(run: Path) -> None:
     """Raises a ValueError unless the folder holds a saved pipeline."""
     if not (run / INDEX).is_file():
@@ -69,10 +75,9 @@ def part_that_left_noise(run: Path) -> str | None:
 
     None if the noise head fits, if it learnt too, or if the folder has no options that say what learnt.
     """
-    path = run / CONFIG
-    if saved_kind(run) != SEGMENTATION or GENERATES in read_object(run / INDEX) or not path.is_file():
+    if saved_kind(run) != SEGMENTATION or GENERATES in read_object(run / INDEX):
         return None
-    options = read_object(path).get("segmentation")
+    options = saved_section(run, "segmentation")
     part = options.get("learn") if isinstance(options, dict) else None
     return part if isinstance(part, str) and part not in TRUNK_STAYS else None
 

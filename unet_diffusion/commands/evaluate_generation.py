@@ -33,7 +33,7 @@ from unet_diffusion.images.axes import counted
 from unet_diffusion.images.figures import save_image
 from unet_diffusion.pipelines.base import saved_range
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
-from unet_diffusion.saved_index import read_object
+from unet_diffusion.saved_index import saved_section
 from unet_diffusion.saved_runs import best_device
 from unet_diffusion.unet import UNet
 
@@ -101,8 +101,7 @@ def load_real(options: EvaluateGeneration, unet: UNet) -> RealImages:
 
 def learnt_mirrored(run: Path) -> bool:
     """Returns whether a run also learnt from mirrored images; False for a pipeline alone, which does not say."""
-    path = run / "config.json"
-    return path.is_file() and bool(read_object(path).get("data", {}).get("flip", False))
+    return bool((saved_section(run, "data") or {}).get("flip", False))
 
 
 def load_as_learnt(data: DataConfig, run: Path) -> ImageSets:

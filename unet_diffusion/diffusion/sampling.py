@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unet_diffusion.checks import is_number, require
 from unet_diffusion.diffusion.config import SamplerName
+from unet_diffusion.network.config import needs_class
 
 # The steps are spaced evenly from the noisiest timestep ("trailing"; Lin et al. 2024, table 2); a schedule that ends at
 # zero signal needs this. The last step goes to sigma = 0: stopping at the smallest sigma of the training leaves noise
@@ -343,7 +344,7 @@ def check_classes(
     """Raises a ValueError if classes and guidance do not suit the network's config or each other."""
     classes, label_dropout = config["num_class_embeds"], config.get("label_dropout", 0)
     if class_labels is None:
-        if classes is not None and label_dropout == 0:
+        if needs_class(config):
             raise ValueError(
                 "class_labels are missing and the network was trained without label dropout, so it cannot generate "
                 f"without a class; pass class_labels from 0 to {classes - 1}, or train with label_dropout > 0."

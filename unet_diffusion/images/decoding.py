@@ -471,8 +471,12 @@ def _checked(pixels: np.ndarray, name: str, of_mask: bool = False) -> np.ndarray
         low, high, numbers = pixels.min(), pixels.max(), of_mask and pixels.size == math.prod(pixels.shape[:2])
         largest = LARGEST_OF_MASKS if numbers else LARGEST["uint16"]
         if low < 0 or high > largest:
-            fix = RENUMBER if numbers else "" if of_mask else "; convert them to float32, and give value_range"
-            fix = NOT_A_CLASS.replace("it stands", f"{low} stands") if of_mask and low < 0 else fix
+            if not of_mask:
+                fix = "; convert them to float32, and give value_range"
+            elif low < 0:
+                fix = NOT_A_CLASS.replace("it stands", f"{low} stands")
+            else:
+                fix = RENUMBER if numbers else ""
             raise ValueError(f"{name} holds {low} to {high}, but integers must be from 0 to {largest}{fix}.")
         pixels = pixels.astype(np.uint16 if high <= LARGEST["uint16"] else np.uint32)
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])

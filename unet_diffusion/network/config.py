@@ -101,6 +101,11 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_segmentation_timestep(config["segmentation_timestep"])
 
 
+def needs_class(config: Mapping[str, Any]) -> bool:
+    """Returns whether a network learnt a class for every image, so that it predicts no noise without one."""
+    return config.get("num_class_embeds") is not None and config.get("label_dropout", 0) == 0
+
+
 def check_input(unet: Any, sample: Any, timestep: Any, class_labels: Any, head: str) -> None:
     """Checks the arguments of `UNet.forward`; raises a ValueError that gives the value, the rule and the fix."""
     config = unet.config

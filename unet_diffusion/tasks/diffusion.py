@@ -1,10 +1,8 @@
 """Learning to predict noise."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,8 +18,10 @@ from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.images.conversion import fits_stock_pipelines, has_png
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.no_class import NO_LABEL
+from unet_diffusion.network.config import needs_class
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_generator, keyed_seed, standard_normal
+from unet_diffusion.saved_index import saved_section
 from unet_diffusion.tasks.config import DiffusionConfig
 from unet_diffusion.training.accelerator import RunContext, sum_over_processes
 from unet_diffusion.training.model_cards import Card, parameters, size
@@ -66,12 +66,6 @@ REASON. The network alone is `unet_diffusion.UNet.from_pretrained("{name}/unet")
 """
 NEEDS_CLASS = "it passes no class, which this network needs"
 OTHER_VALUES = "it gives images of 8 bits from 0 to 255, with 1, 3 or 4 channels"
-
-
-def saved_section(run: Path, name: str) -> dict[str, Any] | None:
-    """Returns a section of the options that a run was started with; None if there is none, as in a pipeline alone."""
-    path = run / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get(name) if path.is_file() else None
 
 
 def saved_objective(run: Path, unet: UNet, scheduler: DDPMScheduler) -> DiffusionConfig:
@@ -278,13 +272,12 @@ class DiffusionTask(Task):
 
     def use(self, network: UNet) -> str:
         """Returns text on how to generate images with the run, for its card: with a stock pipeline where one fits."""
-        needs_class = network.config.num_class_embeds is not None and network.config.get("label_dropout", 0) == 0
-        name, steps = self.sampling
-        if not needs_class and fits_stock_pipelines(network.config.in_channels, self.pixel_range):
+        name, steps, with_class = *self.sampling, needs_class(network.config)
+        if not with_class and fits_stock_pipelines(network.config.in_channels, self.pixel_range):
             timesteps = str(self.scheduler.config.num_train_timesteps)
             return self.stock_use.replace("TIMESTEPS", timesteps).replace("STEPS", str(steps))
         arguments = f"num_inference_steps={steps}, generator=torch.manual_seed(0)"
-        if needs_class:
+        if with_class:
             arguments += ", class_labels=0"
         call = f'pipe({arguments}).images[0].save("sample.png")'
         if not has_png(network.config.in_channels, self.pixel_range):
@@ -293,6 +286,6 @@ class DiffusionTask(Task):
         return (
             OWN_USE.replace("SAMPLER", name)
             .replace("CALL", call)
-            .replace("LABELS", f" --class-labels {label}" if needs_class else "")
-            .replace("REASON", NEEDS_CLASS if needs_class else OTHER_VALUES)
+            .replace("LABELS", f" --class-labels {label}" if with_class else "")
+            .replace("REASON", NEEDS_CLASS if with_class else OTHER_VALUES)
         )

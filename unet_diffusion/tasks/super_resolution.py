@@ -17,8 +17,9 @@ from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.randomness import keyed_generator, standard_normal
+from unet_diffusion.saved_index import saved_section
 from unet_diffusion.tasks.config import DiffusionConfig, SuperResolutionConfig
-from unet_diffusion.tasks.diffusion import DiffusionTask, saved_section
+from unet_diffusion.tasks.diffusion import DiffusionTask
 from unet_diffusion.training.model_cards import Card, parameters, size
 from unet_diffusion.unet import UNet
 

@@ -27,6 +27,7 @@ from unet_diffusion.images.conversion import has_png
 from unet_diffusion.images.figures import array_images, encoded_labels, save_image, save_stored
 from unet_diffusion.images.palette import colour, overlay
 from unet_diffusion.images.pixel_size import known_pixel_size
+from unet_diffusion.network.config import needs_class
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
@@ -143,7 +144,7 @@ def can_guide(pipe: ImageGenerationPipeline) -> bool:
 
 def may_omit_class(pipe: ImageGenerationPipeline) -> bool:
     """Returns whether the network was also trained without classes."""
-    return pipe.unet.config.num_class_embeds is not None and pipe.unet.config.get("label_dropout", 0) > 0
+    return pipe.unet.config.num_class_embeds is not None and not needs_class(pipe.unet.config)
 
 
 def generate_images(

@@ -14,6 +14,7 @@ from unet_diffusion import pipelines
 from unet_diffusion.commands.export.source_bundle import PACKAGE, bundle, of_package
 from unet_diffusion.files import PREFIX
 from unet_diffusion.images.conversion import fits_stock_pipelines, has_png
+from unet_diffusion.network.config import needs_class
 from unet_diffusion.pipelines.base import saved_range
 from unet_diffusion.saved_index import INDEX, STOCK_PIPELINE, TUNED, pipeline_name, read_object, saved_components
 from unet_diffusion.saved_runs import load_weights
@@ -127,11 +128,11 @@ def write_self_contained(run: Path, target: Path, name: str) -> None:
         timesteps = read_object(run / "scheduler" / "scheduler_config.json").get("num_train_timesteps", DEFAULT_STEPS)
         steps = steps or (f"num_inference_steps={timesteps}" if timesteps < DEFAULT_STEPS else "")
         unet, pixel_range = read_object(run / "unet" / "config.json"), saved_range(index.get("_pixel_range"))
-        needs_class = unet.get("num_class_embeds") is not None and not unet.get("label_dropout")
-        if needs_class or not fits_stock_pipelines(unet["in_channels"], pixel_range):
+        with_class = needs_class(unet)
+        if with_class or not fits_stock_pipelines(unet["in_channels"], pixel_range):
             loading, result = ALONE, '[0].save("sample.png")'
             steps = ", ".join(
-                [steps or f"num_inference_steps={timesteps}", *(["class_labels=0"] if needs_class else [])]
+                [steps or f"num_inference_steps={timesteps}", *(["class_labels=0"] if with_class else [])]
             )
             if not has_png(unet["in_channels"], pixel_range):
                 steps, result = f'{steps}, output_type="stored"', "  # (1, C, H, W), values as in the files"
