@@ -13,6 +13,7 @@ from unet_diffusion.data.record import FILE as RECORD
 from unet_diffusion.data.record import DataRecord, is_foreign_record, resolved_place
 from unet_diffusion.files import INDEX, remove_leftovers, write_json
 from unet_diffusion.saved_index import read_object
+from unet_diffusion.training.checkpoints import saved_checkpoints
 from unet_diffusion.training.config import FREE_TO_CHANGE
 from unet_diffusion.unused_options import unused_among
 
@@ -38,14 +39,7 @@ FINDING = {  # options on how images and masks are found; they do not matter whe
 }
 PATHS = {*PLACES, "model"}
 UNCHANGED = "unchanged_weights"  # in `config.json`: a hash of the network that `Task.unchanged` describes
-REPLACED = (
-    INDEX,
-    "README.md",
-    "metrics.jsonl",
-    "curves.png",
-    "masks.png",
-    "samples.png",
-)  # by a run, beside its record
+REPLACED = (INDEX, "README.md", "metrics.jsonl", "curves.png", "masks.png", "samples.png")  # by a run, like its record
 WORKERS_END = 6.0  # seconds; every 5 seconds, PyTorch's data workers check that their process lives
 
 
@@ -86,7 +80,7 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
 
     Raises:
         ValueError: the folder holds a run of another configuration or, unless `allow_changed_data` is set, of other
-            data; or it holds no run, but files that a run would replace.
+            data, or one that is finished and has no checkpoints; or no run, but files that a run would replace.
     """
     path = folder / "config.json"
     if path.exists():
@@ -94,6 +88,7 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
         if "threads" in before:
             resolved = resolved | {"threads": before["threads"]}  # those of the first start
         _check_unchanged(folder, before, now)
+        _check_goes_on(folder)
         earlier = None if record is None else DataRecord.read(folder)
         if record is not None and earlier is None:
             logger.warning("the run in %s has no data.json, so whether its data have changed is not checked", folder)
@@ -132,6 +127,15 @@ def _check_unchanged(folder: Path, before: dict[str, Any], now: dict[str, Any]) 
         raise ValueError(
             f"the weights of {now.get('model')} have changed since the run in {folder} was started, which needs them "
             "as they were; give a folder that has them, under the same path, or choose another output folder."
+        )
+
+
+def _check_goes_on(folder: Path) -> None:
+    """Raises a ValueError for a finished run without checkpoints, which would start again."""
+    if (folder / INDEX).exists() and not saved_checkpoints(folder / "checkpoints"):
+        raise ValueError(
+            f"the run in {folder} is finished and has no checkpoints, so it cannot go on, and another start would "
+            "replace its results; choose another output folder."
         )
 
 

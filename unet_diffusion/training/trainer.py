@@ -22,7 +22,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from unet_diffusion.data.record import DataRecord
-from unet_diffusion.files import INDEX
 from unet_diffusion.network.precision import PRECISIONS
 from unet_diffusion.randomness import keyed_generator, keyed_seed
 from unet_diffusion.training.accelerator import RunContext, choose_kernels, memory_layout, steps_ahead
@@ -91,8 +90,7 @@ class Trainer:
             )
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last log line
-        self.loss_counts: dict[str, Tensor] = {}  # steps in each of these sums, since not all steps have all losses
-        self.loss_count = 0  # steps since then that were not lost
+        self.loss_counts: dict[str, Tensor] = {}  # steps in each of these sums; only "loss" has all that were not lost
         self.seconds = 0.0  # of training since then
         self.best = BestWeights(task.patience)
         self.skipped = SkippedSteps(config.max_skipped_steps)
@@ -156,7 +154,7 @@ class Trainer:
         accelerator, config, started = self.accelerator, self.config, time.perf_counter()
         self.network.train()
         buffers = [buffer.clone() for buffer in self.task.network.buffers()]  # such as running means
-        sums, names, finite = dict(self.loss_sums), set(), torch.ones((), dtype=torch.bool, device=accelerator.device)
+        sums, finite = dict(self.loss_sums), torch.ones((), dtype=torch.bool, device=accelerator.device)
         for micro in range(config.accumulate):
             batch = next(batches)
             torch.manual_seed(keyed_seed(config.seed, "dropout", self.step, self._first_sample(micro)))
@@ -171,11 +169,10 @@ class Trainer:
                     self._optimize_unless(lost)
                 self.optimizer.zero_grad()
             sums |= {name: sums.get(name, 0) + loss.detach() / config.accumulate for name, loss in losses.items()}
-            names |= set(losses)
         for buffer, before in zip(self.task.network.buffers(), buffers):
             buffer.copy_(torch.where(lost, before, buffer))
         self.loss_sums = {name: torch.where(lost, self.loss_sums.get(name, 0.0), sums[name]) for name in sums}
-        self.loss_counts |= {name: self.loss_counts.get(name, 0) + ~lost for name in names}
+        self.loss_counts |= {name: self.loss_counts.get(name, 0) + ~lost for name in losses}
         self.ema.step_unless(lost, self.task.network.parameters())
         self.task.finish_step(lost, accelerator)
         self.unread.append(lost)
@@ -206,7 +203,6 @@ class Trainer:
         lost = torch.stack(self.unread).tolist()
         self.unread = []
         self.ema.optimization_step -= sum(lost)
-        self.loss_count += len(lost) - sum(lost)
         for step, skipped in enumerate(lost, start=first):
             if not skipped:
                 self.skipped.in_a_row = 0
@@ -241,11 +237,11 @@ class Trainer:
 
     def _log(self, bar: tqdm) -> None:
         self._read_lost_steps()
-        sums = self._mean_over_processes() if self.loss_count else {}
-        counts = {name: self.loss_counts[name].item() for name in sums}
+        counts = {name: count.item() for name, count in self.loss_counts.items()}
+        sums = self._mean_over_processes()
         losses = {name: total.item() / counts[name] for name, total in sums.items() if counts[name]}
-        rate = self.loss_count * self.context.images_per_step / self.seconds
-        self.loss_sums, self.loss_counts, self.loss_count, self.seconds = {}, {}, 0, 0.0
+        rate = counts.get("loss", 0) * self.context.images_per_step / self.seconds
+        self.loss_sums, self.loss_counts, self.seconds = {}, {}, 0.0
         bar.set_postfix(loss=f"{losses.get('loss', math.nan):.4f}", images_per_second=f"{rate:.0f}")
         self._record(
             **losses,  # none, if all steps since the last line were skipped
@@ -314,7 +310,6 @@ class Trainer:
                     "ema_steps": self.ema.optimization_step,
                     "loss_sums": {name: total.item() for name, total in self.loss_sums.items()},
                     "loss_counts": {name: count.item() for name, count in self.loss_counts.items()},
-                    "loss_count": self.loss_count,
                     "seconds": self.seconds,
                     "scaler": scaler.state_dict() if scaler else None,
                 },
@@ -330,11 +325,6 @@ class Trainer:
         checkpoint = load_latest(self.output / "checkpoints")
         if checkpoint:
             self._restore(checkpoint)
-        elif (self.output / INDEX).exists():
-            raise ValueError(
-                f"the run in {self.output} is finished and has no checkpoints, so it cannot go on, and another start "
-                "would replace its results; choose another output folder."
-            )
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device)).unique().tolist()
         if len(steps) > 1:
             raise ValueError(
@@ -363,8 +353,8 @@ class Trainer:
         self.best.restore(state["best"], checkpoint.tensors.get("best", {}))
         self.task.state = {**self.task.state, **checkpoint.tensors.get("task", {})}
         self.skipped.restore(state["skipped"])
-        self.loss_count, device = state["loss_count"], self.accelerator.device
-        counts = state.get("loss_counts", dict.fromkeys(state["loss_sums"], self.loss_count))  # absent in earlier ones
+        device, earlier = self.accelerator.device, dict.fromkeys(state["loss_sums"], state.get("loss_count", 0))
+        counts = state.get("loss_counts", earlier)  # checkpoints of earlier versions have one count for all losses
         self.loss_sums = {name: torch.tensor(total, device=device) for name, total in state["loss_sums"].items()}
         self.loss_counts = {name: torch.tensor(count, device=device) for name, count in counts.items()}
         self.seconds = state.get("seconds", 0.0)
