@@ -13,7 +13,7 @@ DATA ?= ../shared/data
 SMALL = OMP_NUM_THREADS=1 $(RUN) -m scripts.experiments.label_efficiency --data $(DATA) --output runs/label-efficiency-small \
 	--sets wbc --labels 2 10 --seeds 0 --steps 200 --pretraining-steps 1600
 FROM_PRETRAINED := small-pretrained_self_training small-joint small-pixel_classifier
-METHODS := small-pretrained small-self_training small-imagenet small-scratch small-monai $(FROM_PRETRAINED)
+METHODS := small-pretrained small-unimatch small-self_training small-imagenet small-scratch small-monai $(FROM_PRETRAINED)
 
 .PHONY: quickstart test test-slow lint label-efficiency-small $(METHODS) docs clean
 

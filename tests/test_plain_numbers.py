@@ -16,7 +16,7 @@ from tests.support.super_resolution import network as enlarging
 from tests.support.tiny import network
 from unet_diffusion import UNet
 from unet_diffusion.adapters import PixelClassifier, UNet2DAdapter
-from unet_diffusion.checks import is_count, is_number, plain
+from unet_diffusion.checks import class_index, is_count, is_number, plain
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
 from unet_diffusion.commands.options.sample import Sample
 from unet_diffusion.commands.options.segment import Segment
@@ -266,4 +266,9 @@ def test_numbers_are_finite(value):
 
 def test_a_string_is_one_input_and_one_class():
     assert Segment(inputs="some/images").inputs == ("some/images",)
-    assert Sample(class_labels="cat").class_labels == ("cat",) and Sample(class_labels=3).class_labels == ("3",)
+    assert Sample(class_labels="cat").class_labels == ("cat",)
+
+
+def test_an_integer_is_the_index_of_a_class_not_its_name():
+    assert Sample(class_labels=1).class_labels == Sample(class_labels=(1,)).class_labels == (1,)
+    assert class_index(Sample(class_labels=1).class_labels[0], ("1", "cat"), "class_labels") == 1

@@ -8,7 +8,7 @@ sets: it says whether enlarged images look like real ones, with the right detail
 
     python -m scripts.experiments.super_resolution --data shared/data/fruits64 --scale 4 --output runs/larger/fruits64
 
-`--tuning-steps` adds the diffusion run in two steps, and the same run after consistency tuning in one and in two.
+`--tuning-steps` adds the diffusion run in two steps, and the same run after tuning for a few steps in one and in two.
 
 Writes `comparison.md`, `comparison.json` (with the scores of every image) and `comparison.png`. The same command
 resumes a stopped comparison.
@@ -98,7 +98,7 @@ class Comparison:
     sampling_steps: int = 20
     """Steps of the sampler."""
     tuning_steps: int = 0
-    """Optimizer steps of the consistency tuning of the diffusion run; 0 leaves it out."""
+    """Optimizer steps that tune the diffusion run for a few steps; 0 leaves it out."""
     tuning_rate: float = 3e-4
     """Learning rate of the tuning, which falls to 0 at its end."""
     max_images: int | None = None

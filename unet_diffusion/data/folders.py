@@ -26,7 +26,7 @@ MOST_LISTED = 10  # names in a note
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
-    ".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".j2k", ".bmp", ".gif", ".webp",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".bmp", ".gif", ".webp",
     ".avif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".npy",
 })
 # fmt: on

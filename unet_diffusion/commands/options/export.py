@@ -19,7 +19,7 @@ GRAPHS = ("onnx", "torch-export")  # formats with a graph of each head, not with
 
 @dataclass
 class Export:
-    """Write a trained run in another form, for use without this package."""
+    """Write a trained run in another form, most of them for use without this package."""
 
     run: Positional[Path]
     """Folder of the run, or of any saved pipeline with a network of this package."""

@@ -38,8 +38,8 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         set_plain(self)
-        if isinstance(self.class_labels, (str, int)):  # in Python; a string is not the sequence of its letters
-            self.class_labels = (str(self.class_labels),)
+        if isinstance(self.class_labels, (str, int)):  # in Python, where an integer is an index
+            self.class_labels = (self.class_labels,)
         require(is_number(self.guidance_scale), "guidance_scale", self.guidance_scale, "must be a number; 1 is none")
         counts = ("count", "steps", "max_batch")
         require_each(self, counts, is_count, "must be an integer of at least 1")

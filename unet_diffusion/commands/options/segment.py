@@ -44,7 +44,7 @@ class Segment(FileOptions):
     unit: Unit = "pixel"
     """Unit of the two areas: pixels, or square micrometres; the latter needs TIFF files that state their pixel size."""
     seed: int = 0
-    """Seed of the noise, together with the place of each image among the inputs."""
+    """Seed of the noise, together with the path of each image below the folder that was named."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,7 @@ class Upscale(FileOptions):
     steps: int | None = None
     """Steps of the sampler, by default 20, or 2 for a run of tune-few-steps; at most the timesteps of its training."""
     seed: int = 0
-    """Seed of the noise, together with the place of each image among the inputs."""
+    """Seed of the noise, together with the path of each image below the folder that was named."""
     condition_noise: float = 0.0
     """Standard deviation of noise that is added to the enlarged image (values from -1 to 1); for images of lower
     quality than the training images, such as compressed ones."""
