@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unet_diffusion.checks import is_count, require, takes_plain
-from unet_diffusion.network.config import check_recipe, needs_class
+from unet_diffusion.network.config import check_recipe, check_segments_without_class
 from unet_diffusion.network.feature_maps import channels_last
 from unet_diffusion.network.own_config import OwnConfig
 from unet_diffusion.stock_unet import UNet2DAdapter
@@ -122,11 +122,7 @@ class PixelClassifier(OwnConfig, ModelMixin, ConfigMixin):
                 f"{config.get('time_embedding')!r}, but a pixel classifier reads noise predictors, which are padded "
                 "and take timesteps; give the network of a DDPM run."
             )
-        if needs_class(config):
-            raise ValueError(
-                "the network was trained with a class for every image (label_dropout is 0), and images to segment "
-                "have none; use a noise predictor that was trained without classes, or with label_dropout above 0."
-            )
+        check_segments_without_class(config)
         check_stages(own.stages, unet.feature_info)
         wanted = [{"channels": width, "stride": stride} for width, stride in zip(own.channels, own.strides)]
         found = [unet.feature_info[stage] for stage in own.stages]

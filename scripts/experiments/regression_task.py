@@ -17,7 +17,7 @@ from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
 from unet_diffusion.files import merged_into
 from unet_diffusion.images.figures import array_images, grid
 from unet_diffusion.tasks.config import DiffusionConfig
-from unet_diffusion.tasks.diffusion import VALIDATION_BATCH, DiffusionTask
+from unet_diffusion.tasks.diffusion import DiffusionTask
 
 
 class RegressionTask(DiffusionTask):
@@ -56,8 +56,8 @@ class RegressionTask(DiffusionTask):
         """The mean squared error on held-out images."""
         count = min(len(self.held_out), self.config.validation_images)
         total = 0.0
-        for start in range(0, count, VALIDATION_BATCH):
-            indices = range(start, min(start + VALIDATION_BATCH, count))
+        for start in range(0, count, self.batch_size):
+            indices = range(start, min(start + self.batch_size, count))
             batch = to_batch([self.held_out[index] for index in indices])
             images = batch["image"].to(accelerator.device)
             total += len(indices) * self.loss(unet, {"image": images}, []).item()

@@ -156,3 +156,11 @@ def test_freezing_returns_the_modules_in_which_nothing_learns():
     frozen = SegmentationTask(start, halves(), SegmentationConfig(learn="decoder")).frozen
     assert all(module in frozen for module in (start.stem, start.time_embed, start.encoder, start.bridge))
     assert start.decoder not in frozen and start not in frozen
+
+
+def test_a_network_that_needs_a_class_is_refused_before_training():
+    """Images to segment have no class; a network that also learnt images without one is welcome."""
+    needs = {"num_class_embeds": 3, "out_channels": 1}
+    with pytest.raises(ValueError, match=r"a class for every image \(label_dropout is 0\), and images to segment"):
+        SegmentationTask(network(**needs), halves(), SegmentationConfig())
+    SegmentationTask(network(**needs, label_dropout=0.1), halves(), SegmentationConfig())

@@ -57,6 +57,13 @@ def test_a_run_from_before_some_options_resumes_without_them(tmp_path):
             claim(tmp_path / key, {**now, section: {**now[section], key: value}})
 
 
+def test_an_option_that_shares_its_name_with_one_of_another_command_must_not_change(tmp_path):
+    """`scale` decides nothing in a training that generates, but here it is that of the augmentation."""
+    claim(tmp_path, {"augmentation": {"scale": [0.8, 1.25]}})
+    with pytest.raises(ValueError, match=r"scale is \[0.2, 5.0\], but the run in .* was started with \[0.8, 1.25\]"):
+        claim(tmp_path, {"augmentation": {"scale": [0.2, 5.0]}})
+
+
 def test_a_run_from_before_options_were_renamed_resumes(tmp_path):
     """Options named after pictures are now named after images."""
     claim(tmp_path / "run", {"diffusion": {"preview_pictures": 36, "validation_pictures": 256}})
@@ -75,6 +82,10 @@ def test_files_of_a_folder_without_a_run_are_not_replaced(tmp_path):
         with pytest.raises(ValueError, match=rf"which holds no run .*, but {name}, which a run would replace"):
             claim(folder, {"steps": 3}, DataRecord())
         assert (folder / name).read_text() == '{"mine": 1}\n' and len([*folder.iterdir()]) == 1
+    for name in ("unet", "scheduler", "classifier"):  # such as a saved network
+        (tmp_path / "saved" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="but unet, scheduler, classifier, which a run would replace"):
+        claim(tmp_path / "saved", {"steps": 3})
     DataRecord(fingerprint="a").write(tmp_path)
     claim(tmp_path, {"steps": 3}, DataRecord(fingerprint="b"))
     assert DataRecord.read(tmp_path).fingerprint == "b"

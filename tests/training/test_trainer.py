@@ -99,6 +99,23 @@ def test_a_run_is_a_pipeline_folder_with_images_and_numbers(finished):
     assert ImageGenerationPipeline.from_pretrained(run).pixel_range.high == (255.0,)
 
 
+def test_validations_and_previews_take_no_more_images_at_once_than_a_step(options, monkeypatch):
+    """So a batch that fits the memory is not too large at the first validation."""
+    options.training = replace(options.training, batch_size=2, preview_every=3)
+    options.diffusion = replace(options.diffusion, preview_images=5)
+    assert len(load_images(options.data).validation) > 2
+    seen, forward = [], UNet.forward
+
+    def counted(self, sample, *arguments, **keywords):
+        seen.append((self.training, len(sample)))
+        return forward(self, sample, *arguments, **keywords)
+
+    monkeypatch.setattr(UNet, "forward", counted)
+    train_ddpm(options)
+    assert {count for training, count in seen if training} == {2}
+    assert {count for training, count in seen if not training} == {1, 2}  # 5 and 6 images, in twos
+
+
 @pytest.mark.slow
 def test_a_new_process_makes_bit_equal_images(options, tmp_path):
     """Images made before saving equal those of a new process that imports only `unet_diffusion`."""

@@ -106,6 +106,15 @@ def needs_class(config: Mapping[str, Any]) -> bool:
     return config.get("num_class_embeds") is not None and config.get("label_dropout", 0) == 0
 
 
+def check_segments_without_class(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a network that learnt a class for every image, since images to segment have none."""
+    if needs_class(config):
+        raise ValueError(
+            "the network was trained with a class for every image (label_dropout is 0), and images to segment "
+            "have none; use a noise predictor that was trained without classes, or with label_dropout above 0."
+        )
+
+
 def check_input(unet: Any, sample: Any, timestep: Any, class_labels: Any, head: str) -> None:
     """Checks the arguments of `UNet.forward`; raises a ValueError that gives the value, the rule and the fix."""
     config = unet.config

@@ -19,7 +19,6 @@ from unet_diffusion.training.metrics_log import series
 from unet_diffusion.training.model_cards import Card, parameters
 from unet_diffusion.training.task import Task
 
-VALIDATION_BATCH = 64  # images at once
 PREVIEW_IMAGES = 36
 HARDEST = "{} images whose own class gets the lowest probability"
 USE = """
@@ -79,8 +78,8 @@ class ClassificationTask(Task):
 
     def _predictions(self, network: ImageClassifier, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields scores (B, K) and labels (B,) of the images that are shown, on the CPU."""
-        for start in range(0, len(indices), VALIDATION_BATCH):
-            batch = to_batch([self.shown[index] for index in indices[start : start + VALIDATION_BATCH]])
+        for start in range(0, len(indices), self.batch_size):
+            batch = to_batch([self.shown[index] for index in indices[start : start + self.batch_size]])
             yield network(self.pixel_range.to_model(batch["image"]).to(network.device)).cpu(), batch["label"]
 
     def preview(self, network: ImageClassifier, path: Path) -> None:

@@ -30,7 +30,6 @@ from unet_diffusion.training.task import Task
 from unet_diffusion.unet import UNet
 from unet_diffusion.unused_options import without_unused
 
-VALIDATION_BATCH = 64  # images at once
 USE = """
 ```python
 import torch
@@ -202,7 +201,7 @@ class DiffusionTask(Task):
         count = min(len(images), self.config.validation_images)
         total = 0.0
         mine = range(accelerator.process_index, count, accelerator.num_processes)
-        for indices in (mine[start : start + VALIDATION_BATCH] for start in range(0, len(mine), VALIDATION_BATCH)):
+        for indices in (mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)):
             batch = to_batch([images[index] for index in indices])
             batch = {name: value.to(accelerator.device) for name, value in batch.items()}
             clean = self.pixel_range.to_model(batch["image"])
@@ -250,6 +249,7 @@ class DiffusionTask(Task):
             generator=[torch.Generator(unet.device).manual_seed(keyed_seed(0, "preview", i)) for i in range(count)],
             output_type="np",
             return_dict=False,
+            max_batch=self.batch_size,
         )
         return array_images(images)
 

@@ -91,6 +91,15 @@ class JointTask(Task):
         return {**parts, "loss": parts["loss"] + self.denoising_weight * noise, "denoising_loss": noise}
 
     @property
+    def batch_size(self) -> int:  # type: ignore[override]  # an attribute of the base class
+        """The images at once of the `DiffusionTask`."""
+        return self.diffusion.batch_size
+
+    @batch_size.setter
+    def batch_size(self, images: int) -> None:
+        self.diffusion.batch_size = images
+
+    @property
     def state(self) -> Mapping[str, Tensor]:  # type: ignore[override]  # an attribute of the base class
         """The state of the `SegmentationTask`."""
         return self.segmentation.state

@@ -15,6 +15,7 @@ from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import MaskedSets
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.images.palette import overlay
+from unet_diffusion.network.config import check_segments_without_class
 from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
 from unet_diffusion.saved_index import TRUNK_STAYS
@@ -106,6 +107,8 @@ class SegmentationTask(Task):
 
     def _prepare(self) -> list[nn.Module]:
         """Makes the network ready to learn; returns the modules in which nothing learns."""
+        if isinstance(self.network, UNet):  # stock networks take the mean of their classes
+            check_segments_without_class(self.network.config)
         network = self.network.to_segmentation(instances=self.config.instances or None)
         if network.config.get("instances") and not self.config.instances:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Model cards: the README that a run writes beside its weights."""
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -91,10 +92,12 @@ def training_facts(rows: list[dict[str, Any]], config: dict[str, Any], best_by: 
         if values:
             facts[quantity.replace("_", " ").capitalize()] = f"{values[-1]:.5f} at the last step"
     if best_by is not None:
-        steps, scores = series(rows, best_by)
-        best = max(range(len(scores)), key=scores.__getitem__)
-        label = SCORES.get(best_by, best_by)
-        facts[label] = f"{scores[best]:.5f} on held-out images, at step {steps[best]}, the step of these weights"
+        defined = [(score, -step) for step, score in zip(*series(rows, best_by)) if not math.isnan(score)]
+        facts[SCORES.get(best_by, best_by)] = "undefined on held-out images; these are the last weights"
+        if defined:
+            best, step = max(defined)  # the first of equal scores
+            where = f"at step {-step}, the step of these weights"
+            facts[SCORES.get(best_by, best_by)] = f"{best:.5f} on held-out images, {where}"
     lines = [f"- {label}: {text}" for label, text in facts.items()]
     return "\n".join([*lines, "", "```json", json.dumps(config, indent=2, default=str), "```"])
 

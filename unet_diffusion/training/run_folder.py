@@ -39,7 +39,10 @@ FINDING = {  # options on how images and masks are found; they do not matter whe
 }
 PATHS = {*PLACES, "model"}
 UNCHANGED = "unchanged_weights"  # in `config.json`: a hash of the network that `Task.unchanged` describes
-REPLACED = (INDEX, "README.md", "metrics.jsonl", "curves.png", "masks.png", "samples.png")  # by a run, like its record
+REPLACED = (  # by a run, like its record
+    *(INDEX, "README.md", "metrics.jsonl", "curves.png", "masks.png", "samples.png", "hardest.png"),
+    *("unet", "scheduler", "classifier"),
+)
 WORKERS_END = 6.0  # seconds; every 5 seconds, PyTorch's data workers check that their process lives
 
 
@@ -97,7 +100,7 @@ def claim(folder: Path, resolved: dict[str, Any], record: DataRecord | None = No
         free = FREE_TO_CHANGE if earlier is None else FREE_TO_CHANGE | PLACES
         if earlier is not None and (earlier.trained or now.get("allow_changed_data")):
             free |= FINDING  # but not for a stream, where only the files are compared
-        _check_options(folder, before, now, free, facts)
+        _check_options(folder, before, now, free, facts | flat(resolved))  # without those of other commands in FORMER
         if record is not None and earlier is not None:
             if record.fingerprint != earlier.fingerprint and not now.get("allow_changed_data"):
                 moved = [
@@ -162,7 +165,7 @@ def _check_options(
 ) -> None:
     for key, value in now.items():
         differs = key not in free and _differs(key, before, now)
-        if differs and key not in unused_among({**facts, **now, key: before.get(key)}):
+        if differs and key not in unused_among({**facts, key: before.get(key)}):
             raise ValueError(
                 f"{key} is {value!r}, but the run in {folder} was started with {before.get(key)!r}; "
                 "use the same value to resume it, or another output folder."

@@ -28,6 +28,8 @@ class Task(ABC):
             resumed only with the same one.
         train: the images to learn from.
         num_workers: processes that load images ahead.
+        batch_size: images at once in validations and previews; the trainer sets that of the run, so that these do not
+            need more memory than a step.
         optimizer: the optimizer that "auto" stands for, which suits the task.
         best_by: the number from `validate` whose highest value chooses the exported weights; None exports the last
             weights.
@@ -41,6 +43,7 @@ class Task(ABC):
     unchanged: nn.Module | None = None
     train: TrainingImages
     num_workers: int = 0
+    batch_size: int = 64
     optimizer: OptimizerName = "adamw"
     best_by: str | None = None
     patience: int | None = None

@@ -71,6 +71,7 @@ class Trainer:
     ) -> None:
         self.task, self.config, self.output, self.accelerator = task, config, output, accelerator
         self.context = RunContext(config, accelerator)
+        task.batch_size = config.batch_size
         facts: dict[str, Any] = {
             "processes": accelerator.num_processes,
             "images_per_step": self.context.images_per_step,
