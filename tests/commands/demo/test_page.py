@@ -1,5 +1,6 @@
 """The page of a run as given to Gradio: its tabs, its queue, its messages, without a browser."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from PIL import Image
 from tests.support.demo_runs import Reports, save_enlarging_run, save_image, save_joint_run
 from tests.support.tiny import network
 from unet_diffusion import cli
+from unet_diffusion.commands.demo.command import serve
 from unet_diffusion.commands.demo.jobs import Abilities, load_abilities, segment_image
+from unet_diffusion.commands.options.demo import Demo
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # a warning of diffusers about NumPy 2
@@ -110,6 +113,20 @@ def test_the_job_of_the_segment_tab_gives_the_files_of_the_objects(joint, pages,
     *_, labels, table = job(path, 0.5, False)
     assert not labels.visible and not table.visible
     assert job(None, 0.5, True) == pages.gr.skip()  # the box was ticked first
+
+
+def test_a_proxy_does_not_keep_the_page_from_starting(joint_run, joint, pages, monkeypatch, tmp_path):
+    """Gradio opens its own page once, which a proxy elsewhere cannot do."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setenv("NO_PROXY", "intranet")
+    monkeypatch.delenv("no_proxy", raising=False)
+    blocks = pages.page(joint_run, joint, [], tmp_path)
+    try:
+        assert serve(blocks, Demo(joint_run), pages.launch_options()).startswith("http://127.0.0.1:")
+    finally:
+        blocks.close(verbose=False)
+    assert os.environ["NO_PROXY"] == "intranet" and "no_proxy" not in os.environ
 
 
 def test_without_gradio_the_extra_is_named(joint_run, monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ from unet_diffusion.training.stopping import stop_requests
 
 MAX_UPLOAD = "1gb"
 POLL = 0.2  # seconds
+LOCAL = ("localhost", "127.0.0.1")
 FOLDER = "GRADIO_TEMP_DIR"  # environment variable of the folder where Gradio keeps files
 
 
@@ -31,7 +32,9 @@ def demo(options: Demo) -> str:
     """
     abilities = load_abilities(options.run, options.device)
     examples = [] if options.examples is None else find_examples(options.examples, abilities.reader)
-    with TemporaryDirectory(prefix="unet-diffusion-demo-", dir=os.environ.get(FOLDER)) as folder, _gradio_in(folder):
+    folders = TemporaryDirectory(prefix="unet-diffusion-demo-", dir=os.environ.get(FOLDER))
+    # before Gradio is imported
+    with folders as folder, _environment(**{FOLDER: folder, "GRADIO_ANALYTICS_ENABLED": "False"}):
         try:
             from unet_diffusion.commands.demo.page import launch_options, page  # Gradio is an extra, and slow
         except ImportError as error:
@@ -48,30 +51,37 @@ def demo(options: Demo) -> str:
 
 
 @contextmanager
-def _gradio_in(folder: str) -> Iterator[None]:
-    """Lets Gradio keep its files in a folder for the length of a block; it has to begin before Gradio is imported."""
-    before = os.environ.get(FOLDER)
-    os.environ.update({FOLDER: folder, "GRADIO_ANALYTICS_ENABLED": "False"})
+def _environment(**values: str) -> Iterator[None]:
+    """Sets variables of the environment for the length of a block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[FOLDER]
-        else:
-            os.environ[FOLDER] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def without_proxy(host: str) -> str:
+    """Returns `NO_PROXY` with this machine in it: Gradio asks for its own page, which no proxy can reach."""
+    return ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), host, *LOCAL]))
 
 
 def serve(blocks: Any, options: Demo, look: dict[str, Any]) -> str:
     """Starts the server of a page in the background; returns its address."""
     try:
-        _, address, _ = blocks.launch(
-            server_name=options.host,
-            server_port=options.port,
-            max_file_size=MAX_UPLOAD,
-            prevent_thread_lock=True,
-            quiet=True,
-            **look,
-        )
+        with _environment(**dict.fromkeys(("NO_PROXY", "no_proxy"), without_proxy(options.host))):
+            _, address, _ = blocks.launch(
+                server_name=options.host,
+                server_port=options.port,
+                max_file_size=MAX_UPLOAD,
+                prevent_thread_lock=True,
+                quiet=True,
+                **look,
+            )
     except OSError as error:
         port = "any port from 7860" if options.port is None else f"port {options.port}"
         raise OSError(

@@ -40,7 +40,13 @@ def find_examples(folder: Path, reader: Reader | None) -> list[tuple[Path, Image
 
 def read_upload(path: Path, pipe: Reader) -> Tensor:
     """Reads the stored values (C, H, W) of a file for a run; errors give its name without the server's folders."""
-    (image,) = pipe.read_images({"bytes": path.read_bytes(), "path": path.name})
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path.name} is no longer here, since uploads are kept for an hour; upload it again."
+        ) from None
+    (image,) = pipe.read_images({"bytes": content, "path": path.name})
     return image
 
 
