@@ -285,7 +285,7 @@ def test_16_bit_files_are_read_as_they_are(tmp_path):
         ("notes.txt", b"no image", "^notes.txt cannot be decoded: it is not an image"),
         ("empty.png", b"", "^empty.png is empty"),
         ("objects.npy", None, "^objects.npy cannot be decoded: it holds Python objects"),
-        ("deleted.png", ..., "^deleted.png is no longer here, since uploads are kept for an hour; upload it again"),
+        ("deleted.png", ..., "^deleted.png is no longer here, since uploads are kept for an hour; give it again"),
     ],
 )
 def test_wrong_files_are_named_without_the_folders_of_the_server(name, content, message, tmp_path):

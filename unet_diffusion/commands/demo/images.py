@@ -44,7 +44,7 @@ def read_upload(path: Path, pipe: Reader) -> Tensor:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(
-            f"{path.name} is no longer here, since uploads are kept for an hour; upload it again."
+            f"{path.name} is no longer here, since uploads are kept for an hour; give it again."
         ) from None
     (image,) = pipe.read_images({"bytes": content, "path": path.name})
     return image
