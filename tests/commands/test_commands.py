@@ -170,6 +170,14 @@ def test_copies_of_what_a_run_with_flips_or_crops_learnt_from_are_found(run, tmp
     assert not real.mirrored and not real.training.random and real.note == ""
 
 
+def test_a_note_tells_that_only_some_classes_were_generated(run):
+    data = RealData("mnist-5000", image_size=8, max_images=80)
+    for labels, told in (("3", "7", "3"), True), (tuple("0123456789"), False):
+        options = EvaluateGeneration(run=run, count=64, data=data, class_labels=labels)
+        note = evaluate_generation.load_real(options, generation_pipeline(options).unet).note
+        assert ("some classes were generated (3, 7), but the real images are of all classes" in note) == told
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

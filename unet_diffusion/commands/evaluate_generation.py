@@ -54,7 +54,7 @@ class RealImages:
         features: features of the first `count` training images, (count, D).
         held_out: images that were held out of training; None if there are none.
         note: sentences about images that the run was, or may have been, trained on although the data hold them out,
-            about crops that are not searched; "" if there are none.
+            about crops that are not searched, and about classes that are not generated; "" if there are none.
         mirrored: whether the run also learnt from mirrored images, so that copies of these are searched too.
     """
 
@@ -95,8 +95,19 @@ def load_real(options: EvaluateGeneration, unet: UNet) -> RealImages:
     new, note = untrained(images.validation, options.run)
     held_out = None if new is None else drawn(new, options.count, **as_learnt)
     crops = CROPS if training.random and training.are_cut else ""
-    note = " ".join(filter(None, [note, crops]))
+    note = " ".join(filter(None, [note, crops, of_some_classes(options.class_labels, unet)]))
     return RealImages(network, training, features_of(network, first), held_out, note, mirrored)
+
+
+def of_some_classes(labels: tuple[str, ...], unet: UNet) -> str:
+    """Returns a sentence on images that are generated of some classes only; "" if they are of all, or of none."""
+    if not labels or len(set(labels)) == unet.config.num_class_embeds:
+        return ""
+    return (
+        f"images of only some classes were generated ({', '.join(dict.fromkeys(labels))}), but the real images are of "
+        "all classes of the data, so the figures also measure this difference; give data that hold the same classes "
+        "alone."
+    )
 
 
 def learnt_mirrored(run: Path) -> bool:
