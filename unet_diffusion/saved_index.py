@@ -102,6 +102,19 @@ def kept_noise_head(run: Path, learn: str) -> dict[str, Any]:
     return {LEFT_NOISE: part, **fitting}
 
 
+def noise_head_run(run: Path) -> Path:
+    """The run in which the noise head of a run learnt: the run itself, unless it learnt masks alone.
+
+    Such a run has the noise head of the run that it started from, which is followed as far as it is still there.
+    """
+    seen: set[Path] = set()
+    while run not in seen and saved_kind(run) == SEGMENTATION and GENERATES not in read_object(run / INDEX):
+        seen.add(run)
+        model = Path(str(read_object(run / CONFIG).get("model"))) if (run / CONFIG).is_file() else run
+        run = model if (model / INDEX).is_file() else run
+    return run
+
+
 def saved_kind(run: Path) -> str | None:
     """The class name of a saved pipeline; None if the folder holds no pipeline."""
     index = run / INDEX

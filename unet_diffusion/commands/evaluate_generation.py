@@ -32,7 +32,7 @@ from unet_diffusion.files import write_json
 from unet_diffusion.images.axes import counted
 from unet_diffusion.images.figures import save_image
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
-from unet_diffusion.saved_index import saved_section
+from unet_diffusion.saved_index import noise_head_run, saved_section
 from unet_diffusion.saved_runs import best_device, stated_preparation
 from unet_diffusion.unet import UNet
 
@@ -85,14 +85,15 @@ def load_real(options: EvaluateGeneration, unet: UNet) -> RealImages:
         raise ValueError(
             f"data is not given, and none of the images that the run in {options.run} held out is there; give data."
         )
-    mirrored = learnt_mirrored(options.run)
+    run = noise_head_run(run)  # whose record and options tell what was learnt from
+    mirrored = learnt_mirrored(run)
     random = mirrored or (isinstance(images.train, ImageDataset) and images.train.random)
     as_learnt = {"random": random, "flip": mirrored}
     training = drawn(images.train, max(options.count, options.training_images), **as_learnt)
     check_same_images(training, unet)
     first = training.first(options.count)
     check_enough(len(first), options.count)
-    new, note = untrained(images.validation, options.run)
+    new, note = untrained(images.validation, run)
     held_out = None if new is None else drawn(new, options.count, **as_learnt)
     crops = CROPS if training.random and training.are_cut else ""
     note = " ".join(filter(None, [note, crops, of_some_classes(options.class_labels, unet)]))
