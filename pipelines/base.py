@@ -18,15 +18,19 @@ from unet_diffusion.images.conversion import UNCHANGED, check_image, dtype_name,
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.saved_index import (
     GENERATES,
+    KEPT_LABELS,
+    LEFT_NOISE,
     OWN_PIPELINE,
     OWN_PIPELINES,
     STOCK_PIPELINE,
+    TUNED,
     from_index,
     to_index,
 )
 from unet_diffusion.unet import UNet
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None  # one for all images, or one for each
+OF_NOISE_HEAD = (GENERATES, KEPT_LABELS, LEFT_NOISE, TUNED)  # keys of runs for masks that also have a noise head
 
 
 class PrivateArguments:
@@ -56,6 +60,8 @@ class PrivateArguments:
                 pretrained_model_name_or_path,
                 cls.__name__,
             )
+        kept = {key: from_index(index[key]) for key in OF_NOISE_HEAD if key in index and key not in pipe.config}
+        pipe.register_to_config(**kept)  # so that they are saved again by a pipeline that does not take them
         return pipe
 
     @classmethod
@@ -66,6 +72,8 @@ class PrivateArguments:
         """
         arguments = inspect.signature(cls.__init__).parameters
         private = {f"_{name}": name for name in arguments}
+        if GENERATES in private and GENERATES not in config_dict:
+            private[KEPT_LABELS] = private[GENERATES]
         renamed = {private.get(key, key): from_index(value) for key, value in config_dict.items()}
         known = {key: value for key, value in renamed.items() if key in arguments or key.startswith("_")}
         return super().extract_init_dict(known, **kwargs)  # type: ignore[misc]  # of the pipeline beside this mixin

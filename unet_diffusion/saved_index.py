@@ -11,6 +11,8 @@ STOCK_PIPELINE = "DDPMPipeline"  # the class that model_index.json names for a r
 OWN_PIPELINE = "_pipeline"  # the key in model_index.json for our class that saved such a run
 OWN_PIPELINES = "unet_diffusion.pipelines."  # prefix of the class that model_index.json names for our other runs
 GENERATES = "_label_names"  # a key that only runs that generate images have
+KEPT_LABELS = "_kept_label_names"  # the key for the same names in a run for masks whose noise head is another run's
+LEFT_NOISE = "_left_noise"  # the key, in such a run, for what `part_that_left_noise` returns
 TUNED = "_few_steps"  # the key for the largest number of steps that a network was tuned for
 GENERATION = "ImageGenerationPipeline"  # our class for runs that generate images
 SEGMENTATION = "SegmentationPipeline"  # our class for runs that give masks
@@ -64,22 +66,53 @@ def check_run_for(run: Path, pipeline: str) -> None:
     part = part_that_left_noise(run)
     if pipeline == GENERATION and part is not None:
         raise ValueError(
-            f"{run} learnt masks with learn={part!r}, which changed the layers under its noise head, so it no "
-            "longer generates; give the run that it started from, or train it with denoising_weight above 0, or with "
-            f"learn={' or '.join(map(repr, TRUNK_STAYS))}."
+            f"{run}, or a run that it started from, learnt masks with learn={part!r}, which changed the layers under "
+            "its noise head, so it no longer generates; give the run that learnt to generate, or train masks from that "
+            f"one with denoising_weight above 0, or with learn={' or '.join(map(repr, TRUNK_STAYS))}."
         )
 
 
 def part_that_left_noise(run: Path) -> str | None:
     """The part of a network that learnt masks alone, if its noise head no longer fits the layers under it.
 
-    None if the noise head fits, if it learnt too, or if the folder has no options that say what learnt.
+    It may have learnt in an earlier run, from which this one started. None if the noise head fits, if it learnt too, or
+    if the folder does not say what learnt.
     """
-    if saved_kind(run) != SEGMENTATION or GENERATES in read_object(run / INDEX):
-        return None
-    options = saved_section(run, "segmentation")
-    part = options.get("learn") if isinstance(options, dict) else None
-    return part if isinstance(part, str) and part not in TRUNK_STAYS else None
+    seen: set[Path] = set()
+    while run not in seen and saved_kind(run) == SEGMENTATION:
+        seen.add(run)
+        index, options = read_object(run / INDEX), saved_section(run, "segmentation")
+        if GENERATES in index:
+            return None
+        part = index.get(LEFT_NOISE, options.get("learn") if isinstance(options, dict) else None)
+        if LEFT_NOISE in index or part not in TRUNK_STAYS:
+            return part if isinstance(part, str) else None
+        run = Path(str(read_object(run / CONFIG).get("model")))  # earlier versions did not carry the part along
+    return None
+
+
+def kept_noise_head(run: Path, learn: str) -> dict[str, Any]:
+    """The private values of `model_index.json` for a run for masks that starts from `run` and keeps its noise head.
+
+    `learn` is the part that learns masks. If the noise head still fits the layers under it, the values also hold the
+    names of its classes and the number of steps that it was tuned for.
+    """
+    part = part_that_left_noise(run) if learn in TRUNK_STAYS else learn
+    fitting = {KEPT_LABELS: saved_label_names(run), TUNED: saved_few_steps(run)} if part is None else {}
+    return {LEFT_NOISE: part, **fitting}
+
+
+def noise_head_run(run: Path) -> Path:
+    """The run in which the noise head of a run learnt: the run itself, unless it learnt masks alone.
+
+    Such a run has the noise head of the run that it started from, which is followed as far as it is still there.
+    """
+    seen: set[Path] = set()
+    while run not in seen and saved_kind(run) == SEGMENTATION and GENERATES not in read_object(run / INDEX):
+        seen.add(run)
+        model = Path(str(read_object(run / CONFIG).get("model"))) if (run / CONFIG).is_file() else run
+        run = model if (model / INDEX).is_file() else run
+    return run
 
 
 def saved_kind(run: Path) -> str | None:
@@ -100,6 +133,12 @@ def saved_few_steps(run: Path) -> int | None:
     """The largest number of steps that the network of a saved pipeline was tuned for; None if it was not tuned."""
     index = run / INDEX
     return read_object(index).get(TUNED) if index.is_file() else None
+
+
+def saved_label_names(run: Path) -> list[str] | None:
+    """The names of the classes that a saved pipeline generates; None if it has none."""
+    index = read_object(run / INDEX)
+    return from_index(index.get(GENERATES, index.get(KEPT_LABELS)))
 
 
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:

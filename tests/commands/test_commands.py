@@ -19,6 +19,8 @@ from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.record import make_record
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.evaluation.classifier import ImageClassifier
+from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
+from unet_diffusion.saved_runs import load_pipeline
 
 SHORT = ["--max-images", "40", "--validation-fraction", "0.1", "--image-size", "8", "--preview-images", "4"]
 SHORT += ["--batch-size", "4", "--steps", "2"]
@@ -158,15 +160,38 @@ def test_copies_of_what_a_run_with_flips_or_crops_learnt_from_are_found(run, tmp
     arguments += ["--max-images", "100", "--validation-fraction", "0.3", "--preview-images", "1", "--batch-size", "2"]
     cli.run("train-ddpm", [*arguments, "--warmup-steps", "0", "--crop-size", "26", "--flip"])
     options = EvaluateGeneration(run=output, count=64, steps=1, output=tmp_path / "figures.json")
+    options.data = RealData(cache_dir=str(tmp_path / "cache"))
     real = evaluate_generation.load_real(options, generation_pipeline(options).unet)
-    assert real.mirrored and real.training.random and real.held_out.random
+    assert real.mirrored and real.training.random and real.held_out.random and any((tmp_path / "cache").iterdir())
     text = evaluate_generation.evaluate_generation(options, real, [real.training[:64].flip(-1) / 2 + 0.5])
     scores = json.loads((tmp_path / "figures.json").read_text())
     assert scores["memorisation"]["generated"] == pytest.approx(0, abs=1e-6) and scores["memorisation"]["near"] == 1
     assert "only one crop of each is searched" in scores["note"] and scores["note"] in text
     whole = EvaluateGeneration(run=run, count=64, data=RealData("mnist-5000", image_size=8, max_images=80))
     real = evaluate_generation.load_real(whole, generation_pipeline(whole).unet)
-    assert not real.mirrored and not real.training.random and "crop" not in real.note
+    assert not real.mirrored and not real.training.random and real.note == ""
+
+
+def test_images_that_a_kept_noise_head_learnt_from_do_not_count_as_held_out(run, tmp_path):
+    pipe = load_pipeline(ImageGenerationPipeline, run)
+    masks = SegmentationPipeline(pipe.unet.to_segmentation(2), pipe.scheduler)
+    masks.save_pretrained(tmp_path / "masks")
+    (tmp_path / "masks" / "config.json").write_text(json.dumps({"model": str(run), "segmentation": {"learn": "head"}}))
+    data = RealData("mnist-5000", image_size=8, max_images=200, validation_fraction=0.5)
+    real = [
+        evaluate_generation.load_real(EvaluateGeneration(run=each, count=64, data=data), pipe.unet)
+        for each in (run, tmp_path / "masks")
+    ]
+    assert "the run was trained on" in real[0].note and real[1].note == real[0].note
+    assert len(real[1].held_out) == len(real[0].held_out) < len(load_images(data).validation)
+
+
+def test_a_note_tells_that_only_some_classes_were_generated(run):
+    data = RealData("mnist-5000", image_size=8, max_images=80)
+    for labels, told in (("3", "7", "3"), True), (tuple("0123456789"), False):
+        options = EvaluateGeneration(run=run, count=64, data=data, class_labels=labels)
+        note = evaluate_generation.load_real(options, generation_pipeline(options).unet).note
+        assert ("some classes were generated (3, 7), but the real images are of all classes" in note) == told
 
 
 @pytest.mark.parametrize(

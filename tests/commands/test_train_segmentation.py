@@ -13,6 +13,7 @@ from tests.support.tiny import power_cut, squares
 from unet_diffusion import UNet
 from unet_diffusion.commands.export.graphs import heads_of
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
+from unet_diffusion.commands.options.generation import GenerationOptions
 from unet_diffusion.commands.options.sample import Sample
 from unet_diffusion.commands.options.segment import Segment
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
@@ -24,6 +25,8 @@ from unet_diffusion.commands.train_segmentation import train_segmentation
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
+from unet_diffusion.saved_index import part_that_left_noise
+from unet_diffusion.saved_runs import load_pipeline
 from unet_diffusion.tasks.config import DiffusionConfig, FrozenFeaturesConfig, JointConfig, SegmentationConfig
 from unet_diffusion.tasks.segmentation import SegmentationTask
 from unet_diffusion.training.config import TrainingConfig
@@ -98,10 +101,48 @@ def test_a_ddpm_run_keeps_its_noise_head_but_generates_only_if_the_trunk_stayed(
         sample(wanted)
         figures.check_paths()
         return
-    message = f"learnt masks with learn='{learn}', .* give the run that it started from, or train it with denoising"
+    message = f"learnt masks with learn='{learn}', .* give the run that learnt to generate, or train"
     for refused in (lambda: sample(wanted), figures.check_paths):
         with pytest.raises(ValueError, match=message):
             refused()
+
+
+def test_a_noise_head_that_no_longer_fits_is_refused_in_runs_that_start_from_there(options, tmp_path):
+    ddpm = noise_predictor(options, tmp_path / "ddpm")
+    masks = train_segmentation(replace(options, model=str(ddpm), output=tmp_path / "masks"))
+    for learn, features in (("head", FrozenFeaturesConfig()), ("pixel_classifier", FrozenFeaturesConfig((10, 100)))):
+        part = SegmentationConfig(learn=learn)
+        start = {"model": str(masks), "segmentation": part, "frozen_features": features}
+        run = train_segmentation(replace(options, output=tmp_path / learn, **start))
+        assert "noise head, which no longer fits" in " ".join((run / "README.md").read_text().split())
+        copy = tmp_path / f"{learn}-copy"
+        SegmentationPipeline.from_pretrained(run).save_pretrained(copy)
+        for folder in (run, copy):
+            with pytest.raises(ValueError, match="a run that it started from, learnt masks with learn='everything'"):
+                sample(Sample(run=folder, output=tmp_path / "samples", count=1, steps=1))
+        index = json.loads((run / "model_index.json").read_text())
+        del index["_left_noise"]  # as earlier versions saved it
+        (run / "model_index.json").write_text(json.dumps(index))
+        assert part_that_left_noise(run) == "everything"
+    masks.rename(tmp_path / "elsewhere")
+    assert part_that_left_noise(run) is None
+
+
+def test_a_kept_noise_head_keeps_its_steps_and_the_names_of_its_classes(options, tmp_path):
+    unet = UNet(16, 1, 1, channels=(8, 16), head_channels=8, num_class_embeds=2, label_dropout=0.1)
+    model = tmp_path / "tuned"
+    ImageGenerationPipeline(unet, DDPMScheduler(), label_names=["a", "b"], few_steps=4).save_pretrained(model)
+    for learn in ("head", "pixel_classifier"):  # the second starts from the first
+        part = {"segmentation": SegmentationConfig(learn=learn)}
+        part |= {"frozen_features": FrozenFeaturesConfig((10, 100))} if learn == "pixel_classifier" else {}
+        model = train_segmentation(replace(options, model=str(model), output=tmp_path / learn, **part))
+        assert GenerationOptions(model).sampling == ("lcm", 2)
+        pipe = load_pipeline(ImageGenerationPipeline, model)
+        assert pipe.few_steps == 4 and pipe.label_names == ["a", "b"]
+        index = json.loads((model / "model_index.json").read_text())
+        assert index["_class_name"].endswith("SegmentationPipeline")  # it gives masks, though diffusers could generate
+    run = train_segmentation(replace(options, model=str(model), output=tmp_path / "masks"))
+    assert json.loads((run / "model_index.json").read_text()).get("_few_steps") is None
 
 
 def test_graphs_leave_out_a_noise_head_that_no_longer_fits(tmp_path, caplog):

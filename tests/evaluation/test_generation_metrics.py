@@ -236,22 +236,26 @@ class Parts:
         return self.rows[part]
 
 
-@pytest.mark.parametrize(("shape", "largest"), [((4,), 49), ((3, 8, 8), 7 * 192)])  # by distances, and by values
+@pytest.mark.parametrize("shape", [(4,), (3, 8, 8)])  # bounded by distances, and by values
 @pytest.mark.parametrize("k", [1, 9])
-def test_nearest_neighbours_in_parts_of_both_sides_are_those_of_the_whole(shape, largest, k, monkeypatch):
-    """The reference takes differences in float64; matrix products round squares of norms, here to 1e-7 of them."""
+@pytest.mark.parametrize("at_once", [7, 40])  # generated images of one pass; with 40, all
+def test_nearest_neighbours_in_parts_of_both_sides_are_those_of_the_whole(shape, k, at_once, monkeypatch):
+    """The reference takes differences in float64."""
     width = math.prod(shape)
     training, generated = gaussian(150, width, seed=1), gaussian(40, width, seed=2, mean=0.3)
     generated[11] = training[140]
     distances = torch.cdist(generated, training, compute_mode="donot_use_mm_for_euclid_dist")
     expected = distances.topk(k, dim=1, largest=False)
-    monkeypatch.setattr(generation_metrics, "LARGEST_CHUNK", largest)
+    monkeypatch.setattr(generation_metrics, "LARGEST_CHUNK", 7 * max(width, at_once))
+    monkeypatch.setattr(generation_metrics, "LARGEST_MATRIX", at_once * width)
     parts = [Parts(x.unflatten(1, shape).float().double()) for x in (generated, training)]
     found = nearest_neighbours(*parts, k=k)
     assert torch.equal(found.indices, expected.indices)
     torch.testing.assert_close(found.distances, expected.values, atol=1e-5, rtol=1e-5)
     assert found.distances[11, 0] == 0
-    assert max(parts[0].sizes) == max(parts[1].sizes) == 7
+    assert (max(parts[0].sizes), max(parts[1].sizes)) == (at_once, 7)
+    passes = -(-40 // at_once)
+    assert sum(parts[1].sizes) == 7 + 150 * passes + 40 * k  # the centre, the passes, and the nearest of each again
     again = nearest_neighbours(*parts, k=k)
     assert torch.equal(again.distances, found.distances)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -15,9 +16,10 @@ from unet_diffusion import UNet, cli
 from unet_diffusion.checks import Question
 from unet_diffusion.commands.evaluate import evaluate
 from unet_diffusion.commands.options.evaluate import Evaluate
-from unet_diffusion.data.masked.config import MaskedOptions
+from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.encoding import MaskEncoding
-from unet_diffusion.data.masked.sets import load_labelled
+from unet_diffusion.data.masked.sets import load_labelled, load_masked
+from unet_diffusion.data.record import make_record
 from unet_diffusion.evaluation.mask_scores import score_masks
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import SegmentationPipeline
@@ -388,6 +390,28 @@ def test_an_evaluation_is_not_overwritten_unless_asked(run, labelled):
     assert not (run / "evaluation.json").exists()
     cli.run("evaluate", [*command, "--overwrite"])
     assert (run / "evaluation.md").read_text() != "mine"
+
+
+def test_colours_become_grey_for_a_run_that_learnt_from_images_made_grey(run, labelled, tmp_path):
+    def scores(options: dict[str, str], output: Path) -> dict:
+        cli.run("evaluate", ["--run", str(run), *arguments(options), "--output", str(output)])
+        return json.loads((output / "evaluation.json").read_text())["masks"]
+
+    (run / "config.json").write_text(json.dumps({"data": {"channels": 1}}))
+    colour = tmp_path / "colour"
+    colour.mkdir()
+    for path in Path(labelled["data"]).iterdir():
+        Image.open(path).convert("RGB").save(colour / path.name)
+    assert scores({**labelled, "data": str(colour)}, tmp_path / "a") == scores(labelled, tmp_path / "b")
+
+
+def test_the_images_that_the_run_held_out_are_kept_in_the_stated_cache(run, labelled, tmp_path):
+    config = MaskedDataConfig(**labelled, num_classes=3, validation_fraction=0.5)
+    data = load_masked(config)
+    make_record(data, config.preparation, mask_encoding=data.encoding.to_dict()).write(run)
+    (run / "config.json").write_text(json.dumps({"data": asdict(config)}))
+    cli.run("evaluate", ["--run", str(run), "--cache-dir", str(tmp_path / "other")])
+    assert any((tmp_path / "other").iterdir())
 
 
 def test_mistakes_end_with_one_sentence_and_no_file(run, labelled, tmp_path):

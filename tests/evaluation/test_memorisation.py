@@ -95,7 +95,7 @@ def test_batches_give_the_scores_and_pairs_of_the_whole(waiting, monkeypatch):
     generated, training, held_out = noise(100, seed=1), noise(50, seed=2), noise(70, seed=3)
     generated[[70, 3, 95]] = training[[7, 30, 49]]
     whole, pairs = memorisation(generated, training, held_out, pairs=5)
-    monkeypatch.setattr(module, "LARGEST_CHUNK", waiting * 15)
+    monkeypatch.setattr(module, "LARGEST_MATRIX", waiting * 15)
     search = CopySearch(training, pairs=5)
     for batch in generated.split(8):
         search.add(batch)

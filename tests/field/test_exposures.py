@@ -105,3 +105,16 @@ def test_real_images_are_compared_in_the_range_that_the_run_generates(tmp_path, 
     ImageGenerationPipeline(unet, DDPMScheduler(), PixelRange.full("uint16").to_dict()).save_pretrained(tmp_path / "16")
     with pytest.raises(ValueError, match="hold uint8, but the run generates uint16"):
         load_as_learnt(RealData(**options), tmp_path / "16")
+
+
+def test_real_images_in_colour_become_grey_for_a_run_that_learnt_from_images_made_grey(tmp_path):
+    write(tmp_path, (4,))
+    for path in (tmp_path / "images").iterdir():
+        Image.open(path).convert("RGB").save(path)
+    unet = UNet(in_channels=1, out_channels=1, channels=[8, 16], head_channels=8, sample_size=32)
+    ImageGenerationPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "run")
+    options = {"data": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
+    for stated, channels in ((None, 3), (1, 1)):
+        (tmp_path / "run" / "config.json").write_text(json.dumps({"data": {"channels": stated}}))
+        assert load_as_learnt(RealData(**options), tmp_path / "run").train.channels == channels
+    assert load_as_learnt(RealData(**options, channels=3), tmp_path / "run").train.channels == 3

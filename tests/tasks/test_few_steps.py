@@ -420,6 +420,16 @@ def test_runs_that_cannot_be_tuned_are_refused_before_an_image_is_read(base, tmp
     assert not (tmp_path / "tuned").exists()
 
 
+def test_the_images_of_the_run_are_mapped_by_the_range_that_it_learnt(base, tmp_path):
+    """The saved range is 0 to 200, as of fewer images; measured again, it is another."""
+    run = shutil.copytree(base, tmp_path / "run")
+    learnt = {"low": [0.0], "high": [200.0], "dtype": "uint8"}
+    index = json.loads((run / "model_index.json").read_text())
+    (run / "model_index.json").write_text(json.dumps({**index, "_pixel_range": learnt}))
+    tuned = tune_few_steps(tuning(run, tmp_path / "tuned"))
+    assert json.loads((tuned / "model_index.json").read_text())["_pixel_range"] == learnt
+
+
 def test_outputs_and_images_that_do_not_fit_are_refused(base, tmp_path):
     options = tuning(base, tmp_path / "tuned")
     with pytest.raises(ValueError, match="the run to tune, which does not change; give another folder"):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unet_diffusion.checks import class_index
 from unet_diffusion.commands.options.evaluate import Evaluate
-from unet_diffusion.commands.run_data import held_out_masks, learnt_from
+from unet_diffusion.commands.run_data import held_out_masks, learnt_from, loading
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.evaluation.mask_scores import labelled_for, score_masks
 from unet_diffusion.files import readable, write_json, write_text
@@ -38,7 +38,7 @@ def evaluate(options: Evaluate) -> str:
     own = options.data.data is None
     record = DataRecord.read(options.run)
     if own:
-        dataset = held_out_masks(options.run, pipe.num_classes)
+        dataset = held_out_masks(options.run, pipe.num_classes, loading(options.data))
     else:
         dataset = labelled_for(pipe, options.data, None if record is None else record.mask_encoding)
     trained = int(np.isin(dataset.ids(), () if record is None else record.trained).sum())

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unet_diffusion.checks import require
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
-from unet_diffusion.commands.run_data import learnt_from, own_images, own_record
+from unet_diffusion.commands.run_data import learnt_from, load_in_range, loading, own_images, own_record
 from unet_diffusion.commands.sample import generate, generation_pipeline
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import ImageDataset
@@ -31,10 +31,9 @@ from unet_diffusion.evaluation.memorisation import CopySearch
 from unet_diffusion.files import write_json
 from unet_diffusion.images.axes import counted
 from unet_diffusion.images.figures import save_image
-from unet_diffusion.pipelines.base import saved_range
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
-from unet_diffusion.saved_index import saved_section
-from unet_diffusion.saved_runs import best_device
+from unet_diffusion.saved_index import noise_head_run, saved_section
+from unet_diffusion.saved_runs import best_device, stated_preparation
 from unet_diffusion.unet import UNet
 
 logger = logging.getLogger(__name__)
@@ -54,8 +53,8 @@ class RealImages:
         training: images of the training rows, searched for copies.
         features: features of the first `count` training images, (count, D).
         held_out: images that were held out of training; None if there are none.
-        note: sentences about images that the run was, or may have been, trained on although the data hold them out, and
-            about crops that are not searched; "" if there are none.
+        note: sentences about images that the run was, or may have been, trained on although the data hold them out,
+            about crops that are not searched, and about classes that are not generated; "" if there are none.
         mirrored: whether the run also learnt from mirrored images, so that copies of these are searched too.
     """
 
@@ -80,23 +79,36 @@ def load_real(options: EvaluateGeneration, unet: UNet) -> RealImages:
     network = feature_network(options.features).to(best_device(options.device))
     network.check_channels(unet.config.in_channels)
     own = options.data.data is None
-    images = own_images(options.run) if own else load_as_learnt(options.data, options.run)
+    data, run = options.data, options.run
+    images = own_images(run, loading(data)) if own else load_as_learnt(data, run)
     if own and images.validation is None and own_record(options.run).held_out:
         raise ValueError(
             f"data is not given, and none of the images that the run in {options.run} held out is there; give data."
         )
-    mirrored = learnt_mirrored(options.run)
+    run = noise_head_run(run)  # whose record and options tell what was learnt from
+    mirrored = learnt_mirrored(run)
     random = mirrored or (isinstance(images.train, ImageDataset) and images.train.random)
     as_learnt = {"random": random, "flip": mirrored}
     training = drawn(images.train, max(options.count, options.training_images), **as_learnt)
     check_same_images(training, unet)
     first = training.first(options.count)
     check_enough(len(first), options.count)
-    new, note = untrained(images.validation, options.run)
+    new, note = untrained(images.validation, run)
     held_out = None if new is None else drawn(new, options.count, **as_learnt)
-    if training.random and training.are_cut:
-        note = " ".join(filter(None, [note, CROPS]))
+    crops = CROPS if training.random and training.are_cut else ""
+    note = " ".join(filter(None, [note, crops, of_some_classes(options.class_labels, unet)]))
     return RealImages(network, training, features_of(network, first), held_out, note, mirrored)
+
+
+def of_some_classes(labels: tuple[str, ...], unet: UNet) -> str:
+    """Returns a sentence on images that are generated of some classes only; "" if they are of all, or of none."""
+    if not labels or len(set(labels)) == unet.config.num_class_embeds:
+        return ""
+    return (
+        f"images of only some classes were generated ({', '.join(dict.fromkeys(labels))}), but the real images are of "
+        "all classes of the data, so the figures also measure this difference; give data that hold the same classes "
+        "alone."
+    )
 
 
 def learnt_mirrored(run: Path) -> bool:
@@ -105,30 +117,23 @@ def learnt_mirrored(run: Path) -> bool:
 
 
 def load_as_learnt(data: DataConfig, run: Path) -> ImageSets:
-    """Loads images in the range of values that a run generates; options may state only the same range.
+    """Loads images as a run converts them, in the range of values that it generates.
+
+    The options may state other channels or axes, but only the same range.
 
     Raises:
         ValueError: the options state another range, or the images have another data type; also the errors of
             `load_images`.
     """
-    learnt = saved_range(ImageGenerationPipeline.load_config(run).get("_pixel_range"))
-    stated = data.value_range is not None or data.percentiles is not None
-    if learnt.percentiles is not None and not stated:
-        data = replace(data, percentiles=learnt.percentiles, percentiles_of="image")
-    elif not stated:
-        data = replace(data, value_range=(min(learnt.low), max(learnt.high)))
-    images = load_images(data)
-    found = images.train.pixel_range
-    if found.dtype != learnt.dtype:
-        raise ValueError(f"the real images hold {found.dtype}, but the run generates {learnt.dtype}; convert them.")
-    if stated and found != learnt:
-        raise ValueError(
-            f"the real images are mapped by {found}, but those of the run by {learnt}; leave value_range and "
-            "percentiles out, and they are mapped as those of the run."
-        )
-    for part in (images.train, images.validation):
-        if part is not None:
-            part.pixel_range = learnt  # of several channels, which value_range cannot state
+    data = data.converted_like(stated_preparation(run))
+    images = load_in_range(data, run)
+    if data.value_range is not None or data.percentiles is not None:
+        stated, learnt = load_images(data).train.pixel_range, images.train.pixel_range
+        if stated != learnt:
+            raise ValueError(
+                f"the real images are mapped by {stated}, but those of the run by {learnt}; leave value_range and "
+                "percentiles out, and they are mapped as those of the run."
+            )
     return images
 
 

@@ -1,12 +1,13 @@
 """The data of a finished run, as its `config.json` and `data.json` name them, for commands that measure it."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from unet_diffusion.commands.options.evaluate import LOADING
 from unet_diffusion.data.config import IN_MEMORY, SOURCES, DataConfig, SourceOptions
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.folders import check_sources
@@ -16,7 +17,9 @@ from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.record import DataRecord
 from unet_diffusion.data.sets import ImageSets, load_images
-from unet_diffusion.saved_index import read_object
+from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.pipelines.base import saved_range
+from unet_diffusion.saved_index import GENERATES, INDEX, SEGMENTATION, read_object, saved_kind
 from unet_diffusion.unused_options import without_unused
 
 T = TypeVar("T", bound=SourceOptions)
@@ -68,8 +71,16 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def held_out_masks(run: Path, num_classes: int) -> MaskedDataset:
+def loading(given: SourceOptions) -> dict[str, Any]:
+    """Returns how images are loaded, which may be stated without data, as changes for `own_options`."""
+    stated = {name: getattr(given, name, None) for name in LOADING}
+    return {name: value for name, value in stated.items() if value is not None}
+
+
+def held_out_masks(run: Path, num_classes: int, changes: Mapping[str, Any] | None = None) -> MaskedDataset:
     """Returns the images with masks that a run held out, prepared as in the run, with the classes of its record.
+
+    `changes` are those of `own_options`.
 
     Raises:
         ValueError: the run held out no images, or they are no longer there.
@@ -78,7 +89,7 @@ def held_out_masks(run: Path, num_classes: int) -> MaskedDataset:
     give = "give data, images with masks that it has not learnt from."
     if not record.held_out:
         raise ValueError(f"data is not given, and the run in {run} held out no image; {give}")
-    options = own_options(run, MaskedDataConfig)
+    options = own_options(run, MaskedDataConfig, changes)
     options.border_weights = False
     saved = None if record.mask_encoding is None else MaskEncoding.from_dict(record.mask_encoding)
     images = load_masked(options, before=record, saved=saved).validation
@@ -88,25 +99,33 @@ def held_out_masks(run: Path, num_classes: int) -> MaskedDataset:
     return held_out
 
 
-def own_images(run: Path) -> ImageSets:
+def own_images(run: Path, changes: Mapping[str, Any] | None = None) -> ImageSets:
     """Returns the images of a run that generates images: those that it learnt from, and those that it held out.
 
-    For a run that also learnt masks, the former are the images that it learnt to generate.
+    They are mapped by the range of values that the run saved. For a run that also learnt masks, the former are the
+    images that it learnt to generate. `changes` are those of `own_options`.
 
     Raises:
-        ValueError: the images were streamed, their folder also holds masks, or all of them have changed.
+        ValueError: the images were streamed, their folder also holds masks, or all of them have changed; or the run
+            learnt masks alone, with the noise head of another run.
     """
     record = own_record(run)
     config = read_object(run / "config.json")
+    if saved_kind(run) == SEGMENTATION and GENERATES not in read_object(run / INDEX):
+        raise ValueError(
+            f"data is not given, and the noise head of {run} did not learn from its images, since it comes from "
+            f"{config.get('model')}; give data, the images of that run or others."
+        )
     saved = config.get("data", {})
     for name, why in (("streaming", "were streamed"), ("mask_suffix", "lie beside their masks")):
         if saved.get(name) and not saved.get("masks"):
             raise ValueError(f"data is not given, and the images of the run in {run} {why}; give data.")
-    images = load_images(own_options(run, DataConfig), before=record)
+    images = load_in_range(own_options(run, DataConfig, changes), run, record)
     train, validation = images.train, images.validation
     unlabelled = config.get("joint", {}).get("unlabelled")
     if unlabelled is not None:
-        train = load_images(own_options(run, DataConfig, {"data": unlabelled, **WHOLE_SOURCE})).train
+        others = own_options(run, DataConfig, {"data": unlabelled, **WHOLE_SOURCE, **(changes or {})})
+        train = load_in_range(others, run).train
     assert isinstance(train, ImageDataset)
     train = train.only(np.isin(train.ids(), record.unlabelled or record.trained))
     if validation is not None:
@@ -116,6 +135,36 @@ def own_images(run: Path) -> ImageSets:
             f"data is not given, and none of the images that the run in {run} learnt from is there; give data."
         )
     return ImageSets(train, validation if validation is not None and len(validation) else None)
+
+
+def learnt_range(run: Path) -> PixelRange:
+    """Returns the range of values of the images that a run learnt from, as its pipeline saved it."""
+    return saved_range(read_object(run / INDEX).get("_pixel_range"))
+
+
+def load_in_range(options: DataConfig, run: Path, before: DataRecord | None = None) -> ImageSets:
+    """Loads images in the range of values that a run saved, whatever range the options state; none is measured.
+
+    Raises the errors of `load_images` and `map_as_learnt`.
+    """
+    learnt = learnt_range(run)
+    own = learnt.percentiles is not None
+    ends = None if own else (min(learnt.low), max(learnt.high))
+    of: Literal["training", "image"] = "image" if own else "training"
+    options = replace(options, value_range=ends, percentiles=learnt.percentiles, percentiles_of=of)
+    return map_as_learnt(load_images(options, before=before), run)
+
+
+def map_as_learnt(images: ImageSets, run: Path) -> ImageSets:
+    """Sets the range of images to that of a run, and returns them; a ValueError if they have another data type."""
+    learnt = learnt_range(run)
+    found = images.train.pixel_range.dtype
+    if found != learnt.dtype:
+        raise ValueError(f"the images hold {found}, but the run generates {learnt.dtype}; convert them.")
+    for part in (images.train, images.validation):
+        if part is not None:
+            part.pixel_range = learnt  # maybe of several channels, which no option can state
+    return images
 
 
 def learnt_from(images: ImageDataset | MaskedDataset, record: DataRecord | None) -> np.ndarray:

@@ -10,13 +10,12 @@ from diffusers import DDPMScheduler
 
 from unet_diffusion.commands.doctor.examination import present
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
+from unet_diffusion.commands.run_data import learnt_range
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import load_unlabelled
 from unet_diffusion.data.record import DataRecord, make_record
-from unet_diffusion.pipelines.base import saved_range
-from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.saved_index import from_index, scheduler_folder
+from unet_diffusion.saved_index import kept_noise_head, saved_label_names, scheduler_folder
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.tasks.config import DiffusionConfig, JointConfig
 from unet_diffusion.tasks.diffusion import DiffusionTask, saved_objective
@@ -80,7 +79,9 @@ def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
     """Returns the task of the options; a ValueError names options, data or a network that do not go together."""
     joint, run = settled_joint(options, data), Path(options.model)
     scheduler = saved_scheduler(run, data)
-    rest = (options.augmentation if options.augment else None, scheduler, options.data.num_workers)
+    kept = scheduler is not None and joint.denoising_weight == 0
+    noise_head = kept_noise_head(run, options.segmentation.learn) if kept else None
+    rest = (options.augmentation if options.augment else None, scheduler, options.data.num_workers, noise_head)
     if options.segmentation.learn == "pixel_classifier":
         unet = load_unet(options.model, {"in_channels": data.train.channels})
         return FrozenFeaturesTask(unet, data, options.segmentation, options.frozen_features, *rest)
@@ -123,7 +124,7 @@ def saved_conditions(
             f"denoising_weight is above 0, but {run} has no scheduler, which a noise predictor is saved with; start "
             "from a DDPM run, or leave denoising_weight out."
         )
-    names = from_index(ImageGenerationPipeline.load_config(run).get("_label_names"))
+    names = saved_label_names(run)
     return saved_objective(run, network, scheduler), None if names is None else tuple(names)
 
 
@@ -154,7 +155,7 @@ def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
     folder = scheduler_folder(run)
     if folder is None:
         return None
-    pixel_range = saved_range(ImageGenerationPipeline.load_config(run).get("_pixel_range"))
+    pixel_range = learnt_range(run)
     if pixel_range != data.pixel_range:
         logger.warning(
             "the network of %s learnt from images mapped by %s, but these are mapped by %s; they agree if you give %s",

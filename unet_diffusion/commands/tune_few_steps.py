@@ -6,7 +6,7 @@ from pathlib import Path
 from diffusers import DDPMScheduler
 
 from unet_diffusion.commands.options.tune_few_steps import TuneFewSteps
-from unet_diffusion.commands.run_data import own_options
+from unet_diffusion.commands.run_data import loading, map_as_learnt, own_options
 from unet_diffusion.commands.training_images import load_examined
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.record import make_record
@@ -14,7 +14,7 @@ from unet_diffusion.data.sets import ImageSets
 from unet_diffusion.pipelines.image_generation import ImageGenerationPipeline
 from unet_diffusion.pipelines.super_resolution import SuperResolutionPipeline
 from unet_diffusion.saved_index import SUPER_RESOLUTION, saved_kind, scheduler_folder
-from unet_diffusion.saved_runs import load_pipeline, load_unet
+from unet_diffusion.saved_runs import load_pipeline, load_unet, stated_preparation
 from unet_diffusion.tasks.diffusion import saved_objective
 from unet_diffusion.tasks.few_steps import FewStepsSuperResolutionTask, FewStepsTask
 from unet_diffusion.tasks.super_resolution import saved_small_images
@@ -37,9 +37,12 @@ def tune_few_steps(options: TuneFewSteps) -> Path:
     options.check_paths()
     accelerator = make_accelerator(options.training, options.output)
     own = options.data.data is None
-    options = replace(options, data=run_images(options.model, options.data) if own else options.data)
-    earlier = options.model if own else None
+    given, run = options.data, options.model
+    options = replace(options, data=run_images(run, given) if own else given.converted_like(stated_preparation(run)))
+    earlier = run if own else None
     data, summary = load_examined(options.data, options.training.seed, options.output, accelerator, earlier)
+    if own:
+        map_as_learnt(data, run)  # percentiles of all images that are there now can be others
     check_used(options, held_out=data.validation is not None)
     task = make_task(options, data)
     resolved = asdict(options) | {"diffusion": asdict(task.config)}
@@ -53,10 +56,7 @@ def run_images(run: Path, given: DataConfig) -> DataConfig:
     """Returns the options of the images that a run learnt from, to be loaded as the given options state."""
     if not (run / "config.json").is_file():
         raise ValueError(f"data is not given, and {run} has no config.json that says what it learnt from; give data.")
-    loading = {"num_workers": given.num_workers}
-    return own_options(
-        run, DataConfig, loading if given.cache_dir is None else loading | {"cache_dir": given.cache_dir}
-    )
+    return own_options(run, DataConfig, loading(given))
 
 
 def make_task(options: TuneFewSteps, data: ImageSets) -> FewStepsTask | FewStepsSuperResolutionTask:

@@ -1,8 +1,8 @@
 """The options that choose the images of a run."""
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from unet_diffusion.checks import (
     PERCENTILES,
@@ -26,6 +26,8 @@ else:
 (N, H, W, C). Options keep it as text; for images in memory, the text is an `InMemory`."""
 IN_MEMORY = " in memory (fingerprint "  # in the name of such images
 SOURCES = ("data", "validation_data", "masks", "validation_masks")  # options of this type
+
+Options = TypeVar("Options", bound="SourceOptions")
 
 
 class InMemory(str):
@@ -95,6 +97,10 @@ class SourceOptions:
         require_each(self, ["axes"], lambda axes: axes in AXIS_ORDERS, "must be 'HWC' or 'CHW', or not given")
         share = is_number(self.max_broken) and 0 <= self.max_broken <= 1
         require(share, "max_broken", self.max_broken, "must be a share from 0 to 1")
+
+    def converted_like(self: Options, preparation: Preparation) -> Options:
+        """Returns these options with the channels and the axes of a preparation, unless they state their own."""
+        return replace(self, channels=self.channels or preparation.channels, axes=self.axes or preparation.axes)
 
 
 @dataclass

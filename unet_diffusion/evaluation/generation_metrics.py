@@ -19,7 +19,9 @@ from unet_diffusion.randomness import keyed_generator, keyed_permutation
 
 SMALLEST_SAMPLE = 64  # below it the standard deviation of a single feature is not known to 10%: 1 / sqrt(2 (N - 1))
 SUBSAMPLES = 20  # give a standard error that is itself known to about 16%: 1 / sqrt(2 (20 - 1))
-LARGEST_CHUNK = 2**22  # distances, or values of the rows between which they are, held at once: 32 MiB
+LARGEST_CHUNK = 2**22  # distances, or values of rows of the reference, held at once: 32 MiB
+LARGEST_MATRIX = 2**26  # values of the images whose nearest neighbours are found in one pass: 512 MiB
+MOST_ROWS = 2**14  # of such images
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ def nearest_neighbours(generated: Rows, training: Rows, k: int = 1) -> Neighbour
     (`nearest_neighbours(held_out, training)`). Images of a generator that memorised are nearer to the training images
     than those held-out images are. Equal features have distance 0.
 
-    Both sets are read in parts, so that neither they nor all distances need fit into memory.
+    Both sets are read in parts, so that neither they nor all distances need fit into memory. The training images are
+    read once for as many generated ones as fit into 512 MiB.
 
     Args:
         generated: features (M, D), or images (M, C, H, W).
@@ -202,22 +205,36 @@ def nearest_neighbours(generated: Rows, training: Rows, k: int = 1) -> Neighbour
             f"the sets have shapes {tuple(generated.shape)} and {tuple(training.shape)}, but must be equal apart from "
             "their number; take features from one network, and images of one size."
         )
-    size = max(1, min(LARGEST_CHUNK // math.prod(training.shape[1:]), math.isqrt(LARGEST_CHUNK)))
+    width = math.prod(training.shape[1:])
+    count = max(1, min(LARGEST_MATRIX // width, MOST_ROWS, len(generated)))
+    size = max(1, LARGEST_CHUNK // max(width, count))
     centre = _matrix(training[:size]).mean(dim=0)
-    found = [_nearest_of(_matrix(part), training, size, centre, k) for part in parts(generated, size)]
+    found = [_nearest_of(part, training, size, centre, k) for part in parts(generated, count)]
     return Neighbours(torch.cat([x.distances for x in found]), torch.cat([x.indices for x in found]))
 
 
-def _nearest_of(rows: Tensor, training: Rows, size: int, centre: Tensor, k: int) -> Neighbours:
-    """Returns the nearest training images of rows (m, D), of which those so far are kept."""
-    distances, indices = torch.empty(len(rows), 0, dtype=torch.float64), torch.empty(len(rows), 0, dtype=torch.int64)
+def _nearest_of(generated: Tensor, training: Rows, size: int, centre: Tensor, k: int) -> Neighbours:
+    """Returns the nearest training images of generated ones, (m, k) each, in one pass over the training images.
+
+    The pass finds them by squared distances |a|^2 + |b|^2 - 2 a b, from matrix products, of rows around `centre` (D,).
+    The distances to those that it finds are then computed directly, so that equal rows have distance 0.
+    """
+    rows = _matrix(generated, copy=True).sub_(centre)
+    squares = rows.norm(dim=1, keepdim=True).square()
+    nearest, indices = torch.empty(len(rows), 0, dtype=torch.float64), torch.empty(len(rows), 0, dtype=torch.int64)
     for number, part in enumerate(parts(training, size)):
-        here = _distances_between(rows, _matrix(part), centre)
-        both = torch.cat([distances, here], dim=1)
+        reference = _matrix(part) - centre
+        here = torch.addmm(squares + reference.norm(dim=1).square(), rows, reference.T, alpha=-2)
+        both = torch.cat([nearest, here], dim=1)
         places = torch.arange(number * size, number * size + len(part)).expand_as(here)
-        distances, kept = both.topk(min(k, both.shape[1]), dim=1, largest=False)
+        nearest, kept = both.topk(min(k, both.shape[1]), dim=1, largest=False)
         indices = torch.cat([indices, places], dim=1).gather(1, kept)
-    return Neighbours(distances, indices)
+    direct = [
+        (torch.cat([_matrix(training[place : place + 1]) for place in own]) - _matrix(row[None])).norm(dim=1)
+        for row, own in zip(generated, indices.tolist())
+    ]
+    distances, order = torch.stack(direct).sort(dim=1, stable=True)
+    return Neighbours(distances, indices.gather(1, order))
 
 
 def _distances(rows: Tensor, reference: Tensor) -> Iterator[Tensor]:
@@ -283,9 +300,9 @@ def _matrices(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     return _matrix(real), _matrix(generated)
 
 
-def _matrix(rows: Tensor) -> Tensor:
+def _matrix(rows: Tensor, copy: bool = False) -> Tensor:
     """Returns features or images as a matrix (N, D), float64 on the CPU, after checking that they are finite."""
-    matrix = rows.detach().to("cpu", torch.float64).flatten(1)
+    matrix = rows.detach().to("cpu", torch.float64, copy=copy).flatten(1)
     if not matrix.isfinite().all():
         raise ValueError("features or images hold NaN or infinite values; look at the images that they come from.")
     return matrix

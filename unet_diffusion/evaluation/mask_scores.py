@@ -114,11 +114,12 @@ def labelled_for(
 ) -> MaskedDataset:
     """Opens a labelled set with the classes, the channels, the range of values and the colours of a pipeline.
 
-    `mask_encoding` is the encoding of masks that the pipeline's run recorded, if it is known. Raises the errors of
-    `load_labelled`.
+    Unless the options state channels or axes, images are read and converted like those that the pipeline segments
+    (`pipe.preparation`). `mask_encoding` is the encoding of masks that the pipeline's run recorded, if it is known.
+    Raises the errors of `load_labelled`.
     """
     return load_labelled(
-        options,
+        options.converted_like(pipe.preparation),
         num_classes=pipe.num_classes,
         channels=pipe.unet.config.in_channels,
         pixel_range=pipe.pixel_range,

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet_diffusion.evaluation.generation_metrics import (
-    LARGEST_CHUNK,
+    LARGEST_MATRIX,
     SMALLEST_SAMPLE,
     nearest_neighbours,
     standard_error,
@@ -141,7 +141,7 @@ class CopySearch:
     def add(self, generated: Tensor) -> None:
         """Compares further images (B, C, H, W) in [-1, 1] with the training images."""
         self._waiting.append(generated)
-        if sum(map(len, self._waiting)) * self._values >= LARGEST_CHUNK:
+        if sum(map(len, self._waiting)) * self._values >= LARGEST_MATRIX:
             self._search()
 
     def _search(self) -> None:

@@ -1,5 +1,8 @@
 """Learning to segment from a handful of masks: a pixel classifier on the features of a frozen noise predictor."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
@@ -44,6 +47,7 @@ class FrozenFeaturesTask(SegmentationTask):
         augmentation: AugmentationConfig | None = None,
         scheduler: DDPMScheduler | None = None,
         num_workers: int = 0,
+        noise_head: Mapping[str, Any] | None = None,
     ) -> None:
         check_used(config, learn="pixel_classifier")
         classifier = PixelClassifier.beside(
@@ -51,7 +55,7 @@ class FrozenFeaturesTask(SegmentationTask):
         )
         classifier.check_trunk(unet, scheduler)
         self.unet = self.unchanged = unet.eval().requires_grad_(False)
-        super().__init__(classifier, data, config, augmentation, scheduler, num_workers)
+        super().__init__(classifier, data, config, augmentation, scheduler, num_workers, noise_head)
 
     def _prepare(self) -> list[nn.Module]:
         return [self.unet]

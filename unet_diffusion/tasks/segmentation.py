@@ -1,6 +1,8 @@
 """Learning to segment images with masks."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +20,7 @@ from unet_diffusion.images.palette import overlay
 from unet_diffusion.network.config import check_segments_without_class
 from unet_diffusion.network.tiling import Tiling
 from unet_diffusion.pipelines.segmentation import SegmentationPipeline
-from unet_diffusion.saved_index import TRUNK_STAYS
+from unet_diffusion.saved_index import LEFT_NOISE, TRUNK_STAYS
 from unet_diffusion.segmentation.instance_maps import inner_boundary
 from unet_diffusion.segmentation.losses import (
     boundary_loss,
@@ -70,6 +72,8 @@ class SegmentationTask(Task):
             pipeline can still generate images if the head alone learns. Otherwise the layers under the noise head
             change, and the noise head no longer fits them (`JointTask` keeps it fitting).
         num_workers: processes that load images ahead.
+        noise_head: private values that are saved with the pipeline, about the noise head of the DDPM run
+            (`unet_diffusion.saved_index.kept_noise_head`).
 
     Raises:
         ValueError: a timestep for a network without a timestep embedding, `instances` without the object maps, a
@@ -88,13 +92,14 @@ class SegmentationTask(Task):
         augmentation: AugmentationConfig | None = None,
         scheduler: DDPMScheduler | None = None,
         num_workers: int = 0,
+        noise_head: Mapping[str, Any] | None = None,
     ) -> None:
         self.train, self.validation, self.pixel_range = data.train, data.validation, data.pixel_range
         self.num_classes, self.class_names, self.palette = data.num_classes, data.class_names, data.palette
         self.config, self.augmentation, self.patience = config, augmentation, config.patience
         self.best_by = None if data.validation is None else "mean_iou"
         check_used(config, held_out=data.validation is not None, border_weights=data.train.weights is not None)
-        self.scheduler, self.num_workers = scheduler, num_workers
+        self.scheduler, self.num_workers, self.noise_head = scheduler, num_workers, noise_head or {}
         self.class_weights = class_weights_from_counts(data.train.class_counts()) if config.balance_classes else None
         self.network = network
         if config.instances and data.object_sizes is None:
@@ -206,7 +211,9 @@ class SegmentationTask(Task):
     def _pipeline_of(self, unet: UNet, classifier: PixelClassifier | None = None) -> SegmentationPipeline:
         names = None if self.class_names is None else list(self.class_names)
         palette = None if self.palette is None else [list(colour) for colour in self.palette]
-        return SegmentationPipeline(unet, self.scheduler, self.pixel_range.to_dict(), names, palette, classifier)
+        pipe = SegmentationPipeline(unet, self.scheduler, self.pixel_range.to_dict(), names, palette, classifier)
+        pipe.register_to_config(**self.noise_head)
+        return pipe
 
     def save(self, network: ModelMixin, folder: Path) -> None:
         """Writes the pipeline and `masks.png`."""
@@ -222,7 +229,7 @@ class SegmentationTask(Task):
         summary = f"A {kind} that gives every pixel one of {self.num_classes} classes, trained with {{version}}."
         summary += self.objects_learnt
         if pipe.unet.noise_head is not None:
-            fits = self.config.learn in TRUNK_STAYS
+            fits = self.config.learn in TRUNK_STAYS and self.noise_head.get(LEFT_NOISE) is None
             summary += " It still has its noise head"
             summary += "." if fits else ", which no longer fits the layers under it, so it does not generate images."
         if self.validation is None:

@@ -1,7 +1,9 @@
 """Learning from images without masks: predictions of which the network is sure serve as masks."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +66,7 @@ class SelfTrainingTask(SegmentationTask):
         augmentation: AugmentationConfig | None,
         scheduler: DDPMScheduler | None = None,
         num_workers: int = 0,
+        noise_head: Mapping[str, Any] | None = None,
     ) -> None:
         if augmentation is None:
             raise ValueError(
@@ -75,7 +78,7 @@ class SelfTrainingTask(SegmentationTask):
                 "the network has padding='valid', whose masks are smaller than the images, but self-training needs "
                 "masks of whole images; take a network with padding='same', or set self_training_weight=0."
             )
-        super().__init__(network, data, config, augmentation, scheduler, num_workers)
+        super().__init__(network, data, config, augmentation, scheduler, num_workers, noise_head)
         self.shares = class_shares(data.train)
         self.state = {"probabilities": torch.zeros(self.num_classes), "weight": torch.zeros(())}  # mean: their quotient
         self.seen: Tensor | None = (

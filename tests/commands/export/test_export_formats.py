@@ -273,13 +273,17 @@ def words_of(pipe) -> list[dict]:
 
 
 def saved_runs(folder: Path) -> list[tuple[type, Path]]:
-    """A run of each kind of pipeline and network; one with batch norm, one in half precision."""
+    """A run of each kind of pipeline and network; one with batch norm, one in half precision, one in several files."""
     unet = network(**LIGHT, norm="batch")
+    save(network(num_classes=3), folder / "shards")
+    (folder / "shards" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    network(num_classes=3).save_pretrained(folder / "shards" / "unet", max_shard_size="20KB")
     classifier = PixelClassifier.beside(unet, 2, (20, 40), hidden=(8,))
     colours = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
     return [
         (SegmentationPipeline, save(network(num_classes=3), folder / "masks", palette=colours)),
         (SegmentationPipeline, save(unet, folder / "features", classifier=classifier)),
+        (SegmentationPipeline, folder / "shards"),
         (SegmentationPipeline, save(stock(), folder / "stock", pixel_range=PIXEL_RANGE)),
         (ImageGenerationPipeline, save(network().bfloat16(), folder / "half", ImageGenerationPipeline)),
         (DDPMPipeline, save(network(), folder / "ddpm", DDPMPipeline)),
@@ -298,6 +302,15 @@ def test_a_single_file_restores_every_weight_and_config_of_a_run(tmp_path, capsy
         assert before.keys() == after.keys() == load_file(path).keys()
         for name, value in before.items():
             assert after[name].dtype == value.dtype and torch.equal(after[name], value), name
+        stored = {
+            f"{part.parent.name}.{key}": value
+            for part in folder.glob("*/*.safetensors")
+            for key, value in load_file(part).items()
+        }
+        assert {key: value.dtype for key, value in load_file(path).items()} == {
+            key: value.dtype for key, value in stored.items()
+        }
+        assert all(torch.equal(value, stored[key]) for key, value in load_file(path).items())
         assert words_of(found) == words_of(expected)
         assert not found.unet.training
     image = np.random.default_rng(0).integers(0, 256, (13, 18), dtype=np.uint8)

@@ -18,7 +18,14 @@ from torch.export import ExportedProgram
 
 from unet_diffusion.commands.export.head_function import HeadFunction, Sizes, traced
 from unet_diffusion.pipelines.base import saved_range
-from unet_diffusion.saved_index import INDEX, from_index, part_that_left_noise, read_object, saved_components
+from unet_diffusion.saved_index import (
+    INDEX,
+    from_index,
+    part_that_left_noise,
+    read_object,
+    saved_components,
+    saved_label_names,
+)
 from unet_diffusion.saved_runs import load_saved
 from unet_diffusion.unet import UNet
 from unet_diffusion.version import __version__
@@ -78,8 +85,8 @@ def heads_of(run: Path, unet: UNet, wanted: str | None) -> list[str]:
     part = part_that_left_noise(run)
     if wanted is None and part is not None and "noise" in present:
         logger.warning(
-            "the noise head of %s is left out, since the layers under it have changed while the run learnt masks alone "
-            "(learn=%r); set head='noise' to write it",
+            "the noise head of %s is left out, since the layers under it have changed while this run, or one that it "
+            "started from, learnt masks alone (learn=%r); set head='noise' to write it",
             run,
             part,
         )
@@ -107,7 +114,7 @@ def check_function(function: HeadFunction, form: str, run: Path) -> None:
 def fields_of(function: HeadFunction, sizes: Sizes, form: str, run: Path) -> dict[str, str]:
     """Returns the metadata of a file as text; lists and objects are JSON, and fields that a run lacks are left out."""
     index, config = read_object(run / INDEX), function.unet.config
-    saved = {name: from_index(index.get(f"_{name}")) for name in ("class_names", "palette", "label_names")}
+    saved = {name: from_index(index.get(f"_{name}")) for name in ("class_names", "palette")}
     fields: dict[str, Any] = {
         "made_with": f"unet-diffusion {__version__}, torch {torch.__version__}",
         "format": form,
@@ -129,7 +136,7 @@ def fields_of(function: HeadFunction, sizes: Sizes, form: str, run: Path) -> dic
         fields |= {"output": "prediction", "scheduler": read_object(scheduler) if scheduler.is_file() else None}
         fields["scale"] = index.get("_scale")  # of super-resolution
     if "class_labels" in function.names:
-        fields |= {"num_class_embeds": config.num_class_embeds, "label_names": saved["label_names"]}
+        fields |= {"num_class_embeds": config.num_class_embeds, "label_names": saved_label_names(run)}
         fields["null_class"] = config.num_class_embeds if config.label_dropout > 0 else None
     return {
         name: value if isinstance(value, str) else json.dumps(value)

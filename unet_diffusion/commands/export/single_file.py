@@ -14,6 +14,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -41,7 +42,6 @@ def write_single_file(run: Path, target: Path) -> str:
     index = read_object(run / INDEX)
     pipeline_class(index, run)
     configs: dict[str, Any] = {PIPELINE: index}
-    networks: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, entry in saved_components(run).items():
         kind = component_class(entry, run)
@@ -49,27 +49,35 @@ def write_single_file(run: Path, target: Path) -> str:
             configs[name] = read_object(run / name / "scheduler_config.json")
         else:
             configs[name] = read_object(run / name / "config.json")
-            networks[name] = load_weights(kind, run / name)
-            tensors |= {f"{name}.{key}": value.contiguous() for key, value in networks[name].state_dict().items()}
+            stored = stored_tensors(run / name)  # in their own data types, while a network is loaded in float32
+            for key, value in load_weights(kind, run / name).state_dict().items():
+                tensors[f"{name}.{key}"] = stored.get(key, value).contiguous()  # diffusers renames some
     metadata = {name: json.dumps(config, sort_keys=True) for name, config in configs.items()}
     made_with = {"format": "pt", "unet_diffusion": __version__}  # "format" as in all files of diffusers
     save_file(tensors, target, {**metadata, **made_with})
 
-    pipe = load_single_file(target)
-    for name, network in networks.items():
-        found = getattr(pipe, name).state_dict()
-        for key, value in network.state_dict().items():
-            if key not in found or found[key].dtype != value.dtype or not torch.equal(found[key], value):
-                raise RuntimeError(
-                    f"{name}.{key} was read back with other numbers than those of {run}, so nothing was written; "
-                    "try another disk."
-                )
+    load_single_file(target)
+    _, found = read_safetensors(target)
+    for key, value in tensors.items():
+        if key not in found or found[key].dtype != value.dtype or not torch.equal(found[key], value):
+            raise RuntimeError(
+                f"{key} was read back with other numbers than those of {run}, so nothing was written; try another disk."
+            )
     count = sum(value.numel() for value in tensors.values())
     return f"{len(tensors)} tensors of {count:,} numbers, each bit for bit that of the run"
 
 
+def stored_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors in the safetensors files of a network, of which there are several if an index names them."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    files = set(read_object(index)["weight_map"].values()) if index.is_file() else {SAFETENSORS_WEIGHTS_NAME}
+    return {key: value for file in files for key, value in read_safetensors(folder / file)[1].items()}
+
+
 def load_single_file(path: str | Path) -> Any:
     """Loads the pipeline in a file of `write_single_file`; its `unet` is the network, in evaluation mode.
+
+    Weights are loaded in float32, as `from_pretrained` does, also if the run was saved in half precision.
 
     Examples:
         >>> from pathlib import Path
@@ -162,6 +170,6 @@ def component(kind: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor
             f"the weights in {path} are those of another network: {len(names)} are missing, unexpected or of another "
             f"shape, such as {', '.join(names[:MAX_NAMES])}; get it again."
         )
-    made.load_state_dict(weights, assign=True)  # keeps their dtypes
+    made.load_state_dict(weights)
     check_finite(made, path)
     return made.eval()

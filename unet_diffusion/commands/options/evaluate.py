@@ -11,6 +11,8 @@ from unet_diffusion.files import check_absent, check_output
 from unet_diffusion.network.config import Precision
 from unet_diffusion.saved_index import check_run_for
 
+LOADING = ("cache_dir", "num_workers")  # options of how images are loaded, whichever they are
+
 
 @dataclass
 class EvaluationData(MaskedOptions):
@@ -31,7 +33,7 @@ def check_alone(options: SourceOptions) -> None:
         return
     for each in fields(options):
         value = getattr(options, each.name)
-        if each.name not in ("data", "cache_dir", "num_workers") and value != each.default:
+        if each.name not in ("data", *LOADING) and value != each.default:
             raise ValueError(
                 f"{each.name} is {value!r}, but data is not given, and the run's own images are read as it read them; "
                 f"give data, or leave {each.name} out."
