@@ -1,7 +1,7 @@
 """Compares the images of a finished run with real ones, and writes the figures as files."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,12 +100,12 @@ def load_real(options: EvaluateGeneration, unet: UNet) -> RealImages:
     return RealImages(network, training, features_of(network, first), held_out, note, mirrored)
 
 
-def of_some_classes(labels: tuple[str, ...], unet: UNet) -> str:
+def of_some_classes(labels: Sequence[str | int], unet: UNet) -> str:
     """Returns a sentence on images that are generated of some classes only; "" if they are of all, or of none."""
     if not labels or len(set(labels)) == unet.config.num_class_embeds:
         return ""
     return (
-        f"images of only some classes were generated ({', '.join(dict.fromkeys(labels))}), but the real images are of "
+        f"images of only some classes were generated ({', '.join(map(str, dict.fromkeys(labels)))}), but the real images are of "
         "all classes of the data, so the figures also measure this difference; give data that hold the same classes "
         "alone."
     )
