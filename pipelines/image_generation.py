@@ -27,11 +27,10 @@ from unet_diffusion.diffusion.sampling import (
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.config import Precision
 from unet_diffusion.network.feature_maps import channels_last
-from unet_diffusion.network.precision import autocast, settled_precision
+from unet_diffusion.network.precision import autocast, check_finite, settled_precision
 from unet_diffusion.pipelines.base import (
     Generators,
     PrivateArguments,
-    check_finite,
     check_noise_predictor,
     check_tuned_steps,
     generators_for,
@@ -274,7 +273,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 finished.append(sample)
 
         generated = torch.cat(finished).float()
-        check_finite(generated)
+        check_finite("the generated images", generated)
         images = as_output(generated, output_type, self.pixel_range)
         self.maybe_free_model_hooks()
         return ImageGenerationOutput(images=images) if return_dict else (images,)
