@@ -357,6 +357,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 with other colours than it stores. Or objects are wanted, and the middle of a part of the mask is about
                 2,000 pixels from its edge.
             OSError: the disk has no room for the files; those that were there are as they were.
+
+            If only the objects fail, the mask stays, and a note on the error says so.
         """
         tile_size, num_draws, timesteps, instances, min_area, max_hole = map(
             plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole)
