@@ -354,8 +354,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         Raises:
             ValueError: an image or an argument does not fit the network, its scores are not finite, or a file that
                 would be written exists. Or the image holds NaN or infinity, or is a TIFF that is to be shown turned or
-                with other colours than it stores. Or objects are wanted, and the middle of a part of the mask is about
-                2,000 pixels from its edge.
+                with other colours or values than it stores. Or objects are wanted, and the middle of a part of the mask
+                is about 2,000 pixels from its edge.
             OSError: the disk has no room for the files; those that were there are as they were.
 
             If only the objects fail, the mask stays, and a note on the error says so.

@@ -98,6 +98,8 @@ def test_values_that_are_not_finite_are_refused_in_files_as_in_memory(tmp_path, 
             "a table of colours; convert it to RGB",
         ),
         ({"photometric": "cielab"}, "holds colours as CIELAB; convert it to RGB"),
+        ({"bitspersample": 2}, "has 2 bits a value, which are scaled to 8 .*; store it with 8 bits"),
+        ({"bitspersample": 4, "photometric": "miniswhite"}, "has 4 bits a value, .*; store it with 8 bits"),
     ],
 )
 def test_tiff_files_that_are_shown_otherwise_than_stored_are_refused(tmp_path, options, message):
