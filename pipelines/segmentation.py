@@ -274,7 +274,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 found = find_objects(
                     chances[i].numpy(), *own_maps, diameter=diameter, min_area=least, max_hole=max_hole
                 )
-                stored = batch[i].cpu().numpy()
+                values = batch[i].cpu()
+                stored = (values.float() if values.is_floating_point() else values).numpy()  # NumPy has no bfloat16
                 tables.append(object_table(found, stored, chances[i].numpy(), self.class_names, pixel_size))
                 objects.append(found)
         self.maybe_free_model_hooks()

@@ -609,6 +609,16 @@ def test_an_existing_mask_is_named_before_the_image_is_read(tmp_path):
         own.segment_file(Unread(), tmp_path / "mask.npy")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_objects_of_floats_of_any_width_are_those_of_float32(dtype):
+    """The values are multiples of 1/128, which all floats hold."""
+    pipe = pipeline(pixel_range=PixelRange((0.0,), (1.0,), "float32").to_dict())
+    pixels = torch.from_numpy(image(20, 30)[..., 0] // 2)[None] / 128
+    expected, found = (pipe(each, instances=True).objects for each in (pixels, pixels.to(dtype)))
+    assert len(expected) > 1
+    pandas.testing.assert_frame_equal(found, expected)
+
+
 def test_a_label_image_of_many_objects_has_32_bits(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     labels = np.arange(600 * 530, dtype=np.int32).reshape(600, 530)
