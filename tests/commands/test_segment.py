@@ -229,7 +229,7 @@ def test_a_table_that_was_changed_is_not_replaced_unless_asked(tmp_path):
 def test_inputs_that_are_missing_are_named(tmp_path):
     saved(tmp_path / "run")
     with pytest.raises(ValueError, match="there is no image"):
-        segment(Segment(run=tmp_path / "run", inputs=(str(tmp_path / "nowhere"),), device="cpu"))
+        segment(Segment(run=tmp_path / "run", inputs=(tmp_path / "nowhere",), device="cpu"))
     with pytest.raises(ValueError, match="inputs is empty"):
         Segment()
     with pytest.raises(ValueError, match="no model_index.json"):
