@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -224,6 +225,18 @@ def test_a_table_that_was_changed_is_not_replaced_unless_asked(tmp_path):
     assert table.read_text() == "mine"
     segment(replace(options, overwrite=True))
     assert table.read_bytes() == whole
+
+
+def test_a_mask_whose_name_would_be_a_formula_in_a_spreadsheet_is_a_path(tmp_path):
+    saved(tmp_path / "run")
+    for name in ("=1+1", "+1", "-1", "@a", "a"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(image(12, 10)[..., 0]).save(tmp_path / "images" / f"{name}.png")
+    options = Segment(run=tmp_path / "run", inputs=(tmp_path / "images",), output=tmp_path / "out", device="cpu")
+    for _ in range(2):  # the second call makes nothing again
+        table = pandas.read_csv(segment(options) / "areas.csv")
+        assert set(table["mask"]) == {"./=1+1.png", "./+1.png", "./-1.png", "./@a.png", "a.png"}
+        assert all((tmp_path / "out" / name).is_file() for name in table["mask"])
 
 
 def test_inputs_that_are_missing_are_named(tmp_path):
