@@ -126,7 +126,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """True if the running call skips its remaining steps; a callback may set `_interrupt`."""
+        """True if the running call skips its remaining steps and batches; a callback may set `_interrupt`."""
         return self._interrupt
 
     def check_inputs(
@@ -212,7 +212,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 files; "latent": float32 (B, C, H, W) around [-1, 1] as the sampler leaves it.
             return_dict: whether to return an `ImageGenerationOutput`, or else a tuple.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step of each batch; returns
-                the tensors to go on with.
+                the tensors to go on with. If it sets `pipeline._interrupt`, the images are those of the batches that
+                were begun, the last one as it is.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback gets.
             mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
                 it, or what `accelerate launch` was told. Everything else stays in float32. "no" leaves a
@@ -271,6 +272,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                         sample = callback_on_step_end(self, i, t, tensors).pop("latents", sample)
                     progress.update()
                 finished.append(sample)
+                if self.interrupt:
+                    break
 
         generated = torch.cat(finished).float()
         check_finite("the generated images", generated)
