@@ -160,15 +160,6 @@ def generators_for(generator: Any, count: int) -> Generators:
     return generators
 
 
-def check_finite(images: Tensor) -> None:
-    """Raises a ValueError if generated images (B, C, H, W) have values that are NaN or infinite."""
-    if not torch.isfinite(images).all():
-        raise ValueError(
-            "the generated images have values that are NaN or infinite, so the network overflows or has such weights; "
-            "set mixed_precision to 'no' if it is 'fp16', or take another run or another checkpoint."
-        )
-
-
 def check_tuned_steps(few_steps: Any) -> None:
     """Raises a ValueError unless `few_steps` is None or a number of steps that a network can be tuned for."""
     rule = "must be an integer of at least 1, or None for a network that was not tuned"

@@ -27,11 +27,10 @@ from unet_diffusion.diffusion.sampling import (
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.config import Precision
 from unet_diffusion.network.feature_maps import channels_last
-from unet_diffusion.network.precision import autocast, settled_precision
+from unet_diffusion.network.precision import autocast, check_finite, settled_precision
 from unet_diffusion.pipelines.base import (
     Generators,
     PrivateArguments,
-    check_finite,
     check_noise_predictor,
     check_tuned_steps,
     generators_for,
@@ -127,7 +126,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """True if the running call skips its remaining steps; a callback may set `_interrupt`."""
+        """True if the running call skips its remaining steps and batches; a callback may set `_interrupt`."""
         return self._interrupt
 
     def check_inputs(
@@ -213,7 +212,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 files; "latent": float32 (B, C, H, W) around [-1, 1] as the sampler leaves it.
             return_dict: whether to return an `ImageGenerationOutput`, or else a tuple.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step of each batch; returns
-                the tensors to go on with.
+                the tensors to go on with. If it sets `pipeline._interrupt`, the images are those of the batches that
+                were begun, the last one as it is.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback gets.
             mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
                 it, or what `accelerate launch` was told. Everything else stays in float32. "no" leaves a
@@ -272,9 +272,11 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                         sample = callback_on_step_end(self, i, t, tensors).pop("latents", sample)
                     progress.update()
                 finished.append(sample)
+                if self.interrupt:
+                    break
 
         generated = torch.cat(finished).float()
-        check_finite(generated)
+        check_finite("the generated images", generated)
         images = as_output(generated, output_type, self.pixel_range)
         self.maybe_free_model_hooks()
         return ImageGenerationOutput(images=images) if return_dict else (images,)

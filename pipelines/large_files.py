@@ -1,8 +1,7 @@
 """The mask and the objects of an image that may be larger than memory, written part by part."""
 
-import tempfile
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unet_diffusion.files import PREFIX, written_aside
+from unet_diffusion.files import remove_leftovers_of, scratch_folder, written_aside
 from unet_diffusion.images.large_images import (
     LargeImage,
     ScratchArrays,
@@ -55,7 +54,7 @@ class ObjectOptions:
 def stretched_reader(image: LargeImage, pixel_range: PixelRange) -> Read:
     """Returns a function that reads windows of an image as stored values (1, C, h, w), in the whole image's range.
 
-    If the range is defined by the image's own percentiles, the image is first read once to find them.
+    If the range is defined by the image's own percentiles, the image is read once to find them, at the first window.
     """
     stretch = _stretch_of(image, pixel_range)
 
@@ -76,8 +75,11 @@ def _stretch_of(image: LargeImage, pixel_range: PixelRange) -> Callable[[np.ndar
         for rows, columns in blocks(image.shape[:2], FILE_BLOCK):
             yield image.read(rows, columns).astype(kept, copy=False)
 
-    stretch = Stretch.of_parts(parts, percentiles)
-    return lambda part: stretch(part.astype(kept, copy=False))
+    @functools.cache
+    def stretch() -> Stretch:
+        return Stretch.of_parts(parts, percentiles)
+
+    return lambda part: stretch()(part.astype(kept, copy=False))
 
 
 def write_segmented(image: LargeImage, regions: Regions, target: Any, options: ObjectOptions | None) -> None:
@@ -86,7 +88,7 @@ def write_segmented(image: LargeImage, regions: Regions, target: Any, options: O
     Args:
         image: the image; objects are measured in it.
         regions: the output of the network, window by window; nothing is computed if the target is refused.
-        target: path of the mask, which appears when it is complete, or an array (H, W).
+        target: path of the mask, which appears when it is complete and stays if the objects fail, or an array (H, W).
         options: how objects are found; None writes the mask alone.
 
     Raises:
@@ -103,26 +105,33 @@ def write_segmented(image: LargeImage, regions: Regions, target: Any, options: O
         return
     path = Path(target)
     check_mask_name(path)
-    others = [path.with_name(f"{path.stem}-objects{ending}") for ending in (".tif", ".csv")]
-    paths = [path, *([] if options is None else others)]
+    objects = path.with_name(f"{path.stem}-objects")  # without a suffix, it names the scratch folder
+    labels, table = (path.with_name(f"{objects.name}{ending}") for ending in (".tif", ".csv"))
+    paths = (path,) if options is None else (path, labels, table)
     for each in paths:
         if each.exists():
             raise ValueError(f"{each} exists already; remove it, or choose another name.")
     if options is not None:
         check_label_format()
-    with ExitStack() as stack:
-        mask_path, *aside = [stack.enter_context(written_aside(each)) for each in paths]
-        mask = create_mask(mask_path, *size)
-        if options is None:
-            _fill(regions, mask)
-        else:
-            scratch = tempfile.TemporaryDirectory(prefix=PREFIX, dir=path.parent)
-            create = ScratchArrays(Path(stack.enter_context(scratch)))
+    remove_leftovers_of(*paths, objects)
+    if options is None:
+        with written_aside(path) as aside:
+            _fill(regions, create_mask(aside, *size))
+        return
+    with scratch_folder(objects) as folder:
+        create = ScratchArrays(folder)
 
-            def create_map(shape: tuple[int, ...]) -> Any:
-                return create((*shape, *size), np.float32)
+        def create_map(shape: tuple[int, ...]) -> Any:
+            return create((*shape, *size), np.float32)
 
-            _write_objects(image, _fill(regions, mask, create_map), create, options, *aside)
+        with written_aside(path) as aside:
+            maps = _fill(regions, create_mask(aside, *size), create_map)
+        try:
+            with written_aside(labels) as labels_aside, written_aside(table) as table_aside:
+                _write_objects(image, maps, create, options, labels_aside, table_aside)
+        except BaseException as error:
+            error.add_note(f"The mask is complete, {path}, but its objects are missing. To try again, remove it first.")
+            raise
 
 
 def _fill(regions: Regions, mask: Any, create: Callable[[tuple[int, ...]], Any] | None = None) -> list[Any]:

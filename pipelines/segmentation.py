@@ -223,7 +223,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 a file.
 
         Raises:
-            ValueError: an image or an argument does not fit the network; the message gives the fix.
+            ValueError: an image or an argument does not fit the network, or its scores are not finite; the message
+                gives the fix.
         """
         tile_size, num_draws, timesteps, instances, min_area, max_hole, pixel_size = map(
             plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole, pixel_size)
@@ -273,7 +274,8 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 found = find_objects(
                     chances[i].numpy(), *own_maps, diameter=diameter, min_area=least, max_hole=max_hole
                 )
-                stored = batch[i].cpu().numpy()
+                values = batch[i].cpu()
+                stored = (values.float() if values.is_floating_point() else values).numpy()  # NumPy has no bfloat16
                 tables.append(object_table(found, stored, chances[i].numpy(), self.class_names, pixel_size))
                 objects.append(found)
         self.maybe_free_model_hooks()
@@ -351,10 +353,13 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
             max_hole: as in `__call__`.
 
         Raises:
-            ValueError: an image or an argument does not fit the network, or a file that would be written exists. Or
-                the image holds NaN or infinity, or is a TIFF that is to be shown turned or with other colours than it
-                stores. Or objects are wanted, and the middle of a part of the mask is about 2,000 pixels from its edge.
+            ValueError: an image or an argument does not fit the network, its scores are not finite, or a file that
+                would be written exists. Or the image holds NaN or infinity, or is a TIFF that is to be shown turned or
+                with other colours or values than it stores. Or objects are wanted, and the middle of a part of the mask
+                is about 2,000 pixels from its edge.
             OSError: the disk has no room for the files; those that were there are as they were.
+
+            If only the objects fail, the mask stays, and a note on the error says so.
         """
         tile_size, num_draws, timesteps, instances, min_area, max_hole = map(
             plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole)

@@ -27,12 +27,11 @@ from unet_diffusion.diffusion.sampling import (
 from unet_diffusion.images.conversion import as_output, check_output_type
 from unet_diffusion.network.config import Precision
 from unet_diffusion.network.feature_maps import channels_last
-from unet_diffusion.network.precision import autocast, settled_precision
+from unet_diffusion.network.precision import autocast, check_finite, settled_precision
 from unet_diffusion.network.tiling import Tiling, tiled
 from unet_diffusion.pipelines.base import (
     Generators,
     PrivateArguments,
-    check_finite,
     check_noise_predictor,
     check_tuned_steps,
     generators_for,
@@ -208,7 +207,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
                     prediction = self._predict(large, t, condition, tiling)
                     large = denoised(self.scheduler, i, prediction, large, own)
                     progress.update()
-                check_finite(large)
+                check_finite("the generated images", large)
                 images.extend(as_output(large.float(), output_type, self.pixel_range))
         self.maybe_free_model_hooks()
         return SuperResolutionOutput(images=images) if return_dict else (images,)

@@ -142,7 +142,11 @@ def test_the_longest_names_are_written_aside_and_their_leftovers_removed(tmp_pat
         with written_aside(tmp_path / name) as aside:
             aside.write_text(name)
             assert aside.suffix == Path(name).suffix
-        (tmp_path / aside.name.replace(str(os.getpid()), "1")).touch()
+        of_living = tmp_path / aside.name.replace(str(os.getpid()), str(os.getppid()))
+        for leftover in (of_living, tmp_path / aside.name.replace(str(os.getpid()), "99999999")):
+            leftover.touch()
         remove_leftovers_of(tmp_path / name)
+        assert set(tmp_path.iterdir()) == {tmp_path / name, of_living}
+        remove_leftovers_of(tmp_path / name, alone=True)
         assert [path.read_text() for path in tmp_path.iterdir()] == [name]
         (tmp_path / name).unlink()

@@ -31,7 +31,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         OSError: the path could not be written, for example because the disk is full; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{PREFIX}{os.getpid()}-{_shortened(path.name)}")
+    aside = _aside(path)
     remove(aside)  # left by a killed process with the same ID, which is common in containers
     try:
         with named_errors(path):
@@ -42,6 +42,23 @@ def written_aside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             remove(aside)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` for what only the making of `path` needs; it is removed at the end."""
+    folder = _aside(path)
+    remove(folder)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            remove(folder)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{PREFIX}{os.getpid()}-{_shortened(path.name)}")
 
 
 def _shortened(name: str) -> str:
@@ -111,22 +128,26 @@ def remove_leftovers(folder: Path, alone: bool = False) -> None:
 
     What living processes write there stays, unless this one is `alone`: then no other may be writing there.
     """
-    import psutil  # here, since most modules only write files
-
     for leftover in list(folder.glob(f"{PREFIX}*")):
-        process, named, _ = leftover.name.removeprefix(PREFIX).partition("-")
-        other = named and process.isdecimal() and int(process) != os.getpid()
-        if alone or not (other and psutil.pid_exists(int(process))):
+        if alone or not _is_being_written(leftover.name):
             remove(leftover)
 
 
-def remove_leftovers_of(*paths: Path) -> None:
-    """Deletes half-written versions of these files from a killed process; no other process may be writing them."""
+def remove_leftovers_of(*paths: Path, alone: bool = False) -> None:
+    """Deletes versions of these files that killed processes left half written, as `remove_leftovers` does."""
     for folder in {path.parent for path in paths if path.parent.is_dir()}:
         ends = tuple(f"-{_shortened(path.name)}" for path in paths if path.parent == folder)
         for name in os.listdir(folder):
-            if name.startswith(PREFIX) and name.endswith(ends):
+            if name.startswith(PREFIX) and name.endswith(ends) and (alone or not _is_being_written(name)):
                 remove(folder / name)
+
+
+def _is_being_written(name: str) -> bool:
+    """Returns whether the name of a temporary file has the number of a living process other than this one."""
+    import psutil  # here, since most modules only write files
+
+    process, named, _ = name.removeprefix(PREFIX).partition("-")
+    return bool(named) and process.isdecimal() and int(process) != os.getpid() and psutil.pid_exists(int(process))
 
 
 def flush_to_disk(path: Path, recursive: bool = True) -> None:

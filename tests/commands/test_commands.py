@@ -1,6 +1,7 @@
 """Each command runs for a few steps on a few images, and its output can be read."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -115,6 +116,19 @@ def test_sample_keeps_batches_of_another_count_and_says_why_others_are_made_agai
         "3 images were made by another run or with other options",
         f"4 images of another run or of other options are left in {tmp_path / 'out'}",
     ]
+
+
+def test_the_grid_of_sample_takes_more_images_than_files_may_be_open(run, tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    arguments = ["--run", str(run), "--count", "80", "--max-batch", "80", "--output", str(tmp_path)]
+    used = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, limits[1]))
+    try:
+        cli.run("sample", [*arguments, "--steps", "1", "--sampler", "ddim"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert Image.open(tmp_path / "grid.png").size == (9 * 10 + 2, 9 * 10 + 2)  # 9 x 9 images of 8 pixels, gaps of 2
 
 
 def test_a_batch_of_sample_that_exceeds_the_memory_is_a_failure(run, tmp_path):

@@ -59,6 +59,18 @@ def test_results_are_not_taken_for_inputs(tmp_path):
         find_inputs([str(images / "out")], images / "out")
 
 
+@pytest.mark.parametrize("given", ["out/x.png", "out/*.png", "out"])
+def test_an_input_in_the_output_folder_is_not_called_missing(tmp_path, given):
+    filled(tmp_path, "a/x.png", "out/x.png")
+    inputs = [str(tmp_path / each) for each in ("a/x.png", given, "nowhere.png")]
+    found = find_inputs(inputs, tmp_path / "out")
+    assert found.places == ("x.png",)
+    assert found.missing == (
+        f"{inputs[1]}: it lies in the output folder, whose files are results; choose another output",
+        f"{inputs[2]}: there is no such file, and no image in it",
+    )
+
+
 @pytest.mark.parametrize("kind", ["segment.jsonl", "upscale.jsonl", "sample.jsonl", "model_index.json"])
 def test_results_of_other_calls_and_runs_are_left_out_unless_they_are_named(tmp_path, kind):
     names = {"x.png", "a/x.png", f"a/old/{kind}", "a/old/x.png", "a/old/deep/x-overlay.png", f"out/{kind}", "out/x.png"}

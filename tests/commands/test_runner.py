@@ -64,10 +64,10 @@ class Inverting:
     def table(self) -> Path:
         return self.output / "sums.csv"
 
-    def run(self) -> list[str]:
-        """Works through all images; returns the keys of those that were computed."""
+    def run(self, *others: str) -> list[str]:
+        """Works through all images, and other inputs; returns the keys of those that were computed."""
         self.computed = []
-        inputs = find_inputs([str(self.folder / self.images)], self.output)
+        inputs = find_inputs([str(self.folder / self.images), *others], self.output)
         columns = ("file", "image", "sum", "error")
         work = Work(
             "test", self.made_by, ENDINGS, self.wanted, stored_images, self.compute, self.encode, ("sums.csv", columns)
@@ -414,6 +414,12 @@ def test_an_image_that_fails_is_a_row_and_is_tried_again(command, undisturbed):
     broken.write_bytes(whole)
     assert command.run() == ["a/y"]  # its earlier output is still known
     assert tree(command.output) == undisturbed
+
+
+def test_inputs_that_are_missing_count_among_the_failed_ones(command):
+    with pytest.raises(RuntimeError, match=r"(?s)1 of 5 inputs failed.*absent: there is no such file"):
+        command.run("absent")
+    assert len(command.computed) == 4
 
 
 def test_an_error_that_is_not_of_an_image_ends_the_command(command):

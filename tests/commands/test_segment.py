@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -98,6 +99,8 @@ def test_values_that_are_not_finite_are_refused_in_files_as_in_memory(tmp_path, 
             "a table of colours; convert it to RGB",
         ),
         ({"photometric": "cielab"}, "holds colours as CIELAB; convert it to RGB"),
+        ({"bitspersample": 2}, "has 2 bits a value, which are scaled to 8 .*; store it with 8 bits"),
+        ({"bitspersample": 4, "photometric": "miniswhite"}, "has 4 bits a value, .*; store it with 8 bits"),
     ],
 )
 def test_tiff_files_that_are_shown_otherwise_than_stored_are_refused(tmp_path, options, message):
@@ -224,10 +227,22 @@ def test_a_table_that_was_changed_is_not_replaced_unless_asked(tmp_path):
     assert table.read_bytes() == whole
 
 
+def test_a_mask_whose_name_would_be_a_formula_in_a_spreadsheet_is_a_path(tmp_path):
+    saved(tmp_path / "run")
+    for name in ("=1+1", "+1", "-1", "@a", "a"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(image(12, 10)[..., 0]).save(tmp_path / "images" / f"{name}.png")
+    options = Segment(run=tmp_path / "run", inputs=(tmp_path / "images",), output=tmp_path / "out", device="cpu")
+    for _ in range(2):  # the second call makes nothing again
+        table = pandas.read_csv(segment(options) / "areas.csv")
+        assert set(table["mask"]) == {"./=1+1.png", "./+1.png", "./-1.png", "./@a.png", "a.png"}
+        assert all((tmp_path / "out" / name).is_file() for name in table["mask"])
+
+
 def test_inputs_that_are_missing_are_named(tmp_path):
     saved(tmp_path / "run")
     with pytest.raises(ValueError, match="there is no image"):
-        segment(Segment(run=tmp_path / "run", inputs=(str(tmp_path / "nowhere"),), device="cpu"))
+        segment(Segment(run=tmp_path / "run", inputs=(tmp_path / "nowhere",), device="cpu"))
     with pytest.raises(ValueError, match="inputs is empty"):
         Segment()
     with pytest.raises(ValueError, match="no model_index.json"):

@@ -268,6 +268,24 @@ def test_broken_files_are_named(tmp_path):
         decode_image({"bytes": None, "path": None})
 
 
+@pytest.mark.parametrize("kind", ["EPS", "WMF"])
+def test_an_image_that_another_program_would_draw_is_refused_until_it_is_converted(kind):
+    image = Image.new("L", (2, 3), 7)
+    image.format = kind  # as of an image that was opened from such a file
+    with pytest.raises(ValueError, match=rf"a file of {kind}, .* give image\.convert"):
+        decode_image(image)
+    assert np.array_equal(decode_image(image.convert("RGB")), np.full((3, 2, 3), 7))
+
+
+def test_the_documented_formats_are_read_and_no_others_of_pillow():
+    image = Image.new("RGB", (8, 6), (9, 9, 9))
+    for kind in ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "TGA"):
+        assert decode_image(encoded(image, kind)).shape == (6, 8, 3)
+    for kind in ("PCX", "SGI", "ICO"):
+        with pytest.raises(ValueError, match="not an image of a format that is read"):
+            decode_image(encoded(image, kind))
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bombs_are_refused(monkeypatch):
     data = encoded(Image.new("L", (40, 30)), "PNG")

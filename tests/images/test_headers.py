@@ -270,10 +270,11 @@ def test_labels_of_32_bits_and_floats_are_not_turned_round():
         (b"\xff\x0a", "a JPEG XL image"),
         (b"v/1\x01", "an OpenEXR or Radiance image"),
         (bytes(128) + b"DICM", "a DICOM image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript, which is a program and not read; convert it to PNG"),
         (b"PK\x03\x04", "an archive, such as .npz"),
         (b"version https://git-lfs.github.com/spec/v1", "run git lfs pull"),
         (b"<!doctype html>", "a web page"),
-        (b"hello", "it is not an image; it begins with b'hello"),
+        (b"hello", "it is not an image of a format that is read; it begins with b'hello"),
     ],
 )
 def test_a_file_that_is_not_read_is_called_what_it_is(begins, says):

@@ -289,6 +289,22 @@ def test_callback_changes_guidance_and_interrupts():
     assert steps == [0, 1]
 
 
+@pytest.mark.parametrize(("last", "count"), [((0, 0), 2), ((0, 4), 2), ((1, 2), 4), ((2, 4), 5)])
+def test_batches_that_never_began_are_no_images(last, count):
+    """`last` is the batch and the step at which the call is interrupted."""
+    pipe, begun = pipeline(), []
+
+    def stop(pipe, step, timestep, tensors):
+        begun.extend([step] * (step == 0))
+        pipe._interrupt = (len(begun) - 1, step) == last
+        return tensors
+
+    noise = torch.randn(5, 1, 8, 8, generator=torch.manual_seed(0))
+    images = pipe(5, 5, latents=noise, max_batch=2, callback_on_step_end=stop, output_type="latent").images
+    assert len(images) == count
+    assert all(not torch.equal(one, other) for one, other in zip(images, noise))
+
+
 def test_one_progress_bar_over_all_batches(capsys):
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=False)

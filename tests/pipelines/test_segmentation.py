@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -546,10 +547,76 @@ def test_objects_of_files_replace_nothing_and_leave_nothing_half_written(tmp_pat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("unet_diffusion.pipelines.large_files.write_labels", full)
+    monkeypatch.setattr("unet_diffusion.pipelines.large_files.create_mask", full)
     with pytest.raises(OSError, match="No space left"):
         pipe.segment_file(pixels, tmp_path / "other.npy", instances=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mask-objects.csv"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_mask_that_is_complete_stays_if_its_objects_fail(tmp_path, monkeypatch, error):
+    pytest.importorskip("tifffile")
+    pipe, pixels = pipeline(), image(20, 20)
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unet_diffusion.pipelines.large_files.write_labels", fail)
+        with pytest.raises(type(error)) as raised:
+            pipe.segment_file(pixels, tmp_path / "mask.npy", instances=True)
+    assert "The mask is complete, " in raised.value.__notes__[0] and "mask.npy" in raised.value.__notes__[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.npy"]
+    assert np.array_equal(np.load(tmp_path / "mask.npy"), pipe(pixels, output_type="np").masks[0])
+    (tmp_path / "mask.npy").unlink()  # as the note says
+    pipe.segment_file(pixels, tmp_path / "mask.npy", instances=True)
+    assert (tmp_path / "mask-objects.csv").exists()
+
+
+def test_what_a_killed_call_left_is_removed_by_the_next_one_for_the_same_mask(tmp_path):
+    pytest.importorskip("tifffile")
+    np.save(tmp_path / "image.npy", image(20, 20))
+    pipeline().save_pretrained(tmp_path / "run")
+    killed = (
+        "import os, sys\n"
+        "from unet_diffusion.pipelines import SegmentationPipeline, large_files\n"
+        "large_files.write_labels = lambda *_: os._exit(9)\n"
+        "pipe = SegmentationPipeline.from_pretrained('run')\n"
+        "pipe.segment_file('image.npy', 'out/mask.npy', instances=True)\n"
+    )
+    (tmp_path / "out").mkdir()
+    subprocess.run([sys.executable, "-c", killed], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    (tmp_path / "out" / "mask.npy").unlink()
+    assert [path.is_dir() for path in (tmp_path / "out").iterdir()] == [True]  # the maps
+    others = {f".writing-{os.getppid()}-mask-objects", ".writing-99999999-other.npy"}  # a living process; another mask
+    for name in others:
+        (tmp_path / "out" / name).touch()
+    pipeline().segment_file(tmp_path / "image.npy", tmp_path / "out" / "mask.npy", instances=True)
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"mask.npy", "mask-objects.tif", "mask-objects.csv", *others}
+
+
+def test_an_existing_mask_is_named_before_the_image_is_read(tmp_path):
+    class Unread:
+        shape, dtype = (20, 20), np.dtype(np.uint8)
+
+        def __getitem__(self, window):
+            raise AssertionError("read")
+
+    own = pipeline(pixel_range=PixelRange.stretched("uint8", (5.0, 95.0)).to_dict())
+    (tmp_path / "mask.npy").write_text("mine")
+    with pytest.raises(ValueError, match="mask.npy exists already"):
+        own.segment_file(Unread(), tmp_path / "mask.npy")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_objects_of_floats_of_any_width_are_those_of_float32(dtype):
+    """The values are multiples of 1/128, which all floats hold."""
+    pipe = pipeline(pixel_range=PixelRange((0.0,), (1.0,), "float32").to_dict())
+    pixels = torch.from_numpy(image(20, 30)[..., 0] // 2)[None] / 128
+    expected, found = (pipe(each, instances=True).objects for each in (pixels, pixels.to(dtype)))
+    assert len(expected) > 1
+    pandas.testing.assert_frame_equal(found, expected)
 
 
 def test_a_label_image_of_many_objects_has_32_bits(tmp_path):

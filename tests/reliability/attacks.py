@@ -1,26 +1,31 @@
 """Crafted files that would run code, or write outside of the output, for every place where a user's file is read."""
 
+import contextlib
 import io
 import json
+import os
 import pickle
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import pytest
 import torch
 from datasets import Dataset
 from diffusers import DDPMPipeline
+from PIL import EpsImagePlugin, Image
 from safetensors.torch import save_file
 
 from tests.reliability.sandbox import WEIGHTS, Attempt, Sandbox, encoded
 from unet_diffusion import UNet, pipelines
 from unet_diffusion.data.sources import open_source
 from unet_diffusion.evaluation.feature_networks import EfficientNetLite0
+from unet_diffusion.images.decoding import decode_image
 from unet_diffusion.images.large_images import open_image
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.training.checkpoints import saved_checkpoints, sha256
@@ -58,6 +63,11 @@ def objects(sandbox: Sandbox, save: Callable = np.save) -> bytes:
     array[:] = Payload(str(sandbox.folder / MARKER))
     save(buffer, array)
     return buffer.getvalue()
+
+
+def postscript(_: Sandbox) -> bytes:
+    """Returns a program, which Pillow would have Ghostscript run, whatever the name of its file."""
+    return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n(hello) print\n%%EOF\n"
 
 
 def use(sandbox: Sandbox, model: Path, command: str) -> None:
@@ -195,6 +205,44 @@ def image(name: str, content: Callable[[Sandbox], bytes], read: Callable) -> Att
     return lambda sandbox: read(sandbox.write(name, content(sandbox)))
 
 
+@contextlib.contextmanager
+def ghostscript(sandbox: Sandbox) -> Iterator[None]:
+    """Installs a Ghostscript that writes the marker as soon as it is started."""
+    program = sandbox.write("bin/gs", f"#!/bin/sh\n: > '{sandbox.folder / MARKER}'\n")
+    program.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+        patch.setattr(EpsImagePlugin, "gs_binary", None)  # looked for once
+        yield
+
+
+def with_ghostscript(attempt: Attempt) -> Attempt:
+    """Makes an attempt while a Ghostscript is installed."""
+
+    def installed(sandbox: Sandbox) -> None:
+        with ghostscript(sandbox):
+            attempt(sandbox)
+
+    return installed
+
+
+def input_file(sandbox: Sandbox) -> None:
+    """Segments a file of PostScript that is called an image."""
+    sandbox.segment(sandbox.write("a.png", postscript(sandbox)))
+
+
+def image_folder(sandbox: Sandbox) -> None:
+    """Trains on a folder of PostScript files that are called images."""
+    for number in range(3):
+        folder = sandbox.write(f"data/{number}.png", postscript(sandbox)).parent
+    sandbox.train(folder)
+
+
+def opened(sandbox: Sandbox) -> None:
+    """Decodes PostScript that Pillow has opened and not yet loaded."""
+    decode_image(Image.open(io.BytesIO(postscript(sandbox))))
+
+
 def zarr(version: int) -> Attempt:
     """Reads a Zarr array whose chunks are pickles."""
 
@@ -248,11 +296,11 @@ def tar_paths(sandbox: Sandbox) -> None:
     assert not outside.exists() and not list(sandbox.folder.rglob("stray*"))
 
 
-def table(kind: str) -> Attempt:
-    """Trains on a Parquet file with pickles in its cells, or in the parameters of a column's type."""
+def table(kind: str, content: Callable[[Sandbox], bytes] = raw) -> Attempt:
+    """Trains on a Parquet file with hostile content in its cells, or pickles in the parameters of a column's type."""
 
     def attempt(sandbox: Sandbox) -> None:
-        field, cells = pa.field("image", pa.binary()), [raw(sandbox)] * 3
+        field, cells = pa.field("image", pa.binary()), [content(sandbox)] * 3
         if kind != "cells":
             extension = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": raw(sandbox)}
             field, cells = field.with_metadata(extension), [encoded("PNG")] * 3

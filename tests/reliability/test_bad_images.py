@@ -196,7 +196,7 @@ IMAGES = [
         *SKIPPABLE,
     ),
     ("zero-byte file", image("3.png", b""), r"3\.png is empty \(0 bytes\)", *SKIPPABLE),
-    ("text file named .png", image("3.png", b"hello"), r"3\.png.*not an image; it begins with b'hello'", *SKIPPABLE),
+    ("text file named .png", image("3.png", b"hello"), r"3\.png.*not an image of .*begins with b'hello'", *SKIPPABLE),
     ("decompression bomb, PNG of 1.6 gigapixels", image("3.png", bomb()), *TOO_LARGE, *SKIPPABLE),
     (
         "decompression bomb, TIFF of 3.6 gigapixels",

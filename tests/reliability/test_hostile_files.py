@@ -68,6 +68,17 @@ CASES = {
             ("a.npz", npz, "not an image"),
         )
     ],
+    "PostScript called .png, or opened by Pillow, where Ghostscript is installed": [
+        (f"PostScript: {kind}", attacks.with_ghostscript(attempt), says)
+        for kind, attempt, says in (
+            ("image", attacks.image("a.png", attacks.postscript, decode_image), "it is PostScript"),
+            ("mask", attacks.image("a.png", attacks.postscript, decode_mask), "it is PostScript"),
+            ("input of segment", attacks.input_file, "it is PostScript"),
+            ("images to train on", attacks.image_folder, "it is PostScript"),
+            ("Parquet cells", attacks.table("cells", attacks.postscript), "it is PostScript"),
+            ("opened by Pillow", attacks.opened, r"EPS, .* give image\.convert"),
+        )
+    ],
     "large images: .npy of objects, pickles called .npy, pickled chunks in both versions of Zarr": [
         ("large image: .npy of objects", attacks.image("a.npy", attacks.objects, open_image), "Python objects"),
         ("large image: pickle", attacks.image("a.npy", attacks.raw, open_image), "damaged"),
@@ -123,9 +134,13 @@ def test_hostile_file(fault, attempt, says, sandbox, record_property):
 
 
 def test_the_package_calls_nothing_that_unpickles_or_runs_text():
-    """Except `torch.load` for the weights that come with a package, which reads only tensors."""
+    """Except `torch.load` for the weights that come with a package, which reads only tensors.
+
+    And Pillow is told which formats to open, since it would run PostScript.
+    """
     pattern = re.compile(
-        r"pickle\.load|allow_pickle=True|joblib|yaml\.|(?<![\w.])(eval|exec)\(|torch\.load\((?!.*weights_only=True)"
+        r"pickle\.load|allow_pickle=True|joblib|yaml\.|(?<![\w.])(eval|exec)\("
+        r"|torch\.load\((?!.*weights_only=True)|Image\.open\((?!.*formats=)"
     )
     files = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "pipelines").glob("*.py")]
     assert len(files) > 50

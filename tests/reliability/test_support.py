@@ -1,11 +1,14 @@
 """The helpers of these tests notice failures."""
 
+import contextlib
 import io
 import pickle
+import subprocess
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tyro import cli
 from tyro.conf import OmitArgPrefixes
 
@@ -69,4 +72,10 @@ def test_the_payload_of_a_hostile_file_runs_where_a_pickle_is_read(payload, read
     content = payload(sandbox)
     assert not (sandbox.folder / attacks.MARKER).exists()
     read(io.BytesIO(content))
+    assert (sandbox.folder / attacks.MARKER).is_file()
+
+
+def test_pillow_alone_starts_ghostscript_for_postscript_of_any_name(sandbox):
+    with attacks.ghostscript(sandbox), contextlib.suppress(OSError, subprocess.CalledProcessError):
+        Image.open(sandbox.write("a.png", attacks.postscript(sandbox))).load()
     assert (sandbox.folder / attacks.MARKER).is_file()

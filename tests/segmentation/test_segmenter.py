@@ -72,3 +72,18 @@ def test_regions_of_a_network_with_objects_are_those_of_its_classes_bit_for_bit(
         assert classes.shape == (1, 3, 9, 14) and torch.equal(classes, alone)
         with pytest.raises(ValueError, match="this network gives classes alone; train it with instances=True"):
             next(segmenter(unet).regions_with_objects(*read))
+
+
+@pytest.mark.parametrize("turns", [TURNS[:1], TURNS])
+def test_scores_that_overflow_are_refused_rather_than_a_class(unet, turns):
+    """fp16 holds numbers up to 65504; the largest of NaN scores would be class 0 everywhere."""
+
+    def with_bias(bias: float) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+            unet.segmentation_head.weight.fill_(0)
+            unet.segmentation_head.bias.fill_(bias)
+            return maps(segmenter(unet, turns=turns), pixels(9, 14))[0]
+
+    torch.testing.assert_close(with_bias(60000), torch.full((3, 9, 14), 1 / 3))
+    with pytest.raises(ValueError, match="the scores of the classes .* NaN .*; set mixed_precision to 'no' if"):
+        with_bias(70000)

@@ -72,7 +72,7 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
         for path, place in matches:
             found.setdefault(path, place)
         if not matches and len(search.unlisted) == before:
-            missing.append(f"{given}: there is no such file, and no image in it")
+            missing.append(f"{given}: {search.reason(given)}")
     taken = {*found, *(str(_absolute(given)) for given in names)}
     masks, results, links = (
         tuple(map(Path, sorted({*paths} - taken))) for paths in (search.masks, search.results, search.links)
@@ -119,6 +119,15 @@ class _Search:
                 files = self.folder(folder) if is_folder else [match]
                 found += [(file, _place(file, root)) for file in files]
         return found
+
+    def reason(self, given: str) -> str:
+        """Returns why there is no image behind one input."""
+        path = str(_absolute(given))
+        wildcard = None if os.path.exists(path) else WILDCARD.search(path)
+        folder = path if os.path.isdir(path) else os.path.dirname(path[: wildcard.start()] if wildcard else path)
+        if (wildcard or os.path.exists(path)) and os.path.realpath(folder) == self.output:
+            return "it lies in the output folder, whose files are results; choose another output"
+        return "there is no such file, and no image in it"
 
     def is_in_results(self, folder: str, root: str) -> bool:
         """Returns whether a folder, or one between it and `root`, holds results, and records that folder."""

@@ -154,7 +154,7 @@ class Record:
         paths = [self.folder / output for result in cut for output in result.outputs]
         for path in paths:
             self._check_inside(path.parent)
-        remove_leftovers_of(*paths, self.path, *others)
+        remove_leftovers_of(*paths, self.path, *others, alone=True)  # as the lock ensures
 
     def add(self, result: Result, to_disk: bool = False) -> None:
         """Writes a line; with `to_disk`, waits until it is on disk."""

@@ -108,7 +108,8 @@ def work_through(inputs: Inputs, folder: Path, work: Work, overwrite: bool, prog
     if failures:
         more = f"\nand {len(failures) - MOST_LISTED} more" if len(failures) > MOST_LISTED else ""
         listed = "\n".join(failures[:MOST_LISTED]) + more
-        raise RuntimeError(f"{len(failures)} of {len(items)} inputs failed, the others are in {folder}:\n{listed}")
+        count = len(items) + len(inputs.missing)
+        raise RuntimeError(f"{len(failures)} of {count} inputs failed, the others are in {folder}:\n{listed}")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Generates images with a finished run, and writes them as files."""
 
+import io
 import logging
 from functools import partial
 from pathlib import Path
@@ -182,7 +183,7 @@ class _Job:
         """Returns the first images in a grid; they are read from files, since an earlier call may have made them."""
         paths = [self.options.folder / (name + self.suffix) for name in self.names[:MOST_IN_GRID]]
         if self.suffix == ".png":
-            return grid([Image.open(path) for path in paths])
+            return grid([Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) for path in paths])
         return grid([Image.fromarray(np.load(path)[0].astype(np.float32)) for path in paths])
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from unet_diffusion.commands.record import AT_WORK, Record, Result, append, sha256
 from unet_diffusion.files import named_errors, readable, written_aside
 
+FORMULA = ("=", "+", "-", "@")  # cells that begin so are computed when a spreadsheet opens the file
+
 
 class Table:
     """A CSV file with the lines of each image, beside the record that they come from.
@@ -63,7 +65,9 @@ class Table:
         file = readable(result.source)
         if result.error:
             return _lines([(file, *[""] * (len(self.columns) - 2), result.error)])
-        return _lines([(file, readable(result.image + self.ending), *row, "") for row in result.rows])
+        output = readable(result.image + self.ending)
+        output = f"./{output}" if output.startswith(FORMULA) else output
+        return _lines([(file, output, *row, "") for row in result.rows])
 
 
 def _lines(rows: Iterable[Sequence[str]]) -> bytes:

@@ -4,6 +4,7 @@ An image keeps its own channels and precision: 8-bit, 16-bit or float, with 1, 2
 """
 
 import importlib
+import importlib.util
 import io
 import math
 import os
@@ -30,6 +31,10 @@ NOT_A_CLASS = (
 RENUMBER = "; renumber the objects from 1 up, as skimage.segmentation.relabel_sequential does"
 MAX_PIXELS = "UNET_DIFFUSION_MAX_PIXELS"  # environment variable that sets PIL.Image.MAX_IMAGE_PIXELS
 
+AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
+# Pillow's names of the formats that are read (MPO is a kind of JPEG); TGA is last, since any file could be one
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", *AVIF, "TGA")
+DRAWN_OUTSIDE = ("EPS", "WMF")  # formats that Pillow hands to Ghostscript or Windows, which run what the file says
 NPY_MAGIC = b"\x93NUMPY"
 NPY_LOCK = threading.Lock()  # NumPy parses headers with `ast`, which fails in threads before CPython 3.11.8 (gh-106905)
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; the last two are BigTIFF
@@ -143,6 +148,11 @@ def decode(
         except ValueError as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
     elif isinstance(source, Image.Image):
+        if source.format in DRAWN_OUTSIDE:
+            raise ValueError(
+                f"the image is a file of {source.format}, which another program would run to draw it; if you trust the "
+                "file, give image.convert('RGB')."
+            )
         _check_unread_bits(source)
         decoded, name = _from_pillow(source, request), getattr(source, "filename", "") or "the image"
     else:
@@ -200,7 +210,7 @@ def _decode_bytes(data: bytes, name: str, request: Request) -> Decoded:
                 return _decode_npy(data, request)
         if data.startswith(TIFF_MAGICS):
             return _decode_tiff(data, request)
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             frames = _frames(image)
             lossy = is_lossy(image.format, data)
             return replace(_decode_opened(image, data, request), lossy=lossy, pages=frames, unread_pages=frames - 1)
@@ -209,12 +219,17 @@ def _decode_bytes(data: bytes, name: str, request: Request) -> Decoded:
     except Question as error:
         raise Question(error.question, f"{name} is unclear: {error.found}") from error
     except Image.UnidentifiedImageError as error:
-        what = unread_format(data) or f"it is not an image; it begins with {data[:8]!r}"
+        what = unread_format(data) or f"it is not an image of a format that is read; it begins with {data[:8]!r}"
         raise ValueError(f"{name} cannot be decoded: {what}.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} cannot be decoded: {_too_large('more pixels', limit)}") from error
     except Exception as error:  # damaged bytes raise errors of all kinds, such as struct.error
         raise ValueError(f"{name} cannot be decoded: {error}") from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Opens a file of one of the formats that are read, whatever its name, and of no other that Pillow knows."""
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _decode_npy(data: bytes, request: Request) -> Decoded:
@@ -394,7 +409,7 @@ def _check_unread_bits(image: Image.Image) -> None:
 def _decode_tiff(data: bytes, request: Request) -> Decoded:
     orientation, whole = 1, False
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             orientation, tags = _orientation(image), getattr(image, "tag_v2", {})
             whole = tags.get(SAMPLES_PER_PIXEL, 1) == len(image.getbands())  # Pillow merges unknown channels to one
             whole = whole and not _loses_depth(image) and not _is_garbled(image)
@@ -408,7 +423,7 @@ def _decode_tiff(data: bytes, request: Request) -> Decoded:
         pages = len(tiff.pages)
         unread = max(0, pages - len(series.pages))
         if whole and series.ndim == 2 + (len(series.axes) > 2 and series.axes[-1] == "S"):
-            with Image.open(io.BytesIO(data)) as image:  # the other pages are previews, or other images
+            with _opened(data) as image:  # the other pages are previews, or other images
                 return replace(_from_pillow(image, request), pages=pages, unread_pages=unread)
         first = series.keyframe
         if first.photometric in OTHER_COLOURS:

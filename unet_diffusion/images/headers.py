@@ -12,6 +12,7 @@ UNREAD = {  # first bytes of files that are not an image, or of a format that is
     rb"\xff\n|\0\0\0\x0cJXL ": "it is a JPEG XL image, which is not read; convert it to PNG or TIFF",
     rb"v/1\x01|#\?RADIANCE": "it is an OpenEXR or Radiance image, which is not read; convert it to TIFF of floats",
     rb".{128}DICM": "it is a DICOM image, which is not read; convert it to TIFF, or save its pixels as .npy",
+    rb"%!PS|\xc5\xd0\xd3\xc6": "it is PostScript, which is a program and not read; convert it to PNG or TIFF",
     rb"PK\x03\x04": "it is an archive, such as .npz, and not an image; save each array in a .npy file of its own",
     rb"\x1f\x8b": "it is compressed by gzip, as .nii.gz is; save each image or slice as TIFF or .npy",
     rb"\x89HDF": "it is an HDF5 file; save each image as TIFF or .npy",

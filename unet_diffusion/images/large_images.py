@@ -102,7 +102,8 @@ def open_image(source: Any, channels: int | None = None) -> LargeImage:
 
     Raises:
         ValueError: the file is missing, damaged or of another format, or its shape is not that of an image. Or a TIFF
-            is to be shown turned, or with other colours than it stores. `read` raises it for NaN and infinity.
+            is to be shown turned, or with other colours or values than it stores. `read` raises it for NaN and
+            infinity.
         ImportError: for TIFF and Zarr without the extra `scientific`.
     """
     if not isinstance(source, (str, Path)):
@@ -172,6 +173,8 @@ def _unlike(page: Any) -> str:
     orientation = page.tags.valueof(EXIF_ORIENTATION, default=1)
     if orientation != 1:
         return f"is stored turned or mirrored (orientation {orientation}); store it upright"
+    if page.bitspersample in (2, 4):
+        return f"has {page.bitspersample} bits a value, which are scaled to 8 to be shown; store it with 8 bits"
     if page.photometric == PALETTE_INDICES:
         return "holds indices of a table of colours; convert it to RGB"
     if page.photometric in OTHER_COLOURS or (page.photometric == YCBCR and int(page.compression) not in LOSSY_TIFF):

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from unet_diffusion.checks import require_choice
 from unet_diffusion.network.config import Precision
@@ -46,3 +47,12 @@ def autocast(device: torch.device, name: Precision) -> AbstractContextManager[An
     "no" changes nothing: if the caller is in an autocast of their own, they asked for its precision.
     """
     return torch.autocast(device.type, dtype=HALF[name]) if name in HALF else nullcontext()
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raises a ValueError if the results of a network, of any shape, are NaN or infinite; `name` is what they are."""
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"{name} have values that are NaN or infinite, so the network overflows or has such weights; "
+            "set mixed_precision to 'no' if it is 'fp16', or take another run or another checkpoint."
+        )

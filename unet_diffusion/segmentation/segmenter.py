@@ -13,7 +13,7 @@ from unet_diffusion.checks import is_count, require
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.network.config import Precision
 from unet_diffusion.network.feature_maps import channels_last
-from unet_diffusion.network.precision import autocast
+from unet_diffusion.network.precision import autocast, check_finite
 from unet_diffusion.network.tiling import LENGTH, MEMORY, WHOLE, Read, Tiling, noise_window, tiled
 from unet_diffusion.unet import UNet
 
@@ -65,6 +65,9 @@ class Segmenter:
 
         Yields:
             Rows, columns and float32 probabilities (B, K, rows, columns).
+
+        Raises:
+            ValueError: the network overflows, so probabilities are not finite.
         """
         for rows, columns, maps in self._maps(read_stored, size, seeds, window_done):
             yield rows, columns, maps[:, : self.num_classes]
@@ -82,7 +85,8 @@ class Segmenter:
             outside the object, as a share of its largest value in the object: about 0 to 1, but not limited to it.
 
         Raises:
-            ValueError: the masks come from a network or a classifier that has not learnt instances.
+            ValueError: the masks come from a network or a classifier that has not learnt instances, or the network
+                overflows.
         """
         if not self.has_objects:
             raise ValueError(
@@ -104,7 +108,10 @@ class Segmenter:
     def _maps(
         self, read_stored: Read, size: tuple[int, int], seeds: list[int], window_done: Callable[[], Any]
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yields as `regions` does; if the network has boundary and distance, they are two further channels."""
+        """Yields as `regions` does; if the network has boundary and distance, they are two further channels.
+
+        Raises a ValueError if they are NaN or infinite, since the largest of such scores would look like a class.
+        """
         channels = self.unet.config.in_channels
 
         def read(rows: slice, columns: slice) -> Tensor:
@@ -122,7 +129,9 @@ class Segmenter:
             window_done()
             return maps
 
-        yield from tiled(predict, read, size, self.tiling)
+        for rows, columns, maps in tiled(predict, read, size, self.tiling):
+            check_finite("the scores of the classes", maps)
+            yield rows, columns, maps
 
     def _averaged(self, clean: Tensor, noises: list[Tensor]) -> Tensor:
         """Returns the mean maps (B, K or K + 2, h, w) of a window (B, C, h, w) in [-1, 1] over its noisy versions."""

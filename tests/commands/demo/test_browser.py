@@ -209,7 +209,8 @@ def test_wrong_files_are_reported_and_the_page_goes_on(visit, joint_page, tmp_pa
     open_tab(visit, joint_page, "Segment")
     (tmp_path / "notes.txt").write_text("no image")
     upload(visit, joint_page, tmp_path / "notes.txt")
-    assert message(visit, joint_page) == "Notes.txt cannot be decoded: it is not an image; it begins with b'no image'."
+    what = "it is not an image of a format that is read; it begins with b'no image'."
+    assert message(visit, joint_page) == f"Notes.txt cannot be decoded: {what}"
     upload(visit, joint_page, save_image(tmp_path / "colour.png", channels=3))
     assert "The image has 3 channels, but the network takes 1" in message(visit, joint_page)
     upload(visit, joint_page, save_image(tmp_path / "right.png"))

@@ -36,8 +36,8 @@ class FileOptions(ABC):
 
     def __post_init__(self) -> None:
         set_plain(self)
-        if isinstance(self.inputs, (str, Path)):  # in Python; a string is not the sequence of its letters
-            self.inputs = (str(self.inputs),)
+        single = isinstance(self.inputs, (str, Path))  # in Python; a string is not the sequence of its letters
+        self.inputs = (str(self.inputs),) if single else tuple(map(str, self.inputs))
         if not self.inputs:
             raise ValueError("inputs is empty; give image files, folders or globs.")
         check_used(self)
