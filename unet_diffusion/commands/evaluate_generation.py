@@ -104,10 +104,10 @@ def of_some_classes(labels: Sequence[str | int], unet: UNet) -> str:
     """Returns a sentence on images that are generated of some classes only; "" if they are of all, or of none."""
     if not labels or len(set(labels)) == unet.config.num_class_embeds:
         return ""
+    named = ", ".join(map(str, dict.fromkeys(labels)))
     return (
-        f"images of only some classes were generated ({', '.join(map(str, dict.fromkeys(labels)))}), but the real images are of "
-        "all classes of the data, so the figures also measure this difference; give data that hold the same classes "
-        "alone."
+        f"images of only some classes were generated ({named}), but the real images are of all classes of the data, so "
+        "the figures also measure this difference; give data that hold the same classes alone."
     )
 
 

@@ -43,9 +43,7 @@ def read_upload(path: Path, pipe: Reader) -> Tensor:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(
-            f"{path.name} is no longer here, since uploads are kept for an hour; give it again."
-        ) from None
+        raise ValueError(f"{path.name} is no longer here, since uploads are kept for an hour; give it again.") from None
     (image,) = pipe.read_images({"bytes": content, "path": path.name})
     return image
 
