@@ -3,10 +3,10 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,19 @@ class TimedTrainer(Trainer):
         super()._train_step(batches)
         self.cpu_seconds += time.process_time() - started
 
+    def one_by_one(self) -> Generator[float, None, None]:
+        """Takes a step each time, and yields its CPU seconds."""
+        self._start()
+        with closing(self.task.batches(self.context, 0)) as batches:
+            while True:
+                before = self.cpu_seconds
+                self._train_step(batches)
+                yield self.cpu_seconds - before
+
     def durations(self, steps: int) -> list[float]:
         """Takes steps, and returns the CPU seconds of each."""
-        self._start()
-        passed = [0.0]
-        with closing(self.task.batches(self.context, 0)) as batches:
-            for _ in range(steps):
-                self._train_step(batches)
-                passed.append(self.cpu_seconds)
-        return [after - before for before, after in pairwise(passed)]
+        with closing(self.one_by_one()) as taken:
+            return list(islice(taken, steps))
 
     def _save(self) -> None:
         self.at_checkpoints[str(self.step)] = self.cpu_seconds

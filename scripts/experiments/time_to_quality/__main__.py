@@ -1,9 +1,9 @@
 r"""Compares the training time until images are good: our recipe and the training example of diffusers.
 
-Three trainings on one thread, of networks with equal parameters: the example as published, the example with a tuned
-learning rate, and `train-ddpm` with its defaults. Ours runs at several lengths, since a decaying learning rate makes
-the last steps the best. Time is CPU seconds of the training steps. Snapshots of the averaged weights are judged by the
-Frechet distance of their images, which one sampler makes for all.
+Three kinds of training on one thread, of networks with equal parameters: the example as published, the example with
+several learning rates and lengths, and `train-ddpm` with several lengths, since a decaying learning rate makes the last
+steps the best. Time is CPU seconds of the training steps: their number times what one of them takes. The averaged
+weights are judged by the Frechet distance of their images, which one sampler makes for all.
 
     OMP_NUM_THREADS=1 python -m scripts.experiments.time_to_quality \
         --data fashion_mnist/train.parquet --output runs/quality
@@ -13,18 +13,21 @@ parts of it can run in parallel.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import tyro
 from diffusers import DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from scripts import NETWORKS
 from scripts.benchmarks.result_row import table
+from scripts.experiments.cases import short_hash
 from scripts.experiments.time_to_quality.quality import (
     OURS,
     PUBLISHED,
@@ -36,16 +39,11 @@ from scripts.experiments.time_to_quality.quality import (
     rows,
     save_plot,
 )
-from scripts.experiments.time_to_quality.training import (
-    PeerTraining,
-    PublishedRecipe,
-    snapshot_path,
-    snapshot_steps,
-    train_ours,
-)
-from unet_diffusion.checks import require, require_choice
+from scripts.experiments.time_to_quality.training import WEIGHTS, PeerTraining, PublishedRecipe, seconds_a_step
+from scripts.reports import circumstances
+from unet_diffusion.checks import is_count, require, require_choice, require_each
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
-from unet_diffusion.commands.train_ddpm import make_unet
+from unet_diffusion.commands.train_ddpm import make_unet, train_ddpm
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.data.drawn_images import drawn
@@ -53,7 +51,7 @@ from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.config import SamplerName
 from unet_diffusion.diffusion.sampling import sampler
 from unet_diffusion.evaluation.feature_networks import FeatureNetwork, feature_network, features_of
-from unet_diffusion.files import write_json, write_text
+from unet_diffusion.files import INDEX, write_json, write_text
 from unet_diffusion.network.config import Precision
 from unet_diffusion.network.precision import settled_precision
 from unet_diffusion.randomness import keyed_seed
@@ -62,6 +60,27 @@ from unet_diffusion.training.config import TrainingConfig
 from unet_diffusion.unet import UNet
 
 FOLDERS = {PUBLISHED: "published", TUNED: "tuned", OURS: "ours"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: whose recipe it has.
+        steps: its optimizer steps.
+        learning_rate: the highest of the example; None for ours.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float | None = None
+
+    @property
+    def label(self) -> str:
+        """For example "tuned-0.001-2250"."""
+        rate = f"-{self.learning_rate:g}" if self.name == TUNED else ""
+        return f"{FOLDERS[self.name]}{rate}-{self.steps}"
 
 
 @dataclass
@@ -73,28 +92,30 @@ class TimeToQuality:
     output: Path
     """Folder of the runs and the results."""
     only: tuple[str, ...] = ()
-    """Runs to train, such as published or ours-360; by default all. Only finished runs are judged."""
-    peer_steps: int = 4500
-    """Optimizer steps of the example, which take 15 to 20 CPU minutes."""
-    peer_channels: tuple[int, ...] = (16, 32, 48)
+    """Runs to train, such as published-4500, tuned-0.001-1125 or ours-360; by default all. Only finished runs are
+    judged."""
+    peer_steps: tuple[int, ...] = (1125, 2250, 4500)
+    """Lengths of the example's training in optimizer steps; as published, it has the largest."""
+    tuned_learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates of the example beside the published one. If the best is the first or last, give more."""
+    peer_channels: tuple[int, ...] = (24, 32, 48)
     """Channels of the example's network at each resolution, multiples of 8; as many parameters as ours within 5 %."""
-    tuned_learning_rate: float = 1e-3
-    """Learning rate of the example in the second training."""
     tuned_precision: Precision = "no"
-    """Precision of the example in the second training: "no" (float32, as published), "bf16" or "auto" (as ours)."""
+    """Precision of the example with these rates: "no" (float32, as published), "bf16" or "auto" (as ours). Take the
+    one in which its steps take less time."""
     warmup_steps: int = 500
     """Warm-up steps of the example, as published."""
-    our_steps: tuple[int, ...] = (180, 360, 1080)
-    """Lengths of our training in optimizer steps."""
+    our_steps: tuple[int, ...] = (60, 90, 180, 360, 720, 1080)
+    """Lengths of our training in optimizer steps, a tenth of them warm-up."""
     batch_size: int = 16
     """Images per step of ours, by default as in the example; few steps of many images learn less in the same time."""
-    snapshots: int = 3
-    """How many of the last snapshots of each run are judged; each is at twice the steps of the one before."""
     images: int = 2000
-    """Number of images generated from each snapshot, and of real ones."""
+    """Number of images generated by each run, and of real ones."""
     sampler: SamplerName = "sde-dpm-solver++"
-    """Sampler of all images, with 20 steps. The default is the one with which noise predictors, as the example trains
-    them, are best."""
+    """Sampler of all images. The default is the one with which noise predictors, as the example trains them, are best
+    in few steps."""
+    sampler_steps: int = 20
+    """Steps of the sampler."""
     model: str = str(NETWORKS / "digits.json")
     """Our network: a preset or a JSON file of config values."""
     seed: int = 0
@@ -102,40 +123,57 @@ class TimeToQuality:
 
     def __post_init__(self) -> None:
         """Checks every value."""
+        labels = [run.label for run in self.runs]
         for name in self.only:
-            require(name in self.runs, "only", name, f"must be among {', '.join(self.runs)}")
-        require(self.snapshots >= 1, "snapshots", self.snapshots, "must be at least 1")
+            require(name in labels, "only", name, f"must be among {', '.join(labels)}")
+        require_each(self, ("images", "sampler_steps"), is_count, "must be at least 1")
         require_choice("sampler", self.sampler, get_args(SamplerName))
 
     @property
-    def runs(self) -> dict[str, tuple[str, int]]:
-        """The training and the number of steps of each run, by its folder."""
-        peers = {FOLDERS[name]: (name, self.peer_steps) for name in (PUBLISHED, TUNED)}
-        return peers | {f"{FOLDERS[OURS]}-{steps}": (OURS, steps) for steps in self.our_steps}
+    def runs(self) -> list[Run]:
+        """All runs; the longest ones come last."""
+        tuned = [Run(TUNED, steps, rate) for steps in self.peer_steps for rate in self.tuned_learning_rates]
+        return [*(Run(OURS, steps) for steps in self.our_steps), *tuned, Run(PUBLISHED, max(self.peer_steps))]
 
-    def recipe(self, name: str) -> PublishedRecipe:
-        """The recipe of a peer."""
-        recipe = PublishedRecipe(self.peer_steps, warmup_steps=self.warmup_steps, seed=self.seed)
-        if name == TUNED:
+    def recipe(self, run: Run) -> PublishedRecipe:
+        """The recipe of a run of the example."""
+        recipe = PublishedRecipe(run.steps, warmup_steps=self.warmup_steps, seed=self.seed)
+        if run.name == TUNED:
+            assert run.learning_rate is not None
             precision = settled_precision(self.tuned_precision, torch.device("cpu"))
-            recipe = replace(recipe, learning_rate=self.tuned_learning_rate, mixed_precision=precision)
+            recipe = replace(recipe, learning_rate=run.learning_rate, mixed_precision=precision)
         return recipe
 
     def ours(self, steps: int) -> TrainDDPM:
-        """The options of `train-ddpm` for a run of ours."""
+        """The options of `train-ddpm` for a run of ours, but for its folder."""
         training = TrainingConfig(
             steps=steps,
             batch_size=self.batch_size,
             warmup_steps=steps // 10,
+            mixed_precision=settled_precision("auto", torch.device("cpu")),
+            validate_every=steps,
             preview_every=steps,
             checkpoint_every=max(1, steps // 4),
             keep_checkpoints=1,
             trackers=(),
             seed=self.seed,
         )
-        return TrainDDPM(
-            self.output / f"{FOLDERS[OURS]}-{steps}", self.model, DataConfig(data=self.data), training=training
-        )
+        return TrainDDPM(self.output / FOLDERS[OURS], self.model, DataConfig(data=self.data), training=training)
+
+    def folder(self, run: Run, data: ImageDataset) -> Path:
+        """The folder of a run, whose name follows from all that the run depends on."""
+        if run.name == OURS:
+            network, recipe = our_network(self, data), asdict(self.ours(run.steps)) | {"output": None}
+        else:
+            network, recipe = self.peer(data), asdict(self.recipe(run)) | {"data": self.data}
+        values = {key: value for key, value in network.config.items() if not key.startswith("_")}
+        config = json.loads(json.dumps({"network": values, "recipe": recipe}, default=str))
+        return self.output / f"{run.label}-{short_hash(config)}"
+
+    def peer(self, data: ImageDataset) -> UNet2DModel:
+        """The untrained network of the example."""
+        torch.manual_seed(keyed_seed(self.seed, "initialisation"))
+        return peer_network(data.height, data.channels, self.peer_channels)
 
 
 def time_to_quality(config: TimeToQuality) -> str:
@@ -143,26 +181,49 @@ def time_to_quality(config: TimeToQuality) -> str:
     torch.set_num_threads(1)
     data = load_images(DataConfig(data=config.data)).train
     assert isinstance(data, ImageDataset)
-    check_parameters(our_network(config, data), peer_network(data.height, data.channels, config.peer_channels))
-    for folder, (name, steps) in config.runs.items():
-        if (not config.only or folder in config.only) and not snapshot_path(config.output / folder, steps).exists():
-            if name == OURS:
-                train_ours(config.ours(steps))
+    check_parameters(our_network(config, data), config.peer(data))
+    seconds = kept_seconds(config, data)
+    for run in config.runs:
+        folder = config.folder(run, data)
+        if (not config.only or run.label in config.only) and not is_finished(folder):
+            if run.name == OURS:
+                train_ddpm(replace(config.ours(run.steps), output=folder))
             else:
-                torch.manual_seed(keyed_seed(config.seed, "initialisation"))
-                network = peer_network(data.height, data.channels, config.peer_channels)
-                PeerTraining(network, config.recipe(name), data, config.output / folder).run()
-    curves = judge_all(config, data)
+                PeerTraining(config.peer(data), config.recipe(run), data, folder).run()
+    curves = judge_all(config, data, seconds)
     save_plot(curves, config.output / "quality.png")
     found = rows(curves)
     text = table(found) + "\n" + points_table(curves)
     written = {name: [asdict(point) for point in points] for name, points in curves.items()}
+    options = asdict(config) | {"seconds_a_step": seconds, "our_precision": config.ours(1).training.mixed_precision}
     write_json(
         config.output / "quality.json",
-        {"options": asdict(config), "curves": written, "rows": [asdict(row) for row in found]},
+        {"options": options, "curves": written, "rows": [asdict(row) for row in found], **circumstances()},
     )
     write_text(config.output / "quality.md", text)
     return text
+
+
+def is_finished(folder: Path) -> bool:
+    """Returns whether the weights of a run are there."""
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
+def kept_seconds(config: TimeToQuality, data: ImageDataset) -> dict[str, float]:
+    """The CPU seconds of a step of each kind of training, measured when they were first asked for."""
+    kinds: dict[str, Run] = {run.name: run for run in config.runs}
+    folders = {name: config.folder(run, data).name for name, run in kinds.items()}
+    path = config.output / f"seconds-{short_hash(folders)}.json"
+    if not path.is_file():
+
+        def make(run: Run, folder: Path) -> PeerTraining:
+            return PeerTraining(config.peer(data), config.recipe(run), data, folder)
+
+        peers: dict[str, Callable[[Path], Any]] = {
+            name: partial(make, run) for name, run in kinds.items() if name != OURS
+        }
+        write_json(path, seconds_a_step(peers, config.ours(max(config.our_steps)), OURS))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def check_parameters(ours: UNet, theirs: UNet2DModel) -> None:
@@ -176,28 +237,34 @@ def check_parameters(ours: UNet, theirs: UNet2DModel) -> None:
     )
 
 
-def judge_all(config: TimeToQuality, data: ImageDataset) -> dict[str, list[Point]]:
-    """The points of every finished run; each is written to a file as soon as it is known."""
-    trained = {
-        folder: (name, steps)
-        for folder, (name, steps) in config.runs.items()
-        if snapshot_path(config.output / folder, steps).exists()
-    }
+def judge_all(config: TimeToQuality, data: ImageDataset, seconds: dict[str, float]) -> dict[str, list[Point]]:
+    """The points of the finished runs of each kind; each is written to a file as soon as it is known."""
     features = cache(lambda: real_features(config))
-    curves = {}
-    for folder, (name, steps) in trained.items():
-        points = []
-        for step in snapshot_steps(steps)[-config.snapshots :]:
-            path = config.output / folder / "scores" / f"step-{step:08d}-{config.images}-{config.sampler}.json"
-            if not path.exists():
-                scheduler = DiffusionConfig().make_scheduler() if name == OURS else DDPMScheduler()
-                peer = peer_network(data.height, data.channels, config.peer_channels)
-                network = our_network(config, data) if name == OURS else peer
-                point = judge(config.output / folder, step, network, sampler(config.sampler, scheduler), *features())
-                write_json(path, asdict(point))
-            points.append(Point(**json.loads(path.read_text(encoding="utf-8"))))
-        curves[f"{name}, {steps} steps" if name == OURS else name] = points
+    curves: dict[str, list[Point]] = {}
+    for run in config.runs:
+        folder = config.folder(run, data)
+        if not is_finished(folder):
+            continue
+        path = folder / f"distance-{config.images}-{config.sampler}-{config.sampler_steps}.json"
+        if not path.exists():
+            scheduler = DiffusionConfig().make_scheduler() if run.name == OURS else DDPMScheduler()
+            network = trained(config, run, data)
+            measured = judge(network, sampler(config.sampler, scheduler), config.sampler_steps, *features())
+            write_json(path, {"distance": measured.value, "error": measured.error})
+        values = json.loads(path.read_text(encoding="utf-8"))
+        point = Point(run.label, run.steps, run.steps * seconds[run.name], values["distance"], values["error"])
+        curves.setdefault(run.name, []).append(point)
     return curves
+
+
+def trained(config: TimeToQuality, run: Run, data: ImageDataset) -> UNet | UNet2DModel:
+    """The network of a finished run, with its averaged weights."""
+    folder = config.folder(run, data)
+    if run.name == OURS:
+        return UNet.from_pretrained(folder / "unet")
+    network = config.peer(data)
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    return network
 
 
 def our_network(config: TimeToQuality, data: ImageDataset) -> UNet:

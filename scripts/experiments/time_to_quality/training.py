@@ -1,15 +1,15 @@
-"""Timed training with snapshots, by the recipe of a peer and by ours.
+"""The training example of diffusers, and the time that a step of each training takes.
 
-Time is CPU seconds of this process (`time.process_time`, with one thread), summed over the training steps: creating the
-network and writing snapshots and checkpoints do not count. A stopped run resumes from its last checkpoint, with the
-seconds of the steps until there.
+Time is CPU seconds of this process (`time.process_time`, with one thread). The steps of all trainings are timed in
+turns, so that other work on the machine slows all of them alike. Then the trainings themselves may run beside anything.
 """
 
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
@@ -18,7 +18,8 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from torch import nn
 
-from scripts.experiments.timed_trainer import TimedTrainer, ddpm_trainer
+from scripts.benchmarks.timing import alternate, compute_clock
+from scripts.experiments.timed_trainer import ddpm_trainer
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.data.dataset import ImageDataset
 from unet_diffusion.files import written_aside
@@ -35,8 +36,9 @@ from unet_diffusion.training.checkpoints import (
 )
 from unet_diffusion.training.run_folder import claim, only_run_in
 
-FIRST_SNAPSHOT = 5  # at 1/2**5 of the steps; each later one is at twice the steps of the one before
 CHECKPOINTS = 10  # of a run
+WEIGHTS = "weights.safetensors"  # of a finished run of the example
+WARM_UP, ROUNDS = 10, 30  # steps of each training, not timed and timed
 
 
 @dataclass(frozen=True)
@@ -65,23 +67,6 @@ class PublishedRecipe:
     mixed_precision: Precision = "no"
 
 
-def snapshot_steps(steps: int) -> list[int]:
-    """The steps after which the averaged weights are written: 1/32, 1/16, ..., 1 of all steps."""
-    return sorted({max(1, steps >> halvings) for halvings in range(FIRST_SNAPSHOT + 1)})
-
-
-def snapshot_path(folder: Path, step: int) -> Path:
-    """The file of the snapshot of a step."""
-    return folder / "snapshots" / f"step-{step:08d}.safetensors"
-
-
-def save_snapshot(folder: Path, step: int, network: nn.Module, seconds: float) -> None:
-    """Writes the weights and the seconds of training that led to them."""
-    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    with written_aside(snapshot_path(folder, step)) as aside:
-        save_file(weights, aside, metadata={"seconds": repr(seconds)})
-
-
 class PeerTraining:
     """The training loop of the published recipe in its plainest form.
 
@@ -102,28 +87,30 @@ class PeerTraining:
         self.ema = EMAModel(
             network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4, foreach=True
         )
-        self.step, self.seconds = 0, 0.0
+        self.step = 0
 
     def run(self) -> None:
-        """Trains to the last step, from the newest checkpoint on."""
+        """Trains to the last step, from the newest checkpoint on, and writes the averaged weights."""
         with only_run_in(self.folder):
             claim(self.folder, asdict(self.recipe))
             self._restore()
-            images = torch.stack([self.data[index]["image"] for index in range(len(self.data))])
             every = max(1, self.recipe.steps // CHECKPOINTS)
-            for rows in islice(self._order(), self.recipe.steps - self.step):
-                started = time.process_time()
-                self._train_step(self.data.pixel_range.to_model(images[rows]))
-                self.seconds += time.process_time() - started
-                self.step += 1
-                if self.step in snapshot_steps(self.recipe.steps):
-                    self._snapshot()
+            steps = self.steps()
+            while self.step < self.recipe.steps:
+                next(steps)
                 if self.step % every == 0 or self.step == self.recipe.steps:
                     self._save()
+            self.ema.copy_to(self.network.parameters())
+            with written_aside(self.folder / WEIGHTS) as aside:
+                save_file({name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}, aside)
 
-    def _order(self) -> Iterator[list[int]]:
-        batches = GlobalBatches(len(self.data), self.recipe.batch_size, seed=self.recipe.seed, start_step=self.step)
-        return ([index for _, index in batch] for batch in batches)
+    def steps(self) -> Iterator[None]:
+        """Takes a step each time."""
+        images = torch.stack([self.data[index]["image"] for index in range(len(self.data))])
+        for batch in GlobalBatches(len(self.data), self.recipe.batch_size, seed=self.recipe.seed, start_step=self.step):
+            self._train_step(self.data.pixel_range.to_model(images[[index for _, index in batch]]))
+            self.step += 1
+            yield
 
     def _train_step(self, clean: torch.Tensor) -> None:
         generator = keyed_generator(self.recipe.seed, "step", self.step)
@@ -140,12 +127,6 @@ class PeerTraining:
         self.optimizer.zero_grad()
         self.ema.step(self.network.parameters())
 
-    def _snapshot(self) -> None:
-        self.ema.store(self.network.parameters())
-        self.ema.copy_to(self.network.parameters())
-        save_snapshot(self.folder, self.step, self.network, self.seconds)
-        self.ema.restore(self.network.parameters())
-
     def _names(self) -> dict[torch.Tensor, str]:
         return {parameter: name for name, parameter in self.network.named_parameters()}
 
@@ -155,14 +136,14 @@ class PeerTraining:
             "ema": dict(zip(self._names().values(), self.ema.shadow_params)),
             "optimizer": optimizer_tensors(self.optimizer, self._names()),
         }
-        state = {"seconds": self.seconds, "ema_steps": self.ema.optimization_step}
+        state = {"ema_steps": self.ema.optimization_step}
         save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, state), keep=1)
 
     def _restore(self) -> None:
         checkpoint = load_latest(self.folder / "checkpoints")
         if checkpoint is None:
             return
-        self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
+        self.step = checkpoint.step
         self.network.load_state_dict(checkpoint.tensors["model"])
         for name, average in zip(self._names().values(), self.ema.shadow_params):
             average.copy_(checkpoint.tensors["ema"][name])
@@ -173,16 +154,22 @@ class PeerTraining:
         )
 
 
-class SnapshotTrainer(TimedTrainer):
-    """The timed trainer of `train-ddpm`, which also writes snapshots."""
+def seconds_a_step(
+    peers: Mapping[str, Callable[[Path], PeerTraining]], ours: TrainDDPM, name: str, rounds: int = ROUNDS
+) -> dict[str, float]:
+    """The median CPU seconds of a step of each training, timed in turns.
 
-    def _train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
-        super()._train_step(batches)
-        if self.step in snapshot_steps(self.config.steps):
-            with self._averaged_weights() as network:
-                save_snapshot(self.output, self.step, network, self.cpu_seconds)
-
-
-def train_ours(config: TrainDDPM) -> None:
-    """Trains as `train-ddpm` does, with the seconds counted and snapshots written."""
-    ddpm_trainer(config, SnapshotTrainer).run()
+    Args:
+        peers: makes the training of each recipe of the example in a folder, by its name.
+        ours: the options of a training of ours.
+        name: that of ours.
+        rounds: how many steps of each are timed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = ddpm_trainer(replace(ours, output=Path(folder) / "ours"))
+        works: dict[str, Callable[[], Any]] = {
+            peer: make(Path(folder) / "peer").steps().__next__ for peer, make in peers.items()
+        }
+        works[name] = trainer.one_by_one().__next__
+        seconds = alternate(works, rounds, WARM_UP, compute_clock)
+    return {each: statistics.median(values) for each, values in seconds.items()}
