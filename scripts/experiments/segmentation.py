@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scripts import NETWORKS
 from scripts.benchmarks.other_libraries import BatchNormUNet, MonaiUNet, Peer
+from scripts.experiments.cases import half_interval
 from scripts.reports import markdown_table
 from unet_diffusion import UNet
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig, MaskedOptions
@@ -209,8 +210,7 @@ def differences(scores: dict[str, Scores]) -> str:
             found = np.array([ours[key] - theirs[key] for ours, theirs in pairs if key in ours])
             found = found[~np.isnan(found)]
             if len(found) > 1:
-                interval = 1.96 * found.std(ddof=1) / len(found) ** 0.5
-                parts.append(f"{key} {found.mean():+.4f} +- {interval:.4f}")
+                parts.append(f"{key} {found.mean():+.4f} +- {half_interval(found):.4f}")
         lines.append(f"\nours minus {other}, mean over images: {', '.join(parts)}")
     return "\n".join(lines)
 

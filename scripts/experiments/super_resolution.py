@@ -19,8 +19,8 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
@@ -29,6 +29,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from scripts import NETWORKS
+from scripts.experiments.cases import half_interval
 from scripts.experiments.regression_task import RegressionTask, regressed
 from scripts.reports import markdown_table
 from unet_diffusion import UNet
@@ -309,10 +310,8 @@ def table(scores: dict[str, Scores]) -> str:
 
 def mean_and_interval(values: list[float]) -> str:
     """The mean and the half width of its 95% interval, as text; a single value has no interval."""
-    found: Any = torch.tensor(values, dtype=torch.float64)
-    if len(found) < 2:
-        return f"{found.mean():.4g}"
-    return f"{found.mean():.4g} +- {1.96 * found.std() / len(found) ** 0.5:.2g}"
+    found = np.array(values)
+    return f"{found.mean():.4g}" + (f" +- {half_interval(found):.2g}" if len(found) > 1 else "")
 
 
 if __name__ == "__main__":

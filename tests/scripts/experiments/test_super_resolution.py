@@ -98,8 +98,8 @@ def test_the_kernel_distance_is_that_of_the_sets(options):
 
 
 def test_means_have_intervals():
-    """1, 2 and 3: mean 2, deviation 1."""
-    assert super_resolution.mean_and_interval([1.0, 2.0, 3.0]) == "2 +- 1.1"
+    """1, 2 and 3: mean 2, deviation 1; Student's 97.5% point with 2 degrees is 4.3027."""
+    assert super_resolution.mean_and_interval([1.0, 2.0, 3.0]) == "2 +- 2.5"
     assert super_resolution.mean_and_interval([2.0]) == "2"
 
 
