@@ -2,7 +2,8 @@
 
 All networks have the same steps, batches, augmentation, loss and evaluation. Each is trained on `train.parquet`; the
 weights with the best mean IoU on `validation.parquet` are scored once on `test.parquet`. Writes `comparison.json`,
-`comparison.md` and `overlays.png`. Finished networks are not trained again.
+`comparison.md` and `overlays.png`. Finished networks are not trained again; if
+the options or images are others, this ends with an error.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from unet_diffusion import UNet
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
+from unet_diffusion.data.record import make_record
 from unet_diffusion.evaluation.mask_scores import Scores, labelled_for, score_masks
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.images.figures import grid, save_image
@@ -110,7 +112,11 @@ def compare(options: Comparison) -> str:
 
 
 def train(options: Comparison, name: str) -> SegmentationPipeline:
-    """Trains a network and returns a pipeline with its weights of the best validation."""
+    """Trains a network and returns a pipeline with its weights of the best validation.
+
+    Raises:
+        ValueError: the folder of the network has a run with other options, another network or other images.
+    """
     unpadded = name == "ronneberger-2015"
     config = MaskedDataConfig(
         data=str(options.data / "train.parquet"),
@@ -135,8 +141,15 @@ def train(options: Comparison, name: str) -> SegmentationPipeline:
     accelerator = make_accelerator(training, output)
     data = load_masked(config, options.seed)
     torch.manual_seed(keyed_seed(options.seed, "initialisation"))
-    task = SegmentationTask(network(name, data), data, SegmentationConfig(), options.augmentation)
-    Trainer(task, training, output, {"data": asdict(config), "training": asdict(training)}, accelerator).run()
+    untrained = network(name, data)
+    task = SegmentationTask(untrained, data, SegmentationConfig(), options.augmentation)
+    resolved = {
+        "data": asdict(config),
+        "training": asdict(training),
+        "augmentation": asdict(options.augmentation),
+        "network": {"network": {key: value for key, value in untrained.config.items() if not key.startswith("_")}},
+    }
+    Trainer(task, training, output, resolved, accelerator, make_record(data, config.preparation)).run()
     kind = PEERS.get(name, UNet)
     return task.pipeline(kind.from_pretrained(output / "unet"))
 

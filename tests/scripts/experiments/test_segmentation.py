@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from scripts.experiments import segmentation
 from tests.support.blobs import blobs
+from unet_diffusion.data.masked.config import AugmentationConfig
 
 
 @pytest.mark.slow
@@ -24,6 +26,26 @@ def test_every_network_is_trained_and_scored_on_the_same_test_set(tmp_path):
     assert max(counts.values()) < 1.15 * min(counts.values())  # about equal, as the documents say
     assert text.count("\n| ") == 7 + 1 and (options.output / "overlays.png").stat().st_size > 0
     assert len(results["scores"]["ours"]["images"]) == 3
+
+
+def test_a_finished_network_is_not_taken_for_one_of_other_options(tmp_path, monkeypatch):
+    for name, count in (("train", 4), ("validation", 2)):
+        blobs(tmp_path, name, count)
+    options = segmentation.Comparison(tmp_path, tmp_path / "out", crop_size=32, steps=1, batch_size=2)
+    network = tmp_path / "network.json"
+    network.write_text(json.dumps({"channels": [4, 8], "head_channels": 4}))
+    monkeypatch.setitem(segmentation.OURS, "ours", str(network))
+    segmentation.train(options, "ours")
+    segmentation.train(options, "ours")  # nothing has changed
+    with pytest.raises(ValueError, match=r"noise is 0.5, but the run in .*ours was started with 0.02"):
+        segmentation.train(replace(options, augmentation=AugmentationConfig(noise=0.5)), "ours")
+    blobs(tmp_path, "validation", 3)
+    with pytest.raises(ValueError, match="the data have changed since the run in .*ours was started"):
+        segmentation.train(options, "ours")
+    blobs(tmp_path, "validation", 2)
+    network.write_text(json.dumps({"channels": [8, 8], "head_channels": 4}))
+    with pytest.raises(ValueError, match=r"network is {.*}, but the run in .*ours was started with {"):
+        segmentation.train(options, "ours")
 
 
 def test_differences_are_taken_image_by_image():
