@@ -11,6 +11,7 @@ from filelock import FileLock
 from scripts.benchmarks.other_libraries import Peer
 from scripts.experiments.cases import short_hash
 from scripts.experiments.label_efficiency.experiment import (
+    FILES,
     FROM_DDPM,
     OBJECTIVE,
     UNIMATCH,
@@ -23,6 +24,7 @@ from scripts.experiments.label_efficiency.networks import parameters, untrained_
 from scripts.experiments.label_efficiency.unimatch import UniMatchTask
 from scripts.experiments.pace import PACED, WARM
 from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, ddpm_trainer, kept_steps
+from scripts.reports import content_hash
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_segmentation import make_task
@@ -167,14 +169,15 @@ def pretrain(options: LabelEfficiency, name: str) -> tuple[str, float]:
 
 def pretraining_run(options: LabelEfficiency, name: str) -> TrainDDPM:
     """The options of `train-ddpm`: images of the training set alone, none of them held out."""
+    whole = options.data / name / "train.parquet"
     data = DataConfig(
-        data=str(options.data / name / "train.parquet"),
+        data=str(whole),
         image_column="image",
         crop_size=options.crop_size,
         flip=True,
         validation_fraction=0.0,
     )
-    folder = f"ddpm-{short_hash(options.pretraining_config())}"
+    folder = f"ddpm-{short_hash({**options.pretraining_config(), FILES: content_hash([whole])})}"
     return TrainDDPM(
         options.output / name / folder,
         str(options.network),

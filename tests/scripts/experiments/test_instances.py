@@ -1,7 +1,9 @@
 """Ways to find objects: ours end to end on drawn disks, the exchange with a peer's environment, and the arithmetic."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +147,25 @@ def test_a_subset_has_the_rows_of_its_modality_with_one_channel(options):
     assert labelled(options, "all", "test").channels == 3 and len(labelled(options, "all", "test")) == 3
     with pytest.raises(ValueError, match="sets names 'brightfield'.*no such row"):
         source(options, "brightfield", "train")
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_nothing_is_taken_over_from_other_files_under_the_same_path(options, tmp_path, part):
+    options.data = Path(shutil.copytree(options.data, tmp_path / "disks"))
+    before = [case.folder for case in options.cases()]
+    assert len(labelled(options, "fluorescence", part)) < 5
+    disks(options.data, part, 6)
+    assert not {*before} & {case.folder for case in options.cases()}
+    assert len(labelled(options, "fluorescence", part)) == 5
+
+
+def test_ours_in_another_precision_is_another_case(options, monkeypatch):
+    cases = {}
+    for precision in ("no", "bf16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        cases[precision] = {case.method: case.folder for case in options.cases()}
+    differing = {method for method in cases["no"] if cases["no"][method] != cases["bf16"][method]}
+    assert differing == {"ours", "ours-masks"}
 
 
 @pytest.mark.parametrize(

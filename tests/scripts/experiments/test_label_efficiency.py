@@ -17,7 +17,7 @@ from scripts.experiments.label_efficiency import training
 from scripts.experiments.label_efficiency.efficientnet_unet import EfficientNetUNet
 from scripts.experiments.label_efficiency.experiment import SetFacts, set_facts
 from scripts.experiments.label_efficiency.networks import monai_features, parameters, untrained_peer
-from scripts.experiments.label_efficiency.summary import add_row, paired_difference, read_rows
+from scripts.experiments.label_efficiency.summary import add_row, paired_difference, read_rows, row_of
 from scripts.experiments.label_efficiency.training import (
     TimedTrainer,
     pretrain,
@@ -186,7 +186,32 @@ def test_another_draw_labels_other_images_and_knows_the_same_classes(options, da
     for index, image in zip(order, images):
         assert np.array_equal(image, rows[int(index)]["image"])
     saved = json.loads((options.output / other.folder / "config.json").read_text())["data"]
-    assert saved["data"] == str(options.output / "squares" / "train-draw3.parquet")
+    assert saved["data"] == str(options.drawn("squares", 3))
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_nothing_is_taken_over_from_other_files_under_the_same_path(options, tmp_path, part):
+    (tmp_path / "sets").mkdir()
+    make_set(tmp_path / "sets" / "squares")
+    options = replace(options, data=tmp_path / "sets", methods=("pretrained",), draws=(3,))
+    (before,) = options.runs()
+    predictor, drawn = pretraining_run(options, "squares").output, options.drawn("squares", 3)
+    blobs(options.data / "squares", part, 6)
+    (after,) = options.runs()
+    assert after.folder != before.folder
+    assert (pretraining_run(options, "squares").output != predictor) == (part == "train")
+    assert (options.drawn("squares", 3) != drawn) == (part == "train")
+    chosen = load_masked(options.masked("squares", None, 2, draw=3)).train
+    assert len(chosen) == (6 if part == "train" else 5)
+
+
+def test_rows_from_before_files_were_named_are_those_of_their_runs(options):
+    (run,) = options.runs()
+    assert run.config["files"] != "0"
+    former = {**vars(run), "config": {key: value for key, value in run.config.items() if key != "files"}}
+    assert row_of([former], run) is former
+    assert row_of([{**vars(run), "config": run.config | {"files": "0"}}], run) is None
+    assert row_of([{**former, "config": former["config"] | {"crop_size": 9}}], run) is None
 
 
 @pytest.mark.slow
