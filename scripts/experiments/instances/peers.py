@@ -49,7 +49,7 @@ def python_of(options: Instances, method: str) -> Path:
 def run_peer(options: Instances, case: Case, test: MaskedDataset) -> tuple[dict[str, Any], list[np.ndarray], float]:
     """Trains a peer and lets it find the objects of the test images, whose instance maps it never sees.
 
-    What a worker has found is used again, if it was stopped after it.
+    What a worker has found is used again if the command was stopped before the case was scored.
 
     Returns:
         Facts of the case, the objects (H, W) of all images, and the CPU seconds for one.
@@ -87,12 +87,12 @@ def is_finished(folder: Path, values: dict[str, Any]) -> bool:
 
 
 def run_worker(python: Path, method: str, folder: Path) -> None:
-    """Runs the worker of a peer on a folder; it is ended if this process is stopped by Ctrl-C or SIGTERM.
+    """Runs the worker of a peer on a folder; the worker ends if this process is stopped by Ctrl-C or SIGTERM.
 
     Raises:
         NotRun: it failed.
     """
-    command = [str(python), "-m", f"scripts.experiments.instances.{method}_worker", str(folder.resolve())]
+    command = [str(python.absolute()), "-m", f"scripts.experiments.instances.{method}_worker", str(folder.resolve())]
     # of its own: what belongs to this environment must not be found in the other one
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     environment |= {"PYTHONPATH": str(ROOT), **dict.fromkeys(THREADS, "1")}

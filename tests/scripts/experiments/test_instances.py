@@ -122,8 +122,9 @@ def test_the_least_area_is_that_of_the_labelled_objects_for_masks_too(options):
             assert find(image).any() == (way in (MAPS, TURNED))  # which takes what its network has learnt: nothing here
 
 
-def test_a_peer_works_in_its_own_python_and_gets_no_instance_map_of_the_test(options, tmp_path):
-    options.methods, options.stardist_python = ("stardist",), tmp_path / "python"
+def test_a_peer_works_in_its_own_python_and_gets_no_instance_map_of_the_test(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options.methods, options.stardist_python = ("stardist",), Path("python")  # the worker starts in another folder
     options.stardist_python.write_text(STAND_IN.format(python=sys.executable))
     options.stardist_python.chmod(0o755)
     text = script.compare(options)
