@@ -1,5 +1,6 @@
 """Tables and figures of measurements, and the circumstances that they depend on."""
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterable
@@ -25,6 +26,11 @@ def circumstances() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
     }
+
+
+def content_hash(paths: Iterable[Path]) -> str:
+    """Eight hexadecimal digits that identify the content of files."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:8]
 
 
 def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -4,7 +4,6 @@ Both generate from one checkpoint in batches of one size, in turn. The quality i
 Every batch is kept as a file, so that a stopped run can resume.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 from scripts import NETWORKS
 from scripts.benchmarks.result_row import Comparison
 from scripts.benchmarks.timing import by_name, compute_clock, ratios, timed_precisions
+from scripts.reports import content_hash
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.data.config import DataConfig
@@ -97,8 +97,8 @@ def speed(
     if not (training.output / INDEX).is_file():
         train_ddpm(training)
     features = features or feature_network("efficientnet-lite0")
-    weights = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(training.output.glob("unet/*")))).hexdigest()
-    folder /= f"{weights[:8]}-{features.name}"  # other weights have other images
+    weights = content_hash(sorted(training.output.glob("unet/*")))
+    folder /= f"{weights}-{features.name}"  # other weights have other images
     generators: dict[Key, Generate] = {}
     for precision in timed_precisions(best_device("auto")):
         generators[str(stock), precision] = stock_generator(training.output, stock.steps, precision)

@@ -1,7 +1,7 @@
 """The lines of the tables of a benchmark."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from scripts.benchmarks.timing import COLUMNS, Ratio
@@ -65,6 +65,15 @@ class Comparison:
     def missed(self, column: str) -> bool:
         """Returns whether a column was measured and does not reach its target."""
         return column in self.ratios and self.ratios[column].median < self.targets.get(column, 0)
+
+
+def row_of(values: dict[str, Any]) -> Row | Comparison:
+    """The row with values as `asdict` gave them; others are left out."""
+    kind = Comparison if "ratios" in values else Row
+    known = {each.name: values[each.name] for each in fields(kind)}
+    if kind is Comparison:
+        known["ratios"] = {column: Ratio(**ratio) for column, ratio in values["ratios"].items()}
+    return kind(**known)
 
 
 def table(rows: Sequence[Row | Comparison]) -> str:

@@ -8,10 +8,12 @@ does not load on this machine is reported.
     python -m scripts.benchmarks.speed --output runs/benchmark
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -19,7 +21,7 @@ import tyro
 from scripts.benchmarks import data_delivery, generation, growth, inference, training_step
 from scripts.benchmarks.compared_networks import CONTENDERS, nine_million
 from scripts.benchmarks.ratio_chart import save_ratios
-from scripts.benchmarks.result_row import Comparison, Row, table
+from scripts.benchmarks.result_row import Comparison, Row, row_of, table
 from scripts.benchmarks.timing import AS_THEY_COME
 from scripts.reports import circumstances
 from unet_diffusion.checks import require
@@ -35,7 +37,7 @@ class Benchmark:
     """Time our networks beside those of other libraries."""
 
     output: Path
-    """Folder for `benchmark.json`, `benchmark.md` and `benchmark.png`."""
+    """Folder for `benchmark.json`, `benchmark.md` and `benchmark.png`; rows of other benchmarks stay in them."""
     only: tuple[str, ...] = ()
     """Benchmarks to run, such as T1; by default all: T1, T2, T3, T4, L1, G2, S1, S2 and, with `data`, D1, G1."""
     data: Path | None = None
@@ -81,21 +83,36 @@ def benchmarks(config: Benchmark) -> dict[str, Callable[[], Rows]]:
 
 
 def run(config: Benchmark) -> list[Row | Comparison]:
-    """Measures and prints; the files are written after every row, so that a stopped run leaves its rows."""
-    rows: list[Row | Comparison] = []
+    """Measures and prints; the files are written after every row, so that a stopped run leaves its rows.
+
+    Rows of other benchmarks stay in the files; each row has the circumstances in which it was measured.
+    """
+    path = config.output / "benchmark.json"
+    written = read_rows(path)
     facts = circumstances()
     facts["options"] = {"rounds": config.rounds, "seed": config.seed, "data": str(config.data)}
     for name, measure in benchmarks(config).items():
         if config.only and name not in config.only:
             continue
+        written = [row for row in written if row["id"] != name]
         torch.manual_seed(config.seed)
         for row in measure():
-            rows.append(row)
+            written.append({**asdict(row), **facts})
             print(f"{row.id}  {row.work}  against {row.against}: {row.figure}", flush=True)
-            write_json(config.output / "benchmark.json", {**facts, "rows": [asdict(row) for row in rows]})
+            rows = [row_of(values) for values in written]
+            write_json(path, {"rows": written})
             write_text(config.output / "benchmark.md", table(rows))
             save_ratios(rows, config.output / "benchmark.png")
-    return rows
+    return [row_of(values) for values in written]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that are on disk; earlier files have the circumstances once for all of them."""
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = found.pop("rows")
+    return [{**found, **row} for row in rows]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+from scipy.stats import t as student
+
 from unet_diffusion.checks import is_count, require, require_choice
 
 
@@ -36,6 +39,11 @@ def label_counts(labels: Sequence[int | Literal["all"]], images: int, name: str)
             f"labels is {labels}, but {name} has {images} training images; give smaller numbers, or 'all'."
         )
     return fitting
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half of the 95% interval of the mean of two or more values, by Student's quantile."""
+    return float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
 
 
 def short_hash(config: dict[str, Any]) -> str:

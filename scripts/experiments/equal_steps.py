@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from scripts.benchmarks.compared_networks import CONTENDERS, OURS, SIZES, Contender
+from scripts.experiments.cases import short_hash
 from scripts.experiments.timed_trainer import TimedTrainer
-from scripts.reports import markdown_table, save_figure
+from scripts.reports import content_hash, markdown_table, save_figure
 from unet_diffusion import UNetOutput
 from unet_diffusion.checks import require, require_choice, require_each
 from unet_diffusion.data.config import DataConfig
@@ -75,6 +76,25 @@ class EqualSteps:
         valid = 1 <= self.search_steps <= self.steps
         require(valid, "search_steps", self.search_steps, f"must be from 1 to steps, {self.steps}")
         require_each(self, ("networks", "learning_rates", "seeds"), bool, "needs at least one value")
+
+    def folder(self, name: str, learning_rate: float, seed: int) -> Path:
+        """The folder of a run, whose name follows from all that the run depends on but for its length."""
+        config = {
+            "size": self.size,
+            "objective": asdict(OBJECTIVES[self.objective]),
+            "learning_rate": learning_rate,
+            "warmup_steps": self.warmup_steps,
+            "batch_size": self.batch_size,
+            "validate_every": self.validate_every,
+            "data": content_hash(self.data / f"{part}.parquet" for part in ("train", "test")),
+        }
+        label = f"rate-{learning_rate:g}-seed-{seed}-{short_hash(config)}"
+        return self.output / name.replace(" ", "-") / label
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps until the learning rate is reached, within the search."""
+        return min(WARMUP, self.search_steps - 1)
 
 
 class NoisePredictor(nn.Module):
@@ -160,13 +180,13 @@ def compare(options: EqualSteps) -> str:
 
 def train(options: EqualSteps, images: ImageSets, name: str, learning_rate: float, seed: int, steps: int) -> Points:
     """Trains a run to the given step, if it is not there yet, and returns its validations up to that step."""
-    output = options.output / name.replace(" ", "-") / f"rate-{learning_rate:g}-seed-{seed}"
+    output = options.folder(name, learning_rate, seed)
     if steps not in validated(output):
         config = TrainingConfig(
             steps=steps,
             batch_size=options.batch_size,
             learning_rate=learning_rate,
-            warmup_steps=min(WARMUP, options.search_steps - 1),
+            warmup_steps=options.warmup_steps,
             schedule="constant",  # so that a short run is the beginning of a long one
             seed=seed,
             log_every=options.validate_every,

@@ -20,7 +20,7 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator
 
-from scripts.reports import label_ticks, markdown_table, save_figure
+from scripts.reports import content_hash, label_ticks, markdown_table, save_figure
 from unet_diffusion.checks import require, require_choice
 from unet_diffusion.commands.evaluate_generation import (
     RealImages,
@@ -92,7 +92,7 @@ class Case:
         return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
 
     def __str__(self) -> str:
-        """The name of its files."""
+        """The beginning of the names of its files."""
         return f"{self.run.name}-{self.sampler}-{self.evaluations}"
 
 
@@ -105,10 +105,11 @@ def compare_samplers(options: CompareSamplers) -> str:
     for run in options.runs:
         if not (run / "config.json").is_file():
             raise ValueError(f"runs has {run}, but there is no config.json in it; give finished runs.")
+    contents = {run: content_hash([run / "config.json", *sorted(run.glob("unet/*"))]) for run in options.runs}
     found: dict[Case, dict[str, Any]] = {}
     real: dict[str, RealImages] = {}  # by the data, which runs of several recipes share
     for case in options.cases():
-        path = options.output / f"{case}.json"
+        path = options.output / f"{case}-{contents[case.run]}.json"  # another run of that name has other figures
         if not path.is_file():
             measure(options, case, path, real)
         found[case] = json.loads(path.read_text(encoding="utf-8"))

@@ -2,7 +2,8 @@
 
 All networks have the same steps, batches, augmentation, loss and evaluation. Each is trained on `train.parquet`; the
 weights with the best mean IoU on `validation.parquet` are scored once on `test.parquet`. Writes `comparison.json`,
-`comparison.md` and `overlays.png`. Finished networks are not trained again.
+`comparison.md` and `overlays.png`. Finished networks are not trained again; if
+the options or images are others, this ends with an error.
 """
 
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from scripts import NETWORKS
 from scripts.benchmarks.other_libraries import BatchNormUNet, MonaiUNet, Peer
+from scripts.experiments.cases import half_interval
 from scripts.reports import markdown_table
 from unet_diffusion import UNet
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
+from unet_diffusion.data.record import make_record
 from unet_diffusion.evaluation.mask_scores import Scores, labelled_for, score_masks
 from unet_diffusion.files import write_json, write_text
 from unet_diffusion.images.figures import grid, save_image
@@ -109,7 +112,11 @@ def compare(options: Comparison) -> str:
 
 
 def train(options: Comparison, name: str) -> SegmentationPipeline:
-    """Trains a network and returns a pipeline with its weights of the best validation."""
+    """Trains a network and returns a pipeline with its weights of the best validation.
+
+    Raises:
+        ValueError: the folder of the network has a run with other options, another network or other images.
+    """
     unpadded = name == "ronneberger-2015"
     config = MaskedDataConfig(
         data=str(options.data / "train.parquet"),
@@ -134,8 +141,15 @@ def train(options: Comparison, name: str) -> SegmentationPipeline:
     accelerator = make_accelerator(training, output)
     data = load_masked(config, options.seed)
     torch.manual_seed(keyed_seed(options.seed, "initialisation"))
-    task = SegmentationTask(network(name, data), data, SegmentationConfig(), options.augmentation)
-    Trainer(task, training, output, {"data": asdict(config), "training": asdict(training)}, accelerator).run()
+    untrained = network(name, data)
+    task = SegmentationTask(untrained, data, SegmentationConfig(), options.augmentation)
+    resolved = {
+        "data": asdict(config),
+        "training": asdict(training),
+        "augmentation": asdict(options.augmentation),
+        "network": {"network": {key: value for key, value in untrained.config.items() if not key.startswith("_")}},
+    }
+    Trainer(task, training, output, resolved, accelerator, make_record(data, config.preparation)).run()
     kind = PEERS.get(name, UNet)
     return task.pipeline(kind.from_pretrained(output / "unet"))
 
@@ -209,8 +223,7 @@ def differences(scores: dict[str, Scores]) -> str:
             found = np.array([ours[key] - theirs[key] for ours, theirs in pairs if key in ours])
             found = found[~np.isnan(found)]
             if len(found) > 1:
-                interval = 1.96 * found.std(ddof=1) / len(found) ** 0.5
-                parts.append(f"{key} {found.mean():+.4f} +- {interval:.4f}")
+                parts.append(f"{key} {found.mean():+.4f} +- {half_interval(found):.4f}")
         lines.append(f"\nours minus {other}, mean over images: {', '.join(parts)}")
     return "\n".join(lines)
 

@@ -19,8 +19,8 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
@@ -29,8 +29,9 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from scripts import NETWORKS
+from scripts.experiments.cases import half_interval
 from scripts.experiments.regression_task import RegressionTask, regressed
-from scripts.reports import markdown_table
+from scripts.reports import content_hash, markdown_table
 from unet_diffusion import UNet
 from unet_diffusion.checks import is_count, require, require_each
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
@@ -39,6 +40,7 @@ from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.tune_few_steps import tune_few_steps
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.drawn_images import drawn
+from unet_diffusion.data.record import make_record
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.diffusion.config import SamplerName, check_sides
 from unet_diffusion.diffusion.low_resolution import enlarged, shrunk
@@ -205,15 +207,15 @@ def tune_diffusion(options: Comparison, run: Path) -> Path:
 
 def train_regression(options: Comparison) -> Path:
     """Trains by regression and returns the folder of the run."""
-    training, output = training_config(options), options.output / "regression"
+    training, config, output = training_config(options), data_config(options), options.output / "regression"
     accelerator = make_accelerator(training, output)
-    data = load_images(data_config(options), options.seed)
+    data = load_images(config, options.seed)
     torch.manual_seed(keyed_seed(options.seed, "initialisation"))
     channels = data.train.channels
     unet = load_unet(options.model, {"in_channels": channels, "out_channels": channels})
     task = RegressionTask(unet, data, options.scale, DiffusionConfig())
-    resolved = {"model": options.model, "scale": options.scale, "data": asdict(data_config(options))}
-    return Trainer(task, training, output, {**resolved, "training": asdict(training)}, accelerator).run()
+    resolved = {"model": options.model, "scale": options.scale, "data": asdict(config), "training": asdict(training)}
+    return Trainer(task, training, output, resolved, accelerator, make_record(data, config.preparation)).run()
 
 
 def data_config(options: Comparison) -> DataConfig:
@@ -243,9 +245,11 @@ def scored(
     features: FeatureNetwork,
     pixel_range: PixelRange,
 ) -> Scores:
-    """The scores of a method, which are kept in a file until an option changes."""
+    """The scores of a method, which are kept in a file until an option or the data change."""
     path = options.output / "scores" / f"{name.replace(' ', '-')}.json"
-    asked = json.loads(json.dumps({"scores of": name, **asdict(options), "output": None, "device": None}, default=str))
+    files = content_hash(options.data / f"{part}.parquet" for part in ("train", "test"))
+    values = {"scores of": name, **asdict(options), "output": None, "device": None, "files": files}
+    asked = json.loads(json.dumps(values, default=str))
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["options"] == asked:
@@ -309,10 +313,8 @@ def table(scores: dict[str, Scores]) -> str:
 
 def mean_and_interval(values: list[float]) -> str:
     """The mean and the half width of its 95% interval, as text; a single value has no interval."""
-    found: Any = torch.tensor(values, dtype=torch.float64)
-    if len(found) < 2:
-        return f"{found.mean():.4g}"
-    return f"{found.mean():.4g} +- {1.96 * found.std() / len(found) ** 0.5:.2g}"
+    found = np.array(values)
+    return f"{found.mean():.4g}" + (f" +- {half_interval(found):.2g}" if len(found) > 1 else "")
 
 
 if __name__ == "__main__":

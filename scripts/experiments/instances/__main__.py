@@ -9,7 +9,7 @@ normalisation of its authors, and chooses weights and thresholds on `validation.
 
 A peer works in a Python of its own; without one it is reported as not run. Writes a `case.json` for each case, and
 `instances.md`, `instances.json` and, with `--worst`, `worst-SET-LABELS.png` for the cases of the given options. The
-same command resumes a stopped comparison; a peer that was stopped starts again.
+same command resumes a stopped comparison; a peer that was stopped before its end starts again.
 """
 
 import json

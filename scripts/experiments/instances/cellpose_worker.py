@@ -197,7 +197,7 @@ def choose(model: Any, snapshots: Sequence[Path], parts: dict[str, Any], folder:
 
 
 def main(folder: Path) -> None:
-    """Works on the case in the folder."""
+    """Works on what is in the folder."""
     import torch
     from cellpose.dynamics import labels_to_flows
     from cellpose.version import version

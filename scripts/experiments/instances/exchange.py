@@ -1,6 +1,6 @@
 """What the comparison and a worker in another environment pass to each other; needs NumPy alone.
 
-The folder of a case holds `train.npz` and `validation.npz` (images and instance maps), `test.npz` (images alone) and
+Their folder holds `train.npz` and `validation.npz` (images and instance maps), `test.npz` (images alone) and
 `options.json`. The worker writes `found.npz`, the instance maps of the test images, and at last `report.json`.
 """
 

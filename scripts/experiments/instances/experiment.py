@@ -11,12 +11,15 @@ import pyarrow.parquet
 from scripts import NETWORKS
 from scripts.experiments.cases import check_cases, label_counts, short_hash
 from scripts.experiments.instances.exchange import PARTS
+from scripts.reports import content_hash
 from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import load_labelled
 from unet_diffusion.files import written_aside
 from unet_diffusion.images.pixel_range import PixelRange
+from unet_diffusion.network.precision import settled_precision
+from unet_diffusion.saved_runs import best_device
 from unet_diffusion.training.config import OptimizerName
 
 Method = Literal["ours", "ours-masks", "stardist", "cellpose"]
@@ -95,7 +98,12 @@ class Instances:
 
     def config(self, name: str, method: str) -> dict[str, Any]:
         """All values that the cases of a method on a set depend on, as JSON stores them."""
-        config: dict[str, Any] = {"minutes": self.minutes, "crop_size": self.crop_size, "grey": name in self.grey}
+        config: dict[str, Any] = {
+            "minutes": self.minutes,
+            "crop_size": self.crop_size,
+            "grey": name in self.grey,
+            "files": content_hash(self.data / f"{part}.parquet" for part in PARTS),
+        }
         if method == "stardist":
             config |= {"width": self.stardist_width}
         elif method == "cellpose":
@@ -108,6 +116,7 @@ class Instances:
                 for key in ("batch_size", "learning_rate", "optimizer", "validations", "percentiles")
             }
             config |= {"augmentation": asdict(self.augmentation)}
+            config |= {"mixed_precision": settled_precision("auto", best_device("auto"))}
         return json.loads(json.dumps(config))
 
     def cases(self) -> "list[Case]":
@@ -161,7 +170,7 @@ def source(options: Instances, name: str, part: str) -> Path:
     whole = options.data / f"{part}.parquet"
     if name == ALL:
         return whole
-    path = options.output / name / f"{part}.parquet"
+    path = options.output / name / f"{part}-{content_hash([whole])}.parquet"
     if not path.is_file():
         table = pyarrow.parquet.read_table(whole)
         values = table["modality"] if "modality" in table.column_names else None

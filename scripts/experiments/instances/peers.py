@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from scripts.experiments.instances.exchange import (
     IMAGES,
     INSTANCES,
     OPTIONS,
+    PARTS,
     REPORT,
     load_arrays,
     save_arrays,
@@ -20,11 +23,13 @@ from scripts.experiments.instances.exchange import (
 )
 from scripts.experiments.instances.experiment import Case, Instances, labelled
 from unet_diffusion.data.masked.dataset import MaskedDataset
-from unet_diffusion.files import remove_at_once
+from unet_diffusion.files import remove
+from unet_diffusion.training.run_folder import only_run_in
 
 ROOT = Path(__file__).parents[3]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 LOG = "log.txt"
+WORK = "worker"  # in the folder of a case
 
 
 class NotRun(Exception):
@@ -44,39 +49,63 @@ def python_of(options: Instances, method: str) -> Path:
 def run_peer(options: Instances, case: Case, test: MaskedDataset) -> tuple[dict[str, Any], list[np.ndarray], float]:
     """Trains a peer and lets it find the objects of the test images, whose instance maps it never sees.
 
+    What a worker has found is used again if the command was stopped before the case was scored.
+
     Returns:
         Facts of the case, the objects (H, W) of all images, and the CPU seconds for one.
 
     Raises:
         NotRun: there is no such Python, or the worker failed in it.
+        RuntimeError: another process works on the case.
         ValueError: the maps that it gave do not fit the images.
     """
-    python, folder = python_of(options, case.method), options.output / case.folder
-    if folder.is_dir():  # a stopped case
-        remove_at_once(folder)
-    folder.mkdir(parents=True)
-    for part in ("train", "validation"):
-        save_part(folder / f"{part}.npz", labelled(options, case.data, part), case.labels if part == "train" else None)
-    save_arrays(folder / "test.npz", **{IMAGES: [channels_last(test, index) for index in range(len(test))]})
+    python, folder = python_of(options, case.method), options.output / case.folder / WORK
     values = {**case.config, "seconds": 60 * options.minutes, "seed": case.seed}
-    save_json(folder / OPTIONS, values)
-    command = [str(python), "-m", f"scripts.experiments.instances.{case.method}_worker", str(folder.resolve())]
+    with only_run_in(folder.parent):
+        if not is_finished(folder, values):
+            remove(folder)
+            folder.mkdir()
+            for part in ("train", "validation"):
+                count = case.labels if part == "train" else None
+                save_part(folder / f"{part}.npz", labelled(options, case.data, part), count)
+            save_arrays(folder / "test.npz", **{IMAGES: [channels_last(test, index) for index in range(len(test))]})
+            save_json(folder / OPTIONS, values)
+            run_worker(python, case.method, folder)
+        for part in PARTS:
+            (folder / f"{part}.npz").unlink(missing_ok=True)
+    facts = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    found = load_arrays(folder / FOUND)[INSTANCES]
+    if [each.shape for each in found] != [test[index]["mask"].shape for index in range(len(test))]:
+        raise ValueError(f"{folder / FOUND} has other maps than one of the size of each test image; remove its folder.")
+    return facts, found, facts.pop("predict_seconds")
+
+
+def is_finished(folder: Path, values: dict[str, Any]) -> bool:
+    """Returns whether a worker with these options has written its report, which it does last."""
+    path = folder / OPTIONS
+    return (folder / REPORT).is_file() and json.loads(path.read_text(encoding="utf-8")) == values
+
+
+def run_worker(python: Path, method: str, folder: Path) -> None:
+    """Runs the worker of a peer on a folder; the worker ends if this process is stopped by Ctrl-C or SIGTERM.
+
+    Raises:
+        NotRun: it failed.
+    """
+    command = [str(python.absolute()), "-m", f"scripts.experiments.instances.{method}_worker", str(folder.resolve())]
     # of its own: what belongs to this environment must not be found in the other one
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     environment |= {"PYTHONPATH": str(ROOT), **dict.fromkeys(THREADS, "1")}
-    with (folder / LOG).open("w", encoding="utf-8") as log:
-        code = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log).returncode
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        with (folder / LOG).open("w", encoding="utf-8") as log:  # any exception kills the worker
+            code = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log).returncode
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code or not (folder / REPORT).is_file():
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
         raise NotRun(f"its worker ended with code {code}: {last} ({folder / LOG})")
-    facts = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    found = load_arrays(folder / FOUND)[INSTANCES]
-    if [each.shape for each in found] != [test[index]["mask"].shape for index in range(len(test))]:
-        raise ValueError(f"{folder / FOUND} has other maps than one of the size of each test image.")
-    for part in ("train", "validation", "test"):
-        (folder / f"{part}.npz").unlink()
-    return facts, found, facts.pop("predict_seconds")
 
 
 def save_part(path: Path, dataset: MaskedDataset, count: int | None) -> None:

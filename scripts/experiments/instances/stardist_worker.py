@@ -97,7 +97,7 @@ def train(options: dict[str, Any], parts: dict[str, Any], folder: Path, name: st
 
 
 def main(folder: Path) -> None:
-    """Works on the case in the folder."""
+    """Works on what is in the folder."""
     import keras
     import stardist
     import tensorflow as tf

@@ -13,6 +13,7 @@ from scripts import NETWORKS
 from scripts.experiments.cases import check_cases, label_counts, short_hash
 from scripts.experiments.label_efficiency.networks import monai_features
 from scripts.experiments.label_efficiency.unimatch import CONFIDENCE, VALUES
+from scripts.reports import content_hash
 from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
@@ -48,6 +49,7 @@ SMALLEST_MONAI = 32  # pixels a side
 # in the config of a run
 TRAINING = ("steps", "batch_size", "optimizer", "learning_rate", "mixed_precision", "warmup_steps", "ema_decay")
 OBJECTIVE = DiffusionConfig(preview_images=4)  # of the noise predictors
+FILES = "files"  # in the config of a run: a hash of the content of its set
 BY_PACE = ("steps", "warmup_steps")  # of these, what follows from `minutes`
 COUNTS = ("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size")
 
@@ -228,12 +230,14 @@ class LabelEfficiency:
     def drawn(self, name: str, draw: int) -> Path:
         """The training set with its rows in the order of a draw, whose file is written unless it is there."""
         whole = self.data / name / "train.parquet"
-        path = self.output / name / f"train-draw{draw}.parquet"
-        if draw and not path.is_file():
+        if not draw:
+            return whole
+        path = self.output / name / f"train-draw{draw}-{content_hash([whole])}.parquet"
+        if not path.is_file():
             table = pyarrow.parquet.read_table(whole)
             with written_aside(path) as aside:
                 pyarrow.parquet.write_table(table.take(np.random.default_rng(draw).permutation(len(table))), aside)
-        return path if draw else whole
+        return path
 
     def optimizer_of(self, method: str) -> OptimizerName:
         """The optimizer of a method."""
@@ -247,6 +251,7 @@ class LabelEfficiency:
             "training": {name: getattr(training, name) for name in chosen},
             "crop_size": self.crop_size,
             "augmentation": asdict(self.augmentation_of(name)),
+            FILES: content_hash(self.data / name / f"{part}.parquet" for part in PARTS),
         }
         config |= {"validate_every": self.validate_every} if self.minutes is None else {"minutes": self.minutes}
         if self.patience is not None:
@@ -274,7 +279,7 @@ class LabelEfficiency:
         return json.loads(json.dumps(config))
 
     def pretraining_config(self) -> dict[str, Any]:
-        """All values that the noise predictor of a set depends on."""
+        """All values that the noise predictor of a set depends on, but for its images."""
         training = self.pretraining()
         config = {name: getattr(training, name) for name in TRAINING if self.minutes is None or name not in BY_PACE}
         if self.minutes is not None:

@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from scipy.stats import t as student
 
-from scripts.experiments.label_efficiency.experiment import METHODS, Run
+from scripts.experiments.label_efficiency.experiment import FILES, METHODS, Run
 from scripts.reports import label_ticks, markdown_table, save_figure
 from unet_diffusion.files import write_text
 
 Row = dict[str, Any]  # as `training.train_and_test` returns it
 BASE = "scratch"  # the method that the others are compared with
 FEW, MANY = 10, 40  # labelled images: a method with few is compared with the base with many
-KEY = ("data", "method", "labels", "seed", "config")  # and the draw, which earlier results do not name
+KEY = ("data", "method", "labels", "seed", "config")  # and the draw; earlier results name neither it nor the files
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -54,6 +54,8 @@ def row_of(rows: Sequence[Row], run: Run) -> Row | None:
 
 def is_same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two rows are of the same run."""
+    if FILES not in one["config"] or FILES not in other["config"]:
+        one, other = ({**row, "config": row["config"] | {FILES: None}} for row in (one, other))
     return draw_of(one) == draw_of(other) and all(one[name] == other[name] for name in KEY)
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from scripts.benchmarks.other_libraries import Peer
 from scripts.experiments.cases import short_hash
 from scripts.experiments.label_efficiency.experiment import (
+    FILES,
     FROM_DDPM,
     OBJECTIVE,
     UNIMATCH,
@@ -22,6 +24,7 @@ from scripts.experiments.label_efficiency.networks import parameters, untrained_
 from scripts.experiments.label_efficiency.unimatch import UniMatchTask
 from scripts.experiments.pace import PACED, WARM
 from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, ddpm_trainer, kept_steps
+from scripts.reports import content_hash
 from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.train_segmentation import make_task
@@ -100,14 +103,24 @@ def make_trainer(run: Run, config: TrainSegmentation, facts: SetFacts) -> TimedT
 
 
 def steps_of(minutes: float, run: Run, config: TrainSegmentation, facts: SetFacts, before: float) -> int:
-    """Returns how many steps a run has, as its pace was when it started; `before` it, CPU seconds are spent."""
+    """Returns how many steps a run has, as its pace was when it started; `before` it, CPU seconds are spent.
+
+    Raises:
+        ValueError: no time is left after the noise predictor.
+    """
+    left = 60 * minutes - before
+    if left <= 0:
+        raise ValueError(
+            f"minutes is {minutes:g}, of which nothing is left for {run.folder}: its noise predictor took {before:.0f} "
+            f"CPU seconds; give more minutes, or a smaller pretraining_share."
+        )
 
     def short(aside: Path) -> TimedTrainer:
         # such that self-training starts after the same share of the measured steps as in the run
         training = replace(config.training, steps=round(WARM / START) + PACED - WARM, warmup_steps=0)
         return make_trainer(run, replace(config, output=aside, training=training), facts)
 
-    return kept_steps(config.output, 60 * minutes - before, short)
+    return kept_steps(config.output, left, short)
 
 
 def task_of(run: Run, config: TrainSegmentation, data: MaskedSets, facts: SetFacts) -> Task:
@@ -136,30 +149,35 @@ def score(options: LabelEfficiency, name: str, pipe: SegmentationPipeline) -> Sc
 def pretrain(options: LabelEfficiency, name: str) -> tuple[str, float]:
     """Trains the noise predictor of a set on all of its training images and no others, unless it is trained.
 
+    If another process trains it, this waits.
+
     Returns:
         Its folder, and the CPU seconds of its steps.
     """
     config = pretraining_run(options, name)
-    if options.minutes is not None:
-        seconds = 60 * options.minutes * options.pretraining_share
-        steps = kept_steps(config.output, seconds, lambda aside: ddpm_trainer(replace(config, output=aside)))
-        config = replace(config, training=options.pretraining(steps))
-    steps = str(config.training.steps)
-    if not (config.output / INDEX).is_file():  # written last
-        ddpm_trainer(config).run()
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(config.output.with_name(f".{config.output.name}.lock")):
+        if options.minutes is not None:
+            seconds = 60 * options.minutes * options.pretraining_share
+            steps = kept_steps(config.output, seconds, lambda aside: ddpm_trainer(replace(config, output=aside)))
+            config = replace(config, training=options.pretraining(steps))
+        steps = str(config.training.steps)
+        if not (config.output / INDEX).is_file():  # written last
+            ddpm_trainer(config).run()
     return str(config.output), json.loads((config.output / SECONDS).read_text(encoding="utf-8"))[steps]
 
 
 def pretraining_run(options: LabelEfficiency, name: str) -> TrainDDPM:
     """The options of `train-ddpm`: images of the training set alone, none of them held out."""
+    whole = options.data / name / "train.parquet"
     data = DataConfig(
-        data=str(options.data / name / "train.parquet"),
+        data=str(whole),
         image_column="image",
         crop_size=options.crop_size,
         flip=True,
         validation_fraction=0.0,
     )
-    folder = f"ddpm-{short_hash(options.pretraining_config())}"
+    folder = f"ddpm-{short_hash({**options.pretraining_config(), FILES: content_hash([whole])})}"
     return TrainDDPM(
         options.output / name / folder,
         str(options.network),

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -229,6 +230,26 @@ def test_results_are_written_row_by_row(tmp_path, monkeypatch):
     assert [row["value"] for row in written["rows"][:2]] == [2.0, 0.5]
     assert written["rows"][2]["ratios"]["float32"] == {"median": 1.5, "low": 1.4, "high": 1.6}
     assert Image.open(tmp_path / "benchmark.png").size[0] == 1100
+
+
+def test_rows_of_other_benchmarks_stay_and_those_measured_again_are_replaced(tmp_path, monkeypatch):
+    values = iter((1.0, 2.0, 3.0))
+
+    def measure(name):
+        found = {"float32": timing.Ratio(next(values), 0.5, 4.0)}
+        yield speed.Comparison(name, "a", "peer", found)
+        yield speed.Row(name, "b", "peer", "", quartiles=(1.0, 2.0))
+
+    monkeypatch.setattr(speed, "benchmarks", lambda config: {name: partial(measure, name) for name in ("X1", "X2")})
+    speed.run(speed.Benchmark(tmp_path, only=("X1",), rounds=5))
+    speed.run(speed.Benchmark(tmp_path, only=("X2",), rounds=7))
+    both = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert [(row["id"], row["options"]["rounds"]) for row in both] == [("X1", 5)] * 2 + [("X2", 7)] * 2
+    speed.run(speed.Benchmark(tmp_path, only=("X1",), rounds=9))
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert rows[:2] == both[2:] and [row["options"]["rounds"] for row in rows[2:]] == [9, 9]
+    lines = (tmp_path / "benchmark.md").read_text().splitlines()
+    assert [line[:24] for line in lines[2:4]] == ["| X2 | a | peer | 2.00 (", "| X1 | a | peer | 3.00 ("]
 
 
 def test_every_median_is_drawn_with_its_quartiles_and_target(tmp_path, monkeypatch):

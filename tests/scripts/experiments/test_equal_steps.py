@@ -102,11 +102,32 @@ def test_all_networks_see_the_same_noisy_images(data, tmp_path, monkeypatch):
     monkeypatch.setitem(equal_steps.SIZES, "9m", watched)
     chosen = options(data, tmp_path, learning_rates=(1e-3,), seeds=(3,))
     equal_steps.compare(chosen)
-    assert len(seen[OURS]) == len(seen[PEER]) == 2 * (8 + 2)  # 8 steps and 2 validations
+    assert len(seen[OURS]) == len(seen[PEER]) == 2 * (8 + 2 * 2)  # 8 steps and 2 validations of 2 batches
     for ours, theirs in zip(seen[OURS], seen[PEER]):
         assert torch.equal(ours, theirs)
     optimizers = [started_with(file.parent)["optimizer"] for file in tmp_path.rglob("config.json")]
     assert optimizers == ["adamw"] * 2  # that of the classic recipe
+
+
+def test_the_folder_of_a_run_follows_from_all_but_its_length(data, tmp_path):
+    chosen = options(data, tmp_path / "run")
+    place = (PEER, 1e-3, 0)
+    assert options(data, tmp_path / "run", steps=16, seeds=(0, 1)).folder(*place) == chosen.folder(*place)
+    (tmp_path / "other").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "other" / f"{name}.parquet").write_bytes((data / "test.parquet").read_bytes())
+    others = [
+        options(data, tmp_path / "run", **changes)
+        for changes in (
+            {"size": "ddpm-32"},
+            {"objective": "default"},
+            {"batch_size": 5},
+            {"search_steps": 3},
+            {"validate_every": 2},
+        )
+    ]
+    others.append(options(tmp_path / "other", tmp_path / "run"))
+    assert len({each.folder(*place) for each in (chosen, *others)}) == 1 + len(others)
 
 
 def test_the_larger_networks_have_equal_parameters():

@@ -1,9 +1,15 @@
 """Ways to find objects: ours end to end on drawn disks, the exchange with a peer's environment, and the arithmetic."""
 
 import json
+import shutil
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
@@ -13,10 +19,11 @@ from scripts.experiments.instances import __main__ as script
 from scripts.experiments.instances import cellpose_worker, exchange, stardist_worker, summary
 from scripts.experiments.instances.experiment import labelled, source
 from scripts.experiments.instances.ours import COMPONENTS, MAPS, TURNED, WATERSHED, least_area, ways_of
-from scripts.experiments.instances.peers import NotRun
+from scripts.experiments.instances.peers import WORK, NotRun
 from scripts.experiments.pace import steps_within
 from unet_diffusion import UNet
 from unet_diffusion.pipelines import SegmentationPipeline
+from unet_diffusion.training import run_folder
 
 TINY = {"channels": [8, 16], "attention": [False, False]}
 STAND_IN = """#!{python}
@@ -115,8 +122,9 @@ def test_the_least_area_is_that_of_the_labelled_objects_for_masks_too(options):
             assert find(image).any() == (way in (MAPS, TURNED))  # which takes what its network has learnt: nothing here
 
 
-def test_a_peer_works_in_its_own_python_and_gets_no_instance_map_of_the_test(options, tmp_path):
-    options.methods, options.stardist_python = ("stardist",), tmp_path / "python"
+def test_a_peer_works_in_its_own_python_and_gets_no_instance_map_of_the_test(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options.methods, options.stardist_python = ("stardist",), Path("python")  # the worker starts in another folder
     options.stardist_python.write_text(STAND_IN.format(python=sys.executable))
     options.stardist_python.chmod(0o755)
     text = script.compare(options)
@@ -126,6 +134,49 @@ def test_a_peer_works_in_its_own_python_and_gets_no_instance_map_of_the_test(opt
     # of three disks it found one object, the two that touch and the third together
     assert pooled["object_ap_50"] == 0 and pooled["object_count_error"] == pytest.approx(2 / 3)
     assert "StarDist 2D" in text and "not run" not in text
+
+
+def test_what_a_peer_has_found_is_kept_until_its_options_change(options, tmp_path):
+    options.methods, options.stardist_python = ("stardist",), tmp_path / "python"
+    options.stardist_python.write_text(STAND_IN.format(python=sys.executable))
+    options.stardist_python.chmod(0o755)
+    (case,) = options.cases()
+    row = script.run(options, case)  # stopped before it has a case.json
+    options.stardist_python.write_text("#!/bin/sh\nexit 3\n")
+    assert script.run(options, case)["ways"] == row["ways"]
+    path = options.output / case.folder / WORK / "options.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 9}))
+    with pytest.raises(NotRun, match="code 3"):
+        script.run(options, case)
+    assert not (path.parent / "report.json").exists()
+
+
+def test_a_peer_of_another_command_is_left_alone(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "WORKERS_END", 0.1)
+    options.methods, options.stardist_python = ("stardist",), Path(sys.executable)
+    (case,) = options.cases()
+    work = options.output / case.folder / WORK
+    work.mkdir(parents=True)
+    (work / "snapshot").touch()
+    with run_folder.only_run_in(work.parent), pytest.raises(RuntimeError, match="another process is training in"):
+        script.run(options, case)
+    assert (work / "snapshot").exists()
+
+
+def test_a_worker_ends_with_the_command_that_started_it(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho $$ > aside; mv aside pid\nexec sleep 60\n")
+    python.chmod(0o755)
+    program = "import sys; from pathlib import Path; from scripts.experiments.instances.peers import run_worker\n"
+    program += "run_worker(Path(sys.argv[1]), 'stardist', Path(sys.argv[2]))"
+    command = [sys.executable, "-c", program, str(python), str(tmp_path)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3]) as process:
+        while not (tmp_path / "pid").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_a_peer_that_fails_is_not_run_and_its_last_words_are_shown(options, tmp_path):
@@ -145,6 +196,25 @@ def test_a_subset_has_the_rows_of_its_modality_with_one_channel(options):
     assert labelled(options, "all", "test").channels == 3 and len(labelled(options, "all", "test")) == 3
     with pytest.raises(ValueError, match="sets names 'brightfield'.*no such row"):
         source(options, "brightfield", "train")
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_nothing_is_taken_over_from_other_files_under_the_same_path(options, tmp_path, part):
+    options.data = Path(shutil.copytree(options.data, tmp_path / "disks"))
+    before = [case.folder for case in options.cases()]
+    assert len(labelled(options, "fluorescence", part)) < 5
+    disks(options.data, part, 6)
+    assert not {*before} & {case.folder for case in options.cases()}
+    assert len(labelled(options, "fluorescence", part)) == 5
+
+
+def test_ours_in_another_precision_is_another_case(options, monkeypatch):
+    cases = {}
+    for precision in ("no", "bf16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        cases[precision] = {case.method: case.folder for case in options.cases()}
+    differing = {method for method in cases["no"] if cases["no"][method] != cases["bf16"][method]}
+    assert differing == {"ours", "ours-masks"}
 
 
 @pytest.mark.parametrize(

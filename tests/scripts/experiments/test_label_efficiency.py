@@ -1,8 +1,10 @@
 """Few labels: every method, resuming after a stop, the images that are used, and the arithmetic of the differences."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Semaphore
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from scripts.experiments.label_efficiency import training
 from scripts.experiments.label_efficiency.efficientnet_unet import EfficientNetUNet
 from scripts.experiments.label_efficiency.experiment import SetFacts, set_facts
 from scripts.experiments.label_efficiency.networks import monai_features, parameters, untrained_peer
-from scripts.experiments.label_efficiency.summary import add_row, paired_difference, read_rows
+from scripts.experiments.label_efficiency.summary import add_row, paired_difference, read_rows, row_of
 from scripts.experiments.label_efficiency.training import (
     TimedTrainer,
     pretrain,
@@ -24,11 +26,13 @@ from scripts.experiments.label_efficiency.training import (
     train_and_test,
 )
 from scripts.experiments.pace import WARM
+from scripts.experiments.timed_trainer import SECONDS
 from tests.support.blobs import blobs
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.evaluation.feature_networks import EfficientNetLite0
+from unet_diffusion.files import INDEX, write_json
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.tasks.self_training import IMAGE, START
 
@@ -182,7 +186,32 @@ def test_another_draw_labels_other_images_and_knows_the_same_classes(options, da
     for index, image in zip(order, images):
         assert np.array_equal(image, rows[int(index)]["image"])
     saved = json.loads((options.output / other.folder / "config.json").read_text())["data"]
-    assert saved["data"] == str(options.output / "squares" / "train-draw3.parquet")
+    assert saved["data"] == str(options.drawn("squares", 3))
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_nothing_is_taken_over_from_other_files_under_the_same_path(options, tmp_path, part):
+    (tmp_path / "sets").mkdir()
+    make_set(tmp_path / "sets" / "squares")
+    options = replace(options, data=tmp_path / "sets", methods=("pretrained",), draws=(3,))
+    (before,) = options.runs()
+    predictor, drawn = pretraining_run(options, "squares").output, options.drawn("squares", 3)
+    blobs(options.data / "squares", part, 6)
+    (after,) = options.runs()
+    assert after.folder != before.folder
+    assert (pretraining_run(options, "squares").output != predictor) == (part == "train")
+    assert (options.drawn("squares", 3) != drawn) == (part == "train")
+    chosen = load_masked(options.masked("squares", None, 2, draw=3)).train
+    assert len(chosen) == (6 if part == "train" else 5)
+
+
+def test_rows_from_before_files_were_named_are_those_of_their_runs(options):
+    (run,) = options.runs()
+    assert run.config["files"] != "0"
+    former = {**vars(run), "config": {key: value for key, value in run.config.items() if key != "files"}}
+    assert row_of([former], run) is former
+    assert row_of([{**vars(run), "config": run.config | {"files": "0"}}], run) is None
+    assert row_of([{**former, "config": former["config"] | {"crop_size": 9}}], run) is None
 
 
 @pytest.mark.slow
@@ -207,6 +236,34 @@ def test_a_noise_predictor_takes_its_share_of_the_minutes(options, monkeypatch):
     folder, seconds = pretrain(options, "squares")
     assert json.loads((Path(folder) / "config.json").read_text())["training"]["steps"] == 9  # 18 seconds of 2
     assert pretrain(options, "squares") == (folder, seconds)
+
+
+def test_a_noise_predictor_that_another_process_trains_is_waited_for(options, monkeypatch):
+    folder, started, go_on = pretraining_run(options, "squares").output, Semaphore(0), Event()
+
+    def trains(trainer):
+        started.release()
+        go_on.wait(20)
+        write_json(folder / SECONDS, {"2": 5.0})
+        write_json(folder / INDEX, {})
+
+    monkeypatch.setattr(TimedTrainer, "run", trains)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(pretrain, options, "squares")
+        assert started.acquire(timeout=60)
+        second = pool.submit(pretrain, options, "squares")
+        assert not started.acquire(timeout=2)
+        go_on.set()
+        assert first.result() == second.result() == (str(folder), 5.0)
+    assert not started.acquire(blocking=False)
+
+
+def test_a_noise_predictor_that_leaves_no_time_is_refused(options):
+    options = replace(options, methods=("pretrained",), minutes=2.0, pretraining_share=0.9)
+    (run,) = options.runs()
+    message = "minutes is 2, .* noise predictor took 130 CPU seconds; give more minutes, or a smaller pretraining_share"
+    with pytest.raises(ValueError, match=message):
+        steps_of(2.0, run, None, None, 130.0)
 
 
 def test_the_pace_of_self_training_counts_its_first_steps_alike(options, monkeypatch):

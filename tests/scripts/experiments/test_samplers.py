@@ -1,6 +1,7 @@
 """The comparison of samplers: the evaluations of each case, and resuming after a stop."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -74,9 +75,11 @@ def test_finished_cases_are_not_measured_again(run, tmp_path, monkeypatch):
         ["| run", "heun", "3"],
         ["| run", "heun", "5"],
     ]
-    figures = json.loads((tmp_path / "run-heun-3.json").read_text())
+    (path,) = tmp_path.glob("run-heun-3-*.json")
+    figures = json.loads(path.read_text())
     assert figures["options"]["steps"] == 2 and figures["memorisation"]["held_out_count"] == held_out
-    assert Image.open(tmp_path / "run-ddim-6-samples.png").size == (6 * 10 + 2, 6 * 10 + 2)
+    (grid,) = tmp_path.glob("run-ddim-6-*-samples.png")
+    assert Image.open(grid).size == (6 * 10 + 2, 6 * 10 + 2)
     assert Image.open(tmp_path / "samplers.png").width == 1000
     # the real images are seen once for all cases; alone, a case has the same figures
     again = EvaluateGeneration(**{**figures["options"], "data": DataConfig(**figures["options"]["data"])})
@@ -85,6 +88,11 @@ def test_finished_cases_are_not_measured_again(run, tmp_path, monkeypatch):
     assert all(alone[key] == figures[key] for key in ("figures", "memorisation"))
     monkeypatch.setattr(samplers, "measure", None)
     assert samplers.compare_samplers(options) == text
+    retrained = tmp_path / "again" / "run"  # of the same name, with other weights
+    shutil.copytree(run, retrained)
+    next((retrained / "unet").glob("*.safetensors")).write_bytes(b"others")
+    with pytest.raises(TypeError, match="not callable"):  # it would be measured
+        samplers.compare_samplers(replace(options, runs=(retrained,)))
     options.count = 70
     with pytest.raises(ValueError, match="was measured with {'count': 64}; choose another output"):
         samplers.compare_samplers(options)

@@ -97,9 +97,30 @@ def test_the_kernel_distance_is_that_of_the_sets(options):
     assert f"| {distances['black'].value:.3g} ±" in super_resolution.table({"black": scores})
 
 
+def test_scores_are_those_of_the_files(options):
+    clean = BYTES.to_model(torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8))
+    features = FeatureNetwork("blocks", Blocks())
+
+    def distances(enlarge) -> list[float]:
+        scores = super_resolution.scored(options, "a", enlarge, clean, clean, features, BYTES)
+        return scores.images["distance"]
+
+    assert min(before := distances(lambda _, at: clean[at] * 0 - 1)) > 0
+    assert distances(None) == before  # from its file
+    (options.data / "test.parquet").write_bytes((options.data / "train.parquet").read_bytes())
+    assert distances(lambda _, at: clean[at]) == [0, 0, 0]
+
+
+def test_a_regression_of_other_images_is_refused(options):
+    super_resolution.train_regression(options)
+    (options.data / "train.parquet").write_bytes((options.data / "test.parquet").read_bytes())
+    with pytest.raises(ValueError, match="the data have changed since the run in .*regression was started"):
+        super_resolution.train_regression(options)
+
+
 def test_means_have_intervals():
-    """1, 2 and 3: mean 2, deviation 1."""
-    assert super_resolution.mean_and_interval([1.0, 2.0, 3.0]) == "2 +- 1.1"
+    """1, 2 and 3: mean 2, deviation 1; Student's 97.5% point with 2 degrees is 4.3027."""
+    assert super_resolution.mean_and_interval([1.0, 2.0, 3.0]) == "2 +- 2.5"
     assert super_resolution.mean_and_interval([2.0]) == "2"
 
 
