@@ -69,6 +69,26 @@ def test_an_elongated_object_is_one(angle):
     assert of_mask(mask, diameter=9).max() == 1
 
 
+@pytest.mark.parametrize("width", [2, 3, 3.5, 4.5, 5, 6, 7, 8])
+def test_a_thin_object_is_one_at_any_angle(width):
+    """The steps of its edge make it a pixel wider and narrower, which is much of its width."""
+    random = np.random.default_rng(0)
+    for angle in np.linspace(0, math.pi, 25):
+        place = 32 + random.random(2)
+        assert of_mask(1 * rod((64, 64), place, 40, width, angle)).max() == 1
+        along, across = width * 2, width / 2 + 0.5
+        rows, columns = np.mgrid[:64, :64] - place[:, None, None]
+        u = columns * math.cos(angle) + rows * math.sin(angle)
+        v = rows * math.cos(angle) - columns * math.sin(angle)
+        assert of_mask(1 * (np.hypot(u / along, v / across) < 1)).max() == 1
+
+
+@pytest.mark.parametrize(("radius", "width"), [(20, 3), (20, 5), (25, 6), (30, 8), (30, 10)])
+def test_a_ring_is_one_object(radius, width):
+    rows, columns = np.mgrid[:80, :80]
+    assert of_mask(1 * (abs(np.hypot(rows - 40, columns - 40) - radius) < width / 2)).max() == 1
+
+
 def test_small_and_large_objects_in_one_image_are_split_by_the_same_rule():
     mask = np.zeros((120, 200), dtype=int)
     mask[:, :120] = disks([(60, 40), (60, 85)], 26, (120, 120)) > 0
