@@ -20,7 +20,7 @@ from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.encoding import MaskEncoding
 from unet_diffusion.data.masked.sets import load_labelled, load_masked
 from unet_diffusion.data.record import make_record
-from unet_diffusion.evaluation.mask_scores import score_masks
+from unet_diffusion.evaluation.mask_scores import known_objects, score_masks
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.pipelines import SegmentationPipeline
 
@@ -133,6 +133,16 @@ def test_a_gap_in_the_membrane_merges_its_cells(tmp_path):
     assert "| adapted Rand error, cells |  | 0.1" in scores.to_table()
     other = score_masks(lambda image: 1 - white(image), load_swapped(tmp_path), membrane=0)
     assert other.per_image["cell_rand_error"] == pytest.approx(error / 2)
+
+
+def test_an_object_that_lies_mostly_in_ignored_pixels_does_not_count():
+    objects = np.zeros((6, 12), dtype=int)
+    objects[1:5, 0:5], objects[1:5, 6:12] = 1, 2
+    known = np.ones(objects.shape, dtype=bool)
+    known[:, :4] = False  # all of the first object but its rim
+    known[:2] = False  # and a part of the second
+    found = known_objects(objects, known)
+    assert set(np.unique(found)) == {0, 2} and np.array_equal(found == 2, (objects == 2) & known)
 
 
 def load_swapped(folder: Path):

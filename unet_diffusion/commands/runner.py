@@ -300,7 +300,8 @@ class _Job:
         if others:
             assert self.table is not None
             logger.warning(
-                "%s keeps %s of %s not among these inputs, such as %s; remove their outputs to drop the rows",
+                "%s keeps %s of %s not among these inputs, such as %s, which other options or another run may have "
+                "made; remove their outputs to drop the rows",
                 self.table.path,
                 counted(sum(len(result.rows) for result in others), "row"),
                 counted(len(others), "image"),

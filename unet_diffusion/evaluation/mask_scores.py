@@ -181,7 +181,7 @@ def score_masks(
             scores |= _of_segments("instance", parts, instances)
             if objects is None:
                 objects = find_objects(one_hot(predicted, dataset.num_classes))
-            matches.append(match_objects(np.where(known, objects, 0), instances))
+            matches.append(match_objects(known_objects(objects, known), instances))
             scores |= _of_objects(matches[-1])
         images.append(scores)
 
@@ -195,6 +195,16 @@ def score_masks(
         per_image={**_named(computed, "per_image/"), **means},
         images=tuple(images),
     )
+
+
+def known_objects(objects: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Leaves out ignored pixels (where `known` is False), and whole objects (H, W) that lie mostly in these.
+
+    Otherwise the rim of an object that nobody has judged would count as an object of its own.
+    """
+    sizes = np.bincount(objects.ravel())
+    inside = np.bincount(objects[known], minlength=len(sizes))
+    return np.where(known & (2 * inside >= sizes)[objects], objects, 0)
 
 
 def _of_segments(kind: str, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:

@@ -273,6 +273,28 @@ def test_instance_maps_are_examined_too(tmp_path, look):
     assert "separate pieces" not in sentences(look(source, mask_encoding="instances"), "warning")
 
 
+def test_masks_that_contradict_their_instance_maps_are_found(tmp_path, look):
+    mask = np.zeros((12, 14), dtype=np.uint8)
+    mask[2:6, 2:7], mask[8:10, 2:7], mask[2:6, 9:13] = 1, 1, 2  # 20 and 10 pixels of class 1, and 16 of class 2
+    numbers = np.zeros(mask.shape, dtype=np.uint16)
+    numbers[2:6, 2:7] = 1  # the other object of class 1 has no number, and class 2 has no objects
+    images, masks = healthy()[0], [mask] * ROWS
+    found = sentences(
+        look(save(tmp_path / "a", image=images, mask=masks, cells=[numbers] * ROWS), instances_column="cells"),
+        "warning",
+    )
+    assert "33% of the pixels of class 1 in" in found and "no number in the instance maps" in found
+    assert "class 2" not in found and "background" not in found
+    numbers = numbers.copy()
+    numbers[8:10, 2:7], numbers[8:11, 9:13] = 2, 3
+    found = sentences(
+        look(save(tmp_path / "b", image=images, mask=masks, cells=[numbers] * ROWS), instances_column="cells"),
+        "warning",
+    )
+    assert f"have numbers at {12 * ROWS} pixels that the masks call background" in found
+    assert "no number in" not in found
+
+
 def test_a_second_examination_decodes_nothing(tmp_path, look, monkeypatch):
     images, masks = healthy()
     source = save(tmp_path / "set", image=images, mask=masks)

@@ -16,6 +16,7 @@ from unet_diffusion.data.masked.seen import SeenMasks
 from unet_diffusion.images.masks import Colour, describe_keys
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
+UNNUMBERED = 0.05  # share of the pixels of a class; fewer without a number may be gaps between objects
 RARE = 0.01  # share of the pixels; a class with less is called rare
 SLOPED = 0.05  # share of the changes from pixel to pixel; from here on, a value often lies between two others
 LARGE = SKETCHED**2 // 8  # pixels of a sketch; smaller objects show too little
@@ -54,8 +55,8 @@ def mask_findings(
     severity = unusable_severity(facts, config)
     found = about(
         severity,
-        f"images of {name} that have no mask: {{count}}. Add masks, or move the images to a folder of "
-        "their own, which training takes as unlabelled.",
+        f"images of {name} that have no mask: {{count}}. Add masks (of zeros for images that show nothing), or move "
+        "the images to a folder of their own, which training takes as unlabelled.",
         [fact.name for fact in facts if fact.no_mask],
     )
     broken = [fact for fact in facts if fact.mask_problem is not None]
@@ -101,6 +102,7 @@ def mask_findings(
             "again as PNG from what they were drawn with.",
             [f"{fact.name}: {fact.lossy}" for fact in masked if fact.lossy],
         )
+    found += _unnumbered(masked, name, encoding)
     return found + _slopes(masked, name) + _classes(masked, name, encoding, config, learned)
 
 
@@ -116,6 +118,39 @@ def _split_objects(masked: list[RowFacts], name: str) -> list[Finding]:
     )
     examples = [f"{fact.name}: {fact.split} of {fact.numbered}" for fact in masked if fact.split]
     return about("warning", sentence, examples)
+
+
+def _unnumbered(masked: list[RowFacts], name: str, encoding: MaskEncoding) -> list[Finding]:
+    """Finds masks of classes that contradict their instance maps; a class without any number has no objects."""
+    pixels: Counter[int] = Counter()
+    numbered: Counter[int] = Counter()
+    for fact in masked:
+        if fact.numbered:
+            for total, keys in ((pixels, fact.keys), (numbered, fact.numbered_keys)):
+                for key, count in keys:
+                    label = encoding.label(key)
+                    if label is not None and label != IGNORE_INDEX:
+                        total[label] += count
+    found = []
+    if numbered[0]:
+        found.append(
+            Finding(
+                "warning",
+                f"the instance maps of {name} have numbers at {numbered[0]} pixels that the masks call background "
+                "(class 0). They belong to no object; look at masks and instance maps of the same image.",
+            )
+        )
+    for label in range(1, encoding.num_classes):
+        share = 1 - numbered[label] / pixels[label] if numbered[label] else 0.0
+        if share > UNNUMBERED:
+            found.append(
+                Finding(
+                    "warning",
+                    f"{share:.0%} of the pixels of class {label} in {name} have no number in the instance maps, "
+                    "although others of this class have. They belong to no object; number all objects.",
+                )
+            )
+    return found
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -24,7 +24,7 @@ from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 11  # of the stored facts; raised when a field changes its meaning, so that old facts are not read
+FORMAT = 12  # of the stored facts; raised when a field changes its meaning, so that old facts are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 FEWEST_SOFT = 4  # values of a mask whose edges may be soft; with three, one may be a thin border
 SLOW = 1000  # rows; a longer examination shows its progress
@@ -58,6 +58,7 @@ class RowFacts:
     lossy: str = ""  # format of the mask's file, if it changes values
     unread_mask_pages: int = 0  # frames or pages of the mask's file that are left out
     objects: bool = False  # the values of the mask look like numbers of objects
+    numbered_keys: list[tuple[int, int]] = field(default_factory=list)  # each key, and its pixels that have a number
     numbered: int = 0  # objects in the instance map
     split: int = 0  # of these, the ones in several separate pieces
     changes: int = 0  # neighbouring pixels of the mask whose values differ; only where edges may be soft
@@ -72,6 +73,7 @@ class RowFacts:
         """Restores the tuples that JSON turned into lists."""
         self.size, self.mask_size = (self.size[0], self.size[1]), (self.mask_size[0], self.mask_size[1])
         self.keys = [(key, count) for key, count in self.keys]
+        self.numbered_keys = [(key, count) for key, count in self.numbered_keys]
         self.ramps = [(key, count) for key, count in self.ramps]
         self.palette = [(key, (red, green, blue)) for key, (red, green, blue) in self.palette]
 
@@ -195,6 +197,9 @@ def _note_mask(
             raise ValueError(
                 f"its instance map has {width}x{height} pixels, but the image has {facts.size[0]}x{facts.size[1]}."
             )
+    if labels.instances is not None and labels.instances.shape == keys.shape:
+        found = np.unique(keys[labels.instances > 0], return_counts=True)
+        facts.numbered_keys = list(zip(*(each.tolist() for each in found)))
 
 
 def _note_slopes(facts: RowFacts, keys: np.ndarray) -> None:
