@@ -20,6 +20,7 @@ LOWEST_PASS = (0.9, 0.8, 0.6)
 # edge of a mask, in pixels, changes by half a pixel where a slanted edge has a step.
 SLIGHT, SLIGHT_OF_MASK = 0.05, 0.6
 HALO = 64  # pixels around a block in which its distances to the edge of the mask are first looked for
+BAND = 64  # rows whose distances are computed at once
 LARGEST_WINDOW = 2**25  # pixels of a block with its surroundings, unless the image is one block
 
 
@@ -369,11 +370,12 @@ def _depth(classes: np.ndarray, as_one: bool) -> np.ndarray:
         quarters = each.repeat(2, axis=0).repeat(2, axis=1)
         nearest = ndimage.distance_transform_edt(quarters, return_distances=False, return_indices=True)
         columns = np.arange(quarters.shape[1])
-        for row in range(len(depth)):  # at once, the distances would take several times the memory
-            pair = slice(2 * row, 2 * row + 2)
-            away = np.hypot(nearest[0, pair] - np.arange(pair.start, pair.stop)[:, None], nearest[1, pair] - columns)
-            deepest = away.reshape(2, -1, 2).max(axis=(0, 2)) / 2
-            np.maximum(depth[row], deepest, out=depth[row], casting="same_kind")
+        for top in range(0, len(depth), BAND):  # at once, the distances would take several times the memory
+            band = slice(2 * top, 2 * (top + BAND))
+            rows = np.arange(len(quarters))[band, None]
+            squares = (nearest[0, band] - rows) ** 2 + (nearest[1, band] - columns) ** 2
+            deepest = np.sqrt(squares.reshape(-1, 2, len(columns) // 2, 2).max(axis=(1, 3))) / 2
+            np.maximum(depth[top : top + BAND], deepest, out=depth[top : top + BAND], casting="same_kind")
     return depth
 
 
