@@ -16,9 +16,8 @@ SMOOTHING = 0.08  # sigma of the Gaussian over the height, in diameters of an ob
 # As a share of the lower of two summits that belong to one object, by measurement, for no map, one and two. The height
 # of two maps is a product, so its passes are lower.
 LOWEST_PASS = (0.9, 0.8, 0.6)
-# The descent to a pass that never separates. For heights from maps (0 to 1), their noise is not more. A distance to the
-# edge of a mask, in pixels, changes by half a pixel where a slanted edge has a step.
-SLIGHT, SLIGHT_OF_MASK = 0.05, 0.6
+SLIGHT = 0.05  # descent to a pass that never separates, for heights from maps (0 to 1), whose noise is not more
+SLIGHT_OF_MASK = 0.6  # the same in pixels for a mask, whose width changes where a slanted edge has a step
 HALO = 64  # pixels around a block in which its distances to the edge of the mask are first looked for
 BAND = 64  # rows whose distances are computed at once
 LARGEST_WINDOW = 2**25  # pixels of a block with its surroundings, unless the image is one block
