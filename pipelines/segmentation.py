@@ -336,7 +336,7 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
         table are the same as those of `__call__`, for objects of any size and across windows
         (`unet_diffusion.segmentation.objects.ObjectSearch`). During the call, a folder beside the mask takes up to 4 K
         + 33 bytes a pixel for K classes, and 8 more if the network has learnt object maps. Memory use grows only with
-        the number of objects.
+        the number of objects. If only the objects fail, the mask stays, and a note on the error says so.
 
         Args:
             source: path of a `.npy`, `.tif` or `.zarr` image, or any array (H, W) or (H, W, C) that can be sliced.
@@ -358,8 +358,6 @@ class SegmentationPipeline(PrivateArguments, DiffusionPipeline):
                 with other colours or values than it stores. Or objects are wanted, and the middle of a part of the mask
                 is about 2,000 pixels from its edge.
             OSError: the disk has no room for the files; those that were there are as they were.
-
-            If only the objects fail, the mask stays, and a note on the error says so.
         """
         tile_size, num_draws, timesteps, instances, min_area, max_hole = map(
             plain, (tile_size, num_draws, timesteps, instances, min_area, max_hole)
