@@ -168,6 +168,7 @@ def test_generated_images_are_compared_with_real_ones_and_with_the_counts(run, t
         cli.run("evaluate-generation", [*arguments, "--output", str(tmp_path / "new.json"), "--features", "absent"])
 
 
+@pytest.mark.slow
 def test_copies_of_what_a_run_with_flips_or_crops_learnt_from_are_found(run, tmp_path, capsys):
     output = tmp_path / "run"
     arguments = ["--output", str(output), "--model", str(run.parent / "network.json"), "--steps", "1"]

@@ -74,7 +74,7 @@ def numbers(images, count) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sizes", [(20,), (2, 5, 13)])  # of the files
+@pytest.mark.parametrize("sizes", [(20,), pytest.param((2, 5, 13), marks=pytest.mark.slow)])  # of the files
 def test_processes_see_disjoint_images_and_together_all(tmp_path, kind, sizes):
     """Also where files hold unequal numbers of rows and an epoch ends within a batch."""
     source = write(tmp_path, [png(value) for value in range(20)], kind, sizes)

@@ -573,6 +573,7 @@ def test_a_mask_that_is_complete_stays_if_its_objects_fail(tmp_path, monkeypatch
     assert (tmp_path / "mask-objects.csv").exists()
 
 
+@pytest.mark.slow
 def test_what_a_killed_call_left_is_removed_by_the_next_one_for_the_same_mask(tmp_path):
     pytest.importorskip("tifffile")
     np.save(tmp_path / "image.npy", image(20, 20))

@@ -163,6 +163,7 @@ def test_a_peer_of_another_command_is_left_alone(options, tmp_path, monkeypatch)
     assert (work / "snapshot").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_the_command_that_started_it(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho $$ > aside; mv aside pid\nexec sleep 60\n")

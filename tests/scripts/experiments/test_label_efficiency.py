@@ -299,6 +299,7 @@ def test_patience_ends_a_run(options):
     assert row["steps"] < 40 and row["config"]["patience"] == 1
 
 
+@pytest.mark.slow
 def test_all_labels_are_those_of_the_set_and_larger_numbers_are_left_out(options):
     assert [run.labels for run in replace(options, labels=("all", 3, 6, 5)).runs()] == [3, 5]
     runs = replace(options, labels=(3, "all"), draws=(2, 1)).runs()

@@ -111,6 +111,7 @@ def test_scores_are_those_of_the_files(options):
     assert distances(lambda _, at: clean[at]) == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_regression_of_other_images_is_refused(options):
     super_resolution.train_regression(options)
     (options.data / "train.parquet").write_bytes((options.data / "test.parquet").read_bytes())
