@@ -93,11 +93,11 @@ def training_facts(rows: list[dict[str, Any]], config: dict[str, Any], best_by: 
             facts[quantity.replace("_", " ").capitalize()] = f"{values[-1]:.5f} at the last step"
     if best_by is not None:
         defined = [(score, -step) for step, score in zip(*series(rows, best_by)) if not math.isnan(score)]
-        facts[SCORES.get(best_by, best_by)] = "undefined on held-out images; these are the last weights"
+        text = "undefined on held-out images; these are the last weights"
         if defined:
             best, step = max(defined)  # the first of equal scores
-            where = f"at step {-step}, the step of these weights"
-            facts[SCORES.get(best_by, best_by)] = f"{best:.5f} on held-out images, {where}"
+            text = f"{best:.5f} on held-out images, at step {-step}, the step of these weights"
+        facts[SCORES.get(best_by, best_by)] = text
     lines = [f"- {label}: {text}" for label, text in facts.items()]
     return "\n".join([*lines, "", "```json", json.dumps(config, indent=2, default=str), "```"])
 

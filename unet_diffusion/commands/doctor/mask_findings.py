@@ -122,15 +122,9 @@ def _split_objects(masked: list[RowFacts], name: str) -> list[Finding]:
 
 def _unnumbered(masked: list[RowFacts], name: str, encoding: MaskEncoding) -> list[Finding]:
     """Finds masks of classes that contradict their instance maps; a class without any number has no objects."""
-    pixels: Counter[int] = Counter()
-    numbered: Counter[int] = Counter()
-    for fact in masked:
-        if fact.numbered:
-            for total, keys in ((pixels, fact.keys), (numbered, fact.numbered_keys)):
-                for key, count in keys:
-                    label = encoding.label(key)
-                    if label is not None and label != IGNORE_INDEX:
-                        total[label] += count
+    mapped = [fact for fact in masked if fact.numbered]
+    pixels = sum((_pixels(fact.keys, encoding) for fact in mapped), Counter())
+    numbered = sum((_pixels(fact.numbered_keys, encoding) for fact in mapped), Counter())
     found = []
     if numbered[0]:
         found.append(
@@ -209,7 +203,7 @@ def _classes(
     known = describe_keys([key for key, label in classes.items() if label != IGNORE_INDEX])
     found = about("error", f"masks of {name} with values outside the classes, which are {known}: {{count}}.", outside)
 
-    pixels = [_pixels(fact, encoding) for fact in masked]
+    pixels = [_pixels(fact.keys, encoding) for fact in masked]
     found += _binary_as_indices(masked, pixels, name, encoding)
     total = sum(pixels, Counter())
     labelled = sum(total[label] for label in range(encoding.num_classes))
@@ -230,10 +224,10 @@ def _classes(
     return found + about("warning", f"masks of {name} that are ignored (255) everywhere: {{count}}.", ignored)
 
 
-def _pixels(fact: RowFacts, encoding: MaskEncoding) -> Counter[int]:
-    """Counts the pixels of each class of one mask, leaving out keys without a class."""
+def _pixels(keys: list[tuple[int, int]], encoding: MaskEncoding) -> Counter[int]:
+    """Counts the pixels of each class, from those of each key of one mask, leaving out keys without a class."""
     pixels: Counter[int] = Counter()
-    for key, count in fact.keys:
+    for key, count in keys:
         label = encoding.label(key)
         if label is not None:
             pixels[label] += count
