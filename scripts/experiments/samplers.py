@@ -1,8 +1,10 @@
-"""The quality of images of finished runs against the number of network evaluations, for several samplers.
+r"""The quality of images of finished runs against the number of network evaluations, for several samplers.
 
-Every case goes through `evaluate-generation` with the training images of the run:
+Every case goes through `evaluate-generation` with the training images of the run. Runs that `tune-few-steps` has made
+are measured with `lcm` and the few evaluations that they are tuned for, all others with the other samplers:
 
-    python -m scripts.experiments.samplers --runs runs/fashion-mnist runs/fashion-mnist-classic --output runs/samplers
+    python -m scripts.experiments.samplers --runs runs/fashion-mnist runs/fashion-mnist-tuned --output runs/samplers \
+        --samplers dpm-solver++ lcm --evaluations 1 2 5 10 20 50
 
 Writes the figures of each case, a grid of its first images, `samplers.md` and `samplers.png`. The same command
 resumes a stopped comparison.
@@ -10,7 +12,7 @@ resumes a stopped comparison.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -31,7 +33,7 @@ from unet_diffusion.commands.evaluate_generation import (
 from unet_diffusion.commands.options.evaluate_generation import EvaluateGeneration
 from unet_diffusion.commands.sample import generation_pipeline
 from unet_diffusion.diffusion.config import SamplerName
-from unet_diffusion.files import write_text
+from unet_diffusion.files import INDEX, write_text
 from unet_diffusion.images.figures import array_images, grid, save_image
 from unet_diffusion.saved_index import read_object
 
@@ -71,11 +73,13 @@ class CompareSamplers:
             require(number >= (3 if "heun" in self.samplers else 1), "evaluations", number, rule)
 
     def cases(self) -> "Iterator[Case]":
-        """All cases, those of few evaluations first."""
+        """All cases, those of few evaluations first; tuned runs take `lcm` in few steps, other runs do neither."""
+        most = {run: read_object(run / INDEX).get("few_steps") for run in self.runs}
         for number in sorted(self.evaluations):
             for run in self.runs:
                 for name in self.samplers:
-                    yield Case(run, name, (number + 1) // 2 if name == "heun" else number)
+                    if (name == "lcm") == (most[run] is not None) and number <= (most[run] or number):
+                        yield Case(run, name, (number + 1) // 2 if name == "heun" else number)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def compare_samplers(options: CompareSamplers) -> str:
     """Measures the cases that are not on disk and returns the table of all.
 
     Raises:
-        ValueError: a run has no config (checked before anything is measured), or figures on disk have other options.
+        ValueError: a run has no config, no run has any of the samplers (both are checked before anything is measured),
+            or figures on disk have other options.
     """
     for run in options.runs:
         if not (run / "config.json").is_file():
@@ -108,7 +113,10 @@ def compare_samplers(options: CompareSamplers) -> str:
     contents = {run: content_hash([run / "config.json", *sorted(run.glob("unet/*"))]) for run in options.runs}
     found: dict[Case, dict[str, Any]] = {}
     real: dict[str, RealImages] = {}  # by the data, which runs of several recipes share
-    for case in options.cases():
+    cases = [*options.cases()]
+    rule = "runs that tune-few-steps has made take lcm in at most 4 evaluations, all others the other samplers"
+    require(cases, "samplers", options.samplers, f"must fit one of the runs: {rule}")
+    for case in cases:
         path = options.output / f"{case}-{contents[case.run]}.json"  # another run of that name has other figures
         if not path.is_file():
             measure(options, case, path, real)
@@ -172,30 +180,36 @@ def table(found: dict[Case, dict[str, Any]]) -> str:
 
 
 def save_plot(found: dict[Case, dict[str, Any]], path: Path) -> None:
-    """Draws distances against evaluations: a row of panels for each run, a line for each sampler."""
-    runs = list(dict.fromkeys(case.run for case in found))
-    samplers = list(dict.fromkeys(case.sampler for case in found))
-    figure = Figure(figsize=(5 * len(DRAWN), 3.4 * len(runs)), layout="constrained")
-    panels = figure.subplots(len(runs), len(DRAWN), squeeze=False, sharey="col")
-    lines = {}
-    for run, row in zip(runs, panels):
+    """Draws distances against evaluations: a row of panels for each data set, a line for each run and sampler."""
+    sets: dict[str, list[Case]] = {}
+    for case in found:
+        sets.setdefault(read_object(case.run / "config.json")["data"]["data"], []).append(case)
+    figure = Figure(figsize=(5 * len(DRAWN), 4 * len(sets)), layout="constrained")
+    panels = figure.subplots(len(sets), len(DRAWN), squeeze=False, sharey="col")
+    for cases, row in zip(sets.values(), panels):
         for name, axes in zip(DRAWN, row):
-            for sampler in samplers:
-                cases = [case for case in found if (case.run, case.sampler) == (run, sampler)]
-                figures = [found[case]["figures"][name] for case in cases]
+            for line, points in lines_of(cases).items():
+                figures = [found[case]["figures"][name] for case in points]
                 values, errors = ([figure[key] for figure in figures] for key in ("value", "error"))
-                spent = [case.evaluations for case in cases]
-                lines[sampler] = axes.errorbar(spent, values, errors, marker=".", capsize=2)
+                axes.errorbar([case.evaluations for case in points], values, errors, marker=".", capsize=2, label=line)
             axes.set_xscale("log")
             axes.set_yscale("log")
             numbers = sorted({case.evaluations for case in found})  # Heun's lie beside the others'
             apart = [one for one, after in zip(numbers, [*numbers[1:], math.inf]) if after >= 1.2 * one]
             label_ticks(axes.xaxis, FixedLocator(apart))
             label_ticks(axes.yaxis, LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-            axes.set(title=run.name, xlabel="network evaluations", ylabel=name)
+            axes.set(xlabel="network evaluations", ylabel=name)
             axes.grid(alpha=0.3, which="both")
-    figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=5, fontsize="small")
+        row[0].legend(fontsize="small")
     save_figure(figure, path)
+
+
+def lines_of(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    """The cases of each line of the plot, by its name."""
+    lines: dict[str, list[Case]] = {}
+    for case in cases:
+        lines.setdefault(f"{case.run.name}, {case.sampler}", []).append(case)
+    return lines
 
 
 if __name__ == "__main__":

@@ -43,10 +43,7 @@ def features(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [
-        *((name, wanted) for name in ("ddim", "dpm-solver++", "sde-dpm-solver++", "heun") for wanted in (4, 9)),
-        ("lcm", 1),
-    ],
+    [(name, wanted) for name in ("ddim", "dpm-solver++", "sde-dpm-solver++", "heun") for wanted in (4, 9)],
 )
 def test_evaluations_are_those_of_the_network(run, name, wanted):
     (case,) = samplers.CompareSamplers((run,), run, samplers=(name,), evaluations=(wanted,)).cases()
@@ -59,6 +56,18 @@ def test_evaluations_are_those_of_the_network(run, name, wanted):
     assert len(calls) == case.evaluations
     assert isinstance(pipe.scheduler, HeunDiscreteScheduler) == (name == "heun")
     assert abs(case.evaluations - wanted) <= 1
+
+
+def test_tuned_runs_take_lcm_and_few_evaluations(run, tmp_path):
+    tuned = tmp_path / "tuned"
+    shutil.copytree(run, tuned)
+    index = json.loads((tuned / "model_index.json").read_text())
+    (tuned / "model_index.json").write_text(json.dumps(index | {"few_steps": 4}))
+    options = samplers.CompareSamplers((run, tuned), tmp_path, samplers=("ddim", "lcm"), evaluations=(2, 20))
+    found = [(case.run, case.sampler, case.evaluations) for case in options.cases()]
+    assert found == [(run, "ddim", 2), (tuned, "lcm", 2), (run, "ddim", 20)]
+    with pytest.raises(ValueError, match="samplers is .*, but must fit one of the runs"):
+        samplers.compare_samplers(replace(options, runs=(run,), samplers=("lcm",)))
 
 
 @pytest.mark.slow
