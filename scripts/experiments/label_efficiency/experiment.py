@@ -57,7 +57,7 @@ FILES = "files"  # in the config of a run: a hash of the content of its set
 BY_PACE = ("steps", "warmup_steps")  # of these, what follows from `minutes`
 COUNTS = (
     *("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size"),
-    "nnunet_features",
+    *("nnunet_patch", "nnunet_batch", "nnunet_features"),
 )
 
 
@@ -126,8 +126,13 @@ class LabelEfficiency:
     """Lowest probability at which self-training uses the network's class as a label."""
     nnunet_python: Path | None = None
     """Python of an environment with nnU-Net 2, for the method "nnunet"."""
-    nnunet_features: int = 8
-    """Channels of nnU-Net's first level: 8 for about as many parameters as ours by default; its planner has 32."""
+    nnunet_patch: int = 128
+    """Largest side of nnU-Net's patches in pixels; smaller images are the patch, as its planner has it. With two of
+    them, a step has by default as many pixels as one of the other methods."""
+    nnunet_batch: int = 2
+    """Patches per step of nnU-Net; 2 is what its planner has for few images."""
+    nnunet_features: int = 16
+    """Channels of nnU-Net's first level; its planner has 32, which takes longer."""
     inverted_sets: tuple[str, ...] = ("dsb2018",)
     """Sets with half of the training samples inverted, for all methods; other sets follow `augmentation`."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -302,12 +307,12 @@ class LabelEfficiency:
     def nnunet_config(self, name: str) -> dict[str, Any]:
         """The same for nnU-Net, which has its own optimizer, learning rate and augmentation."""
         steps = {"steps": self.steps} if self.minutes is None else {}
+        sizes = {"patch": self.nnunet_patch, "features": self.nnunet_features}
         config: dict[str, Any] = {
-            "training": {**steps, "batch_size": self.batch_size},
-            "crop_size": self.crop_size,
+            "training": {**steps, "batch_size": self.nnunet_batch, "mixed_precision": self.precision},
             "inverted": name in self.inverted_sets,  # with a copy of each image
             FILES: content_hash(self.data / name / f"{part}.parquet" for part in PARTS),
-            NNUNET: {"features": self.nnunet_features, **CHANGED},
+            NNUNET: {**sizes, **CHANGED},
         }
         config |= {} if self.minutes is None else {"minutes": self.minutes}
         return json.loads(json.dumps(config))

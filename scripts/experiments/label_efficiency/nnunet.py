@@ -86,8 +86,8 @@ def worker_options(options: LabelEfficiency, run: Run, num_classes: int) -> dict
     """The options of the worker: either steps or CPU seconds, the other is None."""
     return {
         **run.config["nnunet"],
-        "crop_size": options.crop_size,
-        "batch_size": options.batch_size,
+        "batch_size": options.nnunet_batch,
+        "mixed_precision": options.precision,
         "steps": options.steps if options.minutes is None else None,
         "seconds": None if options.minutes is None else 60 * options.minutes,
         "seed": run.seed,

@@ -58,10 +58,9 @@ def options(data, tmp_path):
         methods=("nnunet",),
         labels=(2,),
         seeds=(0,),
-        crop_size=32,
         steps=7,
-        batch_size=2,
         nnunet_python=python,
+        nnunet_patch=32,
         nnunet_features=4,
     )
 
@@ -81,10 +80,17 @@ def test_its_python_adds_the_method_to_the_default(data, tmp_path):
 
 def test_a_run_reads_what_the_method_uses(options):
     (run,) = options.runs()
-    for values in ({"steps": 8}, {"crop_size": 40}, {"batch_size": 3}, {"nnunet_features": 8}, {"minutes": 1.0}):
+    sizes = ({"nnunet_patch": 40}, {"nnunet_batch": 3}, {"nnunet_features": 8})
+    for values in ({"steps": 8}, {"minutes": 1.0}, {"inverted_sets": ("squares",)}, *sizes):
         (other,) = replace(options, **values).runs()
         assert other.config != run.config
-    for values in ({"learning_rate": 1e-2}, {"pretraining_steps": 3}, {"patience": 2}, {"optimizer": "muon"}):
+    for values in (
+        {"learning_rate": 1e-2},
+        {"crop_size": 40},
+        {"batch_size": 3},
+        {"patience": 2},
+        {"validate_every": 9},
+    ):
         (other,) = replace(options, **values).runs()
         assert other.config == run.config
 
@@ -123,7 +129,7 @@ def test_the_worker_gets_steps_or_seconds(options):
         script.train_and_test(options, run)
         values = json.loads((options.output / run.folder / WORK / "options.json").read_text())
         assert (values["steps"], values["seconds"]) == expected
-        assert (values["features"], values["crop_size"], values["batch_size"]) == (4, 32, 2)
+        assert (values["features"], values["patch"], values["batch_size"]) == (4, 32, 2)
 
 
 def test_a_worker_that_fails_ends_the_command(options):
