@@ -173,6 +173,7 @@ def train(options: dict[str, Any], plans: dict[str, Any], folder: Path, ends: li
     description = json.loads((folder / FOLDERS[0] / DATASET / "dataset.json").read_text(encoding="utf-8"))
     trainer = Trainer({**plans, "continue_training": False}, CONFIGURATION, 0, description, torch.device("cpu"))
     trainer.num_epochs, trainer.durations, trainer.kept = len(ends), [], {}
+    trainer.logger.plot_progress_png = lambda folder: None  # it takes longer than a short epoch
     trainer.run_training()
     return trainer
 
