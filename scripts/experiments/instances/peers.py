@@ -70,7 +70,7 @@ def run_peer(options: Instances, case: Case, test: MaskedDataset) -> tuple[dict[
                 save_part(folder / f"{part}.npz", labelled(options, case.data, part), count)
             save_arrays(folder / "test.npz", **{IMAGES: [channels_last(test, index) for index in range(len(test))]})
             save_json(folder / OPTIONS, values)
-            run_worker(python, case.method, folder)
+            run_worker(python, f"scripts.experiments.instances.{case.method}_worker", folder)
         for part in PARTS:
             (folder / f"{part}.npz").unlink(missing_ok=True)
     facts = json.loads((folder / REPORT).read_text(encoding="utf-8"))
@@ -86,13 +86,13 @@ def is_finished(folder: Path, values: dict[str, Any]) -> bool:
     return (folder / REPORT).is_file() and json.loads(path.read_text(encoding="utf-8")) == values
 
 
-def run_worker(python: Path, method: str, folder: Path) -> None:
+def run_worker(python: Path, module: str, folder: Path) -> None:
     """Runs the worker of a peer on a folder; the worker ends if this process is stopped by Ctrl-C or SIGTERM.
 
     Raises:
         NotRun: it failed.
     """
-    command = [str(python.absolute()), "-m", f"scripts.experiments.instances.{method}_worker", str(folder.resolve())]
+    command = [str(python.absolute()), "-m", module, str(folder.resolve())]
     # of its own: what belongs to this environment must not be found in the other one
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     environment |= {"PYTHONPATH": str(ROOT), **dict.fromkeys(THREADS, "1")}

@@ -27,7 +27,9 @@ def label_efficiency(options: LabelEfficiency) -> str:
     for run in runs:
         if row_of(read_rows(options.results), run) is None:
             add_row(options.results, train_and_test(options, run))
-            remove_at_once(options.output / run.folder / "checkpoints")  # the weights are kept
+            checkpoints = options.output / run.folder / "checkpoints"
+            if checkpoints.exists():  # nnU-Net has none
+                remove_at_once(checkpoints)  # the weights are kept
             write_summary(options, runs)
     return write_summary(options, runs)
 

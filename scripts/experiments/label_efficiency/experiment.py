@@ -12,6 +12,7 @@ import torch
 from scripts import NETWORKS
 from scripts.experiments.cases import check_cases, label_counts, short_hash
 from scripts.experiments.label_efficiency.networks import monai_features
+from scripts.experiments.label_efficiency.nnunet_worker import CHANGED
 from scripts.experiments.label_efficiency.unimatch import CONFIDENCE, VALUES
 from scripts.reports import content_hash
 from unet_diffusion.checks import is_count, is_number, require, require_each
@@ -35,8 +36,11 @@ Method = Literal[
     "unimatch",
     "monai",
     "imagenet",
+    "nnunet",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
+NNUNET = "nnunet"  # needs a Python of its own
+USUAL = tuple(method for method in METHODS if method != NNUNET)
 FINE_TUNED = ("pretrained", "pretrained_self_training", "joint")  # methods that train a noise predictor on masks
 FROM_DDPM = (*FINE_TUNED, "pixel_classifier")  # methods that start from a noise predictor
 PEERS = ("monai", "imagenet")  # methods with another network than ours
@@ -51,7 +55,10 @@ TRAINING = ("steps", "batch_size", "optimizer", "learning_rate", "mixed_precisio
 OBJECTIVE = DiffusionConfig(preview_images=4)  # of the noise predictors
 FILES = "files"  # in the config of a run: a hash of the content of its set
 BY_PACE = ("steps", "warmup_steps")  # of these, what follows from `minutes`
-COUNTS = ("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size")
+COUNTS = (
+    *("crop_size", "steps", "batch_size", "validate_every", "pretraining_steps", "pretraining_batch_size"),
+    *("nnunet_patch", "nnunet_batch", "nnunet_features"),
+)
 
 
 @dataclass
@@ -66,11 +73,12 @@ class LabelEfficiency:
     """JSON list of all runs; by default `label_efficiency.json` in the output folder."""
     sets: tuple[str, ...] = ("dsb2018", "wbc", "isbi2012")
     """Names of the sets, which are those of their folders."""
-    methods: tuple[Method, ...] = METHODS
+    methods: tuple[Method, ...] = USUAL
     """Ways to learn. Our network from "scratch" or "pretrained" (from DDPM training on all images), both also with
     "self_training" on all training images; "joint" training, which also predicts noise; a "pixel_classifier" on frozen
     features; "unimatch", the training of a peer on all training images; "monai", a peer with as many parameters, from
-    scratch; "imagenet", an encoder with ImageNet weights."""
+    scratch; "imagenet", an encoder with ImageNet weights; "nnunet", nnU-Net v2 in 2D, only with `nnunet_python`, which
+    adds it to the default."""
     labels: tuple[int | Literal["all"], ...] = (1, 5, 10, 40, "all")
     """Numbers of labelled images, the first of the training set; numbers above the size of a set are left out."""
     draws: tuple[int, ...] = (0,)
@@ -116,6 +124,15 @@ class LabelEfficiency:
     """Weight of the loss on the network's own masks in self-training."""
     confidence: float = 0.9
     """Lowest probability at which self-training uses the network's class as a label."""
+    nnunet_python: Path | None = None
+    """Python of an environment with nnU-Net 2, for the method "nnunet"."""
+    nnunet_patch: int = 128
+    """Largest side of nnU-Net's patches in pixels; smaller images are the patch, as its planner has it. With two of
+    them, a step has by default as many pixels as one of the other methods."""
+    nnunet_batch: int = 2
+    """Patches per step of nnU-Net; 2 is what its planner has for few images."""
+    nnunet_features: int = 8
+    """Channels of nnU-Net's first level; its planner has 32, with which few steps fit into some minutes."""
     inverted_sets: tuple[str, ...] = ("dsb2018",)
     """Sets with half of the training samples inverted, for all methods; other sets follow `augmentation`."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -123,6 +140,8 @@ class LabelEfficiency:
     def __post_init__(self) -> None:
         """Checks every value."""
         self.results = self.results or self.output / "label_efficiency.json"
+        if self.nnunet_python is not None and self.methods == USUAL:
+            self.methods = METHODS
         check_cases(self, METHODS)
         require_each(self, COUNTS, is_count, "must be at least 1; leave it out for the default")
         require_each(self, ("minutes",), lambda value: is_number(value) and value > 0, "must be above 0")
@@ -131,6 +150,11 @@ class LabelEfficiency:
         if "monai" in self.methods:
             rule = f"MONAI's network needs at least {SMALLEST_MONAI}; give more, or leave monai out of methods"
             require(self.crop_size >= SMALLEST_MONAI, "crop_size", self.crop_size, rule)
+        if NNUNET in self.methods and not (self.nnunet_python and self.nnunet_python.is_file()):
+            raise ValueError(
+                f"nnunet_python is {self.nnunet_python}, but the method nnunet needs the Python of an environment with "
+                f"nnU-Net 2; give --nnunet-python, or leave nnunet out of methods."
+            )
         if self.timestep is not None:
             last = DiffusionConfig().num_train_timesteps
             rule = f"must be from 0 to below {last}; leave it out for the network's own"
@@ -245,6 +269,8 @@ class LabelEfficiency:
 
     def config(self, name: str, method: str, facts: "SetFacts") -> dict[str, Any]:
         """All values that the runs of a set by a method depend on, as JSON stores them."""
+        if method == NNUNET:
+            return self.nnunet_config(name)
         training = self.training(0, optimizer=self.optimizer_of(method))
         chosen = [name for name in TRAINING if self.minutes is None or name not in BY_PACE]
         config: dict[str, Any] = {
@@ -276,6 +302,19 @@ class LabelEfficiency:
             }
         if method == UNIMATCH:
             config["unimatch"] = VALUES
+        return json.loads(json.dumps(config))
+
+    def nnunet_config(self, name: str) -> dict[str, Any]:
+        """The same for nnU-Net, which has its own optimizer, learning rate and augmentation."""
+        steps = {"steps": self.steps} if self.minutes is None else {}
+        sizes = {"patch": self.nnunet_patch, "features": self.nnunet_features}
+        config: dict[str, Any] = {
+            "training": {**steps, "batch_size": self.nnunet_batch, "mixed_precision": self.precision},
+            "inverted": name in self.inverted_sets,  # with a copy of each image
+            FILES: content_hash(self.data / name / f"{part}.parquet" for part in PARTS),
+            NNUNET: {**sizes, **CHANGED},
+        }
+        config |= {} if self.minutes is None else {"minutes": self.minutes}
         return json.loads(json.dumps(config))
 
     def pretraining_config(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from scripts.experiments.cases import short_hash
 from scripts.experiments.label_efficiency.experiment import (
     FILES,
     FROM_DDPM,
+    NNUNET,
     OBJECTIVE,
     UNIMATCH,
     LabelEfficiency,
@@ -21,6 +22,7 @@ from scripts.experiments.label_efficiency.experiment import (
     set_facts,
 )
 from scripts.experiments.label_efficiency.networks import parameters, untrained_peer
+from scripts.experiments.label_efficiency.nnunet import run_nnunet
 from scripts.experiments.label_efficiency.unimatch import UniMatchTask
 from scripts.experiments.pace import PACED, WARM
 from scripts.experiments.timed_trainer import SECONDS, TimedTrainer, ddpm_trainer, kept_steps
@@ -41,6 +43,8 @@ from unet_diffusion.tasks.self_training import START, SelfTrainingTask
 from unet_diffusion.training.accelerator import make_accelerator
 from unet_diffusion.training.task import Task
 
+REPORTED = ("validation_mean_iou", "steps", "best_step", "seconds", "pretraining_seconds", "parameters")
+
 
 def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
     """Trains or resumes a run, and scores the weights of its best validation once on the test images.
@@ -52,6 +56,9 @@ def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
         predict; `seconds`, CPU seconds of the training steps, and `pretraining_seconds`, those of the noise predictor
         that the run shares with others; `config`.
     """
+    if run.method == NNUNET:
+        reported, scores = run_nnunet(options, run, tested(options, run.data))
+        return entry(run, scores, {"pretraining_seconds": 0.0, **reported})
     facts = set_facts(options.masked(run.data))
     start, pretraining_seconds = str(options.network), 0.0
     if run.method in FROM_DDPM:
@@ -78,18 +85,26 @@ def train_and_test(options: LabelEfficiency, run: Run) -> dict[str, Any]:
         pipe = task.pipeline(type(task.network).from_pretrained(folder / "unet", low_cpu_mem_usage=False))
     else:
         pipe = load_pipeline(SegmentationPipeline, folder)
-    scores = score(options, run.data, pipe).to_dict()
-    return {
-        **{name: getattr(run, name) for name in ("data", "method", "labels", "draw", "seed")},
-        "mean_iou": scores["pooled"]["mean_iou"],
+    reported = {
         "validation_mean_iou": trainer.best.score,
         "steps": trainer.step,
         "best_step": trainer.best.step,
         "seconds": trainer.cpu_seconds,
         "pretraining_seconds": pretraining_seconds,
         "parameters": sum(parameters(network) for network in (pipe.unet, pipe.classifier) if network is not None),
+    }
+    return entry(run, score(options, run.data, pipe), reported)
+
+
+def entry(run: Run, scores: Scores, reported: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a run in the JSON file; of what is reported of its training, it takes what all methods have."""
+    values = scores.to_dict()
+    return {
+        **{name: getattr(run, name) for name in ("data", "method", "labels", "draw", "seed")},
+        "mean_iou": values["pooled"]["mean_iou"],
+        **{name: reported[name] for name in REPORTED},
         "config": run.config,
-        "images": [image["mean_iou"] for image in scores["images"]],
+        "images": [image["mean_iou"] for image in values["images"]],
     }
 
 
@@ -139,11 +154,12 @@ def task_of(run: Run, config: TrainSegmentation, data: MaskedSets, facts: SetFac
 
 def score(options: LabelEfficiency, name: str, pipe: SegmentationPipeline) -> Scores:
     """The scores of a pipeline on the test images of a set."""
-    dataset = labelled_for(
-        pipe,
-        MaskedOptions(data=str(options.data / name / "test.parquet"), image_column="image", mask_column="mask"),
-    )
-    return score_masks(pipe.predictor(), dataset)
+    return score_masks(pipe.predictor(), labelled_for(pipe, tested(options, name)))
+
+
+def tested(options: LabelEfficiency, name: str) -> MaskedOptions:
+    """The test images of a set."""
+    return MaskedOptions(data=str(options.data / name / "test.parquet"), image_column="image", mask_column="mask")
 
 
 def pretrain(options: LabelEfficiency, name: str) -> tuple[str, float]:

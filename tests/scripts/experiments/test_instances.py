@@ -169,7 +169,7 @@ def test_a_worker_ends_with_the_command_that_started_it(tmp_path):
     python.write_text("#!/bin/sh\necho $$ > aside; mv aside pid\nexec sleep 60\n")
     python.chmod(0o755)
     program = "import sys; from pathlib import Path; from scripts.experiments.instances.peers import run_worker\n"
-    program += "run_worker(Path(sys.argv[1]), 'stardist', Path(sys.argv[2]))"
+    program += "run_worker(Path(sys.argv[1]), 'worker', Path(sys.argv[2]))"
     command = [sys.executable, "-c", program, str(python), str(tmp_path)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[3]) as process:
         while not (tmp_path / "pid").exists():
