@@ -15,7 +15,6 @@ from scripts.experiments.instances.exchange import load_arrays
 from scripts.experiments.instances.peers import WORK, NotRun
 from scripts.experiments.label_efficiency import __main__ as script
 from scripts.experiments.label_efficiency import nnunet_worker
-from scripts.experiments.label_efficiency.experiment import METHODS, USUAL
 from tests.support.blobs import blobs
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
 
@@ -72,10 +71,10 @@ def test_the_method_without_its_python_is_refused(data, tmp_path):
             script.LabelEfficiency(data, tmp_path, sets=("squares",), methods=("nnunet",), nnunet_python=python)
 
 
-def test_its_python_adds_the_method_to_the_default(data, tmp_path):
-    assert script.LabelEfficiency(data, tmp_path, sets=("squares",)).methods == USUAL
-    given = script.LabelEfficiency(data, tmp_path, sets=("squares",), nnunet_python=Path(sys.executable))
-    assert given.methods == METHODS == (*USUAL, "nnunet")
+def test_only_its_name_asks_for_the_method(data, tmp_path):
+    for python in (None, Path(sys.executable)):
+        options = script.LabelEfficiency(data, tmp_path, sets=("squares",), nnunet_python=python)
+        assert "nnunet" not in options.methods
 
 
 def test_a_run_reads_what_the_method_uses(options):
