@@ -77,8 +77,8 @@ class LabelEfficiency:
     """Ways to learn. Our network from "scratch" or "pretrained" (from DDPM training on all images), both also with
     "self_training" on all training images; "joint" training, which also predicts noise; a "pixel_classifier" on frozen
     features; "unimatch", the training of a peer on all training images; "monai", a peer with as many parameters, from
-    scratch; "imagenet", an encoder with ImageNet weights; "nnunet", nnU-Net v2 in 2D, which needs `nnunet_python` and is
-    not in the default."""
+    scratch; "imagenet", an encoder with ImageNet weights; "nnunet", nnU-Net v2 in 2D, which needs `nnunet_python` and
+    is not in the default."""
     labels: tuple[int | Literal["all"], ...] = (1, 5, 10, 40, "all")
     """Numbers of labelled images, the first of the training set; numbers above the size of a set are left out."""
     draws: tuple[int, ...] = (0,)
