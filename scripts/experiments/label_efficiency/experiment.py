@@ -47,7 +47,7 @@ PEERS = ("monai", "imagenet")  # methods with another network than ours
 SELF_TRAINED = ("self_training", "pretrained_self_training")
 UNIMATCH = "unimatch"
 PARTS = ("train", "validation", "test")
-VALIDATIONS = 20  # of a run that has `minutes`
+VALIDATIONS = 10  # of a run that has `minutes`
 INVERTED = 0.5  # share of the samples of `inverted_sets`
 SMALLEST_MONAI = 32  # pixels a side
 # in the config of a run
@@ -92,7 +92,7 @@ class LabelEfficiency:
     """Optimizer steps of each run, without `minutes`."""
     minutes: float | None = None
     """Processor minutes of the steps of each run, including those of its noise predictor; it has as many steps as fit,
-    and 20 validations. By default all runs have `steps`."""
+    and 10 validations. By default all runs have `steps`."""
     patience: int | None = None
     """Stop a run after this many validations without a better one, at the learning rate of that step; by default it
     goes to its last step, where the rate is 0. To see whether longer runs are better, compare several `minutes`."""
