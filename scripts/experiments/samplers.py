@@ -74,7 +74,7 @@ class CompareSamplers:
 
     def cases(self) -> "Iterator[Case]":
         """All cases, those of few evaluations first; tuned runs take `lcm` in few steps, other runs do neither."""
-        most = {run: read_object(run / INDEX).get("few_steps") for run in self.runs}
+        most = {run: read_object(run / INDEX).get("_few_steps") for run in self.runs}
         for number in sorted(self.evaluations):
             for run in self.runs:
                 for name in self.samplers:
