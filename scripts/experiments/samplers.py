@@ -73,7 +73,7 @@ class CompareSamplers:
             require(number >= (3 if "heun" in self.samplers else 1), "evaluations", number, rule)
 
     def cases(self) -> "Iterator[Case]":
-        """All cases, those of few evaluations first; tuned runs take `lcm` in few steps, other runs do neither."""
+        """All cases, those of few evaluations first: `lcm` in few steps for tuned runs, other samplers for others."""
         most = {run: read_object(run / INDEX).get("_few_steps") for run in self.runs}
         for number in sorted(self.evaluations):
             for run in self.runs:
