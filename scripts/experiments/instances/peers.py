@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,25 +60,62 @@ def run_peer(options: Instances, case: Case, test: MaskedDataset) -> tuple[dict[
         RuntimeError: another process works on the case.
         ValueError: the maps that it gave do not fit the images.
     """
-    python, folder = python_of(options, case.method), options.output / case.folder / WORK
+
+    def save_labelled(folder: Path) -> None:
+        for part in ("train", "validation"):
+            count = case.labels if part == "train" else None
+            save_part(folder / f"{part}.npz", labelled(options, case.data, part), count)
+
+    python, module = python_of(options, case.method), f"scripts.experiments.instances.{case.method}_worker"
     values = {**case.config, "seconds": 60 * options.minutes, "seed": case.seed}
+    facts, found = work_of(python, module, options.output / case.folder / WORK, values, save_labelled, test, INSTANCES)
+    return facts, found, facts.pop("predict_seconds")
+
+
+def work_of(
+    python: Path,
+    module: str,
+    folder: Path,
+    values: dict[str, Any],
+    save_labelled: Callable[[Path], None],
+    test: MaskedDataset,
+    name: str,
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Runs a worker in a folder, or takes what one with the same options has left there.
+
+    Args:
+        python: of the environment that the worker needs.
+        module: the worker.
+        folder: of the worker, in the folder of a run.
+        values: its options.
+        save_labelled: writes `train.npz` and `validation.npz` to the folder that it is given.
+        test: the test images, of which the worker gets no masks.
+        name: of the list of arrays that it finds.
+
+    Returns:
+        Its report, and an array (H, W) for each test image.
+
+    Raises:
+        NotRun: the worker failed.
+        RuntimeError: another process works on the run.
+        ValueError: the arrays do not fit the test images.
+    """
     with only_run_in(folder.parent):
         if not is_finished(folder, values):
             remove(folder)
             folder.mkdir()
-            for part in ("train", "validation"):
-                count = case.labels if part == "train" else None
-                save_part(folder / f"{part}.npz", labelled(options, case.data, part), count)
+            save_labelled(folder)
             save_arrays(folder / "test.npz", **{IMAGES: [channels_last(test, index) for index in range(len(test))]})
             save_json(folder / OPTIONS, values)
-            run_worker(python, f"scripts.experiments.instances.{case.method}_worker", folder)
+            run_worker(python, module, folder)
         for part in PARTS:
             (folder / f"{part}.npz").unlink(missing_ok=True)
-    facts = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    found = load_arrays(folder / FOUND)[INSTANCES]
+    found = load_arrays(folder / FOUND)[name]
     if [each.shape for each in found] != [test[index]["mask"].shape for index in range(len(test))]:
-        raise ValueError(f"{folder / FOUND} has other maps than one of the size of each test image; remove its folder.")
-    return facts, found, facts.pop("predict_seconds")
+        raise ValueError(
+            f"{folder / FOUND} has other {name} than one map of the size of each test image; remove its folder."
+        )
+    return json.loads((folder / REPORT).read_text(encoding="utf-8")), found
 
 
 def is_finished(folder: Path, values: dict[str, Any]) -> bool:

@@ -1,6 +1,5 @@
 """nnU-Net v2, trained by `nnunet_worker` in a Python of its own, as a method of the experiment."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.experiments.instances.exchange import (
-    FOUND,
-    IMAGES,
-    OPTIONS,
-    PARTS,
-    REPORT,
-    load_arrays,
-    save_arrays,
-    save_json,
-)
-from scripts.experiments.instances.peers import WORK, channels_last, is_finished, run_worker
+from scripts.experiments.instances.exchange import IMAGES, save_arrays
+from scripts.experiments.instances.peers import WORK, channels_last, work_of
 from scripts.experiments.label_efficiency.experiment import LabelEfficiency, Run, set_facts
 from scripts.experiments.label_efficiency.nnunet_worker import MASKS
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import load_labelled, load_masked
 from unet_diffusion.evaluation.mask_scores import Scores, score_masks
-from unet_diffusion.files import remove
-from unet_diffusion.training.run_folder import only_run_in
 
 WORKER = "scripts.experiments.label_efficiency.nnunet_worker"
 
@@ -47,7 +35,8 @@ def run_nnunet(options: LabelEfficiency, run: Run, test: MaskedOptions) -> tuple
     assert options.nnunet_python is not None
     num_classes = set_facts(options.masked(run.data)).num_classes
     sets = load_masked(options.masked(run.data, run.labels, num_classes, run.draw), run.seed)
-    assert sets.validation is not None
+    validation = sets.validation
+    assert validation is not None
     dataset = load_labelled(
         test,
         num_classes=num_classes,
@@ -56,30 +45,19 @@ def run_nnunet(options: LabelEfficiency, run: Run, test: MaskedOptions) -> tuple
         palette=sets.palette,
         class_names=sets.class_names,
     )
-    folder = options.output / run.folder / WORK
-    values = worker_options(options, run, num_classes)
-    with only_run_in(folder.parent):
-        if not is_finished(folder, values):
-            remove(folder)
-            folder.mkdir()
-            save_part(folder / "train.npz", sets.train, run.config["inverted"])
-            save_part(folder / "validation.npz", sets.validation)
-            save_arrays(folder / "test.npz", **{IMAGES: [channels_last(dataset, each) for each in range(len(dataset))]})
-            save_json(folder / OPTIONS, values)
-            run_worker(options.nnunet_python, WORKER, folder)
-        for part in PARTS:
-            (folder / f"{part}.npz").unlink(missing_ok=True)
-    found = load_arrays(folder / FOUND)[MASKS]
-    if [each.shape for each in found] != [dataset[index]["mask"].shape for index in range(len(dataset))]:
-        raise ValueError(
-            f"{folder / FOUND} has other masks than one of the size of each test image; remove its folder."
-        )
+
+    def save_labelled(folder: Path) -> None:
+        save_part(folder / "train.npz", sets.train, run.config["inverted"])
+        save_part(folder / "validation.npz", validation)
+
+    folder, values = options.output / run.folder / WORK, worker_options(options, run, num_classes)
+    reported, found = work_of(options.nnunet_python, WORKER, folder, values, save_labelled, dataset, MASKS)
     following = iter(found)
 
     def predict(image: Tensor) -> Tensor:
         return torch.from_numpy(next(following)).long()
 
-    return json.loads((folder / REPORT).read_text(encoding="utf-8")), score_masks(predict, dataset)
+    return reported, score_masks(predict, dataset)
 
 
 def worker_options(options: LabelEfficiency, run: Run, num_classes: int) -> dict[str, Any]:
