@@ -18,11 +18,12 @@ from typing import Any
 import torch
 import tyro
 
-from scripts.experiments.instances.exchange import FOUND, load_arrays, save_arrays
+from scripts.experiments.exchange import FOUND, load_arrays, save_arrays
 from scripts.experiments.instances.experiment import CASE, PEERS, Case, Instances, labelled
 from scripts.experiments.instances.ours import run_ours
-from scripts.experiments.instances.peers import NotRun, run_peer
+from scripts.experiments.instances.peers import run_peer
 from scripts.experiments.instances.summary import Row, summary, worst_figure
+from scripts.experiments.workers import NotRun
 from scripts.reports import circumstances
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.evaluation.mask_scores import score_masks

@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from scripts import NETWORKS
 from scripts.experiments.cases import check_cases, label_counts, short_hash
-from scripts.experiments.instances.exchange import PARTS
+from scripts.experiments.exchange import PARTS
 from scripts.reports import content_hash
 from unet_diffusion.checks import is_count, is_number, require, require_each
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedOptions

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.experiments.instances.exchange import timed_per_image
+from scripts.experiments.exchange import timed_per_image
 from scripts.experiments.instances.experiment import Case, Instances, labelled, source
 from scripts.experiments.pace import PACED
 from scripts.experiments.timed_trainer import TimedTrainer, kept_steps

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.experiments.instances.exchange import IMAGES, save_arrays
-from scripts.experiments.instances.peers import WORK, channels_last, work_of
+from scripts.experiments.exchange import IMAGES, save_arrays
 from scripts.experiments.label_efficiency.experiment import LabelEfficiency, Run, set_facts
 from scripts.experiments.label_efficiency.nnunet_worker import MASKS
+from scripts.experiments.workers import WORK, channels_last, work_of
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.sets import load_labelled, load_masked

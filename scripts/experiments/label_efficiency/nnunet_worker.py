@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.experiments.instances.exchange import (
+from scripts.experiments.exchange import (
     FOUND,
     IMAGES,
     OPTIONS,

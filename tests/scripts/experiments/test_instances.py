@@ -15,12 +15,13 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from scripts.experiments import exchange
 from scripts.experiments.instances import __main__ as script
-from scripts.experiments.instances import cellpose_worker, exchange, stardist_worker, summary
+from scripts.experiments.instances import cellpose_worker, stardist_worker, summary
 from scripts.experiments.instances.experiment import labelled, source
 from scripts.experiments.instances.ours import COMPONENTS, MAPS, TURNED, WATERSHED, least_area, ways_of
-from scripts.experiments.instances.peers import WORK, NotRun
 from scripts.experiments.pace import steps_within
+from scripts.experiments.workers import WORK, NotRun
 from unet_diffusion import UNet
 from unet_diffusion.pipelines import SegmentationPipeline
 from unet_diffusion.training import run_folder
@@ -31,7 +32,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from scripts.experiments.instances import cellpose_worker, stardist_worker
-from scripts.experiments.instances.exchange import load_arrays, save_arrays, save_json
+from scripts.experiments.exchange import load_arrays, save_arrays, save_json
 
 assert not {{"torch", "unet_diffusion", "stardist", "cellpose"}} & {{*sys.modules}}
 assert sys.argv[1:3] == ["-m", "scripts.experiments.instances.stardist_worker"]
@@ -168,7 +169,7 @@ def test_a_worker_ends_with_the_command_that_started_it(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho $$ > aside; mv aside pid\nexec sleep 60\n")
     python.chmod(0o755)
-    program = "import sys; from pathlib import Path; from scripts.experiments.instances.peers import run_worker\n"
+    program = "import sys; from pathlib import Path; from scripts.experiments.workers import run_worker\n"
     program += "run_worker(Path(sys.argv[1]), 'worker', Path(sys.argv[2]))"
     command = [sys.executable, "-c", program, str(python), str(tmp_path)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[3]) as process:

@@ -11,10 +11,10 @@ import torch
 from datasets import load_dataset
 from skimage.io import imread
 
-from scripts.experiments.instances.exchange import load_arrays
-from scripts.experiments.instances.peers import WORK, NotRun
+from scripts.experiments.exchange import load_arrays
 from scripts.experiments.label_efficiency import __main__ as script
 from scripts.experiments.label_efficiency import nnunet_worker
+from scripts.experiments.workers import WORK, NotRun
 from tests.support.blobs import blobs
 from unet_diffusion.segmentation.metrics import SegmentationMetrics
 
@@ -22,7 +22,7 @@ STAND_IN = """#!{python}
 import json, sys
 from pathlib import Path
 import numpy as np
-from scripts.experiments.instances.exchange import load_arrays, save_arrays, save_json
+from scripts.experiments.exchange import load_arrays, save_arrays, save_json
 from scripts.experiments.label_efficiency import nnunet_worker
 
 assert not {{"torch", "unet_diffusion", "nnunetv2"}} & {{*sys.modules}}
