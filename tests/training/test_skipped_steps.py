@@ -148,9 +148,7 @@ def test_steps_that_are_judged_on_the_device_are_lost_as_those_judged_at_once(op
     assert logged(runs[0])[-1]["loss"] == logged(runs[1])[-1]["loss"]
     assert [logged(run)[-1]["skipped_steps"] for run in runs] == [3, 3]
     at_once, ahead = (checkpoint(run, STEPS) for run in runs)
-    assert {name for name in changed(at_once, ahead) if not name.startswith("ema.")} == set()
-    for name in at_once:  # the average starts with a faster decay, which counts lost steps until they are read
-        torch.testing.assert_close(ahead[name], at_once[name], rtol=0.05, atol=1e-3)
+    assert not changed(at_once, ahead)
 
 
 def test_too_many_lost_steps_end_the_run_also_if_they_are_read_late(options, monkeypatch):

@@ -14,11 +14,12 @@ class MovingAverage(EMAModel):
     def step_unless(self, lost: Tensor, parameters: Iterable[nn.Parameter]) -> None:
         """Takes a step as `EMAModel.step` does, unless `lost`, bool (), on the device, is true.
 
-        The step is counted in either case; subtract lost steps from `optimization_step` once they are known.
+        Lost steps are not counted. The count, `optimization_step`, is on the device, where the decay follows from it: it
+        is n / (n + 9) in the n-th step that counts, but at most `decay`. The first step copies the weights.
         """
-        self.optimization_step += 1
-        self.cur_decay_value = self.get_decay(self.optimization_step)
-        shares = (1 - self.cur_decay_value) * (~lost).float()
+        self.optimization_step = self.optimization_step + (~lost).long()
+        shares = (9 / (self.optimization_step + 9)).clamp(min=1 - self.decay)  # 1 minus the decay
+        shares = torch.where(self.optimization_step > 1, shares, 1.0) * (~lost).float()
         changes = torch._foreach_sub(list(parameters), self.shadow_params)
         torch._foreach_mul_(changes, shares)
         torch._foreach_add_(self.shadow_params, changes)

@@ -203,7 +203,6 @@ class Trainer:
         started, first = time.perf_counter(), self.step - len(self.unread)
         lost = torch.stack(self.unread).tolist()
         self.unread = []
-        self.ema.optimization_step -= sum(lost)
         for step, skipped in enumerate(lost, start=first):
             if not skipped:
                 self.skipped.in_a_row = 0
@@ -308,7 +307,7 @@ class Trainer:
                 state={
                     "best": self.best.state(),
                     "skipped": self.skipped.state(),
-                    "ema_steps": self.ema.optimization_step,
+                    "ema_steps": int(self.ema.optimization_step),
                     "loss_sums": {name: total.item() for name, total in self.loss_sums.items()},
                     "loss_counts": {name: count.item() for name, count in self.loss_counts.items()},
                     "seconds": self.seconds,
