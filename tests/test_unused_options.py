@@ -313,7 +313,6 @@ def test_values_of_a_wrong_type_keep_their_own_message():
 IDLE = {
     "diffusion": {"class_conditional": False, "label_dropout": 0.3},
     "data": {"streaming": False, "shuffle_buffer": 7},
-    "training": {"steps": 9, "patience": 5, "validate_every": 3},
 }
 
 
@@ -330,13 +329,7 @@ def test_a_run_resumes_without_the_options_that_decided_nothing(tmp_path, sectio
 
 
 def test_an_option_that_decides_something_has_to_stay(tmp_path):
-    """Patience decides once there are steps enough; classes make another run."""
-    claim(tmp_path / "left out", IDLE)
-    claim(tmp_path / "left out", changed("training", patience=None))
     claim(tmp_path, IDLE)
-    claim(tmp_path, changed("training", patience=5, steps=90))
-    with pytest.raises(ValueError, match="patience is None, but the run in .* was started with 5"):
-        claim(tmp_path, changed("training", patience=None, steps=90))
     with pytest.raises(ValueError, match="class_conditional is True"):
         claim(tmp_path, changed("diffusion", class_conditional=True, label_dropout=0.1))
 

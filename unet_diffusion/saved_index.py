@@ -141,6 +141,11 @@ def saved_label_names(run: Path) -> list[str] | None:
     return from_index(index.get(GENERATES, index.get(KEPT_LABELS)))
 
 
+def saved_class_names(run: Path) -> list[str] | None:
+    """The names of the classes that a saved pipeline tells apart in its masks; None if it has none."""
+    return from_index(read_object(run / INDEX).get("_class_names"))
+
+
 def saved_components(run: Path) -> dict[str, tuple[str, str]]:
     """The module and the class of each component of a saved pipeline, by the component's name and subfolder.
 

@@ -21,9 +21,10 @@ from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.sample import sample
 from unet_diffusion.commands.segment import segment
 from unet_diffusion.commands.train_ddpm import train_ddpm
-from unet_diffusion.commands.train_segmentation import train_segmentation
+from unet_diffusion.commands.train_segmentation import make_task, train_segmentation
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
+from unet_diffusion.data.masked.sets import load_masked
 from unet_diffusion.pipelines import ImageGenerationPipeline, SegmentationPipeline
 from unet_diffusion.saved_index import part_that_left_noise
 from unet_diffusion.saved_runs import load_pipeline
@@ -79,6 +80,38 @@ def noise_predictor(options: TrainSegmentation, folder: Path) -> Path:
             training=replace(options.training, steps=2),
         )
     )
+
+
+@pytest.mark.parametrize("values", [{"learn": "head"}, {"learn": "pixel_classifier"}, {"trunk_rate": 0.1}])
+def test_untrained_weights_are_not_spared(options, values):
+    (name,) = values
+    options.segmentation = SegmentationConfig(**values)
+    with pytest.raises(ValueError, match=f"{name} is .*, which spares trained weights, but those of the model"):
+        train_segmentation(options)
+
+
+def test_a_run_for_masks_starts_from_one_with_other_classes_or_values(options, tmp_path, caplog):
+    """With another number of classes it takes all but the head; with as many under other names, the head too."""
+    first = replace(options, training=replace(options.training, steps=1))
+    first.data = replace(options.data, class_names=("ground", "square"), value_range=(0, 255))
+    run = train_segmentation(first)
+    caplog.clear()
+
+    def warned(**values) -> list[str]:
+        caplog.clear()
+        again = replace(first, model=str(run), training=replace(first.training, steps=1), output=tmp_path / "again")
+        network = make_task(again, load_masked(replace(first.data, **values))).network
+        assert network.config.num_classes == values.get("num_classes", 2)
+        return [message.removeprefix(f"the network of {run} ") for message in caplog.messages]
+
+    assert warned() == []
+    assert warned(num_classes=3, class_names=("ground", "square", "disk")) == [
+        "tells 2 classes apart, and these masks have 3, so its segmentation head starts untrained"
+    ]
+    (message,) = warned(class_names=("square", "ground"))
+    assert message.startswith("learnt the classes ground, square, but these are square, ground; its segmentation head")
+    (message,) = warned(value_range=(0, 60))
+    assert message.startswith("learnt from images mapped by PixelRange(low=(0.0,), high=(255.0,)")
 
 
 @pytest.mark.parametrize("learn", ["everything", "decoder", "head"])

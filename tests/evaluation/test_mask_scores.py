@@ -243,8 +243,11 @@ def test_options_that_fit_no_set_are_refused(tmp_path):
     dataset = load(save(tmp_path, [np.zeros((4, 4))], [np.zeros((4, 4))]))
     with pytest.raises(ValueError, match=r"membrane is 2, but the classes are 0\.\.1"):
         score_masks(white, dataset, membrane=2)
-    with pytest.raises(ValueError, match="boundary_tolerance is -1"):
-        score_masks(white, dataset, boundary_tolerance=-1)
+    for wrong in (-1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"boundary_tolerance is {wrong}, but must be a number of pixels"):
+            score_masks(white, dataset, boundary_tolerance=wrong)
+        with pytest.raises(ValueError, match=f"boundary_tolerance is {wrong}, but must be a number of pixels"):
+            Evaluate(boundary_tolerance=wrong)
     with pytest.raises(ValueError, match="must be the same"):
         score_masks(lambda image: white(image)[:2], dataset)
 

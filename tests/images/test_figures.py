@@ -12,6 +12,13 @@ def test_a_grid_has_the_images_where_they_belong():
     assert [sheet.getpixel(place)[0] for place in ((1, 1), (6, 1), (1, 5), (6, 5), (0, 0))] == [10, 20, 30, 255, 255]
 
 
+def test_images_of_other_sizes_keep_their_shape_in_a_grid():
+    """A square in a place of 4 x 2 pixels becomes 2 x 2, in its middle; a tall image becomes 1 x 2."""
+    black = [Image.new("L", size) for size in ((4, 2), (6, 6), (3, 6))]
+    sheet = np.asarray(grid(black, columns=3, gap=0).convert("L")) == 0
+    assert sheet.tolist() == 2 * [[True] * 4 + [False, True, True, False] + [False, True, False, False]]
+
+
 def test_sixteen_bit_and_float_images_are_stretched_to_be_seen():
     values = np.array([[100, 200], [300, 300]])
     for dtype in (np.uint16, np.float32):

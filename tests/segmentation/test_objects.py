@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
-from unet_diffusion.segmentation.measurements import object_classes, object_table
+from unet_diffusion.segmentation.measurements import object_table
 from unet_diffusion.segmentation.objects import find_objects, one_hot
 
 
@@ -130,8 +130,8 @@ def test_two_classes_that_touch_are_two_objects(kind):
     given = {"mask": {}, "boundary": {"boundary": boundary}, "distance": {"distance": distance}}[kind]
     found = of_mask(mask, **given)
     assert equal_partitions(found, mask)
-    classes, confidence = object_classes(found, one_hot(mask, 3))
-    assert classes.tolist() == [1, 2] and confidence.tolist() == [1, 1]
+    table = object_table(found, mask[None], one_hot(mask, 3))
+    assert table["class"].tolist() == [1, 2] and table["confidence"].tolist() == [1, 1]
 
 
 def test_with_maps_an_object_has_the_class_of_most_of_its_probability():
@@ -141,10 +141,10 @@ def test_with_maps_an_object_has_the_class_of_most_of_its_probability():
     boundary, distance = maps(true)
     found = find_objects(probabilities, boundary, distance)
     assert equal_partitions(found, true)
-    classes, (confidence,) = object_classes(found, probabilities)
+    table = object_table(found, true[None], probabilities)
     area = (true > 0).sum()
-    assert classes.tolist() == [1]
-    assert confidence == pytest.approx((area - 9 * 0.8) / area)
+    assert table["class"].tolist() == [1]
+    assert table["confidence"].tolist() == [pytest.approx((area - 9 * 0.8) / area)]
 
 
 def test_small_objects_are_left_out_and_small_holes_filled():
@@ -168,7 +168,7 @@ def test_a_hole_belongs_to_the_object_around_it():
     probabilities = one_hot(mask, 4)
     whole = find_objects(probabilities, max_hole=9)
     assert whole.max() == 1 and (whole > 0).sum() == 256
-    assert object_classes(whole, probabilities)[0].tolist() == [2]
+    assert object_table(whole, mask[None], probabilities)["class"].tolist() == [2]
 
 
 @pytest.mark.parametrize("level", [-0.05, 0.0, 0.05])

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from unet_diffusion import UNet
 from unet_diffusion.images.pixel_range import PixelRange
@@ -114,19 +115,30 @@ def test_the_weights_of_the_best_validation_are_exported(tmp_path):
     assert task.validate(pipe.unet, make_accelerator(TrainingConfig(), tmp_path))["mean_iou"] == max(scores)
 
 
-def test_a_run_out_of_patience_stops_early_and_stays_stopped(tmp_path):
+def test_a_run_out_of_patience_says_so_and_goes_on_with_more_of_it(tmp_path, caplog):
     nothing_learns = {"learning_rate": 1e-12, "checkpoint_every": 100}
     config = SegmentationConfig(patience=3)
     train(tmp_path, config, steps=50, **nothing_learns)
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert rows[-1]["step"] == 4  # the first validation sets the score, three do not raise it
-    train(tmp_path, config, steps=50, **nothing_learns)
+    train(tmp_path, config, steps=60, **nothing_learns)
     assert read_metrics(tmp_path / "metrics.jsonl") == rows
+    ended = "the run ended at step 4 of {}, since 3 validations in a row were not better than that of step 1; with a "
+    assert [each[: len(ended)] for each in caplog.messages] == [ended.format(steps) for steps in (50, 60)]
+    train(tmp_path, SegmentationConfig(patience=5), steps=60, **nothing_learns)
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 6
 
 
 def test_the_timestep_is_saved_with_the_network(tmp_path):
     train(tmp_path, SegmentationConfig(timestep=50))
     assert SegmentationPipeline.from_pretrained(tmp_path).unet.config.segmentation_timestep == 50
+
+
+def test_a_timestep_is_one_of_the_noise_predictor():
+    scheduler = DDPMScheduler(num_train_timesteps=100)
+    SegmentationTask(network(), halves(), SegmentationConfig(timestep=99), scheduler=scheduler)
+    with pytest.raises(ValueError, match="timestep is 100, but must be from 0 to 99"):
+        SegmentationTask(network(), halves(), SegmentationConfig(timestep=100), scheduler=scheduler)
 
 
 def test_a_timestep_needs_a_network_with_a_timestep_embedding():

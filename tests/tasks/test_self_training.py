@@ -113,6 +113,20 @@ def test_the_loss_is_the_sum_computed_by_hand(options):
     assert losses["sure"].item() == pytest.approx((own != IGNORE_INDEX).float().mean().item())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_overflow_teaches_nothing_and_is_forgotten(options, monkeypatch, value):
+    """Its probabilities are NaN, of which the largest would be that of class 0."""
+    task = task_of(options)
+    batch = batch_at(options, task, step=7)
+    before = task.state = {"probabilities": torch.tensor([0.3, 0.7]), "weight": torch.ones(())}
+    logits = task.class_logits
+    monkeypatch.setattr(task, "class_logits", lambda *given: logits(*given) * (1 if torch.is_grad_enabled() else value))
+    losses = task.loss(task.network, batch, generators())
+    assert losses["sure"] == losses["self_training_loss"] == 0
+    task.finish_step(torch.tensor(False), context(options).accelerator)
+    assert all(torch.equal(task.state[name], before[name]) for name in before)
+
+
 def test_without_sure_pixels_the_loss_is_that_of_the_masks_alone(options):
     gradients = []
     for joint in (JointConfig(self_training_weight=9.0, confidence=0.999999), JointConfig()):
@@ -308,7 +322,7 @@ def test_options_and_networks_that_rule_out_self_training_are_refused(options, t
     assert not options.output.exists()
 
 
-def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(options, tmp_path):
+def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(options, tmp_path, capsys):
     ddpm = DataConfig(data=options.data.data, channels=3, validation_fraction=0.0)
     training = replace(options.training, steps=1, validate_every=500)  # nothing is held out
     train_ddpm(TrainDDPM(tmp_path / "ddpm", options.model, ddpm, training=training))
@@ -336,7 +350,9 @@ def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(opt
     ]
     assert weights == [1, 1, 0, 0, 0, 0, 0]
     assert settled(replace(few, joint=JointConfig(self_training_weight=0.0))).self_training_weight == 0
+    capsys.readouterr()
     run = train_segmentation(few)
+    assert "also learns from its own masks of the images without masks, with a weight of 1;" in capsys.readouterr().out
     assert json.loads((run / "config.json").read_text())["joint"]["self_training_weight"] == 1
     assert series(read_metrics(run / "metrics.jsonl"), "self_training_loss")[1]
     with pytest.raises(ValueError, match="so nothing learns from these images"):

@@ -79,13 +79,17 @@ def test_files_of_a_folder_without_a_run_are_not_replaced(tmp_path):
         folder = tmp_path / name.replace(".", "-")
         folder.mkdir()
         (folder / name).write_text('{"mine": 1}\n')
-        with pytest.raises(ValueError, match=rf"which holds no run .*, but {name}, which a run would replace"):
+        with pytest.raises(ValueError, match=rf"which holds no run .*, but {name}, which a run would replace or go on"):
             claim(folder, {"steps": 3}, DataRecord())
         assert (folder / name).read_text() == '{"mine": 1}\n' and len([*folder.iterdir()]) == 1
     for name in ("unet", "scheduler", "classifier"):  # such as a saved network
         (tmp_path / "saved" / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match="but unet, scheduler, classifier, which a run would replace"):
+    with pytest.raises(ValueError, match="but unet, scheduler, classifier, which a run would replace or go on from"):
         claim(tmp_path / "saved", {"steps": 3})
+    (tmp_path / "stopped" / "checkpoints" / "step-00000002").mkdir(parents=True)  # of a run whose options are gone
+    (tmp_path / "stopped" / "checkpoints" / "step-00000002" / "state.json").touch()
+    with pytest.raises(ValueError, match="but checkpoints, which a run would replace or go on from"):
+        claim(tmp_path / "stopped", {"steps": 3})
     DataRecord(fingerprint="a").write(tmp_path)
     claim(tmp_path, {"steps": 3}, DataRecord(fingerprint="b"))
     assert DataRecord.read(tmp_path).fingerprint == "b"

@@ -8,14 +8,20 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from unet_diffusion.commands.doctor.examination import present
+from unet_diffusion.commands.doctor.examination import present, show
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
 from unet_diffusion.commands.run_data import learnt_range
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import load_unlabelled
 from unet_diffusion.data.record import DataRecord, make_record
 from unet_diffusion.randomness import keyed_seed
-from unet_diffusion.saved_index import kept_noise_head, saved_label_names, scheduler_folder
+from unet_diffusion.saved_index import (
+    INDEX,
+    kept_noise_head,
+    saved_class_names,
+    saved_label_names,
+    scheduler_folder,
+)
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.tasks.config import DiffusionConfig, JointConfig
 from unet_diffusion.tasks.diffusion import DiffusionTask, saved_objective
@@ -31,6 +37,11 @@ from unet_diffusion.unet import UNet
 from unet_diffusion.unused_options import check_used
 
 logger = logging.getLogger(__name__)
+
+SELF_TRAINS = (
+    "self-training: the network also learns from its own masks of the images without masks, with a weight of {:g}; "
+    "self_training_weight=0 switches this off."
+)
 
 
 def train_segmentation(options: TrainSegmentation) -> Path:
@@ -51,7 +62,10 @@ def train_segmentation(options: TrainSegmentation) -> Path:
     summary = present(options.data, options.joint.unlabelled, quiet=not accelerator.is_main_process)
     before = DataRecord.before(options.output)
     data = load_masked(options.data, options.training.seed, before, options.segmentation.instances)
-    options = replace(options, joint=settled_joint(options, data))
+    joint = settled_joint(options, data)
+    if options.joint.self_training_weight is None and joint.self_training_weight and accelerator.is_main_process:
+        show(SELF_TRAINS.format(joint.self_training_weight))
+    options = replace(options, joint=joint)
     check_used(options, image_channels=data.train.channels)
     torch.manual_seed(keyed_seed(options.training.seed, "initialisation"))
     task = make_task(options, data)
@@ -78,7 +92,8 @@ def unlabelled_images(task: Task) -> TrainingImages | None:
 def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
     """Returns the task of the options; a ValueError names options, data or a network that do not go together."""
     joint, run = settled_joint(options, data), Path(options.model)
-    scheduler = saved_scheduler(run, data)
+    compare_with(run, data)
+    scheduler = saved_scheduler(run)
     kept = scheduler is not None and joint.denoising_weight == 0
     noise_head = kept_noise_head(run, options.segmentation.learn) if kept else None
     rest = (options.augmentation if options.augment else None, scheduler, options.data.num_workers, noise_head)
@@ -132,7 +147,8 @@ def make_unet(model: str, data: MaskedSets, generates: bool = False, instances: 
     """Returns the network of a run, with a segmentation head for the classes of the data and, if asked for, instances.
 
     If it also generates, an untrained network gets a noise head too, and generates images of the size of the data. A
-    warning tells if the instance channels of a trained network are left out.
+    warning tells if a trained network has a head for another number of classes, which is replaced, or channels for
+    instances, which are left out.
     """
     channels, height, width = data.train.channels, data.train.height, data.train.width
     wanted: dict[str, Any] = {"in_channels": channels}
@@ -145,16 +161,30 @@ def make_unet(model: str, data: MaskedSets, generates: bool = False, instances: 
                 "the network of %s also learnt instances, and this run leaves that part out; set instances to keep it",
                 model,
             )
-        return unet.to_segmentation(data.num_classes, instances=instances)
+        before = unet.config.num_classes
+        if before not in (None, data.num_classes):
+            logger.warning(
+                "the network of %s tells %d classes apart, and these masks have %d, so its segmentation head starts "
+                "untrained",
+                model,
+                before,
+                data.num_classes,
+            )
+        return unet.to_segmentation(data.num_classes, replace=True, instances=instances)
     heads = {"out_channels": channels if generates else None, "num_classes": data.num_classes, "instances": instances}
     return load_unet(model, wanted | heads)
 
 
-def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
-    """Returns the scheduler of a DDPM run, or None; warns if that run saw images in another range of values."""
+def saved_scheduler(run: Path) -> DDPMScheduler | None:
+    """Returns the scheduler of a DDPM run, or None."""
     folder = scheduler_folder(run)
-    if folder is None:
-        return None
+    return None if folder is None else DDPMScheduler.from_pretrained(folder)
+
+
+def compare_with(run: Path, data: MaskedSets) -> None:
+    """Warns if a run saw images in another range of values, or learnt as many classes under other names."""
+    if not (run / INDEX).is_file():
+        return
     pixel_range = learnt_range(run)
     if pixel_range != data.pixel_range:
         logger.warning(
@@ -164,4 +194,12 @@ def saved_scheduler(run: Path, data: MaskedSets) -> DDPMScheduler | None:
             data.pixel_range,
             pixel_range.options,
         )
-    return DDPMScheduler.from_pretrained(folder)
+    names, own = saved_class_names(run), list(data.class_names or ())
+    if names and own and len(names) == len(own) and names != own:
+        logger.warning(
+            "the network of %s learnt the classes %s, but these are %s; its segmentation head starts from the class of "
+            "the same index",
+            run,
+            ", ".join(names),
+            ", ".join(own),
+        )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from unet_diffusion.checks import require
+from unet_diffusion.checks import is_number, require
 from unet_diffusion.data.masked.config import MaskedOptions
 from unet_diffusion.data.masked.dataset import MaskedDataset
 from unet_diffusion.data.masked.encoding import MaskEncoding
@@ -156,7 +156,8 @@ def score_masks(
     """
     valid = membrane is None or 0 <= membrane < dataset.num_classes
     require(valid, "membrane", membrane, f"the classes are 0..{dataset.num_classes - 1}")
-    require(boundary_tolerance >= 0, "boundary_tolerance", boundary_tolerance, "must be 0 pixels or more")
+    valid = is_number(boundary_tolerance) and boundary_tolerance >= 0
+    require(valid, "boundary_tolerance", boundary_tolerance, "must be a number of pixels, at least 0")
     metrics = SegmentationMetrics(dataset.num_classes)
     images, matches = [], []
     for index, row in enumerate(dataset.rows):

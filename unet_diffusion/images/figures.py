@@ -15,17 +15,21 @@ from unet_diffusion.images.palette import viewable
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2, scale: int = 1) -> Image.Image:
-    """Lays out images of one size, as RGB, in rows of `columns`; by default the grid is about square.
+    """Lays out images, as RGB, in rows of `columns`; by default the grid is about square.
 
-    There are `gap` white pixels between images, and each pixel becomes a square of `scale` pixels a side.
+    There are `gap` white pixels between images, and each pixel becomes a square of `scale` pixels a side. Every image
+    has a place of the size of the first one, to which images of other sizes are fitted without distortion.
     """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = -(-len(images) // columns)
     width, height = (side * scale for side in images[0].size)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
     for i, image in enumerate(images):
-        place = (gap + (i % columns) * (width + gap), gap + (i // columns) * (height + gap))
-        sheet.paste(viewable(image).resize((width, height), Image.Resampling.NEAREST), place)
+        left, top = gap + (i % columns) * (width + gap), gap + (i // columns) * (height + gap)
+        share = min(width / image.width, height / image.height)
+        size = max(1, round(share * image.width)), max(1, round(share * image.height))
+        place = left + (width - size[0]) // 2, top + (height - size[1]) // 2
+        sheet.paste(viewable(image).resize(size, Image.Resampling.NEAREST), place)
     return sheet
 
 

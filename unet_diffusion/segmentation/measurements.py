@@ -10,20 +10,6 @@ from unet_diffusion.segmentation.objects import add_sums
 DIGITS = "%.8g"  # of measurements in CSV files
 
 
-def object_classes(objects: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the class of each object, the one with the largest mean probability in it, and this probability.
-
-    Args:
-        objects: integer (H, W), 1..n and 0 for the background.
-        probabilities: of each class, (K, H, W); class 0 is the background, and no object has this class.
-
-    Returns:
-        int64 (n,) in 1..K-1, and float64 (n,) in [0, 1].
-    """
-    table = object_table(objects, np.zeros((0, *objects.shape)), probabilities)
-    return table["class"], table["confidence"]
-
-
 def object_table(
     objects: np.ndarray,
     image: np.ndarray,

@@ -11,6 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unet_diffusion.adapters import PixelClassifier
+from unet_diffusion.checks import require
 from unet_diffusion.data.masked.augmentation import augment
 from unet_diffusion.data.masked.config import AugmentationConfig
 from unet_diffusion.data.masked.dataset import MaskedDataset
@@ -123,6 +124,10 @@ class SegmentationTask(Task):
         timestep = self.config.timestep
         if timestep is not None:
             check_used(self.config, takes_timesteps=network.time_embed is not None)
+            if self.scheduler is not None:
+                last = self.scheduler.config.num_train_timesteps - 1
+                rule = f"must be from 0 to {last}, those of the noise predictor; leave it out for its own"
+                require(0 <= timestep <= last, "timestep", timestep, rule)
             network.register_to_config(segmentation_timestep=timestep)
         if (sizes := self.object_sizes) is not None:
             network.register_to_config(object_diameter=sizes.diameter, object_min_area=sizes.min_area)

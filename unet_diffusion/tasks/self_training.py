@@ -129,7 +129,7 @@ class SelfTrainingTask(SegmentationTask):
             self.shares = self.shares.to(images.device)
             self.state = {name: value.to(images.device) for name, value in self.state.items()}
             confidence, classes = aligned(probabilities, self.shares, self.mean_probabilities()).max(dim=1)
-        classes[confidence < self.confidence] = IGNORE_INDEX
+        classes[~(confidence >= self.confidence)] = IGNORE_INDEX  # also where it is NaN
         varied, masks, *_ = augment(images, classes, self.strong, generators)
         logits = self.class_logits(network, varied, generators)
         losses = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none")  # (B, H, W)
@@ -150,6 +150,7 @@ class SelfTrainingTask(SegmentationTask):
             return
         sums = accelerator.reduce(self.seen, "sum")
         self.seen = None
+        lost = lost | ~sums.isfinite().all()
         added = {"probabilities": sums[:-1] / sums[-1], "weight": torch.ones_like(sums[-1])}
         moved = {name: KEPT * value + (1 - KEPT) * added[name] for name, value in self.state.items()}
         self.state = {name: torch.where(lost, value, moved[name]) for name, value in self.state.items()}

@@ -15,7 +15,7 @@ FREE_TO_CHANGE = {  # when a run is resumed; images_per_step, which follows from
     *EVERY,
     *("steps", "batch_size", "accumulate", "processes", "threads"),
     *("output", "max_skipped_steps", "keep_checkpoints", "trackers", "num_workers", "cache_dir"),
-    "allow_changed_data",
+    *("patience", "allow_changed_data"),
 }
 
 

@@ -143,14 +143,16 @@ def _check_goes_on(folder: Path) -> None:
 
 
 def _check_no_run(folder: Path) -> None:
-    """Raises a ValueError if a folder without a run has files that a run would replace."""
+    """Raises a ValueError if a folder without a run has files that a run would replace, or go on from."""
     found = [name for name in REPLACED if (folder / name).exists()]
     if is_foreign_record(folder):
         found.append(RECORD)
+    if saved_checkpoints(folder / "checkpoints"):
+        found.append("checkpoints")
     if found:
         raise ValueError(
             f"output is {folder}, which holds no run (no config.json), but {', '.join(found)}, which a run would "
-            "replace; choose another folder, or move these files."
+            "replace or go on from; choose another folder, or move these files."
         )
 
 

@@ -141,6 +141,15 @@ class Trainer:
                         self._save()
                     if stopping:
                         stop.leave(f"step {self.step} is saved in {self.output}; the same command resumes")
+            if self.best.exhausted and self.step < self.config.steps and self.accelerator.is_main_process:
+                logger.warning(
+                    "the run ended at step %d of %d, since %d validations in a row were not better than that of step "
+                    "%d; with a higher patience, the same command goes on",
+                    self.step,
+                    self.config.steps,
+                    self.best.misses,
+                    self.best.step,
+                )
             if self._any_process(self._lacks_validation()):
                 self._validate()
             self._export()

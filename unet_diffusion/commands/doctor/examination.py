@@ -58,7 +58,7 @@ def present(config: DataConfig | MaskedDataConfig, unlabelled: str | None = None
     """
     report = examine(config, unlabelled=unlabelled)
     if not quiet:
-        _print("\n".join(map(str, [report.summary, *report.advice])))
+        show("\n".join(map(str, [report.summary, *report.advice])))
     if report.refusal:
         raise ValueError(report.refusal)
     return report.summary
@@ -88,7 +88,7 @@ def examine(config: DataConfig | MaskedDataConfig, errors_only: bool = False, un
     return Report(Summary(tuple(sections)), tuple(kept))
 
 
-def _print(text: str) -> None:
+def show(text: str) -> None:
     """Prints text at once; a name that the terminal cannot show must not stop a run from starting."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from unet_diffusion.checks import set_plain
+from unet_diffusion.checks import is_number, require, set_plain
 from unet_diffusion.data.config import SourceOptions
 from unet_diffusion.data.folders import check_sources
 from unet_diffusion.data.masked.config import MaskedOptions
@@ -67,6 +67,8 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         set_plain(self)
+        valid = is_number(self.boundary_tolerance) and self.boundary_tolerance >= 0
+        require(valid, "boundary_tolerance", self.boundary_tolerance, "must be a number of pixels, at least 0")
 
     @property
     def files(self) -> tuple[Path, Path]:

@@ -53,6 +53,18 @@ class TrainSegmentation:
         check_output(self.output)
         check_outside(self.output, self.data.data, self.data.validation_data, self.joint.unlabelled)
         check_model(self.model)
+        if not Path(self.model).is_dir():
+            self._check_untrained()
         check_sources(self.data)
         if self.joint.unlabelled is not None:
             check_sources(SourceOptions(self.joint.unlabelled))
+
+    def _check_untrained(self) -> None:
+        """Raises a ValueError for options that spare weights, if the model has untrained ones."""
+        for name, all_learn in (("learn", "everything"), ("trunk_rate", 1.0)):
+            value = getattr(self.segmentation, name)
+            if value != all_learn:
+                raise ValueError(
+                    f"{name} is {value!r}, which spares trained weights, but those of the model {self.model} are "
+                    f"untrained; give the folder of a run as model, or leave {name} out."
+                )
