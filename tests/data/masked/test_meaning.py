@@ -22,6 +22,9 @@ COLOURS = find_encoding([0, GREEN, RED])
 INSTANCES = find_encoding([0, 1], "instances")
 
 
+WHITE_FIRST = SeenMasks.of([0, 1], palette={0: (255, 255, 255), 1: (0, 0, 0)})
+
+
 def of_others(*masks, saved=None, num_classes=2, palette=None, **options) -> MaskEncoding:
     named = MaskedOptions(data="set", **options)
     return encoding_of_others(named, SeenMasks.of(*masks), num_classes, palette, saved, "set")
@@ -62,6 +65,16 @@ def test_a_run_of_indices_still_knows_black_and_white_and_its_colours():
     assert of_others([255], saved=two).label(255) == 1
     assert of_others([0, RED], saved=two, palette=[(0, 0, 0), (128, 0, 0)]).label(RED) == 1
     assert of_others([0, 255], saved=two, mask_encoding="indices").label(255) == 255
+
+
+def test_indices_that_a_palette_shows_as_white_and_black_are_asked_about():
+    said = "index 0 is white and index 1 black. mask_encoding='binary' makes white class 1"
+    with pytest.raises(Question, match=said):
+        find_encoding(WHITE_FIRST, num_classes=2)
+    with pytest.raises(Question, match=said):
+        encoding_of_others(MaskedOptions(data="set"), WHITE_FIRST, 2, None, None, "set")
+    assert find_encoding(WHITE_FIRST, "indices").label(1) == 1
+    assert find_encoding(SeenMasks.of([0, 1], palette={0: (0, 0, 0), 1: (128, 0, 0)})).label(1) == 1
 
 
 def test_a_run_of_colours_keeps_them_and_the_outline():

@@ -24,7 +24,7 @@ from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 12  # of the stored facts; raised when a field changes its meaning, so that old facts are not read
+FORMAT = 13  # of the stored facts; raised when a field changes its meaning, so that old facts are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 FEWEST_SOFT = 4  # values of a mask whose edges may be soft; with three, one may be a thin border
 SLOW = 1000  # rows; a longer examination shows its progress

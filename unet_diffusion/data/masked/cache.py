@@ -35,7 +35,7 @@ from unet_diffusion.images.resizing import Preparation
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 7  # of the files below; after a change, old caches are not read
+FORMAT = 8  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
 MOST_EXACT_KEYS = 128  # of brightness above 8 bits; further keys are rounded down to a multiple of the step
 STEP = 1024  # divides half of the 16-bit range, at which binary masks are split

@@ -15,6 +15,7 @@ from unet_diffusion.data.masked.questions import (
     ask_about_mixed_masks,
     ask_about_order,
     ask_about_values,
+    ask_about_white_first,
     by_colour,
     counts_of_objects,
     default_threshold,
@@ -268,6 +269,7 @@ def _guess(seen: SeenMasks, num_classes: int | None, colours: Mapping[Colour, in
     if seen.keys == [0, IGNORE_INDEX]:
         ask_about_binary(num_classes)
         return "binary"
+    ask_about_white_first(seen)
     ask_about_values(seen, num_classes)
     return "indices"
 

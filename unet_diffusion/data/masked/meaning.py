@@ -10,6 +10,7 @@ from unet_diffusion.data.masked.questions import (
     ask_about_colours,
     ask_about_lossy,
     ask_about_test_values,
+    ask_about_white_first,
     outline_key,
 )
 from unet_diffusion.data.masked.seen import SeenMasks
@@ -111,6 +112,7 @@ def encoding_of_others(
     if binary and unstated and encoding in ("auto", "binary"):
         return MaskEncoding({0: 0, IGNORE_INDEX: 1}, 2, kind="binary")
     if encoding == "auto" and colours is None:
+        ask_about_white_first(seen)
         ask_about_test_values(seen, num_classes)
         encoding = "indices"
     return find_encoding(seen, encoding, num_classes=num_classes, colours=colours, threshold=options.mask_threshold)
