@@ -58,11 +58,13 @@ def settled_encoding(config: MaskedDataConfig, seen: SeenMasks) -> MaskEncoding:
 
 
 def encoding_of_part(config: MaskedDataConfig, encoding: MaskEncoding, seen: SeenMasks) -> MaskEncoding:
-    """Returns the encoding of one part of a run, such as its validation set; a stated threshold holds for all parts.
+    """Returns the encoding of one part of a run, such as its validation set.
 
-    Raises the errors of `for_other_masks`.
+    A stated threshold holds for all parts, and so do stated indices. Raises the errors of `for_other_masks`.
     """
-    return encoding if config.mask_threshold is not None else for_other_masks(encoding, seen)
+    if config.mask_threshold is not None or config.mask_encoding == "indices":
+        return encoding
+    return for_other_masks(encoding, seen)
 
 
 def reading_of_others(options: MaskedOptions, saved: MaskEncoding | None) -> Reading:
