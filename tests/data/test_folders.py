@@ -156,7 +156,7 @@ def parquet(folder: Path, labels: list, kind: Value | None = None, name: str = "
     cells = [{"bytes": (images / f"{i}.png").read_bytes(), "path": None} for i in range(len(labels))]
     columns = {"image": cells, "label": labels}
     features = Features({"image": datasets.Image(), "label": kind or Value("int64")})
-    (folder / "table").mkdir()
+    (folder / "table").mkdir(exist_ok=True)
     Dataset.from_dict(columns, features=features).to_parquet(str(folder / "table" / name))
     return folder / "table"
 
@@ -209,6 +209,31 @@ def test_tables_beside_images_and_other_tables(tmp_path):
     (table / "a.tar").touch()
     with pytest.raises(ValueError, match="holds .PARQUET files and .tar files and 2 images"):
         open_source(table)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "images/1.png images/2.png masks/1.png masks/2.png",
+        "train/1.png test/1.png",
+        "a/1.png b/1.png run/samples/1.png",
+    ],
+)
+@pytest.mark.parametrize("table", ["notes.parquet", "data/notes.parquet", "original.tar"])
+def test_a_table_among_folders_of_images_is_asked_about(tmp_path, names, table):
+    (fill(tmp_path, f"{names} run/model_index.json") / "data").mkdir()
+    Dataset.from_dict({"x": [1, 2]}).to_parquet(tmp_path / table)
+    count = len([name for name in names.split() if not name.startswith("run")])
+    with pytest.raises(ValueError, match=rf"holds \{Path(table).suffix} files and {count} images, so it is not clear"):
+        open_source(tmp_path, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("others", ["a.csv b.csv", "a.txt b.txt sub/c.json", "train.csv test.csv", "prev/1.png"])
+def test_files_of_other_types_are_not_taken_for_the_data(tmp_path, others):
+    table = fill(parquet(tmp_path, [1, 2], name="cells.parquet"), others)
+    assert open_source(table, cache_dir=tmp_path / "cache")["label"] == [0, 1]
+    parquet(tmp_path, [1, 2, 3], name="test.parquet")
+    assert len(open_source(table, "test", cache_dir=tmp_path / "cache")) == 3
 
 
 METADATA = "1.png 2.png sub/3.png"

@@ -295,6 +295,11 @@ def hash_of(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, default=repr).encode()).hexdigest()[:32]
 
 
+def images_below(folder: Path) -> list[Path]:
+    """Returns the images of a folder and of its subfolders, without those of runs and caches."""
+    return _find(folder).images
+
+
 def tables_in(folder: Path) -> list[Path]:
     """Returns the Parquet, Arrow and tar files of a folder or of its subfolder `data`."""
     files = [file for place in (folder, folder / "data") for file in sorted(place.glob("*"))]
