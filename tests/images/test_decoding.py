@@ -4,6 +4,7 @@ import importlib.util
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ import torch
 from PIL import Image
 
 from tests.support.image_files import npy, tiff
+from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.memory import as_source
+from unet_diffusion.data.sets import load_images
+from unet_diffusion.images.conversion import stored_images
 from unet_diffusion.images.decoding import decode, decode_image
 from unet_diffusion.images.masks import decode_mask
 from unet_diffusion.images.pixel_range import PixelRange
@@ -339,3 +343,26 @@ def test_channels_are_converted_only_when_asked():
     assert convert_channels(np.array([[[40, 255]]], dtype=np.uint8), 1).item() == 40
     with pytest.raises(ValueError, match="7 channels"):
         convert_channels(np.zeros((1, 1, 7), dtype=np.uint8), 3)
+
+
+@scientific
+@pytest.mark.parametrize("pages", [2, 4])
+def test_pages_of_a_tiff_are_not_taken_for_alpha(pages, tmp_path):
+    file = tiff(np.full((pages, 8, 8), 100, dtype=np.uint8), photometric="minisblack")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.tif").write_bytes(file)
+    options = DataConfig(data=str(tmp_path / "data"), channels=1, validation_fraction=0, cache_dir=str(tmp_path))
+    grey = Preparation(channels=1)
+    for read in (
+        lambda: grey(decode(file)),
+        lambda: list(stored_images(file, preparation=grey)),
+        lambda: load_images(options),
+        lambda: load_images(replace(options, streaming=True, image_size=8)),
+    ):
+        with pytest.raises(
+            ValueError, match=f"{pages} channels .* converted to 1: they are pages or planes, not colour "
+        ):
+            read()
+    assert Preparation(channels=pages)(decode(file)).shape == (8, 8, pages)
+    alpha = tiff(np.full((8, 8, 2), 255, dtype=np.uint8), photometric="minisblack", extrasamples=["unassalpha"])
+    assert grey(decode(alpha)).shape == (8, 8, 1)

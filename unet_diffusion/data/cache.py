@@ -23,7 +23,7 @@ from unet_diffusion.data.columns import class_names, image_reader
 from unet_diffusion.data.folders import CACHE, hash_of, states_of
 from unet_diffusion.data.sources import cache_home, unwritable_cache
 from unet_diffusion.files import remove_leftovers, written_aside
-from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
+from unet_diffusion.images.decoding import DTypeName, decode, pixel_limit
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import DTYPES
 from unet_diffusion.images.resizing import Preparation
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # of the files below; after a change, old caches are not read
+FORMAT = 4  # of the files below; after a change, old caches are not read
 ROWS_AT_ONCE = 256  # whose columns are read, but not decoded
 ROWS_PER_TASK = 16  # of a thread; handing over small images one by one takes longer than decoding them
 QUICK = 0.002  # seconds for a row; up to this, a task has several rows
@@ -378,8 +378,8 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
         label = row.get("label")
         if label is not None and names is not None and not NO_LABEL <= label < len(names):
             raise ValueError(f"its label is {label}, but must be from 0 to {len(names) - 1}, or -1 for none.")
-        pixels = decode_image(read(row["image"]), axes=preparation.axes)
-        return preparation(pixels), content_digest(pixels), label, row.get("group")
+        image = decode(read(row["image"]), axes=preparation.axes)
+        return preparation(image), content_digest(image.pixels), label, row.get("group")
 
     with ImageWriter(folder) as writer:
         for row, prepared in enumerate(each_row(dataset, prepare)):

@@ -109,7 +109,7 @@ def example_reader(
         for values, name in ((labels.mask.keys, "mask"), (labels.instances, "instance map")):
             _check_size(values, image, name)
         return Example(
-            preparation(image.pixels),
+            preparation(image),
             replace(labels.mask, keys=_narrow(preparation.labels(labels.mask.keys))),
             None if labels.instances is None else preparation.labels(labels.instances),
             labels.objects,
