@@ -407,7 +407,7 @@ def test_second_start_reads_no_image(tmp_path, load, monkeypatch):
         Image.new("L", (5, 5), number).save(folder / f"{number}.png")
     before = load(str(folder), validation_fraction=0.0).train
     with monkeypatch.context() as patch:
-        patch.setattr(image_cache, "decode_image", None)  # calling it would raise an error
+        patch.setattr(image_cache, "decode", None)  # calling it would raise an error
         after = load(str(folder), validation_fraction=0.0).train
     assert after.fingerprint == before.fingerprint
     assert all(torch.equal(after[i]["image"], before[i]["image"]) for i in range(4))

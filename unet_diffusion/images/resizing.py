@@ -122,8 +122,8 @@ def _check_no_alpha(pixels: np.ndarray, channels: int | None) -> None:
     found = pixels.shape[2]
     if found in (2, 4) and channels not in (None, found):
         raise ValueError(
-            f"{found} channels of {pixels.dtype} cannot be converted to {channels}: they are pages or planes, not colour "
-            "and alpha; leave out the option channels, or store the channels that you need in a file of their own."
+            f"{found} channels of {pixels.dtype} cannot be converted to {channels}: they are pages or planes, not "
+            "colour and alpha; leave out the option channels, or store the channels that you need in a file of their own."
         )
 
 
