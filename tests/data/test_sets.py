@@ -9,6 +9,7 @@ from itertools import islice
 from multiprocessing import get_context
 
 import datasets
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -449,6 +450,24 @@ def test_a_decoding_that_was_killed_leaves_nothing_behind(tmp_path, load):
     again = load(source).train
     assert sorted(path.name for path in home.iterdir()) == ["images", "lock"]
     assert again.fingerprint == train.fingerprint
+
+
+def test_remote_files_that_failed_are_fetched_again(tmp_path):
+    """A file that is absent for the moment neither stays broken for training nor for the doctor."""
+    url = f"memory://{tmp_path.name}"
+    cells = [{"bytes": None, "path": f"{url}/{number}.npy"} for number in range(3)]
+    rows = Dataset.from_dict({"image": cells}, features=Features({"image": datasets.Image(decode=False)}))
+    memory = fsspec.filesystem("memory")
+    for number in range(2):
+        memory.pipe(f"{url}/{number}.npy", encoded(numbered(3)[number]))
+    config = DataConfig(data=rows, validation_fraction=0.0, cache_dir=str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"1 of the 3 images .* row 2: memory://\S*2\.npy cannot be read"):
+            load_images(config)
+        assert "1 of the 3 images" in str(examine(config))
+    memory.pipe(f"{url}/2.npy", encoded(numbered(3)[2]))
+    assert len(load_images(config).train) == 3
+    assert "of the 3 images" not in str(examine(config))
 
 
 def load_length(source: str, cache_dir: str) -> tuple[int, str]:

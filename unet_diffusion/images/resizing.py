@@ -123,7 +123,7 @@ def _check_no_alpha(pixels: np.ndarray, channels: int | None) -> None:
     if found in (2, 4) and channels not in (None, found):
         raise ValueError(
             f"{found} channels of {pixels.dtype} cannot be converted to {channels}: they are pages or planes, not "
-            "colour and alpha; leave out the option channels, or store the channels that you need in a file of their own."
+            "colour and alpha; leave out the option channels, or store the channels that you need in their own file."
         )
 
 

@@ -142,7 +142,7 @@ def cache_masked(
     key = ["masked", FORMAT, source_key(dataset), preparation.to_dict(), reading, threshold]
 
     def write(folder: Path) -> None:
-        _write(dataset, preparation, name, reading, threshold, folder)
+        _write(dataset, preparation, name, max_broken, reading, threshold, folder)
 
     cache = opened(MaskedCache, written_once("masked", key, cache_dir, write))
     report_broken(cache.images, name, max_broken)
@@ -228,6 +228,7 @@ def _write(
     dataset: datasets.Dataset,
     preparation: Preparation,
     name: str,
+    max_broken: float,
     reading: Reading,
     threshold: float | None,
     folder: Path,
@@ -266,7 +267,7 @@ def _write(
             lossy.append(example.mask.format if example.mask.lossy else "")
             objects.append(example.objects)
             numbered.append(example.numbered)
-        writer.finish(name)
+        writer.finish(name, max_broken)
     if overlapping:
         logger.warning(
             "objects overlap in %d masks of %s; of two objects, the later one keeps the pixels", overlapping, name
