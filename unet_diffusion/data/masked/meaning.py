@@ -51,6 +51,9 @@ def settled_encoding(config: MaskedDataConfig, seen: SeenMasks) -> MaskEncoding:
     )
     if config.colours is not None and found.unknown(seen.keys):
         ask_about_colours(seen)
+    table = config.other_table
+    if table is not None:
+        found = found.noted(f"{readable(str(table))} is not used, since its columns are not name, r, g and b")
     if labelmap is None or not seen.keys:
         return found
     note = f"{readable(str(labelmap.path))} is not used, since the masks are not in its colours"
