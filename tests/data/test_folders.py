@@ -249,6 +249,7 @@ METADATA = "1.png 2.png sub/3.png"
         ("metadata.csv", "file_name; label\r\n1.png; a\r\n2.png;a \r\nsub/3.png;b", ("a", "b"), 3),
         ("metadata.csv", "file_name\tlabel\n1.png\ta, b\n2.png\tc\n", ("a, b", "c"), 2),
         ("metadata.csv", "file_name,label\n1.png, 2\n2.png,1\nsub/3.png,0\n", ("0", "1", "2"), 3),
+        ("metadata.csv", "file_name,label\n1.png,1.0\n2.png,1\nsub/3.png,\n", ("1",), 3),
         ("sub/metadata.csv", "file_name,label\n3.png,cat\n", None, 3),
     ],
 )
@@ -276,6 +277,7 @@ def test_metadata(tmp_path, name, text, classes, count):
         ("metadata.parquet", "no Parquet", "metadata.parquet cannot be read"),
         ("metadata.csv", "file_name,label\n1.png,cat\n,dog\n", "file_name in row 1 of .* is empty"),
         ("metadata.csv", "file_name\n", "names no image"),
+        ("metadata.csv", "file_name,label, label\n1.png,a,a\n", "has several columns label, but each must have its"),
         ("metadata.csv", "file_name,image\n1.png,x\n", "a column image beside the one of files of that name"),
     ],
 )
@@ -295,6 +297,26 @@ def test_subfolders_beside_metadata_are_mentioned(tmp_path):
     (folder / "metadata.csv").write_bytes("file_name,label\ncat/1.png,Käse\n".encode("latin-1"))
     with pytest.raises(ValueError, match="metadata.csv cannot be read: its text is not UTF-8; save it as UTF-8"):
         open_with_notes(folder)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        "2024-01-01 2024-01-02 2024-01-01",
+        "12:30 12:31 12:30",
+        "1.10 1.1 1.10",
+        "1.5 2.5 1.5",
+        "12345678901234567890123 12345678901234567890124 12345678901234567890123",
+    ],
+)
+def test_groups_in_a_csv_file_are_as_written(tmp_path, cells):
+    folder = fill(tmp_path, METADATA)
+    rows = "\n".join(map(",".join, zip(METADATA.split(), cells.split())))
+    (folder / "metadata.csv").write_text(f"file_name,label\n{rows}\n")
+    opened = open_with_notes(folder, group_column="label")
+    assert opened.rows["group"] == cells.split()
+    if cells.startswith("1234"):
+        assert class_names(opened.rows) == tuple(cells.split()[:2])
 
 
 def test_metadata_above_the_splits_and_twice(tmp_path):
