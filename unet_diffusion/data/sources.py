@@ -26,6 +26,7 @@ from unet_diffusion.data.folders import (
     DIGITS,
     FILE_READERS,
     FROM_ARRAYS,
+    all_like,
     check_only_split,
     check_text,
     counted,
@@ -179,7 +180,7 @@ def open_all_columns(
         if tables:
             return _open_tables(source, path, tables, split, streaming, cache_dir)
         return _open_folder(path, split, trust_classes)
-    files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
+    files = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
     if files:
         suffixes = {Path(file).suffix.lower() for file in files}
         if len(suffixes) != 1 or not suffixes <= FILE_READERS.keys():
@@ -315,7 +316,7 @@ def _open_tables(
         kinds = [f"{ending} files" for ending in endings] + [counted(len(images), "image")] * bool(images)
         raise ValueError(
             f"data is {folder}, which holds {' and '.join(kinds)}, so it is not clear which are the data. Give a glob "
-            f"such as {tables[0].parent / ('*' + endings[0])}, or move the other files away."
+            f"such as {all_like(tables[0])}, or move the other files away."
         )
     if any(ending != ending.lower() for ending in endings):  # `datasets` does not see such files
         opened = _open_files(source, [str(table) for table in tables], split, streaming, cache_dir)
