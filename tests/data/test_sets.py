@@ -452,6 +452,17 @@ def test_a_decoding_that_was_killed_leaves_nothing_behind(tmp_path, load):
     assert again.fingerprint == train.fingerprint
 
 
+def test_a_class_whose_link_is_renamed_has_its_new_name(tmp_path, load):
+    for number, (link, folder) in enumerate((("cat", "A"), ("dog", "B"))):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (5, 5), number).save(tmp_path / folder / "0.png")
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / link).symlink_to(tmp_path / folder)
+    assert load(str(tmp_path / "set"), validation_fraction=0.0).train.class_names == ("cat", "dog")
+    (tmp_path / "set" / "cat").rename(tmp_path / "set" / "bird")
+    assert load(str(tmp_path / "set"), validation_fraction=0.0).train.class_names == ("bird", "dog")
+
+
 def test_remote_files_that_failed_are_fetched_again(tmp_path):
     """A file that is absent for the moment neither stays broken for training nor for the doctor."""
     url = f"memory://{tmp_path.name}"

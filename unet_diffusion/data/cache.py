@@ -114,14 +114,15 @@ def cache_images(
     """Decodes and prepares all images of a source, or opens the cache that an earlier call wrote.
 
     If several processes call it at once, one decodes and the others wait. The folder's name is a hash of the rows, the
-    states of the files that they name, and the preparation, so no change of these is missed. Its parent folder is
+    names of their classes, the states of the files that they name, and the preparation, so no change of these is
+    missed. Its parent folder is
     `unet_diffusion` in `cache_dir`, or else in the cache of `datasets`. If too many images are broken and some of them
     are remote, nothing is kept, so that the next call fetches them again.
 
     Raises:
         ValueError: too many images are broken, none is usable, or sizes differ and images are neither resized nor cut.
     """
-    key = [FORMAT, source_key(dataset), preparation.to_dict()]
+    key = [FORMAT, source_key(dataset), class_names(dataset), preparation.to_dict()]
     folder = written_once("images", key, cache_dir, lambda aside: _write(dataset, preparation, name, max_broken, aside))
     cache = opened(ImageCache, folder)
     report_broken(cache, name, max_broken)
