@@ -19,8 +19,8 @@ def order_of_array(shape: tuple[int, ...], axes: AxisOrder | None, channels: int
     """Returns the order of the three axes of an array.
 
     It is `axes`, if stated. If only one order gives the expected number of `channels`, it is that order. Otherwise the
-    last axis is the channels if it has at most 4 entries, or at most 32 and fewer than each of the others: 100 x 28 x 28
-    may be 100 images.
+    last axis is the channels if it has at most 4 entries, or at most 32 and fewer than each of the others, since
+    100 x 28 x 28 may be 100 images.
 
     Raises:
         Question: none of these settles the order. ValueError: neither axis has the expected number of channels.
