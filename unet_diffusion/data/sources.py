@@ -323,7 +323,8 @@ def _open_tables(
     else:
         absolute = folder.resolve()  # since `datasets` has readers with names such as "csv"
         files = _files_below(absolute, cache_dir)
-        if glob.has_magic(str(absolute)) or any(_may_be_data(file, endings[0]) for file in files):
+        has_script = str(absolute / f"{absolute.name}.py") in files  # which `datasets` refuses
+        if not has_script and (glob.has_magic(str(absolute)) or any(_may_be_data(each, endings[0]) for each in files)):
             opened = _load_tables(source, _by_split(absolute, endings[0]), split, streaming, cache_dir)
         else:
             opened = _load(source, split, streaming, cache_dir, str(absolute), files)
