@@ -156,7 +156,7 @@ def parquet(folder: Path, labels: list, kind: Value | None = None, name: str = "
     cells = [{"bytes": (images / f"{i}.png").read_bytes(), "path": None} for i in range(len(labels))]
     columns = {"image": cells, "label": labels}
     features = Features({"image": datasets.Image(), "label": kind or Value("int64")})
-    (folder / "table").mkdir()
+    (folder / "table").mkdir(exist_ok=True)
     Dataset.from_dict(columns, features=features).to_parquet(str(folder / "table" / name))
     return folder / "table"
 
@@ -211,6 +211,31 @@ def test_tables_beside_images_and_other_tables(tmp_path):
         open_source(table)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        "images/1.png images/2.png masks/1.png masks/2.png",
+        "train/1.png test/1.png",
+        "a/1.png b/1.png run/samples/1.png",
+    ],
+)
+@pytest.mark.parametrize("table", ["notes.parquet", "data/notes.parquet", "original.tar"])
+def test_a_table_among_folders_of_images_is_asked_about(tmp_path, names, table):
+    (fill(tmp_path, f"{names} run/model_index.json") / "data").mkdir()
+    Dataset.from_dict({"x": [1, 2]}).to_parquet(tmp_path / table)
+    count = len([name for name in names.split() if not name.startswith("run")])
+    with pytest.raises(ValueError, match=rf"holds \{Path(table).suffix} files and {count} images, so it is not clear"):
+        open_source(tmp_path, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("others", ["a.csv b.csv", "a.txt b.txt sub/c.json", "train.csv test.csv", "prev/1.png"])
+def test_files_of_other_types_are_not_taken_for_the_data(tmp_path, others):
+    table = fill(parquet(tmp_path, [1, 2], name="cells.parquet"), others)
+    assert open_source(table, cache_dir=tmp_path / "cache")["label"] == [0, 1]
+    parquet(tmp_path, [1, 2, 3], name="test.parquet")
+    assert len(open_source(table, "test", cache_dir=tmp_path / "cache")) == 3
+
+
 METADATA = "1.png 2.png sub/3.png"
 
 
@@ -224,6 +249,7 @@ METADATA = "1.png 2.png sub/3.png"
         ("metadata.csv", "file_name; label\r\n1.png; a\r\n2.png;a \r\nsub/3.png;b", ("a", "b"), 3),
         ("metadata.csv", "file_name\tlabel\n1.png\ta, b\n2.png\tc\n", ("a, b", "c"), 2),
         ("metadata.csv", "file_name,label\n1.png, 2\n2.png,1\nsub/3.png,0\n", ("0", "1", "2"), 3),
+        ("metadata.csv", "file_name,label\n1.png,1.0\n2.png,1\nsub/3.png,\n", ("1",), 3),
         ("sub/metadata.csv", "file_name,label\n3.png,cat\n", None, 3),
     ],
 )
@@ -251,6 +277,7 @@ def test_metadata(tmp_path, name, text, classes, count):
         ("metadata.parquet", "no Parquet", "metadata.parquet cannot be read"),
         ("metadata.csv", "file_name,label\n1.png,cat\n,dog\n", "file_name in row 1 of .* is empty"),
         ("metadata.csv", "file_name\n", "names no image"),
+        ("metadata.csv", "file_name,label, label\n1.png,a,a\n", "has several columns label, but each must have its"),
         ("metadata.csv", "file_name,image\n1.png,x\n", "a column image beside the one of files of that name"),
     ],
 )
@@ -270,6 +297,26 @@ def test_subfolders_beside_metadata_are_mentioned(tmp_path):
     (folder / "metadata.csv").write_bytes("file_name,label\ncat/1.png,Käse\n".encode("latin-1"))
     with pytest.raises(ValueError, match="metadata.csv cannot be read: its text is not UTF-8; save it as UTF-8"):
         open_with_notes(folder)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        "2024-01-01 2024-01-02 2024-01-01",
+        "12:30 12:31 12:30",
+        "1.10 1.1 1.10",
+        "1.5 2.5 1.5",
+        "12345678901234567890123 12345678901234567890124 12345678901234567890123",
+    ],
+)
+def test_groups_in_a_csv_file_are_as_written(tmp_path, cells):
+    folder = fill(tmp_path, METADATA)
+    rows = "\n".join(map(",".join, zip(METADATA.split(), cells.split())))
+    (folder / "metadata.csv").write_text(f"file_name,label\n{rows}\n")
+    opened = open_with_notes(folder, group_column="label")
+    assert opened.rows["group"] == cells.split()
+    if cells.startswith("1234"):
+        assert class_names(opened.rows) == tuple(cells.split()[:2])
 
 
 def test_metadata_above_the_splits_and_twice(tmp_path):

@@ -80,6 +80,13 @@ def test_pil_images_keep_values_and_palettes(mode):
         assert decode(cell, reading="values").palette[:6] == [0, 0, 0, 255, 0, 0]
 
 
+def test_indices_beyond_a_palette_stay():
+    image = Image.fromarray(np.array([[0, 1, 2, 255]], dtype=np.uint8), mode="P")
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    (cell,) = as_source([image], "masks").rows["image"][:]
+    assert decode(cell, reading="values").pixels[0, :, 0].tolist() == [0, 1, 2, 255]
+
+
 @pytest.mark.parametrize("bits", [1, 8, 16])
 @pytest.mark.parametrize("option", ["data", "masks"])
 def test_pil_images_of_files_in_which_white_is_zero_are_read_like_these_files(tmp_path, option, bits):

@@ -9,6 +9,7 @@ from itertools import islice
 from multiprocessing import get_context
 
 import datasets
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -407,7 +408,7 @@ def test_second_start_reads_no_image(tmp_path, load, monkeypatch):
         Image.new("L", (5, 5), number).save(folder / f"{number}.png")
     before = load(str(folder), validation_fraction=0.0).train
     with monkeypatch.context() as patch:
-        patch.setattr(image_cache, "decode_image", None)  # calling it would raise an error
+        patch.setattr(image_cache, "decode", None)  # calling it would raise an error
         after = load(str(folder), validation_fraction=0.0).train
     assert after.fingerprint == before.fingerprint
     assert all(torch.equal(after[i]["image"], before[i]["image"]) for i in range(4))
@@ -449,6 +450,35 @@ def test_a_decoding_that_was_killed_leaves_nothing_behind(tmp_path, load):
     again = load(source).train
     assert sorted(path.name for path in home.iterdir()) == ["images", "lock"]
     assert again.fingerprint == train.fingerprint
+
+
+def test_a_class_whose_link_is_renamed_has_its_new_name(tmp_path, load):
+    for number, (link, folder) in enumerate((("cat", "A"), ("dog", "B"))):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (5, 5), number).save(tmp_path / folder / "0.png")
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / link).symlink_to(tmp_path / folder)
+    assert load(str(tmp_path / "set"), validation_fraction=0.0).train.class_names == ("cat", "dog")
+    (tmp_path / "set" / "cat").rename(tmp_path / "set" / "bird")
+    assert load(str(tmp_path / "set"), validation_fraction=0.0).train.class_names == ("bird", "dog")
+
+
+def test_remote_files_that_failed_are_fetched_again(tmp_path):
+    """A file that is absent for the moment neither stays broken for training nor for the doctor."""
+    url = f"memory://{tmp_path.name}"
+    cells = [{"bytes": None, "path": f"{url}/{number}.npy"} for number in range(3)]
+    rows = Dataset.from_dict({"image": cells}, features=Features({"image": datasets.Image(decode=False)}))
+    memory = fsspec.filesystem("memory")
+    for number in range(2):
+        memory.pipe(f"{url}/{number}.npy", encoded(numbered(3)[number]))
+    config = DataConfig(data=rows, validation_fraction=0.0, cache_dir=str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"1 of the 3 images .* row 2: memory://\S*2\.npy cannot be read"):
+            load_images(config)
+        assert "1 of the 3 images" in str(examine(config))
+    memory.pipe(f"{url}/2.npy", encoded(numbered(3)[2]))
+    assert len(load_images(config).train) == 3
+    assert "of the 3 images" not in str(examine(config))
 
 
 def load_length(source: str, cache_dir: str) -> tuple[int, str]:

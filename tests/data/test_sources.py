@@ -74,6 +74,26 @@ def test_files_and_saved_folders(three_images, tmp_path, kind, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["cells[1].parquet", "set[1]/a[b].parquet", "set[1]", "set[[]1]/*.parquet"])
+def test_paths_that_look_like_globs(three_images, tmp_path, name, streaming):
+    place = tmp_path / ("cells[1].parquet" if name.startswith("cells") else "set[1]/a[b].parquet")
+    place.parent.mkdir(exist_ok=True)
+    three_images.to_parquet(place)
+    assert len(list(open_source(tmp_path / name, streaming=streaming, cache_dir=tmp_path / "cache"))) == 3
+
+
+def test_a_glob_that_is_suggested_can_be_given(three_images, tmp_path):
+    (tmp_path / "set[1]").mkdir()
+    three_images.to_parquet(tmp_path / "set[1]" / "a.parquet")
+    for name in ("1.png", "2.png"):
+        (tmp_path / "set[1]" / name).write_bytes(png(0))
+    with pytest.raises(ValueError, match="Give a glob such as ") as refused:
+        open_source(tmp_path / "set[1]")
+    suggested = str(refused.value).partition("such as ")[2].partition(", or")[0]
+    assert len(open_source(suggested, cache_dir=tmp_path / "cache")) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_webdataset(tmp_path, streaming):
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
         for sample in range(3):

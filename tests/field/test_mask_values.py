@@ -507,15 +507,16 @@ def test_soft_edges_of_several_classes_are_to_be_drawn_again(tmp_path, load):
 # files that name the classes
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("header", ["name,r,g,b", "class_names, R, G, B", "name,red,green,blue"])
-def test_a_table_of_colours_gives_names_and_colours(tmp_path, load, header):
+def test_a_table_of_colours_gives_names_and_colours(tmp_path, load, header, separator):
     images_for(tmp_path / "images", 4)
     colours = np.array([(0, 0, 0), (64, 128, 64), (192, 0, 128)], dtype=np.uint8)
     save(tmp_path / "masks", [colours[blocks(0, 1, 2, 0)]] * 4)
-    rows = ["Archway, 192, 0, 128", "", "Bike,1,2,3", "Animal,64,128,64", "Void,0,0,0"]
-    (tmp_path / "class_dict.csv").write_text("\n".join([header, *rows]))
+    rows = ["Archway, 192, 0, 128", "", "#2 Bike,1,2,3", "Animal,64,128,64", "Void,0,0,0"]
+    (tmp_path / "class_dict.csv").write_text("\n".join([header, *rows]).replace(",", separator))
     sets = load(tmp_path / "images", tmp_path / "masks")
-    assert sets.class_names == ("Void", "Archway", "Bike", "Animal")
+    assert sets.class_names == ("Void", "Archway", "#2 Bike", "Animal")
     assert shares(sets.train) == [0.5, 0.25, 0.0, 0.25]
     assert any("class_dict.csv" in note for note in sets.encoding.notes)
 
@@ -524,7 +525,9 @@ def test_other_tables_are_left_alone_and_faulty_ones_refused(tmp_path, load):
     images_for(tmp_path / "images", 4)
     save(tmp_path / "masks", [blocks(0, 1, 2, 0)] * 4)
     (tmp_path / "class_dict.csv").write_text("label,name,r,g,b\n0,cat,1,2,3\n")
-    assert load(tmp_path / "images", tmp_path / "masks").class_names is None
+    sets = load(tmp_path / "images", tmp_path / "masks")
+    assert sets.class_names is None
+    assert any("class_dict.csv is not used, since its columns are not name, r" in note for note in sets.encoding.notes)
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\ncat,1,2\n")
     with pytest.raises(
         ValueError, match="line 2 of .*class_dict.csv is 'cat:1,2', but must be name,red,green,blue as in"

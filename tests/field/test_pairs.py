@@ -1,5 +1,6 @@
 """Images and masks are paired as their names say, or it is asked; polygons are refused by that name."""
 
+import json
 import re
 import shutil
 import unicodedata
@@ -153,11 +154,49 @@ def test_polygons_are_refused_by_that_name(field, data, masks, message):
         open_masked_source(folder / data, masks=masks and folder / masks)
 
 
-def test_the_documents_draw_polygons_into_masks(field, tmp_path):
-    folder, right = field("annotations_other_than_a_mask_per_picture")
+@pytest.fixture
+def draw() -> dict:
+    """The functions of docs/segmentation.md that draw polygons."""
     (block,) = (each for each in blocks(ROOT / "docs/segmentation.md") if "def draw(" in each.text)
-    draw: dict = {}
-    exec(block.text, draw)
+    functions: dict = {}
+    exec(block.text, functions)
+    return functions
+
+
+def test_the_documents_refuse_what_are_no_polygons(draw, tmp_path):
+    corners = [[1, 1], [8, 8]]
+    shape = {"label": "cell", "shape_type": "rectangle", "points": corners}
+    (tmp_path / "a.json").write_text(json.dumps({"imageWidth": 20, "imageHeight": 10, "shapes": [shape]}))
+    with pytest.raises(ValueError, match="a.json has shapes of type rectangle"):
+        draw["from_labelme"](tmp_path / "a.json", {"cell": 1})
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    with pytest.raises(ValueError, match="a.txt holds boxes"):
+        draw["from_yolo"](tmp_path / "a.txt", (20, 10))
+    with pytest.raises(ValueError, match="RLE"):
+        list(draw["from_coco"](coco(tmp_path, 0, {"size": [10, 20], "counts": [5, 5, 190]})))
+
+
+def test_the_documents_number_the_categories_of_coco_from_1_and_write_16_bits(draw, tmp_path):
+    ((name, mask),) = draw["from_coco"](coco(tmp_path, 0, [[1, 1, 8, 1, 8, 8, 1, 8]]))
+    mask.save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.mode == "I;16"
+        assert np.unique(np.asarray(image)).tolist() == [0, 1]
+
+
+def coco(folder: Path, category: int, segmentation: dict | list) -> Path:
+    """A file of COCO with one annotation, which does not say whether it is a crowd."""
+    record = {
+        "images": [{"id": 7, "file_name": "a.png", "width": 20, "height": 10}],
+        "annotations": [{"image_id": 7, "category_id": category, "segmentation": segmentation}],
+        "categories": [{"id": category, "name": "cell"}],
+    }
+    (folder / "coco.json").write_text(json.dumps(record))
+    return folder / "coco.json"
+
+
+def test_the_documents_draw_polygons_into_masks(draw, field, tmp_path):
+    folder, right = field("annotations_other_than_a_mask_per_picture")
     for kind in ("labelme", "yolo", "coco"):
         (tmp_path / kind).mkdir()
     for file in (folder / "labelme").glob("*.json"):

@@ -270,7 +270,7 @@ def test_groups_of_a_column_of_text_or_numbers(tmp_path):
     for column, message in (("absent", "no such column"), ("folder", "is not a folder of images; name a column")):
         with pytest.raises(ValueError, match=f"group_column is '{column}', but .*{message}"):
             load_images(DataConfig(image_column="image", **{**options, "group_column": column}))
-    with pytest.raises(ValueError, match="group_column is 'mask', of type uint8, but must hold text or integers"):
+    with pytest.raises(ValueError, match="group_column is 'mask', of type uint8, but must hold text, numbers or dates"):
         load_images(DataConfig(image_column="image", **{**options, "group_column": "mask"}))
 
 

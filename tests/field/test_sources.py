@@ -17,6 +17,7 @@ from unet_diffusion.data.columns import class_names
 from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.config import MaskedDataConfig
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
+from unet_diffusion.data.masked.sources import open_masked_source
 from unet_diffusion.data.sets import load_images
 from unet_diffusion.data.sources import open_with_notes
 from unet_diffusion.tasks.config import DiffusionConfig
@@ -117,6 +118,17 @@ def test_metadata_name_masks(field, cache):
     opened = open_with_notes(folder / "masks")
     assert len(opened.rows) == right["rows"] and class_names(opened.rows) is None
     assert "columns that are not used: mask" in opened.notes
+
+
+@pytest.mark.parametrize("name", ["train", "Train"])
+def test_metadata_of_a_split_name_masks(tmp_path, cache, name):
+    for split in (name, "Test"):
+        (tmp_path / split).mkdir()
+        for file in ("1.png", "mask.png"):
+            Image.new("L", (4, 4)).save(tmp_path / split / file)
+        (tmp_path / split / "metadata.csv").write_text("file_name,mask_file_name\n1.png,mask.png\n")
+    for split in ("train", "test"):
+        assert set(open_masked_source(tmp_path, split, cache_dir=cache).rows.features) == {"image", "mask"}
 
 
 @pytest.mark.parametrize("kind", ["labels_jsonl", "labels_csv"])

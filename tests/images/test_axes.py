@@ -16,7 +16,7 @@ def counted(*shape: int) -> np.ndarray:
     return np.arange(np.prod(shape)).reshape(shape).astype(np.uint16)
 
 
-@pytest.mark.parametrize("shape", [(64, 48, 1), (3, 5, 4), (2, 2, 4), (20, 20, 20), (64, 32, 32), (1, 9, 3)])
+@pytest.mark.parametrize("shape", [(64, 48, 1), (3, 5, 4), (2, 2, 4), (20, 20, 19), (64, 48, 32), (1, 9, 3)])
 def test_a_short_last_axis_is_the_channels(shape):
     array = counted(*shape)
     assert np.array_equal(decode_image(array), array)
@@ -45,6 +45,8 @@ def test_stated_axes_settle_every_shape(shape):
         ((1, 64, 48), "which may be 1 channel of 64 x 48 pixels"),
         ((64, 48, 33), "or 64 x 48 pixels with 33 channels"),
         ((5, 20, 20), "which may be 5 channels of 20 x 20 pixels"),
+        ((100, 28, 28), r"or 100 x 28 pixels with 28 channels, or 100 images\. "),
+        ((20, 20, 20), "which may be 20 channels of 20 x 20 pixels"),
     ],
 )
 def test_an_order_that_is_not_plain_is_asked(shape, says, tmp_path):

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ import torch
 from PIL import Image
 
 from tests.support.image_files import npy, tiff
+from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.memory import as_source
+from unet_diffusion.data.sets import load_images
+from unet_diffusion.images.conversion import stored_images
 from unet_diffusion.images.decoding import decode, decode_image
+from unet_diffusion.images.large_images import open_image
 from unet_diffusion.images.masks import decode_mask
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.images.resizing import Preparation, convert_channels, resize
@@ -162,6 +167,57 @@ def test_tiff_with_what_pillow_lacks(pixels, options):
     decoded = decode_image(tiff(pixels, **options))
     assert decoded.dtype == pixels.dtype
     assert np.array_equal(decoded, pixels)
+
+
+@scientific
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_grey_with_alpha_in_planes(compression):
+    planes = np.arange(2 * 6 * 5, dtype=np.uint8).reshape(2, 6, 5)
+    options = {"photometric": "minisblack", "planarconfig": "separate", "extrasamples": ["unassalpha"]}
+    file = tiff(planes, compression=compression, **options)
+    assert np.array_equal(decode_image(file), np.moveaxis(planes, 0, 2))
+    with Image.open(io.BytesIO(file)) as image, pytest.raises(ValueError, match="or planar; give the path"):
+        decode_image(image)
+
+
+@scientific
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((4, 6, 3), "float32"), ((4, 6, 5), "uint8"), ((4, 6, 2), "uint16"), ((4, 6, 3), "uint16")]
+)
+def test_orientation_is_applied_where_pillow_cannot_open_the_file(shape, dtype):
+    pixels = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    kind = "rgb" if shape[2] == 3 else "minisblack"
+    file = tiff(pixels, photometric=kind, planarconfig="contig", metadata=None, extratags=[(274, "H", 1, 6, True)])
+    decoded = decode(file)
+    assert decoded.orientation == 6
+    assert np.array_equal(decoded.pixels, np.rot90(pixels, -1))
+
+
+@scientific
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_premultiplied_alpha_is_divided_out_and_refused_in_windows(channels, dtype, tmp_path):
+    """50 of alpha 100 is half: 255 / 2 or 65535 / 2, rounded down."""
+    pixels = np.full((4, 6, channels), 50, dtype=dtype)
+    pixels[..., -1] = 100
+    pixels[0] = 0
+    options = {"photometric": "rgb" if channels == 4 else "minisblack", "planarconfig": "contig", "metadata": None}
+    (tmp_path / "a.tif").write_bytes(tiff(pixels, extrasamples=["assocalpha"], **options))
+    right = pixels.copy()
+    right[1:, :, :-1] = np.iinfo(dtype).max // 2
+    assert np.array_equal(decode_image(tmp_path / "a.tif"), right)
+    with pytest.raises(ValueError, match="multiplied by alpha; store them as they are"):
+        open_image(tmp_path / "a.tif")
+
+
+@scientific
+def test_alpha_of_a_tiff_whose_white_is_zero_stays_in_windows(tmp_path):
+    pixels = np.arange(4 * 6 * 2, dtype=np.uint8).reshape(4, 6, 2)
+    options = {"photometric": "miniswhite", "planarconfig": "contig", "extrasamples": ["unassalpha"], "metadata": None}
+    (tmp_path / "a.tif").write_bytes(tiff(pixels, **options))
+    shown = np.stack([255 - pixels[..., 0], pixels[..., 1]], axis=2)
+    assert np.array_equal(decode_image(tmp_path / "a.tif"), shown)
+    assert np.array_equal(open_image(tmp_path / "a.tif").read(slice(4), slice(6)), shown)
 
 
 @scientific
@@ -339,3 +395,24 @@ def test_channels_are_converted_only_when_asked():
     assert convert_channels(np.array([[[40, 255]]], dtype=np.uint8), 1).item() == 40
     with pytest.raises(ValueError, match="7 channels"):
         convert_channels(np.zeros((1, 1, 7), dtype=np.uint8), 3)
+
+
+@scientific
+@pytest.mark.parametrize("pages", [2, 4])
+def test_pages_of_a_tiff_are_not_taken_for_alpha(pages, tmp_path):
+    file = tiff(np.full((pages, 8, 8), 100, dtype=np.uint8), photometric="minisblack")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.tif").write_bytes(file)
+    options = DataConfig(data=str(tmp_path / "data"), channels=1, validation_fraction=0, cache_dir=str(tmp_path))
+    grey = Preparation(channels=1)
+    for read in (
+        lambda: grey(decode(file)),
+        lambda: list(stored_images(file, preparation=grey)),
+        lambda: load_images(options),
+        lambda: load_images(replace(options, streaming=True, image_size=8)),
+    ):
+        with pytest.raises(ValueError, match=f"{pages} channels .* to 1: they are pages or planes, not colour and"):
+            read()
+    assert Preparation(channels=pages)(decode(file)).shape == (8, 8, pages)
+    alpha = tiff(np.full((8, 8, 2), 255, dtype=np.uint8), photometric="minisblack", extrasamples=["unassalpha"])
+    assert grey(decode(alpha)).shape == (8, 8, 1)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.support.image_files import npy
 from unet_diffusion.data.masked.encoding import find_encoding, parse_colours
+from unet_diffusion.data.masked.parts import read_mask
 from unet_diffusion.images.decoding import decode
 from unet_diffusion.images.masks import (
     COLOURED,
@@ -157,9 +158,9 @@ def test_brightness_of_floats_from_0_to_1_is_of_8_bits():
         decode_mask(np.array([[-1.0, 0.5]]), reading="brightness")
 
 
-def test_the_first_entry_of_a_palette_is_dark_whatever_the_colours():
+def test_the_first_entry_of_a_palette_is_dark_unless_it_is_white_and_the_next_black():
     """An indexed mask of white background and red object is not turned round."""
-    for colours in ([WHITE, RED], [WHITE, BLACK], [BLACK, WHITE], [WHITE] + [RED] * 255):
+    for colours in ([WHITE, RED], [BLACK, WHITE], [WHITE] + [RED] * 255):
         for index in {1, len(colours) - 1}:
             mask = decode_mask(encoded(palette_image(np.array([[0, index]]), colours)), reading="brightness")
             assert mask.keys.tolist() == [[0, 255]]
@@ -168,6 +169,17 @@ def test_the_first_entry_of_a_palette_is_dark_whatever_the_colours():
     assert brightness(greys) == [[40, 0, 255]]
     with pytest.raises(ValueError, match=r"a palette of colours and the indices 0..2; give mask_encoding='palette'"):
         brightness(palette_image(np.array([[0, 1, 2]]), [BLACK, RED, GREEN]))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+@pytest.mark.parametrize("width", [0, 3, 8])
+def test_black_and_white_in_any_order_of_the_palette_is_read_as_shown(kind, width):
+    shown = np.zeros((8, 8), dtype=np.uint8)
+    shown[:, :width] = 255
+    quantised = encoded(Image.fromarray(shown).convert("RGB").quantize(2), kind)  # white is index 0, if there is any
+    assert np.array_equal(decode_mask(quantised, reading="brightness").keys, shown)
+    merged = read_mask([{"bytes": quantised, "path": None}, None], "instances")
+    assert np.array_equal(merged.keys, shown > 0)
 
 
 def test_a_channel_for_each_class_is_no_brightness():

@@ -67,7 +67,7 @@ def polygons(place: Path) -> None:
     for kind in ("labelme", "yolo"):
         (place / kind).mkdir()
     (place / f"labelme/{name}.json").write_text(json.dumps(record))
-    (place / "coco.json").write_text(json.dumps({"images": [image], "annotations": [part]}))
+    (place / "coco.json").write_text(json.dumps({"images": [image], "annotations": [part], "categories": [{"id": 1}]}))
     (place / f"yolo/{name}.txt").write_text("0 " + " ".join(f"{x / width} {y / height}" for x, y in points) + "\n")
 
 

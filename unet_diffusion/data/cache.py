@@ -23,7 +23,8 @@ from unet_diffusion.data.columns import class_names, image_reader
 from unet_diffusion.data.folders import CACHE, hash_of, states_of
 from unet_diffusion.data.sources import cache_home, unwritable_cache
 from unet_diffusion.files import remove_leftovers, written_aside
-from unet_diffusion.images.decoding import DTypeName, decode_image, pixel_limit
+from unet_diffusion.images.decoding import DTypeName, decode, pixel_limit
+from unet_diffusion.images.fetching import NotFetched
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import DTYPES
 from unet_diffusion.images.resizing import Preparation
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # of the files below; after a change, old caches are not read
+FORMAT = 4  # of the files below; after a change, old caches are not read
 ROWS_AT_ONCE = 256  # whose columns are read, but not decoded
 ROWS_PER_TASK = 16  # of a thread; handing over small images one by one takes longer than decoding them
 QUICK = 0.002  # seconds for a row; up to this, a task has several rows
@@ -113,14 +114,16 @@ def cache_images(
     """Decodes and prepares all images of a source, or opens the cache that an earlier call wrote.
 
     If several processes call it at once, one decodes and the others wait. The folder's name is a hash of the rows, the
-    states of the files that they name, and the preparation, so no change of these is missed. Its parent folder is
-    `unet_diffusion` in `cache_dir`, or else in the cache of `datasets`.
+    names of their classes, the states of the files that they name, and the preparation, so no change of these is
+    missed. Its parent folder is
+    `unet_diffusion` in `cache_dir`, or else in the cache of `datasets`. If too many images are broken and some of them
+    are remote, nothing is kept, so that the next call fetches them again.
 
     Raises:
         ValueError: too many images are broken, none is usable, or sizes differ and images are neither resized nor cut.
     """
-    key = [FORMAT, source_key(dataset), preparation.to_dict()]
-    folder = written_once("images", key, cache_dir, lambda aside: _write(dataset, preparation, name, aside))
+    key = [FORMAT, source_key(dataset), class_names(dataset), preparation.to_dict()]
+    folder = written_once("images", key, cache_dir, lambda aside: _write(dataset, preparation, name, max_broken, aside))
     cache = opened(ImageCache, folder)
     report_broken(cache, name, max_broken)
     return cache
@@ -220,14 +223,18 @@ def written_once(name: str, key: Any, cache_dir: str | Path | None, write: Calla
 
 def report_broken(cache: ImageCache, name: str, max_broken: float) -> None:
     """Warns of the images that were left out; raises a ValueError if their share is above `max_broken`."""
-    total = len(cache) + len(cache.broken)
-    if len(cache.broken) > max_broken * total:
-        problem = too_many_broken(len(cache.broken), total, name, max_broken)
-        raise ValueError(f"{problem} {' '.join(cache.broken[:MOST_BROKEN])}")
+    _check_broken(cache.broken, len(cache), name, max_broken)
     for sentence in cache.broken[:MOST_BROKEN]:
         logger.warning("left out of %s: %s", name, sentence)
     if len(cache.broken) > MOST_BROKEN:
         logger.warning("left out of %s: %d more images", name, len(cache.broken) - MOST_BROKEN)
+
+
+def _check_broken(broken: list[str], usable: int, name: str, max_broken: float) -> None:
+    total = usable + len(broken)
+    if len(broken) > max_broken * total:
+        problem = too_many_broken(len(broken), total, name, max_broken)
+        raise ValueError(f"{problem} {' '.join(broken[:MOST_BROKEN])}")
 
 
 def too_many_broken(broken: int, total: int, name: str, max_broken: float) -> str:
@@ -271,6 +278,7 @@ class ImageWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.broken: list[str] = []
+        self.all_fetched = True
         self.sizes: list[tuple[int, ...]] = []
         self.labels: list[int] = []
         self.digests: list[bytes] = []
@@ -301,12 +309,19 @@ class ImageWriter:
     def leave_out(self, row: int, problem: ValueError) -> None:
         """Records that a row cannot be used."""
         self.broken.append(f"row {row}: {problem}")
+        self.all_fetched &= not isinstance(problem, NotFetched)
 
-    def finish(self, name: str, class_names: tuple[str, ...] | None = None) -> None:
-        """Writes the remaining files after the last image; raises a ValueError if there is no image."""
+    def finish(self, name: str, max_broken: float, class_names: tuple[str, ...] | None = None) -> None:
+        """Writes the remaining files after the last image.
+
+        Raises:
+            ValueError: there is no image; or too many are broken and some of them could not be fetched.
+        """
         if self.first is None:
             problems = " ".join(self.broken[:MOST_BROKEN])
             raise ValueError(f"{name} has no usable image among {len(self.broken)}. {problems}".rstrip())
+        if not self.all_fetched:
+            _check_broken(self.broken, len(self.sizes), name, max_broken)
         np.save(self.folder / "sizes.npy", np.array(self.sizes, dtype=np.int64))
         np.save(self.folder / "labels.npy", np.array(self.labels, dtype=np.int64))
         np.save(self.folder / "digests.npy", as_array(self.digests))
@@ -371,15 +386,15 @@ def in_order(compute: Callable[[S], T], values: Iterable[S]) -> Iterator[T]:
             yield waiting.popleft().result()
 
 
-def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folder: Path) -> None:
+def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, max_broken: float, folder: Path) -> None:
     read, names = image_reader(dataset), class_names(dataset)
 
     def prepare(row: dict[str, Any]) -> tuple[np.ndarray, bytes, int | None, str | None]:
         label = row.get("label")
         if label is not None and names is not None and not NO_LABEL <= label < len(names):
             raise ValueError(f"its label is {label}, but must be from 0 to {len(names) - 1}, or -1 for none.")
-        pixels = decode_image(read(row["image"]), axes=preparation.axes)
-        return preparation(pixels), content_digest(pixels), label, row.get("group")
+        image = decode(read(row["image"]), axes=preparation.axes)
+        return preparation(image), content_digest(image.pixels), label, row.get("group")
 
     with ImageWriter(folder) as writer:
         for row, prepared in enumerate(each_row(dataset, prepare)):
@@ -395,7 +410,7 @@ def _write(dataset: datasets.Dataset, preparation: Preparation, name: str, folde
                 writer.leave_out(row, problem)
             else:
                 writer.append(image, digest, label, group)
-        writer.finish(name, names)
+        writer.finish(name, max_broken, names)
 
 
 def _check_same_size(image: np.ndarray, first: np.ndarray, row: int) -> None:

@@ -106,20 +106,18 @@ def groups_of(rows: Dataset, column: str, source: str) -> list[str]:
     """Returns the name of each row's group: the value of a column, or for "folder" the folder of its image.
 
     Raises:
-        ValueError: there is no such column; it holds anything but text and integers, or has empty values; or "folder"
-            is given for images that are not files of a folder.
+        ValueError: there is no such column; it holds anything but text, numbers and dates, or has empty values; or
+            "folder" is given for images that are not files of a folder.
     """
     if column == FOLDER and column not in rows.features:
         return _folders_of(rows, source)
     kind = rows.features[stated_column(rows.features, "group_column", column, source)]
     dtype = getattr(kind, "dtype", type(kind).__name__)
-    readable_kind = isinstance(kind, (Value, ClassLabel)) and dtype.startswith(
-        ("string", "large_string", "int", "uint")
-    )
-    values = rows[column] if readable_kind else [None]
-    if None in values:
+    readable_kind = isinstance(kind, ClassLabel) or (isinstance(kind, Value) and not dtype.endswith("binary"))
+    values = rows[column][:] if readable_kind else [None]
+    if any(value is None or value != value for value in values):  # NaN is no group either
         raise ValueError(
-            f"group_column is {column!r}, of type {dtype}, but must hold text or integers, and no empty values."
+            f"group_column is {column!r}, of type {dtype}, but must hold text, numbers or dates, and no empty values."
         )
     return [str(value) for value in values]
 

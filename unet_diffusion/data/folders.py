@@ -236,7 +236,7 @@ def _no_image(home: Path, others: list[Path], runs: list[Path]) -> ValueError:
         fix = f"Convert them to PNG, TIFF or .npy; images end in {known}."
         table = next((file for file in others if file.suffix.lower() in FILE_READERS), None)
         if table is not None:
-            fix = f"To read tables, give data {table.parent / ('*' + table.suffix)}."
+            fix = f"To read tables, give data {all_like(table)}."
         elif any("-idx" in file.name or file.suffix.lower() in ARRAYS for file in others):
             fix = FROM_ARRAYS
         elif any(file.suffix.lower() in ARCHIVES for file in others):
@@ -293,6 +293,16 @@ def _state(file: str, real: Callable[[str], str]) -> tuple[Any, ...]:
 def hash_of(*values: Any) -> str:
     """Returns a hash of lists, dictionaries and texts; it is far faster than that of `datasets`, which pickles them."""
     return hashlib.sha256(json.dumps(values, default=repr).encode()).hexdigest()[:32]
+
+
+def all_like(table: Path) -> str:
+    """Returns a glob for the files of a table's folder that have its ending."""
+    return str(Path(glob.escape(str(table.parent))) / f"*{table.suffix}")
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Returns the images of a folder and of its subfolders, without those of runs and caches."""
+    return _find(folder).images
 
 
 def tables_in(folder: Path) -> list[Path]:

@@ -106,7 +106,8 @@ def _encoded(image: Any, name: str, is_mask: bool) -> bytes:
             exif = Image.Exif()
             if decoded.orientation != 1:
                 exif[EXIF_ORIENTATION] = decoded.orientation
-            image.save(file, "PNG", compress_level=1, exif=exif)
+            whole = {"bits": 8} if image.mode == "P" else {}  # else indices beyond the palette lose their upper bits
+            image.save(file, "PNG", compress_level=1, exif=exif, **whole)
         else:
             np.save(file, decoded.pixels[:, :, 0] if decoded.pixels.shape[2] == 1 else decoded.pixels)
     elif isinstance(image, np.ndarray):

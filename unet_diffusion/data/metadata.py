@@ -5,6 +5,7 @@ as its mask.
 """
 
 import io
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from unet_diffusion.files import readable
 
 FILE_NAME = "file_name"
 LEADING_ZERO = r"^0\d"
+WHOLE = r"\.0*$"  # the end of a whole number among floats
 
 
 def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, ...], Callable[[], str]]:
@@ -34,9 +36,13 @@ def open_metadata(images: ImageFiles, file: Path) -> tuple[Dataset, tuple[str, .
     file. If that file lies above the folder of a split, the rows whose image is in the split's folder are taken.
 
     Raises:
-        ValueError: the file cannot be read, has no column `file_name`, or names files that do not exist.
+        ValueError: the file cannot be read, has no column `file_name` or two of one name, or names files that do not
+            exist.
     """
     table = _read(file)
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{file} has several columns {some(twice)}, but each must have its own name; rename them.")
     if FILE_NAME not in table.column_names:
         raise ValueError(
             f"{file} has no column file_name, which names the image of each row; its columns are "
@@ -85,7 +91,8 @@ def _read(file: Path) -> pyarrow.Table:
 def _read_csv(file: io.BytesIO) -> pyarrow.Table:
     """Reads a table whose columns are separated by commas, semicolons (as by Excel in many countries) or tabs.
 
-    Numbers such as 007 stay text, so that 01 and 1 are two classes.
+    Dates and times stay text, and so do numbers such as 007, 1.10 beside 1.1, or integers of many digits where they are
+    written differently but have one value, so that they are two classes or groups.
     """
     try:
         header = file.read().decode().partition("\n")[0]
@@ -94,15 +101,25 @@ def _read_csv(file: io.BytesIO) -> pyarrow.Table:
     separated = pyarrow.csv.ParseOptions(delimiter=max(",;\t", key=header.count))
     file.seek(0)
     table = pyarrow.csv.read_csv(file, parse_options=separated)
-    as_text = pyarrow.csv.ConvertOptions(column_types={name: pyarrow.string() for name in table.column_names})
+    text = dict.fromkeys(table.column_names, pyarrow.string())
+    as_text = pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=True)
     file.seek(0)
     texts = pyarrow.csv.read_csv(file, parse_options=separated, convert_options=as_text)
     for place, name in enumerate(table.column_names):
         written = pyarrow.compute.utf8_trim_whitespace(texts.column(place))
-        padded = pyarrow.compute.match_substring_regex(written, LEADING_ZERO)
-        if pyarrow.types.is_integer(table.column(place).type) and pyarrow.compute.any(padded).as_py():
+        if _loses_text(table.column(place), written):
             table = table.set_column(place, name, written)
     return table.rename_columns([name.strip() for name in table.column_names])
+
+
+def _loses_text(values: pyarrow.ChunkedArray, written: pyarrow.ChunkedArray) -> bool:
+    """Returns whether a column of a CSV file has to stay text, since its values do not tell how they are written."""
+    if pyarrow.types.is_integer(values.type):
+        return pyarrow.compute.any(pyarrow.compute.match_substring_regex(written, LEADING_ZERO)).as_py()
+    if pyarrow.types.is_floating(values.type):
+        texts = pyarrow.compute.replace_substring_regex(written, WHOLE, "")
+        return pyarrow.compute.count_distinct(texts).as_py() > pyarrow.compute.count_distinct(values).as_py()
+    return pyarrow.types.is_temporal(values.type)
 
 
 READERS: dict[str, Callable[[io.BytesIO], pyarrow.Table]] = {

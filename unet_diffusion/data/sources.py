@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pyarrow
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
+from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from unet_diffusion.data.columns import find_image_column, groups_of, note_on_groups, undecoded, with_groups
@@ -25,11 +26,12 @@ from unet_diffusion.data.folders import (
     DIGITS,
     FILE_READERS,
     FROM_ARRAYS,
-    IMAGE_SUFFIXES,
+    all_like,
     check_only_split,
     check_text,
     counted,
     hash_of,
+    images_below,
     images_of_split,
     is_hub_name,
     parts_below,
@@ -178,7 +180,7 @@ def open_all_columns(
         if tables:
             return _open_tables(source, path, tables, split, streaming, cache_dir)
         return _open_folder(path, split, trust_classes)
-    files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)] * path.is_file()
+    files = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
     if files:
         suffixes = {Path(file).suffix.lower() for file in files}
         if len(suffixes) != 1 or not suffixes <= FILE_READERS.keys():
@@ -308,21 +310,24 @@ def _open_tables(
     source: str, folder: Path, tables: list[Path], split: str, streaming: bool, cache_dir: str | None
 ) -> Source:
     """Opens the tables of a folder; raises a ValueError if it is not clear whether they are the data."""
-    places = {table.parent for table in tables}
-    images = [file for place in places for file in place.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = images_below(folder)
     endings = sorted({table.suffix for table in tables})
     if len({ending.lower() for ending in endings}) > 1 or len(images) > len(tables):
         kinds = [f"{ending} files" for ending in endings] + [counted(len(images), "image")] * bool(images)
         raise ValueError(
             f"data is {folder}, which holds {' and '.join(kinds)}, so it is not clear which are the data. Give a glob "
-            f"such as {tables[0].parent / ('*' + endings[0])}, or move the other files away."
+            f"such as {all_like(tables[0])}, or move the other files away."
         )
     if any(ending != ending.lower() for ending in endings):  # `datasets` does not see such files
         opened = _open_files(source, [str(table) for table in tables], split, streaming, cache_dir)
     else:
         absolute = folder.resolve()  # since `datasets` has readers with names such as "csv"
         files = _files_below(absolute, cache_dir)
-        opened = _load(source, split, streaming, cache_dir, str(absolute), files)
+        has_script = str(absolute / f"{absolute.name}.py") in files  # which `datasets` refuses
+        if not has_script and (glob.has_magic(str(absolute)) or any(_may_be_data(each, endings[0]) for each in files)):
+            opened = _load_tables(source, _by_split(absolute, endings[0]), split, streaming, cache_dir)
+        else:
+            opened = _load(source, split, streaming, cache_dir, str(absolute), files)
     if not images:
         return opened
     return replace(opened, notes=(f"left out beside the {endings[0]} files: {counted(len(images), 'image')}",))
@@ -331,9 +336,34 @@ def _open_tables(
 def _open_files(source: str, files: list[str], split: str, streaming: bool, cache_dir: str | None) -> Source:
     """Opens tables of one type as the split "train"."""
     check_only_split(source, split)
+    return _load_tables(source, {"train": [os.path.realpath(file) for file in files]}, split, streaming, cache_dir)
+
+
+def _load_tables(
+    source: str, by_split: Mapping[str, list[str]], split: str, streaming: bool, cache_dir: str | None
+) -> Source:
+    """Opens tables of one type, given by the splits."""
+    files = [file for each in by_split.values() for file in each]
     reader = FILE_READERS[Path(files[0]).suffix.lower()]
-    files = [os.path.realpath(file) for file in files]
-    return _load(source, split, streaming, cache_dir, reader, files, data_files={"train": files})
+    patterns = {name: [*map(glob.escape, each)] for name, each in by_split.items()}
+    return _load(source, split, streaming, cache_dir, reader, files, data_files=patterns)
+
+
+def _may_be_data(file: str, ending: str) -> bool:
+    """Returns whether `datasets` may take a file for the data instead of those with an ending."""
+    path = Path(file)
+    return path.suffix not in ("", ending) and path.name != "README.md" and not path.name.startswith(".")
+
+
+def _by_split(folder: Path, ending: str) -> dict[str, list[str]]:
+    """Returns the files with an ending in a folder, by the splits that `datasets` tells from names."""
+    place = glob.escape(str(folder))
+    for patterns in (get_data_patterns(place), {"train": ["**"]}):
+        found = DataFilesDict.from_patterns(patterns, place, [ending])
+        by_split = {split: [file for file in files if file.endswith(ending)] for split, files in found.items()}
+        if any(by_split.values()):
+            break
+    return {split: files for split, files in by_split.items() if files}
 
 
 def _open_folder(folder: Path, split: str, trust_classes: bool) -> Source:

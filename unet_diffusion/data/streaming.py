@@ -14,7 +14,7 @@ from unet_diffusion.data.cache import check_like_first, too_many_broken
 from unet_diffusion.data.columns import class_names, image_reader
 from unet_diffusion.data.crops import crop_and_flip
 from unet_diffusion.data.shuffled_rows import Row, ShuffledRows, rows_of
-from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.decoding import decode
 from unet_diffusion.images.no_class import NO_LABEL
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.images.resizing import Preparation
@@ -127,7 +127,7 @@ class StreamingImages(TorchIterableDataset):
 
     def _usable(self, value: Any) -> np.ndarray:
         """Returns the prepared image (C, H, W); raises a ValueError if it cannot be used."""
-        image = self.preparation(decode_image(self._read(value), axes=self.preparation.axes))
+        image = self.preparation(decode(self._read(value), axes=self.preparation.axes))
         check_like_first(image, self.channels, self.pixel_range.dtype)
         return np.moveaxis(image, 2, 0)
 
@@ -148,7 +148,7 @@ def first_usable(dataset: Dataset | IterableDataset, preparation: Preparation, n
     problem = "it has no rows"
     for row in rows_of(dataset, name):
         try:
-            return preparation(decode_image(read(row["image"]), axes=preparation.axes))
+            return preparation(decode(read(row["image"]), axes=preparation.axes))
         except ValueError as error:
             problem = str(error)
     raise ValueError(f"{name} has no usable image: {problem}")

@@ -19,17 +19,18 @@ def order_of_array(shape: tuple[int, ...], axes: AxisOrder | None, channels: int
     """Returns the order of the three axes of an array.
 
     It is `axes`, if stated. If only one order gives the expected number of `channels`, it is that order. Otherwise the
-    last axis is the channels if it has at most 4 entries, or at most 32 and not more than the other axes.
+    last axis is the channels if it has at most 4 entries, or at most 32 and fewer than each of the others, since
+    100 x 28 x 28 may be 100 images.
 
     Raises:
         Question: none of these settles the order. ValueError: neither axis has the expected number of channels.
     """
-    first, _, last = shape
+    first, middle, last = shape
     if axes is not None:
         return axes
     if channels is not None and channels in (first, last):
         return "HWC" if last == channels else "CHW"
-    if last <= USUAL_CHANNELS or last <= min(MOST_CHANNELS, *shape):
+    if last <= USUAL_CHANNELS or (last <= MOST_CHANNELS and last < min(first, middle)):
         return "HWC"
     raise _unclear(shape, channels)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unet_diffusion.checks import require_choice
 from unet_diffusion.images.axes import counted
-from unet_diffusion.images.decoding import decode_image
+from unet_diffusion.images.decoding import decode
 from unet_diffusion.images.pixel_range import PixelRange
 from unet_diffusion.images.resizing import Preparation
 
@@ -42,7 +42,7 @@ def stored_images(image: Any, channels: int | None = None, preparation: Preparat
         yield from image if image.ndim == 4 else [image]
     else:
         expected = channels if preparation.channels is None else None
-        pixels = preparation(decode_image(image, axes=preparation.axes, channels=expected))
+        pixels = preparation(decode(image, axes=preparation.axes, channels=expected))
         yield torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
 
 

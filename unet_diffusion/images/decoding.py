@@ -40,12 +40,15 @@ NPY_LOCK = threading.Lock()  # NumPy parses headers with `ast`, which fails in t
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; the last two are BigTIFF
 WHITE_IS_ZERO = 0  # value of the tag PHOTOMETRIC
 SIGNED = 2  # value of the tag SAMPLE_FORMAT
+PLANES = 2  # value of the tag PLANAR_CONFIGURATION
+ASSOCIATED_ALPHA = 1  # among the extra samples of a page: colours are stored multiplied by alpha
 UNCOMPRESSED = 1  # value of the tag COMPRESSION
-BITS_PER_SAMPLE = 258  # tag of TIFF, as the next four
+BITS_PER_SAMPLE = 258  # tag of TIFF, as the next six
 COMPRESSION = 259
 PHOTOMETRIC = 262
 DESCRIPTION = 270
 SAMPLES_PER_PIXEL = 277
+PLANAR_CONFIGURATION = 284
 SAMPLE_FORMAT = 339
 EXIF_ORIENTATION = 0x0112
 OTHER_COLOURS = (5, 8, 9, 10)  # values of the tag PHOTOMETRIC: CMYK and three kinds of Lab
@@ -301,7 +304,7 @@ def _from_pillow(image: Image.Image, request: Request) -> Decoded:
             "Pillow would reduce its 16-bit colours to 8 bits; store it as PNG, TIFF or .npy and give the path."
         )
     if _is_garbled(image):
-        raise ValueError("Pillow reads wrong values of such TIFF files, signed or big-endian; give the path.")
+        raise ValueError("Pillow reads wrong values of such TIFF files, signed, big-endian or planar; give the path.")
     kind, tags = image.format or "", getattr(image, "tag_v2", {})
     lossy = tags.get(COMPRESSION) in LOSSY_TIFF if kind == "TIFF" else is_lossy(kind, None)
     scale = _scale(image)  # first, since looking for an orientation loads a PNG
@@ -384,13 +387,14 @@ def _scale(image: Image.Image) -> float:
 
 
 def _is_garbled(image: Image.Image) -> bool:
-    """Returns whether Pillow reads signed bytes of a TIFF as unsigned, or swaps its bytes twice."""
+    """Returns whether Pillow reads signed bytes of a TIFF as unsigned, swaps its bytes twice, or loses planes."""
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return False
     signed = SIGNED in tags.get(SAMPLE_FORMAT, ()) and image.mode == "L"
     twice = tags.prefix == b"MM" and tags.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED and image.mode in ("I", "F")
-    return signed or twice
+    planar = tags.get(PLANAR_CONFIGURATION) == PLANES and image.mode == "LA"
+    return signed or twice or planar
 
 
 def _check_unread_bits(image: Image.Image) -> None:
@@ -429,13 +433,31 @@ def _decode_tiff(data: bytes, request: Request) -> Decoded:
         if first.photometric in OTHER_COLOURS:
             raise ValueError("its colours are CMYK or Lab of more than 8 bits, or of several pages; convert it to RGB.")
         pixels, separate = _planes(series, request)
+        if is_premultiplied(first) and series.axes[-1] == "S":
+            pixels = _straight(pixels)
         white_is_zero = first.photometric == WHITE_IS_ZERO
         if white_is_zero and request.reading == "image":
             grey = slice(1 if series.axes[-1] == "S" else None)  # other samples are alpha
             pixels[..., grey] = negative(pixels[..., grey], first.bitspersample)
         lossy = int(first.compression) in LOSSY_TIFF
+        if orientation == 1:  # Pillow cannot open the file
+            orientation = first.tags.valueof(EXIF_ORIENTATION, default=1)
         upright = _upright(pixels, orientation)
         return Decoded(upright, None, orientation, "TIFF", lossy, pages, unread, white_is_zero, separate)
+
+
+def is_premultiplied(page: Any) -> bool:
+    """Returns whether a page of `tifffile` holds integers of grey or colour that are multiplied by alpha."""
+    alone = len(page.extrasamples) == 1 and page.samplesperpixel in (2, 4)
+    return alone and int(page.extrasamples[0]) == ASSOCIATED_ALPHA and page.dtype in ("uint8", "uint16")
+
+
+def _straight(pixels: np.ndarray) -> np.ndarray:
+    """Divides the first channels of pixels (H, W, C), uint8 or uint16, by alpha, as Pillow does at 8 bits."""
+    alpha, largest = pixels[..., -1:].astype(np.uint64), LARGEST[pixels.dtype.name]
+    divided = np.minimum(pixels[..., :-1] * np.uint64(largest) // np.maximum(alpha, 1), largest)
+    straight = np.where(alpha == 0, pixels[..., :-1], divided)
+    return np.concatenate([straight, alpha], axis=2).astype(pixels.dtype)
 
 
 def _states_planes(description: Any) -> bool:

@@ -14,8 +14,16 @@ ImageLike: TypeAlias = Image.Image | np.ndarray | bytes | str | Path | Mapping[s
 PROTOCOLS = ("http", "https", "hf", "s3", "gs", "gcs", "az", "abfs", "memory")  # with which images are read
 
 
+class NotFetched(ValueError):
+    """A remote file that could not be read, perhaps only for the moment."""
+
+
 def read_bytes(source: ImageLike) -> tuple[bytes, str]:
-    """Returns the bytes of a file, and its name for messages."""
+    """Returns the bytes of a file, and its name for messages.
+
+    Raises:
+        ValueError: there is no file or no image, or it cannot be read; `NotFetched` if it is remote.
+    """
     if isinstance(source, Mapping):
         data, path = source.get("bytes"), source.get("path")
         if data is not None:
@@ -60,4 +68,4 @@ def _download(url: str, protocol: str) -> bytes:
     except ImportError:
         raise
     except Exception as error:  # each library that fetches files raises its own
-        raise ValueError(f"{url} cannot be read: {error}") from error
+        raise NotFetched(f"{url} cannot be read: {error}") from error

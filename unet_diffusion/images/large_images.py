@@ -18,6 +18,7 @@ from unet_diffusion.images.decoding import (
     OTHER_COLOURS,
     UNNAMED_AXES,
     WHITE_IS_ZERO,
+    is_premultiplied,
     negative,
     scientific,
 )
@@ -175,6 +176,8 @@ def _unlike(page: Any) -> str:
         return f"is stored turned or mirrored (orientation {orientation}); store it upright"
     if page.bitspersample in (2, 4):
         return f"has {page.bitspersample} bits a value, which are scaled to 8 to be shown; store it with 8 bits"
+    if is_premultiplied(page):
+        return "holds values that are multiplied by alpha; store them as they are (unassociated alpha)"
     if page.photometric == PALETTE_INDICES:
         return "holds indices of a table of colours; convert it to RGB"
     if page.photometric in OTHER_COLOURS or (page.photometric == YCBCR and int(page.compression) not in LOSSY_TIFF):
@@ -298,7 +301,10 @@ def _as_image(opened: Opened, name: str) -> LargeImage:
             window = np.array(array[place], dtype=dtype)  # a copy, so that no file stays mapped
         if dtype.kind == "f" and not np.isfinite(window).all():
             raise ValueError(f"{name} has pixels that are NaN or infinite; replace them.")
-        window = window if opened.bits is None else negative(window, opened.bits)
-        return np.moveaxis(window, axes.index(others), -1) if others else window[..., None]
+        window = np.moveaxis(window, axes.index(others), -1) if others else window[..., None]
+        if opened.bits is not None:
+            grey = slice(1 if others == "S" else None)  # other samples are alpha
+            window[..., grey] = negative(window[..., grey], opened.bits)
+        return window
 
     return LargeImage((sizes["Y"], sizes["X"], sizes.get(others, 1)), dtype, read, opened.pixel_size)

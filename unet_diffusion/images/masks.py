@@ -21,6 +21,7 @@ MaskReading: TypeAlias = Literal["values", "colours", "brightness"]
 
 COLOURED = LARGEST_OF_MASKS + 1  # added to red * 65536 + green * 256 + blue in the key of a colour that is not grey
 MOST_RUNS = 6  # of keys in a message
+WHITE: Colour = (255, 255, 255)
 QUARTER_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
@@ -51,8 +52,8 @@ def decode_mask(source: ImageLike, *, reading: MaskReading = "values", axes: Axi
     "brightness": the brightness of each pixel, 0 to 255, or to 65535 for 16 bits, for two classes with soft edges. Grey
     images give their values, floats up to 1 times 255, colour images the largest of their channels. All are multiplied
     by alpha; if everything is black, alpha itself counts, if it varies. Palette images with a palette of greys give the
-    greys. With colours, they give 0 for index 0, and 255 for the one other index that a mask may have, so that red on
-    white is not inverted.
+    greys, and those of two indices 0 and 255, where black is 0 if the palette is white and black. With colours, they
+    give 0 for index 0, and 255 for the one other index that a mask may have, so that red on white is not inverted.
 
     Stored values count: a TIFF in which white is zero, as Fiji writes masks, is not inverted, at any number of bits.
     Single bits of such a TIFF give 0 for 0, and 255 for 1. Grey values of 2 or 4 bits, or of a PGM with another largest
@@ -214,11 +215,14 @@ def _is_colour(pixels: np.ndarray) -> bool:
 def _palette_brightness(indices: np.ndarray, palette: list[int]) -> np.ndarray:
     """Returns the brightness of the pixels of a palette image, from the indices if there are two, 0 being the dark one.
 
-    So a mask of red on white is not inverted.
+    So a mask of red on white is not inverted. Only if index 0 is white and 1 black, as Pillow's `quantize` orders them,
+    is 1 the dark one.
     """
     used = np.unique(indices).tolist()
     colours = _used_colours(palette, np.array(used))
-    if used[-1] > 1 and len(colours) == len(used) and all(len({*each}) == 1 for each in colours.values()):
+    are_greys = len(colours) == len(used) and all(len({*each}) == 1 for each in colours.values())
+    white_first = palette[:3] == [*WHITE] and not any(palette[3:6])
+    if are_greys and (used[-1] > 1 or white_first):
         table = np.zeros(256, dtype=np.int64)
         table[used] = [red for red, _, _ in colours.values()]
         return table[indices]

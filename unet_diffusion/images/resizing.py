@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from unet_diffusion.images.axes import AxisOrder
-from unet_diffusion.images.decoding import LARGEST
+from unet_diffusion.images.decoding import LARGEST, Decoded
 from unet_diffusion.images.stretching import Stretch
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pillow's convert("L")
@@ -33,8 +33,16 @@ class Preparation:
     axes: AxisOrder | None = None
     percentiles: tuple[float, float] | None = None
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Converts an image (H, W, C) to (H', W', C') of the same dtype; unchanged without options."""
+    def __call__(self, image: np.ndarray | Decoded) -> np.ndarray:
+        """Converts an image (H, W, C) to (H', W', C') of the same dtype; unchanged without options.
+
+        Raises:
+            ValueError: the channels cannot be converted (`convert_channels`), or are pages of a TIFF and not alpha.
+        """
+        if isinstance(image, Decoded):
+            if image.separate:
+                _check_no_alpha(image.pixels, self.channels)
+            image = image.pixels
         if self.channels is not None:
             image = convert_channels(image, self.channels)
         if self.percentiles is not None:
@@ -107,6 +115,16 @@ def convert_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if opaque.shape[2] == channels:
         return opaque
     raise ValueError(f"{found} channels of {image.dtype} cannot be converted to {channels}.")
+
+
+def _check_no_alpha(pixels: np.ndarray, channels: int | None) -> None:
+    """Raises a ValueError if the last of separate channels would be taken for alpha."""
+    found = pixels.shape[2]
+    if found in (2, 4) and channels not in (None, found):
+        raise ValueError(
+            f"{found} channels of {pixels.dtype} cannot be converted to {channels}: they are pages or planes, not "
+            "colour and alpha; leave out the option channels, or store the channels that you need in their own file."
+        )
 
 
 def _on_white(image: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from unet_diffusion.data.masked.cache import KeyTable
 from unet_diffusion.data.masked.config import MaskedDataConfig, MaskedOptions
 from unet_diffusion.data.masked.encoding import MaskEncoding, find_encoding, for_other_masks, parse_colours
 from unet_diffusion.data.masked.labelmap import find_labelmap, read_labelmap
-from unet_diffusion.data.masked.meaning import encoding_of_others, reading_of_others
+from unet_diffusion.data.masked.meaning import encoding_of_others, encoding_of_part, reading_of_others
 from unet_diffusion.data.masked.questions import VOC_OUTLINE
 from unet_diffusion.data.masked.reading import numbers_objects
 from unet_diffusion.data.masked.seen import SeenMasks
@@ -20,6 +20,9 @@ SPLIT = MaskEncoding({0: 0, 50: 1}, 2, kind="binary", threshold=50)
 INDICES = find_encoding([0, 1, 2])
 COLOURS = find_encoding([0, GREEN, RED])
 INSTANCES = find_encoding([0, 1], "instances")
+
+
+WHITE_FIRST = SeenMasks.of([0, 1], palette={0: (255, 255, 255), 1: (0, 0, 0)})
 
 
 def of_others(*masks, saved=None, num_classes=2, palette=None, **options) -> MaskEncoding:
@@ -62,6 +65,36 @@ def test_a_run_of_indices_still_knows_black_and_white_and_its_colours():
     assert of_others([255], saved=two).label(255) == 1
     assert of_others([0, RED], saved=two, palette=[(0, 0, 0), (128, 0, 0)]).label(RED) == 1
     assert of_others([0, 255], saved=two, mask_encoding="indices").label(255) == 255
+
+
+def test_indices_that_a_palette_shows_as_white_and_black_are_asked_about():
+    said = "index 0 is white and index 1 black. mask_encoding='binary' makes white class 1"
+    with pytest.raises(Question, match=said):
+        find_encoding(WHITE_FIRST, num_classes=2)
+    with pytest.raises(Question, match=said):
+        encoding_of_others(MaskedOptions(data="set"), WHITE_FIRST, 2, None, None, "set")
+    assert find_encoding(WHITE_FIRST, "indices").label(1) == 1
+    assert find_encoding(SeenMasks.of([0, 1], palette={0: (0, 0, 0), 1: (128, 0, 0)})).label(1) == 1
+
+
+def test_indices_of_other_colours_than_in_training_are_asked_about():
+    black, red, green = (0, 0, 0), (128, 0, 0), (0, 128, 0)
+    learnt = find_encoding(SeenMasks.of([0, 1, 2], palette={0: black, 1: red, 2: green}))
+    swapped = SeenMasks.of([0, 1, 2], palette={0: black, 1: green, 2: red})
+
+    def of_test(seen, **options):
+        return encoding_of_others(MaskedOptions(data="set", **options), seen, 3, learnt.palette, learnt, "set")
+
+    for meaning in (of_test, lambda seen: encoding_of_part(MaskedDataConfig(data="set"), learnt, seen)):
+        with pytest.raises(Question, match=r"index 1 has the colour \(0, 128, 0\) .* and \(128, 0, 0\) in those of"):
+            meaning(swapped)
+        for alike in (SeenMasks.of([0, 1], palette={0: black, 1: red}), SeenMasks.of([0, 1, 2])):
+            assert meaning(alike) == learnt
+    assert encoding_of_part(MaskedDataConfig(data="set", mask_encoding="indices"), learnt, swapped) == learnt
+    assert of_test(swapped, mask_encoding="indices").label(1) == 1
+    assert of_test(SeenMasks.of([0, GREEN, RED]), mask_encoding="palette").label(GREEN) == 2
+    without_green = find_encoding(SeenMasks.of([0, 1], palette={0: black, 1: red}), num_classes=3)
+    assert for_other_masks(without_green, SeenMasks.of([0, 2], palette={0: black, 2: green})) == without_green
 
 
 def test_a_run_of_colours_keeps_them_and_the_outline():

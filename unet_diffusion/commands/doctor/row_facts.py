@@ -20,11 +20,13 @@ from unet_diffusion.data.masked.parts import is_missing
 from unet_diffusion.data.masked.questions import MANY_CLASSES
 from unet_diffusion.data.masked.reading import read_labels
 from unet_diffusion.data.shuffled_rows import rows_of
+from unet_diffusion.files import remove_at_once
 from unet_diffusion.images.axes import AxisOrder
 from unet_diffusion.images.decoding import Decoded, decode
+from unet_diffusion.images.fetching import NotFetched
 from unet_diffusion.images.masks import COLOURED, QUARTER_TURNED, Colour
 
-FORMAT = 12  # of the stored facts; raised when a field changes its meaning, so that old facts are not read
+FORMAT = 13  # of the stored facts; raised when a field changes its meaning, so that old facts are not read
 SKETCHED = 16  # rows and columns of the sketch of a mask
 FEWEST_SOFT = 4  # values of a mask whose edges may be soft; with three, one may be a thin border
 SLOW = 1000  # rows; a longer examination shows its progress
@@ -40,6 +42,7 @@ class RowFacts:
     mask_problem: str | None = None  # why the mask or the instance map cannot be used
     image_question: str | None = None  # a question that the image raises and an option answers; the problem shows why
     mask_question: str | None = None  # the same for the mask
+    unfetched: bool = False  # a remote file could not be read, perhaps only for the moment
     no_mask: bool = False  # the row should have a mask
     size: tuple[int, int] = (0, 0)  # width and height of the upright image
     channels: int = 0
@@ -93,7 +96,7 @@ class RowFacts:
 def gather_facts(
     dataset: datasets.Dataset, reading: Reading | None, cache_dir: str | Path | None, axes: AxisOrder | None = None
 ) -> list[RowFacts]:
-    """Gathers the facts about all rows, or reads the facts that an earlier call gathered.
+    """Gathers the facts about all rows, or reads the facts that an earlier call gathered if it could fetch all files.
 
     Without a reading, there are no masks. `axes` is as in `decode_image`.
     """
@@ -104,8 +107,11 @@ def gather_facts(
         (folder / "facts.json").write_text(json.dumps([asdict(facts) for facts in _numbered(shown)]))
 
     key = ["doctor", FORMAT, [fact.name for fact in fields(RowFacts)], source_key(dataset), reading, axes]
-    text = (written_once("facts", key, cache_dir, write) / "facts.json").read_text()
-    return [RowFacts(**values) for values in json.loads(text)]
+    folder = written_once("facts", key, cache_dir, write)
+    facts = [RowFacts(**values) for values in json.loads((folder / "facts.json").read_text())]
+    if any(each.unfetched for each in facts):
+        remove_at_once(folder)
+    return facts
 
 
 def facts_of_stream(
@@ -140,6 +146,7 @@ def _examiner(
             facts.unread_pages = image.unread_pages
         except ValueError as error:
             facts.image_problem, facts.image_question = _parts(error)
+            facts.unfetched = isinstance(error, NotFetched)
         if reading is not None:
             of_masks = {column: read for column, read in readers.items() if column != "image"}
             facts.no_mask = any(is_missing(row[column]) for column in of_masks)
@@ -149,6 +156,7 @@ def _examiner(
                     _note_mask(facts, sources, image, reading, axes)
                 except ValueError as error:
                     facts.mask_problem, facts.mask_question = _parts(error)
+                    facts.unfetched |= isinstance(error, NotFetched)
         return facts
 
     return examine

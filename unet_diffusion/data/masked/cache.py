@@ -35,7 +35,7 @@ from unet_diffusion.images.resizing import Preparation
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 7  # of the files below; after a change, old caches are not read
+FORMAT = 8  # of the files below; after a change, old caches are not read
 MOST_KEYS = 256  # different keys in a set, so that masks take one byte per pixel
 MOST_EXACT_KEYS = 128  # of brightness above 8 bits; further keys are rounded down to a multiple of the step
 STEP = 1024  # divides half of the 16-bit range, at which binary masks are split
@@ -109,7 +109,7 @@ def example_reader(
         for values, name in ((labels.mask.keys, "mask"), (labels.instances, "instance map")):
             _check_size(values, image, name)
         return Example(
-            preparation(image.pixels),
+            preparation(image),
             replace(labels.mask, keys=_narrow(preparation.labels(labels.mask.keys))),
             None if labels.instances is None else preparation.labels(labels.instances),
             labels.objects,
@@ -142,7 +142,7 @@ def cache_masked(
     key = ["masked", FORMAT, source_key(dataset), preparation.to_dict(), reading, threshold]
 
     def write(folder: Path) -> None:
-        _write(dataset, preparation, name, reading, threshold, folder)
+        _write(dataset, preparation, name, max_broken, reading, threshold, folder)
 
     cache = opened(MaskedCache, written_once("masked", key, cache_dir, write))
     report_broken(cache.images, name, max_broken)
@@ -228,6 +228,7 @@ def _write(
     dataset: datasets.Dataset,
     preparation: Preparation,
     name: str,
+    max_broken: float,
     reading: Reading,
     threshold: float | None,
     folder: Path,
@@ -266,7 +267,7 @@ def _write(
             lossy.append(example.mask.format if example.mask.lossy else "")
             objects.append(example.objects)
             numbered.append(example.numbered)
-        writer.finish(name)
+        writer.finish(name, max_broken)
     if overlapping:
         logger.warning(
             "objects overlap in %d masks of %s; of two objects, the later one keeps the pixels", overlapping, name

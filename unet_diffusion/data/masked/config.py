@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from unet_diffusion.checks import is_count, is_number, require, require_choice, require_each, set_plain
 from unet_diffusion.data.config import Data, ImageOptions, InMemory, SourceOptions
 from unet_diffusion.data.masked.encoding import check_encoding, parse_colours
-from unet_diffusion.data.masked.labelmap import LabelMap, find_class_list, find_labelmap
+from unet_diffusion.data.masked.labelmap import LabelMap, find_class_list, find_labelmap, find_other_table
 from unet_diffusion.images.masks import Colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
 from unet_diffusion.images.resizing import Preparation
@@ -149,9 +149,16 @@ class MaskedDataConfig(MaskedOptions, ImageOptions):
     @property
     def labelmap(self) -> LabelMap | None:
         """Returns the labels from a file beside the masks, unless other options state the meaning of masks."""
-        if self.mask_colours is not None or self.mask_encoding not in ("auto", "palette"):
-            return None
-        return find_labelmap(self.data, self.masks, self.split)
+        return find_labelmap(self.data, self.masks, self.split) if self._leaves_colours_open else None
+
+    @property
+    def other_table(self) -> Path | None:
+        """Returns a class_dict.csv beside the masks that is not used because of its columns, or None."""
+        return find_other_table(self.data, self.masks, self.split) if self._leaves_colours_open else None
+
+    @property
+    def _leaves_colours_open(self) -> bool:
+        return self.mask_colours is None and self.mask_encoding in ("auto", "palette")
 
     @property
     def class_list(self) -> tuple[Path, tuple[str, ...]] | None:

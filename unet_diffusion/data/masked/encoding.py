@@ -15,6 +15,7 @@ from unet_diffusion.data.masked.questions import (
     ask_about_mixed_masks,
     ask_about_order,
     ask_about_values,
+    ask_about_white_first,
     by_colour,
     counts_of_objects,
     default_threshold,
@@ -182,12 +183,15 @@ def for_other_masks(encoding: MaskEncoding, seen: SeenMasks) -> MaskEncoding:
     Masks in the colours of Pascal VOC may have its outline.
 
     Raises:
-        ValueError: binary masks have other values than the training masks, so that some would be empty and others not.
+        Question: binary masks have other values than the training masks, so that some would be empty and others not; or
+            class indices have other colours in the palettes of the files.
     """
     found, threshold = seen.keys, encoding.threshold
     outline = outline_key(found)
     if encoding.kind == "palette" and outline is not None:
         return replace(encoding, classes={outline: IGNORE_INDEX, **encoding.classes})
+    if encoding.kind == "indices" and encoding.palette is not None:
+        _ask_about_other_colours(seen, encoding.palette)
     if encoding.kind != "binary" or (threshold is None and not encoding.unknown(found)):
         return encoding
     if seen.two_valued and (threshold is None or set(found) <= {0, 1, IGNORE_INDEX}):
@@ -196,6 +200,17 @@ def for_other_masks(encoding: MaskEncoding, seen: SeenMasks) -> MaskEncoding:
         threshold = _half(max(*found, *encoding.classes))
         ask_about_mixed_masks(seen, threshold)
     return replace(encoding, threshold=threshold, classes={**encoding.classes, **_split(found, threshold)})
+
+
+def _ask_about_other_colours(seen: SeenMasks, palette: Sequence[Colour]) -> None:
+    """Raises a Question if an index has another colour than in the palettes of the training masks."""
+    for label, (before, found) in enumerate(zip(palette, map(seen.palette.get, range(len(palette))))):
+        if found not in (None, before) and before != colour(label):  # which stands for classes that state no colour
+            raise Question(
+                f"index {label} has the colour {found} in the palettes of these masks and {before} in those of the "
+                "training masks, so that indices may mean different classes. mask_encoding='palette' reads "
+                "the colours; 'indices' keeps the indices, whatever their colours."
+            )
 
 
 def check_same_classes(encoding: MaskEncoding, before: MaskEncoding, name: str) -> None:
@@ -268,6 +283,7 @@ def _guess(seen: SeenMasks, num_classes: int | None, colours: Mapping[Colour, in
     if seen.keys == [0, IGNORE_INDEX]:
         ask_about_binary(num_classes)
         return "binary"
+    ask_about_white_first(seen)
     ask_about_values(seen, num_classes)
     return "indices"
 

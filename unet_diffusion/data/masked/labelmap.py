@@ -63,7 +63,7 @@ class LabelMap:
 def find_labelmap(data: str, masks: str | None, split: str = "train") -> LabelMap | None:
     """Reads labelmap.txt or class_dict.csv from the folder of the masks, of the images, or one of their parents.
 
-    A table whose columns are not name, red, green and blue is ignored.
+    A table whose columns are not name, red, green and blue is ignored (`find_other_table`).
 
     Raises:
         ValueError: the file cannot be read, or has a line without a name and a colour, or two lines with the same.
@@ -74,6 +74,12 @@ def find_labelmap(data: str, masks: str | None, split: str = "train") -> LabelMa
         if (home / COLOUR_TABLE).is_file() and _has_colours(home / COLOUR_TABLE):
             return read_labelmap(home / COLOUR_TABLE)
     return None
+
+
+def find_other_table(data: str, masks: str | None, split: str = "train") -> Path | None:
+    """Returns a class_dict.csv that `find_labelmap` ignores because of its columns, or None."""
+    tables = [home / COLOUR_TABLE for home in _homes(data, masks, split)]
+    return next((table for table in tables if table.is_file() and not _has_colours(table)), None)
 
 
 def find_class_list(data: str, masks: str | None, split: str = "train") -> tuple[Path, tuple[str, ...]] | None:
@@ -99,8 +105,13 @@ def _homes(data: str, masks: str | None, split: str) -> list[Path]:
 
 
 def _table(path: Path) -> list[list[str]]:
-    """Returns the rows of a file, its header first, without spaces around the cells and without empty rows."""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(_lines(path))]
+    """Returns the rows of a file, its header first, without spaces around the cells and without empty rows.
+
+    Columns are separated by commas, semicolons or tabs.
+    """
+    lines = _lines(path)
+    header = next((line for line in lines if line.strip()), "")
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=max(",;\t", key=header.count))]
     return [row for row in rows if any(row)] or [[]]
 
 
@@ -117,7 +128,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def read_labelmap(path: Path) -> LabelMap:
-    """Reads lines such as "cat:128,0,0::", or a table; empty lines and lines that begin with # are left out.
+    """Reads lines such as "cat:128,0,0::", or a table, without empty lines; in a labelmap.txt, # begins a comment.
 
     Raises:
         ValueError: the file is not text, is empty, or has a line without a name and a colour, or two lines with the
@@ -129,7 +140,7 @@ def read_labelmap(path: Path) -> LabelMap:
         form = "name,red,green,blue as in 'cat,128,0,0'"
     labels: dict[str, Colour] = {}
     for number, line in enumerate(map(str.strip, lines), start=1):
-        if not line or line.startswith("#"):
+        if not line or (path.name == FILE and line.startswith("#")):
             continue
         match = LINE.fullmatch(line)
         place = f"line {number} of {readable(str(path))} is {line!r}, but"

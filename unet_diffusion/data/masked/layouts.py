@@ -42,7 +42,8 @@ def holds_table(folder: Path, split: str) -> bool:
     """Returns whether a folder holds tables, shards or metadata, which tell images from masks themselves."""
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return True
-    if any((place / name).is_file() for place in (folder, folder / split) for name in METADATA):
+    of_split = [place for place in _subfolders(folder) if place.name.lower() == split.lower()]
+    if any((place / name).is_file() for place in (folder, *of_split) for name in METADATA):
         return True
     return bool(tables_in(folder))
 

@@ -10,6 +10,7 @@ from unet_diffusion.data.masked.questions import (
     ask_about_colours,
     ask_about_lossy,
     ask_about_test_values,
+    ask_about_white_first,
     outline_key,
 )
 from unet_diffusion.data.masked.seen import SeenMasks
@@ -50,6 +51,9 @@ def settled_encoding(config: MaskedDataConfig, seen: SeenMasks) -> MaskEncoding:
     )
     if config.colours is not None and found.unknown(seen.keys):
         ask_about_colours(seen)
+    table = config.other_table
+    if table is not None:
+        found = found.noted(f"{readable(str(table))} is not used, since its columns are not name, r, g and b")
     if labelmap is None or not seen.keys:
         return found
     note = f"{readable(str(labelmap.path))} is not used, since the masks are not in its colours"
@@ -57,11 +61,13 @@ def settled_encoding(config: MaskedDataConfig, seen: SeenMasks) -> MaskEncoding:
 
 
 def encoding_of_part(config: MaskedDataConfig, encoding: MaskEncoding, seen: SeenMasks) -> MaskEncoding:
-    """Returns the encoding of one part of a run, such as its validation set; a stated threshold holds for all parts.
+    """Returns the encoding of one part of a run, such as its validation set.
 
-    Raises the errors of `for_other_masks`.
+    A stated threshold holds for all parts, and so do stated indices. Raises the errors of `for_other_masks`.
     """
-    return encoding if config.mask_threshold is not None else for_other_masks(encoding, seen)
+    if config.mask_threshold is not None or config.mask_encoding == "indices":
+        return encoding
+    return for_other_masks(encoding, seen)
 
 
 def reading_of_others(options: MaskedOptions, saved: MaskEncoding | None) -> Reading:
@@ -111,6 +117,7 @@ def encoding_of_others(
     if binary and unstated and encoding in ("auto", "binary"):
         return MaskEncoding({0: 0, IGNORE_INDEX: 1}, 2, kind="binary")
     if encoding == "auto" and colours is None:
+        ask_about_white_first(seen)
         ask_about_test_values(seen, num_classes)
         encoding = "indices"
     return find_encoding(seen, encoding, num_classes=num_classes, colours=colours, threshold=options.mask_threshold)

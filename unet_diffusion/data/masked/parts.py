@@ -56,6 +56,8 @@ def _marked(part: Mapping[str, Any], axes: AxisOrder | None) -> tuple[np.ndarray
     """Returns the pixels that a file marks, bool (H, W), and the orientation that it states."""
     try:
         mask = decode_mask(part, axes=axes)
+        if mask.palette and mask.keys.max() <= 1:  # index 0 may be the white one
+            mask = decode_mask(part, reading="brightness", axes=axes)
     except Question:  # about alpha, which can only mark the object
         mask = decode_mask(part, reading="brightness", axes=axes)
     found = np.unique(mask.keys)

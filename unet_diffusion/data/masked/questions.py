@@ -6,7 +6,7 @@ import numpy as np
 
 from unet_diffusion.checks import Question
 from unet_diffusion.data.masked.seen import SeenMasks, highest_of_run
-from unet_diffusion.images.masks import COLOURED, Colour, colour_key, describe_keys, key_colour
+from unet_diffusion.images.masks import COLOURED, WHITE, Colour, colour_key, describe_keys, key_colour
 from unet_diffusion.images.no_class import IGNORE_INDEX
 
 FEWEST_OBJECTS = 4  # from this n on, the values 1..n of a mask may number its objects; fewer are more often classes
@@ -46,6 +46,15 @@ def ask_about_binary(num_classes: int | None) -> None:
         raise Question(
             f"masks hold 0 and 255 alone, but {num_classes} classes are stated. mask_encoding='binary' makes 255 "
             "class 1; with 'indices', 255 is ignored."
+        )
+
+
+def ask_about_white_first(seen: SeenMasks) -> None:
+    """Raises a Question if the masks are black-and-white palette images whose index 0 is white."""
+    if seen.palette == {0: WHITE, 1: (0, 0, 0)}:
+        raise Question(
+            "masks are palette images in which index 0 is white and index 1 black. mask_encoding='binary' makes white "
+            "class 1, as in other black-and-white masks; 'indices' makes black class 1."
         )
 
 
