@@ -115,9 +115,8 @@ def cache_images(
 
     If several processes call it at once, one decodes and the others wait. The folder's name is a hash of the rows, the
     names of their classes, the states of the files that they name, and the preparation, so no change of these is
-    missed. Its parent folder is
-    `unet_diffusion` in `cache_dir`, or else in the cache of `datasets`. If too many images are broken and some of them
-    are remote, nothing is kept, so that the next call fetches them again.
+    missed. Its parent folder is `unet_diffusion` in `cache_dir`, or else in the cache of `datasets`. If too many images
+    are broken and some of them are remote, nothing is kept, so that the next call fetches them again.
 
     Raises:
         ValueError: too many images are broken, none is usable, or sizes differ and images are neither resized nor cut.
