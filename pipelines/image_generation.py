@@ -238,8 +238,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         generator = generators_for(generator, batch_size)
         shape = (batch_size, config.in_channels, height, width)
         self.check_inputs(shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
-        check_steps(self.scheduler, num_inference_steps)
         check_few_steps(self.few_steps, self.scheduler, num_inference_steps, guidance_scale)
+        check_steps(self.scheduler, num_inference_steps)
         check_classes(config, batch_size, labels, guidance_scale, guidance_interval)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device

@@ -137,7 +137,6 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
         steps = num_inference_steps
         require(is_count(steps), "num_inference_steps", steps, "must be an integer of at least 1")
-        check_steps(self.scheduler, steps)
         check_condition_noise(condition_noise)
         check_output_type(output_type, OUTPUT_TYPES, self.channels, self.pixel_range)
         check_scheduler(self.scheduler, eta=None)
@@ -184,6 +183,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         num_inference_steps, condition_noise = plain(num_inference_steps), plain(condition_noise)
         self.check_inputs(num_inference_steps, condition_noise, output_type)
         check_few_steps(self.few_steps, self.scheduler, num_inference_steps)
+        check_steps(self.scheduler, num_inference_steps)
         self._precision = settled_precision(mixed_precision, self._execution_device)
         tiling = Tiling.of(self.unet, tile_size)
         inputs = list(self.read_images(image))

@@ -6,7 +6,14 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from unet_diffusion import UNet
 from unet_diffusion.diffusion.config import SamplerName, best_sampling
@@ -148,6 +155,39 @@ def test_more_steps_than_training_timesteps_are_refused():
     with pytest.raises(ValueError, match="num_inference_steps is 11, but the network was trained with 10 timesteps"):
         check_steps(scheduler, 11)
     check_steps(EDMEulerScheduler(num_train_timesteps=10), 11)  # its times are continuous
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_steps_that_begin_far_from_noise_are_warned_of(kind, beta_schedule):
+    """With leading spacing, n of 1000 timesteps begin at (n - 1) * (1000 // n)."""
+    scheduler = kind(beta_schedule=beta_schedule, timestep_spacing="leading")
+    share = {"linear": 0.28, "squaredcos_cap_v2": 0.70}[beta_schedule]
+    message = f"starts at timestep 50[01], whose images keep {share:.0%} of their signal.* that divides 1000"
+    with pytest.warns(UserWarning, match=f"num_inference_steps is 501, .*{message}"):
+        check_steps(scheduler, 501)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler])
+def test_a_step_from_an_almost_clean_image_is_refused(kind):
+    with pytest.raises(ValueError, match=r"num_inference_steps is 1, .* starts at timestep 0, .* keep 100%"):
+        check_steps(kind(timestep_spacing="leading"), 1)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("timesteps", [4, 10, 1000])  # noise at the last of few timesteps is less than at that of many
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("name", NAMES)
+def test_samplers_begin_at_noise_with_any_number_of_steps(name, beta_schedule, timesteps):
+    training = DDPMScheduler(
+        num_train_timesteps=timesteps, beta_schedule=beta_schedule, prediction_type="v_prediction"
+    )
+    for steps in {1, 2, 3, min(20, timesteps), timesteps // 2 + 1, timesteps}:
+        check_steps(sampler(name, training), steps)
+    for scheduler in (training, DDIMScheduler.from_config(training.config)):
+        check_steps(scheduler, timesteps)
+        if timesteps == 1000:
+            check_steps(scheduler, 20)
 
 
 def test_default_number_of_steps_is_at_most_that_of_the_training_timesteps():

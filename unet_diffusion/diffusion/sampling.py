@@ -50,6 +50,7 @@ NOISE_SETTINGS = {  # settings that a network is trained for, and their values f
 }
 STEPS_OF_ONE_LENGTH = (DDIMScheduler, DDIMParallelScheduler, CogVideoXDDIMScheduler)  # wherever their timesteps lie
 MEANS = 2  # steps after which an image is still near the mean of many
+NOISY, CLEAN = 0.05, 0.95  # shares of the variance that the clean image has: too much to start from, and nearly all
 OTHER_TIMES = {"use_flow_sigmas": True, "timestep_type": "continuous"}  # settings that give a network other timesteps
 STEP_ARGUMENTS = {"self", "model_output", "timestep", "sample"}  # every scheduler's step gets these
 
@@ -240,13 +241,42 @@ def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
 
 
 def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
-    """Raises a ValueError for more steps of a sampler than the timesteps that its network was trained with."""
+    """Checks a number of steps, and sets the timesteps of the scheduler for it.
+
+    It warns if they start far from noise, as those of "leading" spacing do if they are few, or do not divide those of
+    the training. Pipelines start from pure noise.
+
+    Raises:
+        ValueError: there are more steps than the timesteps that the network was trained with, or they start at an
+            almost clean image.
+    """
     known = (noise_settings(scheduler) or {}).get("num_train_timesteps")
     if known is not None and num_inference_steps > known:
         raise ValueError(
             f"num_inference_steps is {num_inference_steps}, but the network was trained with {known} timesteps, which "
             f"cannot be divided into more steps; take {known} or fewer."
         )
+    scheduler.set_timesteps(num_inference_steps)
+    if hasattr(scheduler, "alphas_cumprod"):
+        check_start(scheduler, num_inference_steps)
+
+
+def check_start(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
+    """Warns if the first of the timesteps that are set is far from noise; a ValueError if it is almost clean."""
+    shares, start = scheduler.alphas_cumprod, int(scheduler.timesteps[0])
+    excess = float(shares[start] - shares[-1])  # the last timestep of a short training may be far from noise, too
+    if excess <= NOISY:
+        return
+    fix = 'set timestep_spacing="trailing", as sampler("ddim", pipe.scheduler) does'
+    if len(shares) % num_inference_steps:
+        fix += f", or take a number of steps that divides {len(shares)}"
+    problem = (
+        f"num_inference_steps is {num_inference_steps}, for which {type(scheduler).__name__} starts at timestep {start}, "
+        f"whose images keep {shares[start].sqrt():.0%} of their signal, but sampling starts from pure noise; {fix}."
+    )
+    if excess > CLEAN:
+        raise ValueError(problem)
+    warnings.warn(problem, stacklevel=5)  # the line that calls a pipeline
 
 
 def start_sampling(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:
