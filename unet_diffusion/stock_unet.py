@@ -17,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unet_diffusion.checks import require_choice, takes_plain
+from unet_diffusion.network.attention import WITHOUT_LORA
 from unet_diffusion.network.config import (
     CHOICES,
     check_input,
@@ -140,8 +141,7 @@ class UNet2DAdapter(UNet):
         """
         if any(ADAPTED in name for name in self.state_dict()):
             raise ValueError(
-                "the network has an adapter, such as LoRA, which a UNet2DModel lacks; call unload_lora() first, and "
-                "fuse_lora() before it if the weights are to keep what the adapter has learnt."
+                f"the network has an adapter, such as LoRA, which a UNet2DModel lacks; {WITHOUT_LORA}."
             )
         stock = UNet2DModel(**{key: self.config[key] for key in STOCK_KEYS})
         back = [(theirs, ours) for ours, theirs in self._names()]
