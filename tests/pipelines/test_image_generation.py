@@ -290,6 +290,31 @@ def test_callback_changes_guidance_and_interrupts():
     assert steps == [0, 1]
 
 
+def test_guidance_that_a_callback_changes_starts_again_with_each_batch():
+    pipe = pipeline(class_network())
+    scales = []
+
+    def weaker(pipe, step, timestep, tensors):
+        scales.append(pipe.guidance_scale)
+        pipe._guidance_scale = 1.0
+
+    pipe(2, 3, 0, 5.0, max_batch=1, callback_on_step_end=weaker)
+    assert scales == [5.0, 1.0, 1.0] * 2
+
+
+def test_a_callback_that_only_looks_changes_nothing():
+    pipe, noise, seen = pipeline(), torch.randn(1, 1, 8, 8), []
+
+    def look(pipe, step, timestep, tensors):
+        seen.append(set(tensors))
+
+    expected = pipe(1, 2, latents=noise, output_type="latent").images
+    for names in (["latents"], None):
+        options = {"callback_on_step_end": look, "callback_on_step_end_tensor_inputs": names}
+        assert torch.equal(pipe(1, 2, latents=noise, output_type="latent", **options).images, expected)
+    assert seen == [{"latents"}] * 2 + [set()] * 2
+
+
 @pytest.mark.parametrize(("last", "count"), [((0, 0), 2), ((0, 4), 2), ((1, 2), 4), ((2, 4), 5)])
 def test_batches_that_never_began_are_no_images(last, count):
     """`last` is the batch and the step at which the call is interrupted."""
