@@ -390,6 +390,21 @@ def test_more_steps_than_training_timesteps_are_refused():
         pipeline(scheduler=DDPMScheduler(num_train_timesteps=10))()
 
 
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler])
+def test_noise_prediction_on_a_schedule_that_ends_at_zero_signal_is_refused(kind):
+    """Also if its betas are given; velocities are welcome."""
+    rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    given = {"trained_betas": kind(**rescaled).betas.numpy(), "timestep_spacing": "trailing"}
+    for settings in (rescaled, given):
+        with pytest.raises(ValueError, match="ends at zero signal, .* 'epsilon' cannot be sampled"):
+            pipeline(scheduler=kind(**settings))
+        pipe = pipeline(scheduler=kind(**settings, prediction_type="v_prediction"))
+        assert len(pipe(1, 3).images) == 1
+        pipe.scheduler = kind(**settings)
+        with pytest.raises(ValueError, match="prediction_type='epsilon', but the network was trained with"):
+            pipe(1, 3)
+
+
 def test_images_that_are_not_finite_are_an_error():
     pipe = pipeline()
     with pytest.raises(ValueError, match="values that are NaN or infinite"):

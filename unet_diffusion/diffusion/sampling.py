@@ -79,6 +79,7 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
             f"{type(scheduler).__name__} has no schedule of betas, so its network needs another kind of sampler; "
             "give a scheduler such as DDPMScheduler."
         )
+    check_signal(scheduler)
     check_schedule(kind, config)
     known = inspect.signature(kind).parameters
     fixed = {key: value for key, value in settings.items() if key in known}
@@ -100,23 +101,33 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
 
 
 def check_schedule(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> None:
-    """Raises a ValueError if a sampler of this class cannot handle the noise schedule, or the prediction on it."""
-    epsilon = config["prediction_type"] == "epsilon"
-    if config.get("rescale_betas_zero_snr"):
-        if epsilon:
-            raise ValueError(
-                "the noise schedule ends at zero signal, where the noise says nothing of the image, so prediction_type "
-                "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
-            )
-        if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
-            raise ValueError(
-                f"{kind.__name__} does not support noise schedules that end at zero signal (rescale_betas_zero_snr); "
-                "use any other sampler."
-            )
-    if epsilon and config["beta_schedule"] == "squaredcos_cap_v2" and kind is EulerDiscreteScheduler:
+    """Raises a ValueError if a sampler of this class cannot handle the noise schedule, or noise prediction on it."""
+    ends = config.get("rescale_betas_zero_snr")
+    if ends and "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
+        raise ValueError(
+            f"{kind.__name__} does not support noise schedules that end at zero signal (rescale_betas_zero_snr); "
+            "use any other sampler."
+        )
+    noise_on_cosine = config["prediction_type"] == "epsilon" and config["beta_schedule"] == "squaredcos_cap_v2"
+    if noise_on_cosine and kind is EulerDiscreteScheduler:
         raise ValueError(
             "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
             "EulerDiscreteScheduler lacks; use any other sampler."
+        )
+
+
+def ends_at_zero_signal(scheduler: SchedulerMixin) -> bool:
+    """Returns whether nothing of the image is left at the last timestep of a scheduler's table, if it has one."""
+    shares = getattr(scheduler, "alphas_cumprod", (1,))
+    return bool(scheduler.config.get("rescale_betas_zero_snr")) or float(shares[-1]) == 0
+
+
+def check_signal(scheduler: SchedulerMixin) -> None:
+    """Raises a ValueError if a scheduler for noise predictions ends at zero signal."""
+    if scheduler.config.get("prediction_type") == "epsilon" and ends_at_zero_signal(scheduler):
+        raise ValueError(
+            "the noise schedule ends at zero signal, where the noise says nothing of the image, so prediction_type "
+            "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
         )
 
 
@@ -151,6 +162,8 @@ def check_noise(
 ) -> None:
     """Raises a ValueError if a scheduler's settings differ from those that the network was trained for.
 
+    Noise prediction on a schedule that ends at zero signal is refused as well, unless `prediction_type` is left out.
+
     Args:
         scheduler: the sampler of a pipeline.
         trained: `noise_settings` of the scheduler that the network was trained with; None if they are not known.
@@ -179,6 +192,8 @@ def check_noise(
             f"{kind}.from_config(pipe.scheduler.config, {listed(expected, names)}), of the pipeline of the run. "
             "If you have trained the network anew, say so: unet.register_to_config(prediction_type=...)."
         )
+    if "prediction_type" not in left_out:
+        check_signal(scheduler)
 
 
 def listed(settings: Mapping[str, Any], names: Sequence[str] = ("prediction_type", "beta_schedule")) -> str:
