@@ -140,9 +140,7 @@ class UNet2DAdapter(UNet):
             ValueError: the network has an adapter, such as LoRA.
         """
         if any(ADAPTED in name for name in self.state_dict()):
-            raise ValueError(
-                f"the network has an adapter, such as LoRA, which a UNet2DModel lacks; {WITHOUT_LORA}."
-            )
+            raise ValueError(f"the network has an adapter, such as LoRA, which a UNet2DModel lacks; {WITHOUT_LORA}.")
         stock = UNet2DModel(**{key: self.config[key] for key in STOCK_KEYS})
         back = [(theirs, ours) for ours, theirs in self._names()]
         stock.load_state_dict(copied(self.state_dict(), back), assign=True)

@@ -179,9 +179,7 @@ def test_a_step_from_an_almost_clean_image_is_refused(kind):
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("name", NAMES)
 def test_samplers_begin_at_noise_with_any_number_of_steps(name, beta_schedule, timesteps):
-    training = DDPMScheduler(
-        num_train_timesteps=timesteps, beta_schedule=beta_schedule, prediction_type="v_prediction"
-    )
+    training = DDPMScheduler(num_train_timesteps=timesteps, beta_schedule=beta_schedule, prediction_type="v_prediction")
     for steps in {1, 2, 3, min(20, timesteps), timesteps // 2 + 1, timesteps}:
         check_steps(sampler(name, training), steps)
     for scheduler in (training, DDIMScheduler.from_config(training.config)):

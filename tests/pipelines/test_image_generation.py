@@ -9,7 +9,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 from PIL import Image
 
 from tests.support.tiny import network
@@ -403,6 +410,27 @@ def test_noise_prediction_on_a_schedule_that_ends_at_zero_signal_is_refused(kind
         pipe.scheduler = kind(**settings)
         with pytest.raises(ValueError, match="prediction_type='epsilon', but the network was trained with"):
             pipe(1, 3)
+
+
+def test_given_betas_are_the_whole_noise_schedule():
+    """Classes of schedulers have other defaults for the start and the end, which are not used then."""
+    betas = np.linspace(1e-4, 0.02, 50)
+    pipe = pipeline(scheduler=DDPMScheduler(num_train_timesteps=50, trained_betas=betas))
+    pipe.scheduler = HeunDiscreteScheduler(num_train_timesteps=50, trained_betas=betas)
+    assert len(pipe(1, 2).images) == 1
+    for other in (betas / 2, None):
+        pipe.scheduler = HeunDiscreteScheduler(num_train_timesteps=50, trained_betas=other)
+        with pytest.raises(ValueError, match="trained_betas=.* but the network was trained with"):
+            pipe(1, 2)
+
+
+@pytest.mark.parametrize("timesteps", [49, 51])
+def test_another_number_of_betas_than_that_of_the_timesteps_is_refused(timesteps):
+    scheduler = DDPMScheduler(num_train_timesteps=timesteps, trained_betas=np.linspace(1e-4, 0.02, 50))
+    message = f"num_train_timesteps is {timesteps}, but there are 50 trained_betas, .* set num_train_timesteps=50"
+    for make in (lambda: pipeline(scheduler=scheduler), lambda: sampler("ddim", scheduler)):
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_images_that_are_not_finite_are_an_error():

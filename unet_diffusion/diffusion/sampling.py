@@ -79,6 +79,7 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
             f"{type(scheduler).__name__} has no schedule of betas, so its network needs another kind of sampler; "
             "give a scheduler such as DDPMScheduler."
         )
+    check_betas(scheduler)
     check_signal(scheduler)
     check_schedule(kind, config)
     known = inspect.signature(kind).parameters
@@ -113,6 +114,16 @@ def check_schedule(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> Non
         raise ValueError(
             "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
             "EulerDiscreteScheduler lacks; use any other sampler."
+        )
+
+
+def check_betas(scheduler: SchedulerMixin) -> None:
+    """Raises a ValueError if a scheduler was given another number of betas than that of its timesteps."""
+    betas, timesteps = scheduler.config.get("trained_betas"), scheduler.config.get("num_train_timesteps")
+    if betas is not None and len(betas) != timesteps:
+        raise ValueError(
+            f"num_train_timesteps is {timesteps}, but there are {len(betas)} trained_betas, one for each timestep; set "
+            f"num_train_timesteps={len(betas)}, or give {timesteps} betas."
         )
 
 
@@ -162,7 +173,8 @@ def check_noise(
 ) -> None:
     """Raises a ValueError if a scheduler's settings differ from those that the network was trained for.
 
-    Noise prediction on a schedule that ends at zero signal is refused as well, unless `prediction_type` is left out.
+    Also refused are another number of betas than that of the timesteps and, unless `prediction_type` is left out, noise
+    prediction on a schedule that ends at zero signal.
 
     Args:
         scheduler: the sampler of a pipeline.
@@ -182,7 +194,10 @@ def check_noise(
     for name, value in OTHER_TIMES.items():
         allowed = not expected or scheduler.config.get(name) != value
         require(allowed, name, value, f"the network knows the timesteps of its training; leave it out of the {kind}")
+    check_betas(scheduler)
     unused = {"beta_start", "beta_end"} if expected.get("beta_schedule") == "squaredcos_cap_v2" else set()
+    if all(settings.get("trained_betas") is not None for settings in (given, expected)):
+        unused = {"beta_schedule", "beta_start", "beta_end"}
     compared = given.keys() & expected.keys() - {*left_out, *unused}
     names = [name for name in NOISE_SETTINGS if name in compared and given[name] != expected[name]]
     if names:
@@ -286,8 +301,9 @@ def check_start(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
     if len(shares) % num_inference_steps:
         fix += f", or take a number of steps that divides {len(shares)}"
     problem = (
-        f"num_inference_steps is {num_inference_steps}, for which {type(scheduler).__name__} starts at timestep {start}, "
-        f"whose images keep {shares[start].sqrt():.0%} of their signal, but sampling starts from pure noise; {fix}."
+        f"num_inference_steps is {num_inference_steps}, for which {type(scheduler).__name__} starts at timestep "
+        f"{start}, whose images keep {shares[start].sqrt():.0%} of their signal, but sampling starts from pure noise; "
+        f"{fix}."
     )
     if excess > CLEAN:
         raise ValueError(problem)
