@@ -87,8 +87,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it was not tuned.
 
     Raises:
-        ValueError: the network cannot enlarge images, the scale is not an integer of at least 2, or the pixel range or
-            the number of steps is invalid.
+        ValueError: the network cannot enlarge images, the scale is not an integer of at least 2, the pixel range is
+            invalid or another for each image, or the number of steps is invalid.
     """
 
     model_cpu_offload_seq = "unet"
@@ -107,7 +107,9 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         classes = unet.config.get("num_class_embeds")
         require(classes is None, "num_class_embeds", classes, "super-resolution needs a network without classes")
         check_scale(scale)
-        saved_range(pixel_range)
+        own = saved_range(pixel_range).percentiles
+        rule = "a small image and a large one would each get a range of its own; train with one range for all"
+        require(own is None, "percentiles", own, rule)
         check_tuned_steps(few_steps)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(

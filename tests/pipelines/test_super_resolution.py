@@ -302,3 +302,9 @@ def test_networks_that_cannot_enlarge_are_refused(config):
 def test_wrong_scales_are_refused(scale):
     with pytest.raises(ValueError, match="scale is .*, but must be an integer of at least 2"):
         pipeline(scale=scale)
+
+
+def test_a_range_for_each_image_is_refused():
+    own = PixelRange.stretched("uint16", (1.0, 99.0)).to_dict()
+    with pytest.raises(ValueError, match=r"percentiles is \(1.0, 99.0\), but a small image and a large one would each"):
+        pipeline(pixel_range=own)
