@@ -88,7 +88,8 @@ class GroupNorm(nn.GroupNorm):
             sums.view(groups).mean(2, keepdim=True) / (x.shape[2] * x.shape[3])  # (B, G, 1)
             for sums in (wide.sum((2, 3)), wide.square_().sum((2, 3)))
         )
-        scale = (square - mean.square() + self.eps).rsqrt() * self.weight.float().view(1, *groups[1:])
+        variance = (square - mean.square()).clamp_(min=0)  # rounding makes it negative for equal values
+        scale = (variance + self.eps).rsqrt() * self.weight.float().view(1, *groups[1:])
         shift = self.bias.float().view(1, *groups[1:]) - mean * scale
         scale, shift = (each.view(*x.shape[:2], 1, 1) for each in (scale, shift))
         return torch.addcmul(shift, x, scale).to(x.dtype)
