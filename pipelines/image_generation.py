@@ -143,7 +143,6 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         check_output_type(output_type, OUTPUT_TYPES, channels, self.pixel_range)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
-        require(eta is None or is_number(eta), "eta", eta, "must be a number, or None")
         check_scheduler(self.scheduler, eta)
         self.check_noise_settings()
         unknown = sorted(set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs))

@@ -13,12 +13,15 @@ from diffusers import (
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    UnCLIPScheduler,
 )
 
 from unet_diffusion import UNet
 from unet_diffusion.diffusion.config import SamplerName, best_sampling
 from unet_diffusion.diffusion.sampling import (
     check_classes,
+    check_scheduler,
     check_steps,
     denoised,
     sampler,
@@ -186,6 +189,38 @@ def test_samplers_begin_at_noise_with_any_number_of_steps(name, beta_schedule, t
         check_steps(scheduler, timesteps)
         if timesteps == 1000:
             check_steps(scheduler, 20)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "message"),
+    [
+        (
+            DDIMScheduler(steps_offset=1),
+            1000,
+            "starts at timestep 1000, but the network knows 0 to 999; .* steps_offset",
+        ),
+        (PNDMScheduler(), 3, "PNDMScheduler finds no timesteps .*; take another number, or another sampler"),
+        (UnCLIPScheduler(), 1, r"UnCLIPScheduler finds no timesteps \(division by zero\); take another number"),
+    ],
+)
+def test_steps_that_a_scheduler_cannot_take_are_refused(scheduler, steps, message):
+    with pytest.raises(ValueError, match=f"num_inference_steps is {steps}, for which {message}"):
+        check_steps(scheduler, steps)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, UnCLIPScheduler])
+def test_variances_that_the_network_does_not_predict_are_refused(kind):
+    check_scheduler(kind(), None)
+    with pytest.raises(ValueError, match="variance_type is 'learned_range', but the network predicts no variances"):
+        check_scheduler(kind(variance_type="learned_range"), None)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 2.0, True, "1", float("nan")])
+def test_eta_is_a_number_from_0_to_1(eta):
+    for valid in (0, 1.0, None):
+        check_scheduler(DDIMScheduler(), valid)
+    with pytest.raises(ValueError, match="eta is .*, but must be a number from 0 to 1, or None"):
+        check_scheduler(DDIMScheduler(), eta)
 
 
 def test_default_number_of_steps_is_at_most_that_of_the_training_timesteps():

@@ -258,7 +258,10 @@ def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int
 
 
 def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
-    """Raises a ValueError if the scheduler's `step` needs more than a prediction, or does not take the given `eta`."""
+    """Raises a ValueError if the scheduler's `step` needs more than a prediction, or does not take the given `eta`.
+
+    `eta` is a number from 0 to 1, or None.
+    """
     name = type(scheduler).__name__
     if not hasattr(scheduler, "step"):
         raise ValueError(f"{name} has no step(); use diffusers' own pipeline for it.")
@@ -268,6 +271,11 @@ def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
         raise ValueError(f"{name}.step also needs {', '.join(needed)}; use diffusers' own pipeline for it.")
     if eta is not None and "eta" not in arguments:
         raise ValueError(f"eta is {eta}, but {name}.step takes none; leave it out, or use DDIMScheduler.")
+    valid = eta is None or (is_number(eta) and 0 <= eta <= 1)
+    require(valid, "eta", eta, "must be a number from 0 to 1, or None")
+    variance = scheduler.config.get("variance_type")
+    learned = isinstance(variance, str) and variance.startswith("learned")
+    require(not learned, "variance_type", variance, f"the network predicts no variances; leave it out of the {name}")
 
 
 def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
@@ -277,8 +285,8 @@ def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
     the training. Pipelines start from pure noise.
 
     Raises:
-        ValueError: there are more steps than the timesteps that the network was trained with, or they start at an
-            almost clean image.
+        ValueError: there are more steps than the timesteps that the network was trained with, the scheduler cannot take
+            this number, or they start at an almost clean image or at a timestep that the network does not know.
     """
     known = (noise_settings(scheduler) or {}).get("num_train_timesteps")
     if known is not None and num_inference_steps > known:
@@ -286,14 +294,25 @@ def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
             f"num_inference_steps is {num_inference_steps}, but the network was trained with {known} timesteps, which "
             f"cannot be divided into more steps; take {known} or fewer."
         )
-    scheduler.set_timesteps(num_inference_steps)
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except (ArithmeticError, LookupError, ValueError) as error:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}, for which {type(scheduler).__name__} finds no timesteps "
+            f"({error}); take another number, or another sampler."
+        ) from error
     if hasattr(scheduler, "alphas_cumprod"):
         check_start(scheduler, num_inference_steps)
 
 
 def check_start(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
-    """Warns if the first of the timesteps that are set is far from noise; a ValueError if it is almost clean."""
+    """Warns if the first of the timesteps that are set is far from noise; a ValueError if it cannot be right."""
     shares, start = scheduler.alphas_cumprod, int(scheduler.timesteps[0])
+    if scheduler.timesteps.max() > len(shares) - 1:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}, for which {type(scheduler).__name__} starts at timestep "
+            f"{start}, but the network knows 0 to {len(shares) - 1}; take fewer steps, or set steps_offset to 0."
+        )
     excess = float(shares[start] - shares[-1])  # the last timestep of a short training may be far from noise, too
     if excess <= NOISY:
         return
