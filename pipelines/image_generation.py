@@ -31,6 +31,7 @@ from unet_diffusion.network.precision import autocast, check_finite, settled_pre
 from unet_diffusion.pipelines.base import (
     Generators,
     PrivateArguments,
+    check_label_names,
     check_noise_predictor,
     check_tuned_steps,
     generators_for,
@@ -76,7 +77,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it was not tuned.
 
     Raises:
-        ValueError: the network cannot turn noise into images, or the pixel range or the number of steps is invalid.
+        ValueError: the network cannot turn noise into images, the pixel range or the number of steps is invalid, or
+            there is not one name per class.
     """
 
     model_cpu_offload_seq = "unet"
@@ -94,6 +96,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         super().__init__()
         check_noise_predictor(unet, 1, "generation needs as many channels out as in")
         saved_range(pixel_range)
+        check_label_names(label_names, unet.config.get("num_class_embeds"))
         check_tuned_steps(few_steps)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
@@ -141,6 +144,10 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
         channels = shape[1]
         check_output_type(output_type, OUTPUT_TYPES, channels, self.pixel_range)
+        if latents is not None and not isinstance(latents, Tensor):
+            raise ValueError(
+                f"latents are a {type(latents).__name__}, but must be a tensor; give torch.as_tensor(...)."
+            )
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
         check_scheduler(self.scheduler, eta)

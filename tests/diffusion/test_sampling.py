@@ -197,7 +197,7 @@ def test_samplers_begin_at_noise_with_any_number_of_steps(name, beta_schedule, t
         (
             DDIMScheduler(steps_offset=1),
             1000,
-            "starts at timestep 1000, but the network knows 0 to 999; .* steps_offset",
+            "DDIMScheduler starts at timestep 1000, but the network knows 0 to 999; .* steps_offset to 0",
         ),
         (PNDMScheduler(), 3, "PNDMScheduler finds no timesteps .*; take another number, or another sampler"),
         (UnCLIPScheduler(), 1, r"UnCLIPScheduler finds no timesteps \(division by zero\); take another number"),

@@ -358,6 +358,7 @@ def test_one_progress_bar_over_all_batches(capsys):
         ({"output_type": "jpg"}, "output_type is 'jpg'"),
         ({"generator": seeded(0, 1, 2)}, "there are 3 generators, but the number of images is 1"),
         ({"latents": torch.zeros(1, 1, 4, 4)}, r"must be \(1, 1, 8, 8\)"),
+        ({"latents": np.zeros((1, 1, 8, 8))}, "latents are a ndarray, but must be a tensor"),
         ({"class_labels": 0}, "the network has no classes"),
         ({"guidance_scale": 2.0}, "but there is no class to guide to"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\], but must be among \['latents'\]"),
