@@ -50,7 +50,8 @@ NOISE_SETTINGS = {  # settings that a network is trained for, and their values f
 }
 STEPS_OF_ONE_LENGTH = (DDIMScheduler, DDIMParallelScheduler, CogVideoXDDIMScheduler)  # wherever their timesteps lie
 MEANS = 2  # steps after which an image is still near the mean of many
-NOISY, CLEAN = 0.05, 0.95  # shares of the variance that the clean image has: too much to start from, and nearly all
+NOISY = 0.05  # share of the variance up to which an image may show at the first step, which gets pure noise
+ALMOST_CLEAN = 0.95
 OTHER_TIMES = {"use_flow_sigmas": True, "timestep_type": "continuous"}  # settings that give a network other timesteps
 STEP_ARGUMENTS = {"self", "model_output", "timestep", "sample"}  # every scheduler's step gets these
 
@@ -324,7 +325,7 @@ def check_start(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
         f"{start}, whose images keep {shares[start].sqrt():.0%} of their signal, but sampling starts from pure noise; "
         f"{fix}."
     )
-    if excess > CLEAN:
+    if excess > ALMOST_CLEAN:
         raise ValueError(problem)
     warnings.warn(problem, stacklevel=5)  # the line that calls a pipeline
 
