@@ -12,7 +12,7 @@ from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from unet_diffusion.checks import is_count, require
+from unet_diffusion.checks import is_count, plain, require
 from unet_diffusion.diffusion.sampling import NOISE_SETTINGS, check_noise, noise_settings
 from unet_diffusion.images.conversion import UNCHANGED, check_image, dtype_name, stored_images
 from unet_diffusion.images.pixel_range import PixelRange
@@ -190,11 +190,44 @@ def check_noise_predictor(unet: UNet, images_in: int, rule: str) -> None:
 def check_class_details(
     num_classes: int, class_names: Sequence[str] | None, palette: Sequence[Sequence[int]] | None
 ) -> None:
-    """Raises a ValueError unless there is one name and one colour, 0 to 255, per class, or None."""
-    for name, values in (("class_names", class_names), ("palette", palette)):
-        if values is not None and len(values) != num_classes:
-            raise ValueError(
-                f"{name} has {len(values)} entries, but the network has {num_classes} classes; give one each."
-            )
-    if palette is not None and not all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in palette):
-        raise ValueError(f"palette is {palette}, but each entry must be red, green and blue from 0 to 255.")
+    """Raises a ValueError unless there is one name and one colour, integers from 0 to 255, per class, or None."""
+    check_names("class_names", class_names, num_classes)
+    if palette is None:
+        return
+    colours = plain(palette)
+    valid = isinstance(colours, (list, tuple)) and all(map(is_colour, colours))
+    require(valid, "palette", palette, "each entry must be red, green and blue, integers from 0 to 255")
+    check_number_of_entries("palette", colours, num_classes)
+
+
+def check_names(option: str, names: Any, num_classes: int | None) -> None:
+    """Raises a ValueError unless there is one name per class, or None; `num_classes` None is any number."""
+    if names is None:
+        return
+    values = plain(names)
+    texts = isinstance(values, (list, tuple)) and all(isinstance(name, str) for name in values)
+    require(texts, option, names, "must be a list of names, one for each class, or None")
+    if num_classes is not None:
+        check_number_of_entries(option, values, num_classes)
+
+
+def check_label_names(names: Any, num_classes: int | None) -> None:
+    """Raises a ValueError unless there is one name per class, by which it can be chosen, or None."""
+    check_names("label_names", names, num_classes)
+    values = list(plain(names) or ())
+    twice = next((name for name in values if values.count(name) > 1), None)
+    require(twice is None, "label_names", names, f"{twice!r} stands for more than one class; give each its own name")
+
+
+def check_number_of_entries(option: str, values: Sequence[Any], num_classes: int) -> None:
+    """Raises a ValueError unless there is one entry per class."""
+    if len(values) != num_classes:
+        raise ValueError(
+            f"{option} has {len(values)} entries, but the network has {num_classes} classes; give one each."
+        )
+
+
+def is_colour(value: Any) -> bool:
+    """Returns whether `value` is red, green and blue, integers from 0 to 255."""
+    three = isinstance(value, (list, tuple)) and len(value) == 3
+    return three and all(is_count(channel, 0) and channel <= 255 for channel in value)

@@ -31,6 +31,7 @@ from unet_diffusion.network.precision import autocast, check_finite, settled_pre
 from unet_diffusion.pipelines.base import (
     Generators,
     PrivateArguments,
+    check_label_names,
     check_noise_predictor,
     check_tuned_steps,
     generators_for,
@@ -76,7 +77,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it was not tuned.
 
     Raises:
-        ValueError: the network cannot turn noise into images, or the pixel range or the number of steps is invalid.
+        ValueError: the network cannot turn noise into images, the pixel range or the number of steps is invalid, or
+            there is not one name per class.
     """
 
     model_cpu_offload_seq = "unet"
@@ -94,6 +96,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         super().__init__()
         check_noise_predictor(unet, 1, "generation needs as many channels out as in")
         saved_range(pixel_range)
+        check_label_names(label_names, unet.config.get("num_class_embeds"))
         check_tuned_steps(few_steps)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
@@ -116,7 +119,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """The guidance scale of the running call; a callback may set `_guidance_scale`."""
+        """The guidance scale of the running batch; a callback may set `_guidance_scale` for the rest of the batch."""
         return self._guidance_scale
 
     @property
@@ -136,17 +139,20 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         latents: Tensor | None,
         eta: float | None,
         output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
+        callback_on_step_end_tensor_inputs: Sequence[str] | None,
     ) -> None:
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
         channels = shape[1]
         check_output_type(output_type, OUTPUT_TYPES, channels, self.pixel_range)
+        if latents is not None and not isinstance(latents, Tensor):
+            raise ValueError(
+                f"latents are a {type(latents).__name__}, but must be a tensor; give torch.as_tensor(...)."
+            )
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but must be {shape}.")
-        require(eta is None or is_number(eta), "eta", eta, "must be a number, or None")
         check_scheduler(self.scheduler, eta)
         self.check_noise_settings()
-        unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
+        unknown = sorted(set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs has {unknown}, but must be among {self._callback_tensor_inputs}."
@@ -184,8 +190,8 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         eta: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[["ImageGenerationPipeline", int, Any, dict], dict] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end: Callable[["ImageGenerationPipeline", int, Any, dict], dict | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
         mixed_precision: Precision = "no",
     ) -> ImageGenerationOutput | tuple:
         """Generates `batch_size` images.
@@ -212,9 +218,9 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 files; "latent": float32 (B, C, H, W) around [-1, 1] as the sampler leaves it.
             return_dict: whether to return an `ImageGenerationOutput`, or else a tuple.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step of each batch; returns
-                the tensors to go on with. If it sets `pipeline._interrupt`, the images are those of the batches that
-                were begun, the last one as it is.
-            callback_on_step_end_tensor_inputs: names of the tensors that the callback gets.
+                the tensors to go on with, or None to change none. If it sets `pipeline._interrupt`, the images are
+                those of the batches that were begun, the last one as it is.
+            callback_on_step_end_tensor_inputs: names of the tensors that the callback gets; None for none.
             mixed_precision: the precision of the network: "no", "bf16" or "fp16"; "auto" is bf16 where the device has
                 it, or what `accelerate launch` was told. Everything else stays in float32. "no" leaves a
                 `torch.autocast` around the call as it is.
@@ -238,10 +244,10 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
         generator = generators_for(generator, batch_size)
         shape = (batch_size, config.in_channels, height, width)
         self.check_inputs(shape, generator, latents, eta, output_type, callback_on_step_end_tensor_inputs)
-        check_steps(self.scheduler, num_inference_steps)
         check_few_steps(self.few_steps, self.scheduler, num_inference_steps, guidance_scale)
+        check_steps(self.scheduler, num_inference_steps)
         check_classes(config, batch_size, labels, guidance_scale, guidance_interval)
-        self._guidance_scale, self._interrupt = guidance_scale, False
+        self._interrupt = False
         device = self._execution_device
         self._precision = settled_precision(mixed_precision, device)
         start_sampling(self.scheduler, num_inference_steps, device)
@@ -261,6 +267,7 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                 part_classes = None if classes is None else classes[part]
                 part_generator = generator[part] if isinstance(generator, list) else generator
                 start_sampling(self.scheduler, num_inference_steps, device)
+                self._guidance_scale = guidance_scale
                 for i, t in enumerate(self.scheduler.timesteps):
                     if self.interrupt:
                         break
@@ -268,8 +275,9 @@ class ImageGenerationPipeline(PrivateArguments, DiffusionPipeline):
                     prediction = self._predict(sample, t, part_classes, guidance)
                     sample = denoised(self.scheduler, i, prediction, sample, part_generator, eta)
                     if callback_on_step_end is not None:
-                        tensors = {"latents": sample} if "latents" in callback_on_step_end_tensor_inputs else {}
-                        sample = callback_on_step_end(self, i, t, tensors).pop("latents", sample)
+                        tensors = {"latents": sample} if "latents" in (callback_on_step_end_tensor_inputs or ()) else {}
+                        changed = callback_on_step_end(self, i, t, tensors)
+                        sample = sample if changed is None else changed.pop("latents", sample)
                     progress.update()
                 finished.append(sample)
                 if self.interrupt:

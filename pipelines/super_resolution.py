@@ -87,8 +87,8 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         few_steps: the largest number of steps that `tune-few-steps` tuned the network for; None if it was not tuned.
 
     Raises:
-        ValueError: the network cannot enlarge images, the scale is not an integer of at least 2, or the pixel range or
-            the number of steps is invalid.
+        ValueError: the network cannot enlarge images, the scale is not an integer of at least 2, the pixel range is
+            invalid or another for each image, or the number of steps is invalid.
     """
 
     model_cpu_offload_seq = "unet"
@@ -107,7 +107,9 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         classes = unet.config.get("num_class_embeds")
         require(classes is None, "num_class_embeds", classes, "super-resolution needs a network without classes")
         check_scale(scale)
-        saved_range(pixel_range)
+        own = saved_range(pixel_range).percentiles
+        rule = "a small image and a large one would each get a range of its own; train with one range for all"
+        require(own is None, "percentiles", own, rule)
         check_tuned_steps(few_steps)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
@@ -137,7 +139,6 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         """Raises a ValueError that gives the value, the rule and the fix for the first argument that is wrong."""
         steps = num_inference_steps
         require(is_count(steps), "num_inference_steps", steps, "must be an integer of at least 1")
-        check_steps(self.scheduler, steps)
         check_condition_noise(condition_noise)
         check_output_type(output_type, OUTPUT_TYPES, self.channels, self.pixel_range)
         check_scheduler(self.scheduler, eta=None)
@@ -184,6 +185,7 @@ class SuperResolutionPipeline(PrivateArguments, DiffusionPipeline):
         num_inference_steps, condition_noise = plain(num_inference_steps), plain(condition_noise)
         self.check_inputs(num_inference_steps, condition_noise, output_type)
         check_few_steps(self.few_steps, self.scheduler, num_inference_steps)
+        check_steps(self.scheduler, num_inference_steps)
         self._precision = settled_precision(mixed_precision, self._execution_device)
         tiling = Tiling.of(self.unet, tile_size)
         inputs = list(self.read_images(image))

@@ -291,6 +291,16 @@ def test_only_a_stock_network_becomes_an_adapter():
             UNet2DAdapter.from_stock(network)
 
 
+def test_a_stock_network_with_lora_or_fused_projections_becomes_no_adapter():
+    peft = pytest.importorskip("peft")
+    lora, fused = stock(), stock()
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["to_q"]), lora)
+    fused.mid_block.attentions[0].fuse_projections()
+    for network, name in ((lora, "base_layer|lora"), (fused, "to_qkv")):
+        with pytest.raises(ValueError, match=f"weights that a UNet2DModel lacks, such as .*({name}).*; load it again"):
+            UNet2DAdapter.from_stock(network)
+
+
 def test_a_network_with_lora_becomes_a_stock_one_after_the_lora_is_gone():
     peft = pytest.importorskip("peft")
     network = adapter()

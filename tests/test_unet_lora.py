@@ -66,3 +66,31 @@ def test_several_adapters_are_switched_and_deleted():
     assert torch.equal(prediction(unet), first)
     unet.disable_adapters()
     assert torch.equal(prediction(unet), plain)
+
+
+def test_projections_with_lora_are_fused_after_the_lora_is_in_the_weights():
+    """The fused layer would be without it."""
+    unet = network()
+    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_k"], init_lora_weights=False))
+    expected = prediction(unet)
+    with pytest.raises(ValueError, match=r"to_k is a peft\..*Linear, .* call unload_lora\(\) first, and fuse_lora\(\)"):
+        unet.fuse_qkv_projections()
+    assert torch.equal(prediction(unet), expected)
+    unet.fuse_lora()
+    unet.unload_lora()
+    for change in (unet.fuse_qkv_projections, unet.unfuse_qkv_projections):
+        change()
+        torch.testing.assert_close(prediction(unet), expected, rtol=0, atol=1e-5)
+
+
+def test_lora_of_fused_projections_is_not_lost_when_they_come_apart():
+    unet = network()
+    unet.fuse_qkv_projections()
+    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_qkv"], init_lora_weights=False))
+    expected = prediction(unet)
+    with pytest.raises(ValueError, match=r"to_qkv is a peft\..*Linear, .* call unload_lora\(\) first"):
+        unet.unfuse_qkv_projections()
+    unet.fuse_lora()
+    unet.unload_lora()
+    unet.unfuse_qkv_projections()
+    torch.testing.assert_close(prediction(unet), expected, rtol=0, atol=1e-5)

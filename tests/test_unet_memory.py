@@ -145,6 +145,19 @@ def test_fused_projections_predict_the_same_and_come_apart_again():
     assert torch.equal(prediction(unet), expected) and set(unet.state_dict()) == keys
 
 
+def test_projections_keep_what_they_have_learnt_while_they_were_fused():
+    unet = network().train()
+    unet.fuse_qkv_projections()
+    optimizer = torch.optim.SGD(unet.parameters(), lr=0.5)
+    before = prediction(unet)
+    unet(torch.randn(2, 3, 8, 8), 3).sample.square().mean().backward()
+    optimizer.step()
+    learnt = prediction(unet)
+    assert (learnt - before).abs().max() > 1e-2
+    unet.unfuse_qkv_projections()
+    torch.testing.assert_close(prediction(unet), learnt, rtol=0, atol=1e-5)
+
+
 def test_attention_processors_can_be_replaced():
     class Uniform(SelfAttentionProcessor):
         """Attends to all positions equally."""

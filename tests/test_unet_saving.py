@@ -169,6 +169,21 @@ def test_missing_weights_are_refused(tmp_path):
     assert info["missing_keys"] and isinstance(loaded, UNet)
 
 
+@pytest.mark.parametrize(
+    ("values", "fix"),
+    [
+        ({"num_classes": 3}, r"unet.to_segmentation\(num_classes=3\)"),
+        ({"num_classes": 3, "instances": True}, r"unet.to_segmentation\(num_classes=3, instances=True\)"),
+    ],
+)
+def test_a_head_that_was_not_saved_is_added_after_loading(tmp_path, values, fix):
+    network().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"such as \w+_head.bias, and would be random; load it as it is, and .* by {fix}"
+    ):
+        UNet.from_pretrained(tmp_path, **values)
+
+
 def test_the_config_of_a_run_or_of_a_stock_network_is_not_that_of_a_network(tmp_path):
     DDPMPipeline(network(), DDPMScheduler()).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"data": {}, "training": {}}')  # that of the run

@@ -17,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unet_diffusion.checks import require_choice, takes_plain
+from unet_diffusion.network.attention import WITHOUT_LORA
 from unet_diffusion.network.config import (
     CHOICES,
     check_input,
@@ -123,13 +124,20 @@ class UNet2DAdapter(UNet):
         """Makes the adapter of a stock model, with a copy of its weights.
 
         Raises:
-            ValueError: the model is not a plain U-Net, or not a `UNet2DModel` of diffusers itself.
+            ValueError: the model is not a plain U-Net, is not a `UNet2DModel` of diffusers itself, or has weights that
+                such a model gets later, such as those of LoRA.
         """
         if not isinstance(stock, UNet2DModel) or isinstance(stock, UNet):
             fix = "use it as it is" if isinstance(stock, UNet) else "use another checkpoint"
             raise ValueError(f"the model is a {type(stock).__name__}, but must be a UNet2DModel of diffusers; {fix}.")
         adapter = cls(**{key: stock.config[key] for key in STOCK_KEYS})
-        adapter.load_state_dict(copied(stock.state_dict(), adapter._names()), assign=True)
+        weights = copied(stock.state_dict(), adapter._names())
+        if more := sorted(weights.keys() - adapter.state_dict().keys()):
+            raise ValueError(
+                f"the model has {len(more)} weights that a UNet2DModel lacks, such as {more[0]}, perhaps of LoRA or of "
+                "fused projections; load it again, and change the adapter instead."
+            )
+        adapter.load_state_dict(weights, assign=True)
         return adapter.train(stock.training)
 
     def to_stock(self) -> UNet2DModel:
@@ -139,10 +147,7 @@ class UNet2DAdapter(UNet):
             ValueError: the network has an adapter, such as LoRA.
         """
         if any(ADAPTED in name for name in self.state_dict()):
-            raise ValueError(
-                "the network has an adapter, such as LoRA, which a UNet2DModel lacks; call unload_lora() first, and "
-                "fuse_lora() before it if the weights are to keep what the adapter has learnt."
-            )
+            raise ValueError(f"the network has an adapter, such as LoRA, which a UNet2DModel lacks; {WITHOUT_LORA}.")
         stock = UNet2DModel(**{key: self.config[key] for key in STOCK_KEYS})
         back = [(theirs, ours) for ours, theirs in self._names()]
         stock.load_state_dict(copied(self.state_dict(), back), assign=True)

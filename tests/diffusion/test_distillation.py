@@ -71,6 +71,18 @@ def test_many_evaluations_reach_the_closed_form_of_the_trajectory_from_every_tim
     )  # evenly spread timesteps are coarse at the end of linear betas
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_a_timestep_that_comes_again_changes_nothing_even_at_zero_signal(prediction_type):
+    """Eight evaluations of two timesteps: 1, 1, 1, 1, 0, 0, 0, 0."""
+    scheduler = scheduler_of(num_train_timesteps=2, zero_terminal_snr=True, prediction_type=prediction_type)
+    noisy = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    many, once = (
+        trajectory_end(GaussianMean(scheduler), scheduler, noisy, torch.tensor([1]), evaluations=n) for n in (8, 2)
+    )
+    assert once.isfinite().all()
+    torch.testing.assert_close(many, once)
+
+
 @pytest.mark.parametrize("settings", [{}, {"prediction_type": "sample", "beta_schedule": "linear"}])
 def test_each_image_takes_the_steps_of_diffusers_from_its_own_timestep(settings):
     scheduler, unet = scheduler_of(**settings), network(in_channels=3, out_channels=3).eval()

@@ -6,12 +6,22 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    UnCLIPScheduler,
+)
 
 from unet_diffusion import UNet
 from unet_diffusion.diffusion.config import SamplerName, best_sampling
 from unet_diffusion.diffusion.sampling import (
     check_classes,
+    check_scheduler,
     check_steps,
     denoised,
     sampler,
@@ -148,6 +158,69 @@ def test_more_steps_than_training_timesteps_are_refused():
     with pytest.raises(ValueError, match="num_inference_steps is 11, but the network was trained with 10 timesteps"):
         check_steps(scheduler, 11)
     check_steps(EDMEulerScheduler(num_train_timesteps=10), 11)  # its times are continuous
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_steps_that_begin_far_from_noise_are_warned_of(kind, beta_schedule):
+    """With leading spacing, n of 1000 timesteps begin at (n - 1) * (1000 // n)."""
+    scheduler = kind(beta_schedule=beta_schedule, timestep_spacing="leading")
+    share = {"linear": 0.28, "squaredcos_cap_v2": 0.70}[beta_schedule]
+    message = f"starts at timestep 50[01], whose images keep {share:.0%} of their signal.* that divides 1000"
+    with pytest.warns(UserWarning, match=f"num_inference_steps is 501, .*{message}"):
+        check_steps(scheduler, 501)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler])
+def test_a_step_from_an_almost_clean_image_is_refused(kind):
+    with pytest.raises(ValueError, match=r"num_inference_steps is 1, .* starts at timestep 0, .* keep 100%"):
+        check_steps(kind(timestep_spacing="leading"), 1)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("timesteps", [4, 10, 1000])  # noise at the last of few timesteps is less than at that of many
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("name", NAMES)
+def test_samplers_begin_at_noise_with_any_number_of_steps(name, beta_schedule, timesteps):
+    training = DDPMScheduler(num_train_timesteps=timesteps, beta_schedule=beta_schedule, prediction_type="v_prediction")
+    for steps in {1, 2, 3, min(20, timesteps), timesteps // 2 + 1, timesteps}:
+        check_steps(sampler(name, training), steps)
+    for scheduler in (training, DDIMScheduler.from_config(training.config)):
+        check_steps(scheduler, timesteps)
+        if timesteps == 1000:
+            check_steps(scheduler, 20)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "message"),
+    [
+        (
+            DDIMScheduler(steps_offset=1),
+            1000,
+            "DDIMScheduler starts at timestep 1000, but the network knows 0 to 999; .* steps_offset to 0",
+        ),
+        (PNDMScheduler(), 3, "PNDMScheduler finds no timesteps .*; take another number, or another sampler"),
+        (UnCLIPScheduler(), 1, r"UnCLIPScheduler finds no timesteps \(division by zero\); take another number"),
+    ],
+)
+def test_steps_that_a_scheduler_cannot_take_are_refused(scheduler, steps, message):
+    with pytest.raises(ValueError, match=f"num_inference_steps is {steps}, for which {message}"):
+        check_steps(scheduler, steps)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, UnCLIPScheduler])
+def test_variances_that_the_network_does_not_predict_are_refused(kind):
+    check_scheduler(kind(), None)
+    with pytest.raises(ValueError, match="variance_type is 'learned_range', but the network predicts no variances"):
+        check_scheduler(kind(variance_type="learned_range"), None)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 2.0, True, "1", float("nan")])
+def test_eta_is_a_number_from_0_to_1(eta):
+    for valid in (0, 1.0, None):
+        check_scheduler(DDIMScheduler(), valid)
+    with pytest.raises(ValueError, match="eta is .*, but must be a number from 0 to 1, or None"):
+        check_scheduler(DDIMScheduler(), eta)
 
 
 def test_default_number_of_steps_is_at_most_that_of_the_training_timesteps():

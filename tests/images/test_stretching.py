@@ -129,11 +129,19 @@ def test_a_range_for_all_images_is_saved_as_before_and_stretches_nothing():
         ({"percentiles": ["a", "b"]}, "percentiles is"),
         ({"percentiles": [1, 99], "high": [200]}, "must be that of the data type"),
         ({"share": [1, 99]}, "found .*share"),
+        ({"low": 0}, "low is 0, but must be a list of numbers"),
+        ({"high": ["a"]}, r"high is \['a'\], but must be a list of numbers"),
+        ({"dtype": ["uint8"]}, r"dtype is \['uint8'\], but must be one of"),
     ],
 )
 def test_a_saved_range_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         PixelRange.from_dict({"low": [0], "high": [255], "dtype": "uint8"} | fields)
+
+
+def test_a_saved_range_is_a_dictionary():
+    with pytest.raises(ValueError, match="has the keys low, high, dtype .* found 5"):
+        PixelRange.from_dict(5)
 
 
 def test_a_tensor_of_half_precision_is_stretched():

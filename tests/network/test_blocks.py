@@ -91,6 +91,14 @@ def test_group_norm_of_bfloat16_maps_on_a_cpu_is_exact_to_the_rounding_of_its_re
     assert norm(given).requires_grad  # with gradients it is PyTorch's
 
 
+def test_group_norm_of_equal_values_is_zero_and_not_nan():
+    values = torch.linspace(1, 50, 100).bfloat16()[:, None, None, None]
+    with torch.no_grad():
+        found = GroupNorm(1, 16)(values.expand(-1, 16, 17, 17).contiguous(memory_format=torch.channels_last))
+    # The mean, float32, is off by a few units in the last place of 50, which is divided by the root of eps.
+    torch.testing.assert_close(found.float(), torch.zeros_like(found).float(), rtol=0, atol=4 * 2**-18 / 1e-5**0.5)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_group_norm_is_that_of_pytorch_in_both_layouts(channels_last, monkeypatch):
     """Bit for bit on a CPU; and if GroupNorm returns contiguous maps, as on CUDA, the layout is that of the input."""

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -40,6 +41,30 @@ def test_runs_of_earlier_versions_load(tmp_path):
     index["_class_names"] = NAMES  # a plain list, as in early versions
     path.write_text(json.dumps(index))
     assert SegmentationPipeline.from_pretrained(tmp_path).class_names == NAMES
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("_label_names", 5, "label_names is 5, but must be a list of names"),
+        ("_label_names", {"list": "ab"}, "label_names is 'ab', but must be a list of names"),
+        ("_label_names", {"list": ["a"]}, "label_names has 1 entries, but the network has 2 classes"),
+        ("_label_names", {"list": ["a", "a"]}, "'a' stands for more than one class"),
+        ("_pixel_range", 5, "has the keys low, high, dtype"),
+    ],
+)
+def test_values_in_the_index_that_cannot_be_are_named(key, value, message, tmp_path):
+    pipelines()[0].save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ValueError, match=message):
+        ImageGenerationPipeline.from_pretrained(tmp_path)
+
+
+def test_names_and_colours_may_be_arrays():
+    names, palette = np.array(NAMES), np.array([[0, 0, 0], [9, 9, 9]], dtype=np.uint8)
+    pipe = SegmentationPipeline(UNet.from_preset("tiny", num_classes=2), class_names=names, palette=palette)
+    assert (list(pipe.class_names), [list(entry) for entry in pipe.palette]) == (NAMES, [[0, 0, 0], [9, 9, 9]])
 
 
 @pytest.mark.parametrize("pipe", pipelines(), ids=lambda pipe: type(pipe).__name__)

@@ -9,7 +9,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 from PIL import Image
 
 from tests.support.tiny import network
@@ -99,7 +106,7 @@ def test_images_of_any_size_and_given_noise():
 
 def test_non_square_sample_size_is_the_default_size():
     pipe = pipeline(network(sample_size=(4, 6)))
-    assert pipe(output_type="pt", num_inference_steps=1).images.shape == (1, 1, 4, 6)
+    assert pipe(output_type="pt", num_inference_steps=2).images.shape == (1, 1, 4, 6)
 
 
 def test_components_are_not_changed_by_a_call():
@@ -151,8 +158,9 @@ def one_step(pipe, **arguments):
 
 
 def test_guidance_goes_from_the_null_class_to_the_class():
-    # One step of DDIM is linear in the noise, so guidance w gives uncond + w (cond - uncond) of the images too.
-    pipe = pipeline(class_network(), DDIMScheduler(clip_sample=False))
+    # One step of DDIM is linear in the prediction, so guidance w gives uncond + w (cond - uncond) of the images too.
+    settings = {"clip_sample": False, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    pipe = pipeline(class_network(), DDIMScheduler(**settings))
     unconditional, conditional = one_step(pipe), one_step(pipe, class_labels=1)
     guided = one_step(pipe, class_labels=1, guidance_scale=3.0)
     torch.testing.assert_close(guided, unconditional + 3 * (conditional - unconditional), atol=1e-4, rtol=1e-4)
@@ -230,7 +238,7 @@ def test_images_that_pil_cannot_hold_name_the_other_types(channels, pixel_range)
     pipe = pipeline(network(in_channels=channels, out_channels=channels), pixel_range=pixel_range)
     with pytest.raises(ValueError, match=f"{channels} channels of .*'np' or 'pt'.*'stored'"):
         pipe()
-    assert pipe(num_inference_steps=1, output_type="np").images.shape == (1, 8, 8, channels)
+    assert pipe(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, channels)
 
 
 def test_output_types_agree():
@@ -248,7 +256,7 @@ def test_output_types_agree():
 
 
 def test_tuple_on_request():
-    (images,) = pipeline()(num_inference_steps=1, return_dict=False)
+    (images,) = pipeline()(num_inference_steps=2, return_dict=False)
     assert isinstance(images[0], Image.Image)
 
 
@@ -289,6 +297,31 @@ def test_callback_changes_guidance_and_interrupts():
     assert steps == [0, 1]
 
 
+def test_guidance_that_a_callback_changes_starts_again_with_each_batch():
+    pipe = pipeline(class_network())
+    scales = []
+
+    def weaker(pipe, step, timestep, tensors):
+        scales.append(pipe.guidance_scale)
+        pipe._guidance_scale = 1.0
+
+    pipe(2, 3, 0, 5.0, max_batch=1, callback_on_step_end=weaker)
+    assert scales == [5.0, 1.0, 1.0] * 2
+
+
+def test_a_callback_that_only_looks_changes_nothing():
+    pipe, noise, seen = pipeline(), torch.randn(1, 1, 8, 8), []
+
+    def look(pipe, step, timestep, tensors):
+        seen.append(set(tensors))
+
+    expected = pipe(1, 2, latents=noise, output_type="latent").images
+    for names in (["latents"], None):
+        options = {"callback_on_step_end": look, "callback_on_step_end_tensor_inputs": names}
+        assert torch.equal(pipe(1, 2, latents=noise, output_type="latent", **options).images, expected)
+    assert seen == [{"latents"}] * 2 + [set()] * 2
+
+
 @pytest.mark.parametrize(("last", "count"), [((0, 0), 2), ((0, 4), 2), ((1, 2), 4), ((2, 4), 5)])
 def test_batches_that_never_began_are_no_images(last, count):
     """`last` is the batch and the step at which the call is interrupted."""
@@ -325,6 +358,7 @@ def test_one_progress_bar_over_all_batches(capsys):
         ({"output_type": "jpg"}, "output_type is 'jpg'"),
         ({"generator": seeded(0, 1, 2)}, "there are 3 generators, but the number of images is 1"),
         ({"latents": torch.zeros(1, 1, 4, 4)}, r"must be \(1, 1, 8, 8\)"),
+        ({"latents": np.zeros((1, 1, 8, 8))}, "latents are a ndarray, but must be a tensor"),
         ({"class_labels": 0}, "the network has no classes"),
         ({"guidance_scale": 2.0}, "but there is no class to guide to"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\], but must be among \['latents'\]"),
@@ -362,6 +396,42 @@ def test_sides_of_zero_are_refused():
 def test_more_steps_than_training_timesteps_are_refused():
     with pytest.raises(ValueError, match="num_inference_steps is 20, but the network was trained with 10 timesteps"):
         pipeline(scheduler=DDPMScheduler(num_train_timesteps=10))()
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler])
+def test_noise_prediction_on_a_schedule_that_ends_at_zero_signal_is_refused(kind):
+    """Also if its betas are given; velocities are welcome."""
+    rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    given = {"trained_betas": kind(**rescaled).betas.numpy(), "timestep_spacing": "trailing"}
+    for settings in (rescaled, given):
+        with pytest.raises(ValueError, match="ends at zero signal, .* 'epsilon' cannot be sampled"):
+            pipeline(scheduler=kind(**settings))
+        pipe = pipeline(scheduler=kind(**settings, prediction_type="v_prediction"))
+        assert len(pipe(1, 3).images) == 1
+        pipe.scheduler = kind(**settings)
+        with pytest.raises(ValueError, match="prediction_type='epsilon', but the network was trained with"):
+            pipe(1, 3)
+
+
+def test_given_betas_are_the_whole_noise_schedule():
+    """Classes of schedulers have other defaults for the start and the end, which are not used then."""
+    betas = np.linspace(1e-4, 0.02, 50)
+    pipe = pipeline(scheduler=DDPMScheduler(num_train_timesteps=50, trained_betas=betas))
+    pipe.scheduler = HeunDiscreteScheduler(num_train_timesteps=50, trained_betas=betas)
+    assert len(pipe(1, 2).images) == 1
+    for other in (betas / 2, None):
+        pipe.scheduler = HeunDiscreteScheduler(num_train_timesteps=50, trained_betas=other)
+        with pytest.raises(ValueError, match="trained_betas=.* but the network was trained with"):
+            pipe(1, 2)
+
+
+@pytest.mark.parametrize("timesteps", [49, 51])
+def test_another_number_of_betas_than_that_of_the_timesteps_is_refused(timesteps):
+    scheduler = DDPMScheduler(num_train_timesteps=timesteps, trained_betas=np.linspace(1e-4, 0.02, 50))
+    message = f"num_train_timesteps is {timesteps}, but there are 50 trained_betas, .* set num_train_timesteps=50"
+    for make in (lambda: pipeline(scheduler=scheduler), lambda: sampler("ddim", scheduler)):
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_images_that_are_not_finite_are_an_error():

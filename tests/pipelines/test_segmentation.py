@@ -346,6 +346,10 @@ def test_a_network_in_training_mode_is_refused_where_it_matters(option):
         ({"class_names": ["a"]}, "class_names has 1 entries.*3 classes"),
         ({"palette": [[0, 0, 0]]}, "palette has 1 entries"),
         ({"palette": [[0, 0, 0], [0, 0], [0, 0, 0]]}, "red, green and blue"),
+        ({"palette": [1, 2, 3]}, r"palette is \[1, 2, 3\], but each entry must be red, green and blue, integers"),
+        ({"palette": [[0.5, 0, 0], [1.0, 1.0, 1.0], [2, 2, 2]]}, "each entry must be red, green and blue, integers"),
+        ({"palette": 5}, "palette is 5, but"),
+        ({"class_names": "abc"}, "class_names is 'abc', but must be a list of names"),
         ({"pixel_range": {"low": [1], "high": [0], "dtype": "uint8"}}, "range is \\(1.0, 0.0\\), but both ends"),
     ],
 )

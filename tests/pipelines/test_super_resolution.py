@@ -151,7 +151,7 @@ def test_large_images_that_are_not_finite_are_an_error(monkeypatch):
 
 def test_one_generator_goes_from_image_to_image():
     """Like one sequence of noise for all: each image starts where the one before it ended."""
-    pipe = pipeline()
+    pipe = pipeline(scheduler=DDIMScheduler(timestep_spacing="trailing"))
     starts = []
     pipe.unet.register_forward_pre_hook(lambda module, arguments: starts.append(arguments[0][:, :1]))
     pipe([image(4, 4), image(4, 4)], 1, seeded(0)[0])
@@ -176,8 +176,8 @@ def test_tiles_of_a_convolutional_network_give_the_untiled_image():
     torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)  # rounding, enlarged by three steps
     sizes = []
     pipe.unet.register_forward_pre_hook(lambda module, arguments: sizes.append(tuple(arguments[0].shape[2:])))
-    pipe(pixels, 1, seeded(0), tile_size=16)
-    assert len(sizes) > 9 and max(max(size) for size in sizes) < 70  # windows, not the 80 x 70 pixels of the whole
+    pipe(pixels, 3, seeded(0), tile_size=16)
+    assert len(sizes) > 3 * 9 and max(max(size) for size in sizes) < 70  # windows, not the 80 x 70 pixels of the whole
 
 
 class SeesMeans(Reveals):
@@ -237,7 +237,7 @@ def test_output_types_agree(channels, pixel_range, mode):
 
 def test_noise_of_the_condition_is_drawn_after_that_of_the_image():
     """So the image starts from the same noise with and without it."""
-    pipe = pipeline()
+    pipe = pipeline(scheduler=DDIMScheduler(timestep_spacing="trailing"))
     starts = []
     pipe.unet.register_forward_pre_hook(lambda module, arguments: starts.append(arguments[0]))
     pipe(image(4, 4), 1, seeded(0))
@@ -302,3 +302,9 @@ def test_networks_that_cannot_enlarge_are_refused(config):
 def test_wrong_scales_are_refused(scale):
     with pytest.raises(ValueError, match="scale is .*, but must be an integer of at least 2"):
         pipeline(scale=scale)
+
+
+def test_a_range_for_each_image_is_refused():
+    own = PixelRange.stretched("uint16", (1.0, 99.0)).to_dict()
+    with pytest.raises(ValueError, match=r"percentiles is \(1.0, 99.0\), but a small image and a large one would each"):
+        pipeline(pixel_range=own)

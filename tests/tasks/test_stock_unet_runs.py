@@ -129,6 +129,17 @@ def test_a_pixel_classifier_reads_a_stock_network(options, place):
     assert pipe(image, output_type="np").masks[0].shape == (7, 9)
 
 
+@pytest.mark.parametrize("learn", ["everything", "pixel_classifier"])
+def test_a_stock_network_that_was_trained_with_a_class_for_every_image_learns_masks(options, tmp_path, learn):
+    """Its masks use the mean of the embeddings of all classes."""
+    DDPMPipeline(stock(**SMALL, num_class_embeds=4), DDPMScheduler()).save_pretrained(tmp_path / "classes")
+    options.model, options.segmentation = str(tmp_path / "classes"), SegmentationConfig(learn=learn, preview_images=2)
+    options.training = replace(options.training, steps=1, validate_every=1)
+    pipe = SegmentationPipeline.from_pretrained(train_segmentation(options))
+    assert pipe.unet.config.num_class_embeds == 4
+    assert pipe(np.zeros((7, 9), dtype=np.uint8), output_type="np").masks[0].shape == (7, 9)
+
+
 def test_both_heads_of_a_stock_network_learn_at_once(options, place):
     run = train_segmentation(replace(options, joint=JointConfig(denoising_weight=1.0)))
     before, after = weights(place / "stock"), weights(run)

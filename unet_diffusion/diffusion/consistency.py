@@ -132,7 +132,8 @@ def consistency_loss(
 ) -> Tensor:
     """The weighted distance of f(x_t, t) from f(x_r, r), with the same noise in both.
 
-    No gradient flows through f(x_r, r). In training, dropout drops the same activations in both passes.
+    No gradient flows through f(x_r, r). In training, dropout drops the same activations in both passes: the second one
+    starts from the state of PyTorch's global generators that the first one started from.
 
     Args:
         unet: called as `unet(noisy, timesteps, class_labels, head="noise").sample`.
@@ -148,19 +149,18 @@ def consistency_loss(
     Returns:
         The mean over the batch, a float32 scalar.
     """
-    clean, device, seed = clean.float(), clean.device, torch.initial_seed()
+    clean, device = clean.float(), clean.device
     earlier = levels.earlier(timesteps, step)
 
     def estimate(timesteps: Tensor) -> Tensor:
-        if unet.training:
-            torch.manual_seed(seed)  # of dropout
         noisy = scheduler.add_noise(clean, noise, timesteps)
         predicted = unet(beside(noisy, condition), timesteps, class_labels, head="noise").sample
         return consistency_function(scheduler, noisy, timesteps, predicted)
 
     target = clean
     if (earlier != CLEAN).any():
-        with torch.no_grad():
+        devices = [] if device.type == "cpu" else [device]
+        with torch.no_grad(), torch.random.fork_rng(devices, enabled=unet.training, device_type=device.type):
             before = estimate(earlier.clamp(min=0).to(device, non_blocking=True))
         is_clean = (earlier == CLEAN).to(device, non_blocking=True)
         target = torch.where(is_clean[:, None, None, None], clean, before)

@@ -87,7 +87,8 @@ def trajectory_end(
     for now, then in pairwise(grid):
         (alpha, sigma), (next_alpha, next_sigma) = (signal_and_noise(scheduler, t) for t in (now, then))
         h = (next_alpha / next_sigma).log() - (alpha / sigma).log()  # infinite from zero signal; 0: nothing changes
-        ahead = clean if slope is None else clean + on_images(h / 2, slope)
+        h = torch.where(now == then, 0.0, h)  # at zero signal, it would be the difference of two infinities
+        ahead = clean if slope is None else clean + on_images(torch.where(h.isinf(), 0.0, h / 2), slope)
         x = on_images(next_sigma / sigma, x) - on_images(next_alpha * torch.expm1(-h), ahead)
         before, clean = clean, clean_at(x, then)
         slope = on_images(torch.where(h > 0, 1 / h, 0.0), clean - before)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unet_diffusion.checks import require
 from unet_diffusion.diffusion.converted import ConvertedNetwork
-from unet_diffusion.diffusion.sampling import noise_settings
+from unet_diffusion.diffusion.sampling import ends_at_zero_signal, noise_settings
 from unet_diffusion.unet import UNet, UNetOutput
 
 
@@ -48,7 +48,7 @@ class NoisePredictor(ConvertedNetwork):
             raise ValueError(f"{type(scheduler).__name__} has no betas; give the scheduler of the run.")
         super().__init__(unet, scheduler)
         require(unet.config.out_channels is not None, "out_channels", None, "the network needs a noise head")
-        if scheduler.alphas_cumprod[-1] == 0 or settings["rescale_betas_zero_snr"]:
+        if ends_at_zero_signal(scheduler):
             raise ValueError(
                 "the noise schedule ends at zero signal (rescale_betas_zero_snr), which pipelines for noise prediction "
                 "divide by; sample it with ImageGenerationPipeline."

@@ -50,6 +50,8 @@ NOISE_SETTINGS = {  # settings that a network is trained for, and their values f
 }
 STEPS_OF_ONE_LENGTH = (DDIMScheduler, DDIMParallelScheduler, CogVideoXDDIMScheduler)  # wherever their timesteps lie
 MEANS = 2  # steps after which an image is still near the mean of many
+NOISY = 0.05  # share of the variance up to which an image may show at the first step, which gets pure noise
+ALMOST_CLEAN = 0.95
 OTHER_TIMES = {"use_flow_sigmas": True, "timestep_type": "continuous"}  # settings that give a network other timesteps
 STEP_ARGUMENTS = {"self", "model_output", "timestep", "sample"}  # every scheduler's step gets these
 
@@ -78,6 +80,8 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
             f"{type(scheduler).__name__} has no schedule of betas, so its network needs another kind of sampler; "
             "give a scheduler such as DDPMScheduler."
         )
+    check_betas(scheduler)
+    check_signal(scheduler)
     check_schedule(kind, config)
     known = inspect.signature(kind).parameters
     fixed = {key: value for key, value in settings.items() if key in known}
@@ -99,23 +103,43 @@ def sampler(name: SamplerName, scheduler: SchedulerMixin) -> SchedulerMixin:
 
 
 def check_schedule(kind: type[SchedulerMixin], config: Mapping[str, Any]) -> None:
-    """Raises a ValueError if a sampler of this class cannot handle the noise schedule, or the prediction on it."""
-    epsilon = config["prediction_type"] == "epsilon"
-    if config.get("rescale_betas_zero_snr"):
-        if epsilon:
-            raise ValueError(
-                "the noise schedule ends at zero signal, where the noise says nothing of the image, so prediction_type "
-                "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
-            )
-        if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
-            raise ValueError(
-                f"{kind.__name__} does not support noise schedules that end at zero signal (rescale_betas_zero_snr); "
-                "use any other sampler."
-            )
-    if epsilon and config["beta_schedule"] == "squaredcos_cap_v2" and kind is EulerDiscreteScheduler:
+    """Raises a ValueError if a sampler of this class cannot handle the noise schedule, or noise prediction on it."""
+    ends = config.get("rescale_betas_zero_snr")
+    if ends and "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
+        raise ValueError(
+            f"{kind.__name__} does not support noise schedules that end at zero signal (rescale_betas_zero_snr); "
+            "use any other sampler."
+        )
+    noise_on_cosine = config["prediction_type"] == "epsilon" and config["beta_schedule"] == "squaredcos_cap_v2"
+    if noise_on_cosine and kind is EulerDiscreteScheduler:
         raise ValueError(
             "noise prediction on the cosine schedule diverges at its noisy end without clipping, which "
             "EulerDiscreteScheduler lacks; use any other sampler."
+        )
+
+
+def check_betas(scheduler: SchedulerMixin) -> None:
+    """Raises a ValueError if a scheduler was given another number of betas than that of its timesteps."""
+    betas, timesteps = scheduler.config.get("trained_betas"), scheduler.config.get("num_train_timesteps")
+    if betas is not None and len(betas) != timesteps:
+        raise ValueError(
+            f"num_train_timesteps is {timesteps}, but there are {len(betas)} trained_betas, one for each timestep; set "
+            f"num_train_timesteps={len(betas)}, or give {timesteps} betas."
+        )
+
+
+def ends_at_zero_signal(scheduler: SchedulerMixin) -> bool:
+    """Returns whether nothing of the image is left at the last timestep of a scheduler's table, if it has one."""
+    shares = getattr(scheduler, "alphas_cumprod", (1,))
+    return bool(scheduler.config.get("rescale_betas_zero_snr")) or float(shares[-1]) == 0
+
+
+def check_signal(scheduler: SchedulerMixin) -> None:
+    """Raises a ValueError if a scheduler for noise predictions ends at zero signal."""
+    if scheduler.config.get("prediction_type") == "epsilon" and ends_at_zero_signal(scheduler):
+        raise ValueError(
+            "the noise schedule ends at zero signal, where the noise says nothing of the image, so prediction_type "
+            "'epsilon' cannot be sampled; train with 'v_prediction', or without rescale_betas_zero_snr."
         )
 
 
@@ -150,6 +174,9 @@ def check_noise(
 ) -> None:
     """Raises a ValueError if a scheduler's settings differ from those that the network was trained for.
 
+    Also refused are another number of betas than that of the timesteps and, unless `prediction_type` is left out, noise
+    prediction on a schedule that ends at zero signal.
+
     Args:
         scheduler: the sampler of a pipeline.
         trained: `noise_settings` of the scheduler that the network was trained with; None if they are not known.
@@ -168,7 +195,10 @@ def check_noise(
     for name, value in OTHER_TIMES.items():
         allowed = not expected or scheduler.config.get(name) != value
         require(allowed, name, value, f"the network knows the timesteps of its training; leave it out of the {kind}")
+    check_betas(scheduler)
     unused = {"beta_start", "beta_end"} if expected.get("beta_schedule") == "squaredcos_cap_v2" else set()
+    if all(settings.get("trained_betas") is not None for settings in (given, expected)):
+        unused = {"beta_schedule", "beta_start", "beta_end"}
     compared = given.keys() & expected.keys() - {*left_out, *unused}
     names = [name for name in NOISE_SETTINGS if name in compared and given[name] != expected[name]]
     if names:
@@ -178,6 +208,8 @@ def check_noise(
             f"{kind}.from_config(pipe.scheduler.config, {listed(expected, names)}), of the pipeline of the run. "
             "If you have trained the network anew, say so: unet.register_to_config(prediction_type=...)."
         )
+    if "prediction_type" not in left_out:
+        check_signal(scheduler)
 
 
 def listed(settings: Mapping[str, Any], names: Sequence[str] = ("prediction_type", "beta_schedule")) -> str:
@@ -227,7 +259,10 @@ def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int
 
 
 def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
-    """Raises a ValueError if the scheduler's `step` needs more than a prediction, or does not take the given `eta`."""
+    """Raises a ValueError if the scheduler's `step` needs more than a prediction, or does not take the given `eta`.
+
+    `eta` is a number from 0 to 1, or None.
+    """
     name = type(scheduler).__name__
     if not hasattr(scheduler, "step"):
         raise ValueError(f"{name} has no step(); use diffusers' own pipeline for it.")
@@ -237,16 +272,62 @@ def check_scheduler(scheduler: SchedulerMixin, eta: float | None) -> None:
         raise ValueError(f"{name}.step also needs {', '.join(needed)}; use diffusers' own pipeline for it.")
     if eta is not None and "eta" not in arguments:
         raise ValueError(f"eta is {eta}, but {name}.step takes none; leave it out, or use DDIMScheduler.")
+    valid = eta is None or (is_number(eta) and 0 <= eta <= 1)
+    require(valid, "eta", eta, "must be a number from 0 to 1, or None")
+    variance = scheduler.config.get("variance_type")
+    learned = isinstance(variance, str) and variance.startswith("learned")
+    require(not learned, "variance_type", variance, f"the network predicts no variances; leave it out of the {name}")
 
 
 def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
-    """Raises a ValueError for more steps of a sampler than the timesteps that its network was trained with."""
+    """Checks a number of steps, and sets the timesteps of the scheduler for it.
+
+    It warns if they start far from noise, as those of "leading" spacing do if they are few, or do not divide those of
+    the training. Pipelines start from pure noise.
+
+    Raises:
+        ValueError: there are more steps than the timesteps that the network was trained with, the scheduler cannot take
+            this number, or they start at an almost clean image or at a timestep that the network does not know.
+    """
     known = (noise_settings(scheduler) or {}).get("num_train_timesteps")
     if known is not None and num_inference_steps > known:
         raise ValueError(
             f"num_inference_steps is {num_inference_steps}, but the network was trained with {known} timesteps, which "
             f"cannot be divided into more steps; take {known} or fewer."
         )
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except (ArithmeticError, LookupError, ValueError) as error:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}, for which {type(scheduler).__name__} finds no timesteps "
+            f"({error}); take another number, or another sampler."
+        ) from error
+    if hasattr(scheduler, "alphas_cumprod"):
+        check_start(scheduler, num_inference_steps)
+
+
+def check_start(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
+    """Warns if the first of the timesteps that are set is far from noise; a ValueError if it cannot be right."""
+    shares, start = scheduler.alphas_cumprod, int(scheduler.timesteps[0])
+    if scheduler.timesteps.max() > len(shares) - 1:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}, for which {type(scheduler).__name__} starts at timestep "
+            f"{start}, but the network knows 0 to {len(shares) - 1}; take fewer steps, or set steps_offset to 0."
+        )
+    excess = float(shares[start] - shares[-1])  # the last timestep of a short training may be far from noise, too
+    if excess <= NOISY:
+        return
+    fix = 'set timestep_spacing="trailing", as sampler("ddim", pipe.scheduler) does'
+    if len(shares) % num_inference_steps:
+        fix += f", or take a number of steps that divides {len(shares)}"
+    problem = (
+        f"num_inference_steps is {num_inference_steps}, for which {type(scheduler).__name__} starts at timestep "
+        f"{start}, whose images keep {shares[start].sqrt():.0%} of their signal, but sampling starts from pure noise; "
+        f"{fix}."
+    )
+    if excess > ALMOST_CLEAN:
+        raise ValueError(problem)
+    warnings.warn(problem, stacklevel=5)  # the line that calls a pipeline
 
 
 def start_sampling(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:

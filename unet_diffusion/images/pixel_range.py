@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unet_diffusion.checks import PERCENTILES, are_percentiles, require, require_choice
+from unet_diffusion.checks import PERCENTILES, are_percentiles, plain, require, require_choice
 from unet_diffusion.images.decoding import LARGEST, DTypeName
 from unet_diffusion.images.stretching import Stretch
 
@@ -40,7 +40,7 @@ class PixelRange:
     percentiles: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("dtype", self.dtype, tuple(DTYPES))
         if not self.low or len(self.low) != len(self.high):
             raise ValueError(
                 f"low has {len(self.low)} and high has {len(self.high)} values; give one each, or one per channel."
@@ -112,11 +112,13 @@ class PixelRange:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "PixelRange":
         """Returns the range described by `to_dict`; its values are checked again."""
-        if set(fields) - {"percentiles"} != {"low", "high", "dtype"}:
-            raise ValueError(
-                f"a pixel range has the keys low, high, dtype and, perhaps, percentiles; found "
-                f"{', '.join(sorted(fields))}."
-            )
+        if not isinstance(fields, Mapping) or set(fields) - {"percentiles"} != {"low", "high", "dtype"}:
+            found = ", ".join(sorted(map(str, fields))) if isinstance(fields, Mapping) else repr(fields)
+            raise ValueError(f"a pixel range has the keys low, high, dtype and, perhaps, percentiles; found {found}.")
+        for name in ("low", "high"):
+            values = plain(fields[name])
+            valid = isinstance(values, (list, tuple)) and all(isinstance(value, (int, float)) for value in values)
+            require(valid, name, fields[name], "must be a list of numbers, one for all channels or one per channel")
         low, high = (tuple(float(value) for value in fields[name]) for name in ("low", "high"))
         return cls(low, high, fields["dtype"], fields.get("percentiles"))
 

@@ -2,10 +2,15 @@
 
 from typing import Any
 
+import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from einops import rearrange
 from torch import Tensor, nn
+
+WITHOUT_LORA = (
+    "call unload_lora() first, and fuse_lora() before it if the weights are to keep what the adapter has learnt"
+)
 
 
 class SelfAttentionProcessor:
@@ -64,3 +69,36 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         attended = self.processor(self, tokens)
         return x + rearrange(attended, "b (h w) c -> b c h w", h=x.shape[2])
+
+    def fuse_projections(self) -> None:
+        """Joins the projections to query, key and value into one layer.
+
+        Raises:
+            ValueError: a projection has an adapter, such as LoRA, which the joined layer would lack.
+        """
+        for name in ("to_q", "to_k", "to_v"):
+            self._check_plain(name)
+        super().fuse_projections()
+
+    @torch.no_grad()
+    def unfuse_projections(self) -> None:
+        """Takes the joined layer apart; the projections keep what it has learnt.
+
+        Raises:
+            ValueError: the joined layer has an adapter, such as LoRA.
+        """
+        if self.fused_projections:
+            self._check_plain("to_qkv")
+            parts = zip((self.to_q, self.to_k, self.to_v), self.to_qkv.weight.chunk(3), self.to_qkv.bias.chunk(3))
+            for layer, weight, bias in parts:
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
+        super().unfuse_projections()
+
+    def _check_plain(self, name: str) -> None:
+        kind = type(getattr(self, name))
+        if not issubclass(kind, nn.Linear):
+            raise ValueError(
+                f"{name} is a {kind.__module__}.{kind.__name__}, but only plain linear layers can be joined or taken "
+                f"apart; {WITHOUT_LORA}."
+            )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unet_diffusion.checks import is_count, is_number, require, require_choice
+from unet_diffusion.network.own_config import STOCK
 
 Precision = Literal["auto", "no", "bf16", "fp16"]
 CONVOLUTIONS_PER_BLOCK = 2
@@ -107,8 +108,11 @@ def needs_class(config: Mapping[str, Any]) -> bool:
 
 
 def check_segments_without_class(config: Mapping[str, Any]) -> None:
-    """Raises a ValueError for a network that learnt a class for every image, since images to segment have none."""
-    if needs_class(config):
+    """Raises a ValueError for a network that learnt a class for every image, since images to segment have none.
+
+    Stock networks pass: their adapter takes the mean of the embeddings of all classes.
+    """
+    if needs_class(config) and STOCK not in config:
         raise ValueError(
             "the network was trained with a class for every image (label_dropout is 0), and images to segment "
             "have none; use a noise predictor that was trained without classes, or with label_dropout above 0."

@@ -9,6 +9,8 @@ from typing import Any
 FOREIGN = "down_block_types"  # a key of diffusers' U-Nets; they show its value when they refuse it
 OWN = "own_down_block_types"  # the key for its value in classes that have FOREIGN themselves
 STOCK = "block_out_channels"  # a key that all U-Nets of diffusers have, and most of ours do not
+ADDED = ("segmentation_head.", "instance_head.")  # weights that a network may get later
+ADDED_BY = ("num_classes", "instances")  # the config values that add them
 FIXES = {
     "UNet2DModel": "make a UNet of it: UNet2DAdapter.from_stock(UNet2DModel.from_pretrained(...)), with "
     "`from unet_diffusion.adapters import UNet2DAdapter`",
@@ -70,14 +72,18 @@ class OwnConfig:
         cls._check_folder(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         told = {**kwargs, "output_loading_info": True}
         network, info = super().from_pretrained(pretrained_model_name_or_path, **told)  # type: ignore[misc]
-        asked = kwargs.get("output_loading_info")
-        if info["missing_keys"] and not asked and not kwargs.get("ignore_mismatched_sizes"):
+        with_info = kwargs.get("output_loading_info")
+        if info["missing_keys"] and not with_info and not kwargs.get("ignore_mismatched_sizes"):
             names = sorted(map(str, info["missing_keys"]))
+            fix = "get the folder again, or save the network without adapters (unet.unload_lora())"
+            asked = [f"{name}={kwargs[name]}" for name in ADDED_BY if name in kwargs]
+            if asked and all(name.startswith(ADDED) for name in names):
+                fix = f"load it as it is, and add the head by unet.to_segmentation({', '.join(asked)})"
             raise ValueError(
                 f"{len(names)} weights of the network are not in {pretrained_model_name_or_path}, such as {names[0]}, "
-                "and would be random; get the folder again, or save the network without adapters (unet.unload_lora())."
+                f"and would be random; {fix}."
             )
-        return (network, info) if asked else network
+        return (network, info) if with_info else network
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:

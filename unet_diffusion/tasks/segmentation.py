@@ -113,8 +113,7 @@ class SegmentationTask(Task):
 
     def _prepare(self) -> list[nn.Module]:
         """Makes the network ready to learn; returns the modules in which nothing learns."""
-        if isinstance(self.network, UNet):  # stock networks take the mean of their classes
-            check_segments_without_class(self.network.config)
+        check_segments_without_class(self.network.config)
         network = self.network.to_segmentation(instances=self.config.instances or None)
         if network.config.get("instances") and not self.config.instances:
             raise ValueError(

@@ -340,7 +340,7 @@ def test_a_single_file_that_is_damaged_or_names_other_code_is_refused(masks, tmp
         (tensors, changed(_class_name=["code", "Mine"]), "is a pipeline of other code"),
         (tensors, changed(unet=["os", "system"]), "only code of diffusers and of this package is run"),
         (tensors, changed(unet=["diffusers", "DDPMPipeline"]), "no such network or scheduler"),
-        (tensors, changed(_palette=5), "does not make a SegmentationPipeline"),
+        (tensors, changed(_palette=5), "palette is 5, but each entry must be red, green and blue"),
         (tensors, {**metadata, "unet": '{"channels": []}'}, "the UNet of .* cannot be made: channels"),
         (tensors, changed(_class_name="DDPMPipeline", scheduler=None), "does not make a DDPMPipeline"),
         (
