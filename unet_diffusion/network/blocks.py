@@ -39,7 +39,7 @@ class BlockStyle:
         """The normalisation over a map of `channels` channels."""
         if self.norm == "group":
             return GroupNorm(group_count(channels), channels)
-        return BatchNorm(channels) if self.norm == "batch" else nn.Identity()
+        return nn.BatchNorm2d(channels) if self.norm == "batch" else nn.Identity()
 
     def make_activation(self) -> nn.Module:
         """The elementwise nonlinearity."""
@@ -93,22 +93,6 @@ class GroupNorm(nn.GroupNorm):
         shift = self.bias.float().view(1, *groups[1:]) - mean * scale
         scale, shift = (each.view(*x.shape[:2], 1, 1) for each in (scale, shift))
         return torch.addcmul(shift, x, scale).to(x.dtype)
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe & Szegedy 2015) whose running statistics count every batch once.
-
-    Gradient checkpointing computes a block again in the backward pass, where PyTorch's class would count its batch for
-    a second time.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to a map of the same shape."""
-        in_backward = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        if not (self.training and in_backward):
-            return super().forward(x)
-        mean, variance = self.running_mean.clone(), self.running_var.clone()  # type: ignore[union-attr]  # never None
-        return F.batch_norm(x, mean, variance, self.weight, self.bias, True, 0.0, self.eps)
 
 
 class ScaleShift(nn.Module):
