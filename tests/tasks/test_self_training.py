@@ -12,11 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.support.tiny import power_cut, squares
-from unet_diffusion.commands.options.train_ddpm import TrainDDPM
 from unet_diffusion.commands.options.train_segmentation import TrainSegmentation
-from unet_diffusion.commands.train_ddpm import train_ddpm
 from unet_diffusion.commands.train_segmentation import make_task, settled_joint, train_segmentation
-from unet_diffusion.data.config import DataConfig
 from unet_diffusion.data.masked.augmentation import augment
 from unet_diffusion.data.masked.config import AugmentationConfig, MaskedDataConfig
 from unet_diffusion.data.masked.sets import load_masked
@@ -322,38 +319,32 @@ def test_options_and_networks_that_rule_out_self_training_are_refused(options, t
     assert not options.output.exists()
 
 
-def test_it_is_the_default_from_a_noise_predictor_where_images_have_no_masks(options, tmp_path, capsys):
-    ddpm = DataConfig(data=options.data.data, channels=3, validation_fraction=0.0)
-    training = replace(options.training, steps=1, validate_every=500)  # nothing is held out
-    train_ddpm(TrainDDPM(tmp_path / "ddpm", options.model, ddpm, training=training))
-    data = replace(options.data, max_labels=5)
-    few = replace(options, data=data, model=str(tmp_path / "ddpm"), joint=JointConfig())
+def test_it_is_the_default_where_images_have_no_masks(options, tmp_path, capsys):
+    """With weight 1 for up to ten masks and 10 / n for n."""
+    few = replace(options, data=replace(options.data, max_labels=5), joint=JointConfig())
     everything = replace(few, data=replace(few.data, max_labels=None))
     named = replace(everything, joint=JointConfig(unlabelled=options.data.data))
-    frozen = replace(few, segmentation=SegmentationConfig(learn="pixel_classifier"))
-    scratch = replace(few, model=options.model)
+    unpadded = tmp_path / "unpadded.json"
+    unpadded.write_text(json.dumps({"channels": [8, 16], "padding": "valid"}))
 
-    def settled(each: TrainSegmentation) -> JointConfig:
-        return settled_joint(each, load_masked(each.data))
+    def weight(each: TrainSegmentation) -> float | None:
+        return settled_joint(each, load_masked(each.data)).self_training_weight
 
-    weights = [
-        settled(each).self_training_weight
-        for each in (
-            few,
-            named,
-            everything,
-            replace(few, data=replace(few.data, max_labels=100)),  # of 12
-            scratch,
-            frozen,
-            replace(few, augment=False, augmentation=AugmentationConfig()),
-        )
-    ]
-    assert weights == [1, 1, 0, 0, 0, 0, 0]
-    assert settled(replace(few, joint=JointConfig(self_training_weight=0.0))).self_training_weight == 0
+    assert weight(few) == weight(named) == 1
+    training = replace(options.training, validate_every=500)  # since nothing is held out
+    assert weight(replace(named, data=replace(named.data, validation_fraction=0.0), training=training)) == 10 / 12
+    assert weight(everything) == 0
+    assert weight(replace(few, data=replace(few.data, max_labels=100))) == 0  # of 12
+    assert weight(replace(few, segmentation=SegmentationConfig(learn="pixel_classifier"))) == 0
+    assert weight(replace(few, augment=False, augmentation=AugmentationConfig())) == 0
+    assert weight(replace(few, model=str(unpadded))) == weight(replace(few, model="ronneberger-2015")) == 0
+    assert weight(replace(few, joint=JointConfig(self_training_weight=0.0))) == 0
+    with pytest.raises(ValueError, match="so nothing learns from these images"):
+        weight(replace(named, model=str(unpadded)))
+
     capsys.readouterr()
     run = train_segmentation(few)
     assert "also learns from its own masks of the images without masks, with a weight of 1;" in capsys.readouterr().out
     assert json.loads((run / "config.json").read_text())["joint"]["self_training_weight"] == 1
     assert series(read_metrics(run / "metrics.jsonl"), "self_training_loss")[1]
-    with pytest.raises(ValueError, match="so nothing learns from these images"):
-        settled(replace(scratch, joint=JointConfig(unlabelled=options.data.data)))
+    assert weight(replace(few, model=str(run))) == 1

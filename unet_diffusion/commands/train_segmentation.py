@@ -14,13 +14,16 @@ from unet_diffusion.commands.run_data import learnt_range
 from unet_diffusion.data.masked.sets import MaskedSets, load_masked
 from unet_diffusion.data.masked.unlabelled import load_unlabelled
 from unet_diffusion.data.record import DataRecord, make_record
+from unet_diffusion.network.config import load_preset
 from unet_diffusion.randomness import keyed_seed
 from unet_diffusion.saved_index import (
     INDEX,
     kept_noise_head,
+    read_object,
     saved_class_names,
     saved_label_names,
     scheduler_folder,
+    unet_folder,
 )
 from unet_diffusion.saved_runs import load_unet
 from unet_diffusion.tasks.config import DiffusionConfig, JointConfig
@@ -38,6 +41,7 @@ from unet_diffusion.unused_options import check_used
 
 logger = logging.getLogger(__name__)
 
+FEW_MASKS = 10  # up to which the loss on the network's own masks weighs as much as that on the given ones
 SELF_TRAINS = (
     "self-training: the network also learns from its own masks of the images without masks, with a weight of {:g}; "
     "self_training_weight=0 switches this off."
@@ -120,14 +124,27 @@ def make_task(options: TrainSegmentation, data: MaskedSets) -> Task:
 
 
 def settled_joint(options: TrainSegmentation, data: MaskedSets) -> JointConfig:
-    """Returns the options for images without masks, with a self-training weight if the options leave it open."""
+    """Returns the options for images without masks, with a self-training weight if the options leave it open.
+
+    The weight falls with the number of masks, since the network's own masks add less and less to them.
+    """
     joint = options.joint
     if joint.self_training_weight is not None:
         return joint
     has_images = joint.unlabelled is not None or data.without_masks > 0
-    fits = options.augment and options.segmentation.learn != "pixel_classifier"
-    pays = has_images and fits and scheduler_folder(Path(options.model)) is not None
-    return replace(joint, self_training_weight=1.0 if pays else 0.0)
+    fits = options.augment and options.segmentation.learn != "pixel_classifier" and is_padded(options.model)
+    weight = min(1.0, FEW_MASKS / len(data.train)) if has_images and fits else 0.0
+    return replace(joint, self_training_weight=weight)
+
+
+def is_padded(model: str) -> bool:
+    """Returns whether the masks of a network are as large as its images; `model` is that of the options."""
+    path = Path(model)
+    if path.is_dir():
+        values = read_object(unet_folder(path) / "config.json")
+    else:
+        values = read_object(path) if path.suffix == ".json" else load_preset(model)
+    return values.get("padding", "same") == "same"
 
 
 def saved_conditions(

@@ -184,8 +184,9 @@ class JointConfig:
     masks, so that the network learns from them and can generate images too."""
     self_training_weight: float | None = None
     """Weight of the loss against the network's own masks. Above 0, every step after the first tenth also learns from
-    as many images without masks, wherever the network is sure of their classes. By default 1 for a network from a DDPM
-    run if there are such images (unlabelled, or images of `data` that max_labels leaves without a mask), else 0."""
+    as many images without masks, wherever the network is sure of their classes. By default 0 if there are no such
+    images (unlabelled, or images of `data` that max_labels leaves without a mask); else 1 for up to 10 images with
+    masks, and 10 divided by their number for more."""
     confidence: float = 0.9
     """In self-training, the probability of a class from which on the network counts as sure."""
     unlabelled: str | None = None
