@@ -1,6 +1,7 @@
 """Samplers: schedulers of diffusers with settings that fit the training, and calls of their methods."""
 
 import inspect
+import reprlib
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
@@ -213,8 +214,8 @@ def check_noise(
 
 
 def listed(settings: Mapping[str, Any], names: Sequence[str] = ("prediction_type", "beta_schedule")) -> str:
-    """Lists the settings of these names that exist, written as in a call."""
-    return ", ".join(f"{name}={settings[name]!r}" for name in names if name in settings)
+    """Lists the settings of these names that exist, written as in a call; long lists are shortened."""
+    return ", ".join(f"{name}={reprlib.repr(settings[name])}" for name in names if name in settings)
 
 
 def check_few_steps(few_steps: int | None, scheduler: SchedulerMixin, steps: int, guidance_scale: float = 1.0) -> None:
