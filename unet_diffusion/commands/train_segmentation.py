@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 FEW_MASKS = 10  # up to which the loss on the network's own masks weighs as much as that on the given ones
 SELF_TRAINS = (
-    "self-training: the network also learns from its own masks of the images without masks, with a weight of {:g}; "
+    "self-training: the network also learns from its own masks of the images without masks, with a weight of {:.2g}; "
     "self_training_weight=0 switches this off."
 )
 
